@@ -1,0 +1,1 @@
+"""Measurements of pillow_sdz against other codecs; not part of the installed package."""

@@ -1,0 +1,307 @@
+"""Compare sdz with other codecs at equal bytes.
+
+    python -m benchmarks.rate_distortion --images DIR --output DIR
+
+For every photo and rate each codec makes the best file of at most rate * width * height / 8
+bytes, whole files counted. A codec that has no setting small enough contributes its
+smallest file, and the table says how often. Prints a table of averages over the photos and
+writes rate_distortion.csv (a row per file) and rate_distortion.png into the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from .codecs import CODECS, Encoded
+from .metrics import measure
+
+RATES = (0.10, 0.15, 0.17, 0.25, 0.40)  # bits per pixel; those of the issue and of facts.md
+SUFFIXES = {".png", ".webp", ".ppm", ".bmp", ".tif", ".tiff"}
+LABELS = {"sdz": "sdz", "jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jxl": "JPEG XL"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file that one codec made of one photo."""
+
+    image: str
+    codec: str
+    rate: float  # bits per pixel asked for
+    fits: bool
+    setting: str
+    bytes: int
+    bpp: float  # bits per pixel of the file
+    psnr: float
+    ms_ssim: float
+    ssimulacra2: float
+    encode_ms: float
+    decode_ms: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """The averages of one codec at one rate; the times are medians."""
+
+    codec: str
+    rate: float
+    images: int
+    misses: int  # photos of which the codec's smallest file is over the budget
+    bpp: float
+    psnr: float
+    ms_ssim: float
+    ssimulacra2: float
+    encode_ms: float
+    decode_ms: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """All files that one codec makes of one photo."""
+
+    image: Path
+    codec: str
+    rates: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A task's files, with rows that lack only the times."""
+
+    task: Task
+    files: list[Encoded]
+    rows: list[Row]
+
+
+def evaluate(task: Task) -> Outcome:
+    """Make a photo's files with one codec and measure what comes out of them."""
+    codec = CODECS[task.codec]
+    codec.missing()  # imports the plugin where this process has not yet
+    picture = load(task.image)
+    pixels = picture.width * picture.height
+    files = codec.fit(picture, [int(rate * pixels / 8) for rate in task.rates])
+    rows = []
+    for rate, file in zip(task.rates, files, strict=True):
+        fidelity = measure(picture, codec.decode(file.data))
+        rows.append(
+            Row(
+                image=task.image.name,
+                codec=task.codec,
+                rate=rate,
+                fits=file.fits,
+                setting=" ".join(f"{k}={v}" for k, v in file.options.items()),
+                bytes=len(file.data),
+                bpp=8 * len(file.data) / pixels,
+                psnr=fidelity.psnr,
+                ms_ssim=fidelity.ms_ssim,
+                ssimulacra2=fidelity.ssimulacra2,
+                encode_ms=0.0,
+                decode_ms=0.0,
+            )
+        )
+    return Outcome(task, files, rows)
+
+
+def timed(outcome: Outcome, repeats: int) -> list[Row]:
+    """The rows with their encode and decode times, each the median of ``repeats`` runs."""
+    codec = CODECS[outcome.task.codec]
+    picture = load(outcome.task.image)
+    rows = []
+    for file, row in zip(outcome.files, outcome.rows, strict=True):
+        encode, decode = [], []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            codec.encode(picture, file.options)
+            middle = time.perf_counter()
+            codec.decode(file.data)
+            decode.append(time.perf_counter() - middle)
+            encode.append(middle - start)
+        times = {
+            "encode_ms": 1000 * statistics.median(encode),
+            "decode_ms": 1000 * statistics.median(decode),
+        }
+        rows.append(Row(**{**vars(row), **times}))
+    return rows
+
+
+def load(path: Path) -> Image.Image:
+    """A photo in RGB without its metadata, so that no codec pays for it."""
+    with Image.open(path) as file:
+        picture = file.convert("RGB")
+    picture.info.clear()
+    return picture
+
+
+def averages(rows: Iterable[Row]) -> list[Point]:
+    """One point for each codec and rate, codecs in the order they first appear."""
+    groups: dict[tuple[str, float], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.codec, row.rate), []).append(row)
+    order = list(dict.fromkeys(codec for codec, _ in groups))
+    return [
+        Point(
+            codec=codec,
+            rate=rate,
+            images=len(group),
+            misses=sum(not row.fits for row in group),
+            bpp=statistics.fmean(row.bpp for row in group),
+            psnr=statistics.fmean(row.psnr for row in group),
+            ms_ssim=statistics.fmean(row.ms_ssim for row in group),
+            ssimulacra2=statistics.fmean(row.ssimulacra2 for row in group),
+            encode_ms=statistics.median(row.encode_ms for row in group),
+            decode_ms=statistics.median(row.decode_ms for row in group),
+        )
+        for (codec, rate), group in sorted(
+            groups.items(), key=lambda item: (item[0][1], order.index(item[0][0]))
+        )
+    ]
+
+
+def table(points: Iterable[Point]) -> str:
+    """The points as a Markdown table."""
+    lines = [
+        "| bpp asked | codec | bpp | PSNR dB | MS-SSIM | SSIMULACRA2 | encode ms | decode ms |"
+        " over budget |",
+        "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for p in points:
+        over = f"{p.misses} of {p.images}" if p.misses else ""
+        lines.append(
+            f"| {p.rate:.2f} | {LABELS[p.codec]} | {p.bpp:.3f} | {p.psnr:.2f} | {p.ms_ssim:.4f}"
+            f" | {p.ssimulacra2:.1f} | {p.encode_ms:.0f} | {p.decode_ms:.0f} | {over} |"
+        )
+    return "\n".join(lines)
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """One line per file, with a head line."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        names = [field.name for field in fields(Row)]
+        writer.writerow(names)
+        for row in rows:
+            values = [getattr(row, name) for name in names]
+            writer.writerow([f"{v:.5f}" if isinstance(v, float) else v for v in values])
+
+
+def plot(points: Sequence[Point], path: Path) -> None:
+    """Three panels, each metric over the bits per pixel that the files really have."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no window, also where there is no display
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 3, figsize=(15, 5), layout="constrained")
+    metrics = (("psnr", "PSNR (dB)"), ("ms_ssim", "MS-SSIM"), ("ssimulacra2", "SSIMULACRA2"))
+    for panel, (name, label) in zip(panels, metrics, strict=True):
+        for codec in dict.fromkeys(p.codec for p in points):
+            curve = sorted((p.bpp, getattr(p, name)) for p in points if p.codec == codec)
+            panel.plot(*zip(*curve, strict=True), marker="o", label=LABELS[codec])
+        panel.set_xlabel("bits per pixel")
+        panel.set_ylabel(label)
+        panel.grid(alpha=0.3)
+    panels[0].legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def usable(names: Iterable[str]) -> list[str]:
+    """The codecs that work here; says on stderr why another does not."""
+    result = []
+    for name in names:
+        reason = CODECS[name].missing()
+        if reason is None:
+            result.append(name)
+        else:
+            print(f"{name} is left out: {reason}", file=sys.stderr)
+    return result
+
+
+def run(
+    images: Sequence[Path], codecs: Sequence[str], rates: Sequence[float], jobs: int, repeats: int
+) -> list[Row]:
+    """Every codec on every photo at every rate; the times are taken last, one by one."""
+    tasks = [Task(image, codec, tuple(rates)) for image in images for codec in codecs]
+    quiet = not sys.stderr.isatty()
+    if jobs == 1:
+        outcomes = [evaluate(t) for t in tqdm(tasks, "files and metrics", disable=quiet)]
+    else:
+        # Spawned, since torch's threads do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(jobs, initializer=_single_threaded) as pool:
+            work = pool.imap(evaluate, tasks)
+            outcomes = list(tqdm(work, "files and metrics", len(tasks), disable=quiet))
+    for codec in codecs:  # the first call loads the model; it is not timed
+        first = next(outcome for outcome in outcomes if outcome.task.codec == codec)
+        timed(first, 1)
+    return [
+        row for outcome in tqdm(outcomes, "times", disable=quiet) for row in timed(outcome, repeats)
+    ]
+
+
+def _single_threaded() -> None:
+    # torch reads it when it is first imported, which is at a worker's first sdz file.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.rate_distortion",
+        description="Compare sdz with other codecs at equal bytes.",
+    )
+    parser.add_argument("--images", type=Path, required=True, help="a folder of lossless photos")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=RATES, help="bits per pixel (default: %(default)s)"
+    )
+    parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS))
+    parser.add_argument(
+        "--output", type=Path, default=Path("."), help="folder of the CSV and the plot"
+    )
+    parser.add_argument("--limit", type=int, help="spread over the folder, only so many photos")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default: %(default)s)")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=1,
+        help="runs of each file for the times, which the table gives as medians over the photos",
+    )
+    options = parser.parse_args(arguments)
+    for name in ("jobs", "repeats", "limit"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1")
+
+    if not options.images.is_dir():
+        parser.error(f"no such folder: {options.images}")
+    images = sorted(p for p in options.images.iterdir() if p.suffix.lower() in SUFFIXES)
+    if not images:
+        parser.error(f"no photos in {options.images}")
+    if options.limit is not None and options.limit < len(images):
+        images = [images[i * len(images) // options.limit] for i in range(options.limit)]
+    codecs = usable(options.codecs)
+    if not codecs:
+        return 1
+
+    rows = run(images, codecs, options.rates, options.jobs, options.repeats)
+    points = averages(rows)
+    print(table(points))
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_csv(rows, options.output / "rate_distortion.csv")
+    plot(points, options.output / "rate_distortion.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
