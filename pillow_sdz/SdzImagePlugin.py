@@ -1,0 +1,495 @@
+"""Pillow's side of `.sdz`: opening, decoding and saving.
+
+`_open` reads chunk headers and metadata only. LATN and ALPH are read, and torch is imported, when
+the pixels are first needed.
+"""
+
+from __future__ import annotations
+
+import struct
+from io import BytesIO
+from numbers import Integral, Real
+from typing import IO, TYPE_CHECKING, Any
+
+from PIL import Image, ImageFile
+
+from . import container, models
+from .container import Chunk, Header
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from PIL._imaging import PixelAccess
+
+# What is saved for a picture of each mode. A picture of mode 1, L, P or RGB that has transparency
+# (in its info or palette) is saved with alpha, as LA or RGBA.
+SAVED_AS: Mapping[str, str] = {
+    "L": "L",
+    "LA": "LA",
+    "RGB": "RGB",
+    "RGBA": "RGBA",
+    "1": "L",
+    "P": "RGB",
+    "PA": "RGBA",
+    "La": "LA",
+    "RGBa": "RGBA",
+    "RGBX": "RGB",
+    "CMYK": "RGB",
+    "YCbCr": "RGB",
+    "HSV": "RGB",
+    "LAB": "RGB",
+}
+
+# Modes of more than 8 bits. Pillow's own conversion clips them instead of scaling, which would be
+# silent nonsense for most pictures, so the caller has to say what the values mean.
+CONVERT_FIRST: Mapping[str, str] = {
+    "I": "L",
+    "F": "L",
+    "I;16": "L",
+    "I;16L": "L",
+    "I;16B": "L",
+    "I;16N": "L",
+}
+
+_EXIF_PREFIX = b"Exif\0\0"
+
+# ALPH's first byte
+_CONSTANT = 0
+_PNG = 1
+
+
+def _accept(prefix: bytes) -> bool:
+    return prefix.startswith(container.SIGNATURE)
+
+
+class SdzImageFile(ImageFile.ImageFile):
+    format = "SDZ"
+    format_description = "Image kept as the latents of an autoencoder"
+
+    def _open(self) -> None:
+        assert self.fp is not None
+        if not _accept(self.fp.read(len(container.SIGNATURE))):
+            msg = "not an SDZ file"
+            raise SyntaxError(msg)
+
+        # From here on it is an SDZ file, so that whatever is wrong with it is an OSError: anything
+        # that Pillow takes for "not this format" would hide the reason from the user.
+        reader = container.Reader(self.fp)
+        header = reader.header
+        # Pillow checks again, but only after the metadata has been read.
+        Image._decompression_bomb_check(header.size)
+        _check_shape(header)
+        self._size = header.size
+        self._mode = header.mode
+
+        # A file that ends within LATN or later opens and fails in load, as Pillow's own formats do;
+        # ImageFile.Parser counts on that.
+        self._truncated: str | None = None
+        entries: list[container.Entry] = []
+        others: list[Chunk] = []
+        try:
+            for entry in reader:
+                entries.append(entry)
+                if entry.type not in container.KNOWN:
+                    others.append(Chunk(entry.type, reader.data(entry)))
+                elif entry.type in container.METADATA:
+                    self._set_metadata(entry.type, reader.data(entry))
+        except container.TruncatedError as e:
+            if not any(entry.type == container.LATENTS for entry in entries):
+                raise
+            self._truncated = str(e)
+
+        if copied := [tuple(chunk) for chunk in others if container.is_safe_to_copy(chunk.type)]:
+            self.info["sdz_chunks"] = copied
+        self.info["sdz"] = {
+            "model": header.model,
+            "coding": header.coding,
+            "latents": header.latents,
+            "factor": header.factor,
+            "quality": header.quality // 100 if header.quality % 100 == 0 else header.quality / 100,
+            "bytes": _count_bytes(entries),
+            "reconstructed": True,
+        }
+        # The decoder gets the whole file and parses it anew. That costs nothing beside the network,
+        # and whatever opened from its first bytes (ImageFile.Parser) is checked in full.
+        args = (header, self.info["sdz"]["bytes"])
+        self.tile = [ImageFile._Tile("sdz", (0, 0, *self.size), 0, args)]
+        self.decodermaxblock = reader.file_size
+
+    def _set_metadata(self, type: bytes, data: bytes) -> None:
+        if type == container.ICC_PROFILE:
+            self.info["icc_profile"] = data
+        elif type == container.EXIF:
+            # With the prefix, as JPEG and PNG hand it over: JPEG writes exif=im.info["exif"] as is.
+            self.info["exif"] = _EXIF_PREFIX + data
+        else:
+            self.info["xmp"] = data
+
+    def verify(self) -> None:
+        """Check the file's structure and every chunk's CRC, without decoding the picture."""
+        if self.fp is None:
+            msg = "verify must be called directly after open"
+            raise RuntimeError(msg)
+        try:
+            reader = container.Reader(self.fp)
+            for entry in reader:
+                reader.data(entry)
+        finally:
+            super().verify()
+
+    def load(self) -> PixelAccess | None:
+        # Pillow would only count the bytes that were not processed.
+        if self.tile and self._truncated and not ImageFile.LOAD_TRUNCATED_IMAGES:
+            raise OSError(self._truncated)
+        return super().load()
+
+
+class SdzDecoder(ImageFile.PyDecoder):
+    """Decodes once the buffer holds the whole file.
+
+    Errors are raised instead of returned as codes: so the message says what is wrong and where, and
+    Pillow keeps the tile, so that loading again fails again.
+    """
+
+    _pulls_fd = False
+
+    def init(self, args: tuple[Any, ...]) -> None:
+        self._header: Header
+        self._bytes: dict[str, int]
+        self._header, self._bytes = args
+        self._colour: Image.Image | None = None
+
+    def decode(self, buffer: Image.DecoderInput) -> tuple[int, int]:
+        assert isinstance(buffer, bytes)
+        # Not damage, and so not what LOAD_TRUNCATED_IMAGES is about: outside the try.
+        model = _installed_model(self._header)
+        try:
+            self._decode(container.Reader(BytesIO(buffer)), model)
+        except container.TruncatedError:
+            return 0, 0  # Parser feeds more; load finds that there is no more and says so
+        except OSError:
+            if not ImageFile.LOAD_TRUNCATED_IMAGES:
+                raise
+            return -1, -2
+        return -1, 0
+
+    def _decode(self, reader: container.Reader, model: models.ModelSpec) -> None:
+        """Fill the image; TruncatedError where more of the file is needed to complete it."""
+        if reader.header != self._header:
+            msg = "the SDZ file has changed since it was opened"
+            raise OSError(msg)
+        entries: list[container.Entry] = []
+        truncated: container.TruncatedError | None = None
+        try:
+            for entry in reader:
+                entries.append(entry)
+        except container.TruncatedError as e:
+            if not ImageFile.LOAD_TRUNCATED_IMAGES or not any(
+                entry.type == container.LATENTS for entry in entries
+            ):
+                raise
+            truncated = e
+        by_type = {entry.type: entry for entry in entries}
+
+        if self._colour is None:
+            from . import codec  # imports torch
+
+            self._colour = codec.decode(
+                reader.data(by_type[container.LATENTS]),
+                model=model,
+                size=self._header.size,
+                quality=self._header.quality,
+            )
+        image = self._colour
+        if self._header.mode in ("L", "LA"):
+            image = image.convert("L")
+        if self._header.has_alpha:
+            try:
+                alpha = _decode_alpha(
+                    reader.data(by_type[container.ALPHA]) if truncated is None else b"",
+                    self._header.size,
+                )
+            except OSError:
+                if not ImageFile.LOAD_TRUNCATED_IMAGES:
+                    raise
+                alpha = Image.new("L", self._header.size, 255)
+            image = Image.merge(self._header.mode, (*image.split(), alpha))
+        self.set_as_raw(image.tobytes())
+
+        if truncated is not None:
+            raise truncated
+        # The file may have been opened from its first bytes only.
+        self._bytes.update(_count_bytes(entries))
+
+
+def _check_shape(header: Header) -> None:
+    """OSError where a header and the registry disagree about a known model's latents."""
+    if header.model not in models.names():
+        return
+    spec = models.spec(header.model)
+    if (header.channels, header.factor) != (spec.channels, spec.factor):
+        msg = (
+            f"damaged SDZ header: {header.channels} channels at a factor of {header.factor}, "
+            f"but model {spec.name} has {spec.channels} at {spec.factor}"
+        )
+        raise OSError(msg)
+
+
+def _installed_model(header: Header) -> models.ModelSpec:
+    """The model that made the file; OSError where it is not here."""
+    if header.model not in models.names():
+        msg = (
+            f"this SDZ file needs the model {header.model!r}, which is not installed "
+            f"(installed: {', '.join(models.names())})"
+        )
+        raise OSError(msg)
+    spec = models.spec(header.model)
+    if header.digest != spec.digest:
+        msg = (
+            f"this SDZ file needs the model {header.model!r} with the weights "
+            f"{header.digest.hex()}, the installed weights are {spec.digest.hex()}"
+        )
+        raise OSError(msg)
+    return spec
+
+
+def _count_bytes(entries: Sequence[container.Entry]) -> dict[str, int]:
+    """Where the bytes of a file with these chunks went; together, the file's size."""
+    counts = {"latents": 0, "alpha": 0, "metadata": 0, "container": 0}
+    for entry in entries:
+        if entry.type == container.LATENTS:
+            kind = "latents"
+        elif entry.type == container.ALPHA:
+            kind = "alpha"
+        elif entry.type == container.HEAD:
+            kind = "container"
+        else:
+            kind = "metadata"
+        counts[kind] += entry.length
+    counts["container"] = entries[-1].end - sum(
+        counts[kind] for kind in ("latents", "alpha", "metadata")
+    )
+    return counts
+
+
+def _encode_alpha(alpha: Image.Image) -> bytes:
+    """The data of the ALPH chunk; exact."""
+    levels = [level for level, count in enumerate(alpha.histogram()) if count]
+    if len(levels) == 1:
+        return bytes([_CONSTANT, levels[0]])
+    png = BytesIO()
+    alpha.save(png, "PNG", optimize=True)
+    return bytes([_PNG]) + png.getvalue()
+
+
+def _png_start(size: tuple[int, int]) -> bytes:
+    """What every PNG of an alpha channel of this size starts with."""
+    ihdr = struct.pack(">II5B", *size, 8, 0, 0, 0, 0)  # 8 bits, greyscale, not interlaced
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + ihdr
+
+
+def _decode_alpha(data: bytes, size: tuple[int, int]) -> Image.Image:
+    """The alpha channel, mode L, in the data of an ALPH chunk."""
+    method, coded = data[:1], data[1:]
+    if method == bytes([_CONSTANT]) and len(coded) == 1:
+        return Image.new("L", size, coded[0])
+    # Compared before Pillow sees it, so that a lying size allocates nothing.
+    if method != bytes([_PNG]) or not coded.startswith(_png_start(size)):
+        msg = "damaged SDZ file: chunk ALPH is neither a constant nor a PNG of the picture's size"
+        raise OSError(msg)
+    try:
+        with Image.open(BytesIO(coded), formats=["PNG"]) as png:
+            png.load()
+            return png.convert("L")
+    except Exception as e:  # whatever Pillow's PNG reader makes of hostile bytes
+        msg = f"damaged SDZ file: the PNG in chunk ALPH: {e}"
+        raise OSError(msg) from e
+
+
+def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
+    options = im.encoderinfo
+
+    model = _model(options.get("model"))
+    coding = options.get("coding")
+    if coding is not None and coding not in container.CODINGS:
+        msg = f"coding must be one of {', '.join(container.CODINGS)}, not {coding!r}"
+        raise ValueError(msg)
+    effort = _integer("effort", options.get("effort"), 0, 9, default=4)
+    quality = _quality(options.get("quality"))
+    target_size = None
+    if options.get("target_size") is not None:
+        if options.get("quality") is not None:
+            msg = "quality and target_size exclude each other"
+            raise ValueError(msg)
+        target_size = _integer("target_size", options["target_size"], 1, 1 << 32, default=1)
+    width, height = im.size
+    if not (1 <= width <= container.MAX_SIDE and 1 <= height <= container.MAX_SIDE):
+        msg = f"cannot write {width}x{height} as SDZ: 1 to {container.MAX_SIDE} pixels a side"
+        raise ValueError(msg)
+    metadata = _metadata(im)
+    image = _convert(im)
+
+    *colours, last = image.split()
+    alpha = []
+    if image.mode.endswith("A"):
+        alpha.append(Chunk(container.ALPHA, _encode_alpha(last)))
+    else:
+        colours.append(last)
+    # One grey band stands for all three.
+    rgb = Image.merge("RGB", colours * 3 if len(colours) == 1 else colours)
+
+    def chunks(payload: bytes, quality: int) -> list[Chunk]:
+        header = Header(
+            image.mode,
+            image.size,
+            model.name,
+            model.digest,
+            model.channels,
+            model.factor,
+            quality,
+        )
+        return [
+            Chunk(container.HEAD, header.pack()),
+            *metadata,
+            Chunk(container.LATENTS, payload),
+            *alpha,
+            Chunk(container.DONE, b""),
+        ]
+
+    from . import codec  # imports torch
+
+    # What is not the LATN chunk; it does not depend on the quality.
+    fixed = container.size(chunks(b"", 100)) - container.chunk_size(0)
+    max_payload = None if target_size is None else container.largest_data(target_size - fixed)
+    try:
+        encoded = codec.encode(
+            rgb, model=model, quality=quality, effort=effort, max_payload=max_payload
+        )
+    except codec.DoesNotFit as e:
+        smallest = fixed + container.chunk_size(e.smallest)
+        msg = f"target_size is {target_size}, but the smallest file has {smallest} bytes"
+        raise ValueError(msg) from e
+
+    fp.write(container.write(chunks(encoded.payload, encoded.quality)))
+
+
+def _model(name: object) -> models.ModelSpec:
+    if name is None:
+        return models.MINI
+    if not isinstance(name, str) or name not in models.names():
+        msg = f"model must be one of {', '.join(models.names())}, not {name!r}"
+        raise ValueError(msg)
+    return models.spec(name)
+
+
+def _quality(value: object) -> float:
+    if value is None:
+        return 75
+    # Written so that NaN fails too.
+    if isinstance(value, bool) or not isinstance(value, Real) or not 1 <= float(value) <= 100:
+        msg = f"quality must be a number from 1 to 100, not {value!r}"
+        raise ValueError(msg)
+    return float(value)
+
+
+def _integer(name: str, value: object, low: int, high: int, *, default: int) -> int:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
+        msg = f"{name} must be an integer from {low} to {high}, not {value!r}"
+        raise ValueError(msg)
+    return int(value)
+
+
+def _convert(im: Image.Image) -> Image.Image:
+    """The picture in the mode it is saved as; ValueError for the modes that cannot be."""
+    if im.mode in CONVERT_FIRST:
+        msg = f"cannot write mode {im.mode} as SDZ: scale it to 8 bits, then convert it to 'L'"
+        raise ValueError(msg)
+    if im.mode not in SAVED_AS:
+        msg = f"cannot write mode {im.mode} as SDZ: convert it to 'RGB'"
+        raise ValueError(msg)
+    mode = SAVED_AS[im.mode]
+    if im.mode in ("1", "L", "P", "RGB") and im.has_transparency_data:
+        mode += "A"
+    if mode == im.mode:
+        return im
+    try:
+        return im.convert(mode)
+    except (ImportError, TypeError, ValueError) as e:  # littleCMS missing, odd transparency
+        msg = f"cannot convert mode {im.mode} to {mode} for SDZ: {e}"
+        raise ValueError(msg) from e
+
+
+def _metadata(im: Image.Image) -> list[Chunk]:
+    """The chunks before LATN: from the keywords, else from the picture; None and b"" drop."""
+    options = {**im.info, **im.encoderinfo}
+
+    profile = _bytes("icc_profile", options.get("icc_profile"))
+    if "icc_profile" not in im.encoderinfo and im.mode in ("CMYK", "YCbCr", "HSV", "LAB"):
+        # The pixels are converted to RGB, of which a profile for inks, say, tells nonsense.
+        # Bytes 16 to 19 of a profile name its colour space (ICC.1:2022, 7.2.8).
+        profile = profile if profile[16:20] == b"RGB " else b""
+
+    exif = options.get("exif")
+    if isinstance(exif, Image.Exif):
+        try:
+            exif = exif.tobytes() if exif else b""
+        except (AttributeError, KeyError, OverflowError, TypeError, struct.error) as e:
+            msg = f"exif cannot be written: {e}"
+            raise ValueError(msg) from e
+
+    xmp = options.get("xmp")
+    if isinstance(xmp, str):
+        xmp = xmp.encode()
+
+    known = (
+        Chunk(container.ICC_PROFILE, profile),
+        Chunk(container.EXIF, _bytes("exif", exif).removeprefix(_EXIF_PREFIX)),
+        Chunk(container.XMP, _bytes("xmp", xmp)),
+    )
+    others = im.encoderinfo.get("chunks", im.info.get("sdz_chunks"))
+    return [*(chunk for chunk in known if chunk.data), *_other_chunks(others)]
+
+
+def _bytes(name: str, value: object) -> bytes:
+    if value is None:
+        return b""
+    if not isinstance(value, (bytes, bytearray)):
+        msg = f"{name} must be bytes, not {type(value).__name__}"
+        raise ValueError(msg)
+    if len(value) > container.MAX_METADATA:
+        msg = f"{name} has {len(value)} bytes, more than the limit of {container.MAX_METADATA}"
+        raise ValueError(msg)
+    return bytes(value)
+
+
+def _other_chunks(value: object) -> list[Chunk]:
+    """The chunks that this version does not know, as a list of (type, data)."""
+    if value is None:
+        return []
+    msg = "chunks must be a list of (type, data), of types that readers may skip"
+    # Of the 1000 that a file may have, seven are this version's own.
+    if not isinstance(value, (list, tuple)) or len(value) > container.MAX_CHUNKS - 7:
+        raise ValueError(msg)
+    chunks = []
+    for pair in value:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise ValueError(msg)
+        type, data = pair
+        if not isinstance(type, bytes) or not container.is_skippable(type):
+            raise ValueError(msg)
+        chunks.append(Chunk(type, _bytes(f"chunk {type!r}", data)))
+    return chunks
+
+
+def register() -> None:
+    """Add the format to Pillow's registry; idempotent."""
+    Image.register_open(SdzImageFile.format, SdzImageFile, _accept)
+    Image.register_save(SdzImageFile.format, _save)
+    Image.register_extension(SdzImageFile.format, ".sdz")
+    Image.register_mime(SdzImageFile.format, "image/x-sdz")
+    Image.register_decoder("sdz", SdzDecoder)
+
+
+register()
