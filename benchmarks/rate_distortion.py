@@ -263,7 +263,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--images", type=Path, required=True, help="a folder of lossless photos")
     parser.add_argument(
-        "--rates", type=float, nargs="+", default=RATES, help="bits per pixel (default: %(default)s)"
+        "--rates",
+        type=float,
+        nargs="+",
+        default=RATES,
+        help="bits per pixel (default: %(default)s)",
     )
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS))
     parser.add_argument(
