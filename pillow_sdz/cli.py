@@ -32,7 +32,6 @@ PICTURE_SUFFIXES = frozenset((
     ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
 ))
 # fmt: on
-)
 # A decoded picture is a reconstruction already; Pillow's default of 75 would visibly damage
 # it a second time.
 LOSSY_QUALITY = {"JPEG": 95, "WEBP": 95, "AVIF": 95}

@@ -49,8 +49,8 @@ class Demo:
         """The versions' sizes and fidelities as text to print."""
         lines = [f"{'':<8}{'bytes':>8}{'bits/pixel':>12}{'PSNR dB':>10}{'SSIM':>8}"]
         for v in self.versions:
-            line = f"{v.name:<8}{len(v.data):>8,}{v.bits_per_pixel:>12.3f}{v.psnr:>10.2f}{v.ssim:>8.3f}"
-            lines.append(f"{line}  {v.note}".rstrip())
+            size = f"{v.name:<8}{len(v.data):>8,}{v.bits_per_pixel:>12.3f}"
+            lines.append(f"{size}{v.psnr:>10.2f}{v.ssim:>8.3f}  {v.note}".rstrip())
         return "\n".join(lines)
 
     def comparison(self) -> Image.Image:
