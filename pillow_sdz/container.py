@@ -247,8 +247,8 @@ class Reader:
 
     The constructor reads and checks signature and header. Iterating yields every chunk's Entry in
     order, the header's included, as soon as the rules allow it to stand there, before it is known
-    whether the chunk is complete. Iterating to the end checks that DONE and nothing else ends the
-    file. ``data`` reads one chunk and checks its CRC.
+    whether the chunk is complete. Iterating to the end checks that a sound DONE and nothing else
+    ends the file. ``data`` reads one chunk and checks its CRC.
     """
 
     def __init__(self, fp: IO[bytes]) -> None:
@@ -277,6 +277,7 @@ class Reader:
             yield entry
             self._check_complete(entry)
             if rules.done:
+                self.data(entry)
                 break
             entry = self._entry(entry.end)
         if self.file_size > entry.end:
