@@ -1,0 +1,55 @@
+"""Pictures and files that more than one test needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageFile
+
+import pillow_sdz
+from sdz_files import encode
+
+PACKAGE = Path(pillow_sdz.__file__).parent
+
+
+def pytest_report_header() -> str:
+    return f"pillow_sdz: {PACKAGE}"
+
+
+@pytest.fixture(scope="session")
+def photo() -> Image.Image:
+    """A picture as smooth as a photo, with a different gradient in each band; 61x43, odd sides."""
+    across = Image.linear_gradient("L").rotate(90).resize((61, 43))
+    down = Image.linear_gradient("L").resize((61, 43))
+    around = Image.radial_gradient("L").resize((61, 43))
+    return Image.merge("RGB", (across, down, around))
+
+
+@pytest.fixture(scope="session")
+def small_file(photo: Image.Image) -> bytes:
+    """A real file with every known chunk, as small as it gets, so that all its bytes can be hit."""
+    alpha = Image.new("L", (5, 3), 200)
+    alpha.putpixel((2, 1), 7)
+    picture = photo.resize(alpha.size)
+    picture.putalpha(alpha)
+    return encode(
+        picture,
+        quality=1,
+        icc_profile=b"profile",
+        exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0",
+        xmp=b"<x/>",
+        chunks=[(b"teSt", b"unknown")],
+    )
+
+
+@pytest.fixture
+def load_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """The environment in which a child process imports the package under test, wherever it runs."""
+    return {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}

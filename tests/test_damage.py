@@ -1,0 +1,250 @@
+"""Truncated and damaged files: an OSError that says what is wrong, whatever the bytes."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+
+import pytest
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from pillow_sdz import codec, container
+from pillow_sdz.container import Chunk
+from sdz_files import decode, encode, framed, replaced
+
+
+def verify(data: bytes) -> None:
+    with Image.open(BytesIO(data)) as im:
+        im.verify()
+
+
+def entries(data: bytes) -> dict[bytes, container.Entry]:
+    return {entry.type: entry for entry in container.Reader(BytesIO(data))}
+
+
+def first_bytes(data: bytes) -> range:
+    """The bytes that are read on opening: all up to the latents' data."""
+    return range(entries(data)[b"LATN"].start)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How often the codec has been asked to decode.
+
+    The network says nothing of the container, and thousands of damaged files would keep it busy for
+    minutes, so a grey picture stands for it.
+    """
+    calls = 0
+
+    def decode(payload: bytes, *, size: tuple[int, int], **options: object) -> Image.Image:
+        nonlocal calls
+        calls += 1
+        return Image.new("RGB", size, "grey")
+
+    monkeypatch.setattr(codec, "decode", decode)
+    return lambda: calls
+
+
+def test_cut_at_every_position(small_file: bytes, counted: Callable[[], int]) -> None:
+    for cut in range(len(small_file)):
+        with pytest.raises(OSError, match=r"identify|truncated") as caught:
+            decode(small_file[:cut])
+        unidentified = isinstance(caught.value, UnidentifiedImageError)
+        assert unidentified == (cut < len(container.SIGNATURE))
+        if not unidentified:
+            assert f"at byte {cut}" in str(caught.value)
+        with pytest.raises(OSError, match=r"identify|truncated"):
+            verify(small_file[:cut])
+    assert counted() == 0
+
+
+def test_cut_within_the_pixels_opens(small_file: bytes) -> None:
+    for cut in range(entries(small_file)[b"LATN"].start, len(small_file)):
+        with Image.open(BytesIO(small_file[:cut])) as im:
+            assert im.size == (5, 3)
+            for _ in range(2):
+                with pytest.raises(OSError, match="truncated"):
+                    im.load()
+
+
+@pytest.mark.usefixtures("load_truncated")
+def test_cut_gives_what_can_be_decoded(small_file: bytes, counted: Callable[[], int]) -> None:
+    where = entries(small_file)
+    whole = decode(small_file)
+    for cut in range(where[b"LATN"].start, len(small_file)):
+        im = decode(small_file[:cut])
+        assert (im.mode, im.size) == (whole.mode, whole.size)
+        if cut < where[b"LATN"].end:
+            assert im.getextrema() == ((0, 0),) * 4
+        else:
+            assert im.convert("RGB").tobytes() == whole.convert("RGB").tobytes()
+            assert im.getchannel("A").getextrema() == (255, 255)
+
+
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize("flip", [0xFF, *(1 << bit for bit in range(8))], ids=hex)
+def test_flip_every_byte(small_file: bytes, flip: int) -> None:
+    data = bytearray(small_file)
+    for position in range(len(data)):
+        data[position] ^= flip
+        for check in (decode, verify):
+            with pytest.raises(OSError, match=r"SDZ|identify") as caught:
+                check(bytes(data))
+            unidentified = isinstance(caught.value, UnidentifiedImageError)
+            assert unidentified == (position < len(container.SIGNATURE)), position
+        data[position] ^= flip
+
+
+@pytest.mark.usefixtures("load_truncated", "counted")
+def test_flip_every_byte_with_load_truncated(small_file: bytes) -> None:
+    data = bytearray(small_file)
+    for position in range(len(data)):
+        data[position] ^= 0xFF
+        try:
+            im = decode(bytes(data))
+        except OSError:
+            loaded = False
+        else:
+            loaded = True
+            assert im.size == (5, 3)
+        if position in first_bytes(small_file):
+            assert not loaded
+        data[position] ^= 0xFF
+
+
+@pytest.mark.usefixtures("load_truncated")
+def test_damaged_latents_are_blank_and_damaged_alpha_opaque(small_file: bytes) -> None:
+    whole = decode(small_file)
+    where = entries(small_file)
+    data = bytearray(small_file)
+    data[where[b"LATN"].start] ^= 1
+    assert decode(bytes(data)).getextrema() == ((0, 0),) * 4
+    data = bytearray(small_file)
+    data[where[b"ALPH"].start] ^= 1
+    im = decode(bytes(data))
+    assert im.convert("RGB").tobytes() == whole.convert("RGB").tobytes()
+    assert im.getchannel("A").getextrema() == (255, 255)
+
+
+def test_damage_names_chunk_and_place(small_file: bytes) -> None:
+    for type, entry in entries(small_file).items():
+        data = bytearray(small_file)
+        data[entry.end - 1] ^= 1
+        with pytest.raises(OSError, match=f"chunk {type.decode()} at byte {entry.offset}: its CRC"):
+            decode(bytes(data))
+
+
+def test_a_failed_load_fails_again(small_file: bytes) -> None:
+    data = bytearray(small_file)
+    data[entries(small_file)[b"LATN"].start] ^= 1
+    with Image.open(BytesIO(bytes(data))) as im:
+        for _ in range(3):
+            with pytest.raises(OSError, match="LATN"):
+                im.load()
+        with pytest.raises(OSError, match="LATN"):
+            im.copy()
+
+
+def test_parser_raises_for_damage(small_file: bytes) -> None:
+    data = bytearray(small_file)
+    data[entries(small_file)[b"LATN"].start] ^= 1
+    parser = ImageFile.Parser()
+    parser.feed(bytes(data))
+    with pytest.raises(OSError, match="LATN"):
+        parser.close()
+
+
+@pytest.mark.parametrize("payload", [b"", b"\0", b"\xff" * 50, bytes(2000)], ids=len)
+def test_hostile_latents_behind_a_right_crc(small_file: bytes, payload: bytes) -> None:
+    """An arithmetic decoder makes some picture of almost any bytes; that or an OSError."""
+    data = replaced(small_file, b"LATN", payload)
+    try:
+        im = decode(data)
+    except OSError as e:
+        assert str(e)  # noqa: PT017  either outcome is right
+    else:
+        assert im.size == (5, 3)
+
+
+def png(size: tuple[int, int], mode: str = "L") -> bytes:
+    buffer = BytesIO()
+    Image.effect_noise(size, 50).convert(mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG that says 5x3 and holds half a megabyte of zeros."""
+    start, rest = png((5, 3)).split(b"IDAT")
+    squeezed = zlib.compress(bytes(1 << 19))
+    body = b"IDAT" + squeezed
+    chunk = struct.pack(">I", len(squeezed)) + body + struct.pack(">I", zlib.crc32(body))
+    return start[:-4] + chunk + rest[-12:]
+
+
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize(
+    "alpha",
+    [
+        b"",
+        b"\0",
+        b"\0\0\0",
+        b"\2\0",
+        b"\1",
+        b"\1" + png((5, 3))[:-30],
+        b"\1" + png((5, 3))[:40] + bytes(30),
+        b"\1" + png((3, 5)),
+        b"\1" + png((5, 3), "1"),
+        b"\1" + png((5, 3), "RGB"),
+        b"\1" + png((5, 3), "I;16"),
+        b"\1" + b"GIF89a" + bytes(50),
+    ],
+    ids=lambda alpha: f"{len(alpha)} bytes",
+)
+def test_hostile_alpha_behind_a_right_crc(small_file: bytes, alpha: bytes) -> None:
+    with pytest.raises(OSError, match="ALPH"):
+        decode(replaced(small_file, b"ALPH", alpha))
+
+
+@pytest.mark.usefixtures("counted")
+def test_alpha_png_that_holds_more_than_it_says(small_file: bytes) -> None:
+    # Pillow's PNG decoder stops at the size that was checked; the surplus is never inflated.
+    im = decode(replaced(small_file, b"ALPH", b"\1" + bomb()))
+    assert im.size == (5, 3)
+
+
+def test_lying_lengths_are_refused_before_allocation(small_file: bytes) -> None:
+    """A length of gigabytes in a file of bytes: nobody may even ask for so many."""
+
+    class WatchedFile(BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            assert size is not None
+            assert 0 <= size <= 10_000
+            return super().read(size)
+
+    head = small_file[: entries(small_file)[b"HEAD"].end]
+    for type in (b"LATN", b"xMPm", b"abCd"):
+        data = head + b"\xff\xff\xff\xff\x0f" + type + bytes(100)
+        with pytest.raises(OSError, match="more than the limit"):
+            Image.open(WatchedFile(data))
+    # Within the limit, but more than the file holds.
+    data = head + b"\xff\xff\xff\x03" + b"abCd" + bytes(100)
+    with pytest.raises(OSError, match="truncated"):
+        Image.open(WatchedFile(data))
+
+
+def test_unknown_critical_chunk_is_refused_by_name(small_file: bytes) -> None:
+    chunks = container.read(small_file)
+    for place in range(1, len(chunks)):
+        data = framed([*chunks[:place], Chunk(b"NEWS", b"x"), *chunks[place:]])
+        with pytest.raises(OSError, match="unknown critical chunk NEWS"):
+            Image.open(BytesIO(data))
+
+
+def test_files_that_never_end(photo: Image.Image) -> None:
+    """Empty chunks as far as the eye reaches: given up after the 1000 that are allowed."""
+    chunks = container.read(encode(photo))
+    data = framed([chunks[0], *[Chunk(b"abCd", b"")] * 100_000])
+    with pytest.raises(OSError, match="more than 1000 chunks"):
+        Image.open(BytesIO(data))

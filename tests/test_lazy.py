@@ -1,0 +1,69 @@
+"""Importing and opening are cheap: nothing heavy is imported before the pixels are needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sdz_files import encode
+
+HEAVY = ["torch", "numpy", "diffusers", "transformers", "constriction", "safetensors"]
+
+SCRIPT = f"""
+import json, sys
+from PIL import Image
+import pillow_sdz
+with Image.open(sys.argv[1]) as im:
+    seen = [im.size, im.mode, sorted(im.info), dict(im.getexif())]
+    im.verify()
+heavy = [name for name in {HEAVY} if name in sys.modules]
+print(json.dumps([seen, heavy]))
+"""
+
+
+def test_open_imports_nothing_heavy(
+    photo: Image.Image, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    path = tmp_path / "photo.sdz"
+    exif = Image.Exif()
+    exif[274] = 6
+    photo.save(path, exif=exif)
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(path)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seen, heavy = json.loads(run.stdout)
+    assert seen == [list(photo.size), "RGB", ["exif", "sdz"], {"274": 6}]
+    assert heavy == []
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_open_reads_only_headers_and_metadata(photo: Image.Image, mode: str) -> None:
+    class CountingFile(BytesIO):
+        count = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            data = super().read(size)
+            self.count += len(data)
+            return data
+
+    im = photo.convert(mode)
+    if mode == "RGBA":
+        im.putalpha(Image.effect_noise(im.size, 50))
+    plain = CountingFile(encode(im))
+    rich = CountingFile(encode(im, xmp=bytes(1000)))
+    with Image.open(plain), Image.open(rich):
+        pass
+    # Pillow reads 16 bytes to recognise the format; a framing is read as 9 bytes.
+    assert plain.count <= 120
+    assert rich.count <= plain.count + 1000 + 32

@@ -1,0 +1,167 @@
+"""ICC profile, EXIF, XMP and the chunks that this version does not know."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+import pytest
+from PIL import ExifTags, Image, ImageCms, ImageOps
+
+from pillow_sdz import container
+from sdz_files import decode, encode, roundtrip
+
+EXIF = Image.Exif()
+EXIF[ExifTags.Base.Orientation] = 6
+EXIF[ExifTags.Base.Make] = "Camera"
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"></x:xmpmeta>'
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+KINDS = {"icc_profile": PROFILE, "exif": EXIF.tobytes(), "xmp": XMP}
+
+
+@pytest.mark.parametrize(("kind", "value"), KINDS.items())
+def test_kept_from_the_keyword(photo: Image.Image, kind: str, value: bytes) -> None:
+    reread = roundtrip(photo, **{kind: value})
+    assert reread.info[kind] == value
+    assert KINDS.keys() & reread.info.keys() == {kind}
+
+
+@pytest.mark.parametrize(("kind", "value"), KINDS.items())
+def test_kept_from_info(photo: Image.Image, kind: str, value: bytes) -> None:
+    im = photo.copy()
+    im.info[kind] = value
+    assert roundtrip(im).info[kind] == value
+
+
+@pytest.mark.parametrize(("kind", "value"), KINDS.items())
+def test_keyword_wins_over_info(photo: Image.Image, kind: str, value: bytes) -> None:
+    im = photo.copy()
+    im.info[kind] = b"other"
+    assert roundtrip(im, **{kind: value}).info[kind] == value
+
+
+@pytest.mark.parametrize("nothing", [None, b""])
+@pytest.mark.parametrize(("kind", "value"), KINDS.items())
+def test_dropped(photo: Image.Image, kind: str, value: bytes, nothing: bytes | None) -> None:
+    im = photo.copy()
+    im.info[kind] = value
+    assert kind not in roundtrip(im, **{kind: nothing}).info
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [3, ["list"], bytes((8 << 20) + 1)], ids=["int", "list", "large"])
+def test_refused(photo: Image.Image, kind: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=kind):
+        encode(photo, **{kind: value})
+
+
+def test_exif_object_is_written_and_not_changed(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    reread = roundtrip(photo, exif=exif)
+    assert dict(exif) == {ExifTags.Base.Orientation: 3}
+    assert dict(reread.getexif()) == dict(exif)
+
+
+def test_empty_exif_object_drops(photo: Image.Image) -> None:
+    im = photo.copy()
+    im.info["exif"] = EXIF.tobytes()
+    assert "exif" not in roundtrip(im, exif=Image.Exif()).info
+
+
+def test_unwritable_exif_is_refused(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = object()
+    with pytest.raises(ValueError, match="exif cannot be written"):
+        encode(photo, exif=exif)
+
+
+def test_exif_prefix_is_not_stored(photo: Image.Image) -> None:
+    with_prefix = encode(photo, exif=EXIF.tobytes())
+    without = encode(photo, exif=EXIF.tobytes().removeprefix(b"Exif\0\0"))
+    assert with_prefix == without
+    assert b"Exif\0\0" not in with_prefix
+    # JPEG's writer takes the bytes as they are and needs the prefix.
+    assert decode(with_prefix).info["exif"].startswith(b"Exif\0\0")
+
+
+def test_orientation_survives_and_is_applied_once(photo: Image.Image) -> None:
+    im = photo.copy()
+    im.info["exif"] = EXIF.tobytes()
+    reread = roundtrip(im)
+    assert reread.getexif()[ExifTags.Base.Orientation] == 6
+    upright = ImageOps.exif_transpose(reread)
+    assert upright.size == (photo.height, photo.width)
+    again = roundtrip(upright)
+    assert ExifTags.Base.Orientation not in again.getexif()
+    assert again.getexif()[ExifTags.Base.Make] == "Camera"
+
+
+def test_from_jpeg_and_back(photo: Image.Image) -> None:
+    jpeg = BytesIO()
+    photo.save(jpeg, "JPEG", exif=EXIF, icc_profile=PROFILE, xmp=XMP)
+    with Image.open(jpeg) as im:
+        reread = roundtrip(im)
+    back = BytesIO()
+    reread.save(back, "JPEG", **{kind: reread.info[kind] for kind in KINDS})
+    with Image.open(back) as im:
+        assert im.getexif()[ExifTags.Base.Orientation] == 6
+        assert im.info["icc_profile"] == PROFILE
+        assert im.info["xmp"] == XMP
+
+
+def test_xmp_may_be_text(photo: Image.Image) -> None:
+    assert roundtrip(photo, xmp="<é/>").info["xmp"] == "<é/>".encode()
+
+
+def test_profile_of_inks_does_not_follow_into_rgb(photo: Image.Image) -> None:
+    inks = bytearray(PROFILE)
+    inks[16:20] = b"CMYK"
+    im = photo.convert("CMYK")
+    im.info["icc_profile"] = bytes(inks)
+    assert "icc_profile" not in roundtrip(im).info
+    assert roundtrip(im, icc_profile=PROFILE).info["icc_profile"] == PROFILE
+
+
+def test_unknown_chunks_survive_editing_where_they_may(photo: Image.Image) -> None:
+    chunks = [(b"abCd", b"safe to copy"), (b"abCD", b"tied to these pixels")]
+    opened = roundtrip(photo, chunks=chunks)
+    assert opened.info["sdz_chunks"] == chunks[:1]
+    assert opened.copy().info["sdz_chunks"] == chunks[:1]
+    assert roundtrip(opened).info["sdz_chunks"] == chunks[:1]
+    assert "sdz_chunks" not in roundtrip(opened, chunks=None).info
+    assert "sdz_chunks" not in roundtrip(photo).info
+
+
+def test_unknown_chunk_after_the_latents_is_found(photo: Image.Image) -> None:
+    chunks = container.read(encode(photo))
+    chunks.insert(-1, container.Chunk(b"abCd", b"late"))
+    im = decode(container.write(chunks))
+    assert im.info["sdz_chunks"] == [(b"abCd", b"late")]
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        3,
+        [3],
+        [(b"abCd",)],
+        [("abCd", b"")],
+        [(b"abC", b"")],
+        [(b"NEWS", b"")],
+        [(b"eXIf", b"")],
+        [(b"abCd", "text")],
+        [(b"abCd", bytes((8 << 20) + 1))],
+        [(b"abCd", b"")] * 994,
+    ],
+    ids=lambda chunks: repr(chunks)[:24],
+)
+def test_bad_chunks_are_refused(photo: Image.Image, chunks: Any) -> None:
+    with pytest.raises(ValueError, match="chunk"):
+        encode(photo, chunks=chunks)
+
+
+def test_as_many_chunks_as_may_be(photo: Image.Image) -> None:
+    chunks = [(b"abCd", b"")] * 993
+    assert roundtrip(photo, chunks=chunks, **KINDS).info["sdz_chunks"] == chunks
