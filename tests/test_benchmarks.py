@@ -1,0 +1,198 @@
+"""The benchmarks: each codec's file is its best within the budget, and the reports are right."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+for module in ("ssimulacra2", "matplotlib", "tqdm"):
+    pytest.importorskip(module, reason='the benchmarks need pip install ".[bench]"')
+# They are no part of the installed package, so that only the checkout has them.
+sys.path.append(str(Path(__file__).parent.parent))
+
+from benchmarks import metrics, rate_distortion, speed  # noqa: E402
+from benchmarks.codecs import CODECS, Codec  # noqa: E402
+from pillow_sdz import demo  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    """As small as MS-SSIM's five scales allow: 11 samples at 1/16."""
+    return demo.photo().resize((264, 176), Image.Resampling.LANCZOS)
+
+
+def available(name: str) -> Codec:
+    codec = CODECS[name]
+    if reason := codec.missing():
+        pytest.skip(reason)
+    return codec
+
+
+def test_metrics_of_equal_pictures(picture: Image.Image) -> None:
+    fidelity = metrics.measure(picture, picture)
+    assert fidelity.psnr == float("inf")
+    assert fidelity.ms_ssim == pytest.approx(1)
+    assert fidelity.ssimulacra2 == pytest.approx(100)
+
+
+def test_metrics_fall_with_blur(picture: Image.Image) -> None:
+    blurs = [picture.filter(ImageFilter.GaussianBlur(r)) for r in (0.5, 1, 2)]
+    sharp, middle, soft = (metrics.measure(picture, blurred) for blurred in blurs)
+    for name in ("psnr", "ms_ssim", "ssimulacra2"):
+        assert getattr(sharp, name) > getattr(middle, name) > getattr(soft, name)
+
+
+def test_ms_ssim_of_flat_pictures() -> None:
+    # Nothing differs but the mean, which counts at the coarsest scale alone.
+    a, b = np.full((180, 190, 3), 50, np.uint8), np.full((180, 190, 3), 80, np.uint8)
+    c1 = (0.01 * 255) ** 2
+    luminance = (2 * 50 * 80 + c1) / (50**2 + 80**2 + c1)
+    assert metrics.ms_ssim(a, b) == pytest.approx(luminance**0.1333)
+
+
+def test_ms_ssim_never_gets_complex(picture: Image.Image) -> None:
+    negative = Image.eval(picture, lambda level: 255 - level)
+    assert metrics.ms_ssim(np.asarray(picture), np.asarray(negative)) == 0
+
+
+@pytest.mark.parametrize("name", ["jpeg", "webp", "jxl"])
+def test_files_are_the_best_within_the_budget(picture: Image.Image, name: str) -> None:
+    codec = available(name)
+    budgets = [3000, 6000]
+    small, large = codec.fit(picture, budgets)
+    for file, budget in zip((small, large), budgets, strict=True):
+        assert file.fits
+        assert len(file.data) <= budget
+        # The next setting is over it.
+        index = codec.qualities.index(file.options["quality"])
+        better = codec.encode(picture, {"quality": codec.qualities[index + 1]})
+        assert len(better) > budget
+        assert codec.decode(file.data).size == picture.size
+
+
+def test_sdz_fits_by_its_target_size(picture: Image.Image) -> None:
+    (file,) = CODECS["sdz"].fit(picture, [6000])
+    assert file.fits
+    assert len(file.data) <= 6000
+    assert file.options == {"target_size": 6000}
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_what_cannot_fit_is_the_smallest_and_marked(picture: Image.Image, name: str) -> None:
+    codec = available(name)
+    (file,) = codec.fit(picture, [50])
+    assert not file.fits
+    assert len(file.data) > 50
+    assert codec.decode(file.data).size == picture.size
+
+
+def test_averages_count_misses_and_take_median_times() -> None:
+    def row(image: str, bpp: float, fits: bool, ms: float) -> rate_distortion.Row:
+        values = {"psnr": 30.0, "ms_ssim": 0.9, "ssimulacra2": 10 * bpp}
+        return rate_distortion.Row(
+            image=image,
+            codec="jpeg",
+            rate=0.1,
+            fits=fits,
+            setting="quality=1",
+            bytes=1,
+            bpp=bpp,
+            encode_ms=ms,
+            decode_ms=ms,
+            **values,
+        )
+
+    rows = [row("a", 0.1, True, 1), row("b", 0.1, True, 2), row("c", 0.4, False, 30)]
+    (point,) = rate_distortion.averages(rows)
+    assert (point.images, point.misses, point.encode_ms) == (3, 1, 2)
+    assert point.bpp == pytest.approx(0.2)
+    assert point.ssimulacra2 == pytest.approx(2)
+    assert "| 1 of 3 |" in rate_distortion.table([point])
+
+
+def test_rate_distortion_command(
+    picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, output = tmp_path / "images", tmp_path / "new" / "output"
+    images.mkdir()
+    for name in ("a", "b", "c"):
+        picture.save(images / f"{name}.png")
+    arguments = ["--images", str(images), "--output", str(output), "--jobs", "1", "--limit", "2"]
+    arguments += ["--codecs", "sdz", "jpeg", "--rates", "1.5", "0.5"]
+    assert rate_distortion.main(arguments) == 0
+
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[:2] for line in printed[2:]] == [
+        ["| 0.50", "sdz"],
+        ["| 0.50", "JPEG"],
+        ["| 1.50", "sdz"],
+        ["| 1.50", "JPEG"],
+    ]
+    with (output / "rate_distortion.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * 2
+    assert {row["image"] for row in rows} == {"a.png", "b.png"}
+    for row in rows:
+        assert float(row["bpp"]) == pytest.approx(8 * int(row["bytes"]) / (264 * 176), abs=1e-4)
+        assert row["fits"] == str(int(row["bytes"]) <= float(row["rate"]) * 264 * 176 / 8)
+    with Image.open(output / "rate_distortion.png") as plot:
+        assert plot.format == "PNG"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--images", "nowhere"], ["--images", "."], ["--images", ".", "--codecs", "gif"]],
+)
+def test_wrong_command_lines(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        rate_distortion.main(arguments)
+    assert exit.value.code == 2
+
+
+def test_an_absent_codec_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert rate_distortion.usable(["jpeg", "jxl"]) == ["jpeg"]
+    assert capsys.readouterr().err == "jxl is left out: pillow-jxl-plugin is not installed\n"
+
+
+def test_calls_take_turns() -> None:
+    order: list[str] = []
+    times = speed.alternate([lambda: order.append("a"), lambda: order.append("b")], repeats=2)
+    assert "".join(order) == "ababab"  # the first turn is the one that warms up
+    assert len(times) == 2
+
+
+def test_memory_is_that_of_the_process_alone() -> None:
+    # This process is large by now; a fresh Python that makes 50 MB is not.
+    ballast = b"x" * 300_000_000
+    peak = speed._peak_memory("data = b'x' * 50_000_000", threads=None)
+    assert 50 < peak < len(ballast) / 1e6
+
+
+def test_speed_table_gives_ratios_where_there_are_two_figures() -> None:
+    both = speed.comparison("decode", "ms", [50.0, 200.0])
+    alone = speed.comparison("import", "ms", [1234.0])
+    assert speed.table([both, alone]).splitlines()[2:] == [
+        "| decode | 50 ms | 200 ms | 0.25 |",
+        "| import | 1,234 ms |  |  |",
+    ]
+
+
+def test_speed_without_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "SIZES", ((32, 48),))
+    warm = speed.warm((32, 48), repeats=1, with_tiny=False)
+    assert [c.what for c in warm] == ["encode 32x48", "decode 32x48"]
+    assert all(c.tiny is None and c.sdz > 0 for c in warm)
+    with Image.open(io.BytesIO(speed.sdz_encode(speed.photo((32, 48))))) as image:
+        assert image.size == (32, 48)

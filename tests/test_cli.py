@@ -1,0 +1,408 @@
+"""The `sdz` command: what it writes where, what it refuses, and with which exit status."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import ExifTags, Image, ImageCms
+
+from pillow_sdz import __version__
+from pillow_sdz.cli import byte_count, main
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="permissions and pipes of POSIX")
+
+
+@pytest.fixture
+def folder(photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a few pictures: a.jpg, b.png, trip/c.jpg and trip/notes.txt."""
+    monkeypatch.chdir(tmp_path)
+    photo.save("a.jpg")
+    photo.save("b.png")
+    Path("trip").mkdir()
+    photo.save("trip/c.jpg")
+    Path("trip/notes.txt").write_text("no picture")
+    return tmp_path
+
+
+@pytest.fixture
+def sdz(folder: Path, photo: Image.Image) -> Path:
+    """x.sdz in the working directory."""
+    photo.save("x.sdz")
+    return Path("x.sdz")
+
+
+def files(folder: Path = Path()) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_encode_writes_beside_the_input(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "a.jpg", "trip/c.jpg"]) == 0
+    assert {"a.sdz", "trip/c.sdz"} <= files()
+    with Image.open("a.sdz") as image:
+        assert (image.format, image.size) == ("SDZ", (61, 43))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_decode_writes_png_beside_the_input(sdz: Path) -> None:
+    assert main(["decode", "x.sdz"]) == 0
+    with Image.open("x.png") as image, Image.open(sdz) as expected:
+        assert image.format == "PNG"
+        assert image.tobytes() == expected.tobytes()
+
+
+def test_output_file(sdz: Path) -> None:
+    assert main(["encode", "a.jpg", "-o", "new.SDZ"]) == 0
+    assert main(["decode", "x.sdz", "-o", "new.webp"]) == 0
+    with Image.open("new.SDZ") as image:
+        assert image.format == "SDZ"
+    with Image.open("new.webp") as image:
+        assert image.format == "WEBP"
+
+
+@pytest.mark.parametrize("inputs", [["a.jpg"], ["a.jpg", "b.png"]])
+def test_output_folder_is_made(folder: Path, inputs: list[str]) -> None:
+    assert main(["encode", *inputs, "-o", "out/v1.2"]) == 0
+    assert files(Path("out/v1.2")) == {f"{Path(name).stem}.sdz" for name in inputs}
+
+
+def test_folders_are_searched_and_their_tree_is_kept(folder: Path) -> None:
+    assert main(["encode", ".", "-o", "../out"]) == 0
+    out = folder.parent / "out"
+    assert files(out) == {"a.sdz", "b.sdz", "trip/c.sdz"}
+    assert main(["decode", str(out), "--format", "jpg"]) == 0
+    assert {"a.jpg", "b.jpg", "trip/c.jpg"} <= files(out)
+
+
+def test_a_folder_without_pictures_is_an_error(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["decode", "trip"]) == 1
+    assert capsys.readouterr().err == "sdz: trip: nothing to convert in this folder\n"
+
+
+def test_quality_and_target_size_reach_the_encoder(folder: Path) -> None:
+    for quality in ("5", "95"):
+        assert main(["encode", "a.jpg", "-q", quality, "-o", f"{quality}.sdz"]) == 0
+    low, high = Path("5.sdz").stat().st_size, Path("95.sdz").stat().st_size
+    assert low < high
+    budget = (low + high) // 2
+    assert main(["encode", "a.jpg", "-t", f"{budget}B", "--effort", "0", "-o", "t.sdz"]) == 0
+    assert low <= Path("t.sdz").stat().st_size <= budget
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("5000", 5000),
+        ("5k", 5000),
+        ("5kB", 5000),
+        ("5 KB", 5000),
+        ("4KiB", 4096),
+        ("4ki", 4096),
+        ("1.5MB", 1_500_000),
+        ("2MiB", 2 << 20),
+        ("700B", 700),
+    ],
+)
+def test_byte_count(text: str, size: int) -> None:
+    assert byte_count(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5", "5x", "k", "5kBB", "5iB", "1e3", "nan", "0.1"])
+def test_byte_count_refuses(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="not a size in bytes"):
+        byte_count(text)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["encode"],
+        ["encode", "a.jpg", "--quality", "0"],
+        ["encode", "a.jpg", "--quality", "101"],
+        ["encode", "a.jpg", "--effort", "10"],
+        ["encode", "a.jpg", "--target-size", "tiny"],
+        ["encode", "a.jpg", "--quality", "5", "--target-size", "5k"],
+        ["encode", "a.jpg", "-o", "new.png"],
+        ["encode", "a.jpg", "b.png", "-o", "trip/notes.txt"],
+        ["decode", "x.sdz", "-o", "new.sdz"],
+        ["decode", "x.sdz", "--format", "sdz"],
+        ["decode", "x.sdz", "--format", "nonsense"],
+        ["decode", "x.sdz", "--format", "jpg", "-o", "new.png"],
+        ["demo", "--quality", "5", "--target-size", "5k"],
+    ],
+)
+def test_wrong_command_lines_write_nothing(sdz: Path, arguments: list[str]) -> None:
+    before = files()
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert files() == before
+
+
+def test_an_existing_file_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.sdz").write_bytes(b"precious")
+    assert main(["encode", "a.jpg"]) == 1
+    assert Path("a.sdz").read_bytes() == b"precious"
+    assert capsys.readouterr().err == "sdz: a.jpg: a.sdz exists (--force replaces it)\n"
+
+
+def test_force_replaces_it(folder: Path) -> None:
+    Path("a.sdz").write_bytes(b"old")
+    assert main(["encode", "a.jpg", "--force"]) == 0
+    assert Path("a.sdz").read_bytes() != b"old"
+
+
+@pytest.mark.parametrize("name", ["same.sdz", "link.sdz"])
+def test_the_input_is_never_overwritten(
+    folder: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("b.png").rename("same.sdz")
+    Path("link.sdz").symlink_to("same.sdz")
+    before = Path("same.sdz").read_bytes()
+    assert main(["encode", "same.sdz", "--force", "-o", name]) == 1
+    assert Path("same.sdz").read_bytes() == before
+    assert capsys.readouterr().err == "sdz: same.sdz: would overwrite itself\n"
+
+
+def test_two_inputs_never_become_one_file(
+    folder: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo.save("a.png")
+    assert main(["encode", "a.jpg", "a.png", "--force"]) == 1
+    assert capsys.readouterr().err == "sdz: a.png: a.sdz is written from a.jpg already\n"
+
+
+def test_a_failure_leaves_what_was_there(sdz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = sdz.read_bytes()
+    sdz.write_bytes(data[:-20])
+    Path("x.png").write_bytes(b"precious")
+    before = files()
+    assert main(["decode", "x.sdz", "--force"]) == 1
+    assert Path("x.png").read_bytes() == b"precious"
+    assert files() == before
+    assert capsys.readouterr().err.startswith("sdz: x.sdz: ")
+
+
+def test_a_failure_while_writing_leaves_what_was_there(
+    sdz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Image.open("b.png") as image:
+        image.convert("RGBA").save("y.sdz")
+    Path("y.jpg").write_bytes(b"precious")
+    before = files()
+    assert main(["decode", "y.sdz", "-o", "y.jpg", "--force"]) == 1  # JPEG has no alpha
+    assert Path("y.jpg").read_bytes() == b"precious"
+    assert files() == before
+    assert capsys.readouterr().err == "sdz: y.sdz: cannot write mode RGBA as JPEG\n"
+
+
+def test_one_bad_file_does_not_stop_the_others(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["encode", "missing.jpg", "trip/notes.txt", "a.jpg", "b.png"]) == 1
+    assert {"a.sdz", "b.sdz"} <= files()
+    assert capsys.readouterr().err.splitlines() == [
+        "sdz: missing.jpg: No such file or directory",
+        "sdz: trip/notes.txt: not a picture that Pillow can read",
+    ]
+
+
+def test_other_files_are_no_sdz(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["decode", "a.jpg"]) == 1
+    assert main(["info", "a.jpg"]) == 1
+    assert capsys.readouterr().err == "sdz: a.jpg: not an .sdz file\n" * 2
+
+
+def test_an_unreachable_target_size_says_what_is_possible(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["encode", "a.jpg", "-t", "10"]) == 1
+    assert "the smallest file has" in capsys.readouterr().err
+    assert "a.sdz" not in files()
+
+
+def test_lost_frames_are_mentioned(
+    folder: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo.save("two.gif", save_all=True, append_images=[photo.rotate(180)])
+    assert main(["encode", "two.gif"]) == 0
+    assert capsys.readouterr().err == "sdz: two.gif: only the first of its 2 frames is kept\n"
+
+
+def test_ctrl_c(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(image: Image.Image, file: io.BytesIO, *_: object, **__: object) -> None:
+        file.write(b"the first bytes of it")
+        raise KeyboardInterrupt
+
+    before = files()
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    assert main(["encode", "a.jpg", "b.png"]) == 130
+    assert files() == before
+
+
+@posix_only
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_permissions_follow_the_umask(folder: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        assert main(["encode", "a.jpg"]) == 0
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(Path("a.sdz").stat().st_mode) == 0o666 & ~umask
+
+
+@posix_only
+def test_a_symbolic_link_stays_one(folder: Path) -> None:
+    Path("trip/c.sdz").write_bytes(b"old")
+    Path("a.sdz").symlink_to("trip/c.sdz")
+    assert main(["encode", "a.jpg", "--force"]) == 0
+    assert Path("a.sdz").is_symlink()
+    with Image.open("trip/c.sdz") as image:
+        assert image.format == "SDZ"
+
+
+@pytest.fixture
+def annotated(folder: Path, photo: Image.Image) -> dict[str, bytes]:
+    """The metadata of annotated.jpg and annotated.tif in the working directory."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.Artist] = "Vivian"
+    exif[ExifTags.IFD.Exif] = {ExifTags.Base.ISOSpeedRatings: 400}
+    metadata = {
+        "exif": exif.tobytes(),
+        "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+        "xmp": b'<x:xmpmeta xmlns:x="adobe:ns:meta/"></x:xmpmeta>',
+    }
+    photo.save("annotated.jpg", **metadata)
+    return metadata
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "avif", "tif"])
+def test_metadata_both_ways(annotated: dict[str, bytes], suffix: str) -> None:
+    assert main(["encode", "annotated.jpg"]) == 0
+    assert main(["decode", "annotated.sdz", "-o", f"back.{suffix}"]) == 0
+    for name in ("annotated.sdz", f"back.{suffix}"):
+        with Image.open(name) as image:
+            exif = image.getexif()
+            assert exif[ExifTags.Base.Orientation] == 6
+            assert exif[ExifTags.Base.Artist] == "Vivian"
+            assert exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ISOSpeedRatings] == 400
+            assert image.info["icc_profile"] == annotated["icc_profile"]
+            assert image.info["xmp"] == annotated["xmp"]
+
+
+def test_tiff_keeps_its_description_and_not_its_layout(folder: Path, photo: Image.Image) -> None:
+    tags = Image.Exif()
+    tags[ExifTags.Base.Artist] = "Vivian"
+    tags[ExifTags.IFD.Exif] = {ExifTags.Base.ISOSpeedRatings: 400}
+    photo.save("t.tif", exif=tags.tobytes())
+    assert main(["encode", "t.tif"]) == 0
+    with Image.open("t.sdz") as image:
+        exif = image.getexif()
+    assert exif[ExifTags.Base.Artist] == "Vivian"
+    assert exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ISOSpeedRatings] == 400
+    assert ExifTags.Base.Compression not in exif
+    assert ExifTags.Base.StripOffsets not in exif
+
+
+def test_no_metadata_adds_none(folder: Path) -> None:
+    assert main(["encode", "b.png"]) == 0
+    with Image.open("b.sdz") as image:
+        assert image.info["sdz"]["bytes"]["metadata"] == 0
+
+
+def test_verbose_says_what_was_written(sdz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "a.jpg", "-v"]) == 0
+    size = Path("a.sdz").stat().st_size
+    assert capsys.readouterr().out.startswith(f"a.jpg -> a.sdz: {size:,} bytes, ")
+
+
+def test_info_json(sdz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--json", "x.sdz", "."]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first == second
+    size = sdz.stat().st_size
+    with Image.open(sdz) as image:
+        described = json.loads(json.dumps(image.info["sdz"]))
+    assert first == {
+        "file": "x.sdz",
+        "width": 61,
+        "height": 43,
+        "mode": "RGB",
+        "bytes": size,
+        "bits_per_pixel": round(8 * size / (61 * 43), 4),
+        "metadata": {},
+        "sdz": described,
+    }
+
+
+def test_info_json_is_a_list_even_of_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", "--json", "missing.sdz"]) == 1
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_info_text(annotated: dict[str, bytes], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "annotated.jpg", "-q", "60"]) == 0
+    assert main(["info", "annotated.sdz"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["annotated.sdz"]
+    told = dict(lines[1:])
+    assert told["size"] == "61x43 RGB"
+    assert told["quality"] == "60"
+    assert told["model"] == "mini"
+    assert told["bytes"].startswith(f"{Path('annotated.sdz').stat().st_size:,} (")
+    assert "icc_profile" in lines[-1][1]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("inputs", "shown"), [(["a.jpg", "b.png"], True), (["a.jpg"], False)])
+def test_progress_for_more_than_one_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, inputs: list[str], shown: bool
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert main(["encode", *inputs]) == 0
+    assert ("2/2" in terminal.getvalue()) is shown
+
+
+def test_as_a_module(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "pillow_sdz", "--version"]
+    process = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert process.stdout == f"sdz {__version__}\n"
+
+
+def test_importing_is_light(environment: dict[str, str]) -> None:
+    program = "import sys, pillow_sdz.cli; print(*{'numpy', 'torch', 'tqdm'} & sys.modules.keys())"
+    command = [sys.executable, "-c", program]
+    process = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert process.stdout.strip() == ""
+
+
+@posix_only
+def test_a_closed_pipe_is_no_error_message(sdz: Path, environment: dict[str, str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "pillow_sdz", "info", str(sdz)]
+    try:
+        process = subprocess.run(
+            command, stdout=writing, stderr=subprocess.PIPE, check=False, env=environment
+        )
+    finally:
+        os.close(writing)
+    assert (process.returncode, process.stderr) == (141, b"")
