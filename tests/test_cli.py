@@ -273,7 +273,7 @@ def test_a_symbolic_link_stays_one(folder: Path) -> None:
 
 @pytest.fixture
 def annotated(folder: Path, photo: Image.Image) -> dict[str, bytes]:
-    """The metadata of annotated.jpg and annotated.tif in the working directory."""
+    """The metadata of annotated.jpg in the working directory."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     exif[ExifTags.Base.Artist] = "Vivian"
@@ -283,7 +283,7 @@ def annotated(folder: Path, photo: Image.Image) -> dict[str, bytes]:
         "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
         "xmp": b'<x:xmpmeta xmlns:x="adobe:ns:meta/"></x:xmpmeta>',
     }
-    photo.save("annotated.jpg", **metadata)
+    photo.save("annotated.jpg", "JPEG", **metadata)
     return metadata
 
 

@@ -7,6 +7,7 @@ import math
 import re
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_the_figures_are_those_of_the_files(result: demo.Demo) -> None:
 def test_jpeg_and_webp_are_the_best_that_fit(result: demo.Demo) -> None:
     # One step of quality further, each is over the budget: they were given their best chance.
     budget = len(result.versions[0].data)
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "JPEG": {"optimize": True, "progressive": True},
         "WebP": {"method": 6},
     }
