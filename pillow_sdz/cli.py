@@ -97,7 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     size = argparse.ArgumentParser(add_help=False)
     size_options = size.add_mutually_exclusive_group()
     size_options.add_argument(
-        "-q", "--quality", type=_integer(1, 100), help="1 (smallest) to 100 (best); default 75"
+        "-q",
+        "--quality",
+        type=_integer(1, 100),
+        metavar="N",
+        help="1 (smallest) to 100 (best); default 75",
     )
     size_options.add_argument(
         "-t",
@@ -125,7 +129,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     encode.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
     encode.add_argument(
-        "--effort", type=_integer(0, 9), help="0 (fast) to 9 (smaller files); default 4"
+        "--effort",
+        type=_integer(0, 9),
+        metavar="N",
+        help="0 (fast) to 9 (smaller files); default 4",
     )
     encode.set_defaults(run=_run_encode, parser=encode)
 
