@@ -191,6 +191,8 @@ class SdzDecoder(ImageFile.PyDecoder):
             truncated = e
         by_type = {entry.type: entry for entry in entries}
 
+        # Before the network runs, since damage here makes its work vain.
+        alpha = self._alpha(reader, by_type) if self._header.has_alpha else None
         if self._colour is None:
             from . import codec  # imports torch
 
@@ -203,16 +205,7 @@ class SdzDecoder(ImageFile.PyDecoder):
         image = self._colour
         if self._header.mode in ("L", "LA"):
             image = image.convert("L")
-        if self._header.has_alpha:
-            try:
-                alpha = _decode_alpha(
-                    reader.data(by_type[container.ALPHA]) if truncated is None else b"",
-                    self._header.size,
-                )
-            except OSError:
-                if not ImageFile.LOAD_TRUNCATED_IMAGES:
-                    raise
-                alpha = Image.new("L", self._header.size, 255)
+        if alpha is not None:
             image = Image.merge(self._header.mode, (*image.split(), alpha))
         self.set_as_raw(image.tobytes())
 
@@ -220,6 +213,19 @@ class SdzDecoder(ImageFile.PyDecoder):
             raise truncated
         # The file may have been opened from its first bytes only.
         self._bytes.update(_count_bytes(entries))
+
+    def _alpha(
+        self, reader: container.Reader, by_type: Mapping[bytes, container.Entry]
+    ) -> Image.Image:
+        """The alpha channel; opaque where it is lost and LOAD_TRUNCATED_IMAGES is set."""
+        try:
+            # Only a truncated file gets here without the chunk.
+            data = reader.data(by_type[container.ALPHA]) if container.ALPHA in by_type else b""
+            return _decode_alpha(data, self._header.size)
+        except OSError:
+            if not ImageFile.LOAD_TRUNCATED_IMAGES:
+                raise
+            return Image.new("L", self._header.size, 255)
 
 
 def _check_shape(header: Header) -> None:

@@ -253,7 +253,8 @@ class Reader:
 
     def __init__(self, fp: IO[bytes]) -> None:
         self._fp = fp
-        self.file_size = fp.seek(0, os.SEEK_END)
+        fp.seek(0, os.SEEK_END)
+        self.file_size = fp.tell()
         fp.seek(0)
         if fp.read(len(SIGNATURE)) != SIGNATURE:
             msg = "not an SDZ file"
