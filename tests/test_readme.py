@@ -23,53 +23,47 @@ NOT_RUN = {
 }
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def commands() -> list[list[str]]:
-    """The bash blocks' commands, as words, one for each side of an `&&`."""
-    text = "\n".join(blocks("bash")).replace("\\\n", " ")
-    lines = (line.removeprefix("$ ").strip() for line in text.splitlines())
+def commands(text: str) -> list[list[str]]:
+    """A bash block's commands as words, one for each side of an `&&`."""
+    lines = (line.removeprefix("$ ") for line in text.replace("\\\n", " ").splitlines())
     parts = (part for line in lines for part in line.split("&&"))
     return [words for part in parts if (words := shlex.split(part, comments=True))]
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory, photo: Image.Image) -> Path:
-    """Where the README's reader stands: a folder with a photo in it."""
-    directory = tmp_path_factory.mktemp("readme")
-    exif = Image.Exif()
-    exif[274] = 1
-    photo.resize((128, 96)).save(directory / "photo.jpg", exif=exif)
-    return directory
+def run(words: list[str], environment: dict[str, str]) -> None:
+    if words[0] in NOT_RUN:
+        return
+    assert words[0] == "sdz", f"no rule for {shlex.join(words)}"
+    done = subprocess.run(
+        [sys.executable, "-m", "pillow_sdz", *words[1:]],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
 
 
-def test_python_blocks(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(directory)
+def test_snippets(
+    photo: Image.Image,
+    tmp_path: Path,
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ImageShow, "show", lambda *args, **options: True)
-    snippets = blocks("python")
-    assert snippets
-    # One after the other, as they are read: a later one may use what an earlier one made.
+    photo.resize((128, 96)).save("photo.jpg")
+
+    snippets = BLOCK.findall(README.read_text())
+    assert {language for language, _ in snippets} == {"python", "bash"}
+    # In the order in which they are read: a later one may use what an earlier one made.
     namespace: dict[str, object] = {"__name__": "__main__"}
-    for number, snippet in enumerate(snippets, 1):
-        exec(compile(snippet, f"README.md, Python block {number}", "exec"), namespace)
-
-
-def test_bash_blocks(directory: Path, environment: dict[str, str]) -> None:
-    ran = 0
-    for words in commands():
-        if words[0] in NOT_RUN:
-            continue
-        assert words[0] == "sdz", f"no rule for {shlex.join(words)}"
-        run = subprocess.run(
-            [sys.executable, "-m", "pillow_sdz", *words[1:]],
-            cwd=directory,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.returncode == 0, f"{shlex.join(words)}: {run.stderr}"
-        ran += 1
-    assert ran
+    for number, (language, text) in enumerate(snippets, 1):
+        if language == "python":
+            exec(compile(text, f"README.md, snippet {number}", "exec"), namespace)
+        else:
+            for words in commands(text):
+                run(words, environment)
