@@ -461,7 +461,7 @@ def _each(
         except BrokenPipeError:
             raise
         except Exception as error:  # whatever a plugin raises, the other files are still done
-            _complain(path(item), _reason(error))
+            _complain(path(item), _reason(error, path(item)))
             complete = False
     return complete
 
@@ -474,12 +474,13 @@ def _progress(items: Sequence[Item]) -> Iterable[Item]:
     return tqdm(items, unit="file", file=sys.stderr)
 
 
-def _reason(error: Exception) -> str:
-    """One line on what went wrong."""
+def _reason(error: Exception, about: Path | None = None) -> str:
+    """One line on what went wrong, for a message that names the file it is about already."""
     if isinstance(error, UnidentifiedImageError):
         return "not a picture that Pillow can read"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        other = error.filename is not None and str(error.filename) != str(about)
+        return f"{error.filename}: {error.strerror}" if other else error.strerror
     text = " ".join(str(error).split())
     if isinstance(error, (OSError, ValueError)) and text:
         return text

@@ -217,6 +217,14 @@ def test_one_bad_file_does_not_stop_the_others(
     ]
 
 
+def test_a_message_names_the_file_that_it_is_about(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("taken").write_text("no folder")
+    assert main(["encode", "a.jpg", "-o", "taken/below"]) == 1
+    assert capsys.readouterr().err.startswith(f"sdz: a.jpg: {folder / 'taken'}")
+
+
 def test_other_files_are_no_sdz(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["decode", "a.jpg"]) == 1
     assert main(["info", "a.jpg"]) == 1
