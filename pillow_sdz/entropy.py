@@ -1,0 +1,189 @@
+"""Integers <-> bytes: probability tables by index over constriction's range coder.
+
+Nothing here is floating-point arithmetic that a machine may round differently.  A symbol
+arrives with a predicted mean, in eighths, and the index of a scale, both integers computed
+by `prior`; together they choose one of a few hundred tables of 16-bit frequencies.
+`docs/format.md` specifies all of it well enough to be written again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+MEAN_UNITS = 8  # means are predicted in eighths of a quantisation step
+SCALES = 96  # scale i is 2 ** (i / 8 - 5) quantisation steps
+PHASED_SCALES = 64  # from a scale of 8 steps on, the mean's fraction no longer matters
+PHASES = MEAN_UNITS // 2 + 1
+FREQUENCY_BITS = 16
+CODER_BITS = 24  # constriction's default precision
+MAX_ESCAPE_BITS = 20
+SYMBOL_LIMIT = 1 << 19  # symbols and means are clipped to +-this
+
+TABLES_FILE = Path(__file__).parent / "models" / "weights" / "tables.safetensors"
+
+
+class DamagedPayload(ValueError):
+    """The words do not decode to symbols."""
+
+
+class Tables:
+    """The frequency tables: table t codes residuals -reach[t]..reach[t] and an escape."""
+
+    def __init__(self, frequencies: NDArray[np.uint16], reach: NDArray[np.uint16]) -> None:
+        self.reach = reach.astype(np.int64)
+        ends = np.cumsum(2 * self.reach + 2)
+        if len(reach) != (PHASED_SCALES * PHASES + SCALES - PHASED_SCALES) or ends[-1] != len(
+            frequencies
+        ):
+            msg = "the frequency tables do not have their specified shape"
+            raise ValueError(msg)
+        self.start = ends - (2 * self.reach + 2)
+        self.models = []
+        # A float32 holds these integers exactly.  constriction gives a symbol of weight w
+        # floor(w * scale) + 1 counts, where the scale makes the sum 2 ** 24; with weights
+        # that sum to 2 ** 24 less the number of symbols the scale is exactly 1.
+        unit = 1 << (CODER_BITS - FREQUENCY_BITS)
+        for start, end in zip(self.start, ends, strict=True):
+            counts = frequencies[start:end].astype(np.int64)
+            if counts.min() < 1 or counts.sum() != 1 << FREQUENCY_BITS:
+                msg = "a frequency table does not sum to 65536"
+                raise ValueError(msg)
+            weights = (counts * unit - 1).astype(np.float32)
+            self.models.append(constriction.stream.model.Categorical(weights, perfect=False))
+        #: Bits of every entry of every table, for rate-distortion decisions.
+        self.bits = FREQUENCY_BITS - np.log2(frequencies.astype(np.float64))
+
+    @classmethod
+    @functools.cache
+    def shipped(cls) -> Tables:
+        """The tables of the file format, loaded once."""
+        arrays = load_file(TABLES_FILE)
+        return cls(arrays["frequencies"], arrays["reach"])
+
+
+class Prediction(NamedTuple):
+    """Where a symbol's distribution lies: its table, its centre and whether it is mirrored."""
+
+    table: Ints
+    centre: Ints
+    mirror: Ints  # +1 or -1
+
+    @classmethod
+    def of(cls, mean: Ints, scale: Ints) -> Prediction:
+        """From means in eighths and scale indices of any range."""
+        scale = np.clip(scale, 0, SCALES - 1)
+        limit = SYMBOL_LIMIT * MEAN_UNITS
+        mean = np.clip(mean, -limit, limit)
+        centre = (mean + MEAN_UNITS // 2) >> 3
+        fraction = mean - centre * MEAN_UNITS
+        table = np.where(
+            scale < PHASED_SCALES,
+            scale * PHASES + np.abs(fraction),
+            scale + PHASED_SCALES * (PHASES - 1),
+        )
+        return cls(table, centre, np.where(fraction < 0, -1, 1))
+
+
+def _runs(table: Ints) -> Iterator[tuple[int, Ints]]:
+    """Each table in use, in ascending order, with the places that use it, in their order."""
+    order = np.argsort(table.astype(np.uint16), kind="stable")
+    in_order = table[order]
+    ends = np.append(np.flatnonzero(np.diff(in_order)) + 1, len(in_order))
+    start = 0
+    for end in ends if len(in_order) else ():
+        yield int(in_order[start]), order[start:end]
+        start = end
+
+
+class Coder(Protocol):
+    """Codes one stage of symbols, so that a prior is written once for both directions."""
+
+    def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
+        """The symbols that ``index`` selects of ``volume``, as flat as ``mean`` and ``scale``.
+
+        A decoder reads them; an encoder chooses and writes them.
+        """
+        ...
+
+
+class SymbolEncoder:
+    """Symbols to words."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._encoder = constriction.stream.queue.RangeEncoder()
+
+    def encode(self, symbols: Ints, prediction: Prediction) -> None:
+        residual = (symbols - prediction.centre) * prediction.mirror
+        reach = self._tables.reach[prediction.table]
+        escaped = np.abs(residual) > reach
+        entry = np.where(escaped, 2 * reach + 1, residual + reach).astype(np.int32)
+        for table, places in _runs(prediction.table):
+            self._encoder.encode(entry[places], self._tables.models[table])
+        for place in np.flatnonzero(escaped):
+            excess = abs(int(residual[place])) - int(reach[place])  # >= 1
+            bits = excess.bit_length() - 1
+            low = (excess - (1 << bits)) * 2 + int(residual[place] < 0)
+            uniform = constriction.stream.model.Uniform
+            self._encoder.encode(bits, uniform(32))
+            self._encoder.encode(low, uniform(2 << bits))
+
+    def bytes(self) -> bytes:
+        """The words, big-endian, without the zero bytes at their end."""
+        return self._encoder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
+
+
+class SymbolDecoder:
+    """Words to symbols."""
+
+    def __init__(self, tables: Tables, payload: bytes) -> None:
+        if payload.endswith(b"\0"):
+            msg = "the words end in a zero byte"
+            raise DamagedPayload(msg)
+        self._tables = tables
+        padded = payload + b"\0" * (-len(payload) % 4)
+        words = np.frombuffer(padded, ">u4").astype(np.uint32)
+        self._decoder = constriction.stream.queue.RangeDecoder(words)
+
+    def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
+        prediction = Prediction.of(mean, scale)
+        entry = np.empty(len(prediction.table), np.int64)
+        try:
+            for table, places in _runs(prediction.table):
+                entry[places] = self._decoder.decode(self._tables.models[table], len(places))
+            reach = self._tables.reach[prediction.table]
+            residual = entry - reach
+            for at in np.flatnonzero(entry == 2 * reach + 1):
+                uniform = constriction.stream.model.Uniform
+                bits = int(self._decoder.decode(uniform(32)))
+                if bits > MAX_ESCAPE_BITS:
+                    msg = f"an escaped symbol of {bits} bits"
+                    raise DamagedPayload(msg)
+                low = int(self._decoder.decode(uniform(2 << bits)))
+                excess = (1 << bits) + (low >> 1)
+                residual[at] = -(reach[at] + excess) if low & 1 else reach[at] + excess
+        except AssertionError as e:  # constriction's word for words no encoder makes
+            msg = "the words do not decode"
+            raise DamagedPayload(msg) from e
+        symbols = residual * prediction.mirror + prediction.centre
+        if np.abs(symbols).max(initial=0) > SYMBOL_LIMIT:
+            msg = "a symbol out of range"
+            raise DamagedPayload(msg)
+        return symbols
+
+    def finish(self) -> None:
+        """Check that nothing is left; DamagedPayload otherwise."""
+        if not self._decoder.maybe_exhausted():
+            msg = "words are left after the last symbol"
+            raise DamagedPayload(msg)

@@ -1,0 +1,53 @@
+"""The registry of models: names, latent shapes and hashes, without loading anything heavy."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .embedded import Mini
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What can be known of a model without its weights.
+
+    ``factor`` is the number of pixels along one side of a latent, ``channels`` the
+    latent channels, ``digest`` the first bytes of the sha256 of the weights' file.
+    """
+
+    name: str
+    channels: int
+    factor: int
+    digest: bytes
+
+
+MINI = ModelSpec("mini", channels=160, factor=16, digest=b"\0\0\0\0")
+
+_REGISTRY = {MINI.name: MINI}
+
+
+def names() -> list[str]:
+    """The registered models' names, sorted."""
+    return sorted(_REGISTRY)
+
+
+def spec(name: str) -> ModelSpec:
+    """The registered model called ``name``; KeyError where there is none."""
+    return _REGISTRY[name]
+
+
+_loaded: dict[str, Mini] = {}
+_loading = threading.Lock()
+
+
+def load(spec: ModelSpec) -> Mini:
+    """The model itself, loaded once per process; imports torch."""
+    with _loading:
+        if spec.name not in _loaded:
+            from .embedded import WEIGHTS, Mini
+
+            _loaded[spec.name] = Mini(WEIGHTS)
+        return _loaded[spec.name]

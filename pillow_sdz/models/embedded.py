@@ -1,0 +1,252 @@
+"""The embedded autoencoder `mini`: a lapped transform learnt from data, with a CNN beside it.
+
+Both directions are the sum of a linear path, an overlapped block transform of 32x32
+samples at a stride of 16, and a residual path, a small CNN that works at 1/4, 1/8 and
+1/16 of the resolution.  The linear path alone is a competent transform coder; the CNN
+adds what a linear transform cannot: edges without ringing, and a reconstruction that
+knows how coarsely the latents were quantised.  See training/README.md for the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..prior import HyperPrior
+
+FACTOR = 16
+CHANNELS = 160
+WIDTHS = (40, 80, 144)  # channels at 1/4, 1/8 and 1/16 of the resolution
+DEPTHS_ENCODER = (4, 3, 2)  # residual blocks at each of them
+DEPTHS_DECODER = (5, 5, 2)
+RATE_FEATURES = 3
+# Weight of the distortion at both ends of the rate axis, in bits per pixel for a squared
+# grey level.  Chosen so that Kodak-sized photos run from about 0.05 to 1.2 bits per pixel.
+LAMBDA_LOW, LAMBDA_HIGH = 1e-4, 0.06
+
+TILE = 128  # latents along a side of what is encoded or decoded at once.  Chosen: 4 megapixels.
+# More latents than any pixel's reach on either path (13 in the decoder), so tiles have no seam.
+MARGIN = 16
+
+WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
+
+
+def distortion_weight(rate: Tensor) -> Tensor:
+    """Lagrangian weight of the squared error at places of the rate axis in [0, 1]."""
+    return LAMBDA_LOW * (LAMBDA_HIGH / LAMBDA_LOW) ** rate
+
+
+def rate_features(rate: Tensor) -> Tensor:
+    """The position on the rate axis, (B,) in [0, 1], as (B, RATE_FEATURES) smooth features."""
+    u = 2 * rate - 1
+    return torch.stack([u, u * u, u * u * u], dim=1)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(x))), both 3x3."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(torch.as_tensor(self.second.bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(F.relu(self.first(x)))
+        return x + y
+
+
+def _blocks(channels: int, depth: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(channels) for _ in range(depth)))
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, H, W) in [-0.5, 0.5], H and W multiples of 16, to latents (B, C, H/16, W/16)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        n4, n8, n16 = WIDTHS
+        d4, d8, d16 = DEPTHS_ENCODER
+        # A 32x32 convolution at stride 16 is a 2x2 convolution over 16x16 blocks.
+        self.linear = nn.Conv2d(3 * FACTOR * FACTOR, CHANNELS, 2)
+        self.enter = nn.Conv2d(48, n4, 3, padding=1)
+        self.at4 = _blocks(n4, d4)
+        self.down8 = nn.Conv2d(n4, n8, 4, stride=2, padding=1)
+        self.at8 = _blocks(n8, d8)
+        self.down16 = nn.Conv2d(n8, n16, 4, stride=2, padding=1)
+        self.at16 = _blocks(n16, d16)
+        self.leave = nn.Conv2d(n16, CHANNELS, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocks = F.pixel_unshuffle(F.pad(x, (8, 8, 8, 8), mode="replicate"), FACTOR)
+        y = self.at4(self.enter(F.pixel_unshuffle(x, 4)))
+        y = self.at16(self.down16(self.at8(self.down8(y))))
+        latents: Tensor = self.linear(blocks) + self.leave(y)
+        return latents
+
+
+class Decoder(nn.Module):
+    """Latents (B, C, h, w) and their place on the rate axis (B,) to images (B, 3, 16h, 16w)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        n4, n8, n16 = WIDTHS
+        d4, d8, d16 = DEPTHS_DECODER
+        self.linear = nn.Conv2d(CHANNELS, 3 * FACTOR * FACTOR, 2, padding=1, bias=False)
+        self.enter = nn.Conv2d(CHANNELS, n16, 3, padding=1)
+        self.at16 = _blocks(n16, d16)
+        self.up8 = nn.Conv2d(n16, n8 * 4, 1)
+        self.at8 = _blocks(n8, d8)
+        self.up4 = nn.Conv2d(n8, n4 * 4, 1)
+        self.at4 = _blocks(n4, d4)
+        self.leave = nn.Conv2d(n4, 48, 3, padding=1)
+        # What the reconstruction should smooth depends on the quantisation step.
+        self.rate = nn.ModuleList(nn.Linear(RATE_FEATURES, n) for n in (n16, n8, n4))
+        for layer in self.rate:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, latents: Tensor, rate: Tensor) -> Tensor:
+        r16, r8, r4 = (layer(rate_features(rate))[:, :, None, None] for layer in self.rate)
+        image = F.pixel_shuffle(self.linear(latents), FACTOR)[..., 8:-8, 8:-8]
+        y = self.at16(self.enter(latents) + r16)
+        y = self.at8(F.pixel_shuffle(self.up8(y), 2) + r8)
+        y = self.at4(F.pixel_shuffle(self.up4(y), 2) + r4)
+        out: Tensor = image + F.pixel_shuffle(self.leave(y), 4)
+        return out
+
+
+class Gain(nn.Module):
+    """The quantisation step of every channel, as a function of the place on the rate axis.
+
+    Latents are multiplied by exp(a + b t + c t^2) before rounding and divided by it after:
+    one model for all rates (Cui et al., "Asymmetric Gained Deep Image Compression With
+    Continuous Rate Adaptation", CVPR 2021).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coefficients = nn.Parameter(torch.zeros(3, CHANNELS))
+
+    def forward(self, rate: Tensor) -> Tensor:
+        powers = torch.stack([torch.ones_like(rate), rate, rate * rate], dim=1)
+        return torch.exp(powers @ self.coefficients)[:, :, None, None]
+
+
+class Autoencoder(nn.Module):
+    """Encoder, decoder and gain; latents are in the encoder's own units, before the gain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+        self.decoder = Decoder()
+        self.gain = Gain()
+
+
+class HyperAnalysis(nn.Sequential):
+    """Latents (B, C, h, w) in steps, h and w even, to hyperlatents (B, 32, h/2, w/2).
+
+    Only the encoder runs it, so it may be floating point.
+    """
+
+    def __init__(self, hyper: int = 32, width: int = 96) -> None:
+        super().__init__(
+            nn.Conv2d(CHANNELS, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, hyper, 3, padding=1),
+        )
+
+
+def _tiles(length: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Cut 0..length: what to compute, which part of that to keep, and where that belongs."""
+    for start in range(0, length, TILE):
+        stop = min(start + TILE, length)
+        first, last = max(0, start - MARGIN), min(length, stop + MARGIN)
+        yield slice(first, last), slice(start - first, stop - first), slice(start, stop)
+
+
+def _in_pixels(part: slice) -> slice:
+    return slice(part.start * FACTOR, part.stop * FACTOR)
+
+
+class Mini:
+    """`mini`, loaded: pixels <-> latents in quantisation steps, in numpy arrays.
+
+    ``quality`` is the header's, in hundredths (100..10000).
+    """
+
+    def __init__(self, weights: Path) -> None:
+        tensors = load_file(weights)
+
+        def part(name: str) -> dict[str, Tensor]:
+            return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+
+        self._autoencoder = Autoencoder()
+        self._autoencoder.load_state_dict(part("autoencoder."))
+        self._analysis = HyperAnalysis()
+        self._analysis.load_state_dict(part("analysis."))
+        for module in (self._autoencoder, self._analysis):
+            module.float().eval().requires_grad_(False)
+        #: Squared grey levels of error in the picture for a squared unit of latent (C,).
+        self._energy = tensors["energy"].double().numpy()
+        self.prior = HyperPrior({k: v.numpy() for k, v in part("prior.").items()})
+
+    @staticmethod
+    def _rate(quality: int) -> Tensor:
+        return torch.tensor([(quality - 100) / 9900])
+
+    def gain(self, quality: int) -> NDArray[np.float32]:
+        """Steps in a unit of latent, (C,)."""
+        gain: NDArray[np.float32] = self._autoencoder.gain(self._rate(quality)).numpy().ravel()
+        return gain
+
+    def price(self, quality: int) -> NDArray[np.float64]:
+        """Bits that a squared step of error is worth, (C,)."""
+        weight = distortion_weight(self._rate(quality)).item()
+        return weight * self._energy / self.gain(quality).astype(np.float64) ** 2
+
+    def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Pixels (H, W, 3) to latents (ceil(H/16), ceil(W/16), C)."""
+        height, width = (-n % FACTOR for n in pixels.shape[:2])
+        pixels = np.pad(pixels, ((0, height), (0, width), (0, 0)), mode="edge")
+        rows, columns = (n // FACTOR for n in pixels.shape[:2])
+        latents = np.empty((rows, columns, CHANNELS), np.float32)
+        for outer_y, keep_y, place_y in _tiles(rows):
+            for outer_x, keep_x, place_x in _tiles(columns):
+                tile = torch.from_numpy(pixels[_in_pixels(outer_y), _in_pixels(outer_x)].copy())
+                image = tile.permute(2, 0, 1)[None].float() / 255 - 0.5
+                out = self._autoencoder.encoder(image)[0].permute(1, 2, 0).numpy()
+                latents[place_y, place_x] = out[keep_y, keep_x]
+        return latents
+
+    def hyperlatents(self, steps: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Latents in steps (h, w, C) to hyperlatents (ceil(h/2), ceil(w/2), 32)."""
+        height, width = (n % 2 for n in steps.shape[:2])
+        even = np.pad(steps, ((0, height), (0, width), (0, 0)))
+        out = self._analysis(torch.from_numpy(even).permute(2, 0, 1)[None])
+        return np.rint(out[0].permute(1, 2, 0).numpy()).astype(np.int64)
+
+    def decode(self, latents: NDArray[np.float64], quality: int) -> NDArray[np.uint8]:
+        """Latents (h, w, C), the gain taken off, to pixels (16 h, 16 w, 3)."""
+        rows, columns, _ = latents.shape
+        pixels = np.empty((rows * FACTOR, columns * FACTOR, 3), np.uint8)
+        rate = self._rate(quality)
+        for outer_y, keep_y, place_y in _tiles(rows):
+            for outer_x, keep_x, place_x in _tiles(columns):
+                tile = torch.from_numpy(latents[outer_y, outer_x].astype(np.float32))
+                image = self._autoencoder.decoder(tile.permute(2, 0, 1)[None], rate)[0]
+                levels = torch.round((image + 0.5).clamp(0, 1) * 255).to(torch.uint8)
+                out = levels.permute(1, 2, 0).numpy()
+                kept = out[_in_pixels(keep_y), _in_pixels(keep_x)]
+                pixels[_in_pixels(place_y), _in_pixels(place_x)] = kept
+        return pixels

@@ -1,0 +1,170 @@
+"""The integer networks that predict the distribution of every symbol.
+
+All weights and activations are integers; products are summed in float64, which is exact
+because every partial sum stays far below 2 ** 53, whatever the order of summation.  So the
+same file decodes to the same integers with any BLAS, on any machine, with any threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .entropy import SYMBOL_LIMIT, Coder, Floats, Ints
+
+ACTIVATION_LIMIT = (1 << 15) - 1
+EXACT = 1 << 53  # float64 holds every integer up to here
+OVERFLOW = 1 << 62
+BLOCK = 4096  # places evaluated at once: 60 MB for the widest layer.  Chosen.
+
+
+class Affine:
+    """y = (sum over inputs of (W_i x_i) * m_i + b + 2 ** (s - 1)) >> s, all integers.
+
+    ``W_i`` is int8 (outputs, inputs); ``m_i`` int32 and ``b`` int64, one per output, turn
+    the units of the inputs into those of the output.
+    """
+
+    def __init__(self, tensors: Mapping[str, NDArray[Any]], name: str, *limits: int) -> None:
+        self._shift = int(tensors[f"{name}.shift"][0])
+        self._bias = tensors[f"{name}.bias"].astype(np.int64) + (1 << (self._shift - 1))
+        self.outputs = len(self._bias)
+        self._weights: list[Floats] = []
+        self._multipliers: list[Ints] = []
+        largest = np.abs(self._bias).astype(object)
+        for i, limit in enumerate(limits):
+            weight = tensors[f"{name}.weight{i}"].astype(np.int64)
+            multiplier = tensors[f"{name}.multiplier{i}"].astype(np.int64)
+            total = np.abs(weight).sum(1).astype(object) * limit
+            largest += total * np.abs(multiplier)
+            if total.max() >= EXACT:
+                msg = f"sums of {name} may not be exact"
+                raise ValueError(msg)
+            self._weights.append(np.ascontiguousarray(weight.T, dtype=np.float64))
+            self._multipliers.append(multiplier)
+        if largest.max() >= OVERFLOW:
+            msg = f"sums of {name} may overflow"
+            raise ValueError(msg)
+
+    def __call__(self, *inputs: Floats) -> Ints:
+        """Inputs (n, k_i) holding integers to outputs (n, k)."""
+        total: Ints = np.broadcast_to(self._bias, (len(inputs[0]), self.outputs))
+        for x, weight, multiplier in zip(inputs, self._weights, self._multipliers, strict=True):
+            total = total + (x @ weight).astype(np.int64) * multiplier
+        return total >> self._shift
+
+
+def rectified(x: Ints) -> Floats:
+    """Clipped to 0..ACTIVATION_LIMIT: the only non-linearity."""
+    return np.clip(x, 0, ACTIVATION_LIMIT).astype(np.float64)
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    """Slices of at most BLOCK places: memory stays bounded however large the picture."""
+    for start in range(0, count, BLOCK):
+        yield slice(start, start + BLOCK)
+
+
+def _neighbours(
+    volume: Ints | Floats, rows: Ints, columns: Ints, taps: list[tuple[int, int]], layer: Affine
+) -> Ints:
+    """A layer applied to the values around places of a volume (h, w, C); zeros outside of it."""
+    reach = max(dy for dy, _ in taps)
+    padded = np.pad(volume, ((reach, reach), (reach, reach), (0, 0)))
+    out = []
+    for block in _blocks(len(rows)):
+        r, c = rows[block] + reach, columns[block] + reach
+        around = np.concatenate([padded[r + dy, c + dx] for dy, dx in taps], axis=1)
+        out.append(layer(around.astype(np.float64, copy=False)))
+    return np.concatenate(out)
+
+
+SQUARE = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+# Of a 5x5 square, the places that the first pass of a checkerboard has coded.
+CHECKERBOARD = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy + dx) % 2]
+
+
+class HyperPrior:
+    """Hyperlatents at half the resolution, then a checkerboard of two passes.
+
+    In each pass the channels come in groups; a group's distribution is predicted from the
+    hyperlatents, in the second pass from the first pass around it, and from the groups
+    before it at the same place.
+    """
+
+    def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        self._groups = [int(g) for g in tensors["groups"]]
+        self._hyper_scale = tensors["hyper_scale"].astype(np.int64)  # (2, Z)
+        self._up = Affine(tensors, "up", SYMBOL_LIMIT)
+        self._features = Affine(tensors, "features", ACTIVATION_LIMIT)
+        self._context = Affine(tensors, "context", SYMBOL_LIMIT)
+        self._hidden, self._output, before = [], [], 0
+        for i, group in enumerate(self._groups):
+            limits = (ACTIVATION_LIMIT, ACTIVATION_LIMIT, 10000, SYMBOL_LIMIT)
+            self._hidden.append(Affine(tensors, f"hidden{i}", *limits[: 3 + (before > 0)]))
+            self._output.append(Affine(tensors, f"output{i}", ACTIVATION_LIMIT))
+            before += group
+        self.channels = before
+        self.hyper_channels = self._hyper_scale.shape[1]
+
+    def hyper_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Shape of the hyperlatents of latents (height, width)."""
+        return (height + 1) // 2, (width + 1) // 2, self.hyper_channels
+
+    def _features_of(self, hyper: Ints) -> Floats:
+        """Hyperlatents (hz, wz, Z) to features (2 hz, 2 wz, F)."""
+        height, width, _ = hyper.shape
+        rows, columns = (a.ravel() for a in np.indices((height, width)))
+        up = rectified(_neighbours(hyper, rows, columns, SQUARE, self._up))
+        # Each place makes 2x2 places, row by row.
+        up = up.reshape(height, width, 2, 2, -1).transpose(0, 2, 1, 3, 4)
+        up = up.reshape(2 * height, 2 * width, -1)
+        rows, columns = (a.ravel() for a in np.indices(up.shape[:2]))
+        features = rectified(_neighbours(up, rows, columns, SQUARE, self._features))
+        return features.reshape(2 * height, 2 * width, -1)
+
+    def code(self, coder: Coder, height: int, width: int, quality: int) -> Ints:
+        """Code the hyperlatents and the latents; the latents (height, width, C) come back.
+
+        ``quality`` is the header's, in hundredths.
+        """
+        hyper_shape = self.hyper_shape(height, width)
+        hyper_scale = (self._hyper_scale[0] + self._hyper_scale[1] * quality) >> 16
+        count = hyper_shape[0] * hyper_shape[1]
+        scales = np.broadcast_to(hyper_scale, (count, len(hyper_scale))).ravel()
+        everywhere = (slice(None), slice(None), slice(None))
+        hyper = coder.code("hyper", everywhere, np.zeros(len(scales), np.int64), scales)
+        features = self._features_of(hyper.reshape(hyper_shape))
+
+        symbols = np.zeros((height, width, self.channels), np.int64)
+        parity = np.indices((height, width)).sum(0) % 2
+        for second in (False, True):
+            rows, columns = np.nonzero(parity == (0 if second else 1))
+            if not len(rows):  # a single latent has no first pass
+                continue
+            if second:
+                context = _neighbours(symbols, rows, columns, CHECKERBOARD, self._context)
+                context = np.clip(context, -ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+            else:
+                context = np.zeros((len(rows), self._context.outputs), np.int64)
+            before = 0
+            for group, hidden, output in zip(
+                self._groups, self._hidden, self._output, strict=True
+            ):
+                parameters = []
+                for block in _blocks(len(rows)):
+                    r, c = rows[block], columns[block]
+                    inputs = [features[r, c], context[block], np.full((len(r), 1), quality)]
+                    if before:
+                        inputs.append(symbols[r, c, :before])
+                    known = [x.astype(np.float64, copy=False) for x in inputs]
+                    parameters.append(output(rectified(hidden(*known))))
+                mean, scale = np.split(np.concatenate(parameters), 2, axis=1)
+                index = (rows, columns, slice(before, before + group))
+                chosen = coder.code("latents", index, mean.ravel(), scale.ravel())
+                symbols[index] = chosen.reshape(len(rows), group)
+                before += group
+        return symbols

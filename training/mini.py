@@ -1,0 +1,225 @@
+"""Train `mini`: autoencoder and floating-point prior together, for all rates at once.
+
+    python -m training.mini --photos DIR --run DIR --minutes 90
+
+starts from a linear transform fitted to the photos, or goes on from the run's checkpoint
+if there is one.  ``--warm-start FILE`` begins with another run's averaged weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pillow_sdz.models.embedded import CHANNELS, FACTOR, Autoencoder, distortion_weight
+from training import data
+from training.perceptual import ssimulacra2
+from training.prior import Prior
+
+BATCH = 16
+AVERAGING = 0.999
+
+
+class Model(nn.Module):
+    """What is trained: the autoencoder that ships and the prior it is trained with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.autoencoder = Autoencoder()
+        self.prior = Prior()
+
+    def forward(self, images: Tensor, rate: Tensor, *, hard: bool) -> tuple[Tensor, Tensor]:
+        """Reconstructions (B, 3, H, W) and bits per pixel (B,)."""
+        gain = self.autoencoder.gain(rate)
+        latents = self.autoencoder.encoder(images) * gain
+        bits = self.prior.bits(latents, rate, hard=hard)
+        # The decoder sees what it will see in a file: rounded latents.
+        rounded = latents + (torch.round(latents) - latents).detach()
+        reconstruction = self.autoencoder.decoder(rounded / gain, rate).float()
+        return reconstruction, bits / (images.shape[2] * images.shape[3])
+
+
+def loss_of(model: Model, images: Tensor, rate: Tensor, *, hard: bool, perceptual: float) -> Tensor:
+    """Rate-distortion loss, balanced so that every rate pulls about equally."""
+    reconstruction, bpp = model(images, rate, hard=hard)
+    weight = distortion_weight(rate)
+    squared = ((reconstruction - images) ** 2).mean((1, 2, 3)) * 255**2
+    loss = bpp + weight * squared
+    if perceptual:
+        # On half of the batch: it costs as much as the networks.  The power of the weight
+        # keeps its share of the slope near constant, since a halving of the bits costs
+        # about as many points of the score at any rate.
+        half = slice(len(images) // 2)
+        # The variances in the metric are differences of near equals: not for bfloat16.
+        with torch.autocast(images.device.type, enabled=False):
+            distance = 1 - ssimulacra2(reconstruction[half], images[half]) / 100
+        share = 2 * perceptual * 0.35 * (weight[half] / 9e-4) ** 0.47
+        loss = torch.cat([loss[half] + share * distance, loss[len(images) // 2 :]])
+    return (loss / weight.sqrt()).mean() * 0.05
+
+
+def lapped_transform(size: int) -> Tensor:
+    """The modulated lapped transform, (size, 2 * size); Malvar, IEEE TASSP 1990."""
+    n = torch.arange(2 * size, dtype=torch.float64)
+    k = torch.arange(size, dtype=torch.float64)[:, None]
+    window = torch.sin(math.pi * (n + 0.5) / (2 * size)) * math.sqrt(2 / size)
+    return (window * torch.cos(math.pi / size * (n + 0.5 + size / 2) * (k + 0.5))).float()
+
+
+def block_weight(filters: Tensor) -> Tensor:
+    """32x32 filters (C, 3, 32, 32) as a 2x2 convolution over 16x16 blocks (C, 768, 2, 2)."""
+    c = filters.shape[0]
+    blocks = filters.reshape(c, 3, 2, FACTOR, 2, FACTOR).permute(0, 1, 3, 5, 2, 4)
+    return blocks.reshape(c, 3 * FACTOR * FACTOR, 2, 2).contiguous()
+
+
+@torch.no_grad()
+def set_linear(model: Model, analysis: Tensor, synthesis: Tensor) -> None:
+    """Linear paths from analysis and synthesis filters, both (C, 3, 32, 32)."""
+    model.autoencoder.encoder.linear.weight.copy_(block_weight(analysis))
+    # A transposed convolution is a convolution with its filter turned by half a circle.
+    turned = block_weight(synthesis).flip(2, 3).transpose(0, 1)
+    model.autoencoder.decoder.linear.weight.copy_(turned)
+
+
+@torch.no_grad()
+def initialise(model: Model, photos: list[np.ndarray], rng: random.Random) -> None:
+    """Linear paths from the principal components of lapped-transform coefficients."""
+    basis = lapped_transform(FACTOR)
+    images = data.crops(photos, 600, 128, rng)
+    windows = F.pad(images, (8,) * 4, mode="reflect").unfold(2, 32, 16).unfold(3, 32, 16)
+    coefficients = torch.einsum("in,brhwnm,jm->bhwrij", basis, windows, basis)
+    flat = coefficients.reshape(-1, 3 * FACTOR * FACTOR)
+    _, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
+    components = vectors[:, -CHANNELS:].flip(1).reshape(3, FACTOR, FACTOR, CHANNELS)
+    filters = torch.einsum("rijc,in,jm->crnm", components, basis, basis)
+    # Latents of about unit variance: the root mean square of the components.  Measured.
+    set_linear(model, filters * 5, filters / 5)
+    nn.init.zeros_(model.autoencoder.encoder.linear.bias)
+    nn.init.normal_(model.autoencoder.encoder.leave.weight, 0, 1e-3)
+    nn.init.zeros_(model.autoencoder.encoder.leave.bias)
+    nn.init.zeros_(model.autoencoder.decoder.leave.weight)
+    nn.init.zeros_(model.autoencoder.decoder.leave.bias)
+    model.autoencoder.gain.coefficients[0] = -1.2
+    model.autoencoder.gain.coefficients[1] = 4.5
+
+
+@torch.no_grad()
+def average(mean: dict[str, Tensor], model: nn.Module, step: int) -> None:
+    decay = min(AVERAGING, (1 + step) / (10 + step))
+    current = model.state_dict()
+    torch._foreach_lerp_(list(mean.values()), [current[k] for k in mean], 1 - decay)
+
+
+@torch.no_grad()
+def score(model: Model, photos: list[np.ndarray], rates: list[float]) -> str:
+    """Bits per pixel (estimated), PSNR and SSIMULACRA2 on whole photos, hard rounding."""
+    out = []
+    for value in rates:
+        rows = []
+        for photo in photos:
+            height, width = (n // 32 * 32 for n in photo.shape[:2])
+            image = data.to_tensor(photo[:height, :width])
+            rate = torch.tensor([value])
+            reconstruction, bpp = model(image, rate, hard=True)
+            reconstruction = torch.round(reconstruction.clamp(-0.5, 0.5) * 255) / 255
+            mse = ((reconstruction - image) ** 2).mean().item()
+            rows.append((bpp.item(), -10 * math.log10(mse), ssimulacra2(reconstruction, image).item()))
+        out.append("{:.3f} {:.2f} {:.1f}".format(*np.mean(rows, 0)))
+    return " | ".join(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--run", type=Path, required=True, help="checkpoint, log and weights")
+    parser.add_argument("--minutes", type=float, required=True, help="length of the whole run")
+    parser.add_argument("--warm-start", type=Path, help="averaged weights of another run")
+    parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--crop", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--perceptual", type=float, default=0.0, help="share of SSIMULACRA2")
+    parser.add_argument("--hard", action="store_true", help="rounding, not noise, in the rate")
+    parser.add_argument("--flat", type=float, default=0.3, help="part of the run before decay")
+    parser.add_argument("--report", type=int, default=1000, help="steps between reports")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    options.run.mkdir(parents=True, exist_ok=True)
+    checkpoint_path = options.run / "checkpoint.pt"
+    rng = random.Random(0)
+    photos = data.load(data.photo_paths(options.photos, held_out=False))
+    held_out = data.load(data.photo_paths(options.photos, held_out=True))[::3]
+    model = Model()
+    step, spent = 0, 0.0
+    if checkpoint_path.exists():
+        saved = torch.load(checkpoint_path, weights_only=True)
+        model.load_state_dict(saved["model"])
+        step, spent = saved["step"], saved["spent"]
+        rng.seed(step)
+        torch.manual_seed(step)
+    elif options.warm_start:
+        model.load_state_dict({k: v.float() for k, v in load_file(options.warm_start).items()})
+    else:
+        torch.manual_seed(0)
+        initialise(model, photos, rng)
+    model = model.to(options.device, memory_format=torch.channels_last)
+    mean = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate, fused=True)
+    if checkpoint_path.exists():
+        optimizer.load_state_dict(saved["optimizer"])
+        mean = {k: v.to(options.device) for k, v in saved["mean"].items()}
+
+    def report() -> None:
+        averaged = Model()
+        averaged.load_state_dict({k: v.float().cpu() for k, v in mean.items()})
+        line = f"{step} {spent / 60:.1f}m " + score(averaged, held_out, [0.2, 0.35, 0.5, 0.7, 1.0])
+        print(line, flush=True)
+        with open(options.run / "log.txt", "a") as log:
+            log.write(line + "\n")
+        state = {"model": model.state_dict(), "mean": mean, "optimizer": optimizer.state_dict()}
+        torch.save({**state, "step": step, "spent": spent}, options.run / "checkpoint.tmp")
+        (options.run / "checkpoint.tmp").replace(checkpoint_path)
+        half = {k: v.half().cpu().contiguous() for k, v in mean.items()}
+        save_file(half, options.run / "averaged.safetensors")
+
+    while spent < options.minutes * 60:
+        started = time.perf_counter()
+        done = spent / (options.minutes * 60)
+        decay = max(0.0, (done - options.flat) / (1 - options.flat))
+        lr = options.learning_rate * min(1, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * decay) + 0.01)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        images = data.crops(photos, options.batch, options.crop, rng).to(options.device)
+        # Most often where a few kilobytes are: the mode is near 0.15 bits per pixel.
+        rate = torch.tensor([rng.triangular(0, 1, 0.35) for _ in range(options.batch)])
+        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+            loss = loss_of(model, images, rate.to(images.device), hard=options.hard, perceptual=options.perceptual)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            msg = f"the gradient is not finite at step {step}"
+            raise RuntimeError(msg)
+        optimizer.step()
+        step += 1
+        average(mean, model, step)
+        spent += time.perf_counter() - started
+        if step % options.report == 0:
+            report()
+    report()
+
+
+if __name__ == "__main__":
+    main()

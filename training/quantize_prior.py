@@ -1,0 +1,143 @@
+"""Turn the trained floating-point prior into integers, and show what that loses.
+
+    python -m training.quantize_prior --weights averaged.safetensors --photos DIR --output FILE
+
+Weights become int8 per output, activations 15-bit integers whose units are calibrated on
+training photos; the bytes lost are measured on photos held out from training.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pillow_sdz.entropy import MEAN_UNITS
+from pillow_sdz.prior import ACTIVATION_LIMIT, CHECKERBOARD, SQUARE
+from training.prior import CHANNELS, GROUPS, HYPER_CHANNELS, Prior, checkerboard
+
+# Largest multiplier kept: 20 bits are precise to a millionth and leave room in 62.
+MULTIPLIER_BITS = 20
+
+
+def affine(
+    name: str, parts: list[tuple[Tensor, float]], bias: Tensor, units: Tensor
+) -> dict[str, NDArray[Any]]:
+    """Integer form of sum_i W_i x_i + b.
+
+    ``parts`` holds each weight (outputs, inputs) with the unit of its inputs (the real
+    value of an integer 1); ``units`` (outputs,) are those of the outputs.
+    """
+    ratios, tensors = [], {}
+    for i, (weight, unit) in enumerate(parts):
+        step = (weight.abs().amax(1) / 127).clamp_min(1e-12)
+        tensors[f"{name}.weight{i}"] = torch.round(weight / step[:, None]).to(torch.int8).numpy()
+        ratios.append((step * unit / units).double())
+    largest = max(r.max().item() for r in ratios)
+    shift = max(1, MULTIPLIER_BITS - math.ceil(math.log2(largest)))
+    for i, ratio in enumerate(ratios):
+        tensors[f"{name}.multiplier{i}"] = torch.round(ratio * 2**shift).to(torch.int32).numpy()
+    scaled = torch.round(bias.double() / units.double() * 2.0**shift)
+    tensors[f"{name}.bias"] = scaled.to(torch.int64).numpy()
+    tensors[f"{name}.shift"] = np.array([shift], np.int32)
+    return tensors
+
+
+def taps_last(weight: Tensor, taps: list[tuple[int, int]]) -> Tensor:
+    """A convolution's weight (O, I, k, k) as (O, taps * I) in the order of ``taps``."""
+    centre = weight.shape[-1] // 2
+    return torch.cat([weight[:, :, centre + dy, centre + dx] for dy, dx in taps], dim=1)
+
+
+def upsampling(weight: Tensor) -> Tensor:
+    """A transposed 4x4 convolution at stride 2 (I, O, 4, 4) as (4 * O, 9 * I): each place's
+    3x3 neighbours to its 2x2 outputs, row by row."""
+    rows = []
+    for py in (0, 1):
+        for px in (0, 1):
+            parts = []
+            for dy, dx in SQUARE:
+                # Output row 2 y + py comes from input row y + dy by kernel row py + 1 - 2 dy.
+                ky, kx = py + 1 - 2 * dy, px + 1 - 2 * dx
+                inside = 0 <= ky < 4 and 0 <= kx < 4
+                part = weight[:, :, ky, kx].T if inside else torch.zeros_like(weight[:, :, 0, 0].T)
+                parts.append(part)
+            rows.append(torch.cat(parts, dim=1))
+    return torch.cat(rows, dim=0)
+
+
+@torch.no_grad()
+def calibrate(prior: Prior, batches: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Largest activations over (latents, rate) batches, hard rounding."""
+    largest: dict[str, float] = {}
+
+    def note(name: str, value: Tensor) -> None:
+        largest[name] = max(largest.get(name, 0.0), value.abs().max().item())
+
+    for latents, rate in batches:
+        symbols = torch.round(latents)
+        hyper = torch.round(prior.analysis(latents))
+        up = F.relu(prior.synthesis_up(hyper))
+        features = F.relu(prior.synthesis(up))
+        first = checkerboard(symbols)
+        context = prior.context(symbols * first) * (1 - first)
+        note("up", up)
+        note("features", features)
+        note("context", context)
+        t = rate[:, None, None, None].expand(-1, 1, *symbols.shape[2:])
+        start = 0
+        for i, group in enumerate(GROUPS):
+            known = torch.cat([features, context, t, symbols[:, :start]], 1)
+            note(f"hidden{i}", F.relu(prior.first[i](known)))
+            start += group
+    return largest
+
+
+@torch.no_grad()
+def integers(prior: Prior, largest: dict[str, float]) -> dict[str, NDArray[Any]]:
+    """All tensors of `pillow_sdz.prior.HyperPrior`."""
+    # A margin of 1.5: what is larger than anything seen in calibration is clipped.  Chosen.
+    unit = {k: 1.5 * v / ACTIVATION_LIMIT for k, v in largest.items()}
+    ones = torch.ones
+    f = prior.synthesis.weight.shape[0]
+    tensors = {"groups": np.array(GROUPS, np.int32)}
+    # log2 of the scale in eighths of an octave, from -5 octaves on; the header's quality
+    # runs from 100 to 10,000 for a rate from 0 to 1.
+    octaves = 8 / math.log(2)
+    base, slope = prior.hyper_scale * octaves
+    slope = slope / 9900
+    base = base + 40 - 100 * slope + 0.5
+    hyper_scale = torch.stack([base, slope]) * 65536
+    tensors["hyper_scale"] = torch.round(hyper_scale).to(torch.int32).numpy()
+    bias = torch.as_tensor(prior.synthesis_up.bias)
+    weight = upsampling(prior.synthesis_up.weight)
+    tensors |= affine("up", [(weight, 1.0)], bias.repeat(4), ones(4 * f) * unit["up"])
+    weight = taps_last(prior.synthesis.weight, SQUARE)
+    bias = torch.as_tensor(prior.synthesis.bias)
+    tensors |= affine("features", [(weight, unit["up"])], bias, ones(f) * unit["features"])
+    weight = taps_last(prior.context.weight, CHECKERBOARD)
+    tensors |= affine("context", [(weight, 1.0)], torch.zeros(f), ones(f) * unit["context"])
+    start = 0
+    for i, group in enumerate(GROUPS):
+        weight = prior.first[i].weight[:, :, 0, 0]
+        parts = [(weight[:, :f], unit["features"]), (weight[:, f : 2 * f], unit["context"])]
+        parts.append((weight[:, 2 * f : 2 * f + 1], 1 / 9900))
+        if start:
+            parts.append((weight[:, 2 * f + 1 :], 1.0))
+        hidden = unit[f"hidden{i}"]
+        # Quality 100 is rate 0: its offset goes into the bias.
+        bias = torch.as_tensor(prior.first[i].bias) - weight[:, 2 * f] * (100 / 9900)
+        tensors |= affine(f"hidden{i}", parts, bias, ones(len(weight)) * hidden)
+        weight = prior.last[i].weight[:, :, 0, 0].clone()
+        bias = torch.as_tensor(prior.last[i].bias).clone()
+        weight[group:] *= octaves
+        bias[group:] = bias[group:] * octaves + 40
+        units = torch.cat([ones(group) / MEAN_UNITS, ones(group)])
+        tensors |= affine(f"output{i}", [(weight, hidden)], bias, units)
+        start += group
+    return tensors
