@@ -11,11 +11,13 @@ Sneyers and Wuille 2016), the networks' part is the channel-wise context of Minn
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from .entropy import MEAN_UNITS, Coder, Floats, Ints
 from .prior import ACTIVATION_LIMIT, Affine, rectified
@@ -32,6 +34,8 @@ BASE_SPACING = 16
 SPACINGS = (8, 4, 2, 1)
 REACH = 3  # of the taps, in spacings
 BLOCK = 4096  # places evaluated at once, as in `prior`
+
+SD1_FILE = Path(__file__).parent / "models" / "weights" / "sd1_prior.safetensors"
 
 
 def _mirrored(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -72,18 +76,19 @@ PASSES = (
 )
 
 
-def logarithm(x: Ints) -> Ints:
+def logarithm(x: Floats) -> Floats:
     """Piecewise linear log2 of integers >= 1, less that of `STEP_UNITS`, in 1/256 octaves.
 
     frexp takes a float64 apart exactly, and all products here are of powers of two.
     """
-    mantissa, exponent = np.frexp(x.astype(np.float64))
-    whole = (exponent.astype(np.int64) - 1 - (STEP_UNITS.bit_length() - 1)) * LOG_UNITS
-    return whole + np.floor((2 * mantissa - 1) * LOG_UNITS).astype(np.int64)
+    mantissa, exponent = np.frexp(x)
+    octaves: Floats = np.floor((2 * mantissa - 1) * LOG_UNITS)
+    octaves += (exponent - STEP_UNITS.bit_length()) * LOG_UNITS
+    return octaves
 
 
-def _clipped(x: Ints) -> Floats:
-    return np.clip(x, -ACTIVATION_LIMIT, ACTIVATION_LIMIT).astype(np.float64)
+def _clipped(x: Floats) -> Floats:
+    return np.clip(x, -ACTIVATION_LIMIT, ACTIVATION_LIMIT)
 
 
 class _Piece(NamedTuple):
@@ -94,12 +99,15 @@ class _Piece(NamedTuple):
     stop: int
     columns: int
 
-    def around(self, padded: Ints, offset: tuple[int, int]) -> Ints:
-        """Values (n, C) at an offset from the places, of a lattice padded by REACH."""
-        (y, x), (dy, dx) = self.place, offset
-        top, left = REACH + y + dy + 2 * self.start, REACH + x + dx
-        bottom, right = top + 2 * (self.stop - self.start), left + 2 * self.columns
-        return padded[top:bottom:2, left:right:2].reshape(-1, padded.shape[2])
+    def around(self, padded: Floats, taps: list[tuple[int, int]]) -> Floats:
+        """Values (C, T, n) at T offsets from n places, of lattices (C, h, w) padded by REACH."""
+        rows = self.stop - self.start
+        values = np.empty((len(padded), len(taps), rows, self.columns))
+        for i, (dy, dx) in enumerate(taps):
+            top = REACH + self.place[0] + dy + 2 * self.start
+            left = REACH + self.place[1] + dx
+            values[:, i] = padded[:, top : top + 2 * rows : 2, left : left + 2 * self.columns : 2]
+        return values.reshape(len(padded), len(taps), -1)
 
 
 def _pieces(places: list[tuple[int, int]], height: int, width: int) -> list[_Piece]:
@@ -113,18 +121,27 @@ def _pieces(places: list[tuple[int, int]], height: int, width: int) -> list[_Pie
     return pieces
 
 
-def _padded(values: Ints) -> Ints:
-    """A lattice (h, w, C) continued by REACH on all sides, mirrored about its first and last
-    row and column, which keeps every value's parity."""
-    return np.pad(values, ((REACH, REACH), (REACH, REACH), (0, 0)), mode="reflect")
+def _mirror(length: int) -> Ints:
+    """The rows (or columns) that stand for -REACH..length - 1 + REACH: mirrored about the first
+    and the last, which keeps every one's parity."""
+    period = max(1, 2 * (length - 1))
+    rows = np.abs(np.arange(-REACH, length + REACH)) % period
+    return np.minimum(rows, period - rows) if length > 1 else rows
+
+
+def _padded(symbols: Ints, step: int) -> Floats:
+    """The values (C, h + 2 REACH, w + 2 REACH) of a lattice of symbols (h, w, C)."""
+    rows, columns = _mirror(symbols.shape[0]), _mirror(symbols.shape[1])
+    planes = symbols.transpose(2, 0, 1)[:, rows[:, None], columns]
+    return planes.astype(np.float64) * step
 
 
 class _Known(NamedTuple):
     """What all channels of a pass know of a piece's n places."""
 
-    nearest: Ints  # (n, C) sums of the four nearest values
-    values: Floats  # (n, T C + C) differences from the local mean, and the means
-    activity: Floats  # (n, C) logarithms
+    mean: Floats  # (C, n) of the four nearest values
+    values: Floats  # (C T + C, n) differences from the mean, and the means
+    activity: Floats  # (C, n) logarithms
 
 
 class LatticePrior:
@@ -144,6 +161,12 @@ class LatticePrior:
                     Affine(tensors, f"{name}.second", ACTIVATION_LIMIT),
                     Affine(tensors, f"{name}.output", ACTIVATION_LIMIT, values, logs),
                 )
+
+    @classmethod
+    @cache
+    def sd1(cls) -> LatticePrior:
+        """The prior of Stable-Diffusion-1-like latents, 4 scaled channels, loaded once."""
+        return cls(load_file(SD1_FILE))
 
     def code(self, coder: Coder, height: int, width: int, step: int) -> Ints:
         """Code latents' integers, "latents" to the coder; they (height, width, C) come back.
@@ -166,9 +189,9 @@ class LatticePrior:
         rows, columns = np.indices((height, width))[:, ::BASE_SPACING, ::BASE_SPACING].reshape(
             2, -1
         )
-        log_step = np.full((len(rows), 1), logarithm(np.array([step]))[0], np.float64)
+        log_step = np.broadcast_to(logarithm(np.array([[float(step)]])), (len(rows), 1))
         for c, layer in enumerate(self._base):
-            before = _clipped(symbols[rows, columns, :c] * step)
+            before = _clipped(symbols[rows, columns, :c].astype(np.float64) * step)
             output = layer(log_step, before) if c else layer(log_step)
             self._code_channel(coder, symbols, (rows, columns, c), output, step)
 
@@ -187,16 +210,16 @@ class LatticePrior:
             ],
             axis=1,
         )
-        padded = _padded(lattice * step)
+        padded = _padded(lattice, step)
         current = padded.copy()
         # What the channels share is kept for a picture of usual size, made anew in a large one.
         pieces_kept = len(pieces) if len(rows) <= 4 * BLOCK else 1
         known = lru_cache(pieces_kept)(lambda piece: self._known(kind, padded, piece, step))
-        constant = logarithm(np.array([step] + [1] * len(SPACINGS)))
-        constant[1:] = [LOG_UNITS * (s == spacing) for s in SPACINGS]
+        constant = np.array([float(step)] + [LOG_UNITS * float(s == spacing) for s in SPACINGS])
+        constant[:1] = logarithm(constant[:1])
         for c in range(self.channels):
             if c:
-                current[:, :, c - 1] = _padded(lattice[:, :, c - 1 : c] * step)[:, :, 0]
+                current[c - 1 : c] = _padded(lattice[:, :, c - 1 : c], step)
             output = [
                 self._output(kind, c, current, piece, known(piece), constant, step)
                 for piece in pieces
@@ -204,41 +227,38 @@ class LatticePrior:
             index = (rows * spacing, columns * spacing, c)
             self._code_channel(coder, symbols, index, np.concatenate(output), step)
 
-    def _known(self, kind: Pass, padded: Ints, piece: _Piece, step: int) -> _Known:
-        around = np.stack([piece.around(padded, tap) for tap in kind.known], axis=2)
-        nearest = around[:, :, :4].sum(2)
-        mean = (nearest + 2) >> 2
-        around -= mean[:, :, None]
-        activity = np.abs(around[:, :, :4]).sum(2) + (step >> 2) + ACTIVITY_FLOOR
-        values = np.concatenate([around.reshape(len(mean), -1), mean], axis=1)
-        return _Known(nearest, _clipped(values), logarithm(activity).astype(np.float64))
+    def _known(self, kind: Pass, padded: Floats, piece: _Piece, step: int) -> _Known:
+        around = piece.around(padded, kind.known)
+        mean = np.floor((around[:, :4].sum(1) + 2) / 4)
+        around -= mean[:, None]
+        activity = logarithm(np.abs(around[:, :4]).sum(1) + ((step >> 2) + ACTIVITY_FLOOR))
+        values = np.concatenate([around.reshape(-1, mean.shape[1]), mean])
+        return _Known(mean, _clipped(values), activity)
 
     def _output(
         self,
         kind: Pass,
         c: int,
-        current: Ints,
+        current: Floats,
         piece: _Piece,
         known: _Known,
-        constant: Ints,
+        constant: Floats,
         step: int,
     ) -> Ints:
         """Means in 1/1024 and scale indices (n, 2) of channel c."""
-        count = len(known.values)
-        values = [known.values]
-        logs = [known.activity]
-        mean = (known.nearest + 2) >> 2
+        count = known.mean.shape[1]
+        values, logs = [known.values], [known.activity]
         if c:
-            before = np.stack([piece.around(current, tap)[:, :c] for tap in kind.before], axis=2)
-            before -= mean[:, :c, None]
-            surprise = np.abs(before[:, :, 0]) + (step >> 2) + ACTIVITY_FLOOR
-            values.append(_clipped(before.reshape(count, -1)))
-            logs.append(logarithm(surprise).astype(np.float64))
-        logs.append(np.broadcast_to(constant.astype(np.float64), (count, len(constant))))
-        x, log = np.concatenate(values, axis=1), np.concatenate(logs, axis=1)
+            before = piece.around(current[:c], kind.before) - known.mean[:c, None]
+            surprise = np.abs(before[:, 0]) + ((step >> 2) + ACTIVITY_FLOOR)
+            values.append(_clipped(before.reshape(-1, count)))
+            logs.append(logarithm(surprise))
+        logs.append(np.broadcast_to(constant[:, None], (len(constant), count)))
+        # Transposed views: the products read them as they lie.
+        x, log = np.concatenate(values).T, np.concatenate(logs).T
         first, second, last = self._layers[kind.name, c]
         output = last(rectified(second(rectified(first(x, log)))), x, log)
-        output[:, 0] += mean[:, c]
+        output[:, 0] += known.mean[c].astype(np.int64)
         return output
 
     @staticmethod
