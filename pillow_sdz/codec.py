@@ -54,7 +54,8 @@ def encode(
         steps = latents * network.gain(hundredths)
         price = network.price(hundredths) if effort else None
         quantizer = Quantizer(tables, steps, network.hyperlatents(steps), price)
-        network.prior.code(quantizer, *steps.shape[:2], hundredths)
+        rows, columns, _ = steps.shape
+        network.prior.code(quantizer, rows, columns, hundredths)
         return quantizer.bytes()
 
     if max_payload is None:

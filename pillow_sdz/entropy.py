@@ -9,7 +9,7 @@ by `prior`; together they choose one of a few hundred tables of 16-bit frequenci
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -95,15 +95,18 @@ class Prediction(NamedTuple):
         return cls(table, centre, np.where(fraction < 0, -1, 1))
 
 
-def _runs(table: Ints) -> Iterator[tuple[int, Ints]]:
-    """Each table in use, in ascending order, with the places that use it, in their order."""
-    order = np.argsort(table.astype(np.uint16), kind="stable")
-    in_order = table[order]
-    ends = np.append(np.flatnonzero(np.diff(in_order)) + 1, len(in_order))
-    start = 0
-    for end in ends if len(in_order) else ():
-        yield int(in_order[start]), order[start:end]
-        start = end
+def _runs(table: Ints) -> tuple[Ints, list[tuple[int, slice]]]:
+    """The places sorted by their table, and each table in use with its part of them."""
+    narrow = table.astype(np.uint16)  # numpy sorts 16-bit integers by radix
+    order = np.argsort(narrow, kind="stable")
+    in_order = narrow[order]
+    bounds = [0, *(np.flatnonzero(np.diff(in_order)) + 1), len(in_order)]
+    runs = [
+        (int(in_order[start]), slice(start, stop))
+        for start, stop in itertools.pairwise(bounds)
+        if start < stop
+    ]
+    return order, runs
 
 
 class Coder(Protocol):
@@ -129,8 +132,10 @@ class SymbolEncoder:
         reach = self._tables.reach[prediction.table]
         escaped = np.abs(residual) > reach
         entry = np.where(escaped, 2 * reach + 1, residual + reach).astype(np.int32)
-        for table, places in _runs(prediction.table):
-            self._encoder.encode(entry[places], self._tables.models[table])
+        order, runs = _runs(prediction.table)
+        in_order = entry[order]
+        for table, run in runs:
+            self._encoder.encode(in_order[run], self._tables.models[table])
         for place in np.flatnonzero(escaped):
             excess = abs(int(residual[place])) - int(reach[place])  # >= 1
             bits = excess.bit_length() - 1
@@ -141,7 +146,8 @@ class SymbolEncoder:
 
     def bytes(self) -> bytes:
         """The words, big-endian, without the zero bytes at their end."""
-        return self._encoder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
+        words: NDArray[np.uint32] = self._encoder.get_compressed()
+        return words.astype(">u4").tobytes().rstrip(b"\0")
 
 
 class SymbolDecoder:
@@ -158,10 +164,14 @@ class SymbolDecoder:
 
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
         prediction = Prediction.of(mean, scale)
-        entry = np.empty(len(prediction.table), np.int64)
+        order, runs = _runs(prediction.table)
+        in_order = np.empty(len(order), np.int64)
         try:
-            for table, places in _runs(prediction.table):
-                entry[places] = self._decoder.decode(self._tables.models[table], len(places))
+            for table, run in runs:
+                count = run.stop - run.start
+                in_order[run] = self._decoder.decode(self._tables.models[table], count)
+            entry = np.empty(len(order), np.int64)
+            entry[order] = in_order
             reach = self._tables.reach[prediction.table]
             residual = entry - reach
             for at in np.flatnonzero(entry == 2 * reach + 1):

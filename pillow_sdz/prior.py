@@ -1,8 +1,9 @@
 """The integer networks that predict the distribution of every symbol.
 
-All weights and activations are integers; products are summed in float64, which is exact
-because every partial sum stays far below 2 ** 53, whatever the order of summation.  So the
-same file decodes to the same integers with any BLAS, on any machine, with any threads.
+All weights and activations are integers; products are summed in floating point, which is
+exact because every partial sum stays below 2 ** 53 (or 2 ** 24, where float32 will do),
+whatever the order of summation.  So the same file decodes to the same integers with any
+BLAS, on any machine, with any threads.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .entropy import SYMBOL_LIMIT, Coder, Floats, Ints
+from .entropy import SYMBOL_LIMIT, Coder, Ints
 
-ACTIVATION_LIMIT = (1 << 15) - 1
+ACTIVATION_LIMIT = (1 << 12) - 1  # wider ones save under 0.1 % (training.export), and cost time
 EXACT = 1 << 53  # float64 holds every integer up to here
+EXACT_SINGLE = 1 << 24  # and float32 up to here
 OVERFLOW = 1 << 62
 BLOCK = 4096  # places evaluated at once: 60 MB for the widest layer.  Chosen.
 
@@ -25,41 +27,60 @@ class Affine:
     """y = (sum over inputs of (W_i x_i) * m_i + b + 2 ** (s - 1)) >> s, all integers.
 
     ``W_i`` is int8 (outputs, inputs); ``m_i`` int32 and ``b`` int64, one per output, turn
-    the units of the inputs into those of the output.
+    the units of the inputs into those of the output.  ``limits`` bound each input's values.
     """
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]], name: str, *limits: int) -> None:
         self._shift = int(tensors[f"{name}.shift"][0])
         self._bias = tensors[f"{name}.bias"].astype(np.int64) + (1 << (self._shift - 1))
         self.outputs = len(self._bias)
-        self._weights: list[Floats] = []
+        self._weights: list[dict[type, NDArray[Any]]] = []
         self._multipliers: list[Ints] = []
+        self._totals: list[int] = []
+        self._limits = limits
         largest = np.abs(self._bias).astype(object)
         for i, limit in enumerate(limits):
-            weight = tensors[f"{name}.weight{i}"].astype(np.int64)
+            weight = np.ascontiguousarray(tensors[f"{name}.weight{i}"].T, dtype=np.float64)
             multiplier = tensors[f"{name}.multiplier{i}"].astype(np.int64)
-            total = np.abs(weight).sum(1).astype(object) * limit
-            largest += total * np.abs(multiplier)
-            if total.max() >= EXACT:
+            total = np.abs(weight).sum(0).astype(np.int64).astype(object)
+            largest += total * limit * np.abs(multiplier)
+            if total.max() * limit >= EXACT:
                 msg = f"sums of {name} may not be exact"
                 raise ValueError(msg)
-            self._weights.append(np.ascontiguousarray(weight.T, dtype=np.float64))
+            self._weights.append({np.float64: weight, np.float32: weight.astype(np.float32)})
             self._multipliers.append(multiplier)
+            self._totals.append(int(total.max()))
         if largest.max() >= OVERFLOW:
             msg = f"sums of {name} may overflow"
             raise ValueError(msg)
 
-    def __call__(self, *inputs: Floats) -> Ints:
-        """Inputs (n, k_i) holding integers to outputs (n, k)."""
+    def exact_type(self, limit: int, number: int = 0) -> type:
+        """The narrowest type whose sums are exact for values of input ``number`` up to a limit.
+
+        float32 is twice as fast; both give the same integers.
+        """
+        return np.float32 if self._totals[number] * limit < EXACT_SINGLE else np.float64
+
+    def __call__(self, *inputs: NDArray[Any]) -> Ints:
+        """Inputs (n, k_i), floats that hold integers, to outputs (n, k)."""
         total: Ints = np.broadcast_to(self._bias, (len(inputs[0]), self.outputs))
-        for x, weight, multiplier in zip(inputs, self._weights, self._multipliers, strict=True):
-            total = total + (x @ weight).astype(np.int64) * multiplier
+        for i, (x, weights) in enumerate(zip(inputs, self._weights, strict=True)):
+            # By the input's limit where that will do; a look at its values costs time too.
+            kind = self.exact_type(self._limits[i], i)
+            if kind is np.float64 and x.dtype == np.float32:
+                kind = self.exact_type(_largest(x), i)
+            product = x.astype(kind, copy=False) @ weights[kind]
+            total = total + product.astype(np.int64) * self._multipliers[i]
         return total >> self._shift
 
 
-def rectified(x: Ints) -> Floats:
+def _largest(values: NDArray[Any]) -> int:
+    return int(max(values.max(initial=0), -values.min(initial=0)))
+
+
+def rectified(x: Ints) -> NDArray[np.float32]:
     """Clipped to 0..ACTIVATION_LIMIT: the only non-linearity."""
-    return np.clip(x, 0, ACTIVATION_LIMIT).astype(np.float64)
+    return np.clip(x, 0, ACTIVATION_LIMIT).astype(np.float32)
 
 
 def _blocks(count: int) -> Iterator[slice]:
@@ -69,22 +90,35 @@ def _blocks(count: int) -> Iterator[slice]:
 
 
 def _neighbours(
-    volume: Ints | Floats, rows: Ints, columns: Ints, taps: list[tuple[int, int]], layer: Affine
+    volume: NDArray[Any], rows: Ints, columns: Ints, taps: list[tuple[int, int]], layer: Affine
 ) -> Ints:
     """A layer applied to the values around places of a volume (h, w, C); zeros outside of it."""
-    reach = max(dy for dy, _ in taps)
-    padded = np.pad(volume, ((reach, reach), (reach, reach), (0, 0)))
+    reach = max(abs(dy) for dy, _ in taps)
+    kind = layer.exact_type(_largest(volume))
+    padded = np.pad(volume.astype(kind, copy=False), ((reach, reach), (reach, reach), (0, 0)))
+    width = padded.shape[1]
+    flat = padded.reshape(-1, padded.shape[2])
+    places = (rows + reach) * width + columns + reach
+    offsets = np.array([dy * width + dx for dy, dx in taps])
     out = []
     for block in _blocks(len(rows)):
-        r, c = rows[block] + reach, columns[block] + reach
-        around = np.concatenate([padded[r + dy, c + dx] for dy, dx in taps], axis=1)
-        out.append(layer(around.astype(np.float64, copy=False)))
+        around = flat[places[block, None] + offsets]
+        out.append(layer(around.reshape(len(around), -1)))
     return np.concatenate(out)
 
 
 SQUARE = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
 # Of a 5x5 square, the places that the first pass of a checkerboard has coded.
 CHECKERBOARD = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy + dx) % 2]
+
+
+# The four places that a place at half the resolution stands for.
+PARITIES = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def quadrant(down: int, right: int) -> list[tuple[int, int]]:
+    """Of a 3x3 square at half the resolution, the 2x2 places nearest to one of the four."""
+    return [(dy, dx) for dy in (down - 1, down) for dx in (right - 1, right)]
 
 
 class HyperPrior:
@@ -98,7 +132,7 @@ class HyperPrior:
     def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         self._groups = [int(g) for g in tensors["groups"]]
         self._hyper_scale = tensors["hyper_scale"].astype(np.int64)  # (2, Z)
-        self._up = Affine(tensors, "up", SYMBOL_LIMIT)
+        self._up = [Affine(tensors, f"up{i}", SYMBOL_LIMIT) for i in range(len(PARITIES))]
         self._features = Affine(tensors, "features", ACTIVATION_LIMIT)
         self._context = Affine(tensors, "context", SYMBOL_LIMIT)
         self._hidden, self._output, before = [], [], 0
@@ -114,14 +148,14 @@ class HyperPrior:
         """Shape of the hyperlatents of latents (height, width)."""
         return (height + 1) // 2, (width + 1) // 2, self.hyper_channels
 
-    def _features_of(self, hyper: Ints) -> Floats:
+    def _features_of(self, hyper: Ints) -> NDArray[np.float32]:
         """Hyperlatents (hz, wz, Z) to features (2 hz, 2 wz, F)."""
         height, width, _ = hyper.shape
         rows, columns = (a.ravel() for a in np.indices((height, width)))
-        up = rectified(_neighbours(hyper, rows, columns, SQUARE, self._up))
-        # Each place makes 2x2 places, row by row.
-        up = up.reshape(height, width, 2, 2, -1).transpose(0, 2, 1, 3, 4)
-        up = up.reshape(2 * height, 2 * width, -1)
+        up = np.empty((2 * height, 2 * width, self._up[0].outputs), np.float32)
+        for (down, right), layer in zip(PARITIES, self._up, strict=True):
+            part = _neighbours(hyper, rows, columns, quadrant(down, right), layer)
+            up[down::2, right::2] = rectified(part).reshape(height, width, -1)
         rows, columns = (a.ravel() for a in np.indices(up.shape[:2]))
         features = rectified(_neighbours(up, rows, columns, SQUARE, self._features))
         return features.reshape(2 * height, 2 * width, -1)
@@ -145,26 +179,25 @@ class HyperPrior:
             rows, columns = np.nonzero(parity == (0 if second else 1))
             if not len(rows):  # a single latent has no first pass
                 continue
+            context = np.zeros((len(rows), self._context.outputs), np.float32)
             if second:
-                context = _neighbours(symbols, rows, columns, CHECKERBOARD, self._context)
-                context = np.clip(context, -ACTIVATION_LIMIT, ACTIVATION_LIMIT)
-            else:
-                context = np.zeros((len(rows), self._context.outputs), np.int64)
+                around = _neighbours(symbols, rows, columns, CHECKERBOARD, self._context)
+                context += np.clip(around, -ACTIVATION_LIMIT, ACTIVATION_LIMIT).astype(np.float32)
+            here = features[rows, columns]
+            coded = np.zeros((len(rows), self.channels), np.float32)  # exact: below 2 ** 19
             before = 0
-            for group, hidden, output in zip(
-                self._groups, self._hidden, self._output, strict=True
-            ):
+            for group, hidden, output in zip(self._groups, self._hidden, self._output, strict=True):
                 parameters = []
                 for block in _blocks(len(rows)):
                     r, c = rows[block], columns[block]
-                    inputs = [features[r, c], context[block], np.full((len(r), 1), quality)]
+                    known = [here[block], context[block], np.full((len(r), 1), np.float32(quality))]
                     if before:
-                        inputs.append(symbols[r, c, :before])
-                    known = [x.astype(np.float64, copy=False) for x in inputs]
+                        known.append(coded[block, :before])
                     parameters.append(output(rectified(hidden(*known))))
                 mean, scale = np.split(np.concatenate(parameters), 2, axis=1)
                 index = (rows, columns, slice(before, before + group))
                 chosen = coder.code("latents", index, mean.ravel(), scale.ravel())
                 symbols[index] = chosen.reshape(len(rows), group)
+                coded[:, before : before + group] = symbols[index]
                 before += group
         return symbols

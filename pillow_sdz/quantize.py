@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .entropy import SYMBOL_LIMIT, Floats, Ints, Prediction, SymbolEncoder, Tables
 
@@ -19,7 +20,11 @@ class Quantizer:
     """
 
     def __init__(
-        self, tables: Tables, latents: Floats, hyper: Ints, price: Floats | None = None
+        self,
+        tables: Tables,
+        latents: NDArray[np.floating[Any]],
+        hyper: Ints,
+        price: Floats | None = None,
     ) -> None:
         self._tables = tables
         self._volumes: dict[str, Floats] = {
@@ -36,19 +41,24 @@ class Quantizer:
         bits: Floats = self._tables.bits[self._tables.start[prediction.table] + entry]
         return bits
 
+    def _cheaper(self, symbols: Ints, values: Floats, price: Floats, p: Prediction) -> Ints:
+        """The symbols, some replaced by the next one towards the prediction."""
+        other = symbols + np.sign(p.centre - symbols)
+        saving = self._bits(symbols, p) - self._bits(other, p)
+        loss = price * ((values - other) ** 2 - (values - symbols) ** 2)
+        return np.where(saving > loss, other, symbols)
+
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
         values = self._volumes[volume][index]
-        nearest = np.rint(values)
         prediction = Prediction.of(mean, scale)
-        symbols = nearest.ravel().astype(np.int64)
+        symbols: Ints = np.rint(values).astype(np.int64).ravel()
         if self._price is not None and volume == "latents":
-            price = np.broadcast_to(self._price[index[-1]], values.shape).ravel()
-            values = values.ravel()
-            # Only towards the prediction can the other neighbour be cheaper.
-            other = symbols + np.sign(prediction.centre - symbols)
-            gain = self._bits(symbols, prediction) - self._bits(other, prediction)
-            loss = price * ((values - other) ** 2 - (values - symbols) ** 2)
-            symbols = np.where(gain > loss, other, symbols)
+            # Only towards the prediction can the other neighbour be cheaper, and most
+            # symbols are what is predicted.
+            at = np.flatnonzero(symbols != prediction.centre)
+            price = np.broadcast_to(self._price[index[-1]], values.shape).ravel()[at]
+            there = Prediction(*(part[at] for part in prediction))
+            symbols[at] = self._cheaper(symbols[at], values.ravel()[at], price, there)
         self._encoder.encode(symbols, prediction)
         return symbols
 

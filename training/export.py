@@ -81,7 +81,8 @@ def compare(model: Model, network: Mini, photos: list[NDArray[np.uint8]]) -> Non
         for photo in photos:
             steps = network.encode(photo) * network.gain(quality)
             quantizer = Quantizer(tables, steps, network.hyperlatents(steps))
-            network.prior.code(quantizer, *steps.shape[:2], quality)
+            rows, columns, _ = steps.shape
+            network.prior.code(quantizer, rows, columns, quality)
             real += 8 * len(quantizer.bytes())
             tensor = torch.from_numpy(steps).permute(2, 0, 1)[None]
             estimate += model.prior.bits(tensor, torch.tensor([value]), hard=True).item()
@@ -100,15 +101,17 @@ def main() -> None:
     weights = load_file(options.run / "averaged.safetensors")
     model.load_state_dict({k: v.float() for k, v in weights.items()})
     paths = data.photo_paths(options.photos, held_out=False)
-    images = [data.to_tensor(even(p)) for p in data.load(paths[::50])]
+    images = [data.to_tensor(even(p)) for p in data.load(paths[::120])]
 
     tensors: dict[str, Tensor] = {}
     for name, module in (("autoencoder", model.autoencoder), ("analysis", model.prior.analysis)):
         for key, value in module.state_dict().items():
             tensors[f"{name}.{key}"] = value.half()
-    energy = channel_energies(model, [i[..., :256, :256] for i in images[:6]])
+    energy = channel_energies(model, [i[..., :256, :256] for i in images[:4]])
     tensors["energy"] = energy.float()
-    for key, array in integers(model.prior, calibrate(model.prior, calibration(model, images))).items():
+    for key, array in integers(
+        model.prior, calibrate(model.prior, calibration(model, images))
+    ).items():
         tensors[f"prior.{key}"] = torch.from_numpy(array)
     save_file({k: v.contiguous() for k, v in tensors.items()}, options.output)
     content = options.output.read_bytes()

@@ -133,13 +133,17 @@ def score(model: Model, photos: list[np.ndarray], rates: list[float]) -> str:
             reconstruction, bpp = model(image, rate, hard=True)
             reconstruction = torch.round(reconstruction.clamp(-0.5, 0.5) * 255) / 255
             mse = ((reconstruction - image) ** 2).mean().item()
-            rows.append((bpp.item(), -10 * math.log10(mse), ssimulacra2(reconstruction, image).item()))
+            rows.append(
+                (bpp.item(), -10 * math.log10(mse), ssimulacra2(reconstruction, image).item())
+            )
         out.append("{:.3f} {:.2f} {:.1f}".format(*np.mean(rows, 0)))
     return " | ".join(out)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--run", type=Path, required=True, help="checkpoint, log and weights")
     parser.add_argument("--minutes", type=float, required=True, help="length of the whole run")
@@ -198,14 +202,24 @@ def main() -> None:
         started = time.perf_counter()
         done = spent / (options.minutes * 60)
         decay = max(0.0, (done - options.flat) / (1 - options.flat))
-        lr = options.learning_rate * min(1, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * decay) + 0.01)
+        lr = (
+            options.learning_rate
+            * min(1, (step + 1) / 200)
+            * (0.5 + 0.5 * math.cos(math.pi * decay) + 0.01)
+        )
         for group in optimizer.param_groups:
             group["lr"] = lr
         images = data.crops(photos, options.batch, options.crop, rng).to(options.device)
         # Most often where a few kilobytes are: the mode is near 0.15 bits per pixel.
         rate = torch.tensor([rng.triangular(0, 1, 0.35) for _ in range(options.batch)])
         with torch.autocast(images.device.type, dtype=torch.bfloat16):
-            loss = loss_of(model, images, rate.to(images.device), hard=options.hard, perceptual=options.perceptual)
+            loss = loss_of(
+                model,
+                images,
+                rate.to(images.device),
+                hard=options.hard,
+                perceptual=options.perceptual,
+            )
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -48,7 +48,9 @@ def _blur(x: Tensor) -> Tensor:
 
 
 def _linear(srgb: Tensor) -> Tensor:
-    return torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb.clamp_min(0.04) + 0.055) / 1.055) ** 2.4)
+    return torch.where(
+        srgb <= 0.04045, srgb / 12.92, ((srgb.clamp_min(0.04) + 0.055) / 1.055) ** 2.4
+    )
 
 
 def _xyb(linear: Tensor) -> Tensor:

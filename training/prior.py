@@ -61,7 +61,9 @@ class Prior(nn.Module):
         y: Tensor = F.relu(self.synthesis(F.relu(self.synthesis_up(hyper))))
         return y
 
-    def parameters_of(self, features: Tensor, symbols: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    def parameters_of(
+        self, features: Tensor, symbols: Tensor, rate: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Means and log scales (B, C, h, w), each from what its decoder knows by then."""
         first_pass = checkerboard(symbols)
         context = self.context(symbols * first_pass) * (1 - first_pass)
@@ -69,7 +71,9 @@ class Prior(nn.Module):
         known = torch.cat([features, context, t], dim=1)
         means, log_scales, start = [], [], 0
         for first, last, group in zip(self.first, self.last, GROUPS, strict=True):
-            mean, log_scale = last(F.relu(first(torch.cat([known, symbols[:, :start]], 1)))).chunk(2, 1)
+            mean, log_scale = last(F.relu(first(torch.cat([known, symbols[:, :start]], 1)))).chunk(
+                2, 1
+            )
             means.append(mean)
             log_scales.append(log_scale)
             start += group

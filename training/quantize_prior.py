@@ -2,7 +2,7 @@
 
     python -m training.quantize_prior --weights averaged.safetensors --photos DIR --output FILE
 
-Weights become int8 per output, activations 15-bit integers whose units are calibrated on
+Weights become int8 per output, activations 12-bit integers whose units are calibrated on
 training photos; the bytes lost are measured on photos held out from training.
 """
 
@@ -18,24 +18,42 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pillow_sdz.entropy import MEAN_UNITS
-from pillow_sdz.prior import ACTIVATION_LIMIT, CHECKERBOARD, SQUARE
-from training.prior import CHANNELS, GROUPS, HYPER_CHANNELS, Prior, checkerboard
+from pillow_sdz.prior import (
+    ACTIVATION_LIMIT,
+    CHECKERBOARD,
+    EXACT_SINGLE,
+    PARITIES,
+    SQUARE,
+    quadrant,
+)
+from training.prior import GROUPS, Prior, checkerboard
 
 # Largest multiplier kept: 20 bits are precise to a millionth and leave room in 62.
 MULTIPLIER_BITS = 20
 
 
 def affine(
-    name: str, parts: list[tuple[Tensor, float]], bias: Tensor, units: Tensor
+    name: str,
+    parts: list[tuple[Tensor, float]],
+    bias: Tensor,
+    units: Tensor,
+    *,
+    single: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """Integer form of sum_i W_i x_i + b.
 
     ``parts`` holds each weight (outputs, inputs) with the unit of its inputs (the real
-    value of an integer 1); ``units`` (outputs,) are those of the outputs.
+    value of an integer 1); ``units`` (outputs,) are those of the outputs.  ``single`` keeps
+    the sums over activations below 2 ** 24, exact in float32.
     """
     ratios, tensors = [], {}
     for i, (weight, unit) in enumerate(parts):
-        step = (weight.abs().amax(1) / 127).clamp_min(1e-12)
+        step = weight.abs().amax(1) / 127
+        if single:
+            # Rounding may add half a unit for each input.
+            room = (EXACT_SINGLE - 1) // ACTIVATION_LIMIT - weight.shape[1] / 2
+            step = torch.maximum(step, weight.abs().sum(1) / room)
+        step = step.clamp_min(1e-12)
         tensors[f"{name}.weight{i}"] = torch.round(weight / step[:, None]).to(torch.int8).numpy()
         ratios.append((step * unit / units).double())
     largest = max(r.max().item() for r in ratios)
@@ -54,21 +72,12 @@ def taps_last(weight: Tensor, taps: list[tuple[int, int]]) -> Tensor:
     return torch.cat([weight[:, :, centre + dy, centre + dx] for dy, dx in taps], dim=1)
 
 
-def upsampling(weight: Tensor) -> Tensor:
-    """A transposed 4x4 convolution at stride 2 (I, O, 4, 4) as (4 * O, 9 * I): each place's
-    3x3 neighbours to its 2x2 outputs, row by row."""
-    rows = []
-    for py in (0, 1):
-        for px in (0, 1):
-            parts = []
-            for dy, dx in SQUARE:
-                # Output row 2 y + py comes from input row y + dy by kernel row py + 1 - 2 dy.
-                ky, kx = py + 1 - 2 * dy, px + 1 - 2 * dx
-                inside = 0 <= ky < 4 and 0 <= kx < 4
-                part = weight[:, :, ky, kx].T if inside else torch.zeros_like(weight[:, :, 0, 0].T)
-                parts.append(part)
-            rows.append(torch.cat(parts, dim=1))
-    return torch.cat(rows, dim=0)
+def upsampling(weight: Tensor, down: int, right: int) -> Tensor:
+    """A transposed 4x4 convolution at stride 2 (I, O, 4, 4), seen from the outputs at row
+    2 y + down and column 2 x + right: (O, 4 * I) of the places in ``quadrant``."""
+    # Output row 2 y + down comes from input row y + dy by kernel row down + 1 - 2 dy.
+    taps = [(down + 1 - 2 * dy, right + 1 - 2 * dx) for dy, dx in quadrant(down, right)]
+    return torch.cat([weight[:, :, ky, kx].T for ky, kx in taps], dim=1)
 
 
 @torch.no_grad()
@@ -115,8 +124,9 @@ def integers(prior: Prior, largest: dict[str, float]) -> dict[str, NDArray[Any]]
     hyper_scale = torch.stack([base, slope]) * 65536
     tensors["hyper_scale"] = torch.round(hyper_scale).to(torch.int32).numpy()
     bias = torch.as_tensor(prior.synthesis_up.bias)
-    weight = upsampling(prior.synthesis_up.weight)
-    tensors |= affine("up", [(weight, 1.0)], bias.repeat(4), ones(4 * f) * unit["up"])
+    for i, (down, right) in enumerate(PARITIES):
+        weight = upsampling(prior.synthesis_up.weight, down, right)
+        tensors |= affine(f"up{i}", [(weight, 1.0)], bias, ones(f) * unit["up"])
     weight = taps_last(prior.synthesis.weight, SQUARE)
     bias = torch.as_tensor(prior.synthesis.bias)
     tensors |= affine("features", [(weight, unit["up"])], bias, ones(f) * unit["features"])
@@ -132,12 +142,12 @@ def integers(prior: Prior, largest: dict[str, float]) -> dict[str, NDArray[Any]]
         hidden = unit[f"hidden{i}"]
         # Quality 100 is rate 0: its offset goes into the bias.
         bias = torch.as_tensor(prior.first[i].bias) - weight[:, 2 * f] * (100 / 9900)
-        tensors |= affine(f"hidden{i}", parts, bias, ones(len(weight)) * hidden)
+        tensors |= affine(f"hidden{i}", parts, bias, ones(len(weight)) * hidden, single=True)
         weight = prior.last[i].weight[:, :, 0, 0].clone()
         bias = torch.as_tensor(prior.last[i].bias).clone()
         weight[group:] *= octaves
         bias[group:] = bias[group:] * octaves + 40
         units = torch.cat([ones(group) / MEAN_UNITS, ones(group)])
-        tensors |= affine(f"output{i}", [(weight, hidden)], bias, units)
+        tensors |= affine(f"output{i}", [(weight, hidden)], bias, units, single=True)
         start += group
     return tensors

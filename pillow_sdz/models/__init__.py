@@ -24,7 +24,7 @@ class ModelSpec:
     digest: bytes
 
 
-MINI = ModelSpec("mini", channels=160, factor=16, digest=b"\0\0\0\0")
+MINI = ModelSpec("mini", channels=160, factor=16, digest=bytes.fromhex("b9567ab1"))
 
 _REGISTRY = {MINI.name: MINI}
 

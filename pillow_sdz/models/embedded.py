@@ -69,7 +69,9 @@ def _blocks(channels: int, depth: int) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W) in [-0.5, 0.5], H and W multiples of 16, to latents (B, C, H/16, W/16)."""
+    """Images (B, 3, H, W) in [-0.5, 0.5], H and W multiples of 16, to
+    latents (B, C, H/16, W/16).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,8 +113,8 @@ class Decoder(nn.Module):
         # What the reconstruction should smooth depends on the quantisation step.
         self.rate = nn.ModuleList(nn.Linear(RATE_FEATURES, n) for n in (n16, n8, n4))
         for layer in self.rate:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, latents: Tensor, rate: Tensor) -> Tensor:
         r16, r8, r4 = (layer(rate_features(rate))[:, :, None, None] for layer in self.rate)
@@ -234,7 +236,8 @@ class Mini:
         height, width = (n % 2 for n in steps.shape[:2])
         even = np.pad(steps, ((0, height), (0, width), (0, 0)))
         out = self._analysis(torch.from_numpy(even).permute(2, 0, 1)[None])
-        return np.rint(out[0].permute(1, 2, 0).numpy()).astype(np.int64)
+        rounded: NDArray[np.int64] = np.rint(out[0].permute(1, 2, 0).numpy()).astype(np.int64)
+        return rounded
 
     def decode(self, latents: NDArray[np.float64], quality: int) -> NDArray[np.uint8]:
         """Latents (h, w, C), the gain taken off, to pixels (16 h, 16 w, 3)."""

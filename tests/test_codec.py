@@ -1,0 +1,228 @@
+"""Image <-> latents <-> payload, with the embedded model."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pillow_sdz import codec, demo, fidelity, models
+from pillow_sdz.entropy import SymbolDecoder, Tables
+from pillow_sdz.models import embedded
+from pillow_sdz.prior import Affine
+
+MINI = models.MINI
+
+
+@pytest.fixture(scope="module")
+def real_photo() -> Image.Image:
+    """A part of the demo's photo, which the model was not trained on; odd sides."""
+    return demo.photo().crop((150, 100, 150 + 257, 100 + 191))
+
+
+def psnr(original: Image.Image, distorted: Image.Image) -> float:
+    return fidelity.psnr(np.asarray(original), np.asarray(distorted))
+
+
+def symbols_of(payload: bytes, size: tuple[int, int], quality: int) -> np.ndarray:
+    decoder = SymbolDecoder(Tables.shipped(), payload)
+    rows, columns = -(-size[1] // 16), -(-size[0] // 16)
+    symbols = models.load(MINI).prior.code(decoder, rows, columns, quality)
+    decoder.finish()
+    return symbols
+
+
+def test_registry_names_the_weights_that_ship() -> None:
+    content = embedded.WEIGHTS.read_bytes()
+    assert hashlib.sha256(content).digest()[:4] == MINI.digest
+    assert len(content) <= 10_000_000
+    assert (MINI.channels, MINI.factor) == (embedded.CHANNELS, embedded.FACTOR)
+
+
+@pytest.mark.parametrize("quality", [1, 20, 50, 75, 100])
+def test_fidelity(real_photo: Image.Image, quality: int) -> None:
+    """Well above what a broken stage would leave: 20 dB is a blur of the photo."""
+    encoded = codec.encode(real_photo, model=MINI, quality=quality)
+    decoded = codec.decode(
+        encoded.payload, model=MINI, size=real_photo.size, quality=encoded.quality
+    )
+    assert decoded.size == real_photo.size
+    assert psnr(real_photo, decoded) > 20 + quality / 10
+
+
+def test_quality_is_monotone(real_photo: Image.Image) -> None:
+    sizes, fidelities = [], []
+    for quality in range(1, 101, 9):
+        encoded = codec.encode(real_photo, model=MINI, quality=quality)
+        decoded = codec.decode(
+            encoded.payload, model=MINI, size=real_photo.size, quality=encoded.quality
+        )
+        sizes.append(len(encoded.payload))
+        fidelities.append(psnr(real_photo, decoded))
+    assert sizes == sorted(set(sizes))
+    assert fidelities == sorted(fidelities)
+
+
+def test_effort_saves_bytes_at_the_same_quality(real_photo: Image.Image) -> None:
+    rounded = codec.encode(real_photo, model=MINI, quality=40, effort=0)
+    chosen = codec.encode(real_photo, model=MINI, quality=40, effort=4)
+    assert len(chosen.payload) < len(rounded.payload)
+
+
+@pytest.mark.parametrize("limit", [600, 1500, 3001])
+def test_largest_payload_that_fits(real_photo: Image.Image, limit: int) -> None:
+    fitted = codec.encode(real_photo, model=MINI, max_payload=limit)
+    assert len(fitted.payload) <= limit
+    # A tenth of a quality step more does not fit.
+    more = codec.encode(real_photo, model=MINI, quality=(fitted.quality + 10) / 100)
+    assert len(more.payload) > limit
+
+
+def test_target_needs_the_network_once(
+    real_photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    original = embedded.Encoder.forward
+
+    def counted(self: embedded.Encoder, x: torch.Tensor) -> torch.Tensor:
+        calls.append(x.shape)
+        return original(self, x)
+
+    monkeypatch.setattr(embedded.Encoder, "forward", counted)
+    codec.encode(real_photo, model=MINI, max_payload=2000)
+    assert len(calls) == 1
+
+
+def test_nothing_fits(real_photo: Image.Image) -> None:
+    smallest = len(codec.encode(real_photo, model=MINI, quality=1).payload)
+    with pytest.raises(codec.DoesNotFit) as caught:
+        codec.encode(real_photo, model=MINI, max_payload=smallest - 1)
+    assert caught.value.smallest == smallest
+    assert len(codec.encode(real_photo, model=MINI, max_payload=smallest).payload) == smallest
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (16, 16), (17, 1), (33, 31), (48, 16)])
+def test_any_size(real_photo: Image.Image, size: tuple[int, int]) -> None:
+    image = real_photo.resize(size)
+    encoded = codec.encode(image, model=MINI, quality=90)
+    decoded = codec.decode(encoded.payload, model=MINI, size=size, quality=encoded.quality)
+    assert decoded.size == size
+    assert psnr(image, decoded) > 22
+
+
+def test_tiles_have_no_seam(real_photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles are computed with more around them than a pixel can see."""
+    image = real_photo.resize((1000, 170))
+    network = models.load(MINI)
+    pixels = np.asarray(image)
+    whole = network.encode(pixels)
+    picture = network.decode(whole, 5000)
+    monkeypatch.setattr(embedded, "TILE", 24)
+    # Sums in another order differ by roundings only.
+    np.testing.assert_allclose(network.encode(pixels), whole, atol=1e-4)
+    tiled = network.decode(whole, 5000)
+    assert np.abs(tiled.astype(int) - picture).max() <= 1
+
+
+CHILD = """
+import hashlib, io, sys
+import torch
+from PIL import Image
+from pillow_sdz import demo, models, codec
+from pillow_sdz.entropy import SymbolDecoder, Tables
+torch.set_num_threads(int(sys.argv[1]))
+payload = sys.stdin.buffer.read()
+decoder = SymbolDecoder(Tables.shipped(), payload)
+symbols = models.load(models.MINI).prior.code(decoder, 12, 17, 5000)
+print(hashlib.sha256(symbols.astype(">i4").tobytes()).hexdigest())
+"""
+
+
+def test_same_integers_with_any_number_of_threads(
+    real_photo: Image.Image, environment: dict[str, str]
+) -> None:
+    payload = codec.encode(real_photo, model=MINI, quality=50).payload
+    expected = symbols_of(payload, real_photo.size, 5000)
+    digests = set()
+    for threads in ("1", "2", "7"):
+        # BLAS reads its variables when numpy is loaded: hence processes of their own.
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        run = subprocess.run(
+            [sys.executable, "-c", CHILD, threads],
+            input=payload,
+            env={**environment, **dict.fromkeys(names, threads)},
+            capture_output=True,
+            check=True,
+        )
+        digests.add(run.stdout.decode().strip())
+    assert digests == {hashlib.sha256(expected.astype(">i4").tobytes()).hexdigest()}
+
+
+def test_threads_share_the_model(real_photo: Image.Image) -> None:
+    encoded = codec.encode(real_photo, model=MINI, quality=30)
+
+    def decode(_: int) -> bytes:
+        return codec.decode(
+            encoded.payload, model=MINI, size=real_photo.size, quality=encoded.quality
+        ).tobytes()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(decode, range(8)))) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # that threads and fork do not mix
+def test_decodes_in_a_forked_child(real_photo: Image.Image, tmp_path: Path) -> None:
+    """As a DataLoader's workers do."""
+    torch.set_num_threads(1)  # OpenMP's own threads do not survive a fork, with any library
+    encoded = codec.encode(real_photo, model=MINI, quality=30)
+    child = os.fork()
+    if not child:
+        try:
+            picture = codec.decode(
+                encoded.payload, model=MINI, size=real_photo.size, quality=encoded.quality
+            )
+            (tmp_path / "size").write_text(str(picture.size))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert (tmp_path / "size").read_text() == str(real_photo.size)
+
+
+def test_wrong_payload_is_an_error(real_photo: Image.Image) -> None:
+    for payload in (b"", b"\x01", b"\xff" * 2000, bytes(range(1, 256)) * 9):
+        with pytest.raises(OSError, match="LATN"):
+            codec.decode(payload, model=MINI, size=real_photo.size, quality=5000)
+
+
+def test_layers_that_may_not_be_exact_are_refused() -> None:
+    tensors = {
+        "layer.shift": np.array([8], np.int32),
+        "layer.bias": np.zeros(1, np.int64),
+        "layer.weight0": np.full((1, 4), 127, np.int8),
+        "layer.multiplier0": np.array([1 << 20], np.int32),
+    }
+    assert Affine(tensors, "layer", 1 << 10)(np.ones((1, 4)))[0, 0] == (127 * 4 << 20) + 128 >> 8
+    with pytest.raises(ValueError, match="overflow"):
+        Affine(tensors, "layer", 1 << 40)
+    with pytest.raises(ValueError, match="exact"):
+        Affine(tensors, "layer", 1 << 50)
+
+
+def test_a_picture_survives_ten_generations(real_photo: Image.Image) -> None:
+    """Saving again and again loses little after the first time: no drift in colour or place."""
+    image = real_photo
+    for _ in range(10):
+        stream = io.BytesIO()
+        image.save(stream, "SDZ", quality=75)
+        image = Image.open(stream).convert("RGB")
+    assert psnr(real_photo, image) > 24

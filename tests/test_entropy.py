@@ -1,0 +1,147 @@
+"""Symbols to words and back: exact, specified, and nothing but DamagedPayload for damage."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import numpy as np
+import pytest
+
+from pillow_sdz.entropy import (
+    MEAN_UNITS,
+    PHASED_SCALES,
+    PHASES,
+    SCALES,
+    SYMBOL_LIMIT,
+    TABLES_FILE,
+    DamagedPayload,
+    Ints,
+    Prediction,
+    SymbolDecoder,
+    SymbolEncoder,
+    Tables,
+)
+from range_coder import RangeDecoder
+
+TABLES = Tables.shipped()
+
+
+def some_symbols(count: int, seed: int) -> tuple[Ints, Ints, Ints]:
+    """Symbols with means and scales that fit them, and some that do not."""
+    rng = np.random.default_rng(seed)
+    scale = rng.integers(-3, SCALES + 3, count)
+    mean = rng.normal(0, 40, count).astype(np.int64)
+    spread = 2.0 ** (np.clip(scale, 0, SCALES - 1) / 8 - 5)
+    symbols = np.rint(mean / MEAN_UNITS + rng.logistic(0, spread)).astype(np.int64)
+    surprising = rng.random(count) < 0.01
+    symbols[surprising] += rng.integers(-300_000, 300_000, int(surprising.sum()))
+    return symbols, mean, scale
+
+
+def encoded(symbols: Ints, mean: Ints, scale: Ints) -> bytes:
+    encoder = SymbolEncoder(TABLES)
+    encoder.encode(symbols, Prediction.of(mean, scale))
+    return encoder.bytes()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 10, 1000, 20_000])
+def test_round_trip(count: int) -> None:
+    symbols, mean, scale = some_symbols(count, count)
+    decoder = SymbolDecoder(TABLES, encoded(symbols, mean, scale))
+    assert np.array_equal(decoder.code("any", (), mean, scale), symbols)
+    decoder.finish()
+
+
+def test_largest_symbols_round_trip() -> None:
+    symbols = np.array([SYMBOL_LIMIT, -SYMBOL_LIMIT, SYMBOL_LIMIT, -SYMBOL_LIMIT])
+    mean = np.array([0, 0, -SYMBOL_LIMIT * 8, 10**12])
+    scale = np.zeros(4, np.int64)
+    decoder = SymbolDecoder(TABLES, encoded(symbols, mean, scale))
+    assert np.array_equal(decoder.code("any", (), mean, scale), symbols)
+
+
+def test_tables_of_record() -> None:
+    digest = "b3a476cc2bcd62d0df707d12a498ba7cb171ae1752a82befee4f021dfa3256cb"
+    assert hashlib.sha256(TABLES_FILE.read_bytes()).hexdigest() == digest
+
+
+def test_golden_words() -> None:
+    symbols = np.array([0, 1, -1, 3, 0, 0, -7, 900, 2])
+    mean = np.array([0, 8, -3, 20, 1, -1, -50, 0, 100])
+    scale = np.array([0, 20, 40, 44, 8, 8, 60, 30, 95])
+    assert encoded(symbols, mean, scale).hex() == "f07a3fd1086c6b8a"
+
+
+def test_every_table_is_a_distribution() -> None:
+    """16-bit frequencies of at least 1 that sum to 65536, as Tables checks when it loads."""
+    assert len(TABLES.models) == PHASED_SCALES * PHASES + SCALES - PHASED_SCALES
+    sizes = np.append(np.diff(TABLES.start), len(TABLES.bits) - TABLES.start[-1])
+    for start, size in zip(TABLES.start, sizes, strict=True):
+        assert np.exp2(-TABLES.bits[start : start + size]).sum() == pytest.approx(1, abs=1e-9)
+
+
+def test_tables_that_do_not_sum_are_refused() -> None:
+    reach = TABLES.reach.astype(np.uint16)
+    with pytest.raises(ValueError, match="65536"):
+        Tables(np.ones(len(TABLES.bits), np.uint16), reach)
+    with pytest.raises(ValueError, match="shape"):
+        Tables(np.ones(3, np.uint16), reach)
+
+
+def test_specification_decodes_the_same() -> None:
+    """A second decoder, written from docs/format.md, reads what the first one writes."""
+    symbols, mean, scale = some_symbols(400, 5)
+    prediction = Prediction.of(mean, scale)
+    payload = encoded(symbols, mean, scale)
+    frequencies = np.rint(np.exp2(16 - TABLES.bits)).astype(int)
+
+    decoder = RangeDecoder(payload)
+    residuals = [0] * len(symbols)
+    order = sorted(range(len(symbols)), key=lambda i: (prediction.table[i], i))
+    for i in order:
+        table = prediction.table[i]
+        start, reach = TABLES.start[table], int(TABLES.reach[table])
+        counts = [256 * int(f) for f in frequencies[start : start + 2 * reach + 2]]
+        residuals[i] = decoder.decode(counts) - reach
+    for i in range(len(symbols)):
+        reach = int(TABLES.reach[prediction.table[i]])
+        if residuals[i] == reach + 1:
+            bits = decoder.decode([1 << 19] * 32)
+            low = decoder.decode([1 << (23 - bits)] * (2 << bits))
+            residuals[i] = (reach + (1 << bits) + (low >> 1)) * (-1 if low & 1 else 1)
+    decoded = np.array(residuals) * prediction.mirror + prediction.centre
+    assert np.array_equal(decoded, symbols)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_damage_is_damage(seed: int) -> None:
+    """The coder alone, behind valid framing: integers come out, or DamagedPayload."""
+    rng = random.Random(seed)
+    symbols, mean, scale = some_symbols(500, seed)
+    payload = bytearray(encoded(symbols, mean, scale))
+    for _ in range(rng.randint(1, 4)):
+        payload[rng.randrange(len(payload))] = rng.randrange(1, 256)
+    del payload[rng.randint(1, len(payload)) :]
+    try:
+        decoder = SymbolDecoder(TABLES, bytes(payload))
+        decoded = decoder.code("any", (), mean, scale)
+        decoder.finish()
+    except DamagedPayload:
+        return
+    assert decoded.dtype == np.int64
+    assert np.abs(decoded).max() <= SYMBOL_LIMIT
+
+
+def test_padding_is_refused() -> None:
+    payload = encoded(*some_symbols(50, 1))
+    with pytest.raises(DamagedPayload, match="zero byte"):
+        SymbolDecoder(TABLES, payload + b"\0")
+
+
+def test_left_over_words_are_refused() -> None:
+    symbols, mean, scale = some_symbols(50, 1)
+    decoder = SymbolDecoder(TABLES, encoded(symbols, mean, scale) + b"more words than needed")
+    decoder.code("any", (), mean, scale)
+    with pytest.raises(DamagedPayload, match="left"):
+        decoder.finish()
