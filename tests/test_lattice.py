@@ -1,0 +1,292 @@
+"""The lattice prior: latents without hyperlatents to a payload and back, to the integer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from pillow_sdz.entropy import DamagedPayload, Ints, SymbolDecoder, Tables
+from pillow_sdz.lattice import SD1_FILE, STEP_UNITS, LatticePrior, logarithm
+from pillow_sdz.quantize import Quantizer
+
+GOLDEN = Path(__file__).parent.parent / "fixtures" / "lattice.safetensors"
+
+Stage = list[tuple[int, int, int, int, int]]  # row, column, channel, mean, scale
+
+SHAPES = [(1, 1), (1, 2), (2, 1), (1, 40), (3, 3), (5, 4), (9, 17), (16, 16), (33, 31), (64, 96)]
+STEPS = [1, 51, 256, 512, 1024, 4096, 65535]  # in 1/1024; 51 is 0.05, 4096 is 4
+
+
+def smooth_latents(height: int, width: int, seed: int = 0) -> NDArray[np.float64]:
+    """Something like a photo's latents (h, w, 4): waves, an edge and some noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    planes = []
+    for _ in range(4):
+        a, b, phase = rng.uniform(-0.15, 0.15, 3)
+        wave = np.sin(a * y + b * x + 20 * phase)
+        edge = rng.uniform(-1, 1) * (y * rng.uniform(-1, 1) + x > width / 2)
+        planes.append(wave + edge + rng.normal(0, 0.1, (height, width)))
+    return np.stack(planes, axis=2)
+
+
+def encode(symbols: Ints, step: int) -> bytes:
+    quantizer = Quantizer(Tables.shipped(), symbols.astype(np.float64), np.zeros(0, np.int64))
+    coded = LatticePrior.sd1().code(quantizer, symbols.shape[0], symbols.shape[1], step)
+    assert np.array_equal(coded, symbols)
+    return quantizer.bytes()
+
+
+def decode(payload: bytes, height: int, width: int, step: int) -> Ints:
+    decoder = SymbolDecoder(Tables.shipped(), payload)
+    symbols = LatticePrior.sd1().code(decoder, height, width, step)
+    decoder.finish()
+    return symbols
+
+
+def quantised(latents: NDArray[np.float64], step: int) -> Ints:
+    symbols: Ints = np.rint(latents * STEP_UNITS / step).astype(np.int64)
+    return symbols
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_exact_round_trip(height: int, width: int, step: int) -> None:
+    symbols = quantised(smooth_latents(height, width), step)
+    assert np.array_equal(decode(encode(symbols, step), height, width, step), symbols)
+
+
+def test_more_places_than_are_evaluated_at_once() -> None:
+    # 300 * 250 / 2 places in the last pass: many pieces, and what they know is made anew.
+    symbols = quantised(smooth_latents(300, 250), 512)
+    assert np.array_equal(decode(encode(symbols, 512), 300, 250, 512), symbols)
+
+
+@pytest.mark.parametrize("largest", [1, 300, 40_000, (1 << 19) - 1])
+def test_integers_that_no_network_expects(largest: int) -> None:
+    rng = np.random.default_rng(1)
+    symbols = rng.integers(-largest, largest, (11, 13, 4), endpoint=True)
+    assert np.array_equal(decode(encode(symbols, 1024), 11, 13, 1024), symbols)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "step"), [(0, 5, 9), (5, 0, 9), (5, 5, 0), (5, 5, 1 << 16)]
+)
+def test_sizes_and_steps_out_of_range_are_refused(height: int, width: int, step: int) -> None:
+    with pytest.raises(ValueError, match="cannot code latents"):
+        decode(b"", height, width, step)
+
+
+def test_smooth_latents_take_fewer_bytes_than_their_histogram() -> None:
+    for step in (256, 512, 1024):
+        symbols = quantised(smooth_latents(64, 96), step)
+        entropy = 0.0
+        for channel in symbols.reshape(-1, 4).T:
+            counts = np.unique(channel, return_counts=True)[1]
+            entropy -= float((counts * np.log2(counts / len(channel))).sum())
+        assert len(encode(symbols, step)) < 0.9 * entropy / 8
+
+
+def test_logarithm_is_exact_at_powers_of_two_and_monotone() -> None:
+    powers = np.array([2.0**n for n in range(50)])
+    assert np.array_equal(logarithm(powers), 256 * (np.arange(50) - 10))
+    assert (np.diff(logarithm(np.arange(1.0, 5000.0))) >= 0).all()
+    assert logarithm(np.array([1536.0])) == [128]  # linear between powers: half way is half
+
+
+# Prints a digest of a payload and of what it decodes to.
+CODE = """
+import hashlib, sys
+sys.path.insert(0, {tests!r})
+from test_lattice import decode, encode, quantised, smooth_latents
+payload = encode(quantised(smooth_latents(64, 96), 333), 333)
+print(hashlib.sha256(payload + decode(payload, 64, 96, 333).tobytes()).hexdigest())
+"""
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    digests = set()
+    for threads in ("1", "2"):
+        # Read once, when numpy loads its BLAS: hence processes of their own.
+        variables = dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", CODE.format(tests=str(Path(__file__).parent))],
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        digests.add(run.stdout)
+    payload = encode(quantised(smooth_latents(64, 96), 333), 333)
+    here = hashlib.sha256(payload + decode(payload, 64, 96, 333).tobytes()).hexdigest()
+    assert digests == {here + "\n"}
+
+
+def test_damaged_payloads_raise_nothing_but_damage() -> None:
+    symbols = quantised(smooth_latents(17, 12), 512)
+    payload = encode(symbols, 512)
+    rng = np.random.default_rng(2)
+    hostile = [payload[:n] for n in range(0, len(payload), 7)]
+    hostile += [rng.bytes(n) for n in range(40)]
+    hostile += [b"\xff" * 64, b"\xff" * 3, payload + b"\x01", payload + b"\0"]
+    for position in range(len(payload)):
+        flipped = bytearray(payload)
+        flipped[position] ^= 1 << (position % 8)
+        hostile.append(bytes(flipped))
+    refused = 0
+    for words in hostile:
+        try:
+            decode(words, 17, 12, 512)
+        except DamagedPayload:
+            refused += 1
+    # Not all can be known: any words decode to something, and checksums are the container's.
+    assert refused > 0
+
+
+def test_the_largest_symbols_do_not_overflow() -> None:
+    class Extremes:
+        """A coder that answers the largest symbols, in alternation."""
+
+        def code(self, volume: str, index: object, mean: Ints, scale: Ints) -> Ints:
+            assert mean.dtype == scale.dtype == np.int64
+            # All that a network adds to the nearest values is bounded: an overflow is not.
+            assert np.abs(mean).max(initial=0) < 1 << 40
+            assert np.abs(scale).max(initial=0) < 1 << 40
+            return np.where(np.arange(len(mean)) % 2, 1 << 19, -(1 << 19))
+
+    LatticePrior.sd1().code(Extremes(), 20, 20, 65535)
+
+
+def stages_by_the_specification(symbols: Ints, step: int) -> list[Stage]:
+    """docs/lattice.md, one place at a time."""
+    height, width, channels = symbols.shape
+    tensors = load_file(SD1_FILE)
+    coded = np.zeros(symbols.shape, bool)
+    stages: list[Stage] = []
+
+    def layer(name: str, *inputs: list[int]) -> list[int]:
+        total = tensors[f"{name}.bias"].astype(np.int64)
+        for i, x in enumerate(inputs):
+            product = tensors[f"{name}.weight{i}"].astype(np.int64) @ np.array(x)
+            total = total + product * tensors[f"{name}.multiplier{i}"]
+        shift = int(tensors[f"{name}.shift"][0])
+        return [(int(t) + (1 << (shift - 1))) >> shift for t in total]
+
+    def log(x: int) -> int:
+        e = x.bit_length() - 1
+        return 256 * (e - 10) + 256 * (x - (1 << e)) // (1 << e)
+
+    def clip(x: list[int], lowest: int = -32767) -> list[int]:
+        return [max(lowest, min(32767, v)) for v in x]
+
+    def signs(*offsets: tuple[int, int]) -> list[tuple[int, int]]:
+        every = [(y * a, x * b) for y, x in offsets for a in (1, -1) for b in (1, -1)]
+        return list(dict.fromkeys(every))
+
+    def value(row: int, column: int, channel: int) -> int:
+        known = coded[row, column, channel]
+        return int(symbols[row, column, channel]) * step if known else 0
+
+    def mirrored(i: int, length: int) -> int:
+        t = abs(i) % (2 * (length - 1)) if length > 1 else 0
+        return min(t, 2 * (length - 1) - t) if length > 1 else 0
+
+    def finish(stage: Stage) -> None:
+        if stage:
+            stages.append(stage)
+        for row, column, channel, _, _ in stage:
+            coded[row, column, channel] = True
+
+    for c in range(channels):
+        stage: Stage = []
+        for row in range(0, height, 16):
+            for column in range(0, width, 16):
+                base = clip([value(row, column, b) for b in range(c)])
+                m, k = layer(f"base{c}", [log(step)], *([base] if c else []))
+                stage.append((row, column, c, (16 * m + step) // (2 * step), k))
+        finish(stage)
+    for s in (8, 4, 2, 1):
+        rows, columns = -(-height // s), -(-width // s)
+        for name, kinds, known, before in (
+            ("centre", [(1, 1)], signs((1, 1), (1, 3), (3, 1)), signs((0, 0), (0, 2), (2, 0))),
+            (
+                "between",
+                [(0, 1), (1, 0)],
+                signs((0, 1), (1, 0), (1, 2), (2, 1), (0, 3), (3, 0)),
+                signs((0, 0), (1, 1), (0, 2), (2, 0)),
+            ),
+        ):
+            earlier = coded.copy()
+            for c in range(channels):
+                stage = []
+                for i, j in [
+                    (i, j)
+                    for y, x in kinds
+                    for i in range(y, rows, 2)
+                    for j in range(x, columns, 2)
+                ]:
+
+                    def at(offset: tuple[int, int], b: int, i: int = i, j: int = j) -> int:
+                        row = mirrored(i + offset[0], rows) * s  # noqa: B023
+                        return value(row, mirrored(j + offset[1], columns) * s, b)  # noqa: B023
+
+                    now, coded = coded, earlier
+                    v = [[at(t, b) for t in known] for b in range(channels)]
+                    coded = now
+                    mean = [(sum(near[:4]) + 2) >> 2 for near in v]
+                    u = [[at(t, b) - mean[b] for t in before] for b in range(c)]
+                    v = [[x - m for x in near] for near, m in zip(v, mean, strict=True)]
+                    floor = (step >> 2) + 32
+                    x = clip([*chain(*v), *mean, *chain(*u)])
+                    logs = [log(sum(map(abs, near[:4])) + floor) for near in v]
+                    logs += [log(abs(near[0]) + floor) for near in u] + [log(step)]
+                    logs += [256 * (s == t) for t in (8, 4, 2, 1)]
+                    hidden = clip(layer(f"{name}{c}.first", x, logs), 0)
+                    hidden = clip(layer(f"{name}{c}.second", hidden), 0)
+                    m, k = layer(f"{name}{c}.output", hidden, x, logs)
+                    m = (16 * (mean[c] + m) + step) // (2 * step)
+                    stage.append((i * s, j * s, c, m, k))
+                finish(stage)
+    return stages
+
+
+@pytest.mark.parametrize(("height", "width", "step"), [(11, 18, 512), (1, 9, 100), (2, 3, 3000)])
+def test_the_specification_says_what_the_code_does(height: int, width: int, step: int) -> None:
+    symbols = quantised(smooth_latents(height, width), step)
+    stages: list[Stage] = []
+
+    class Recorder:
+        """A coder that answers the symbols and keeps what it was asked."""
+
+        def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
+            rows, columns, channel = index
+            places = (rows, columns, np.full_like(rows, channel), mean, scale)
+            stages.append(list(zip(*(p.tolist() for p in places), strict=True)))
+            chosen: Ints = symbols[index]
+            return chosen
+
+    LatticePrior.sd1().code(Recorder(), height, width, step)
+    assert stages == stages_by_the_specification(symbols, step)
+
+
+@pytest.mark.parametrize("case", ["photo", "odd", "single", "wild"])
+def test_golden_payloads(case: str) -> None:
+    """Made once, never anew: a failure means that files written before are unreadable."""
+    record = load_file(GOLDEN)
+    symbols = record[f"{case}.symbols"].astype(np.int64)
+    payload = record[f"{case}.payload"].tobytes()
+    step = int(record[f"{case}.step"][0])
+    assert np.array_equal(decode(payload, symbols.shape[0], symbols.shape[1], step), symbols)
+    assert encode(symbols, step) == payload
