@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from .entropy import MEAN_UNITS, Coder, Floats, Ints
-from .prior import ACTIVATION_LIMIT, Affine, rectified
+from .prior import Affine
 
 #: A step is an integer number of 1/1024 of the latents' unit: 0.05 is 51, within half a percent.
 STEP_UNITS = 1024
 STEP_LIMIT = 1 << 16
 LOG_UNITS = 256  # logarithms to base 2 are in 1/256 octaves; finer than their own error
+VALUE_LIMIT = (1 << 15) - 1  # of inputs: 32 units; chosen, latents hardly exceed 10
+ACTIVATION_LIMIT = (1 << 15) - 1  # of hidden layers: 0.1 to 0.3 % over the floats' bytes, measured
 LOG_LIMIT = 1 << 14  # no logarithm of an int64 in these units is larger
 ACTIVITY_FLOOR = STEP_UNITS // 32  # chosen: keeps the logarithm of "all neighbours equal" sane
 
@@ -88,7 +90,11 @@ def logarithm(x: Floats) -> Floats:
 
 
 def _clipped(x: Floats) -> Floats:
-    return np.clip(x, -ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+    return np.clip(x, -VALUE_LIMIT, VALUE_LIMIT)
+
+
+def _rectified(x: Ints) -> Floats:
+    return np.clip(x, 0, ACTIVATION_LIMIT).astype(np.float64)
 
 
 class _Piece(NamedTuple):
@@ -149,7 +155,7 @@ class LatticePrior:
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         self.channels = int(tensors["channels"][0])
-        values, logs = ACTIVATION_LIMIT, LOG_LIMIT
+        values, logs = VALUE_LIMIT, LOG_LIMIT
         self._base: list[Affine] = []
         self._layers: dict[tuple[str, int], tuple[Affine, Affine, Affine]] = {}
         for c in range(self.channels):
@@ -257,7 +263,7 @@ class LatticePrior:
         # Transposed views: the products read them as they lie.
         x, log = np.concatenate(values).T, np.concatenate(logs).T
         first, second, last = self._layers[kind.name, c]
-        output = last(rectified(second(rectified(first(x, log)))), x, log)
+        output = last(_rectified(second(_rectified(first(x, log)))), x, log)
         output[:, 0] += known.mean[c].astype(np.int64)
         return output
 

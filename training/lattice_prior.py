@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from pillow_sdz.entropy import SymbolDecoder, Tables
 from pillow_sdz.lattice import (
+    ACTIVATION_LIMIT,
     ACTIVITY_FLOOR,
     BASE_SPACING,
     LOG_UNITS,
@@ -38,7 +39,6 @@ from pillow_sdz.lattice import (
     LatticePrior,
     Pass,
 )
-from pillow_sdz.prior import ACTIVATION_LIMIT
 from pillow_sdz.quantize import Quantizer
 from training.quantize_prior import affine
 
