@@ -320,14 +320,13 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     if coding is not None and coding not in container.CODINGS:
         msg = f"coding must be one of {', '.join(container.CODINGS)}, not {coding!r}"
         raise ValueError(msg)
-    effort = _integer("effort", options.get("effort"), 0, 9, default=4)
     quality = _quality(options.get("quality"))
     target_size = None
     if options.get("target_size") is not None:
         if options.get("quality") is not None:
             msg = "quality and target_size exclude each other"
             raise ValueError(msg)
-        target_size = _integer("target_size", options["target_size"], 1, 1 << 32, default=1)
+        target_size = _target_size(options["target_size"])
     width, height = im.size
     if not (1 <= width <= container.MAX_SIDE and 1 <= height <= container.MAX_SIDE):
         msg = f"cannot write {width}x{height} as SDZ: 1 to {container.MAX_SIDE} pixels a side"
@@ -368,9 +367,7 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     fixed = container.size(chunks(b"", 100)) - container.chunk_size(0)
     max_payload = None if target_size is None else container.largest_data(target_size - fixed)
     try:
-        encoded = codec.encode(
-            rgb, model=model, quality=quality, effort=effort, max_payload=max_payload
-        )
+        encoded = codec.encode(rgb, model=model, quality=quality, max_payload=max_payload)
     except codec.DoesNotFit as e:
         smallest = fixed + container.chunk_size(e.smallest)
         msg = f"target_size is {target_size}, but the smallest file has {smallest} bytes"
@@ -398,11 +395,9 @@ def _quality(value: object) -> float:
     return float(value)
 
 
-def _integer(name: str, value: object, low: int, high: int, *, default: int) -> int:
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
-        msg = f"{name} must be an integer from {low} to {high}, not {value!r}"
+def _target_size(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
+        msg = f"target_size must be a number of bytes, not {value!r}"
         raise ValueError(msg)
     return int(value)
 

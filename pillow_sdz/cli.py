@@ -128,12 +128,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Encode pictures, and all pictures in folders, to .sdz files.",
     )
     encode.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
-    encode.add_argument(
-        "--effort",
-        type=_integer(0, 9),
-        metavar="N",
-        help="0 (fast) to 9 (smaller files); default 4",
-    )
     encode.set_defaults(run=_run_encode, parser=encode)
 
     decode = commands.add_parser(
@@ -178,7 +172,7 @@ def _run_encode(options: argparse.Namespace) -> int:
 
     save_options = {
         name: getattr(options, name)
-        for name in ("quality", "target_size", "effort")
+        for name in ("quality", "target_size")
         if getattr(options, name) is not None
     }
 

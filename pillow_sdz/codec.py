@@ -37,14 +37,12 @@ def encode(
     *,
     model: models.ModelSpec,
     quality: float = 75,
-    effort: int = 4,
     max_payload: int | None = None,
 ) -> EncodedLatents:
     """Encode an image of mode RGB.
 
     ``quality`` is 1..100.  With ``max_payload``, in bytes, it is the highest quality that
-    fits instead; DoesNotFit where none does.  ``effort`` 0 rounds the latents, any higher
-    one chooses integers by rate and distortion.
+    fits instead; DoesNotFit where none does.
     """
     network = models.load(model)
     latents = network.encode(np.asarray(image))
@@ -52,8 +50,7 @@ def encode(
 
     def payload(hundredths: int) -> bytes:
         steps = latents * network.gain(hundredths)
-        price = network.price(hundredths) if effort else None
-        quantizer = Quantizer(tables, steps, network.hyperlatents(steps), price)
+        quantizer = Quantizer(tables, steps, network.hyperlatents(steps))
         rows, columns, _ = steps.shape
         network.prior.code(quantizer, rows, columns, hundredths)
         return quantizer.bytes()

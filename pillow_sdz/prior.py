@@ -95,7 +95,8 @@ def _neighbours(
     """A layer applied to the values around places of a volume (h, w, C); zeros outside of it."""
     reach = max(abs(dy) for dy, _ in taps)
     kind = layer.exact_type(_largest(volume))
-    padded = np.pad(volume.astype(kind, copy=False), ((reach, reach), (reach, reach), (0, 0)))
+    border = ((reach, reach), (reach, reach), (0, 0))
+    padded: NDArray[Any] = np.pad(volume.astype(kind, copy=False), border)
     width = padded.shape[1]
     flat = padded.reshape(-1, padded.shape[2])
     places = (rows + reach) * width + columns + reach
@@ -188,9 +189,9 @@ class HyperPrior:
             before = 0
             for group, hidden, output in zip(self._groups, self._hidden, self._output, strict=True):
                 parameters = []
+                rate = np.full((len(rows), 1), quality, np.float32)
                 for block in _blocks(len(rows)):
-                    r, c = rows[block], columns[block]
-                    known = [here[block], context[block], np.full((len(r), 1), np.float32(quality))]
+                    known = [here[block], context[block], rate[block]]
                     if before:
                         known.append(coded[block, :before])
                     parameters.append(output(rectified(hidden(*known))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Sequence
 
 MASK = (1 << 64) - 1
@@ -25,15 +27,12 @@ class RangeDecoder:
         """The next symbol, of an alphabet with these counts, which sum to 2 ** 24."""
         scale = self._range >> 24
         quantile = ((self._point - self._lower) & MASK) // scale
-        cumulative = 0
-        for symbol, count in enumerate(counts):
-            if quantile < cumulative + count:
-                break
-            cumulative += count
-        else:
+        cumulative = [0, *itertools.accumulate(counts)]
+        if quantile >= cumulative[-1]:
             raise ValueError(quantile)
-        self._lower = (self._lower + scale * cumulative) & MASK
-        self._range = scale * count
+        symbol = bisect.bisect_right(cumulative, quantile) - 1
+        self._lower = (self._lower + scale * cumulative[symbol]) & MASK
+        self._range = scale * counts[symbol]
         if self._range < 1 << 32:
             self._lower = self._lower << 32 & MASK
             self._range <<= 32

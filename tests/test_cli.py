@@ -94,7 +94,7 @@ def test_quality_and_target_size_reach_the_encoder(folder: Path) -> None:
     low, high = Path("5.sdz").stat().st_size, Path("95.sdz").stat().st_size
     assert low < high
     budget = (low + high) // 2
-    assert main(["encode", "a.jpg", "-t", f"{budget}B", "--effort", "0", "-o", "t.sdz"]) == 0
+    assert main(["encode", "a.jpg", "-t", f"{budget}B", "-o", "t.sdz"]) == 0
     assert low <= Path("t.sdz").stat().st_size <= budget
 
 
@@ -129,7 +129,6 @@ def test_byte_count_refuses(text: str) -> None:
         ["encode"],
         ["encode", "a.jpg", "--quality", "0"],
         ["encode", "a.jpg", "--quality", "101"],
-        ["encode", "a.jpg", "--effort", "10"],
         ["encode", "a.jpg", "--target-size", "tiny"],
         ["encode", "a.jpg", "--quality", "5", "--target-size", "5k"],
         ["encode", "a.jpg", "-o", "new.png"],

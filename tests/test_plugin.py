@@ -99,12 +99,12 @@ def test_quality_is_monotone(photo: Image.Image) -> None:
 
 
 def test_none_means_default(photo: Image.Image) -> None:
-    options = dict.fromkeys(("quality", "effort", "model", "coding", "target_size"))
+    options = dict.fromkeys(("quality", "model", "coding", "target_size"))
     assert encode(photo, **options) == encode(photo)
 
 
 def test_numbers_of_numpy(photo: Image.Image) -> None:
-    options = {"quality": np.float32(60), "effort": np.int64(4)}
+    options = {"quality": np.float32(60)}
     assert encode(photo, **options) == encode(photo, quality=60)
 
 
@@ -114,7 +114,6 @@ def test_options_of_other_formats_are_ignored(photo: Image.Image) -> None:
 
 BAD_OPTIONS: dict[str, list[Any]] = {
     "quality": [0, 0.99, 100.01, -1, math.nan, math.inf, True, "75", [], 1j],
-    "effort": [-1, 10, 4.0, True, "4", math.nan],
     "target_size": [0, -1, 4000.0, True, "4000", math.nan],
     "model": ["maxi", "", b"mini", 3, []],
     "coding": ["palette", "", b"context", 3, []],

@@ -19,38 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pillow_sdz.entropy import Tables
-from pillow_sdz.models.embedded import CHANNELS, WEIGHTS, Mini
+from pillow_sdz.models.embedded import WEIGHTS, Mini
 from pillow_sdz.quantize import Quantizer
 from training import data
 from training.mini import Model
 from training.quantize_prior import calibrate, integers
 
 RATES = (0.0, 0.2, 0.35, 0.5, 0.7, 1.0)
-
-
-@torch.no_grad()
-def channel_energies(model: Model, images: list[Tensor]) -> Tensor:
-    """Squared grey levels in the picture for a squared unit in each channel (C,).
-
-    Measured with the whole decoder at the middle of the rate axis: every latent of a channel
-    is moved by the typical rounding error, up or down by chance, and the sum over the picture
-    is divided by the number of latents.
-    """
-    rate = torch.tensor([0.4])
-    energies = torch.zeros(CHANNELS)
-    generator = torch.Generator().manual_seed(0)
-    for image in images:
-        latents = model.autoencoder.encoder(image)
-        step = 0.3 / model.autoencoder.gain(rate)  # uniform rounding has a deviation of 0.29
-        reference = model.autoencoder.decoder(latents, rate)
-        for channel in range(CHANNELS):
-            sign = torch.randint(0, 2, latents.shape[2:], generator=generator) * 2 - 1
-            moved = latents.clone()
-            moved[:, channel] += sign * step[:, channel]
-            difference = model.autoencoder.decoder(moved, rate) - reference
-            squared = (difference * 255).square().sum() / 3
-            energies[channel] += squared / step[0, channel].item() ** 2 / sign.numel()
-    return energies / len(images)
 
 
 @torch.no_grad()
@@ -107,8 +82,6 @@ def main() -> None:
     for name, module in (("autoencoder", model.autoencoder), ("analysis", model.prior.analysis)):
         for key, value in module.state_dict().items():
             tensors[f"{name}.{key}"] = value.half()
-    energy = channel_energies(model, [i[..., :256, :256] for i in images[:4]])
-    tensors["energy"] = energy.float()
     for key, array in integers(
         model.prior, calibrate(model.prior, calibration(model, images))
     ).items():

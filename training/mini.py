@@ -20,11 +20,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pillow_sdz.models.embedded import CHANNELS, FACTOR, Autoencoder, distortion_weight
+from pillow_sdz.models.embedded import CHANNELS, FACTOR, Autoencoder
 from training import data
 from training.perceptual import ssimulacra2
 from training.prior import Prior
 
+# Weight of the distortion at both ends of the rate axis, in bits per pixel for a squared
+# grey level.  Chosen so that Kodak-sized photos run from about 0.05 to 1.2 bits per pixel.
+LAMBDA_LOW, LAMBDA_HIGH = 1e-4, 0.06
 BATCH = 16
 AVERAGING = 0.999
 
@@ -46,6 +49,11 @@ class Model(nn.Module):
         rounded = latents + (torch.round(latents) - latents).detach()
         reconstruction = self.autoencoder.decoder(rounded / gain, rate).float()
         return reconstruction, bits / (images.shape[2] * images.shape[3])
+
+
+def distortion_weight(rate: Tensor) -> Tensor:
+    """Lagrangian weight of the squared error at places of the rate axis in [0, 1]."""
+    return LAMBDA_LOW * (LAMBDA_HIGH / LAMBDA_LOW) ** rate
 
 
 def loss_of(model: Model, images: Tensor, rate: Tensor, *, hard: bool, perceptual: float) -> Tensor:
@@ -149,8 +157,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, required=True, help="length of the whole run")
     parser.add_argument("--warm-start", type=Path, help="averaged weights of another run")
     parser.add_argument("--learning-rate", type=float, default=6e-4)
-    parser.add_argument("--crop", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--crop", type=int, nargs="+", default=[128], help="one is drawn per step")
     parser.add_argument("--perceptual", type=float, default=0.0, help="share of SSIMULACRA2")
     parser.add_argument("--hard", action="store_true", help="rounding, not noise, in the rate")
     parser.add_argument("--flat", type=float, default=0.3, help="part of the run before decay")
@@ -209,9 +216,12 @@ def main() -> None:
         )
         for group in optimizer.param_groups:
             group["lr"] = lr
-        images = data.crops(photos, options.batch, options.crop, rng).to(options.device)
+        crop = rng.choice(options.crop)
+        # As many pixels in a step whatever the crop, within reason for small ones.
+        batch = min(max(BATCH * 128**2 // crop**2, 1), 4 * BATCH)
+        images = data.crops(photos, batch, crop, rng).to(options.device)
         # Most often where a few kilobytes are: the mode is near 0.15 bits per pixel.
-        rate = torch.tensor([rng.triangular(0, 1, 0.35) for _ in range(options.batch)])
+        rate = torch.tensor([rng.triangular(0, 1, 0.35) for _ in range(batch)])
         with torch.autocast(images.device.type, dtype=torch.bfloat16):
             loss = loss_of(
                 model,

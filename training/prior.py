@@ -38,7 +38,7 @@ def checkerboard(like: Tensor) -> Tensor:
 
 
 class Prior(nn.Module):
-    """Probabilities of quantised latents (B, C, h, w), h and w even, at a rate t (B,)."""
+    """Probabilities of quantised latents (B, C, h, w) at a rate t (B,)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,9 @@ class Prior(nn.Module):
 
     def bits(self, latents: Tensor, rate: Tensor, *, hard: bool) -> Tensor:
         """Bits of each picture (B,); noise instead of rounding unless ``hard``."""
-        hyper = self.analysis(latents)
+        height, width = latents.shape[2:]
+        # Hyperlatents stand for pairs of latents, of which the last may be missing.
+        hyper = self.analysis(F.pad(latents, (0, width % 2, 0, height % 2)))
         if hard:
             hyper = hyper + (torch.round(hyper) - hyper).detach()
             symbols = latents + (torch.round(latents) - latents).detach()
@@ -90,6 +92,8 @@ class Prior(nn.Module):
             symbols = latents + torch.rand_like(latents) - 0.5
         with torch.autocast(latents.device.type, enabled=False):
             hyper, symbols = hyper.float(), symbols.float()
-            mean, log_scale = self.parameters_of(self.features(hyper), symbols, rate)
+            mean, log_scale = self.parameters_of(
+                self.features(hyper)[..., :height, :width], symbols, rate
+            )
             total = self.hyper_bits(hyper, rate).sum((1, 2, 3))
             return total + logistic_bits(symbols, mean, log_scale).sum((1, 2, 3))

@@ -24,7 +24,7 @@ class ModelSpec:
     digest: bytes
 
 
-MINI = ModelSpec("mini", channels=160, factor=16, digest=bytes.fromhex("b9567ab1"))
+MINI = ModelSpec("mini", channels=160, factor=16, digest=bytes.fromhex("527b1be0"))
 
 _REGISTRY = {MINI.name: MINI}
 

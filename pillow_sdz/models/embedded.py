@@ -27,20 +27,12 @@ WIDTHS = (40, 80, 144)  # channels at 1/4, 1/8 and 1/16 of the resolution
 DEPTHS_ENCODER = (4, 3, 2)  # residual blocks at each of them
 DEPTHS_DECODER = (5, 5, 2)
 RATE_FEATURES = 3
-# Weight of the distortion at both ends of the rate axis, in bits per pixel for a squared
-# grey level.  Chosen so that Kodak-sized photos run from about 0.05 to 1.2 bits per pixel.
-LAMBDA_LOW, LAMBDA_HIGH = 1e-4, 0.06
 
 TILE = 128  # latents along a side of what is encoded or decoded at once.  Chosen: 4 megapixels.
 # More latents than any pixel's reach on either path (13 in the decoder), so tiles have no seam.
 MARGIN = 16
 
 WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
-
-
-def distortion_weight(rate: Tensor) -> Tensor:
-    """Lagrangian weight of the squared error at places of the rate axis in [0, 1]."""
-    return LAMBDA_LOW * (LAMBDA_HIGH / LAMBDA_LOW) ** rate
 
 
 def rate_features(rate: Tensor) -> Tensor:
@@ -199,8 +191,6 @@ class Mini:
         self._analysis.load_state_dict(part("analysis."))
         for module in (self._autoencoder, self._analysis):
             module.float().eval().requires_grad_(False)
-        #: Squared grey levels of error in the picture for a squared unit of latent (C,).
-        self._energy = tensors["energy"].double().numpy()
         self.prior = HyperPrior({k: v.numpy() for k, v in part("prior.").items()})
 
     @staticmethod
@@ -211,11 +201,6 @@ class Mini:
         """Steps in a unit of latent, (C,)."""
         gain: NDArray[np.float32] = self._autoencoder.gain(self._rate(quality)).numpy().ravel()
         return gain
-
-    def price(self, quality: int) -> NDArray[np.float64]:
-        """Bits that a squared step of error is worth, (C,)."""
-        weight = distortion_weight(self._rate(quality)).item()
-        return weight * self._energy / self.gain(quality).astype(np.float64) ** 2
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pixels (H, W, 3) to latents (ceil(H/16), ceil(W/16), C)."""

@@ -1,0 +1,72 @@
+"""The training program: one command that starts, and goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from pillow_sdz import demo
+
+pytest.importorskip("ssimulacra2", reason="the training loss takes its constants from ssimulacra2")
+
+# Training is no part of the installed package, so that only the checkout has it.
+sys.path.append(str(Path(__file__).parent.parent))
+
+from ssimulacra2 import compute_ssimulacra2  # noqa: E402
+
+from training.data import to_tensor  # noqa: E402
+from training.perceptual import ssimulacra2  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    photo = demo.photo()
+    for i in range(3):
+        photo.crop((100 * i, 50 * i, 100 * i + 160, 50 * i + 128)).save(folder / f"{i}.png")
+    return folder
+
+
+def train(photos: Path, run: Path, minutes: float) -> int:
+    """Train so long in all; the steps made."""
+    arguments = ["--photos", photos, "--run", run, "--minutes", minutes, "--crop", 32, 16]
+    arguments += ["--perceptual", 0.3, "--hard", "--threads", 1]
+    command = [sys.executable, "-m", "training.mini", *map(str, arguments)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    step = torch.load(run / "checkpoint.pt", weights_only=True)["step"]
+    assert isinstance(step, int)
+    return step
+
+
+def test_resumes_from_its_checkpoint(photos: Path, tmp_path: Path) -> None:
+    first = train(photos, tmp_path, 0.03)
+    assert first > 0
+    assert train(photos, tmp_path, 0.03) == first  # nothing is left to do
+    assert train(photos, tmp_path, 0.06) > first
+    weights = load_file(tmp_path / "averaged.safetensors")
+    assert all(torch.isfinite(v).all() for v in weights.values())
+    assert {v.dtype for v in weights.values()} == {torch.float16}
+
+
+def test_perceptual_loss_is_the_metric(tmp_path: Path) -> None:
+    """Within 5 points: the loss mirrors the picture at its borders, the metric does not."""
+    photo = demo.photo().crop((150, 50, 406, 306))
+    scores = []
+    for side in (32, 64, 128):
+        blurred = photo.resize((side, side)).resize(photo.size, Image.Resampling.BICUBIC)
+        photo.save(tmp_path / "a.png")
+        blurred.save(tmp_path / "b.png")
+        expected = compute_ssimulacra2(tmp_path / "a.png", tmp_path / "b.png")
+        ours = ssimulacra2(to_tensor(np.asarray(blurred)), to_tensor(np.asarray(photo))).item()
+        scores.append(ours)
+        assert ours == pytest.approx(expected, abs=5)
+    assert scores == sorted(scores)
