@@ -19,10 +19,10 @@ pytest.importorskip("ssimulacra2", reason="the training loss takes its constants
 # Training is no part of the installed package, so that only the checkout has it.
 sys.path.append(str(Path(__file__).parent.parent))
 
-from ssimulacra2 import compute_ssimulacra2  # noqa: E402
+from ssimulacra2 import compute_ssimulacra2
 
-from training.data import to_tensor  # noqa: E402
-from training.perceptual import ssimulacra2  # noqa: E402
+from training.data import to_tensor
+from training.perceptual import ssimulacra2
 
 ROOT = Path(__file__).parent.parent
 

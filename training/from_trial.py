@@ -40,17 +40,17 @@ def carry_over(weights: dict[str, Tensor], model: Model) -> None:
 
     encoder, decoder = model.autoencoder.encoder, model.autoencoder.decoder
     set_linear(model, weights["e.lin.weight"], weights["d.lin.weight"])
-    encoder.linear.bias.copy_(weights["e.lin.bias"])
+    torch.as_tensor(encoder.linear.bias).copy_(weights["e.lin.bias"])
     for ours, theirs in ENCODER.items():
         copy(encoder.get_submodule(ours), f"e.net.{theirs}")
     for ours, theirs in DECODER.items():
         copy(decoder.get_submodule(ours), f"d.net.{theirs}")
-    decoder.leave.bias += weights["d.lin.bias"].repeat_interleave(16)
+    torch.as_tensor(decoder.leave.bias).add_(weights["d.lin.bias"].repeat_interleave(16))
 
     slope = math.log(LAMBDA_HIGH / LAMBDA_LOW) / TRIAL_SLOPE
-    offset = math.log(LAMBDA_LOW / TRIAL_LAMBDA) / TRIAL_SLOPE
+    start_at = math.log(LAMBDA_LOW / TRIAL_LAMBDA) / TRIAL_SLOPE
     base, growth = weights["gain"][0], weights["gain"][1] + TRIAL_GAIN
-    model.autoencoder.gain.coefficients[0] = base + growth * offset
+    model.autoencoder.gain.coefficients[0] = base + growth * start_at
     model.autoencoder.gain.coefficients[1] = growth * slope
 
     prior = model.prior
@@ -63,12 +63,13 @@ def carry_over(weights: dict[str, Tensor], model: Model) -> None:
     bias = weights["h.pm.0.bias"] + first[:, FEATURES:, 0, 0] @ weights["h.cx.bias"]
     start = 0
     for i, group in enumerate(GROUPS):
-        prior.first[i].weight.zero_()
-        prior.first[i].weight[:, : 2 * FEATURES] = first
-        prior.first[i].bias.copy_(bias)
+        (weight, offset), (last_weight, last_offset) = prior.dense(i)
+        weight.zero_()
+        weight[:, : 2 * FEATURES] = first[:, :, 0, 0]
+        offset.copy_(bias)
         rows = [*range(start, start + group), *range(CHANNELS + start, CHANNELS + start + group)]
-        prior.last[i].weight.copy_(last[rows])
-        prior.last[i].bias.copy_(weights["h.pm.2.bias"][rows])
+        last_weight.copy_(last[rows][:, :, 0, 0])
+        last_offset.copy_(weights["h.pm.2.bias"][rows])
         start += group
 
 

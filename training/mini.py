@@ -53,7 +53,7 @@ class Model(nn.Module):
 
 def distortion_weight(rate: Tensor) -> Tensor:
     """Lagrangian weight of the squared error at places of the rate axis in [0, 1]."""
-    return LAMBDA_LOW * (LAMBDA_HIGH / LAMBDA_LOW) ** rate
+    return LAMBDA_LOW * torch.exp(rate * math.log(LAMBDA_HIGH / LAMBDA_LOW))
 
 
 def loss_of(model: Model, images: Tensor, rate: Tensor, *, hard: bool, perceptual: float) -> Tensor:
@@ -72,7 +72,14 @@ def loss_of(model: Model, images: Tensor, rate: Tensor, *, hard: bool, perceptua
             distance = 1 - ssimulacra2(reconstruction[half], images[half]) / 100
         share = 2 * perceptual * 0.35 * (weight[half] / 9e-4) ** 0.47
         loss = torch.cat([loss[half] + share * distance, loss[len(images) // 2 :]])
-    return (loss / weight.sqrt()).mean() * 0.05
+    balanced: Tensor = (loss / weight.sqrt()).mean() * 0.05
+    return balanced
+
+
+def channels_last(model: Model) -> Model:
+    """The model with its weights laid out as convolutions are fastest."""
+    moved: Model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
 
 
 def lapped_transform(size: int) -> Tensor:
@@ -112,11 +119,12 @@ def initialise(model: Model, photos: list[np.ndarray], rng: random.Random) -> No
     filters = torch.einsum("rijc,in,jm->crnm", components, basis, basis)
     # Latents of about unit variance: the root mean square of the components.  Measured.
     set_linear(model, filters * 5, filters / 5)
-    nn.init.zeros_(model.autoencoder.encoder.linear.bias)
-    nn.init.normal_(model.autoencoder.encoder.leave.weight, 0, 1e-3)
-    nn.init.zeros_(model.autoencoder.encoder.leave.bias)
-    nn.init.zeros_(model.autoencoder.decoder.leave.weight)
-    nn.init.zeros_(model.autoencoder.decoder.leave.bias)
+    encoder, decoder = model.autoencoder.encoder, model.autoencoder.decoder
+    for layer in (encoder.leave, decoder.leave):
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+    nn.init.normal_(encoder.leave.weight, 0, 1e-3)
+    nn.init.zeros_(torch.as_tensor(encoder.linear.bias))
     model.autoencoder.gain.coefficients[0] = -1.2
     model.autoencoder.gain.coefficients[1] = 4.5
 
@@ -185,7 +193,7 @@ def main() -> None:
     else:
         torch.manual_seed(0)
         initialise(model, photos, rng)
-    model = model.to(options.device, memory_format=torch.channels_last)
+    model = channels_last(model.to(options.device))
     mean = {k: v.clone() for k, v in model.state_dict().items()}
     optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate, fused=True)
     if checkpoint_path.exists():
@@ -231,7 +239,7 @@ def main() -> None:
                 perceptual=options.perceptual,
             )
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if not torch.isfinite(norm):
             msg = f"the gradient is not finite at step {step}"

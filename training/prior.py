@@ -52,6 +52,14 @@ class Prior(nn.Module):
         self.first = nn.ModuleList(nn.Conv2d(2 * f + 1 + s, HIDDEN, 1) for s in starts)
         self.last = nn.ModuleList(nn.Conv2d(HIDDEN, 2 * g, 1) for g in GROUPS)
 
+    def dense(self, group: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """A group's two layers as (weight (outputs, inputs), bias (outputs,)) each."""
+        first, last = (m.state_dict() for m in (self.first[group], self.last[group]))
+        return (
+            (first["weight"][:, :, 0, 0], first["bias"]),
+            (last["weight"][:, :, 0, 0], last["bias"]),
+        )
+
     def hyper_bits(self, hyper: Tensor, rate: Tensor) -> Tensor:
         log_scale = self.hyper_scale[0] + self.hyper_scale[1] * rate[:, None]
         return logistic_bits(hyper, torch.zeros_like(hyper), log_scale[:, :, None, None])

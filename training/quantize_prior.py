@@ -134,17 +134,16 @@ def integers(prior: Prior, largest: dict[str, float]) -> dict[str, NDArray[Any]]
     tensors |= affine("context", [(weight, 1.0)], torch.zeros(f), ones(f) * unit["context"])
     start = 0
     for i, group in enumerate(GROUPS):
-        weight = prior.first[i].weight[:, :, 0, 0]
+        (weight, bias), (last_weight, last_bias) = prior.dense(i)
         parts = [(weight[:, :f], unit["features"]), (weight[:, f : 2 * f], unit["context"])]
         parts.append((weight[:, 2 * f : 2 * f + 1], 1 / 9900))
         if start:
             parts.append((weight[:, 2 * f + 1 :], 1.0))
         hidden = unit[f"hidden{i}"]
         # Quality 100 is rate 0: its offset goes into the bias.
-        bias = torch.as_tensor(prior.first[i].bias) - weight[:, 2 * f] * (100 / 9900)
+        bias = bias - weight[:, 2 * f] * (100 / 9900)
         tensors |= affine(f"hidden{i}", parts, bias, ones(len(weight)) * hidden, single=True)
-        weight = prior.last[i].weight[:, :, 0, 0].clone()
-        bias = torch.as_tensor(prior.last[i].bias).clone()
+        weight, bias = last_weight.clone(), last_bias.clone()
         weight[group:] *= octaves
         bias[group:] = bias[group:] * octaves + 40
         units = torch.cat([ones(group) / MEAN_UNITS, ones(group)])

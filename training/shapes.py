@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pillow_sdz.models import embedded
 from training import data
-from training.mini import BATCH, Model, average, initialise, loss_of, score
+from training.mini import BATCH, Model, average, channels_last, initialise, loss_of, score
 
 # widths, residual blocks of the encoder, residual blocks of the decoder
 SHAPES = {
@@ -56,7 +56,7 @@ def main() -> None:
         rng = random.Random(0)
         model = Model()
         initialise(model, photos, rng)
-        model = model.to(memory_format=torch.channels_last)
+        model = channels_last(model)
         mean = {k: v.clone() for k, v in model.state_dict().items()}
         optimizer = torch.optim.Adam(model.parameters(), lr=6e-4, fused=True)
         started = time.process_time()
@@ -68,7 +68,7 @@ def main() -> None:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 loss = loss_of(model, images, rate, hard=False, perceptual=0.0)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             average(mean, model, step)

@@ -21,7 +21,8 @@ MAX_REACH = 255  # chosen: keeps all tables under 100 kB; only scales over 23 ar
 
 
 def logistic(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 0.5 * (1 + np.tanh(x / 2))
+    cumulative: NDArray[np.float64] = 0.5 * (1 + np.tanh(x / 2))
+    return cumulative
 
 
 def frequencies(scale: float, mean: float, reach: int) -> NDArray[np.uint16]:
@@ -32,7 +33,8 @@ def frequencies(scale: float, mean: float, reach: int) -> NDArray[np.uint16]:
     total = 1 << FREQUENCY_BITS
     counts = 1 + np.floor(mass / mass.sum() * (total - len(mass))).astype(np.int64)
     counts[np.argmax(counts)] += total - counts.sum()
-    return counts.astype(np.uint16)
+    narrow: NDArray[np.uint16] = counts.astype(np.uint16)
+    return narrow
 
 
 def main() -> None:
