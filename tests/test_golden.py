@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
-from pillow_sdz import container
+from pillow_sdz import container, models
 from pillow_sdz.container import Chunk, Header
+from pillow_sdz.entropy import Ints, Prediction, SymbolDecoder, SymbolEncoder, Tables
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 ALL = sorted(FIXTURES.glob("*.sdz"))
@@ -84,3 +86,85 @@ def test_container_opens() -> None:
         }
         im.verify()
     assert sum((200, 2, 51, 117)) == CONTAINER.stat().st_size
+
+
+# Files of `mini`: name, header's quality, sha256 of the symbols as big-endian int32, a few of them.
+MINI_FILES: dict[str, tuple[int, str, list[int]]] = {
+    "mini-rgb": (
+        7500,
+        "2f1e191292018bd76f5112fc8c281fb0ce9ac253475f6501f7db714d7dc5ade1",
+        [-20, 0, -1, 0, 0, 0, 0, 0],
+    ),
+    "mini-rgb-low": (
+        1250,
+        "4e20bd6041170d792f39e2b13ffd2994a9e5719849b124d80c336b28e8032ca8",
+        [-4, 0, 0, 0, 0, 0, 0, 0],
+    ),
+    "mini-rgba": (
+        10000,
+        "8910820bdd91dcf8f8b43e07b18e509ff212cb1f4a4b82039543c4c08fb21e74",
+        [-126, 0, -15, 0, -45, 1, -60, 3],
+    ),
+    "mini-1x1": (
+        5000,
+        "0fa88b7570d53ae1ddbf0af526bb6fcb856c0f32e9d782b33823ef6af5cc606a",
+        [-37, 0, 0, 0, 0, 0, 0, 0],
+    ),
+}
+
+
+def symbols_of(chunk: bytes, header: Header) -> Ints:
+    decoder = SymbolDecoder(Tables.shipped(), chunk)
+    _, rows, columns = header.latents
+    symbols = models.load(models.spec(header.model)).prior.code(
+        decoder, rows, columns, header.quality
+    )
+    decoder.finish()
+    return symbols
+
+
+class Both:
+    """A coder that decodes one payload and encodes what it reads into another."""
+
+    def __init__(self, payload: bytes) -> None:
+        self._decoder = SymbolDecoder(Tables.shipped(), payload)
+        self.encoder = SymbolEncoder(Tables.shipped())
+
+    def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
+        symbols = self._decoder.code(volume, index, mean, scale)
+        self.encoder.encode(symbols, Prediction.of(mean, scale))
+        return symbols
+
+
+@pytest.mark.parametrize("name", MINI_FILES)
+def test_integers_of_record(name: str) -> None:
+    """The exact integers are read, and from them the exact bytes are written."""
+    quality, digest, some = MINI_FILES[name]
+    data = (FIXTURES / f"{name}.sdz").read_bytes()
+    chunks = container.read(data)
+    header = Header.parse(chunks[0].data)
+    payload = next(chunk.data for chunk in chunks if chunk.type == container.LATENTS)
+    assert (header.quality, header.model) == (quality, "mini")
+
+    symbols = symbols_of(payload, header)
+    assert symbols.ravel()[:: len(symbols.ravel()) // 8][:8].tolist() == some
+    assert hashlib.sha256(symbols.astype(">i4").tobytes()).hexdigest() == digest
+
+    both = Both(payload)
+    _, rows, columns = header.latents
+    models.load(models.MINI).prior.code(both, rows, columns, quality)
+    written = [
+        Chunk(c.type, both.encoder.bytes()) if c.type == container.LATENTS else c for c in chunks
+    ]
+    assert container.write(written) == data
+
+
+@pytest.mark.parametrize("name", MINI_FILES)
+def test_pixels_of_record(name: str) -> None:
+    """The network is floating point: a grey level of difference is allowed, no more."""
+    with Image.open(FIXTURES / f"{name}.sdz") as im, Image.open(FIXTURES / f"{name}.png") as png:
+        assert (im.mode, im.size) == (png.mode, png.size)
+        difference = ImageChops.difference(im.convert("RGBA"), png.convert("RGBA"))
+        assert max(high for _, high in difference.getextrema()) <= 1
+        if "A" in im.mode:
+            assert im.getchannel("A").tobytes() == png.getchannel("A").tobytes()

@@ -42,8 +42,10 @@ class Model(nn.Module):
 
     def forward(self, images: Tensor, rate: Tensor, *, hard: bool) -> tuple[Tensor, Tensor]:
         """Reconstructions (B, 3, H, W) and bits per pixel (B,)."""
-        gain = self.autoencoder.gain(rate)
-        latents = self.autoencoder.encoder(images) * gain
+        # Rounding has no useful gradient: with it, what makes the latents stays as it is.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not hard):
+            gain = self.autoencoder.gain(rate)
+            latents = self.autoencoder.encoder(images) * gain
         bits = self.prior.bits(latents, rate, hard=hard)
         # The decoder sees what it will see in a file: rounded latents.
         rounded = latents + (torch.round(latents) - latents).detach()
@@ -167,7 +169,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--crop", type=int, nargs="+", default=[128], help="one is drawn per step")
     parser.add_argument("--perceptual", type=float, default=0.0, help="share of SSIMULACRA2")
-    parser.add_argument("--hard", action="store_true", help="rounding, not noise, in the rate")
+    parser.add_argument("--hard", action="store_true", help="round; train decoder and prior only")
     parser.add_argument("--flat", type=float, default=0.3, help="part of the run before decay")
     parser.add_argument("--report", type=int, default=1000, help="steps between reports")
     parser.add_argument("--threads", type=int, default=2)

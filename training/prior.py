@@ -88,13 +88,12 @@ class Prior(nn.Module):
         return torch.cat(means, 1), torch.cat(log_scales, 1)
 
     def bits(self, latents: Tensor, rate: Tensor, *, hard: bool) -> Tensor:
-        """Bits of each picture (B,); noise instead of rounding unless ``hard``."""
+        """Bits of each picture (B,); noise in the place of rounding unless ``hard``."""
         height, width = latents.shape[2:]
         # Hyperlatents stand for pairs of latents, of which the last may be missing.
         hyper = self.analysis(F.pad(latents, (0, width % 2, 0, height % 2)))
         if hard:
-            hyper = hyper + (torch.round(hyper) - hyper).detach()
-            symbols = latents + (torch.round(latents) - latents).detach()
+            hyper, symbols = torch.round(hyper), torch.round(latents)
         else:
             hyper = hyper + torch.rand_like(hyper) - 0.5
             symbols = latents + torch.rand_like(latents) - 0.5
