@@ -86,20 +86,34 @@ class SdzImageFile(ImageFile.ImageFile):
         # ImageFile.Parser counts on that.
         self._truncated: str | None = None
         entries: list[container.Entry] = []
-        others: list[Chunk] = []
+        copied: list[tuple[bytes, bytes]] = []
         try:
             for entry in reader:
                 entries.append(entry)
-                if entry.type not in container.KNOWN:
-                    others.append(Chunk(entry.type, reader.data(entry)))
-                elif entry.type in container.METADATA:
-                    self._set_metadata(entry.type, reader.data(entry))
-        except container.TruncatedError as e:
-            if not any(entry.type == container.LATENTS for entry in entries):
+                metadata = entry.type in container.METADATA
+                # What is not safe to copy would only take memory.
+                unknown = entry.type not in container.KNOWN
+                if not (metadata or (unknown and container.is_safe_to_copy(entry.type))):
+                    continue
+                try:
+                    data = reader.data(entry)
+                except container.TruncatedError:
+                    raise
+                except OSError:
+                    if not ImageFile.LOAD_TRUNCATED_IMAGES:
+                        raise
+                    continue  # the picture can be decoded without it
+                if metadata:
+                    self._set_metadata(entry.type, data)
+                else:
+                    copied.append((entry.type, data))
+        except OSError as e:
+            truncated = isinstance(e, container.TruncatedError)
+            if not (truncated or ImageFile.LOAD_TRUNCATED_IMAGES) or not _has_latents(entries):
                 raise
             self._truncated = str(e)
 
-        if copied := [tuple(chunk) for chunk in others if container.is_safe_to_copy(chunk.type)]:
+        if copied:
             self.info["sdz_chunks"] = copied
         self.info["sdz"] = {
             "model": header.model,
@@ -183,12 +197,13 @@ class SdzDecoder(ImageFile.PyDecoder):
         try:
             for entry in reader:
                 entries.append(entry)
-        except container.TruncatedError as e:
-            if not ImageFile.LOAD_TRUNCATED_IMAGES or not any(
-                entry.type == container.LATENTS for entry in entries
-            ):
+                if not ImageFile.LOAD_TRUNCATED_IMAGES:
+                    reader.data(entry)  # for the CRC, also of what open did not read
+        except OSError as e:
+            if not ImageFile.LOAD_TRUNCATED_IMAGES or not _has_latents(entries):
                 raise
-            truncated = e
+            # Damage after the latents is done with; but more of the file may come.
+            truncated = e if isinstance(e, container.TruncatedError) else None
         by_type = {entry.type: entry for entry in entries}
 
         # Before the network runs, since damage here makes its work vain.
@@ -196,12 +211,19 @@ class SdzDecoder(ImageFile.PyDecoder):
         if self._colour is None:
             from . import codec  # imports torch
 
-            self._colour = codec.decode(
-                reader.data(by_type[container.LATENTS]),
-                model=model,
-                size=self._header.size,
-                quality=self._header.quality,
-            )
+            try:
+                self._colour = codec.decode(
+                    reader.data(by_type[container.LATENTS]),
+                    model=model,
+                    size=self._header.size,
+                    quality=self._header.quality,
+                )
+            except container.TruncatedError:
+                raise
+            except OSError:
+                if not ImageFile.LOAD_TRUNCATED_IMAGES:
+                    raise
+                self._colour = Image.new("RGB", self._header.size)  # alpha may be sound
         image = self._colour
         if self._header.mode in ("L", "LA"):
             image = image.convert("L")
@@ -259,6 +281,10 @@ def _installed_model(header: Header) -> models.ModelSpec:
     return spec
 
 
+def _has_latents(entries: Sequence[container.Entry]) -> bool:
+    return any(entry.type == container.LATENTS for entry in entries)
+
+
 def _count_bytes(entries: Sequence[container.Entry]) -> dict[str, int]:
     """Where the bytes of a file with these chunks went; together, the file's size."""
     counts = {"latents": 0, "alpha": 0, "metadata": 0, "container": 0}
@@ -284,6 +310,8 @@ def _encode_alpha(alpha: Image.Image) -> bytes:
     if len(levels) == 1:
         return bytes([_CONSTANT, levels[0]])
     png = BytesIO()
+    # A band inherits the picture's profile and more, which PNG would write as well.
+    alpha.info = {}
     alpha.save(png, "PNG", optimize=True)
     return bytes([_PNG]) + png.getvalue()
 
@@ -389,7 +417,7 @@ def _quality(value: object) -> float:
     if value is None:
         return 75
     # Written so that NaN fails too.
-    if isinstance(value, bool) or not isinstance(value, Real) or not 1 <= float(value) <= 100:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 1 <= value <= 100:  # type: ignore[operator]
         msg = f"quality must be a number from 1 to 100, not {value!r}"
         raise ValueError(msg)
     return float(value)

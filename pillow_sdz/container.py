@@ -211,6 +211,7 @@ def chunk_size(length: int) -> int:
 
 def largest_data(budget: int) -> int:
     """The most bytes of data in a chunk of at most ``budget`` bytes; -1 where not even 0 fit."""
+    budget = min(budget, chunk_size(_MAX_LENGTH))
     # A longer length takes a longer varint, hence one try per length of the varint.
     tries = (budget - n - _TYPE_BYTES - _CRC_BYTES for n in range(1, 6))
     return max((n for n in tries if n >= 0 and chunk_size(n) <= budget), default=-1)

@@ -48,21 +48,20 @@ class Tables:
         ):
             msg = "the frequency tables do not have their specified shape"
             raise ValueError(msg)
-        self.start = ends - (2 * self.reach + 2)
+        starts = ends - (2 * self.reach + 2)
         self.models = []
         # A float32 holds these integers exactly.  constriction gives a symbol of weight w
         # floor(w * scale) + 1 counts, where the scale makes the sum 2 ** 24; with weights
         # that sum to 2 ** 24 less the number of symbols the scale is exactly 1.
         unit = 1 << (CODER_BITS - FREQUENCY_BITS)
-        for start, end in zip(self.start, ends, strict=True):
+        for start, end in zip(starts, ends, strict=True):
             counts = frequencies[start:end].astype(np.int64)
             if counts.min() < 1 or counts.sum() != 1 << FREQUENCY_BITS:
                 msg = "a frequency table does not sum to 65536"
                 raise ValueError(msg)
             weights = (counts * unit - 1).astype(np.float32)
             self.models.append(constriction.stream.model.Categorical(weights, perfect=False))
-        #: Bits of every entry of every table, for rate-distortion decisions.
-        self.bits = FREQUENCY_BITS - np.log2(frequencies.astype(np.float64))
+        self.frequencies = frequencies
 
     @classmethod
     @functools.cache
@@ -120,6 +119,23 @@ class Coder(Protocol):
         ...
 
 
+def _sealed(encoder: constriction.stream.queue.RangeEncoder) -> bytes:
+    """What a coder has written, in as few bytes as identify it."""
+    words: NDArray[np.uint32] = encoder.get_compressed()
+    emitted, (lower, width) = encoder.pos()
+    payload = words.astype(">u4").tobytes()
+    # constriction ends in whole words.  Any point of the final interval will do, and after
+    # the payload a decoder reads zeros: so the point with the most zeros at its end.  Where
+    # constriction's own point has carried into the words before, it stays.
+    if int.from_bytes(payload[4 * emitted : 4 * emitted + 4], "big") >= lower >> 32:
+        for zeros in range(64, -1, -8):
+            point = -(-lower >> zeros) << zeros
+            if point < min(lower + width, 1 << 64):
+                payload = payload[: 4 * emitted] + point.to_bytes(8, "big")
+                break
+    return payload.rstrip(b"\0")
+
+
 class SymbolEncoder:
     """Symbols to words."""
 
@@ -136,31 +152,31 @@ class SymbolEncoder:
         in_order = entry[order]
         for table, run in runs:
             self._encoder.encode(in_order[run], self._tables.models[table])
+        uniform = constriction.stream.model.Uniform
         for place in np.flatnonzero(escaped):
             excess = abs(int(residual[place])) - int(reach[place])  # >= 1
             bits = excess.bit_length() - 1
             low = (excess - (1 << bits)) * 2 + int(residual[place] < 0)
-            uniform = constriction.stream.model.Uniform
             self._encoder.encode(bits, uniform(32))
             self._encoder.encode(low, uniform(2 << bits))
 
     def bytes(self) -> bytes:
-        """The words, big-endian, without the zero bytes at their end."""
-        words: NDArray[np.uint32] = self._encoder.get_compressed()
-        return words.astype(">u4").tobytes().rstrip(b"\0")
+        """The words, big-endian, in as few bytes as identify the symbols."""
+        return _sealed(self._encoder)
 
 
 class SymbolDecoder:
     """Words to symbols."""
 
     def __init__(self, tables: Tables, payload: bytes) -> None:
-        if payload.endswith(b"\0"):
-            msg = "the words end in a zero byte"
-            raise DamagedPayload(msg)
         self._tables = tables
+        self._payload = payload
         padded = payload + b"\0" * (-len(payload) % 4)
         words = np.frombuffer(padded, ">u4").astype(np.uint32)
         self._decoder = constriction.stream.queue.RangeDecoder(words)
+        # Everything is encoded again, which costs little: a payload is sound if and only if
+        # it is what an encoder makes of its symbols.
+        self._again = constriction.stream.queue.RangeEncoder()
 
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
         prediction = Prediction.of(mean, scale)
@@ -168,19 +184,20 @@ class SymbolDecoder:
         in_order = np.empty(len(order), np.int64)
         try:
             for table, run in runs:
-                count = run.stop - run.start
-                in_order[run] = self._decoder.decode(self._tables.models[table], count)
+                model = self._tables.models[table]
+                part = self._decoder.decode(model, run.stop - run.start)
+                self._again.encode(part, model)
+                in_order[run] = part
             entry = np.empty(len(order), np.int64)
             entry[order] = in_order
             reach = self._tables.reach[prediction.table]
             residual = entry - reach
             for at in np.flatnonzero(entry == 2 * reach + 1):
-                uniform = constriction.stream.model.Uniform
-                bits = int(self._decoder.decode(uniform(32)))
+                bits = self._uniform(32)
                 if bits > MAX_ESCAPE_BITS:
                     msg = f"an escaped symbol of {bits} bits"
                     raise DamagedPayload(msg)
-                low = int(self._decoder.decode(uniform(2 << bits)))
+                low = self._uniform(2 << bits)
                 excess = (1 << bits) + (low >> 1)
                 residual[at] = -(reach[at] + excess) if low & 1 else reach[at] + excess
         except AssertionError as e:  # constriction's word for words no encoder makes
@@ -192,8 +209,15 @@ class SymbolDecoder:
             raise DamagedPayload(msg)
         return symbols
 
+    def _uniform(self, size: int) -> int:
+        """A number below ``size``, all equally likely."""
+        model = constriction.stream.model.Uniform(size)
+        number = int(self._decoder.decode(model))
+        self._again.encode(number, model)
+        return number
+
     def finish(self) -> None:
-        """Check that nothing is left; DamagedPayload otherwise."""
-        if not self._decoder.maybe_exhausted():
-            msg = "words are left after the last symbol"
+        """Check that the payload holds these symbols and nothing else; or DamagedPayload."""
+        if _sealed(self._again) != self._payload:
+            msg = "the words do not end with the last symbol"
             raise DamagedPayload(msg)

@@ -205,7 +205,7 @@ def test_any_payload_decodes_or_is_an_oserror(real_photo: Image.Image, length: i
 def test_words_left_over_are_an_error(real_photo: Image.Image) -> None:
     encoded = codec.encode(real_photo, model=MINI, quality=20)
     payload = encoded.payload + bytes(range(1, 200))
-    with pytest.raises(OSError, match="LATN: words are left"):
+    with pytest.raises(OSError, match="LATN: the words do not end"):
         codec.decode(payload, model=MINI, size=real_photo.size, quality=encoded.quality)
 
 

@@ -165,3 +165,11 @@ def test_bad_chunks_are_refused(photo: Image.Image, chunks: Any) -> None:
 def test_as_many_chunks_as_may_be(photo: Image.Image) -> None:
     chunks = [(b"abCd", b"")] * 993
     assert roundtrip(photo, chunks=chunks, **KINDS).info["sdz_chunks"] == chunks
+
+
+@pytest.mark.parametrize("size", [(8, 8), (64, 48)])
+def test_alpha_does_not_carry_the_profile_again(size: tuple[int, int]) -> None:
+    im = Image.merge("RGBA", [Image.radial_gradient("L").resize(size)] * 4)
+    plain = len(encode(im))
+    im.info["icc_profile"] = bytes(range(256)) * 12
+    assert len(encode(im)) - plain <= 12 * 256 + 16

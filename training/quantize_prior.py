@@ -1,9 +1,7 @@
-"""Turn the trained floating-point prior into integers, and show what that loses.
-
-    python -m training.quantize_prior --weights averaged.safetensors --photos DIR --output FILE
+"""Turn the trained floating-point prior into integers, for `training.export`.
 
 Weights become int8 per output, activations 12-bit integers whose units are calibrated on
-training photos; the bytes lost are measured on photos held out from training.
+training photos.
 """
 
 from __future__ import annotations

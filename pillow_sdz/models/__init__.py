@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,11 +45,28 @@ _loaded: dict[str, Mini] = {}
 _loading = threading.Lock()
 
 
+def _unlock() -> None:
+    """In a forked child: a thread that was loading in the parent does not exist here."""
+    global _loading
+    _loading = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
+
+
 def load(spec: ModelSpec) -> Mini:
-    """The model itself, loaded once per process; imports torch."""
+    """The model itself, loaded once per process; imports torch.
+
+    OSError where the weights are missing, or are not those that the registry names.
+    """
     with _loading:
         if spec.name not in _loaded:
             from .embedded import WEIGHTS, Mini
 
+            digest = hashlib.sha256(WEIGHTS.read_bytes()).digest()
+            if not digest.startswith(spec.digest):
+                msg = f"{WEIGHTS} is damaged: its sha256 is {digest.hex()}"
+                raise OSError(msg)
             _loaded[spec.name] = Mini(WEIGHTS)
         return _loaded[spec.name]
