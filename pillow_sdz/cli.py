@@ -236,7 +236,12 @@ def _names_file(output: Path, options: argparse.Namespace) -> bool:
         if output.exists() and not output.is_dir():
             options.parser.error(f"-o {output} is not a folder")
         return False
-    return output.exists() or output.suffix.lower() in Image.registered_extensions()
+    if output.exists() or output.suffix.lower() in Image.registered_extensions():
+        return True
+    if output.suffix[1:].isalpha():
+        # Rather than a folder of that name, which nobody wanted; a folder v1.2 is one.
+        options.parser.error(f"-o {output}: no picture format is called {output.suffix}")
+    return False
 
 
 def _format(suffix: str) -> str | None:

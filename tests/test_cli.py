@@ -134,6 +134,7 @@ def test_byte_count_refuses(text: str) -> None:
         ["encode", "a.jpg", "-o", "new.png"],
         ["encode", "a.jpg", "b.png", "-o", "trip/notes.txt"],
         ["decode", "x.sdz", "-o", "new.sdz"],
+        ["decode", "x.sdz", "-o", "new.xyz"],
         ["decode", "x.sdz", "--format", "sdz"],
         ["decode", "x.sdz", "--format", "nonsense"],
         ["decode", "x.sdz", "--format", "jpg", "-o", "new.png"],
