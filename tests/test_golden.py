@@ -92,23 +92,23 @@ def test_container_opens() -> None:
 MINI_FILES: dict[str, tuple[int, str, list[int]]] = {
     "mini-rgb": (
         7500,
-        "2f1e191292018bd76f5112fc8c281fb0ce9ac253475f6501f7db714d7dc5ade1",
-        [-20, 0, -1, 0, 0, 0, 0, 0],
+        "ee25a2ca2a4855969644492ba17c0201ef28085dac8c67bf4c690fd2041c7bc6",
+        [-17, 0, -1, 0, 0, 0, 0, 0],
     ),
     "mini-rgb-low": (
         1250,
-        "4e20bd6041170d792f39e2b13ffd2994a9e5719849b124d80c336b28e8032ca8",
-        [-4, 0, 0, 0, 0, 0, 0, 0],
+        "83ebd3610c434600d0f1b5a0771b405fe72284e711dafd4de9adbd310deb85f6",
+        [-3, 0, 0, 0, 0, 0, 0, 0],
     ),
     "mini-rgba": (
         10000,
-        "8910820bdd91dcf8f8b43e07b18e509ff212cb1f4a4b82039543c4c08fb21e74",
-        [-126, 0, -15, 0, -45, 1, -60, 3],
+        "acaf634e6cfd8aa053983caef06b5a3f25fb10e52be7a9087df1036e2770b22e",
+        [-104, 1, -13, 0, -40, 2, -57, 3],
     ),
     "mini-1x1": (
         5000,
-        "0fa88b7570d53ae1ddbf0af526bb6fcb856c0f32e9d782b33823ef6af5cc606a",
-        [-37, 0, 0, 0, 0, 0, 0, 0],
+        "f1b156e743ba23e6fb3486f797148dd2f7328e77d671961f3f0779a0f5e84d80",
+        [-34, 0, 0, 0, 0, 0, 0, 0],
     ),
 }
 

@@ -26,7 +26,7 @@ class ModelSpec:
     digest: bytes
 
 
-MINI = ModelSpec("mini", channels=160, factor=16, digest=bytes.fromhex("527b1be0"))
+MINI = ModelSpec("mini", channels=160, factor=16, digest=bytes.fromhex("1482f368"))
 
 _REGISTRY = {MINI.name: MINI}
 
