@@ -12,6 +12,7 @@ from PIL import Image
 from . import models
 from .entropy import DamagedPayload, SymbolDecoder, Tables
 from .quantize import Quantizer
+from .threads import one_blas_thread
 
 LOWEST, HIGHEST = 100, 10000  # quality in hundredths, as the header stores it
 
@@ -52,7 +53,8 @@ def encode(
         steps = latents * network.gain(hundredths)
         quantizer = Quantizer(tables, steps, network.hyperlatents(steps))
         rows, columns, _ = steps.shape
-        network.prior.code(quantizer, rows, columns, hundredths)
+        with one_blas_thread():
+            network.prior.code(quantizer, rows, columns, hundredths)
         return quantizer.bytes()
 
     if max_payload is None:
@@ -95,7 +97,8 @@ def decode(
     try:
         decoder = SymbolDecoder(Tables.shipped(), payload)
         rows, columns = -(-height // model.factor), -(-width // model.factor)
-        symbols = network.prior.code(decoder, rows, columns, quality)
+        with one_blas_thread():
+            symbols = network.prior.code(decoder, rows, columns, quality)
         decoder.finish()
     except DamagedPayload as e:
         msg = f"damaged SDZ file: chunk LATN: {e}"

