@@ -197,7 +197,8 @@ class SdzDecoder(ImageFile.PyDecoder):
         try:
             for entry in reader:
                 entries.append(entry)
-                if not ImageFile.LOAD_TRUNCATED_IMAGES:
+                later = entry.type in (container.LATENTS, container.ALPHA)
+                if not later and not ImageFile.LOAD_TRUNCATED_IMAGES:
                     reader.data(entry)  # for the CRC, also of what open did not read
         except OSError as e:
             if not ImageFile.LOAD_TRUNCATED_IMAGES or not _has_latents(entries):

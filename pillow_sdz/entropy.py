@@ -61,7 +61,6 @@ class Tables:
                 raise ValueError(msg)
             weights = (counts * unit - 1).astype(np.float32)
             self.models.append(constriction.stream.model.Categorical(weights, perfect=False))
-        self.frequencies = frequencies
 
     @classmethod
     @functools.cache

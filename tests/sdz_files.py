@@ -12,6 +12,17 @@ from pillow_sdz import container
 from pillow_sdz.container import Chunk
 
 
+class CountingFile(BytesIO):
+    """Counts the bytes that are read of it."""
+
+    count = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.count += len(data)
+        return data
+
+
 def encode(im: Image.Image, **options: Any) -> bytes:
     buffer = BytesIO()
     im.save(buffer, "SDZ", **options)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from io import BytesIO
 from typing import Any
 
 import pytest
 
 from pillow_sdz import container
 from pillow_sdz.container import Chunk, Header
-from sdz_files import framed
+from sdz_files import CountingFile, framed
 
 HEADER = Header(
     mode="RGB",
@@ -199,14 +198,6 @@ def test_bad_header_fields_are_not_written(fields: dict[str, Any], complaint: st
 
 def test_reading_stops_at_what_is_asked_for() -> None:
     """The walk reads framings only: a picture's megabytes are not touched by opening it."""
-
-    class CountingFile(BytesIO):
-        count = 0
-
-        def read(self, size: int | None = -1, /) -> bytes:
-            data = super().read(size)
-            self.count += len(data)
-            return data
 
     fp = CountingFile(container.write([HEAD, Chunk(b"LATN", bytes(1_000_000)), DONE]))
     assert [entry.type for entry in container.Reader(fp)] == [b"HEAD", b"LATN", b"DONE"]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from io import BytesIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from sdz_files import encode
+from sdz_files import CountingFile, encode
 
 HEAVY = ["torch", "numpy", "diffusers", "transformers", "constriction", "safetensors"]
 
@@ -49,14 +48,6 @@ def test_open_imports_nothing_heavy(
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_open_reads_only_headers_and_metadata(photo: Image.Image, mode: str) -> None:
-    class CountingFile(BytesIO):
-        count = 0
-
-        def read(self, size: int | None = -1, /) -> bytes:
-            data = super().read(size)
-            self.count += len(data)
-            return data
-
     im = photo.convert(mode)
     if mode == "RGBA":
         im.putalpha(Image.effect_noise(im.size, 50))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 from ssimulacra2 import compute_ssimulacra2
 
 from training.data import to_tensor
+from training.mini import Model, shipped
 from training.perceptual import ssimulacra2
 
 ROOT = Path(__file__).parent.parent
@@ -55,6 +57,19 @@ def test_resumes_from_its_checkpoint(photos: Path, tmp_path: Path) -> None:
     weights = load_file(tmp_path / "averaged.safetensors")
     assert all(torch.isfinite(v).all() for v in weights.values())
     assert {v.dtype for v in weights.values()} == {torch.float16}
+
+
+def test_goes_on_from_the_weights_that_ship() -> None:
+    model = Model()
+    model.load_state_dict({k: v.float() for k, v in shipped().items()})
+    image = to_tensor(np.asarray(demo.photo().crop((0, 0, 256, 256))))
+    with torch.no_grad():
+        reconstruction, bits_per_pixel = model(image, torch.tensor([0.5]), hard=True)
+    real = io.BytesIO()
+    demo.photo().crop((0, 0, 256, 256)).save(real, "SDZ", quality=50.5)
+    # Framing, and the percent that the integer prior may cost.
+    assert 8 * (real.tell() - 60) / 256**2 == pytest.approx(bits_per_pixel.item(), rel=0.02)
+    assert torch.isfinite(reconstruction).all()
 
 
 def test_perceptual_loss_is_the_metric(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
     python -m training.export --run DIR --photos DIR
 
-writes `pillow_sdz/models/weights/mini.safetensors`, prints the digest for the registry, and
-compares real payloads with the floating-point estimate on photos held out from training.
+writes `pillow_sdz/models/weights/mini.safetensors` and the floats of its prior, prints the
+digest for the registry, and compares real payloads with the floating-point estimate on photos
+held out from training.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pillow_sdz.entropy import Tables
 from pillow_sdz.models.embedded import WEIGHTS, Mini
 from pillow_sdz.quantize import Quantizer
 from training import data
-from training.mini import Model
+from training.mini import PRIOR, Model
 from training.quantize_prior import calibrate, integers
 
 RATES = (0.0, 0.2, 0.35, 0.5, 0.7, 1.0)
@@ -87,6 +88,8 @@ def main() -> None:
     ).items():
         tensors[f"prior.{key}"] = torch.from_numpy(array)
     save_file({k: v.contiguous() for k, v in tensors.items()}, options.output)
+    floats = {k: v for k, v in weights.items() if k.startswith("prior.") and ".analysis." not in k}
+    save_file(floats, PRIOR)
     content = options.output.read_bytes()
     print(f"{options.output}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
     held_out = [even(p) for p in data.load(data.photo_paths(options.photos, held_out=True)[::3])]

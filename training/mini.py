@@ -3,7 +3,8 @@
     python -m training.mini --photos DIR --run DIR --minutes 90
 
 starts from a linear transform fitted to the photos, or goes on from the run's checkpoint
-if there is one.  ``--warm-start FILE`` begins with another run's averaged weights.
+if there is one.  ``--warm-start FILE`` begins with another run's averaged weights,
+``--warm-start shipped`` with those of the package.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pillow_sdz.models.embedded import CHANNELS, FACTOR, Autoencoder
+from pillow_sdz.models.embedded import CHANNELS, FACTOR, WEIGHTS, Autoencoder
 from training import data
 from training.perceptual import ssimulacra2
 from training.prior import Prior
@@ -30,6 +31,18 @@ from training.prior import Prior
 LAMBDA_LOW, LAMBDA_HIGH = 1e-4, 0.06
 BATCH = 16
 AVERAGING = 0.999
+
+
+# The floats behind the integer prior that ships, without which training could not go on.
+PRIOR = Path(__file__).parent / "mini_prior.safetensors"
+
+
+def shipped() -> dict[str, Tensor]:
+    """The weights that ship, as training takes them up again."""
+    tensors = load_file(WEIGHTS)
+    weights = {k: v for k, v in tensors.items() if k.startswith("autoencoder.")}
+    weights |= {f"prior.{k}": v for k, v in tensors.items() if k.startswith("analysis.")}
+    return weights | load_file(PRIOR)
 
 
 class Model(nn.Module):
@@ -165,7 +178,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--run", type=Path, required=True, help="checkpoint, log and weights")
     parser.add_argument("--minutes", type=float, required=True, help="length of the whole run")
-    parser.add_argument("--warm-start", type=Path, help="averaged weights of another run")
+    parser.add_argument("--warm-start", help="averaged weights of another run, or: shipped")
     parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--crop", type=int, nargs="+", default=[128], help="one is drawn per step")
     parser.add_argument("--perceptual", type=float, default=0.0, help="share of SSIMULACRA2")
@@ -191,7 +204,8 @@ def main() -> None:
         rng.seed(step)
         torch.manual_seed(step)
     elif options.warm_start:
-        model.load_state_dict({k: v.float() for k, v in load_file(options.warm_start).items()})
+        weights = shipped() if options.warm_start == "shipped" else load_file(options.warm_start)
+        model.load_state_dict({k: v.float() for k, v in weights.items()})
     else:
         torch.manual_seed(0)
         initialise(model, photos, rng)
