@@ -1,0 +1,162 @@
+"""Settings of the process: module attributes, each with its meaning underneath.
+
+Every setting ``X`` starts as the environment variable ``SDZ_X`` says, can be assigned
+(``pillow_sdz.options.DEVICE = "cpu"``), and can be set for a block of code by `override`.
+What may not be assigned raises a ValueError there and then.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+DEVICE: str | None = None
+"""Where networks run: "cpu", "cuda", "cuda:1", "mps", ...; None: the best of CUDA, MPS and CPU.
+
+The embedded autoencoders always run on the CPU, and modules handed to `register_model` where they
+are.
+"""
+
+DTYPE: str | None = None
+"""The networks' numbers: "float32", "float16" or "bfloat16"; None: float16 on a GPU, else float32.
+
+A network whose values leave float16's range is run again in float32.
+"""
+
+ALLOW_DOWNLOADS: bool = False
+"""Whether loading and saving may download the weights of a model that is pinned in this package.
+
+Otherwise only ``sdz models fetch`` does.
+"""
+
+DENOISE: bool | float | None = None
+"""Whether a U-Net takes the quantisation noise out of decoded latents.
+
+None: as the file recommends. A number from 0 to 1 is the strength: the part of the diffusion's
+steps that is run.
+"""
+
+DENOISE_STEPS: int | None = None
+"""How many steps the U-Net takes at most, 1 to 255; None: as the file recommends."""
+
+DECODER: str | None = None
+"""The name of the model to decode with instead of the one that a file names, None for that one.
+
+Both must share their latent space, as sd1 and taesd do. Its weights need not be the file's.
+"""
+
+SEED: int = 0
+"""The seed of whatever is random in decoding, so that the same file gives the same picture."""
+
+DTYPES = ("float32", "float16", "bfloat16")
+MAX_STEPS = 255  # what a file can recommend, too
+
+_WORDS = {"1": True, "true": True, "yes": True, "on": True}
+_WORDS |= {"0": False, "false": False, "no": False, "off": False}
+
+
+def _is_integer(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+# For every setting, what it may be, and how to tell.
+_RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "DEVICE": (
+        "the name of a device, such as cpu, cuda:0 or mps, or None",
+        lambda v: v is None or (isinstance(v, str) and bool(re.fullmatch(r"[a-z]+(:\d+)?", v))),
+    ),
+    "DTYPE": (f"one of {', '.join(DTYPES)}, or None", lambda v: v is None or v in DTYPES),
+    "ALLOW_DOWNLOADS": ("True or False", lambda v: isinstance(v, bool)),
+    "DENOISE": (
+        "True, False, a strength from 0 to 1, or None",
+        lambda v: v is None or (isinstance(v, (bool, int, float)) and 0 <= v <= 1),
+    ),
+    "DENOISE_STEPS": (
+        f"a whole number from 1 to {MAX_STEPS}, or None",
+        lambda v: v is None or _is_integer(v, 1, MAX_STEPS),
+    ),
+    "DECODER": ("the name of a model, or None", lambda v: v is None or isinstance(v, str)),
+    "SEED": ("a whole number from 0 to 2^63-1", lambda v: _is_integer(v, 0, (1 << 63) - 1)),
+}
+
+
+def _check(name: str, value: object, shown_as: str) -> None:
+    may_be, accepts = _RULES[name]
+    if not accepts(value):
+        msg = f"{shown_as} must be {may_be}, not {value!r}"
+        raise ValueError(msg)
+
+
+# What `override` has set in this thread or task.
+_overrides: ContextVar[Mapping[str, Any]] = ContextVar(
+    "overrides",
+    default=MappingProxyType({}),
+)
+
+
+@contextmanager
+def override(**settings: Any) -> Iterator[None]:
+    """Set some settings for the body of a ``with`` statement, in this thread or task only.
+
+        with pillow_sdz.options.override(DEVICE="cpu", DENOISE=False):
+            image.load()
+
+    Overrides nest. ValueError for an unknown setting or a value that it may not have.
+    """
+    for name, value in settings.items():
+        if name not in _RULES:
+            msg = f"there is no setting {name!r}, only {', '.join(_RULES)}"
+            raise ValueError(msg)
+        _check(name, value, name)
+    token = _overrides.set({**_overrides.get(), **settings})
+    try:
+        yield
+    finally:
+        _overrides.reset(token)
+
+
+class _Settings(ModuleType):
+    """This module's type: attributes read as this thread overrides them, and checked when set."""
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        return _overrides.get().get(name, value) if name in _RULES else value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _RULES:
+            _check(name, value, name)
+        super().__setattr__(name, value)
+
+
+def _parse(name: str, text: str) -> Any:
+    """The value of a setting in the text of an environment variable."""
+    word = text.strip().lower()
+    if name in ("ALLOW_DOWNLOADS", "DENOISE") and word in _WORDS:
+        return _WORDS[word]
+    number: type[int] | type[float] | None = {
+        "DENOISE": float,
+        "DENOISE_STEPS": int,
+        "SEED": int,
+    }.get(name)
+    try:
+        return number(word) if number else text.strip()
+    except ValueError:
+        return text  # which the setting's rule then refuses
+
+
+def _read_environment() -> None:
+    for name in _RULES:
+        if text := os.environ.get(f"SDZ_{name}", ""):
+            value = _parse(name, text)
+            _check(name, value, f"the environment variable SDZ_{name}")
+            globals()[name] = value
+
+
+_read_environment()
+sys.modules[__name__].__class__ = _Settings
