@@ -1,0 +1,417 @@
+"""ComfyUI's, sd-scripts' and plain latent files: read as those tools write them, written likewise.
+
+The files are made here by the calls that the tools themselves make: `np.savez` for sd-scripts'
+caches, `safetensors.torch.save_file` with an empty marker tensor for ComfyUI's SaveLatent.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from pillow_sdz import interchange
+from pillow_sdz.interchange import LatentFile, Origin
+
+Array = NDArray[Any]
+
+
+def latents(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).normal(0, 5, shape).astype(np.float32)
+
+
+def kohya(resolution: str = "", h: int = 8, w: int = 6, *, seed: int = 0) -> dict[str, Array]:
+    """The arrays that sd-scripts' save_latents_to_disk gives to np.savez, all optional ones too."""
+    alpha = np.random.default_rng(seed).integers(0, 256, (8 * h, 8 * w))
+    return {
+        "latents" + resolution: latents(4, h, w, seed=seed),
+        "original_size" + resolution: np.array((812, 1033)),
+        "crop_ltrb" + resolution: np.array((0, 12, 48, 76)),
+        "latents_flipped" + resolution: latents(4, h, w, seed=seed + 1),
+        "alpha_mask" + resolution: alpha.astype(np.float32) / 255.0,
+    }
+
+
+def comfyui(path: Path, samples: torch.Tensor, *, marked: bool = True) -> dict[str, str]:
+    """A file as SaveLatent writes it, and its metadata."""
+    output = {"latent_tensor": samples}
+    if marked:
+        output["latent_format_version_0"] = torch.tensor([])
+    metadata = {"prompt": json.dumps({"3": {"class_type": "KSampler"}}), "workflow": '{"v": "ä"}'}
+    save_file(output, path, metadata=metadata)
+    return metadata
+
+
+def rewritten(path: Path, *, format: str | None = None) -> Path:
+    """The file, read and written again."""
+    parts = interchange.read(path)
+    target = path.with_name("again" + (format or path.suffix))
+    with target.open("wb") as file:
+        interchange.write(file, target.suffix, parts)
+    return target
+
+
+def assert_same_npz(a: Path, b: Path) -> None:
+    with np.load(a) as first, np.load(b) as second:
+        assert second.files == first.files
+        for key in first.files:
+            assert second[key].dtype == first[key].dtype, key
+            np.testing.assert_array_equal(second[key], first[key], key)
+
+
+# kohya's sd-scripts
+
+
+@pytest.mark.parametrize(
+    "left_out", [(), ("alpha_mask",), ("latents_flipped",), ("latents_flipped", "alpha_mask")]
+)
+def test_kohya_key_by_key(tmp_path: Path, left_out: tuple[str, ...]) -> None:
+    path = tmp_path / "photo_0048x0064_sd.npz"
+    np.savez(path, **{k: v for k, v in kohya().items() if k not in left_out})  # type: ignore[arg-type]
+    (part,) = interchange.read(path)
+    assert part.origin.original_size == (812, 1033)
+    assert part.origin.crop_ltrb == (0, 12, 48, 76)
+    assert part.latents.shape == ((4, 8, 6) if "latents_flipped" in left_out else (2, 4, 8, 6))
+    again = rewritten(path)
+    assert_same_npz(path, again)
+    with zipfile.ZipFile(again) as archive:  # np.savez does not compress either
+        assert {m.compress_type for m in archive.infolist()} == {zipfile.ZIP_STORED}
+
+
+def test_kohya_with_several_resolutions(tmp_path: Path) -> None:
+    path = tmp_path / "photo_1024x1024_flux.npz"
+    arrays = kohya("_8x6") | kohya("_12x4", 12, 4, seed=5) | {"latents": latents(4, 2, 2)}
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    parts = interchange.read(path)
+    assert [part.origin.resolution for part in parts] == ["_8x6", "_12x4"]
+    del arrays["latents"]  # which without an original_size is none of sd-scripts'
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    assert_same_npz(path, rewritten(path))
+
+
+def test_someone_elses_npz_is_plain(tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    np.savez(path, latents=latents(3, 4, 8, 6), labels=np.arange(3))
+    (part,) = interchange.read(path)
+    assert part.origin == Origin("plain", ".npz", batched=True)
+    assert part.latents.shape == (3, 4, 8, 6)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"latents": latents(1, 4, 8, 6)}, "not \\(C, h, w\\)"),
+        ({"latents": np.zeros((4, 8, 6), np.int64)}, "array of int64"),
+        ({"latents": np.zeros((4, 0, 6), np.float32)}, "of the shape"),
+        ({"latents_flipped": latents(4, 8, 5)}, "does not match"),
+        ({"original_size": np.array([1.5, 2])}, "is not 2 integers"),
+        ({"crop_ltrb": np.array([1, 2])}, "is not 4 integers"),
+    ],
+)
+def test_kohya_of_other_shapes(tmp_path: Path, change: dict[str, Array], complaint: str) -> None:
+    path = tmp_path / "x.npz"
+    arrays = {k: v for k, v in kohya().items() if k != "latents_flipped"} | change
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=complaint):
+        interchange.read(path)
+
+
+# ComfyUI
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 6), (3, 16, 8, 6)])
+def test_comfyui_key_by_key(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = tmp_path / "ComfyUI_00001_.latent"
+    samples = torch.from_numpy(latents(*shape))
+    metadata = comfyui(path, samples)
+    (part,) = interchange.read(path)
+    np.testing.assert_array_equal(part.latents, samples.numpy())
+    again = rewritten(path)
+    tensors = load_file(again)
+    assert set(tensors) == {"latent_tensor", "latent_format_version_0"}
+    assert torch.equal(tensors["latent_tensor"], samples)
+    assert (tensors["latent_format_version_0"].dtype, tensors["latent_format_version_0"].shape) == (
+        torch.float32,
+        (0,),
+    )
+    assert interchange.read(again)[0].origin.metadata == metadata
+
+
+def test_comfyui_without_the_marker_is_scaled(tmp_path: Path) -> None:
+    """As in ComfyUI's LoadLatent: the values are to be multiplied by 1 / 0.18215."""
+    path = tmp_path / "old.latent"
+    samples = torch.from_numpy(latents(1, 4, 8, 6))
+    comfyui(path, samples, marked=False)
+    (part,) = interchange.read(path)
+    np.testing.assert_allclose(part.latents, samples.numpy() / 0.18215, rtol=1e-6)
+    tensors = load_file(rewritten(path))
+    assert set(tensors) == {"latent_tensor"}
+    np.testing.assert_allclose(tensors["latent_tensor"], samples, rtol=1e-6)
+
+
+def test_comfyui_latents_in_half_precision(tmp_path: Path) -> None:
+    samples = torch.from_numpy(latents(1, 4, 8, 6))
+    for dtype in (torch.float16, torch.bfloat16):
+        path = tmp_path / f"{dtype}.latent"
+        comfyui(path, samples.to(dtype))
+        (part,) = interchange.read(path)
+        np.testing.assert_array_equal(part.latents, samples.to(dtype).float().numpy())
+    assert load_file(rewritten(tmp_path / "torch.float16.latent"))["latent_tensor"].dtype == (
+        torch.float16
+    )
+
+
+# plain arrays
+
+
+@pytest.mark.parametrize("format", [".npz", ".npy", ".safetensors"])
+@pytest.mark.parametrize("shape", [(4, 8, 6), (1, 4, 8, 6), (2, 16, 3, 5)])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_plain_arrays(tmp_path: Path, format: str, shape: tuple[int, ...], dtype: type) -> None:
+    path = tmp_path / ("x" + format)
+    array = latents(*shape).astype(dtype)
+    if format == ".npz":
+        np.savez_compressed(path, z=array)
+    elif format == ".npy":
+        np.save(path, array)
+    else:
+        save_file({"z": torch.from_numpy(array)}, path)
+    again = interchange.read(rewritten(path))
+    (part,) = interchange.read(path)
+    assert again[0].origin == part.origin
+    assert again[0].latents.dtype == array.dtype
+    np.testing.assert_array_equal(again[0].latents, array)
+    np.testing.assert_array_equal(part.latents, array)
+
+
+def test_a_batch_of_one_stays_a_batch(tmp_path: Path) -> None:
+    """Even where its latents come back alone, as `open_latents` gives them."""
+    origin = Origin("plain", ".npy", batched=True)
+    path = tmp_path / "x.npy"
+    with path.open("wb") as file:
+        interchange.write(file, ".npy", [LatentFile(latents(4, 8, 6), origin)])
+    assert np.load(path).shape == (1, 4, 8, 6)
+
+
+def test_big_endian_and_fortran_order(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    array = latents(4, 8, 6)
+    np.save(path, np.asfortranarray(array.astype(">f4")))
+    (part,) = interchange.read(path)
+    assert part.latents.dtype == np.dtype("=f4")
+    np.testing.assert_array_equal(part.latents, array)
+
+
+def test_one_format_to_another(tmp_path: Path) -> None:
+    """What the other layout has no place for is left out."""
+    path = tmp_path / "x.npz"
+    arrays = kohya()
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    both = np.stack([arrays["latents"], arrays["latents_flipped"]])
+    (part,) = interchange.read(rewritten(path, format=".latent"))
+    assert (part.origin.layout, part.origin.marked) == ("comfyui", True)
+    np.testing.assert_array_equal(part.latents, both)
+    (part,) = interchange.read(rewritten(path, format=".safetensors"))
+    assert part.origin == Origin("plain", ".safetensors", batched=True)
+
+
+# conventions
+
+
+@pytest.mark.parametrize(
+    ("layout", "model", "scaled"),
+    [
+        ("plain", "sd1", True),
+        ("comfyui", "flux", False),
+        ("kohya", "sd1", False),
+        ("kohya", "sd3", False),
+        ("kohya", "flux", True),
+    ],
+)
+def test_which_values_are_scaled(layout: str, model: str, scaled: bool) -> None:
+    assert interchange.is_scaled(layout, model) is scaled
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "model"),
+    [
+        ("a_0512x0512_sd.npz", 4, "sd1"),
+        ("a_1024x1024_sdxl.npz", 4, "sdxl"),
+        ("a_1024x1024_sd3.npz", 16, "sd3"),
+        ("a_1024x1024_flux.npz", 16, "flux"),
+        ("flux.npz", 16, None),
+        ("a.npz", 4, "sd1"),
+        ("a_sdxl.latent", 4, "sd1"),
+        ("a.latent", 16, None),
+    ],
+)
+def test_guessed_model(name: str, channels: int, model: str | None) -> None:
+    assert interchange.guessed_model(Path(name), channels) == model
+
+
+# origins, which come back out of files that anyone may have made
+
+
+def test_an_origin_survives_json() -> None:
+    origin = Origin(
+        "kohya", ".npz", resolution="_8x6", original_size=(3, 4), crop_ltrb=(0, 0, 1, 1)
+    )
+    assert Origin.parse(json.loads(json.dumps(origin.json()))) == origin
+    assert Origin("plain", ".npy").json() == {"layout": "plain", "format": ".npy"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layout": "mine"},
+        {"format": ".pkl"},
+        {"format": []},
+        {"dtype": "object"},
+        {"key": "../evil"},
+        {"resolution": "_8x6/.."},
+        {"original_size": [1, 2, 3]},
+        {"original_size": 5},
+        {"crop_ltrb": [0, 0, 1, "x"]},
+        {"crop_ltrb": [0, 0, 1, 1 << 80]},
+        {"flipped": 1},
+        {"metadata": {"prompt": 5}},
+        {"metadata": []},
+        {"unheard": "of"},
+    ],
+)
+def test_origins_that_nobody_wrote(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="no origin of latents"):
+        Origin.parse({"layout": "kohya", "format": ".npz"} | change)
+
+
+# damaged and hostile files
+
+
+def npy(header: str, data: bytes = b"", version: bytes = b"\1\0") -> bytes:
+    text = header.encode("latin-1")
+    return b"\x93NUMPY" + version + struct.pack("<H", len(text)) + text + data
+
+
+def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def patched(archive: bytes, field: int, value: int) -> bytes:
+    """An archive of one member with another u16 in both its headers, counted from the flags."""
+    data = bytearray(archive)
+    for start in (data.index(b"PK\3\4") + 6, data.index(b"PK\1\2") + 8):
+        struct.pack_into("<H", data, start + field, value)
+    return bytes(data)
+
+
+def saved(save: Callable[..., None], *arrays: Any, **named: Any) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, *arrays, **named)
+    return buffer.getvalue()
+
+
+FLOATS = "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 1000000, 1000000)}"
+HOSTILE = {
+    "empty.npz": b"",
+    "empty.npy": b"",
+    "empty.latent": b"",
+    "text.npz": b"no archive",
+    "text.npy": b"no array",
+    "text.safetensors": b"no tensors" * 10,
+    "lying.npy": npy(FLOATS, bytes(64)),
+    "lying.npz": zipped({"latents.npy": npy(FLOATS, bytes(64))}),
+    "negative.npy": npy(FLOATS.replace("4, 1000000, 1000000", "-4, -1, 1"), bytes(16)),
+    "pickle.npy": saved(np.save, np.array([{}], dtype=object)),
+    "pickle.npz": saved(np.savez, latents=np.array([{}], dtype=object)),
+    "nested.npy": npy("(" * 5000),
+    "no_header.npy": npy("[]"),
+    "version.npy": npy("{}", version=b"\3\0"),
+    "nothing.npz": zipped({}),
+    "two.npz": saved(np.savez, a=np.zeros(3), b=np.zeros(3)),
+    "flat.npy": saved(np.save, np.zeros(3, np.float32)),
+    "video.npy": saved(np.save, np.zeros((1, 16, 5, 8, 8), np.float32)),
+    "integers.npy": saved(np.save, np.zeros((4, 8, 8), np.int8)),
+    "text_in.npz": zipped({"latents.npy": b"hello"}),
+    "method.npz": patched(zipped({"latents.npy": bytes(99)}), 2, 99),
+    "encrypted.npz": patched(zipped({"latents.npy": bytes(99)}), 0, 1),
+    "huge_header.latent": struct.pack("<Q", 1 << 60) + b"{}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(HOSTILE[name])
+    with pytest.raises((OSError, ValueError)) as caught:
+        interchange.read(path)
+    assert str(caught.value)
+
+
+def test_a_bomb_is_refused_by_its_declared_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interchange, "MAX_INFLATED", 1 << 20)
+    path = tmp_path / "bomb.npz"
+    array = np.zeros((4, 512, 512), np.float32)
+    np.savez_compressed(path, latents=array)
+    with pytest.raises(ValueError, match="the limit is 1048576"):
+        interchange.read(path)
+    np.savez(path, latents=array)  # as large, but nothing that inflates
+    assert interchange.read(path)[0].latents.shape == array.shape
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".latent"])
+def test_every_truncation_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / ("x" + suffix)
+    if suffix == ".latent":
+        comfyui(path, torch.zeros(1, 4, 2, 2))
+    elif suffix == ".npz":
+        np.savez(path, **kohya(h=1, w=1))  # type: ignore[arg-type]
+    else:
+        np.save(path, latents(4, 2, 2))
+    data = path.read_bytes()
+    for length in range(0, len(data), 17):
+        path.write_bytes(data[:length])
+        with pytest.raises((OSError, ValueError)):
+            interchange.read(path)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".latent"])
+def test_flipped_bits_end_in_an_error_or_in_latents(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / ("x" + suffix)
+    if suffix == ".latent":
+        comfyui(path, torch.zeros(1, 4, 2, 2))
+    elif suffix == ".npz":
+        np.savez_compressed(path, **kohya(h=1, w=1))  # type: ignore[arg-type]
+    else:
+        np.save(path, latents(4, 2, 2))
+    data = path.read_bytes()
+    rng = np.random.default_rng(7)
+    for _ in range(100):
+        damaged = bytearray(data)
+        damaged[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            parts = interchange.read(path)
+        except (OSError, ValueError):
+            continue
+        assert all(part.latents.ndim in (3, 4) for part in parts)
+
+
+def test_other_suffixes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="latents are read from"):
+        interchange.read(tmp_path / "x.pt")
