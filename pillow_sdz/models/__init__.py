@@ -1,47 +1,171 @@
-"""The registry of models: names, latent shapes and hashes, without loading anything heavy."""
+"""The registry of models: names, latent spaces and hashes, without loading anything heavy.
+
+A name is a key of this registry and nothing else: never a path, never a repository. Under it is
+ - a model whose weights come with this package,
+ - what this process registered (`register_model`),
+ - what the user recorded (`sdz models add`, see recorded.py), or
+ - a preset (presets.py), whose weights are in the Hugging Face hub's cache once they are fetched.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .. import options
+from . import hub, recorded, sources
+from .presets import PRESETS
+from .sources import DenoiserParts, Folder, NotInstalled, Source
 
 if TYPE_CHECKING:
-    from .embedded import Mini
+    from .stable_diffusion import Denoiser as Denoiser
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """What can be known of a model without its weights.
 
-    ``factor`` is the number of pixels along one side of a latent, ``channels`` the
-    latent channels, ``digest`` the first bytes of the sha256 of the weights' file.
+    ``factor`` is the number of pixels along one side of a latent, ``channels`` the latent channels,
+    ``digest`` the first 4 bytes of the weights' sha256, or `NOT_NAMED`. Models of one
+    ``latent_space`` can decode each other's latents.
     """
 
     name: str
     channels: int
     factor: int
     digest: bytes
+    latent_space: str
 
 
-MINI = ModelSpec("mini", channels=160, factor=16, digest=bytes.fromhex("1482f368"))
+# The digest where it is left open which weights are meant.
+NOT_NAMED = bytes(4)
 
-_REGISTRY = {MINI.name: MINI}
+MINI = ModelSpec("mini", 160, 16, bytes.fromhex("1482f368"), latent_space="mini")
+
+
+class _Entry(NamedTuple):
+    spec: ModelSpec
+    source: Source
+
+
+def _load_mini() -> Any:
+    from .embedded import WEIGHTS, Mini
+
+    _check_embedded(WEIGHTS, MINI)
+    return Mini(WEIGHTS)
+
+
+def _check_embedded(weights: Path, spec: ModelSpec) -> None:
+    digest = hub.sha256(weights)
+    if not digest.startswith(spec.digest.hex()):
+        msg = f"{weights} is damaged: its sha256 is {digest}"
+        raise OSError(msg)
+
+
+_EMBEDDED = {MINI.name: _Entry(MINI, sources.Embedded(_load_mini))}
+
+# Channels and factor of the latent spaces that have a name here.
+_SPACES = {MINI.latent_space: (MINI.channels, MINI.factor)} | {
+    preset.latent_space: (preset.channels, preset.factor) for preset in PRESETS.values()
+}
+
+_registered: dict[str, _Entry] = {}
 
 
 def names() -> list[str]:
-    """The registered models' names, sorted."""
-    return sorted(_REGISTRY)
+    """The names of all models, sorted, installed or not; OSError for a damaged models file."""
+    return sorted({*_EMBEDDED, *_registered, *recorded.read(), *PRESETS})
 
 
 def spec(name: str) -> ModelSpec:
-    """The registered model called ``name``; KeyError where there is none."""
-    return _REGISTRY[name]
+    """The model called ``name``; KeyError where there is none, OSError for a damaged models file.
+
+    The models file is read only for what this package and this process do not know.
+    """
+    return _entry(name).spec
 
 
-_loaded: dict[str, Mini] = {}
+def _entry(name: str) -> _Entry:
+    for entries in (_EMBEDDED, _registered):
+        if name in entries:
+            return entries[name]
+    record = recorded.read().get(name)
+    if isinstance(record, recorded.Directory):
+        digest = bytes.fromhex(record.sha256)[:4]
+        spec = ModelSpec(name, record.channels, record.factor, digest, record.latent_space)
+        return _Entry(spec, sources.Directory(name, Path(record.directory), record.sha256))
+    preset = PRESETS[name]
+    if record is not None:
+        preset = preset.pinned(record.revision, record.sha256)
+    sha256 = preset.autoencoder.files[-1].sha256
+    digest = bytes.fromhex(sha256)[:4] if sha256 else NOT_NAMED
+    spec = ModelSpec(name, preset.channels, preset.factor, digest, preset.latent_space)
+    return _Entry(spec, sources.Pinned(name, preset))
+
+
+def decoder_for(name: str, digest: bytes, channels: int, factor: int) -> ModelSpec:
+    """The model that shall decode a file which names another, or the same.
+
+    ``name``, ``digest`` (4 bytes), ``channels`` and ``factor`` are the file's. That model, unless
+    `options.DECODER` asks for another one. ValueError where that is no model's name; OSError where
+    the model is not known or not on this computer, with the command that helps, or where the file's
+    weights or latents are not the model's.
+    """
+    try:
+        wanted = spec(name)
+    except KeyError:
+        msg = (
+            f"this SDZ file needs the model {name!r}, which is not known here: "
+            f"run 'sdz models add {name} DIRECTORY'"
+        )
+        raise OSError(msg) from None
+    if (channels, factor) != (wanted.channels, wanted.factor):
+        msg = (
+            f"damaged SDZ header: {channels} channels at a factor of {factor}, "
+            f"but model {name} has {wanted.channels} at {wanted.factor}"
+        )
+        raise OSError(msg)
+    if options.DECODER is not None:
+        decoder = _decoder_asked_for(options.DECODER, wanted)
+    elif NOT_NAMED in (digest, wanted.digest) or digest == wanted.digest:
+        decoder = wanted
+    else:
+        msg = (
+            f"this SDZ file needs the model {name!r} with the weights {digest.hex()}, "
+            f"the installed weights are {wanted.digest.hex()}"
+        )
+        raise OSError(msg)
+    _entry(decoder.name).source.check()
+    return decoder
+
+
+def _decoder_asked_for(name: str, wanted: ModelSpec) -> ModelSpec:
+    try:
+        decoder = spec(name)
+    except KeyError:
+        msg = f"options.DECODER must be one of {', '.join(names())}, not {name!r}"
+        raise ValueError(msg) from None
+    if _latents(decoder) != _latents(wanted):
+        msg = (
+            f"options.DECODER is {name!r}, which decodes {decoder.latent_space} latents; "
+            f"those of this SDZ file, made by {wanted.name!r}, are {wanted.latent_space}"
+        )
+        raise OSError(msg)
+    return decoder
+
+
+def _latents(spec: ModelSpec) -> tuple[str, int, int]:
+    """What models must have in common to decode each other's latents."""
+    return spec.latent_space, spec.channels, spec.factor
+
+
+_loaded: dict[ModelSpec, Any] = {}
+_denoisers: dict[ModelSpec, Denoiser] = {}
 _loading = threading.Lock()
 
 
@@ -55,18 +179,154 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unlock)
 
 
-def load(spec: ModelSpec) -> Mini:
-    """The model itself, loaded once per process; imports torch.
+def load(spec: ModelSpec) -> Any:
+    """The autoencoder itself, loaded once per process; imports torch.
 
-    OSError where the weights are missing, or are not those that the registry names.
+    That of every model but mini, whose latents depend on the quality, has two methods:
+    ``encode``, pixels (H, W, 3) uint8 to latents (ceil(H/factor), ceil(W/factor), channels) float32
+    as pipelines scale them, and ``decode``, latents (h, w, channels) to pixels
+    (factor h, factor w, 3) uint8. OSError where the weights are missing, damaged, or not those that
+    the registry names.
     """
     with _loading:
-        if spec.name not in _loaded:
-            from .embedded import WEIGHTS, Mini
+        if spec not in _loaded:
+            _loaded[spec] = _entry(spec.name).source.autoencoder()
+        return _loaded[spec]
 
-            digest = hashlib.sha256(WEIGHTS.read_bytes()).digest()
-            if not digest.startswith(spec.digest):
-                msg = f"{WEIGHTS} is damaged: its sha256 is {digest.hex()}"
-                raise OSError(msg)
-            _loaded[spec.name] = Mini(WEIGHTS)
-        return _loaded[spec.name]
+
+def load_denoiser(spec: ModelSpec) -> Denoiser:
+    """A U-Net for a model's latents, loaded once per process; imports torch and diffusers.
+
+    The model's own, or that of another model of the same latent space. OSError where there is none
+    on this computer, with the command that brings it, or where it is damaged or not made for these
+    latents.
+    """
+    with _loading:
+        reason = ""
+        for entry in _same_space(spec):
+            if entry.spec in _denoisers:
+                return _denoisers[entry.spec]
+            try:
+                parts = entry.source.denoiser()
+            except NotInstalled as e:
+                reason = reason or str(e)
+                continue
+            if parts is not None:
+                from .stable_diffusion import Denoiser
+
+                _denoisers[entry.spec] = Denoiser.load(parts, spec.channels)
+                return _denoisers[entry.spec]
+    msg = reason or f"no U-Net for {spec.latent_space} latents is known: register a model with one"
+    raise NotInstalled(msg)
+
+
+def _same_space(spec: ModelSpec) -> Iterator[_Entry]:
+    """The models whose latents these are, the model itself first."""
+    yield _entry(spec.name)
+    for name in names():
+        entry = _entry(name)
+        if name != spec.name and _latents(entry.spec) == _latents(spec):
+            yield entry
+
+
+def register_model(
+    name: str,
+    source: Any,
+    *,
+    unet: Any = None,
+    scheduler: Any = None,
+    text_encoder: Any = None,
+    tokenizer: Any = None,
+    latent_space: str | None = None,
+) -> ModelSpec:
+    """Make a model known to this process, in place of what had its name there.
+
+    ``name`` has 1 to 32 characters of a-z 0-9 . _ - and is what files name.  ``source`` is a
+    directory in diffusers' layout, of an autoencoder or of a whole pipeline, or an AutoencoderKL or
+    AutoencoderTiny that is loaded already. So are ``unet``, ``scheduler``, ``text_encoder`` and
+    ``tokenizer``, which denoising takes; those of a pipeline's directory are found. What is loaded
+    is used as it is, where it is, without a copy.
+
+    Files also name the weights: those of a directory by the sha256 of the file, those of a loaded
+    autoencoder by that of its tensors (`stable_diffusion.digest`). ``latent_space``, such as "sd1",
+    is given where models of that space can decode each other's files.
+
+    ValueError where the name or the latent space is another model's, OSError where the model is
+    damaged or of a kind that cannot be used.
+    """
+    parts = None
+    if isinstance(source, (str, os.PathLike)):
+        directory = Path(source).absolute()
+        folder = sources.autoencoder_folder(directory)
+        sha256 = hub.sha256(sources.weights_file(folder))
+        weights: Any = Folder(folder, sha256)
+        parts = sources.denoiser_parts(directory)
+    else:
+        sources.shape(source)  # refuses what is no autoencoder, before it is hashed
+        from .stable_diffusion import digest
+
+        weights, sha256 = source, digest(source)
+    given = {
+        part: Folder(Path(value).absolute()) if isinstance(value, (str, os.PathLike)) else value
+        for part, value in (
+            ("unet", unet),
+            ("scheduler", scheduler),
+            ("text_encoder", text_encoder),
+            ("tokenizer", tokenizer),
+        )
+        if value is not None
+    }
+    if given:
+        parts = dataclasses.replace(parts or DenoiserParts(), **given)
+    spec = _new_spec(name, weights, parts, sha256, latent_space)
+    with _loading:
+        _registered[name] = _Entry(spec, sources.Given(weights, parts))
+        _loaded.pop(spec, None)
+        _denoisers.pop(spec, None)
+    return spec
+
+
+def record_model(name: str, directory: Path, latent_space: str | None = None) -> ModelSpec:
+    """Make a model known to all processes of this user, as `register_model` does to one."""
+    directory = directory.absolute()
+    folder = sources.autoencoder_folder(directory)
+    sha256 = hub.sha256(sources.weights_file(folder))
+    parts = sources.denoiser_parts(directory)
+    spec = _new_spec(name, Folder(folder, sha256), parts, sha256, latent_space)
+    fields = (str(directory), sha256, spec.latent_space, spec.channels, spec.factor)
+    recorded.write(name, recorded.Directory(*fields))
+    return spec
+
+
+def _new_spec(
+    name: str, weights: Any, parts: DenoiserParts | None, sha256: str, latent_space: str | None
+) -> ModelSpec:
+    """What is to be registered; ValueError or OSError where it must not be."""
+    if not isinstance(name, str) or not recorded.NAME.fullmatch(name):
+        msg = f"a model's name has 1 to 32 characters of a-z 0-9 . _ - and not {name!r}"
+        raise ValueError(msg)
+    if name in _EMBEDDED:
+        msg = f"{name!r} is the name of a model that comes with pillow-sdz"
+        raise ValueError(msg)
+    channels, factor = sources.shape(weights)
+    if parts is not None:
+        sources.check_denoiser(parts, channels)
+    preset = PRESETS.get(name)
+    if latent_space is None:
+        latent_space = preset.latent_space if preset else name
+    if not recorded.NAME.fullmatch(latent_space):
+        msg = f"a latent space has a name such as sd1, not {latent_space!r}"
+        raise ValueError(msg)
+    if preset:
+        pinned = preset.autoencoder.files[-1].sha256
+        if latent_space != preset.latent_space or sha256 != (pinned or sha256):
+            msg = f"{name!r} is the name of a model with other weights: sha256 {pinned}"
+            raise ValueError(msg)
+    expected = _SPACES.get(latent_space, (channels, factor))
+    if (channels, factor) != expected:
+        msg = (
+            f"{latent_space} latents have {expected[0]} channels at a factor of {expected[1]}, "
+            f"but this autoencoder has {channels} at {factor}"
+        )
+        raise ValueError(msg)
+    return ModelSpec(name, channels, factor, bytes.fromhex(sha256)[:4], latent_space)

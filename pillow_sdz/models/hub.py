@@ -1,0 +1,97 @@
+"""Pinned files in the Hugging Face hub's ordinary cache.
+
+`locate` only looks; nothing but `fetch` uses the network. Both go through huggingface_hub, so
+HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN mean what they mean elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from .presets import File, Snapshot
+from .recorded import REVISION
+
+NEEDS_EXTRA = 'needs diffusers and transformers: run pip install "pillow-sdz[sd]"'
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def locate(snapshot: Snapshot) -> Path | None:
+    """The folder of the commit in the cache; None unless all its files are there."""
+    # Never a branch: what the cache has for one depends on when it was looked at.
+    if snapshot.revision is None or not REVISION.fullmatch(snapshot.revision):
+        return None
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    paths = []
+    for file in snapshot.files:
+        path = try_to_load_from_cache(snapshot.repository, file.path, revision=snapshot.revision)
+        if not isinstance(path, str):
+            return None
+        paths.append(path)
+    return _root(paths[0], snapshot.files[0])
+
+
+def fetch(snapshot: Snapshot) -> Path:
+    """Download what the cache lacks, showing progress and resuming; the folder of the commit.
+
+    OSError where that fails, or where a file is not the pinned one.
+    """
+    assert snapshot.revision is not None
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as e:
+        msg = f"fetching models {NEEDS_EXTRA}"
+        raise OSError(msg) from e
+    folder = Path()
+    for file in snapshot.files:
+        try:
+            path = hf_hub_download(snapshot.repository, file.path, revision=snapshot.revision)
+        except Exception as e:  # of many libraries: the hub's, its HTTP client's, Xet's
+            msg = f"{snapshot.repository}/{file.path} could not be fetched: {e}"
+            raise OSError(msg) from e
+        folder = _root(path, file)
+        verify_file(folder, file)
+    return folder
+
+
+def latest(repository: str) -> str:
+    """The commit, 40 hexadecimal digits, that the repository's main branch is at now."""
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as e:
+        msg = f"fetching models {NEEDS_EXTRA}"
+        raise OSError(msg) from e
+    try:
+        revision = HfApi().model_info(repository).sha
+    except Exception as e:
+        msg = f"{repository} could not be asked for its latest commit: {e}"
+        raise OSError(msg) from e
+    if revision is None or not REVISION.fullmatch(revision):
+        msg = f"{repository} says that its latest commit is {revision!r}"
+        raise OSError(msg)
+    return revision
+
+
+def _root(path: str, file: File) -> Path:
+    """The folder of the commit, of which this is the path of a file."""
+    return Path(path).parents[file.path.count("/")]
+
+
+def verify_file(folder: Path, file: File) -> None:
+    """OSError where a file of the folder is not the pinned one; it must exist."""
+    path = (folder / file.path).resolve()  # what the cache's links point to is to be deleted
+    size = path.stat().st_size
+    if file.bytes is not None and size != file.bytes:
+        msg = f"{path} is damaged: it has {size} bytes instead of {file.bytes}: delete it"
+        raise OSError(msg)
+    if file.sha256 is not None and (found := sha256(path)) != file.sha256:
+        msg = f"{path} is damaged: its sha256 is {found} instead of {file.sha256}: delete it"
+        raise OSError(msg)

@@ -1,0 +1,259 @@
+"""Where a model's weights are: with this package, in a folder, in memory or in the hub's cache.
+
+Folders have diffusers' layout: config.json beside the weights, and in a whole pipeline one folder
+for each part. Of weights only safetensors are read. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from .. import options
+from . import hub
+from .presets import Preset, Snapshot
+
+
+# The autoencoders that can be read, all from diffusers.
+CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+_PICKLES = frozenset((".bin", ".ckpt", ".pt", ".pth"))
+
+
+class NotInstalled(OSError):
+    """The weights are not on this computer; the message has the command that brings them."""
+
+
+class Folder(NamedTuple):
+    """A part of a model on disk, and the sha256 that its weights must have, None for any."""
+
+    path: Path
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class DenoiserParts:
+    """A U-Net and what it needs, each a `Folder` or the loaded object itself."""
+
+    unet: Any = None
+    scheduler: Any = None
+    text_encoder: Any = None
+    tokenizer: Any = None
+
+
+class Source(Protocol):
+    def check(self) -> None:
+        """NotInstalled where the autoencoder's weights are not on this computer."""
+
+    def autoencoder(self) -> Any:
+        """The loaded network; imports torch. OSError where the weights are missing or wrong."""
+
+    def denoiser(self) -> DenoiserParts | None:
+        """None where the model has no U-Net; NotInstalled where it is not on this computer."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A model of this package, and the function that loads it."""
+
+    autoencoder: Callable[[], Any]
+    parts: DenoiserParts | None = None
+
+    def check(self) -> None:
+        pass
+
+    def denoiser(self) -> DenoiserParts | None:
+        return self.parts
+
+
+@dataclass(frozen=True)
+class Given:
+    """What this process registered."""
+
+    weights: Any  # a `Folder`, or the loaded autoencoder
+    parts: DenoiserParts | None
+
+    def check(self) -> None:
+        pass
+
+    def autoencoder(self) -> Any:
+        from .stable_diffusion import DiffusersAutoencoder
+
+        return DiffusersAutoencoder(self.weights)
+
+    def denoiser(self) -> DenoiserParts | None:
+        return self.parts
+
+
+@dataclass(frozen=True)
+class Directory:
+    """What the user recorded: an autoencoder's folder or a whole pipeline's."""
+
+    name: str
+    path: Path
+    sha256: str
+
+    def check(self) -> None:
+        if not self.path.is_dir():
+            msg = (
+                f"the directory {self.path} of model {self.name!r} is gone: "
+                f"run 'sdz models add {self.name} DIRECTORY'"
+            )
+            raise NotInstalled(msg)
+
+    def autoencoder(self) -> Any:
+        from .stable_diffusion import DiffusersAutoencoder
+
+        self.check()
+        return DiffusersAutoencoder(Folder(autoencoder_folder(self.path), self.sha256))
+
+    def denoiser(self) -> DenoiserParts | None:
+        return denoiser_parts(self.path)
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A preset, whose weights are in the hub's cache once they are fetched."""
+
+    name: str
+    preset: Preset
+
+    def check(self) -> None:
+        self.folder()
+
+    def folder(self) -> Folder:
+        """The autoencoder's folder; NotInstalled where it is not in the cache."""
+        snapshot = self.preset.autoencoder
+        option = "" if snapshot.revision else " --pin"
+        weights = snapshot.files[-1]
+        folder = _locate(
+            snapshot, f"the model {self.name!r}", f"sdz models fetch {self.name}{option}"
+        )
+        return Folder((folder / weights.path).parent, weights.sha256)
+
+    def autoencoder(self) -> Any:
+        from .stable_diffusion import DiffusersAutoencoder
+
+        return DiffusersAutoencoder(self.folder(), self.preset)
+
+    def denoiser(self) -> DenoiserParts | None:
+        snapshot = self.preset.denoiser
+        if snapshot is None:
+            return None
+        command = f"sdz models fetch {self.name} --denoiser"
+        root = _locate(snapshot, f"the U-Net of model {self.name!r}", command)
+        hashes = {
+            file.path.partition("/")[0]: file.sha256 for file in snapshot.files if file.sha256
+        }
+        parts = ("unet", "scheduler", "text_encoder", "tokenizer")
+        return DenoiserParts(*(Folder(root / part, hashes.get(part)) for part in parts))
+
+
+def _locate(snapshot: Snapshot, what: str, command: str) -> Path:
+    folder = hub.locate(snapshot)
+    if folder is None and options.ALLOW_DOWNLOADS and snapshot.revision:
+        folder = hub.fetch(snapshot)
+    if folder is None:
+        msg = f"{what} is not installed: run '{command}'"
+        raise NotInstalled(msg)
+    return folder
+
+
+def autoencoder_folder(directory: Path) -> Path:
+    """The autoencoder's own folder in a directory that holds it or a whole pipeline."""
+    for folder in (directory, directory / "vae"):
+        if (folder / "config.json").is_file():
+            return folder
+    msg = f"{directory} holds no model in diffusers' layout: no config.json, no vae/config.json"
+    raise OSError(msg)
+
+
+def denoiser_parts(directory: Path) -> DenoiserParts | None:
+    """What a pipeline's directory has for denoising; None where it has no U-Net."""
+    unet, *others = (
+        Folder(directory / part) if (directory / part).is_dir() else None
+        for part in ("unet", "scheduler", "text_encoder", "tokenizer")
+    )
+    return None if unet is None else DenoiserParts(unet, *others)
+
+
+def weights_file(folder: Path) -> Path:
+    """The safetensors file with a part's weights, the half-precision variant if there is no other.
+
+    OSError where there is none, with its own message where there are pickles instead.
+    """
+    for suffix in (".safetensors", ".fp16.safetensors"):
+        for stem in ("diffusion_pytorch_model", "model"):  # of diffusers and of transformers
+            if (path := folder / (stem + suffix)).is_file():
+                return path
+    if folder.is_dir() and any(path.suffix in _PICKLES for path in folder.iterdir()):
+        msg = (
+            f"{folder} has its weights as a pickle only, which may hold any program and is not "
+            "read: save them as safetensors"
+        )
+    else:
+        msg = f"{folder} has no weights: no diffusion_pytorch_model.safetensors"
+    raise OSError(msg)
+
+
+def config(part: Any) -> Mapping[str, Any]:
+    """The configuration of a part; OSError where its file is missing or damaged."""
+    if not isinstance(part, Folder):
+        return {**getattr(part, "config", {}), "_class_name": type(part).__name__}
+    path = part.path / "config.json"
+    try:
+        settings = json.loads(path.read_bytes())
+    except FileNotFoundError as e:
+        msg = f"{part.path} has no config.json"
+        raise OSError(msg) from e
+    except (ValueError, RecursionError) as e:
+        msg = f"{path} is damaged: {e}"
+        raise OSError(msg) from e
+    if not isinstance(settings, dict):
+        msg = f"{path} is damaged: not an object"
+        raise OSError(msg)
+    return settings
+
+
+def shape(part: Any) -> tuple[int, int]:
+    """An autoencoder's latent channels and factor; OSError where it is of an unknown class."""
+    settings = config(part)
+    kind = settings.get("_class_name")
+    if kind not in CLASSES:
+        where = part.path if isinstance(part, Folder) else "this object"
+        msg = f"{where} is no autoencoder that can be used: {kind}, not {' or '.join(CLASSES)}"
+        raise OSError(msg)
+    # The defaults are diffusers' own.
+    if kind == "AutoencoderKL":
+        widths = settings.get("block_out_channels", (64,))
+    else:
+        widths = settings.get("encoder_block_out_channels", (64, 64, 64, 64))
+    channels = settings.get("latent_channels", 4)
+    if not isinstance(channels, int) or not isinstance(widths, (list, tuple)):
+        msg = f"the configuration of {kind} is damaged"
+        raise OSError(msg)
+    return channels, 1 << (len(widths) - 1)
+
+
+def check_denoiser(parts: DenoiserParts, channels: int) -> None:
+    """OSError where a U-Net is not made for these latents, or lacks what it needs."""
+    if parts.unet is None:
+        msg = "a scheduler, a text encoder or a tokenizer is of no use without a U-Net"
+        raise OSError(msg)
+    settings = config(parts.unet)
+    kind = settings.get("_class_name")
+    if kind not in ("UNet2DModel", "UNet2DConditionModel"):
+        msg = f"the U-Net is a {kind}, not a UNet2DModel or UNet2DConditionModel"
+        raise OSError(msg)
+    for side in ("in_channels", "out_channels"):
+        if settings.get(side) != channels:
+            msg = f"the U-Net has {settings.get(side)} {side}, but the latents {channels} channels"
+            raise OSError(msg)
+    needed = ["scheduler"]
+    if kind == "UNet2DConditionModel":
+        needed += ["text_encoder", "tokenizer"]
+    if missing := [name for name in needed if getattr(parts, name) is None]:
+        msg = f"the U-Net, a {kind}, lacks what it needs: {', '.join(missing)}"
+        raise OSError(msg)
