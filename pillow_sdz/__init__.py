@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from . import SdzImagePlugin
+from . import SdzImagePlugin, options
+from .models import register_model
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "register"]
+__all__ = ["__version__", "options", "register", "register_model"]
 
 
 def register() -> None:

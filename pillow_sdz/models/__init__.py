@@ -46,6 +46,12 @@ class ModelSpec:
 NOT_NAMED = bytes(4)
 
 MINI = ModelSpec("mini", 160, 16, bytes.fromhex("1482f368"), latent_space="mini")
+SD_MINI = ModelSpec("sd-mini", 4, 8, bytes.fromhex("00000001"), latent_space="sd-mini")
+# sha256 of its U-Net's weights
+SD_MINI_UNET = "00"
+
+#: The models whose weights come with this package, by name.
+EMBEDDED = {MINI.name: MINI, SD_MINI.name: SD_MINI}
 
 
 class _Entry(NamedTuple):
@@ -67,10 +73,24 @@ def _check_embedded(weights: Path, spec: ModelSpec) -> None:
         raise OSError(msg)
 
 
-_EMBEDDED = {MINI.name: _Entry(MINI, sources.Embedded(_load_mini))}
+def _load_sd_mini() -> Any:
+    from .sd_mini import WEIGHTS, SdMini
+
+    _check_embedded(WEIGHTS, SD_MINI)
+    return SdMini(WEIGHTS)
+
+
+_SD_MINI = Path(__file__).parent / "weights" / "sd_mini"
+_SD_MINI_DENOISER = DenoiserParts(
+    unet=Folder(_SD_MINI / "unet", SD_MINI_UNET), scheduler=Folder(_SD_MINI / "scheduler")
+)
+_EMBEDDED = {
+    MINI.name: _Entry(MINI, sources.Embedded(_load_mini)),
+    SD_MINI.name: _Entry(SD_MINI, sources.Embedded(_load_sd_mini, _SD_MINI_DENOISER)),
+}
 
 # Channels and factor of the latent spaces that have a name here.
-_SPACES = {MINI.latent_space: (MINI.channels, MINI.factor)} | {
+_SPACES = {spec.latent_space: (spec.channels, spec.factor) for spec in EMBEDDED.values()} | {
     preset.latent_space: (preset.channels, preset.factor) for preset in PRESETS.values()
 }
 
@@ -165,7 +185,7 @@ def _latents(spec: ModelSpec) -> tuple[str, int, int]:
 
 
 _loaded: dict[ModelSpec, Any] = {}
-_denoisers: dict[ModelSpec, Denoiser] = {}
+_denoisers: dict[tuple[ModelSpec, str | None, str | None], Denoiser] = {}
 _loading = threading.Lock()
 
 
@@ -204,8 +224,9 @@ def load_denoiser(spec: ModelSpec) -> Denoiser:
     with _loading:
         reason = ""
         for entry in _same_space(spec):
-            if entry.spec in _denoisers:
-                return _denoisers[entry.spec]
+            key = entry.spec, options.DEVICE, options.DTYPE
+            if key in _denoisers:
+                return _denoisers[key]
             try:
                 parts = entry.source.denoiser()
             except NotInstalled as e:
@@ -214,8 +235,8 @@ def load_denoiser(spec: ModelSpec) -> Denoiser:
             if parts is not None:
                 from .stable_diffusion import Denoiser
 
-                _denoisers[entry.spec] = Denoiser.load(parts, spec.channels)
-                return _denoisers[entry.spec]
+                _denoisers.clear()  # one at a time: they are large
+                return _denoisers.setdefault(key, Denoiser.load(parts, spec.channels))
     msg = reason or f"no U-Net for {spec.latent_space} latents is known: register a model with one"
     raise NotInstalled(msg)
 
@@ -282,7 +303,7 @@ def register_model(
     with _loading:
         _registered[name] = _Entry(spec, sources.Given(weights, parts))
         _loaded.pop(spec, None)
-        _denoisers.pop(spec, None)
+        _denoisers.clear()
     return spec
 
 

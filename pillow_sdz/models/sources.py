@@ -16,7 +16,6 @@ from .. import options
 from . import hub
 from .presets import Preset, Snapshot
 
-
 # The autoencoders that can be read, all from diffusers.
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 _PICKLES = frozenset((".bin", ".ckpt", ".pt", ".pth"))
@@ -198,15 +197,15 @@ def weights_file(folder: Path) -> Path:
     raise OSError(msg)
 
 
-def config(part: Any) -> Mapping[str, Any]:
+def config(part: Any, name: str = "config.json") -> Mapping[str, Any]:
     """The configuration of a part; OSError where its file is missing or damaged."""
     if not isinstance(part, Folder):
         return {**getattr(part, "config", {}), "_class_name": type(part).__name__}
-    path = part.path / "config.json"
+    path = part.path / name
     try:
         settings = json.loads(path.read_bytes())
     except FileNotFoundError as e:
-        msg = f"{part.path} has no config.json"
+        msg = f"{part.path} has no {name}"
         raise OSError(msg) from e
     except (ValueError, RecursionError) as e:
         msg = f"{path} is damaged: {e}"
