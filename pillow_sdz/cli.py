@@ -22,7 +22,7 @@ from typing import IO, Any, TextIO, TypeVar
 
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
-from . import __version__
+from . import __version__, models_cli
 
 # What `sdz encode FOLDER` takes from a folder, where Pillow can read it. Not everything that
 # Pillow has a name for: a film or a PostScript file in a folder of photos is no photo.
@@ -154,6 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
     info.add_argument("--json", action="store_true", help="a JSON list with an object per file")
     info.set_defaults(run=_run_info, parser=info)
+
+    models_cli.add_parser(commands)
 
     demo = commands.add_parser(
         "demo",

@@ -110,6 +110,11 @@ def spec(name: str) -> ModelSpec:
     return _entry(name).spec
 
 
+def source(name: str) -> Source:
+    """Where the weights of a model are; errors as `spec`'s."""
+    return _entry(name).source
+
+
 def _entry(name: str) -> _Entry:
     for entries in (_EMBEDDED, _registered):
         if name in entries:
@@ -160,7 +165,7 @@ def decoder_for(name: str, digest: bytes, channels: int, factor: int) -> ModelSp
             f"the installed weights are {wanted.digest.hex()}"
         )
         raise OSError(msg)
-    _entry(decoder.name).source.check()
+    source(decoder.name).check()
     return decoder
 
 
@@ -210,7 +215,7 @@ def load(spec: ModelSpec) -> Any:
     """
     with _loading:
         if spec not in _loaded:
-            _loaded[spec] = _entry(spec.name).source.autoencoder()
+            _loaded[spec] = source(spec.name).autoencoder()
         return _loaded[spec]
 
 

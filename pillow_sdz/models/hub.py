@@ -58,7 +58,7 @@ def fetch(snapshot: Snapshot) -> Path:
             msg = f"{snapshot.repository}/{file.path} could not be fetched: {e}"
             raise OSError(msg) from e
         folder = _root(path, file)
-        verify_file(folder, file)
+        _check_size_and_hash(Path(path), file)
     return folder
 
 
@@ -85,9 +85,8 @@ def _root(path: str, file: File) -> Path:
     return Path(path).parents[file.path.count("/")]
 
 
-def verify_file(folder: Path, file: File) -> None:
-    """OSError where a file of the folder is not the pinned one; it must exist."""
-    path = (folder / file.path).resolve()  # what the cache's links point to is to be deleted
+def _check_size_and_hash(path: Path, file: File) -> None:
+    path = path.resolve()  # what the cache's links point to is what has to be deleted
     size = path.stat().st_size
     if file.bytes is not None and size != file.bytes:
         msg = f"{path} is damaged: it has {size} bytes instead of {file.bytes}: delete it"

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..atomic import replacing
+
 # What a file can name; no path and no hub repository has such a name.
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 REVISION = re.compile(r"[0-9a-f]{40}")
@@ -101,11 +103,6 @@ def _record(name: str, fields: Mapping[str, object]) -> Record:
 def write(name: str, record: Record) -> None:
     """Add a record, or replace the one of this name."""
     entries = {key: asdict(value) for key, value in {**read(), name: record}.items()}
-    target = path()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(entries, indent=2) + "\n")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    path().parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path()) as file:
+        file.write(json.dumps(entries, indent=2).encode() + b"\n")

@@ -102,11 +102,15 @@ class Directory:
             )
             raise NotInstalled(msg)
 
+    def folder(self) -> Folder:
+        """The autoencoder's folder; NotInstalled where there is none."""
+        self.check()
+        return Folder(autoencoder_folder(self.path), self.sha256)
+
     def autoencoder(self) -> Any:
         from .stable_diffusion import DiffusersAutoencoder
 
-        self.check()
-        return DiffusersAutoencoder(Folder(autoencoder_folder(self.path), self.sha256))
+        return DiffusersAutoencoder(self.folder())
 
     def denoiser(self) -> DenoiserParts | None:
         return denoiser_parts(self.path)
@@ -195,6 +199,15 @@ def weights_file(folder: Path) -> Path:
     else:
         msg = f"{folder} has no weights: no diffusion_pytorch_model.safetensors"
     raise OSError(msg)
+
+
+def check_weights(folder: Folder) -> Path:
+    """A part's file of weights; OSError where it is missing, or not the one it must be."""
+    path = weights_file(folder.path).resolve()  # what a link of the hub's cache points to
+    if folder.sha256 is not None and (found := hub.sha256(path)) != folder.sha256:
+        msg = f"{path} is damaged: its sha256 is {found} instead of {folder.sha256}"
+        raise OSError(msg)
+    return path
 
 
 def config(part: Any, name: str = "config.json") -> Mapping[str, Any]:

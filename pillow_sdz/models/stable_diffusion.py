@@ -255,9 +255,7 @@ def _warn(message: str) -> None:
 def _load(cls: Any, folder: Folder, dtype: torch.dtype) -> Any:
     """A network of a folder, on the CPU; OSError where its weights are damaged or not those."""
     weights = sources.weights_file(folder.path)
-    if folder.sha256 is not None and (found := hub.sha256(weights)) != folder.sha256:
-        msg = f"{weights} is damaged: its sha256 is {found} instead of {folder.sha256}"
-        raise OSError(msg)
+    sources.check_weights(folder)
     try:
         module, report = cls.from_pretrained(
             folder.path,

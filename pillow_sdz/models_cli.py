@@ -1,0 +1,179 @@
+"""The `sdz models` command: which models there are, and getting their weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import models
+from .models import hub, recorded, sources
+
+Commands = Any  # what argparse's add_subparsers returns has no public name
+
+
+def add_parser(commands: Commands) -> None:
+    """Add `models` to the commands of `sdz`."""
+    parser = commands.add_parser(
+        "models",
+        help="the models that there are, and their weights",
+        description="List models, fetch and check their weights, and add your own.",
+    )
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name: str, run: Callable[[argparse.Namespace], None], help: str) -> Any:
+        added = actions.add_parser(name, help=help, description=help)
+        added.set_defaults(run=lambda options: _run(run, options))
+        return added
+
+    listing = action("list", _list, "List the models that files can name.")
+    listing.add_argument("--json", action="store_true", help="a JSON list with an object per model")
+
+    fetch = action("fetch", _fetch, "Download a model's weights into the Hugging Face hub's cache.")
+    fetch.add_argument("name", metavar="NAME")
+    fetch.add_argument("--denoiser", action="store_true", help="its U-Net and text encoder as well")
+    fetch.add_argument(
+        "--pin",
+        action="store_true",
+        help="trust what the hub has today where pillow-sdz knows no hash, and keep to it",
+    )
+
+    verify = action("verify", _verify, "Check that a model's weights are the ones they must be.")
+    verify.add_argument("name", metavar="NAME")
+
+    add = action("add", _add, "Add a model that is in a directory in diffusers' layout.")
+    add.add_argument("name", metavar="NAME", help="what files will call it")
+    add.add_argument("directory", metavar="DIRECTORY", type=Path)
+    add.add_argument(
+        "--latent-space",
+        metavar="SPACE",
+        help="such as sd1: models of one space can decode each other's files; default: its own",
+    )
+
+    path = action("path", _path, "Tell where a model's weights are, or the file of added models.")
+    path.add_argument("name", metavar="NAME", nargs="?")
+
+
+def _run(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    try:
+        run(options)
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError) as error:
+        print(f"sdz: models: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _source(name: str) -> sources.Source:
+    try:
+        return models.source(name)
+    except KeyError:
+        msg = f"no model is called {name!r}, only {', '.join(models.names())}"
+        raise ValueError(msg) from None
+
+
+def _list(options: argparse.Namespace) -> None:
+    described = [_describe(name) for name in models.names()]
+    if options.json:
+        print(json.dumps(described, indent=2))
+        return
+    print(f"{'name':<12}{'latents':<24}{'weights':<10}{'U-Net':<7}state")
+    for model in described:
+        latents = f"{model['latent_space']}, {model['channels']} at 1/{model['factor']}"
+        denoiser = "yes" if model["denoiser"] else "-"
+        state = "installed" if model["installed"] else model["hint"].rpartition(": ")[2]
+        print(f"{model['name']:<12}{latents:<24}{model['digest'] or '-':<10}{denoiser:<7}{state}")
+
+
+def _describe(name: str) -> dict[str, Any]:
+    spec, source = models.spec(name), models.source(name)
+    hint = None
+    try:
+        source.check()
+    except sources.NotInstalled as e:
+        hint = str(e)
+    try:
+        denoiser = source.denoiser() is not None
+    except sources.NotInstalled:
+        denoiser = False
+    return {
+        "name": name,
+        "latent_space": spec.latent_space,
+        "channels": spec.channels,
+        "factor": spec.factor,
+        "digest": None if spec.digest == models.NOT_NAMED else spec.digest.hex(),
+        "installed": hint is None,
+        "denoiser": denoiser,
+        "hint": hint,
+    }
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    name = options.name
+    source = _source(name)
+    if not isinstance(source, sources.Pinned):
+        msg = f"the weights of {name!r} are not on the hub but here: there is nothing to fetch"
+        raise ValueError(msg)
+    preset = source.preset
+    if options.denoiser and preset.denoiser is None:
+        msg = f"pillow-sdz knows no U-Net for {name!r}: add a pipeline's directory instead"
+        raise ValueError(msg)
+    snapshot = preset.autoencoder
+    if snapshot.revision is None:
+        if not options.pin:
+            msg = (
+                f"pillow-sdz has no hash to check the weights of {name!r} with: "
+                f"'sdz models fetch {name} --pin' trusts what {snapshot.repository} has today, "
+                f"'sdz models add {name} DIRECTORY' takes what you have"
+            )
+            raise ValueError(msg)
+        snapshot = snapshot._replace(revision=hub.latest(snapshot.repository))
+        weights = hub.fetch(snapshot) / snapshot.files[-1].path
+        pin = recorded.Pin(str(snapshot.revision), hub.sha256(weights))
+        recorded.write(name, pin)
+        print(f"{name}: pinned to {pin.revision}, sha256 {pin.sha256}")
+    else:
+        weights = hub.fetch(snapshot) / snapshot.files[-1].path
+    print(f"{name}: {weights}")
+    if options.denoiser and preset.denoiser is not None:
+        print(f"{name}: {hub.fetch(preset.denoiser)}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    source = _source(options.name)
+    if not isinstance(source, (sources.Directory, sources.Pinned)):
+        source.autoencoder()  # which checks its hash
+        print(f"{options.name}: the weights that come with pillow-sdz are sound")
+        return
+    print(f"{options.name}: {sources.check_weights(source.folder())} is sound")
+    try:
+        denoiser = source.denoiser()
+    except sources.NotInstalled:
+        return
+    for part in vars(denoiser).values() if denoiser else ():
+        # Of added models only the autoencoder's hash is known.
+        if isinstance(part, sources.Folder) and part.sha256:
+            print(f"{options.name}: {sources.check_weights(part)} is sound")
+
+
+def _add(options: argparse.Namespace) -> None:
+    spec = models.record_model(options.name, options.directory, options.latent_space)
+    print(
+        f"{spec.name}: {spec.channels} channels at 1/{spec.factor}, "
+        f"latent space {spec.latent_space}, weights {spec.digest.hex()}"
+    )
+
+
+def _path(options: argparse.Namespace) -> None:
+    if options.name is None:
+        print(recorded.path())
+        return
+    source = _source(options.name)
+    if not isinstance(source, (sources.Directory, sources.Pinned)):
+        msg = f"the weights of {options.name!r} are part of pillow-sdz"
+        raise ValueError(msg)
+    print(source.folder().path)
