@@ -14,10 +14,10 @@ from typing import IO, TYPE_CHECKING, Any
 from PIL import Image, ImageFile
 
 from . import container, models
-from .container import Chunk, Header
+from .container import Chunk, Denoising, Header
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from PIL._imaging import PixelAccess
 
@@ -51,6 +51,11 @@ CONVERT_FIRST: Mapping[str, str] = {
     "I;16N": "L",
 }
 
+# Latent spaces whose palettes are denoised at decoding, since this package knows their U-Nets.
+DENOISED = frozenset({"sd1", "sd-mini"})
+
+DEFAULT_EFFORT = 4  # chosen: the middle of 0..9
+
 _EXIF_PREFIX = b"Exif\0\0"
 
 # ALPH's first byte
@@ -81,19 +86,33 @@ class SdzImageFile(ImageFile.ImageFile):
         _check_shape(header)
         self._size = header.size
         self._mode = header.mode
+        self.n_frames = header.frames
+        self.is_animated = header.frames > 1
+        self._close_exclusive_fp_after_loading = not self.is_animated
 
         # A file that ends within LATN or later opens and fails in load, as Pillow's own formats do;
         # ImageFile.Parser counts on that.
         self._truncated: str | None = None
         entries: list[container.Entry] = []
         copied: list[tuple[bytes, bytes]] = []
+        about: dict[str, Any] = {
+            "model": header.model,
+            "coding": header.coding,
+            "latents": header.latents,
+            "factor": header.factor,
+            **_precision(header),
+            "reconstructed": True,
+        }
         try:
             for entry in reader:
                 entries.append(entry)
                 metadata = entry.type in container.METADATA
+                decoding = entry.type in (container.DENOISING, container.PROMPT)
                 # What is not safe to copy would only take memory.
                 unknown = entry.type not in container.KNOWN
-                if not (metadata or (unknown and container.is_safe_to_copy(entry.type))):
+                if not (
+                    metadata or decoding or (unknown and container.is_safe_to_copy(entry.type))
+                ):
                     continue
                 try:
                     data = reader.data(entry)
@@ -105,6 +124,11 @@ class SdzImageFile(ImageFile.ImageFile):
                     continue  # the picture can be decoded without it
                 if metadata:
                     self._set_metadata(entry.type, data)
+                elif entry.type == container.DENOISING:
+                    strength, steps = Denoising.parse(data)
+                    about["denoise"] = {"strength": strength / 1000, "steps": steps}
+                elif entry.type == container.PROMPT:
+                    about["prompt"] = container.parse_prompt(data)
                 else:
                     copied.append((entry.type, data))
         except OSError as e:
@@ -115,20 +139,30 @@ class SdzImageFile(ImageFile.ImageFile):
 
         if copied:
             self.info["sdz_chunks"] = copied
-        self.info["sdz"] = {
-            "model": header.model,
-            "coding": header.coding,
-            "latents": header.latents,
-            "factor": header.factor,
-            "quality": header.quality // 100 if header.quality % 100 == 0 else header.quality / 100,
-            "bytes": _count_bytes(entries),
-            "reconstructed": True,
-        }
+        about["bytes"] = _count_bytes(entries)
+        self.info["sdz"] = about
         # The decoder gets the whole file and parses it anew. That costs nothing beside the network,
         # and whatever opened from its first bytes (ImageFile.Parser) is checked in full.
-        args = (header, self.info["sdz"]["bytes"])
-        self.tile = [ImageFile._Tile("sdz", (0, 0, *self.size), 0, args)]
         self.decodermaxblock = reader.file_size
+        self._header = header
+        if self.is_animated:
+            self._fp = self.fp  # load lets go of fp; Pillow's name for what close closes as well
+        self._show(0)
+
+    def _show(self, frame: int) -> None:
+        """Make ``frame`` what the next load decodes."""
+        self._frame = frame
+        args = (self._header, self.info["sdz"]["bytes"], frame)
+        self.tile = [ImageFile._Tile("sdz", (0, 0, *self.size), 0, args)]
+
+    def seek(self, frame: int) -> None:
+        """Go to a frame, counted from 0; EOFError where there is none."""
+        if self._seek_check(frame):
+            self.fp = self._fp
+            self._show(frame)
+
+    def tell(self) -> int:
+        return self._frame
 
     def _set_metadata(self, type: bytes, data: bytes) -> None:
         if type == container.ICC_PROFILE:
@@ -170,15 +204,18 @@ class SdzDecoder(ImageFile.PyDecoder):
     def init(self, args: tuple[Any, ...]) -> None:
         self._header: Header
         self._bytes: dict[str, int]
-        self._header, self._bytes = args
+        self._frame: int
+        self._header, self._bytes, self._frame = args
         self._colour: Image.Image | None = None
 
     def decode(self, buffer: Image.DecoderInput) -> tuple[int, int]:
         assert isinstance(buffer, bytes)
         # Not damage, and so not what LOAD_TRUNCATED_IMAGES is about: outside the try.
-        model = _installed_model(self._header)
+        decoder = models.decoder_for(
+            self._header.model, self._header.digest, self._header.channels, self._header.factor
+        )
         try:
-            self._decode(container.Reader(BytesIO(buffer)), model)
+            self._decode(container.Reader(BytesIO(buffer)), decoder)
         except container.TruncatedError:
             return 0, 0  # Parser feeds more; load finds that there is no more and says so
         except OSError:
@@ -187,7 +224,7 @@ class SdzDecoder(ImageFile.PyDecoder):
             return -1, -2
         return -1, 0
 
-    def _decode(self, reader: container.Reader, model: models.ModelSpec) -> None:
+    def _decode(self, reader: container.Reader, decoder: models.ModelSpec) -> None:
         """Fill the image; TruncatedError where more of the file is needed to complete it."""
         if reader.header != self._header:
             msg = "the SDZ file has changed since it was opened"
@@ -197,15 +234,14 @@ class SdzDecoder(ImageFile.PyDecoder):
         try:
             for entry in reader:
                 entries.append(entry)
-                later = entry.type in (container.LATENTS, container.ALPHA)
-                if not later and not ImageFile.LOAD_TRUNCATED_IMAGES:
+                if entry.type not in container.FRAME and not ImageFile.LOAD_TRUNCATED_IMAGES:
                     reader.data(entry)  # for the CRC, also of what open did not read
         except OSError as e:
-            if not ImageFile.LOAD_TRUNCATED_IMAGES or not _has_latents(entries):
+            if not ImageFile.LOAD_TRUNCATED_IMAGES or not _has_latents(entries, self._frame):
                 raise
             # Damage after the latents is done with; but more of the file may come.
             truncated = e if isinstance(e, container.TruncatedError) else None
-        by_type = {entry.type: entry for entry in entries}
+        by_type = _of_frame(entries, self._frame)
 
         # Before the network runs, since damage here makes its work vain.
         alpha = self._alpha(reader, by_type) if self._header.has_alpha else None
@@ -215,9 +251,12 @@ class SdzDecoder(ImageFile.PyDecoder):
             try:
                 self._colour = codec.decode(
                     reader.data(by_type[container.LATENTS]),
-                    model=model,
+                    model=models.spec(self._header.model),
                     size=self._header.size,
-                    quality=self._header.quality,
+                    coding=self._header.coding,
+                    quantisation=self._header.quantisation,
+                    decoder=decoder,
+                    refine=_refiner(reader, by_type, decoder),
                 )
             except container.TruncatedError:
                 raise
@@ -252,38 +291,67 @@ class SdzDecoder(ImageFile.PyDecoder):
 
 
 def _check_shape(header: Header) -> None:
-    """OSError where a header and the registry disagree about a known model's latents."""
-    if header.model not in models.names():
+    """OSError where a header cannot be that of the embedded model that it names.
+
+    Other models are looked up when the picture is decoded: what the user has recorded of them must
+    not keep a file from being opened.
+    """
+    spec = models.EMBEDDED.get(header.model)
+    if spec is None:
         return
-    spec = models.spec(header.model)
     if (header.channels, header.factor) != (spec.channels, spec.factor):
         msg = (
             f"damaged SDZ header: {header.channels} channels at a factor of {header.factor}, "
             f"but model {spec.name} has {spec.channels} at {spec.factor}"
         )
         raise OSError(msg)
-
-
-def _installed_model(header: Header) -> models.ModelSpec:
-    """The model that made the file; OSError where it is not here."""
-    if header.model not in models.names():
-        msg = (
-            f"this SDZ file needs the model {header.model!r}, which is not installed "
-            f"(installed: {', '.join(models.names())})"
-        )
+    if spec is models.MINI and not (
+        header.coding == "context" and 100 <= header.quantisation <= 10000
+    ):
+        msg = f"damaged SDZ header: coding {header.coding} of {header.quantisation} in model mini"
         raise OSError(msg)
-    spec = models.spec(header.model)
-    if header.digest != spec.digest:
-        msg = (
-            f"this SDZ file needs the model {header.model!r} with the weights "
-            f"{header.digest.hex()}, the installed weights are {spec.digest.hex()}"
-        )
-        raise OSError(msg)
-    return spec
 
 
-def _has_latents(entries: Sequence[container.Entry]) -> bool:
-    return any(entry.type == container.LATENTS for entry in entries)
+def _precision(header: Header) -> dict[str, float]:
+    """How finely a header says that the latents are quantised, as a user knows it."""
+    if header.model == models.MINI.name:
+        hundredths = header.quantisation
+        return {"quality": hundredths // 100 if hundredths % 100 == 0 else hundredths / 100}
+    return {} if header.coding == "float16" else {"step": header.step}
+
+
+def _refiner(
+    reader: container.Reader,
+    by_type: Mapping[bytes, container.Entry],
+    decoder: models.ModelSpec,
+) -> Callable[[Any], Any] | None:
+    """What takes the noise out of the latents, where the file or the user want that."""
+    from . import denoise
+
+    def data(type: bytes) -> bytes | None:
+        return reader.data(by_type[type]) if type in by_type else None
+
+    recommended, prompt = data(container.DENOISING), data(container.PROMPT)
+    return denoise.refiner(
+        decoder,
+        None if recommended is None else Denoising.parse(recommended),
+        "" if prompt is None else container.parse_prompt(prompt),
+    )
+
+
+def _of_frame(entries: Sequence[container.Entry], frame: int) -> dict[bytes, container.Entry]:
+    """The chunks that concern a frame, by their type."""
+    found = {}
+    number = -1
+    for entry in entries:
+        number += entry.type == container.LATENTS
+        if entry.type not in container.FRAME or number == frame:
+            found[entry.type] = entry
+    return found
+
+
+def _has_latents(entries: Sequence[container.Entry], frame: int = 0) -> bool:
+    return container.LATENTS in _of_frame(entries, frame)
 
 
 def _count_bytes(entries: Sequence[container.Entry]) -> dict[str, int]:
@@ -345,9 +413,10 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     options = im.encoderinfo
 
     model = _model(options.get("model"))
-    coding = options.get("coding")
-    if coding is not None and coding not in container.CODINGS:
-        msg = f"coding must be one of {', '.join(container.CODINGS)}, not {coding!r}"
+    coding = _coding(options.get("coding"), model)
+    effort = _effort(options.get("effort"))
+    if coding != "context" and options.get("quality") is not None:
+        msg = f"quality is for the coding 'context'; {coding!r} has no choice of it"
         raise ValueError(msg)
     quality = _quality(options.get("quality"))
     target_size = None
@@ -356,6 +425,7 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
             msg = "quality and target_size exclude each other"
             raise ValueError(msg)
         target_size = _target_size(options["target_size"])
+    for_decoding = _for_decoding(options, model, coding)
     width, height = im.size
     if not (1 <= width <= container.MAX_SIDE and 1 <= height <= container.MAX_SIDE):
         msg = f"cannot write {width}x{height} as SDZ: 1 to {container.MAX_SIDE} pixels a side"
@@ -372,7 +442,7 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     # One grey band stands for all three.
     rgb = Image.merge("RGB", colours * 3 if len(colours) == 1 else colours)
 
-    def chunks(payload: bytes, quality: int) -> list[Chunk]:
+    def chunks(payload: bytes, quantisation: int) -> list[Chunk]:
         header = Header(
             image.mode,
             image.size,
@@ -380,11 +450,13 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
             model.digest,
             model.channels,
             model.factor,
-            quality,
+            quantisation,
+            coding,
         )
         return [
             Chunk(container.HEAD, header.pack()),
             *metadata,
+            *for_decoding,
             Chunk(container.LATENTS, payload),
             *alpha,
             Chunk(container.DONE, b""),
@@ -393,25 +465,78 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     from . import codec  # imports torch
 
     # What is not the LATN chunk; it does not depend on the quality.
-    fixed = container.size(chunks(b"", 100)) - container.chunk_size(0)
+    fixed = container.size(chunks(b"", int(coding != "float16"))) - container.chunk_size(0)
     max_payload = None if target_size is None else container.largest_data(target_size - fixed)
     try:
-        encoded = codec.encode(rgb, model=model, quality=quality, max_payload=max_payload)
+        encoded = codec.encode(
+            rgb,
+            model=model,
+            coding=coding,
+            quality=quality,
+            effort=effort,
+            max_payload=max_payload,
+        )
     except codec.DoesNotFit as e:
         smallest = fixed + container.chunk_size(e.smallest)
         msg = f"target_size is {target_size}, but the smallest file has {smallest} bytes"
         raise ValueError(msg) from e
 
-    fp.write(container.write(chunks(encoded.payload, encoded.quality)))
+    fp.write(container.write(chunks(encoded.payload, encoded.quantisation)))
 
 
 def _model(name: object) -> models.ModelSpec:
     if name is None:
         return models.MINI
-    if not isinstance(name, str) or name not in models.names():
+    try:
+        return models.spec(name)  # type: ignore[arg-type]  # whatever it is
+    except (KeyError, TypeError):
         msg = f"model must be one of {', '.join(models.names())}, not {name!r}"
+        raise ValueError(msg) from None
+
+
+def _coding(name: object, model: models.ModelSpec) -> str:
+    if name is None:
+        return "context"
+    if not isinstance(name, str) or name not in container.CODINGS:
+        msg = f"coding must be one of {', '.join(container.CODINGS)}, not {name!r}"
         raise ValueError(msg)
-    return models.spec(name)
+    if model is models.MINI and name != "context":
+        msg = f"coding {name!r} is for latents like Stable Diffusion's, model 'mini' has others"
+        raise ValueError(msg)
+    return name
+
+
+def _effort(value: object) -> int:
+    if value is None:
+        return DEFAULT_EFFORT
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) <= 9:
+        msg = f"effort must be an integer from 0 to 9, not {value!r}"
+        raise ValueError(msg)
+    return int(value)
+
+
+def _for_decoding(options: Mapping[str, Any], model: models.ModelSpec, coding: str) -> list[Chunk]:
+    """What a reader's U-Net is told: the recommended denoising, and the prompt."""
+    chunks = []
+    strength = options.get("denoise")
+    if strength is None and coding == "palette" and model.latent_space in DENOISED:
+        chunks.append(Chunk(container.DENOISING, container.ARTICLES_DENOISING.pack()))
+    elif strength is not None and strength is not False:
+        most = container.MAX_STRENGTH / 1000
+        # Written so that NaN fails too.
+        if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 < strength <= most:  # type: ignore[operator]
+            msg = f"denoise must be False or a strength above 0, at most {most}, not {strength!r}"
+            raise ValueError(msg)
+        thousandths = max(1, round(1000 * float(strength)))
+        recommended = container.ARTICLES_DENOISING._replace(strength=thousandths)
+        chunks.append(Chunk(container.DENOISING, recommended.pack()))
+    prompt = options.get("prompt")
+    if prompt is not None:
+        if not isinstance(prompt, str):
+            msg = f"prompt must be a string, not {type(prompt).__name__}"
+            raise ValueError(msg)
+        chunks.append(Chunk(container.PROMPT, container.pack_prompt(prompt)))
+    return chunks
 
 
 def _quality(value: object) -> float:

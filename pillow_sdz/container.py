@@ -26,22 +26,35 @@ XMP = b"xMPm"
 LATENTS = b"LATN"
 ALPHA = b"ALPH"
 DONE = b"DONE"
+DENOISING = b"dNOI"
+PROMPT = b"pRMT"
+PROVENANCE = b"oRIG"
+MASK = b"mASK"
 
 METADATA = frozenset({ICC_PROFILE, EXIF, XMP})
-KNOWN = METADATA | {HEAD, LATENTS, ALPHA, DONE}
+FRAME = frozenset({LATENTS, ALPHA})  # the chunks of which every frame has its own
+KNOWN = METADATA | FRAME | {HEAD, DENOISING, PROMPT, PROVENANCE, MASK, DONE}
 
 # The index is the byte in the header.
 MODES = ("L", "RGB", "LA", "RGBA")
-CODINGS = ("context",)
+CODINGS = ("context", "palette", "float16")
 
 MAX_SIDE = 65535  # what the header's u16 holds
 MAX_METADATA = 8 << 20  # bytes of one chunk that a reader must keep; libpng's limit
-MAX_CHUNKS = 1000  # libpng's limit of chunks it keeps
+MAX_CHUNKS = 1000  # besides those of the frames; libpng's limit of chunks it keeps
+MAX_FRAMES = 65535  # what the header's u16 holds
+MAX_PROMPT = 8192  # bytes; chosen: text encoders read 77 to 512 tokens
+# Chosen: the article's strength is 40 thousandths, and at some 200 the U-Net invents its own
+# picture; each step costs as much as a step of generating.
+MAX_STRENGTH = 200
+MAX_DENOISING_STEPS = 20
 # No coding needs more for a latent, and a header may lie about anything but this product.
 MAX_BYTES_PER_LATENT = 8
 # Greyscale PNG needs at most 2 bytes per pixel: one and, in a picture of one column, the filter's.
 MAX_BYTES_PER_ALPHA = 2
 SLACK = 1024  # bytes beyond the two limits above, for the fixed cost of tiny pictures
+
+STEP_UNITS = 1024  # quantisation steps are in so many parts of a latent
 
 _MAX_LENGTH = (1 << 32) - 1
 _CRC_BYTES = 4
@@ -49,6 +62,7 @@ _TYPE_BYTES = 4
 _MODEL = re.compile(rb"[a-z0-9._-]{1,32}")
 _BEFORE_MODEL = Struct(">BBHHHB")
 _AFTER_MODEL = Struct(">4sHBBH")
+_DENOISING = Struct(">HB")
 
 
 class TruncatedError(OSError):
@@ -79,13 +93,53 @@ class Entry(NamedTuple):
         return f"chunk {self.type.decode('ascii')} at byte {self.offset}"
 
 
+class Denoising(NamedTuple):
+    """The data of the dNOI chunk: what a writer recommends for the denoising of its latents.
+
+    ``strength`` in thousandths of the noise schedule (1..200), ``steps`` of the U-Net (1..20).
+    """
+
+    strength: int
+    steps: int
+
+    def pack(self) -> bytes:
+        """The data of the dNOI chunk; ValueError beyond the bounds."""
+        if complaint := self._complaint():
+            raise ValueError(complaint)
+        return _DENOISING.pack(*self)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Denoising:
+        """The recommendation in the data of a dNOI chunk; OSError where it is damaged."""
+        if len(data) != _DENOISING.size:
+            msg = f"damaged SDZ file: chunk dNOI of {len(data)} bytes"
+            raise OSError(msg)
+        denoising = cls(*_DENOISING.unpack(data))
+        if complaint := denoising._complaint():
+            msg = f"damaged SDZ file: chunk dNOI: {complaint}"
+            raise OSError(msg)
+        return denoising
+
+    def _complaint(self) -> str | None:
+        if not 1 <= self.strength <= MAX_STRENGTH:
+            return f"a denoising strength of {self.strength / 1000:g}"
+        if not 1 <= self.steps <= MAX_DENOISING_STEPS:
+            return f"{self.steps} denoising steps"
+        return None
+
+
+# The 2022 article's: the last two or three of 66 steps, 0.04 of the schedule.
+ARTICLES_DENOISING = Denoising(strength=40, steps=3)
+
+
 @dataclass(frozen=True)
 class Header:
     """The data of the HEAD chunk: what can be known of a picture without its pixels.
 
     ``size`` is (width, height) in pixels, ``digest`` the first 4 bytes of the sha256 of the model's
-    weights, ``channels`` and ``factor`` the latents' channels and pixels per latent along one side,
-    ``quality`` in hundredths (100..10000).
+    weights, ``channels`` and ``factor`` the latents' channels and pixels per latent along one side.
+    ``quantisation`` (0..65535) is 0 in the coding float16, `mini`'s quality in hundredths, and
+    with other models the step in 1/1024 of a latent.
     """
 
     mode: str
@@ -94,8 +148,9 @@ class Header:
     digest: bytes
     channels: int
     factor: int
-    quality: int
+    quantisation: int
     coding: str = CODINGS[0]
+    frames: int = 1
 
     @property
     def latents(self) -> tuple[int, int, int]:
@@ -107,14 +162,20 @@ class Header:
     def has_alpha(self) -> bool:
         return self.mode.endswith("A")
 
+    @property
+    def step(self) -> float:
+        """The quantisation step in units of a latent, where ``quantisation`` is one."""
+        return self.quantisation / STEP_UNITS
+
     def pack(self) -> bytes:
         """The data of the HEAD chunk; ValueError where a field cannot be written."""
         name = self.model.encode("ascii", "replace")
         if complaint := self._complaint(name):
             raise ValueError(complaint)
-        before = _BEFORE_MODEL.pack(VERSION, MODES.index(self.mode), *self.size, 1, len(name))
+        mode = MODES.index(self.mode)
+        before = _BEFORE_MODEL.pack(VERSION, mode, *self.size, self.frames, len(name))
         after = _AFTER_MODEL.pack(
-            self.digest, self.channels, self.factor, CODINGS.index(self.coding), self.quality
+            self.digest, self.channels, self.factor, CODINGS.index(self.coding), self.quantisation
         )
         return before + name + after
 
@@ -135,15 +196,12 @@ class Header:
         if len(data) != expected:
             msg = f"damaged SDZ header: {len(data)} bytes instead of {expected}"
             raise OSError(msg)
-        if frames != 1:
-            msg = f"SDZ file of {frames} frames: frames are not supported yet"
-            raise OSError(msg)
         if mode >= len(MODES):
             msg = f"damaged SDZ header: unknown mode {mode}"
             raise OSError(msg)
         after_name = _BEFORE_MODEL.size + name_length
         name = data[_BEFORE_MODEL.size : after_name]
-        digest, channels, factor, coding, quality = _AFTER_MODEL.unpack_from(data, after_name)
+        digest, channels, factor, coding, quantisation = _AFTER_MODEL.unpack_from(data, after_name)
         if coding >= len(CODINGS):
             msg = f"SDZ coding {coding} is not known to this version of pillow-sdz"
             raise OSError(msg)
@@ -154,8 +212,9 @@ class Header:
             digest,
             channels,
             factor,
-            quality,
+            quantisation,
             CODINGS[coding],
+            frames,
         )
         if complaint := header._complaint(name):
             msg = f"damaged SDZ header: {complaint}"
@@ -179,9 +238,31 @@ class Header:
             return f"factor {self.factor}"
         if self.coding not in CODINGS:
             return f"coding {self.coding}"
-        if not 100 <= self.quality <= 10000:
-            return f"quality {self.quality / 100:g}"
+        if not 0 <= self.quantisation <= 0xFFFF:
+            return f"quantisation {self.quantisation}"
+        if (self.quantisation == 0) != (self.coding == "float16"):
+            return f"coding {self.coding} with a quantisation of {self.quantisation}"
+        if not 1 <= self.frames <= MAX_FRAMES:
+            return f"{self.frames} frames"
         return None
+
+
+def pack_prompt(prompt: str) -> bytes:
+    """The data of a pRMT chunk; ValueError where it is too long."""
+    data = prompt.encode("utf-8", "replace")
+    if len(data) > MAX_PROMPT:
+        msg = f"prompt has {len(data)} bytes, more than the limit of {MAX_PROMPT}"
+        raise ValueError(msg)
+    return data
+
+
+def parse_prompt(data: bytes) -> str:
+    """The prompt in the data of a pRMT chunk; OSError where it is damaged."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        msg = "damaged SDZ file: chunk pRMT is not UTF-8"
+        raise OSError(msg) from e
 
 
 def is_critical(type: bytes) -> bool:
@@ -340,7 +421,9 @@ class _Rules:
     def __init__(self, header: Header) -> None:
         self._header = header
         self._seen: set[bytes] = set()
-        self._count = 0
+        self._latents = 0  # of the frames so far, and their alpha channels
+        self._alphas = 0
+        self._others = 0
         self.done = False
 
     def complaint(self, type: bytes, length: int) -> str | None:
@@ -350,26 +433,45 @@ class _Rules:
         name = type.decode("ascii")
         if self.done:
             return f"{name} after DONE"
-        if self._count == MAX_CHUNKS:
-            return f"more than {MAX_CHUNKS} chunks"
         if type not in KNOWN:
             if is_critical(type):
                 return f"unknown critical chunk {name}, a newer version of pillow-sdz is needed"
-        elif type in self._seen:
-            return f"second {name}"
-        elif type in METADATA and LATENTS in self._seen:
-            return f"{name} after LATN"
-        elif type == ALPHA and not self._header.has_alpha:
-            return f"ALPH in a file of mode {self._header.mode}"
-        elif type in (ALPHA, DONE) and LATENTS not in self._seen:
-            return f"{name} before LATN"
-        elif type == DONE and self._header.has_alpha and ALPHA not in self._seen:
-            return f"no ALPH in a file of mode {self._header.mode}"
+        elif complaint := self._misplaced(type, name):
+            return complaint
         if length > (limit := self._limit(type)):
             return f"{name} has {length} bytes, more than the limit of {limit}"
+        if type not in FRAME:
+            if self._others == MAX_CHUNKS:
+                return f"more than {MAX_CHUNKS} chunks"
+            self._others += 1
         self._seen.add(type)
-        self._count += 1
+        self._latents += type == LATENTS
+        self._alphas += type == ALPHA
         self.done = type == DONE
+        return None
+
+    def _misplaced(self, type: bytes, name: str) -> str | None:
+        """Why a chunk of this known type may not stand here."""
+        mode, frames = self._header.mode, self._header.frames
+        lacks_alpha = self._header.has_alpha and self._alphas < self._latents
+        if type == ALPHA:
+            if not self._header.has_alpha:
+                return f"ALPH in a file of mode {mode}"
+            if not self._latents:
+                return "ALPH before LATN"
+            return None if lacks_alpha else "second ALPH"
+        if type in (LATENTS, DONE) and lacks_alpha:
+            return f"{name} where ALPH is missing, in a file of mode {mode}"
+        if type == LATENTS:
+            return "more LATN than frames" if self._latents == frames else None
+        if type == DONE:
+            if self._latents < frames:
+                return f"DONE after {self._latents} LATN of {frames}"
+            return None
+        if type in self._seen:
+            return f"second {name}"
+        if self._latents:
+            return f"{name} after LATN"
         return None
 
     def _limit(self, type: bytes) -> int:
@@ -377,6 +479,8 @@ class _Rules:
         channels, rows, columns = self._header.latents
         if type == DONE:
             return 0
+        if type == PROMPT:
+            return MAX_PROMPT
         if type == LATENTS:
             return min(MAX_BYTES_PER_LATENT * channels * rows * columns + SLACK, _MAX_LENGTH)
         if type == ALPHA:

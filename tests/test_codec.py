@@ -54,7 +54,7 @@ def test_fidelity(real_photo: Image.Image, quality: int) -> None:
     """Well above what a broken stage would leave: 20 dB is a blur of the photo."""
     encoded = codec.encode(real_photo, model=MINI, quality=quality)
     decoded = codec.decode(
-        encoded.payload, model=MINI, size=real_photo.size, quality=encoded.quality
+        encoded.payload, model=MINI, size=real_photo.size, quantisation=encoded.quantisation
     )
     assert decoded.size == real_photo.size
     assert psnr(real_photo, decoded) > 20 + quality / 10
@@ -65,7 +65,7 @@ def test_quality_is_monotone(real_photo: Image.Image) -> None:
     for quality in range(1, 101, 9):
         encoded = codec.encode(real_photo, model=MINI, quality=quality)
         decoded = codec.decode(
-            encoded.payload, model=MINI, size=real_photo.size, quality=encoded.quality
+            encoded.payload, model=MINI, size=real_photo.size, quantisation=encoded.quantisation
         )
         sizes.append(len(encoded.payload))
         fidelities.append(psnr(real_photo, decoded))
@@ -78,7 +78,7 @@ def test_largest_payload_that_fits(real_photo: Image.Image, limit: int) -> None:
     fitted = codec.encode(real_photo, model=MINI, max_payload=limit)
     assert len(fitted.payload) <= limit
     # A tenth of a quality step more does not fit.
-    more = codec.encode(real_photo, model=MINI, quality=(fitted.quality + 10) / 100)
+    more = codec.encode(real_photo, model=MINI, quality=(fitted.quantisation + 10) / 100)
     assert len(more.payload) > limit
 
 
@@ -109,7 +109,9 @@ def test_nothing_fits(real_photo: Image.Image) -> None:
 def test_any_size(real_photo: Image.Image, size: tuple[int, int]) -> None:
     image = real_photo.resize(size)
     encoded = codec.encode(image, model=MINI, quality=90)
-    decoded = codec.decode(encoded.payload, model=MINI, size=size, quality=encoded.quality)
+    decoded = codec.decode(
+        encoded.payload, model=MINI, size=size, quantisation=encoded.quantisation
+    )
     assert decoded.size == size
     assert psnr(image, decoded) > 22
 
@@ -167,7 +169,7 @@ def test_threads_share_the_model(real_photo: Image.Image) -> None:
 
     def decode(_: int) -> bytes:
         return codec.decode(
-            encoded.payload, model=MINI, size=real_photo.size, quality=encoded.quality
+            encoded.payload, model=MINI, size=real_photo.size, quantisation=encoded.quantisation
         ).tobytes()
 
     with ThreadPoolExecutor(4) as pool:
@@ -184,7 +186,7 @@ def test_decodes_in_a_forked_child(real_photo: Image.Image, tmp_path: Path) -> N
     if not child:
         try:
             picture = codec.decode(
-                encoded.payload, model=MINI, size=real_photo.size, quality=encoded.quality
+                encoded.payload, model=MINI, size=real_photo.size, quantisation=encoded.quantisation
             )
             (tmp_path / "size").write_text(str(picture.size))
         finally:
@@ -198,7 +200,7 @@ def test_any_payload_decodes_or_is_an_oserror(real_photo: Image.Image, length: i
     """Behind valid framing: damaged words may be some other picture's, but nothing else."""
     payload = np.random.default_rng(length).integers(1, 256, length, np.uint8).tobytes()
     with contextlib.suppress(OSError):
-        decoded = codec.decode(payload, model=MINI, size=real_photo.size, quality=5000)
+        decoded = codec.decode(payload, model=MINI, size=real_photo.size, quantisation=5000)
         assert decoded.size == real_photo.size
 
 
@@ -206,7 +208,7 @@ def test_words_left_over_are_an_error(real_photo: Image.Image) -> None:
     encoded = codec.encode(real_photo, model=MINI, quality=20)
     payload = encoded.payload + bytes(range(1, 200))
     with pytest.raises(OSError, match="LATN: the words do not end"):
-        codec.decode(payload, model=MINI, size=real_photo.size, quality=encoded.quality)
+        codec.decode(payload, model=MINI, size=real_photo.size, quantisation=encoded.quantisation)
 
 
 def test_layers_that_may_not_be_exact_are_refused() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from typing import Any
 
 import pytest
 
 from pillow_sdz import container
-from pillow_sdz.container import Chunk, Header
+from pillow_sdz.container import Chunk, Denoising, Header
 from sdz_files import CountingFile, framed
 
 HEADER = Header(
@@ -18,7 +19,7 @@ HEADER = Header(
     digest=b"\x01\x02\x03\x04",
     channels=160,
     factor=16,
-    quality=7500,
+    quantisation=7500,
 )
 HEAD = Chunk(b"HEAD", HEADER.pack())
 LATN = Chunk(b"LATN", b"latents")
@@ -56,7 +57,7 @@ def test_exact_bytes() -> None:
 def test_header_round_trips() -> None:
     for mode in container.MODES:
         for size in ((1, 1), (65535, 65535)):
-            written = header(mode=mode, size=size, channels=65535, factor=255, quality=100)
+            written = header(mode=mode, size=size, channels=65535, factor=255, quantisation=100)
             assert Header.parse(written.pack()) == written
 
 
@@ -113,18 +114,18 @@ def test_bad_lengths_are_refused(length: bytes, complaint: str) -> None:
     ("chunks", "complaint"),
     [
         ([LATN, HEAD, DONE], "HEAD"),
-        ([HEAD, DONE], "DONE before LATN"),
+        ([HEAD, DONE], "DONE after 0 LATN of 1"),
         ([HEAD, HEAD, LATN, DONE], "second HEAD"),
-        ([HEAD, LATN, LATN, DONE], "second LATN"),
+        ([HEAD, LATN, LATN, DONE], "more LATN than frames"),
         ([HEAD, Chunk(b"eXIf", b""), Chunk(b"eXIf", b""), LATN, DONE], "second eXIf"),
         ([HEAD, LATN, Chunk(b"iCCP", b""), DONE], "iCCP after LATN"),
         ([HEAD, LATN, Chunk(b"ALPH", b""), DONE], "ALPH in a file of mode RGB"),
         ([head(mode="LA"), Chunk(b"ALPH", b""), LATN, DONE], "ALPH before LATN"),
-        ([head(mode="LA"), LATN, DONE], "no ALPH in a file of mode LA"),
+        ([head(mode="LA"), LATN, DONE], "DONE where ALPH is missing"),
         ([HEAD, LATN, Chunk(b"DONE", b"x")], "DONE has 1 bytes"),
         ([HEAD, Chunk(b"NEWS", b""), LATN, DONE], "unknown critical chunk NEWS"),
         ([HEAD, Chunk(b"a1Cd", b""), LATN, DONE], "bad chunk type"),
-        ([HEAD, *[Chunk(b"abCd", b"")] * 998, LATN, DONE], "more than 1000 chunks"),
+        ([HEAD, *[Chunk(b"abCd", b"")] * 999, LATN, DONE], "more than 1000 chunks"),
         ([HEAD, Chunk(b"xMPm", bytes((8 << 20) + 1)), LATN, DONE], "xMPm has 8388609 bytes"),
         ([HEAD, Chunk(b"abCd", bytes((8 << 20) + 1)), LATN, DONE], "abCd has 8388609 bytes"),
         ([head(size=(1, 1)), Chunk(b"LATN", bytes(160 * 8 + 1025)), DONE], "LATN has 2305 bytes"),
@@ -138,9 +139,48 @@ def test_rules_bind_reader_and_writer(chunks: list[Chunk], complaint: str) -> No
 
 
 def test_limits_are_allowed() -> None:
-    chunks = [head(size=(1, 1)), *[Chunk(b"abCd", b"")] * 997]
+    chunks = [head(size=(1, 1)), *[Chunk(b"abCd", b"")] * 998]
     chunks += [Chunk(b"LATN", bytes(160 * 8 + 1024)), DONE]
     assert container.read(container.write(chunks)) == chunks
+
+
+def test_every_frame_has_its_latents_and_its_alpha() -> None:
+    alpha = Chunk(b"ALPH", b"\0\xff")
+    two = head(frames=2, mode="LA")
+    chunks = [two, LATN, alpha, LATN, alpha, DONE]
+    assert container.read(container.write(chunks)) == chunks
+    for wrong, complaint in (
+        ([two, LATN, LATN, alpha, DONE], "LATN where ALPH is missing"),
+        ([two, LATN, alpha, alpha, LATN, DONE], "second ALPH"),
+        ([two, LATN, alpha, DONE], "DONE after 1 LATN of 2"),
+        ([two, LATN, alpha, LATN, DONE], "DONE where ALPH is missing"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            container.write(wrong)
+
+
+def test_many_frames_are_no_many_chunks() -> None:
+    chunks = [head(frames=2000), *[LATN] * 2000, DONE]
+    assert container.read(container.write(chunks)) == chunks
+
+
+def test_recommended_denoising_is_bounded() -> None:
+    assert Denoising.parse(Denoising(40, 3).pack()) == (40, 3)
+    for bad in (Denoising(0, 3), Denoising(201, 3), Denoising(40, 0), Denoising(40, 21)):
+        with pytest.raises(ValueError, match="denoising"):
+            bad.pack()
+        with pytest.raises(OSError, match="dNOI"):
+            Denoising.parse(struct.pack(">HB", *bad))
+    with pytest.raises(OSError, match="dNOI of 2 bytes"):
+        Denoising.parse(b"\0\1")
+
+
+def test_prompts_are_utf8_and_not_endless() -> None:
+    assert container.parse_prompt(container.pack_prompt("ein Café")) == "ein Café"
+    with pytest.raises(ValueError, match="8193 bytes, more than the limit of 8192"):
+        container.pack_prompt("x" * 8193)
+    with pytest.raises(OSError, match="pRMT is not UTF-8"):
+        container.parse_prompt(b"\xff")
 
 
 def test_write_needs_the_end() -> None:
@@ -161,9 +201,8 @@ def test_bytes_after_the_end_are_refused() -> None:
         (0, 2, "newer version"),
         (1, 4, "unknown mode 4"),
         (7, 0, "0 frames"),
-        (7, 2, "frames are not supported yet"),
         (9, ord("M"), "model name"),
-        (20, 1, "coding 1 is not known"),
+        (20, 3, "coding 3 is not known"),
         (19, 0, "factor 0"),
     ],
 )
@@ -186,9 +225,13 @@ def test_bad_header_fields_are_refused(position: int, value: int, complaint: str
         ({"digest": b"abc"}, "digest"),
         ({"channels": 0}, "0 latent channels"),
         ({"factor": 256}, "factor 256"),
-        ({"coding": "palette"}, "coding palette"),
-        ({"quality": 99}, "quality 0.99"),
-        ({"quality": 10001}, "quality 100.01"),
+        ({"coding": "jpeg"}, "coding jpeg"),
+        ({"quantisation": -1}, "quantisation -1"),
+        ({"quantisation": 65536}, "quantisation 65536"),
+        ({"quantisation": 0}, "coding context with a quantisation of 0"),
+        ({"coding": "float16"}, "coding float16 with a quantisation of 7500"),
+        ({"frames": 0}, "0 frames"),
+        ({"frames": 65536}, "65536 frames"),
     ],
 )
 def test_bad_header_fields_are_not_written(fields: dict[str, Any], complaint: str) -> None:

@@ -31,7 +31,7 @@ HEADER = Header(
     digest=bytes.fromhex("0123abcd"),
     channels=4,
     factor=8,
-    quality=6050,
+    quantisation=6050,
     coding="context",
 )
 CHUNKS = [
@@ -79,7 +79,7 @@ def test_container_opens() -> None:
                 "coding": "context",
                 "latents": (4, 25, 38),
                 "factor": 8,
-                "quality": 60.5,
+                "step": 6050 / 1024,
                 "bytes": {"latents": 200, "alpha": 2, "metadata": 51, "container": 117},
                 "reconstructed": True,
             },
@@ -117,7 +117,7 @@ def symbols_of(chunk: bytes, header: Header) -> Ints:
     decoder = SymbolDecoder(Tables.shipped(), chunk)
     _, rows, columns = header.latents
     symbols = models.load(models.spec(header.model)).prior.code(
-        decoder, rows, columns, header.quality
+        decoder, rows, columns, header.quantisation
     )
     decoder.finish()
     return symbols
@@ -144,7 +144,7 @@ def test_integers_of_record(name: str) -> None:
     chunks = container.read(data)
     header = Header.parse(chunks[0].data)
     payload = next(chunk.data for chunk in chunks if chunk.type == container.LATENTS)
-    assert (header.quality, header.model) == (quality, "mini")
+    assert (header.quantisation, header.model) == (quality, "mini")
 
     symbols = symbols_of(payload, header)
     assert symbols.ravel()[:: len(symbols.ravel()) // 8][:8].tolist() == some

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import pickle
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 import pillow_sdz
 from pillow_sdz import container, models
 from pillow_sdz.container import Chunk, Header
-from sdz_files import assert_similar, decode, encode, framed, replaced, roundtrip
+from sdz_files import assert_similar, decode, encode, framed, roundtrip
 
 
 @pytest.fixture
@@ -99,7 +100,9 @@ def test_quality_is_monotone(photo: Image.Image) -> None:
 
 
 def test_none_means_default(photo: Image.Image) -> None:
-    options = dict.fromkeys(("quality", "model", "coding", "target_size"))
+    options = dict.fromkeys(
+        ("quality", "model", "coding", "target_size", "effort", "denoise", "prompt")
+    )
     assert encode(photo, **options) == encode(photo)
 
 
@@ -116,7 +119,10 @@ BAD_OPTIONS: dict[str, list[Any]] = {
     "quality": [0, 0.99, 100.01, -1, math.nan, math.inf, True, "75", [], 1j],
     "target_size": [0, -1, 4000.0, True, "4000", math.nan],
     "model": ["maxi", "", b"mini", 3, []],
-    "coding": ["palette", "", b"context", 3, []],
+    "coding": ["palette", "float16", "", b"context", 3, []],
+    "effort": [-1, 10, 1.0, True, "4"],
+    "denoise": [True, 0, -0.1, 0.3, math.nan, "0.04"],
+    "prompt": [b"a photo", 3, "x" * 8193],
 }
 
 
@@ -290,7 +296,7 @@ def _header(**fields: Any) -> Header:
         "digest": spec.digest,
         "channels": spec.channels,
         "factor": spec.factor,
-        "quality": 7500,
+        "quantisation": 7500,
         **fields,
     }
     return Header(**fields)
@@ -309,7 +315,7 @@ def test_unknown_model_opens_and_names_itself(
     with Image.open(BytesIO(_file(model="maxi-2", channels=4, factor=8))) as im:
         assert (im.size, im.info["sdz"]["model"]) == ((5, 3), "maxi-2")
         for _ in range(2):
-            with pytest.raises(OSError, match="'maxi-2', which is not installed"):
+            with pytest.raises(OSError, match="'maxi-2', which is not known"):
                 im.load()
 
 
@@ -341,8 +347,23 @@ def test_a_file_exchanged_behind_the_picture(photo: Image.Image, path: Path) -> 
             im.load()
 
 
-def test_a_file_of_frames_is_refused_by_name() -> None:
-    head = bytearray(_header().pack())
-    head[6:8] = b"\0\2"
-    with pytest.raises(OSError, match="frames are not supported yet"):
-        Image.open(BytesIO(replaced(_file(), b"HEAD", bytes(head))))
+def test_frames_are_decoded_one_by_one(photo: Image.Image) -> None:
+    turned = photo.transpose(Image.Transpose.ROTATE_180)
+    first, second = (container.read(encode(im)) for im in (photo, turned))
+    head = replace(Header.parse(first[0].data), frames=2)
+    data = container.write(
+        [Chunk(b"HEAD", head.pack()), first[-2], second[-2], Chunk(b"DONE", b"")]
+    )
+    with Image.open(BytesIO(data)) as im:
+        assert (im.n_frames, im.is_animated, im.tell()) == (2, True, 0)
+        im.seek(1)
+        assert_same(im, decode(encode(turned)))
+        im.seek(0)
+        assert_same(im, decode(encode(photo)))
+        assert im.tell() == 0
+        with pytest.raises(EOFError):
+            im.seek(2)
+
+
+def assert_same(a: Image.Image, b: Image.Image) -> None:
+    assert (a.mode, a.size, a.tobytes()) == (b.mode, b.size, b.tobytes())

@@ -9,7 +9,6 @@ knows how coarsely the latents were quantised.  See training/README.md for the f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..prior import HyperPrior
+from .tiles import scaled, tiles
 
 FACTOR = 16
 CHANNELS = 160
@@ -56,7 +56,8 @@ class ResidualBlock(nn.Module):
         return x + y
 
 
-def _blocks(channels: int, depth: int) -> nn.Sequential:
+def blocks(channels: int, depth: int) -> nn.Sequential:
+    """Residual blocks one after another."""
     return nn.Sequential(*(ResidualBlock(channels) for _ in range(depth)))
 
 
@@ -72,11 +73,11 @@ class Encoder(nn.Module):
         # A 32x32 convolution at stride 16 is a 2x2 convolution over 16x16 blocks.
         self.linear = nn.Conv2d(3 * FACTOR * FACTOR, CHANNELS, 2)
         self.enter = nn.Conv2d(48, n4, 3, padding=1)
-        self.at4 = _blocks(n4, d4)
+        self.at4 = blocks(n4, d4)
         self.down8 = nn.Conv2d(n4, n8, 4, stride=2, padding=1)
-        self.at8 = _blocks(n8, d8)
+        self.at8 = blocks(n8, d8)
         self.down16 = nn.Conv2d(n8, n16, 4, stride=2, padding=1)
-        self.at16 = _blocks(n16, d16)
+        self.at16 = blocks(n16, d16)
         self.leave = nn.Conv2d(n16, CHANNELS, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,11 +97,11 @@ class Decoder(nn.Module):
         d4, d8, d16 = DEPTHS_DECODER
         self.linear = nn.Conv2d(CHANNELS, 3 * FACTOR * FACTOR, 2, padding=1, bias=False)
         self.enter = nn.Conv2d(CHANNELS, n16, 3, padding=1)
-        self.at16 = _blocks(n16, d16)
+        self.at16 = blocks(n16, d16)
         self.up8 = nn.Conv2d(n16, n8 * 4, 1)
-        self.at8 = _blocks(n8, d8)
+        self.at8 = blocks(n8, d8)
         self.up4 = nn.Conv2d(n8, n4 * 4, 1)
-        self.at4 = _blocks(n4, d4)
+        self.at4 = blocks(n4, d4)
         self.leave = nn.Conv2d(n4, 48, 3, padding=1)
         # What the reconstruction should smooth depends on the quantisation step.
         self.rate = nn.ModuleList(nn.Linear(RATE_FEATURES, n) for n in (n16, n8, n4))
@@ -161,18 +162,6 @@ class HyperAnalysis(nn.Sequential):
         )
 
 
-def _tiles(length: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Cut 0..length: what to compute, which part of that to keep, and where that belongs."""
-    for start in range(0, length, TILE):
-        stop = min(start + TILE, length)
-        first, last = max(0, start - MARGIN), min(length, stop + MARGIN)
-        yield slice(first, last), slice(start - first, stop - first), slice(start, stop)
-
-
-def _in_pixels(part: slice) -> slice:
-    return slice(part.start * FACTOR, part.stop * FACTOR)
-
-
 class Mini:
     """`mini`, loaded: pixels <-> latents in quantisation steps, in numpy arrays.
 
@@ -210,12 +199,11 @@ class Mini:
         pixels = np.pad(pixels, ((0, height), (0, width), (0, 0)), mode="edge")
         rows, columns = (n // FACTOR for n in pixels.shape[:2])
         latents = np.empty((rows, columns, CHANNELS), np.float32)
-        for outer_y, keep_y, place_y in _tiles(rows):
-            for outer_x, keep_x, place_x in _tiles(columns):
-                tile = torch.from_numpy(pixels[_in_pixels(outer_y), _in_pixels(outer_x)].copy())
-                image = tile.permute(2, 0, 1)[None].float() / 255 - 0.5
-                out = self._autoencoder.encoder(image)[0].permute(1, 2, 0).numpy()
-                latents[place_y, place_x] = out[keep_y, keep_x]
+        for tile in tiles(rows, columns, TILE, MARGIN):
+            part = torch.from_numpy(pixels[scaled(tile.needed, FACTOR)].copy())
+            image = part.permute(2, 0, 1)[None].float() / 255 - 0.5
+            out = self._autoencoder.encoder(image)[0].permute(1, 2, 0).numpy()
+            latents[tile.place] = out[tile.kept]
         return latents
 
     def hyperlatents(self, steps: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -231,12 +219,10 @@ class Mini:
         rows, columns, _ = latents.shape
         pixels = np.empty((rows * FACTOR, columns * FACTOR, 3), np.uint8)
         rate = self._rate(quality)
-        for outer_y, keep_y, place_y in _tiles(rows):
-            for outer_x, keep_x, place_x in _tiles(columns):
-                tile = torch.from_numpy(latents[outer_y, outer_x].astype(np.float32))
-                image = self._autoencoder.decoder(tile.permute(2, 0, 1)[None], rate)[0]
-                levels = torch.round((image + 0.5).clamp(0, 1) * 255).to(torch.uint8)
-                out = levels.permute(1, 2, 0).numpy()
-                kept = out[_in_pixels(keep_y), _in_pixels(keep_x)]
-                pixels[_in_pixels(place_y), _in_pixels(place_x)] = kept
+        for tile in tiles(rows, columns, TILE, MARGIN):
+            part = torch.from_numpy(latents[tile.needed].astype(np.float32))
+            image = self._autoencoder.decoder(part.permute(2, 0, 1)[None], rate)[0]
+            levels = torch.round((image + 0.5).clamp(0, 1) * 255).to(torch.uint8)
+            out = levels.permute(1, 2, 0).numpy()
+            pixels[scaled(tile.place, FACTOR)] = out[scaled(tile.kept, FACTOR)]
         return pixels

@@ -1,0 +1,96 @@
+"""Taking the noise of quantisation out of latents, with the U-Net that goes with them.
+
+To a diffusion model, latents with a palette's dither are latents in the last steps of their
+making: the U-Net runs those steps and nothing is added.  The method is M. Buehlmann's ("Stable
+Diffusion Based Image Compression", 2022).  The strength, which part of the noise schedule is run,
+is fixed: by the file's writer or by the user.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from . import models, options
+from .container import ARTICLES_DENOISING, Denoising
+
+Latents = NDArray[np.float32]
+
+
+def wanted(recommended: Denoising | None) -> tuple[float, int] | None:
+    """Strength in (0, 1] and number of steps, as `options` and the file say; None for none."""
+    asked = options.DENOISE
+    if asked == 0 or (asked is None and recommended is None):
+        return None
+    strength, steps = recommended or ARTICLES_DENOISING
+    if options.DENOISE_STEPS is not None:
+        steps = options.DENOISE_STEPS
+    if asked is None or asked is True:
+        return strength / 1000, steps
+    return float(asked), steps
+
+
+def refiner(
+    model: models.ModelSpec, recommended: Denoising | None, prompt: str
+) -> Callable[[Latents], Latents] | None:
+    """What refines latents (h, w, C) of a model, or None where that is not wanted.
+
+    Where the file alone recommends it and there is no U-Net, a warning and None; where the
+    user asked for it, OSError.
+    """
+    settings = wanted(recommended)
+    if settings is None:
+        return None
+    try:
+        denoiser = models.load_denoiser(model)
+    except OSError as e:
+        if options.DENOISE is not None:
+            raise
+        warnings.warn(f"decoded without the denoising that the file recommends: {e}", stacklevel=2)
+        return None
+    strength, steps = settings
+    return lambda latents: denoise(latents, denoiser, strength, steps, prompt)
+
+
+@torch.inference_mode()
+def denoise(
+    latents: Latents, denoiser: models.Denoiser, strength: float, steps: int, prompt: str = ""
+) -> Latents:
+    """Latents (h, w, C) after the last ``steps`` steps of DDIM (Song et al. 2021), eta 0.
+
+    ``strength`` in (0, 1] is the part of the schedule that is run.  The same latents give the
+    same result: no noise is drawn.  OSError where the U-Net's scheduler is of another kind.
+    """
+    from diffusers import DDIMScheduler
+
+    if not hasattr(denoiser.scheduler, "alphas_cumprod"):
+        kind = type(denoiser.scheduler).__name__
+        msg = f"denoising needs the scheduler of a diffusion model, this model has {kind}"
+        raise OSError(msg)
+    scheduler = DDIMScheduler.from_config(
+        denoiser.scheduler.config,
+        timestep_spacing="trailing",  # so that the first step is the strength's
+        set_alpha_to_one=True,  # and the last one ends without noise
+        clip_sample=False,
+    )
+    total = scheduler.config.num_train_timesteps
+    scheduler.set_timesteps(min(max(round(steps / strength), 1), total))
+    unet = denoiser.unet
+    x = torch.from_numpy(latents).permute(2, 0, 1)[None].to(unet.device, torch.float32)
+    rows, columns = x.shape[2:]
+    # A U-Net halves its resolution some times, and adds what it finds there to what it had.
+    multiple = 2 ** (len(unet.config.block_out_channels) - 1)
+    x = F.pad(x, (0, -columns % multiple, 0, -rows % multiple), mode="replicate")
+    condition = {} if denoiser.embed is None else {"encoder_hidden_states": denoiser.embed(prompt)}
+    last = scheduler.timesteps[-steps:]
+    x *= scheduler.alphas_cumprod[last[0]].sqrt()  # the latents are taken for noisy ones
+    for t in last:
+        noise = unet(x.to(unet.dtype), t, **condition).sample.float()
+        x = scheduler.step(noise, t, x, eta=0.0).prev_sample
+    refined: Latents = x[0, :, :rows, :columns].permute(1, 2, 0).cpu().numpy()
+    return refined

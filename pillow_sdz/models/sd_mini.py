@@ -1,0 +1,113 @@
+"""The embedded autoencoder `sd-mini`: Stable Diffusion 1's latents in miniature.
+
+Four channels at an eighth of the resolution, of zero mean and unit variance on photos, as
+a pipeline's scaled latents are.  Its U-Net lies beside it in diffusers' own layout.  See
+training/README.md for how both were trained.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .embedded import blocks
+from .tiles import scaled, tiles
+
+FACTOR = 8
+CHANNELS = 4
+# Chosen: 2.5 million weights, half of the 10 MB that autoencoder and U-Net may have in float16.
+ENCODER_WIDTHS, ENCODER_DEPTHS = (48, 96), (3, 4)  # at 1/4 and 1/8 of the resolution
+DECODER_WIDTHS, DECODER_DEPTHS = (48, 112), (5, 6)
+
+TILE = 256  # latents along a side of what is encoded or decoded at once.  Chosen: 4 megapixels.
+# The decoder's reach: 13 latents at 1/8 of the resolution, 11 quarters at 1/4.
+MARGIN = 19
+
+WEIGHTS = Path(__file__).parent / "weights" / "sd_mini" / "autoencoder.safetensors"
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, H, W) in [-1, 1], H and W multiples of 8, to latents (B, 4, H/8, W/8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        (n4, n8), (d4, d8) = ENCODER_WIDTHS, ENCODER_DEPTHS
+        self.enter = nn.Conv2d(48, n4, 3, padding=1)
+        self.at4 = blocks(n4, d4)
+        self.down8 = nn.Conv2d(n4, n8, 4, stride=2, padding=1)
+        self.at8 = blocks(n8, d8)
+        self.leave = nn.Conv2d(n8, CHANNELS, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        y = self.at4(self.enter(F.pixel_unshuffle(images, 4)))
+        latents: Tensor = self.leave(self.at8(self.down8(y)))
+        return latents
+
+
+class Decoder(nn.Module):
+    """Latents (B, 4, h, w) to images (B, 3, 8h, 8w) in about [-1, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        (n4, n8), (d4, d8) = DECODER_WIDTHS, DECODER_DEPTHS
+        self.enter = nn.Conv2d(CHANNELS, n8, 3, padding=1)
+        self.at8 = blocks(n8, d8)
+        self.up4 = nn.Conv2d(n8, n4 * 4, 1)
+        self.at4 = blocks(n4, d4)
+        self.leave = nn.Conv2d(n4, 48, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        y = self.at8(self.enter(latents))
+        y = self.at4(F.pixel_shuffle(self.up4(y), 2))
+        images: Tensor = F.pixel_shuffle(self.leave(y), 4)
+        return images
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder; latents have zero mean and unit variance in every channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+        self.decoder = Decoder()
+
+
+class SdMini:
+    """`sd-mini`, loaded: pixels <-> latents of unit variance, in numpy arrays."""
+
+    def __init__(self, weights: Path) -> None:
+        self._autoencoder = Autoencoder()
+        self._autoencoder.load_state_dict(load_file(weights))
+        self._autoencoder.float().eval().requires_grad_(False)
+        self._autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Pixels (H, W, 3) to latents (ceil(H/8), ceil(W/8), 4)."""
+        height, width = (-n % FACTOR for n in pixels.shape[:2])
+        pixels = np.pad(pixels, ((0, height), (0, width), (0, 0)), mode="edge")
+        rows, columns = (n // FACTOR for n in pixels.shape[:2])
+        latents = np.empty((rows, columns, CHANNELS), np.float32)
+        for tile in tiles(rows, columns, TILE, MARGIN):
+            part = torch.from_numpy(pixels[scaled(tile.needed, FACTOR)].copy())
+            image = part.permute(2, 0, 1)[None].float() / 127.5 - 1
+            out = self._autoencoder.encoder(image)[0].permute(1, 2, 0).numpy()
+            latents[tile.place] = out[tile.kept]
+        return latents
+
+    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Latents (h, w, 4) to pixels (8 h, 8 w, 3)."""
+        rows, columns, _ = latents.shape
+        pixels = np.empty((rows * FACTOR, columns * FACTOR, 3), np.uint8)
+        for tile in tiles(rows, columns, TILE, MARGIN):
+            part = torch.from_numpy(latents[tile.needed])
+            image = self._autoencoder.decoder(part.permute(2, 0, 1)[None])[0]
+            levels = torch.round((image.clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
+            out = levels.permute(1, 2, 0).numpy()
+            pixels[scaled(tile.place, FACTOR)] = out[scaled(tile.kept, FACTOR)]
+        return pixels
