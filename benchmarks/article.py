@@ -1,0 +1,138 @@
+"""The 2022 article's pipeline, part by part: what each does to latents and to the picture.
+
+    python -m benchmarks.article --images DIR [--model sd-mini] [--rate 0.155]
+
+Every row is of real payloads, decoded again; bytes are those of whole files. The palette's
+files set the bytes; the coding "context" and JPEG get as many, or, with --rate, so many bits
+per pixel. The latent error is against the encoder's exact latents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import io
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import pillow_sdz  # noqa: F401  # registers the format SDZ
+from benchmarks.codecs import CODECS
+from benchmarks.metrics import measure
+from benchmarks.rate_distortion import load
+from pillow_sdz import codec, container, denoise, models, palette
+from pillow_sdz.codec import PALETTE_STEP, EncodedLatents, Latents
+
+Refine = Callable[[Latents], Latents]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One coding of one photo, as decoded; the latent error is None where there are none."""
+
+    coding: str
+    bpp: float
+    latent_error: float | None
+    psnr: float
+    ms_ssim: float
+    ssimulacra2: float
+
+
+def rows(
+    picture: Image.Image, model: models.ModelSpec, rate: float | None, refine: Refine
+) -> list[Row]:
+    """All rows of one photo of mode RGB."""
+    pixels = picture.width * picture.height
+    exact = models.load(model).encode(np.asarray(picture))
+    file = io.BytesIO()
+    picture.save(file, "SDZ", model=model.name, coding="palette")
+    payload = next(c.data for c in container.read(file.getvalue()) if c.type == container.LATENTS)
+    framing = len(file.getvalue()) - len(payload)
+    budget = len(file.getvalue()) if rate is None else int(rate * pixels / 8)
+
+    codings = {}
+    if rate is None:
+        codings["palette, dithered"] = "palette", EncodedLatents(payload, PALETTE_STEP)
+        plain = palette.encode(exact, step=PALETTE_STEP, dither=False)
+        codings["palette, not dithered"] = "palette", EncodedLatents(plain, PALETTE_STEP)
+    fitted = codec.encode(picture, model=model, max_payload=budget - framing)
+    codings["context"] = "context", fitted
+
+    found = []
+    for name, (coding, encoded) in codings.items():
+        latents = codec.decode_latents(
+            encoded.payload,
+            model=model,
+            shape=exact.shape[:2],
+            coding=coding,
+            quantisation=encoded.quantisation,
+        )
+        bpp = 8 * (len(encoded.payload) + framing) / pixels
+        for label, decoded in ((name, latents), (f"{name}, U-Net", refine(latents))):
+            decoded_pixels = models.load(model).decode(decoded)[: picture.height, : picture.width]
+            error = float(np.mean((decoded - exact) ** 2))
+            found.append(_row(label, bpp, error, picture, Image.fromarray(decoded_pixels)))
+    for name in ("jpeg", "webp"):
+        (best,) = CODECS[name].fit(picture, [budget])
+        bpp = 8 * len(best.data) / pixels
+        found.append(_row(name, bpp, None, picture, CODECS[name].decode(best.data)))
+    return found
+
+
+def _row(
+    coding: str, bpp: float, error: float | None, original: Image.Image, decoded: Image.Image
+) -> Row:
+    fidelity = measure(original, decoded)
+    return Row(coding, bpp, error, fidelity.psnr, fidelity.ms_ssim, fidelity.ssimulacra2)
+
+
+def table(found: list[Row]) -> str:
+    """The averages over all photos, as a Markdown table."""
+    lines = [
+        "| coding | bpp | latent MSE | PSNR dB | MS-SSIM | SSIMULACRA2 |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for coding in dict.fromkeys(row.coding for row in found):
+        group = [dataclasses.astuple(row)[1:] for row in found if row.coding == coding]
+        means = [
+            None if None in column else statistics.fmean(column)
+            for column in zip(*group, strict=True)
+        ]
+        bpp, error, psnr, ms_ssim, ssimulacra2 = means
+        shown = "" if error is None else f"{error:.4f}"
+        lines.append(
+            f"| {coding} | {bpp:.3f} | {shown} | {psnr:.2f} | {ms_ssim:.4f} | {ssimulacra2:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=Path, required=True, help="a folder of photos")
+    parser.add_argument("--model", default="sd-mini")
+    parser.add_argument("--rate", type=float, help="bits per pixel; default: the palette's")
+    parser.add_argument("--strength", type=float, default=0.04, help="of the denoising")
+    parser.add_argument("--steps", type=int, default=3, help="of the denoising")
+    options = parser.parse_args()
+    model = models.spec(options.model)
+    refine = functools.partial(
+        denoise.denoise,
+        denoiser=models.load_denoiser(model),
+        strength=options.strength,
+        steps=options.steps,
+    )
+    found = []
+    for path in sorted(p for p in options.images.iterdir() if p.is_file()):
+        found += rows(load(path), model, options.rate, refine)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
