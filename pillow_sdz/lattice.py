@@ -37,7 +37,9 @@ SPACINGS = (8, 4, 2, 1)
 REACH = 3  # of the taps, in spacings
 BLOCK = 4096  # places evaluated at once, as in `prior`
 
-SD1_FILE = Path(__file__).parent / "models" / "weights" / "sd1_prior.safetensors"
+_WEIGHTS = Path(__file__).parent / "models" / "weights"
+SD1_FILE = _WEIGHTS / "sd1_prior.safetensors"
+SD_MINI_FILE = _WEIGHTS / "sd_mini" / "prior.safetensors"
 
 
 def _mirrored(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -173,6 +175,12 @@ class LatticePrior:
     def sd1(cls) -> LatticePrior:
         """The prior of Stable-Diffusion-1-like latents, 4 scaled channels, loaded once."""
         return cls(load_file(SD1_FILE))
+
+    @classmethod
+    @cache
+    def sd_mini(cls) -> LatticePrior:
+        """The prior of the embedded `sd-mini`'s latents, loaded once."""
+        return cls(load_file(SD_MINI_FILE))
 
     def code(self, coder: Coder, height: int, width: int, step: int) -> Ints:
         """Code latents' integers, "latents" to the coder; they (height, width, C) come back.
