@@ -1,0 +1,134 @@
+"""The process's settings: what they may be, from where they come, and for whom they hold."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+from pillow_sdz import options
+
+DEFAULTS: dict[str, Any] = {
+    "DEVICE": None,
+    "DTYPE": None,
+    "ALLOW_DOWNLOADS": False,
+    "DENOISE": None,
+    "DENOISE_STEPS": None,
+    "DECODER": None,
+    "SEED": 0,
+}
+
+REFUSED = [
+    ("DEVICE", ""),
+    ("DEVICE", "the first"),
+    ("DEVICE", 0),
+    ("DTYPE", "int8"),
+    ("ALLOW_DOWNLOADS", None),
+    ("ALLOW_DOWNLOADS", 1),
+    ("DENOISE", 1.5),
+    ("DENOISE", -0.1),
+    ("DENOISE", float("nan")),
+    ("DENOISE", "yes"),
+    ("DENOISE_STEPS", 0),
+    ("DENOISE_STEPS", 256),
+    ("DENOISE_STEPS", 2.0),
+    ("DECODER", 1),
+    ("SEED", -1),
+    ("SEED", True),
+]
+
+
+def test_defaults() -> None:
+    assert {name: getattr(options, name) for name in DEFAULTS} == DEFAULTS
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED)
+def test_what_is_refused_changes_nothing(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        setattr(options, name, value)
+    with pytest.raises(ValueError, match=f"{name} must be"), options.override(**{name: value}):
+        pass
+    assert getattr(options, name) == DEFAULTS[name]
+
+
+def test_assignment_holds_in_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "SEED", 7)
+    assert in_a_thread(lambda: options.SEED) == 7
+
+
+def test_overrides_nest_and_end() -> None:
+    with options.override(DEVICE="cpu", SEED=1):
+        with options.override(SEED=2):
+            assert (options.DEVICE, options.SEED) == ("cpu", 2)
+        assert (options.DEVICE, options.SEED) == ("cpu", 1)
+    assert (options.DEVICE, options.SEED) == (None, 0)
+
+
+def test_an_override_ends_with_an_error_too() -> None:
+    with pytest.raises(KeyError), options.override(SEED=1):
+        raise KeyError
+    assert options.SEED == 0
+
+
+def test_an_override_is_the_threads_own() -> None:
+    with options.override(SEED=1):
+        assert in_a_thread(lambda: options.SEED) == 0
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(ValueError, match="no setting 'COLOUR', only DEVICE, "):
+        options.override(COLOUR="red").__enter__()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("DEVICE", "cuda:1", "cuda:1"),
+        ("DTYPE", "bfloat16", "bfloat16"),
+        ("ALLOW_DOWNLOADS", "1", True),
+        ("ALLOW_DOWNLOADS", "off", False),
+        ("DENOISE", "yes", True),
+        ("DENOISE", "0", False),
+        ("DENOISE", "0.04", 0.04),
+        ("DENOISE_STEPS", "3", 3),
+        ("DECODER", "taesd", "taesd"),
+        ("SEED", "42", 42),
+        ("SEED", "", 0),
+    ],
+)
+def test_environment(environment: dict[str, str], name: str, text: str, value: object) -> None:
+    program = f"from pillow_sdz import options; print(repr(options.{name}))"
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**environment, f"SDZ_{name}": text},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("ALLOW_DOWNLOADS", "perhaps"), ("SEED", "x"), ("DENOISE", "2")]
+)
+def test_a_bad_variable_is_named(environment: dict[str, str], name: str, text: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", "import pillow_sdz"],
+        env={**environment, f"SDZ_{name}": text},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert f"ValueError: the environment variable SDZ_{name} must be" in run.stderr
+
+
+def in_a_thread(work: Any) -> Any:
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(work()))
+    thread.start()
+    thread.join()
+    return results[0]
