@@ -579,13 +579,17 @@ def _convert(im: Image.Image) -> Image.Image:
 def _metadata(im: Image.Image) -> list[Chunk]:
     """The chunks before LATN: from the keywords, else from the picture; None and b"" drop."""
     options = {**im.info, **im.encoderinfo}
-
-    profile = _bytes("icc_profile", options.get("icc_profile"))
     if "icc_profile" not in im.encoderinfo and im.mode in ("CMYK", "YCbCr", "HSV", "LAB"):
         # The pixels are converted to RGB, of which a profile for inks, say, tells nonsense.
         # Bytes 16 to 19 of a profile name its colour space (ICC.1:2022, 7.2.8).
-        profile = profile if profile[16:20] == b"RGB " else b""
+        profile = _bytes("icc_profile", options.get("icc_profile"))
+        options["icc_profile"] = profile if profile[16:20] == b"RGB " else None
+    others = im.encoderinfo.get("chunks", im.info.get("sdz_chunks"))
+    return [*_known_metadata(options), *_other_chunks(others)]
 
+
+def _known_metadata(options: Mapping[str, Any]) -> list[Chunk]:
+    """The chunks of the profile, EXIF and XMP among the options of a save."""
     exif = options.get("exif")
     if isinstance(exif, Image.Exif):
         try:
@@ -599,12 +603,11 @@ def _metadata(im: Image.Image) -> list[Chunk]:
         xmp = xmp.encode()
 
     known = (
-        Chunk(container.ICC_PROFILE, profile),
+        Chunk(container.ICC_PROFILE, _bytes("icc_profile", options.get("icc_profile"))),
         Chunk(container.EXIF, _bytes("exif", exif).removeprefix(_EXIF_PREFIX)),
         Chunk(container.XMP, _bytes("xmp", xmp)),
     )
-    others = im.encoderinfo.get("chunks", im.info.get("sdz_chunks"))
-    return [*(chunk for chunk in known if chunk.data), *_other_chunks(others)]
+    return [chunk for chunk in known if chunk.data]
 
 
 def _bytes(name: str, value: object) -> bytes:

@@ -14,6 +14,7 @@ from PIL import Image
 from . import models
 from .entropy import Coder, DamagedPayload, Ints, SymbolDecoder, Tables
 from .lattice import STEP_UNITS, LatticePrior
+from .models.presets import PRESETS
 from .quantize import Quantizer
 from .threads import one_blas_thread
 
@@ -23,6 +24,10 @@ LOWEST, HIGHEST = 100, 10000  # quality in hundredths
 
 # The article's byte is 0.18215 of an unscaled latent: 0.18215^2 of a scaled one, 33.98 / 1024.
 PALETTE_STEP = 34
+
+# The header's quantisation of float16 latents that are kept as the VAE encodes them: scaling those
+# would round them.
+UNSCALED = 1
 
 # The first byte of a payload of latents without hyperlatents says which prior coded it.
 ADAPTIVE, SD1, SD_MINI = range(3)
@@ -61,6 +66,11 @@ def step_of(quality: float) -> int:
     return round(STEP_UNITS * 2 ** ((40 - quality) / 20))
 
 
+def quantisation_of(quality: float, model: models.ModelSpec) -> int:
+    """What the header says of a quality of 1 to 100 in the coding "context"."""
+    return round(100 * quality) if has_hyperprior(model) else step_of(quality)
+
+
 def quality_of(step: int) -> float:
     """The quality that `step_of` turns into this step; beyond 100 for finer ones."""
     return 40 - 20 * math.log2(step / STEP_UNITS)
@@ -83,7 +93,7 @@ def encode(
     latents = models.load(model).encode(np.asarray(image))
 
     def coded(hundredths: int) -> EncodedLatents:
-        quantisation = hundredths if _has_hyperprior(model) else step_of(hundredths / 100)
+        quantisation = quantisation_of(hundredths / 100, model)
         payload = encode_latents(
             latents, model=model, coding=coding, quantisation=quantisation, effort=effort
         )
@@ -100,6 +110,27 @@ def encode(
     return _largest(coded, max_payload)
 
 
+def scaled(latents: NDArray[Any], model: models.ModelSpec) -> Latents:
+    """Latents as pipelines hand them over, of latents as the model's VAE encodes them."""
+    factor, shift = scaling(model)
+    return (latents.astype(np.float32) - shift) * factor
+
+
+def unscaled(latents: NDArray[Any], model: models.ModelSpec) -> Latents:
+    """Latents as the model's VAE encodes them, of latents as pipelines hand them over."""
+    factor, shift = scaling(model)
+    return latents.astype(np.float32) / factor + shift
+
+
+def scaling(model: models.ModelSpec) -> tuple[np.float32, np.float32]:
+    """Scaling and shift; ValueError where the model's latents are not of a known space."""
+    preset = PRESETS.get(model.latent_space)
+    if preset is None:
+        msg = f"how latents of {model.latent_space} are scaled is not known"
+        raise ValueError(msg)
+    return np.float32(preset.scaling), np.float32(preset.shift)
+
+
 def encode_latents(
     latents: NDArray[Any],
     *,
@@ -111,7 +142,8 @@ def encode_latents(
     """The payload of latents (h, w, C), quantised as the header's ``quantisation`` says.
 
     That is, in the coding "context", the step in 1/1024 of a latent, or `mini`'s quality in
-    hundredths; in "palette" the step of the palette's bytes; in "float16" nothing.
+    hundredths; in "palette" the step of the palette's bytes; in "float16" whether the latents are
+    `UNSCALED`.
     """
     with one_blas_thread():
         if coding == "float16":
@@ -122,7 +154,7 @@ def encode_latents(
             from . import palette
 
             return palette.encode(latents, step=quantisation)
-        if _has_hyperprior(model):
+        if has_hyperprior(model):
             return _hyper_payload(latents, model, quantisation)
         payloads = (
             bytes([number])
@@ -132,7 +164,7 @@ def encode_latents(
         return min(payloads, key=len)
 
 
-def _has_hyperprior(model: models.ModelSpec) -> bool:
+def has_hyperprior(model: models.ModelSpec) -> bool:
     """Whether latents are coded with a prior of the model's own file: those of `mini` are."""
     return model.latent_space == models.MINI.latent_space
 
@@ -220,7 +252,7 @@ def decode(
     latents = decode_latents(
         payload, model=model, shape=(rows, columns), coding=coding, quantisation=quantisation
     )
-    if _has_hyperprior(model):
+    if has_hyperprior(model):
         pixels = network.decode(latents, quantisation)
     else:
         pixels = network.decode(refine(latents) if refine else latents)
@@ -257,12 +289,19 @@ def _decode_latents(
     if coding == "float16":
         from . import float16
 
-        return float16.decode(payload, *shape, model.channels).astype(np.float32)
+        latents = float16.decode(payload, *shape, model.channels).astype(np.float32)
+        if quantisation != UNSCALED:
+            return latents
+        try:
+            return scaled(latents, model)
+        except ValueError as e:
+            msg = f"SDZ file of unscaled latents: {e}"
+            raise OSError(msg) from e
     if coding == "palette":
         from . import palette
 
         return palette.decode(payload, *shape, model.channels, step=quantisation)
-    if _has_hyperprior(model):
+    if has_hyperprior(model):
         network = models.load(model)
         decoder = SymbolDecoder(Tables.shipped(), payload)
         symbols = network.prior.code(decoder, *shape, quantisation)

@@ -138,8 +138,8 @@ class Header:
 
     ``size`` is (width, height) in pixels, ``digest`` the first 4 bytes of the sha256 of the model's
     weights, ``channels`` and ``factor`` the latents' channels and pixels per latent along one side.
-    ``quantisation`` (0..65535) is 0 in the coding float16, `mini`'s quality in hundredths, and
-    with other models the step in 1/1024 of a latent.
+    ``quantisation`` is 1..65535: `mini`'s quality in hundredths, and with other models the step in
+    1/1024 of a latent.  In the coding float16 it is 0, or 1 where the latents are not scaled.
     """
 
     mode: str
@@ -238,9 +238,8 @@ class Header:
             return f"factor {self.factor}"
         if self.coding not in CODINGS:
             return f"coding {self.coding}"
-        if not 0 <= self.quantisation <= 0xFFFF:
-            return f"quantisation {self.quantisation}"
-        if (self.quantisation == 0) != (self.coding == "float16"):
+        lowest, highest = (0, 1) if self.coding == "float16" else (1, 0xFFFF)
+        if not lowest <= self.quantisation <= highest:
             return f"coding {self.coding} with a quantisation of {self.quantisation}"
         if not 1 <= self.frames <= MAX_FRAMES:
             return f"{self.frames} frames"

@@ -35,8 +35,8 @@ FORMATS = (".latent", ".npz", ".npy", ".safetensors")
 LEGACY_SCALING = 0.18215
 MARKER = "latent_format_version_0"
 
-# How sd-scripts ends the names of its caches, and the models whose latents they hold. Names from
-# before 2024 end in a mere `.npz`.
+# How sd-scripts ends the names of its caches, and the models whose latents they hold. Those of
+# before it trained other models than Stable Diffusion 1, 2 and XL end in a mere `.npz`.
 KOHYA_MODELS = {"_sd": "sd1", "_sdxl": "sdxl", "_sd3": "sd3", "_flux": "flux"}
 
 # Inflated, a file may take this much, or its own size where that is more. Chosen: the float32
@@ -122,21 +122,19 @@ class LatentFile:
     alpha_mask: Array | None = None
 
 
-def is_scaled(layout: str, model: str) -> bool:
+def is_scaled(layout: str, latent_space: str) -> bool:
     """Whether the latents of a layout are scaled and shifted as pipelines hand them over.
 
     If not, they are as the VAE encodes them.  sd-scripts caches what its VAE returns, and that of
     Flux (the original implementation's) has scaled and shifted already.
     """
-    return layout == "plain" or (layout == "kohya" and model == "flux")
+    return layout == "plain" or (layout == "kohya" and latent_space == "flux")
 
 
-def guessed_model(path: Path, channels: int) -> str | None:
-    """The model whose latents these most likely are, by sd-scripts' names; None: no telling."""
+def model_named_by(path: Path) -> str | None:
+    """The model whose latents these are, by the name that sd-scripts gives its caches."""
     _, underscore, ending = path.stem.rpartition("_")
-    if path.suffix.lower() == ".npz" and (model := KOHYA_MODELS.get(underscore + ending)):
-        return model
-    return "sd1" if channels == 4 else None
+    return KOHYA_MODELS.get(underscore + ending) if path.suffix.lower() == ".npz" else None
 
 
 def read(path: Path) -> list[LatentFile]:
@@ -175,7 +173,10 @@ def write(file: IO[bytes], format: str, parts: Sequence[LatentFile]) -> None:
             arrays |= _kohya_arrays(part)
         np.savez(file, **arrays)  # type: ignore[arg-type]
         return
-    (part,) = parts
+    if len(parts) > 1:
+        msg = "only sd-scripts' caches have several resolutions"
+        raise ValueError(msg)
+    part = parts[0]
     latents = part.latents.astype(part.origin.dtype)
     if layout == "comfyui":
         file.write(_comfyui_bytes(latents, part.origin))
