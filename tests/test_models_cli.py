@@ -1,0 +1,228 @@
+"""`sdz models`: listing models, getting and checking their weights, and adding one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from model_registry import autoencoder_directory, hub_cache, no_network, registry
+from pillow_sdz import models
+from pillow_sdz.cli import main
+from pillow_sdz.models import hub, recorded
+from pillow_sdz.models.presets import PRESETS, WEIGHTS, File, Preset, Snapshot
+
+__all__ = ["hub_cache", "no_network", "registry"]
+
+REVISION = "1" * 40
+
+
+@pytest.fixture
+def presets(hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """sd1, pinned, with a U-Net, and sd3, which is not; what the hub has of both is in the cache.
+
+    The hub is offline. Returned is the cache.
+    """
+    from tiny_models import cached
+
+    vae = autoencoder_directory(tmp_path / "vae")
+    unet = autoencoder_directory(tmp_path / "pipeline" / "unet", b"U-Net")
+    sd1 = dataclasses.replace(
+        PRESETS["sd1"],
+        autoencoder=cached(hub_cache, "tiny/sd1", REVISION, vae),
+        denoiser=cached(hub_cache, "tiny/unet", REVISION, unet.parent),
+    )
+    cached(hub_cache, "tiny/sd3", REVISION, vae)
+    files = (File("config.json"), File(WEIGHTS))
+    sd3 = dataclasses.replace(
+        PRESETS["sd3"], channels=4, autoencoder=Snapshot("tiny/sd3", None, files)
+    )
+    presets: dict[str, Preset] = {"sd1": sd1, "sd3": sd3}
+    monkeypatch.setattr(models, "PRESETS", presets)
+    monkeypatch.setattr(hub, "latest", lambda repository: REVISION)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return hub_cache
+
+
+def weights(cache: Path, repository: str) -> Path:
+    (path,) = cache.glob(f"models--tiny--{repository}/snapshots/*/**/*.safetensors")
+    return path
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> str:
+    """What `sdz models` prints, on stdout where it succeeds and on stderr where it fails."""
+    assert main(["models", *arguments]) == status
+    out, err = capsys.readouterr()
+    assert bool(out) is not bool(err)
+    return out or err
+
+
+def test_list(presets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models.record_model("ours", autoencoder_directory(tmp_path / "ours"), "sd1")
+    weights(presets, "unet").unlink()
+    listed = {model["name"]: model for model in json.loads(told(capsys, "list", "--json"))}
+    assert listed.keys() == {"mini", "sd-mini", "ours", "sd1", "sd3"}
+    assert listed["ours"] == {
+        "name": "ours",
+        "latent_space": "sd1",
+        "channels": 4,
+        "factor": 8,
+        "digest": models.spec("ours").digest.hex(),
+        "installed": True,
+        "denoiser": False,
+        "hint": None,
+    }
+    assert (listed["sd1"]["installed"], listed["sd1"]["denoiser"]) == (True, False)
+    assert (listed["sd3"]["installed"], listed["sd3"]["digest"]) == (False, None)
+    assert listed["sd3"]["hint"].endswith("run 'sdz models fetch sd3 --pin'")
+
+    lines = {line.split()[0]: line for line in told(capsys, "list").splitlines()}
+    assert lines["mini"].endswith("installed")
+    assert lines["sd3"].endswith("run 'sdz models fetch sd3 --pin'")
+
+
+def test_fetch(presets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(capsys, "fetch", "sd1") == f"sd1: {weights(presets, 'sd1')}\n"
+    fetched = told(capsys, "fetch", "sd1", "--denoiser").splitlines()
+    assert fetched[1] == f"sd1: {weights(presets, 'unet').parents[1]}"
+    assert not recorded.path().exists()
+
+
+def test_fetch_without_a_hash_must_be_told_to_trust(
+    presets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = told(capsys, "fetch", "sd3", status=1)
+    assert "no hash to check the weights of 'sd3' with" in message
+    assert "'sdz models fetch sd3 --pin' trusts what tiny/sd3 has today" in message
+    assert "'sdz models add sd3 DIRECTORY' takes what you have" in message
+    assert models.spec("sd3").digest == models.NOT_NAMED
+
+
+def test_fetch_and_pin(presets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sha256 = hub.sha256(weights(presets, "sd3"))
+    pinned = told(capsys, "fetch", "sd3", "--pin").splitlines()[0]
+    assert pinned == f"sd3: pinned to {REVISION}, sha256 {sha256}"
+    assert models.spec("sd3").digest.hex() == sha256[:8]
+    assert models.decoder_for("sd3", models.NOT_NAMED, 4, 8) == models.spec("sd3")
+    # From now on it is checked, and not pinned to anything else.
+    weights(presets, "sd3").resolve().write_bytes(b"others")
+    for arguments in (["fetch", "sd3"], ["fetch", "sd3", "--pin"], ["verify", "sd3"]):
+        assert f"instead of {sha256}" in told(capsys, *arguments, status=1)
+
+
+def test_fetch_checks_what_it_gets(presets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = weights(presets, "sd1").resolve()
+    path.write_bytes(path.read_bytes()[:-1])
+    assert told(capsys, "fetch", "sd1", status=1) == (
+        f"sdz: models: {path} is damaged: it has 6 bytes instead of 7: delete it\n"
+    )
+    path.write_bytes(b"tampere")
+    assert f"{path} is damaged: its sha256 is" in told(capsys, "fetch", "sd1", status=1)
+
+
+def test_fetch_while_offline(presets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights(presets, "sd1").unlink()
+    message = told(capsys, "fetch", "sd1", status=1)
+    assert message.startswith(f"sdz: models: tiny/sd1/{WEIGHTS} could not be fetched: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mini"], "the weights of 'mini' are not on the hub but here"),
+        (["nonsense"], "no model is called 'nonsense', only mini, sd-mini, sd1, sd3"),
+        (["tiny/sd1"], "no model is called 'tiny/sd1'"),
+        (["sd3", "--denoiser", "--pin"], "pillow-sdz knows no U-Net for 'sd3'"),
+    ],
+)
+def test_what_cannot_be_fetched(
+    presets: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert message in told(capsys, "fetch", *arguments, status=1)
+
+
+def test_verify(presets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(capsys, "verify", "mini").endswith("are sound\n")
+    both = [weights(presets, name).resolve() for name in ("sd1", "unet")]
+    assert told(capsys, "verify", "sd1") == "".join(f"sd1: {path} is sound\n" for path in both)
+
+    both[1].write_bytes(b"other")
+    assert main(["models", "verify", "sd1"]) == 1
+    assert f"{both[1]} is damaged" in capsys.readouterr().err
+    weights(presets, "unet").unlink()
+    assert told(capsys, "verify", "sd1") == f"sd1: {both[0]} is sound\n"
+
+    ours = autoencoder_directory(tmp_path / "ours")
+    models.record_model("ours", ours)
+    assert told(capsys, "verify", "ours") == f"ours: {ours / WEIGHTS} is sound\n"
+    (ours / WEIGHTS).write_bytes(b"other")
+    assert f"{ours / WEIGHTS} is damaged" in told(capsys, "verify", "ours", status=1)
+
+
+def test_verify_what_is_not_installed(capsys: pytest.CaptureFixture[str], hub_cache: Path) -> None:
+    assert told(capsys, "verify", "sd1", status=1) == (
+        "sdz: models: the model 'sd1' is not installed: run 'sdz models fetch sd1'\n"
+    )
+
+
+def test_add(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    autoencoder_directory(tmp_path / "ours" / "vae")
+    monkeypatch.chdir(tmp_path)
+    digest = hub.sha256(Path("ours", "vae", WEIGHTS))
+    assert told(capsys, "add", "ours", "ours", "--latent-space", "sd1") == (
+        f"ours: 4 channels at 1/8, latent space sd1, weights {digest[:8]}\n"
+    )
+    monkeypatch.chdir("/")  # it is known from everywhere
+    assert told(capsys, "path", "ours") == f"{tmp_path / 'ours' / 'vae'}\n"
+    assert models.spec("ours").digest.hex() == digest[:8]
+
+
+@pytest.mark.parametrize(
+    ("name", "directory", "message"),
+    [
+        ("ours", ".", "holds no model in diffusers' layout"),
+        ("../ours", "vae", "a model's name has"),
+        ("mini", "vae", "comes with pillow-sdz"),
+        ("sd1", "vae", "other weights"),
+    ],
+)
+def test_what_cannot_be_added(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    directory: str,
+    message: str,
+) -> None:
+    autoencoder_directory(tmp_path / "elsewhere" / "vae")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    if directory == ".":
+        monkeypatch.chdir(tmp_path)
+    assert message in told(capsys, "add", name, directory, status=1)
+    assert not recorded.path().exists()
+
+
+def test_path(presets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(capsys, "path") == f"{recorded.path()}\n"
+    assert told(capsys, "path", "sd1") == f"{weights(presets, 'sd1').parent}\n"
+    assert "are part of pillow-sdz" in told(capsys, "path", "mini", status=1)
+
+
+def test_a_damaged_models_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    recorded.path().parent.mkdir()
+    recorded.path().write_text("{")
+    message = f"sdz: models: the models file {recorded.path()} is damaged: mend it or delete it\n"
+    for arguments in (["list"], ["verify", "sd1"]):
+        assert told(capsys, *arguments, status=1) == message
+    assert told(capsys, "verify", "mini").endswith("are sound\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["fetch"], ["add", "ours"]])
+def test_wrong_command_lines(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["models", *arguments])
+    assert exit.value.code == 2
