@@ -1,4 +1,4 @@
-"""The `sdz` command: encode, decode, info and demo.
+"""The `sdz` command: encode, decode, latents, info and demo.
 
 Exit status: 0 where everything was done, 1 where a file could not be (the others were),
 2 for a wrong command line, 130 after Ctrl-C.
@@ -10,19 +10,23 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import re
-import secrets
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, TextIO, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar
 
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
-from . import __version__, models_cli
+from . import __version__, container, models_cli
+from .atomic import replacing
+
+if TYPE_CHECKING:
+    from .interchange import LatentFile
 
 # What `sdz encode FOLDER` takes from a folder, where Pillow can read it. Not everything that
 # Pillow has a name for: a film or a PostScript file in a folder of photos is no photo.
@@ -33,6 +37,13 @@ PICTURE_SUFFIXES = frozenset((
     ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
 ))
 # fmt: on
+# Files of latents, and what `sdz encode FOLDER` takes from a folder without pictures.
+LATENT_SUFFIXES = frozenset((".latent", ".npz", ".npy", ".safetensors"))
+# But not what sd-scripts caches of its text encoders beside them.
+TEXT_ENDINGS = ("_te", "_te_outputs")
+# How files are called that `sdz encode` made of a cache with several resolutions, up to the suffix.
+RESOLUTION = re.compile(r"(.+)\.(\d+x\d+)")
+
 # A decoded picture is a reconstruction already; Pillow's default of 75 would visibly damage
 # it a second time.
 LOSSY_QUALITY = {"JPEG": 95, "WEBP": 95, "AVIF": 95}
@@ -44,10 +55,14 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to read, and the file to write."""
+    """A file to read, and the file to write.
+
+    Where several are to be written together, ``others`` are those besides the first.
+    """
 
     source: Path
     target: Path
+    others: tuple[Path, ...] = ()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,29 +110,43 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sdz", description="Keep pictures as .sdz, a few kilobytes each, and get them back."
-    )
-    parser.add_argument("--version", action="version", version=f"sdz {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        msg = f"{text!r} is not a number above 0"
+        raise argparse.ArgumentTypeError(msg)
+    return number
 
-    size = argparse.ArgumentParser(add_help=False)
-    size_options = size.add_mutually_exclusive_group()
-    size_options.add_argument(
+
+def _size_options(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """How large and how good a file shall be; the group to which more such options belong."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
         "-q",
         "--quality",
         type=_integer(1, 100),
         metavar="N",
         help="1 (smallest) to 100 (best); default 75",
     )
-    size_options.add_argument(
+    group.add_argument(
         "-t",
         "--target-size",
         type=byte_count,
         metavar="SIZE",
         help="the best quality in at most so many bytes: 5000, 5kB, 4KiB",
     )
+    return group
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sdz", description="Keep pictures as .sdz, a few kilobytes each, and get them back."
+    )
+    parser.add_argument("--version", action="version", version=f"sdz {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     output = argparse.ArgumentParser(add_help=False)
     output.add_argument(
@@ -131,11 +160,39 @@ def _parser() -> argparse.ArgumentParser:
 
     encode = commands.add_parser(
         "encode",
-        parents=[size, output],
-        help="pictures to .sdz",
-        description="Encode pictures, and all pictures in folders, to .sdz files.",
+        parents=[output],
+        help="pictures, or files of latents, to .sdz",
+        description="Encode pictures to .sdz files, and ComfyUI's .latent files, sd-scripts' .npz"
+        " caches and other files of latents. Of a folder all pictures are taken, or, where it has"
+        " none, all latents.",
     )
     encode.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
+    precision = _size_options(encode)
+    precision.add_argument(
+        "--step",
+        type=_positive,
+        metavar="X",
+        help="of latents: the quantisation step, in their own unit; 0.3 is quality 75",
+    )
+    precision.add_argument(
+        "--lossless",
+        action="store_const",
+        const="float16",
+        help="of latents: keep them exactly; they must be exact in float16",
+    )
+    encode.add_argument(
+        "--model",
+        metavar="NAME",
+        help="the model to encode with, default mini; of latents: whose they are, default as"
+        " sd-scripts names its caches, or sd1",
+    )
+    encode.add_argument("--coding", choices=container.CODINGS, help="default context")
+    encode.add_argument(
+        "--effort", type=_integer(0, 9), metavar="N", help="0 (fast) to 9 (small); default 4"
+    )
+    encode.add_argument(
+        "--prompt", metavar="TEXT", help="what the picture shows, for denoising when it is decoded"
+    )
     encode.set_defaults(run=_run_encode, parser=encode)
 
     decode = commands.add_parser(
@@ -148,6 +205,21 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument("--format", help="png, jpg, webp, ...; default: as -o ends, or png")
     decode.set_defaults(run=_run_decode, parser=decode)
 
+    latents = commands.add_parser(
+        "latents",
+        parents=[output],
+        help=".sdz to files of latents",
+        description="Write the latents of .sdz files, and of all of them in folders, as ComfyUI's"
+        " .latent, sd-scripts' .npz, or plain .npz, .npy or .safetensors files.",
+    )
+    latents.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
+    latents.add_argument(
+        "--format",
+        choices=sorted(suffix[1:] for suffix in LATENT_SUFFIXES),
+        help="default: as -o ends, or npz",
+    )
+    latents.set_defaults(run=_run_latents, parser=latents)
+
     info = commands.add_parser(
         "info", help="what is in .sdz files", description="Tell what is in .sdz files."
     )
@@ -159,11 +231,11 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        parents=[size],
         help="compare .sdz, JPEG and WebP on a photo",
         description="Encode a photo that the package carries, as .sdz and, in as many bytes, as"
         " JPEG and WebP; print how close each is and write them side by side.",
     )
+    _size_options(demo)
     demo.add_argument(
         "-o", "--output", type=Path, default=Path("."), help="the folder to write to; default ."
     )
@@ -179,27 +251,52 @@ def _run_encode(options: argparse.Namespace) -> int:
     to_file = output is not None and _names_file(output, options)
     if output is not None and to_file and output.suffix.lower() != ".sdz":
         options.parser.error(f"-o {output}: encode writes .sdz files")
-
-    save_options = {
-        name: getattr(options, name)
-        for name in ("quality", "target_size")
-        if getattr(options, name) is not None
-    }
+    targets = _Targets(options)
+    latents = _LatentEncoder(options, targets)
+    save_options = _given(options, "quality", "target_size", "model", "coding", "effort", "prompt")
 
     def encode(job: Job) -> None:
+        if job.source.suffix.lower() in LATENT_SUFFIXES:
+            latents.encode(job)
+            return
+        if wrong := _given(options, "step", "lossless"):
+            msg = f"--{next(iter(wrong))} is for latents, this is a picture"
+            raise ValueError(msg)
+        targets.check(job)
         with Image.open(job.source) as image:
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1:
-                _complain(job.source, f"only the first of its {frames} frames is kept")
+            _complain_of_frames(job, image)
             image.load()
-            with _replacing(job) as file:
+            with targets.open(job) as file:
                 image.save(file, "SDZ", **save_options, **_metadata(image))
             _tell(options, job, image.width * image.height)
 
-    def is_picture(path: Path) -> bool:
-        return path.suffix.lower() in PICTURE_SUFFIXES & Image.registered_extensions().keys()
+    def wanted(names: list[Path]) -> list[Path]:
+        pictures = PICTURE_SUFFIXES & Image.registered_extensions().keys()
+        return [path for path in names if path.suffix.lower() in pictures] or [
+            path
+            for path in names
+            if path.suffix.lower() in LATENT_SUFFIXES and not path.stem.endswith(TEXT_ENDINGS)
+        ]
 
-    return _convert(options, encode, is_picture, ".sdz", output if to_file else None)
+    def named(path: Path) -> str:
+        return path.stem + ".sdz"
+
+    jobs, missing = _jobs(options, wanted, named, output if to_file else None)
+    complete = _each(jobs, encode, lambda job: job.source)
+    latents.tell_total()
+    return int(missing or not complete)
+
+
+def _complain_of_frames(job: Job, image: Image.Image) -> None:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        _complain(job.source, f"only the first of its {frames} frames is kept")
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the options that were given."""
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _run_decode(options: argparse.Namespace) -> int:
@@ -219,30 +316,45 @@ def _run_decode(options: argparse.Namespace) -> int:
         name = options.format or f"-o {output}"
         parser.error(f"{name}: no format that pictures can be written in here")
 
+    targets = _Targets(options)
+
     def decode(job: Job) -> None:
+        targets.check(job)
         with _open_sdz(job.source) as image:
+            _complain_of_frames(job, image)
             image.load()
-            with _replacing(job) as file:
+            with targets.open(job) as file:
                 image.save(file, format, **_output_options(image, format))
             _tell(options, job, image.width * image.height)
 
-    def is_sdz(path: Path) -> bool:
-        return path.suffix.lower() == ".sdz"
+    def named(path: Path) -> str:
+        return path.stem + suffix
 
-    return _convert(options, decode, is_sdz, suffix, output if to_file else None)
+    jobs, missing = _jobs(options, _sdz_files, named, output if to_file else None)
+    complete = _each(jobs, decode, lambda job: job.source)
+    return int(missing or not complete)
 
 
-def _names_file(output: Path, options: argparse.Namespace) -> bool:
-    """Whether -o is a file's name: for one input that is no folder, by its known suffix."""
+def _sdz_files(paths: list[Path]) -> list[Path]:
+    return [path for path in paths if path.suffix.lower() == ".sdz"]
+
+
+def _names_file(
+    output: Path, options: argparse.Namespace, suffixes: Iterable[str] | None = None
+) -> bool:
+    """Whether -o is a file's name: for one input that is no folder, by its known suffix.
+
+    Those are the given ``suffixes``, or those of pictures.
+    """
     if len(options.inputs) != 1 or options.inputs[0].is_dir() or output.is_dir():
         if output.exists() and not output.is_dir():
             options.parser.error(f"-o {output} is not a folder")
         return False
-    if output.exists() or output.suffix.lower() in Image.registered_extensions():
+    if output.exists() or output.suffix.lower() in (suffixes or Image.registered_extensions()):
         return True
     if output.suffix[1:].isalpha():
         # Rather than a folder of that name, which nobody wanted; a folder v1.2 is one.
-        options.parser.error(f"-o {output}: no picture format is called {output.suffix}")
+        options.parser.error(f"-o {output}: no format is called {output.suffix} here")
     return False
 
 
@@ -252,33 +364,43 @@ def _format(suffix: str) -> str | None:
     return format if format in Image.SAVE and format != "SDZ" else None
 
 
-def _convert(
+def _jobs(
     options: argparse.Namespace,
-    convert: Callable[[Job], None],
-    wanted: Callable[[Path], bool],
-    suffix: str,
+    wanted: Callable[[list[Path]], list[Path]],
+    named: Callable[[Path], str],
     target: Path | None,
-) -> int:
-    """Convert every input to ``target``, or to its own name with ``suffix``; the exit status."""
+) -> tuple[list[Job], bool]:
+    """A job for every input, to ``target`` or by its new name, and whether a folder had none.
+
+    ``wanted`` picks from the files of a folder, ``named`` says how the result is called.
+    """
     jobs: list[Job] = []
-    failed = False
+    missing = False
     for source in options.inputs:
         if not source.is_dir():
             folder = options.output or source.parent
-            jobs.append(Job(source, target or folder / (source.stem + suffix)))
+            jobs.append(Job(source, target or folder / named(source)))
             continue
-        found = _files_below(source, wanted)
+        found = wanted(_files_below(source))
         if not found:
             _complain(source, "nothing to convert in this folder")
-            failed = True
+            missing = True
         for path in found:
             folder = (options.output or source) / path.parent.relative_to(source)
-            jobs.append(Job(path, folder / (path.stem + suffix)))
+            jobs.append(Job(path, folder / named(path)))
+    return jobs, missing
 
-    taken: dict[Path, Path] = {}  # what this very command writes, and from what
 
-    def checked(job: Job) -> None:
-        other = taken.setdefault(job.target.absolute(), job.source)
+class _Targets:
+    """The files that a command writes: none of them twice, none that exists unless forced."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._force: bool = options.force
+        self._taken: dict[Path, Path] = {}  # what this very command writes, and from what
+
+    def check(self, job: Job) -> None:
+        """OSError or ValueError where the target may not be written, before any work is done."""
+        other = self._taken.setdefault(job.target.absolute(), job.source)
         if other != job.source:
             msg = f"{job.target} is written from {other} already"
             raise FileExistsError(msg)
@@ -286,21 +408,21 @@ def _convert(
             if job.source.exists() and job.source.samefile(job.target):
                 msg = "would overwrite itself"
                 raise ValueError(msg)
-            if not options.force:
+            if not self._force:
                 msg = f"{job.target} exists (--force replaces it)"
                 raise FileExistsError(msg)
-        convert(job)
 
-    return int(not _each(jobs, checked, lambda job: job.source) or failed)
+    @contextlib.contextmanager
+    def open(self, job: Job) -> Iterator[IO[bytes]]:
+        """The target, in a folder made for it; complete or not there."""
+        folder = Path(os.path.realpath(job.target)).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(job.target) as file:
+            yield file
 
 
-def _files_below(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
-    return sorted(
-        path
-        for parent, _, names in os.walk(folder)
-        for path in (Path(parent, name) for name in names)
-        if wanted(path)
-    )
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
 
 
 def _open_sdz(path: Path) -> Image.Image:
@@ -309,22 +431,6 @@ def _open_sdz(path: Path) -> Image.Image:
     except UnidentifiedImageError as error:
         msg = "not an .sdz file"
         raise OSError(msg) from error
-
-
-@contextlib.contextmanager
-def _replacing(job: Job) -> Iterator[IO[bytes]]:
-    """A file that takes the target's place once it is complete, and leaves no trace otherwise."""
-    target = Path(os.path.realpath(job.target))  # a symbolic link stays one
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        # Not tempfile, whose files nobody else may read: this one's permissions follow the umask.
-        with temporary.open("x+b") as file:
-            yield file
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _metadata(image: Image.Image) -> dict[str, bytes]:
@@ -376,11 +482,118 @@ def _output_options(image: Image.Image, format: str) -> dict[str, Any]:
     return options
 
 
-def _tell(options: argparse.Namespace, job: Job, pixels: int) -> None:
+def _tell(options: argparse.Namespace, job: Job, pixels: int | None = None) -> None:
     if options.verbose:
         size = job.target.stat().st_size
-        rate = 8 * size / pixels
-        print(f"{job.source} -> {job.target}: {size:,} bytes, {rate:.3f} bits per pixel")
+        rate = f", {8 * size / pixels:.3f} bits per pixel" if pixels else ""
+        print(f"{job.source} -> {job.target}: {size:,} bytes{rate}")
+
+
+# latents
+
+
+class _LatentEncoder:
+    """Encodes files of latents, and counts what that saves."""
+
+    def __init__(self, options: argparse.Namespace, targets: _Targets) -> None:
+        self._options = options
+        self._targets = targets
+        self._files = self._before = self._after = 0
+        self._assumed = False
+
+    def encode(self, job: Job) -> None:
+        """Encode a file; one with several resolutions to as many, named after them."""
+        from . import interchange
+
+        if self._options.target_size is not None:
+            msg = "--target-size is for pictures, these are latents"
+            raise ValueError(msg)
+        parts = interchange.read(job.source)
+        for part in parts:
+            target = job.target
+            if len(parts) > 1:
+                target = target.with_suffix(f".{part.origin.resolution[1:]}.sdz")
+            self._encode(replace(job, target=target), part)
+        self._files += 1
+        self._before += job.source.stat().st_size
+
+    def _encode(self, job: Job, part: LatentFile) -> None:
+        from . import latents
+
+        self._targets.check(job)
+        settings = ("quality", "step", "lossless", "coding", "effort", "prompt")
+        with self._targets.open(job) as file:
+            latents.imported(
+                part, file, model=self._model(job, part), **_given(self._options, *settings)
+            )
+        self._after += job.target.stat().st_size
+        _tell(self._options, job)
+
+    def _model(self, job: Job, part: LatentFile) -> str:
+        from . import interchange
+
+        model: str | None = self._options.model or interchange.model_named_by(job.source)
+        if model is not None:
+            return model
+        channels = part.latents.shape[-3]
+        if channels != 4:
+            msg = f"latents of {channels} channels: --model must say whose (sd3, flux, ...)"
+            raise ValueError(msg)
+        if not self._assumed:
+            _complain(job.source, "taken for latents of sd1 (--model names another)")
+            self._assumed = True
+        return "sd1"
+
+    def tell_total(self) -> None:
+        if self._files:
+            ratio = self._before / self._after
+            files = "1 file" if self._files == 1 else f"{self._files:,} files"
+            print(
+                f"latents of {files}: {self._before:,} bytes -> {self._after:,} bytes,"
+                f" {ratio:.1f} times smaller"
+            )
+
+
+def _run_latents(options: argparse.Namespace) -> int:
+    output: Path | None = options.output
+    to_file = output is not None and _names_file(output, options, LATENT_SUFFIXES)
+    suffix = f".{options.format or 'npz'}"
+    if output is not None and to_file:
+        if options.format is not None and output.suffix.lower() != suffix:
+            options.parser.error(f"--format {options.format} contradicts -o {output}")
+        suffix = output.suffix.lower()
+        if suffix not in LATENT_SUFFIXES:
+            options.parser.error(f"-o {output}: no format of latents")
+    targets = _Targets(options)
+
+    def named(path: Path) -> str:
+        match = RESOLUTION.fullmatch(path.stem) if suffix == ".npz" else None
+        return (match[1] if match else path.stem) + suffix
+
+    def convert(job: Job) -> None:
+        from . import interchange, latents
+
+        targets.check(job)
+        parts = [latents.exported(path, suffix) for path in (job.source, *job.others)]
+        with targets.open(job) as file:
+            interchange.write(file, suffix, parts)
+        _tell(options, job)
+
+    jobs, missing = _jobs(options, _sdz_files, named, output if to_file else None)
+    complete = _each(_together(jobs), convert, lambda job: job.source)
+    return int(missing or not complete)
+
+
+def _together(jobs: list[Job]) -> list[Job]:
+    """The jobs, those joined whose sources are the resolutions of what was one cache."""
+    joined: dict[object, Job] = {}
+    for job in jobs:
+        together = RESOLUTION.fullmatch(job.source.stem) and job.target.stem != job.source.stem
+        key = (job.source.parent, job.target) if together else (job.source, len(joined))
+        first = joined.setdefault(key, job)
+        if first is not job:
+            joined[key] = replace(first, others=(*first.others, job.source))
+    return list(joined.values())
 
 
 # info
@@ -392,14 +605,16 @@ def _run_info(options: argparse.Namespace) -> int:
     def describe(path: Path) -> None:
         with _open_sdz(path) as image:
             size = path.stat().st_size
+            frames = getattr(image, "n_frames", 1)
             described.append(
                 {
                     "file": str(path),
                     "width": image.width,
                     "height": image.height,
                     "mode": image.mode,
+                    "frames": frames,
                     "bytes": size,
-                    "bits_per_pixel": round(8 * size / (image.width * image.height), 4),
+                    "bits_per_pixel": round(8 * size / (image.width * image.height * frames), 4),
                     "metadata": {name: len(data) for name, data in _metadata(image).items()},
                     "sdz": image.info["sdz"],
                 }
@@ -408,7 +623,7 @@ def _run_info(options: argparse.Namespace) -> int:
     paths: list[Path] = []
     for path in options.inputs:
         if path.is_dir():
-            paths += _files_below(path, lambda p: p.suffix.lower() == ".sdz")
+            paths += _sdz_files(_files_below(path))
         else:
             paths.append(path)
     complete = _each(paths, describe, lambda path: path)
@@ -424,13 +639,16 @@ def _text(entry: dict[str, Any]) -> str:
     sdz = entry["sdz"]
     lines = [
         ("size", f"{entry['width']}x{entry['height']} {entry['mode']}"),
+        *([("frames", f"{entry['frames']:,}")] if entry["frames"] > 1 else []),
         ("bytes", f"{entry['bytes']:,} ({entry['bits_per_pixel']:.3f} bits per pixel)"),
         *((f"  {part}", f"{size:,}") for part, size in sdz["bytes"].items() if size),
-        ("quality", f"{sdz['quality']:g}"),
+        *((name, f"{sdz[name]:g}") for name in ("quality", "step") if name in sdz),
         ("model", sdz["model"]),
         ("coding", sdz["coding"]),
         ("latents", "x".join(map(str, sdz["latents"])) + f", factor {sdz['factor']}"),
     ]
+    if "prompt" in sdz:
+        lines.append(("prompt", " ".join(sdz["prompt"].split())))
     if entry["metadata"]:
         parts = (f"{name} {size:,}" for name, size in entry["metadata"].items())
         lines.append(("metadata", ", ".join(parts) + " bytes"))

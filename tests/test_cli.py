@@ -10,11 +10,16 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image, ImageCms
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from pillow_sdz import __version__
+from pillow_sdz import __version__, interchange, open_latents, save_latents
 from pillow_sdz.cli import byte_count, main
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="permissions and pipes of POSIX")
@@ -133,6 +138,15 @@ def test_byte_count_refuses(text: str) -> None:
         ["encode", "a.jpg", "--quality", "5", "--target-size", "5k"],
         ["encode", "a.jpg", "-o", "new.png"],
         ["encode", "a.jpg", "b.png", "-o", "trip/notes.txt"],
+        ["encode", "a.jpg", "--step", "0.3", "--lossless"],
+        ["encode", "a.jpg", "--step", "0.3", "--quality", "5"],
+        ["encode", "a.jpg", "--step", "0"],
+        ["encode", "a.jpg", "--step", "nan"],
+        ["encode", "a.jpg", "--effort", "10"],
+        ["encode", "a.jpg", "--coding", "nonsense"],
+        ["latents", "x.sdz", "-o", "new.png"],
+        ["latents", "x.sdz", "--format", "png"],
+        ["latents", "x.sdz", "--format", "npz", "-o", "new.latent"],
         ["decode", "x.sdz", "-o", "new.sdz"],
         ["decode", "x.sdz", "-o", "new.xyz"],
         ["decode", "x.sdz", "--format", "sdz"],
@@ -347,6 +361,7 @@ def test_info_json(sdz: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "width": 61,
         "height": 43,
         "mode": "RGB",
+        "frames": 1,
         "bytes": size,
         "bits_per_pixel": round(8 * size / (61 * 43), 4),
         "metadata": {},
@@ -372,6 +387,210 @@ def test_info_text(annotated: dict[str, bytes], capsys: pytest.CaptureFixture[st
     assert told["model"] == "mini"
     assert told["bytes"].startswith(f"{Path('annotated.sdz').stat().st_size:,} (")
     assert "icc_profile" in lines[-1][1]
+
+
+# latents
+
+
+def cached(resolution: str = "", h: int = 8, w: int = 6, *, flipped: bool = True) -> dict[str, Any]:
+    """What sd-scripts' save_latents_to_disk gives to np.savez, from a VAE in half precision."""
+    rng = np.random.default_rng(h)
+    first, second = (5 * rng.normal(size=(2, 4, h, w))).astype(np.float16).astype(np.float32)
+    arrays = {
+        "latents": first,
+        "original_size": np.array((812, 1033)),
+        "crop_ltrb": np.array((0, 12, 48, 76)),
+        **({"latents_flipped": second} if flipped else {}),
+        "alpha_mask": rng.integers(0, 256, (8 * h, 8 * w)).astype(np.float32) / 255.0,
+    }
+    return {key + resolution: array for key, array in arrays.items()}
+
+
+def assert_same_npz(a: Path, b: Path, tolerance: float = 0) -> None:
+    """The same keys in the same order, with the same types and, but for latents, values."""
+    with np.load(a) as first, np.load(b) as second:
+        assert second.files == first.files
+        for key in first.files:
+            assert second[key].dtype == first[key].dtype, key
+            allowed = tolerance if key.startswith("latents") else 0
+            np.testing.assert_allclose(second[key], first[key], rtol=0, atol=allowed, err_msg=key)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with sd-scripts' caches in cache/ and cache/more/."""
+    monkeypatch.chdir(tmp_path)
+    Path("cache/more").mkdir(parents=True)
+    np.savez("cache/a_0048x0064_sd.npz", **cached())
+    np.savez("cache/more/b_0048x0064_sd.npz", **cached(flipped=False))
+    return Path("cache")
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [([], 0.149 / 0.18215), (["--step", "0.02"], 0.0101 / 0.18215), (["--lossless"], 0)],
+)
+def test_caches_there_and_back(
+    cache: Path, options: list[str], tolerance: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Key by key; the latents within half a step of scaled latents, or bit for bit."""
+    np.savez("cache/a_te_outputs.npz", hidden_state1=np.zeros((77, 8), np.float32))
+    assert main(["encode", "cache", "-o", "out", *options]) == 0
+    Path("cache/a_te_outputs.npz").unlink()
+    assert files(Path("out")) == {"a_0048x0064_sd.sdz", "more/b_0048x0064_sd.sdz"}
+    before = sum(path.stat().st_size for path in cache.rglob("*.npz"))
+    after = sum(path.stat().st_size for path in Path("out").rglob("*.sdz"))
+    assert capsys.readouterr() == (
+        f"latents of 2 files: {before:,} bytes -> {after:,} bytes,"
+        f" {before / after:.1f} times smaller\n",
+        "",
+    )
+    assert main(["latents", "out", "-o", "back"]) == 0
+    assert files(Path("back")) == files(cache)
+    for name in files(cache):
+        assert_same_npz(cache / name, Path("back") / name, tolerance)
+
+
+def test_a_cache_with_several_resolutions(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = cache / "c_0048x0064_sd.npz"
+    np.savez(path, **cached("_8x6"), **cached("_12x4", 12, 4))
+    assert main(["encode", str(path), "-o", "out", "--lossless"]) == 0
+    made = {"c_0048x0064_sd.8x6.sdz", "c_0048x0064_sd.12x4.sdz"}
+    assert files(Path("out")) == made
+    capsys.readouterr()
+    assert main(["encode", str(path), "-o", "out"]) == 1  # neither is replaced
+    assert "exists (--force replaces it)" in capsys.readouterr().err
+    # In whatever order they come.
+    assert main(["latents", *(f"out/{name}" for name in sorted(made)), "-o", "back"]) == 0
+    assert files(Path("back")) == {path.name}
+    with np.load(path) as first, np.load("back/" + path.name) as second:
+        assert set(second.files) == set(first.files)
+        for key in first.files:
+            np.testing.assert_array_equal(second[key], first[key])
+
+
+def test_comfyui_there_and_back(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = torch.from_numpy(cached()["latents"])[None]
+    metadata = {"prompt": '{"3": {"class_type": "KSampler"}}', "workflow": '{"version": 0.4}'}
+    tensors = {"latent_tensor": samples, "latent_format_version_0": torch.tensor([])}
+    save_file(tensors, "x.latent", metadata=metadata)
+    assert main(["encode", "x.latent", "--lossless"]) == 0
+    assert (
+        capsys.readouterr().err
+        == "sdz: x.latent: taken for latents of sd1 (--model names another)\n"
+    )
+    assert main(["latents", "x.sdz", "-o", "y.latent"]) == 0
+    with safe_open("y.latent", "pt") as file:
+        assert file.metadata() == metadata
+        assert set(file.keys()) == set(tensors)
+        for key, tensor in tensors.items():
+            assert torch.equal(file.get_tensor(key), tensor)
+
+
+@pytest.mark.parametrize("format", ["npz", "npy", "safetensors"])
+def test_latents_of_a_pipeline_in_plain_files(
+    cache: Path, format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are scaled, there as here; as a batch or not, and in the type they had."""
+    np.save("p.npy", np.random.default_rng(3).normal(size=(2, 4, 8, 6)).astype(np.float16))
+    assert main(["encode", "p.npy", "--model", "sd1", "--lossless"]) == 0
+    assert main(["latents", "p.sdz", "--format", format, "-o", "out"]) == 0
+    (part,) = interchange.read(Path(f"out/p.{format}"))
+    assert part.latents.dtype == np.float16
+    np.testing.assert_array_equal(part.latents, np.load("p.npy"))
+
+
+def test_latents_of_a_file_that_was_a_picture(sdz: Path) -> None:
+    assert main(["latents", "x.sdz"]) == 0
+    with np.load("x.npz") as arrays:
+        assert arrays.files == ["latents"]
+        assert (arrays["latents"].shape, arrays["latents"].dtype) == ((160, 3, 4), np.float32)
+
+
+def test_a_folder_with_pictures_is_one_of_pictures(folder: Path) -> None:
+    np.savez("latents.npz", **cached())
+    assert main(["encode", ".", "-o", "out"]) == 0
+    assert files(Path("out")) == {"a.sdz", "b.sdz", "trip/c.sdz"}
+
+
+def test_the_model_of_latents(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As sd-scripts names the file, or as is said; of 16 channels it has to be."""
+    np.savez("x.npz", latents=np.zeros((16, 8, 6), np.float32))
+    np.savez("x_sdxl.npz", latents=np.zeros((4, 8, 6), np.float32))
+    assert main(["encode", "x.npz", "x_sdxl.npz", "--lossless", "-v"]) == 1
+    out, err = capsys.readouterr()
+    assert err == "sdz: x.npz: latents of 16 channels: --model must say whose (sd3, flux, ...)\n"
+    assert out.startswith("x_sdxl.npz -> x_sdxl.sdz: ")
+    assert open_latents("x_sdxl.sdz").model == "sdxl"
+    assert main(["encode", "x.npz", "--lossless", "--model", "flux"]) == 0
+    assert open_latents("x.sdz").model == "flux"
+    assert main(["encode", "x.npz", "--model", "nothing", "-o", "y.sdz"]) == 1
+    assert "model must be one of" in capsys.readouterr().err
+    assert not Path("y.sdz").exists()
+
+
+def test_options_of_the_other_kind_of_file(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez("x.npz", latents=np.zeros((4, 8, 6), np.float32))
+    assert main(["encode", "a.jpg", "--step", "0.3"]) == 1
+    assert main(["encode", "a.jpg", "--lossless"]) == 1
+    assert main(["encode", "x.npz", "-t", "5k"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "sdz: a.jpg: --step is for latents, this is a picture",
+        "sdz: a.jpg: --lossless is for latents, this is a picture",
+        "sdz: x.npz: --target-size is for pictures, these are latents",
+    ]
+
+
+def test_bad_latents_do_not_stop_the_others(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("cache/0.npz").write_bytes(b"no archive")
+    np.savez("cache/1.npz", labels=np.zeros((4, 8, 6), np.int32))
+    assert main(["encode", "cache", "-o", "out"]) == 1
+    assert files(Path("out")) == {"a_0048x0064_sd.sdz", "more/b_0048x0064_sd.sdz"}
+    assert capsys.readouterr().err.splitlines() == [
+        "sdz: cache/0.npz: damaged file of numpy's: File is not a zip file",
+        "sdz: cache/1.npz: no latents: an array of int32",
+    ]
+
+
+def test_foreign_provenance(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that someone else wrote is none; one that claims to be ours must be sound."""
+    array = np.zeros((4, 8, 6), np.float32)
+    save_latents(array, "x.sdz", model="sd1", provenance={"by": "me"})
+    save_latents(array, "y.sdz", model="sd1", provenance={"layout": "kohya", "format": 5})
+    assert main(["latents", "x.sdz", "y.sdz"]) == 1
+    assert files() >= {"x.npz"}
+    assert not Path("y.npz").exists()
+    assert capsys.readouterr().err.startswith("sdz: y.sdz: no origin of latents: ")
+
+
+def test_options_for_pictures_reach_the_encoder(folder: Path) -> None:
+    assert main(["encode", "a.jpg", "--model", "mini", "--coding", "context", "--effort", "0"]) == 0
+    assert main(["encode", "b.png", "--prompt", "a gradient"]) == 0
+    with Image.open("b.sdz") as image:
+        assert image.info["sdz"]["prompt"] == "a gradient"
+
+
+def test_info_of_frames(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_latents(np.zeros((2, 4, 8, 6), np.float32), "x.sdz", model="sd1", step=0.25, prompt="a\nb")
+    assert main(["info", "x.sdz"]) == 0
+    told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:])
+    assert (told["frames"], told["step"], told["prompt"]) == ("2", "0.25", "a b")
+    assert "quality" not in told
+
+
+def test_decoding_the_first_of_several_frames(
+    sdz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latents = np.stack([open_latents(sdz).latents] * 2)
+    save_latents(latents, "two.sdz", model="mini", size=(61, 43))
+    assert main(["decode", "two.sdz"]) == 0
+    assert capsys.readouterr().err == "sdz: two.sdz: only the first of its 2 frames is kept\n"
+    with Image.open("two.png") as image:
+        assert image.size == (61, 43)
 
 
 class Terminal(io.StringIO):
