@@ -1,0 +1,43 @@
+"""Keep what Stable Diffusion paints as its latents: a few kilobytes, and no second encoding.
+
+python examples/save_from_pipeline.py "a lighthouse in a storm" lighthouse.sdz
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pillow_sdz
+
+
+def main(pipe: Any, prompt: str, path: Path, *, model: str = "sd1", **settings: Any) -> Any:
+    """Generate a picture, keep its latents in ``path``, and return the picture."""
+
+    def keep(pipe: Any, step: int, timestep: int, inputs: dict[str, Any]) -> dict[str, Any]:
+        if step == pipe.num_timesteps - 1:
+            pillow_sdz.save_latents(inputs["latents"], path, model=model, prompt=prompt)
+        return inputs
+
+    return pipe(prompt, callback_on_step_end=keep, **settings).images[0]
+
+
+def without_a_picture(
+    pipe: Any, prompts: list[str], path: Path, *, model: str = "sd1", **settings: Any
+) -> None:
+    """Generate a batch without running the VAE at all; its latents are the frames of one file."""
+    latents = pipe(prompts, output_type="latent", **settings).images
+    pillow_sdz.save_latents(latents, path, model=model, quality=90)
+
+
+if __name__ == "__main__":
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        torch_dtype=torch.float16,
+        use_safetensors=True,
+    ).to("cuda")
+    main(pipe, sys.argv[1], Path(sys.argv[2])).show()

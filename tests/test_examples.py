@@ -1,0 +1,108 @@
+"""The scripts in examples/, run with tiny pipelines of random weights made on the spot."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pillow_sdz
+import tiny_models
+
+diffusers = pytest.importorskip("diffusers", reason="needs the extra sd")
+transformers = pytest.importorskip("transformers", reason="needs the extra sd")
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SETTINGS = {"height": 64, "width": 48, "num_inference_steps": 3}
+
+
+def example(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a pipeline of Stable Diffusion 1's kind is made of."""
+    folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
+    tiny_models.save_tokenizer(folder)
+    unet = tiny_models.conditional_unet()
+    # What pipelines look for in Stable Diffusion 1's configuration.
+    unet.register_to_config(sample_size=64)
+    scheduler = tiny_models.scheduler()
+    scheduler.register_to_config(steps_offset=1)
+    return {
+        "vae": tiny_models.autoencoder_kl(),
+        "unet": unet,
+        "scheduler": scheduler,
+        "text_encoder": tiny_models.text_encoder(),
+        "tokenizer": transformers.CLIPTokenizer.from_pretrained(folder),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
+@pytest.fixture
+def pipe(parts: dict[str, Any]) -> Any:
+    pipe = diffusers.StableDiffusionPipeline(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def seed() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+def test_save_from_pipeline(pipe: Any, tmp_path: Path) -> None:
+    """The file has the latents that the pipeline ends with, within half a quantisation step."""
+    path = tmp_path / "x.sdz"
+    script = example("save_from_pipeline")
+    picture = script["main"](pipe, "a cat", path, generator=seed(), **SETTINGS)
+    expected = pipe("a cat", output_type="latent", generator=seed(), **SETTINGS).images[0]
+    kept = pillow_sdz.open_latents(path)
+    assert kept.step is not None
+    assert kept.info["prompt"] == "a cat"
+    assert kept.size == picture.size == (48, 64)
+    assert (kept.torch() - expected).abs().max() <= kept.step / 2 * 1.001
+
+
+def test_a_batch_becomes_frames(pipe: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.sdz"
+    script = example("save_from_pipeline")
+    script["without_a_picture"](pipe, ["a cat", "a dog"], path, **SETTINGS)
+    assert pillow_sdz.open_latents(path).latents.shape == (2, 4, 8, 6)
+
+
+def test_img2img_from_latents(pipe: Any, parts: dict[str, Any], tmp_path: Path) -> None:
+    """The pipeline starts from the file's latents: its VAE encodes nothing."""
+    path = tmp_path / "x.sdz"
+    latents = np.random.default_rng(3).normal(size=(4, 8, 6)).astype(np.float32)
+    pillow_sdz.save_latents(latents, path, model="sd1", step=0.01)
+    img2img = diffusers.StableDiffusionImg2ImgPipeline(**parts)
+    img2img.set_progress_bar_config(disable=True)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the VAE was asked to encode")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(img2img.vae, "encode", refuse)
+        settings = {"num_inference_steps": 4, "generator": seed()}
+        picture = example("img2img_from_latents")["main"](img2img, path, "a cat", **settings)
+    assert picture.size == (48, 64)
+
+
+def test_train_on_latents(pipe: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    for number in range(5):
+        latents = rng.normal(size=(4, 8, 8)).astype(np.float32)
+        pillow_sdz.save_latents(latents, tmp_path / f"{number}.sdz", model="sd1")
+    before = [p.detach().clone() for p in pipe.unet.parameters()]
+    script = example("train_on_latents")
+    losses = script["main"](pipe, tmp_path, epochs=2, batch_size=2, workers=0)
+    assert len(losses) == 6
+    assert np.isfinite(losses).all()
+    assert any(not torch.equal(p, q) for p, q in zip(pipe.unet.parameters(), before, strict=True))
