@@ -509,15 +509,16 @@ class _LatentEncoder:
             msg = "--target-size is for pictures, these are latents"
             raise ValueError(msg)
         parts = interchange.read(job.source)
-        for part in parts:
-            target = job.target
-            if len(parts) > 1:
-                target = target.with_suffix(f".{part.origin.resolution[1:]}.sdz")
-            self._encode(replace(job, target=target), part)
+        targets = [job.target]
+        if len(parts) > 1:
+            targets = [job.target.with_suffix(f".{p.origin.resolution[1:]}.sdz") for p in parts]
+        for part, target in zip(parts, targets, strict=True):
+            self._encode(part, replace(job, target=target))
         self._files += 1
         self._before += job.source.stat().st_size
+        self._after += sum(target.stat().st_size for target in targets)
 
-    def _encode(self, job: Job, part: LatentFile) -> None:
+    def _encode(self, part: LatentFile, job: Job) -> None:
         from . import latents
 
         self._targets.check(job)
@@ -526,7 +527,6 @@ class _LatentEncoder:
             latents.imported(
                 part, file, model=self._model(job, part), **_given(self._options, *settings)
             )
-        self._after += job.target.stat().st_size
         _tell(self._options, job)
 
     def _model(self, job: Job, part: LatentFile) -> str:
@@ -545,13 +545,11 @@ class _LatentEncoder:
         return "sd1"
 
     def tell_total(self) -> None:
+        """Print what was saved, where any latents were encoded."""
         if self._files:
-            ratio = self._before / self._after
             files = "1 file" if self._files == 1 else f"{self._files:,} files"
-            print(
-                f"latents of {files}: {self._before:,} bytes -> {self._after:,} bytes,"
-                f" {ratio:.1f} times smaller"
-            )
+            sizes = f"{self._before:,} bytes -> {self._after:,} bytes"
+            print(f"latents of {files}: {sizes}, ratio {self._before / self._after:.2f}")
 
 
 def _run_latents(options: argparse.Namespace) -> int:
