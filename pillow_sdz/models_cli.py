@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import models
+from . import options as settings
 from .models import hub, recorded, sources
 
 Commands = Any  # what argparse's add_subparsers returns has no public name
@@ -59,7 +60,8 @@ def add_parser(commands: Commands) -> None:
 
 def _run(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
     try:
-        run(options)
+        with settings.override(ALLOW_DOWNLOADS=False):  # but for what fetch is told to
+            run(options)
     except BrokenPipeError:
         raise
     except (OSError, ValueError) as error:

@@ -43,7 +43,7 @@ steps that is run.
 """
 
 DENOISE_STEPS: int | None = None
-"""How many steps the U-Net takes at most, 1 to 255; None: as the file recommends."""
+"""How many steps the U-Net takes, 1 to 1000; None: as the file recommends."""
 
 DECODER: str | None = None
 """The name of the model to decode with instead of the one that a file names, None for that one.
@@ -55,7 +55,7 @@ SEED: int = 0
 """The seed of whatever is random in decoding, so that the same file gives the same picture."""
 
 DTYPES = ("float32", "float16", "bfloat16")
-MAX_STEPS = 255  # what a file can recommend, too
+MAX_STEPS = 1000  # as many as there are in the schedules of Stable Diffusion
 
 _WORDS = {"1": True, "true": True, "yes": True, "on": True}
 _WORDS |= {"0": False, "false": False, "no": False, "off": False}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from model_registry import autoencoder_directory, hub_cache, no_network, registry
-from pillow_sdz import models
+from pillow_sdz import models, options
 from pillow_sdz.cli import main
 from pillow_sdz.models import hub, recorded
 from pillow_sdz.models.presets import PRESETS, WEIGHTS, File, Preset, Snapshot
@@ -125,7 +125,21 @@ def test_fetch_checks_what_it_gets(presets: Path, capsys: pytest.CaptureFixture[
 def test_fetch_while_offline(presets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights(presets, "sd1").unlink()
     message = told(capsys, "fetch", "sd1", status=1)
-    assert message.startswith(f"sdz: models: tiny/sd1/{WEIGHTS} could not be fetched: ")
+    assert message.startswith(
+        f"sdz: models: tiny/sd1 has no {WEIGHTS}, or it cannot be reached; "
+        "other files, such as pickles, are not read: "
+    )
+
+
+def test_only_fetch_downloads(
+    presets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(options, "ALLOW_DOWNLOADS", True)
+    monkeypatch.setattr(hub, "fetch", lambda snapshot: pytest.fail("it downloads"))
+    weights(presets, "sd1").unlink()
+    assert "sd1" in told(capsys, "list")
+    for action in ("path", "verify"):
+        assert "run 'sdz models fetch sd1'" in told(capsys, action, "sd1", status=1)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ REFUSED = [
     ("DENOISE", float("nan")),
     ("DENOISE", "yes"),
     ("DENOISE_STEPS", 0),
-    ("DENOISE_STEPS", 256),
+    ("DENOISE_STEPS", 1001),
     ("DENOISE_STEPS", 2.0),
     ("DECODER", 1),
     ("SEED", -1),

@@ -345,13 +345,31 @@ def test_device_and_dtype(kl: Path, pixels: NDArray[np.uint8]) -> None:
     np.testing.assert_array_equal(autoencoder.encode(pixels), whole)  # nothing is left of bfloat16
 
 
+def test_a_unet_that_does_not_fit_is_run_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = register_model("ours", tiny.save_pipeline(tmp_path / "pipeline", conditional=False))
+    to = tiny.diffusers.UNet2DModel.to
+
+    def limited(module: Any, device: Any, *arguments: Any) -> Any:
+        if device == META:
+            raise CUDA
+        return to(module, device, *arguments)
+
+    monkeypatch.setattr(stable_diffusion, "device", lambda: META)
+    monkeypatch.setattr(tiny.diffusers.UNet2DModel, "to", limited)
+    with pytest.warns(UserWarning, match="out of memory on meta, running the U-Net on the CPU"):
+        unet = models.load_denoiser(spec).unet
+    assert (unet.device, unet.dtype) == (torch.device("cpu"), torch.float32)
+
+
 @pytest.mark.parametrize("name", ["cuda:99", "abacus"])
 def test_a_device_that_is_not_there(kl: Path, name: str) -> None:
     with (
         options.override(DEVICE=name),
         pytest.raises(ValueError, match=rf"options\.DEVICE is '{name}', which torch does not have"),
     ):
-        DiffusersAutoencoder(Folder(kl))
+        DiffusersAutoencoder(Folder(kl)).decode(latents())
 
 
 # denoisers

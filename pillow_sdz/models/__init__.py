@@ -151,8 +151,8 @@ def decoder_for(name: str, digest: bytes, channels: int, factor: int) -> ModelSp
         raise OSError(msg) from None
     if (channels, factor) != (wanted.channels, wanted.factor):
         msg = (
-            f"damaged SDZ header: {channels} channels at a factor of {factor}, "
-            f"but model {name} has {wanted.channels} at {wanted.factor}"
+            f"the latents of this SDZ file have {channels} channels at a factor of {factor}, "
+            f"those of the model {name!r} {wanted.channels} at {wanted.factor}"
         )
         raise OSError(msg)
     if options.DECODER is not None:

@@ -47,6 +47,7 @@ def fetch(snapshot: Snapshot) -> Path:
     assert snapshot.revision is not None
     try:
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
     except ImportError as e:
         msg = f"fetching models {NEEDS_EXTRA}"
         raise OSError(msg) from e
@@ -54,6 +55,12 @@ def fetch(snapshot: Snapshot) -> Path:
     for file in snapshot.files:
         try:
             path = hf_hub_download(snapshot.repository, file.path, revision=snapshot.revision)
+        except EntryNotFoundError as e:
+            msg = (
+                f"{snapshot.repository} has no {file.path}, or it cannot be reached; "
+                f"other files, such as pickles, are not read: {e}"
+            )
+            raise OSError(msg) from e
         except Exception as e:  # of many libraries: the hub's, its HTTP client's, Xet's
             msg = f"{snapshot.repository}/{file.path} could not be fetched: {e}"
             raise OSError(msg) from e

@@ -243,7 +243,7 @@ def shape(part: Any) -> tuple[int, int]:
     else:
         widths = settings.get("encoder_block_out_channels", (64, 64, 64, 64))
     channels = settings.get("latent_channels", 4)
-    if not isinstance(channels, int) or not isinstance(widths, (list, tuple)):
+    if not isinstance(channels, int) or not isinstance(widths, (list, tuple)) or not widths:
         msg = f"the configuration of {kind} is damaged"
         raise OSError(msg)
     return channels, 1 << (len(widths) - 1)

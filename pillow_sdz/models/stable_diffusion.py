@@ -106,11 +106,11 @@ class DiffusersAutoencoder:
         # diffusers' AutoencoderTiny (0.42) takes all tiles for those of 4 channels at a factor of 8
         self._tileable = self._kind == "AutoencoderKL" or (self._channels, self._factor) == (4, 8)
         self._overflows = False  # float16
-        self._placed: tuple[torch.device, torch.dtype] | None = None
+        self._module: Any = None
         if not isinstance(weights, Folder):
             self._module = weights
             _check_finite(weights, "this autoencoder")
-        config = self._on(*self._preferred()).config
+        config = (self._module or self._in(self._preferred()[1])).config
         shift = config.get("latents_mean") or config.get("shift_factor") or 0
         # As pipelines do with models that have latents_std.
         scale = config.scaling_factor / torch.tensor(config.get("latents_std") or 1.0)
@@ -146,7 +146,7 @@ class DiffusersAutoencoder:
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Latents (h, w, C) to pixels (f h, f w, 3)."""
-        x = torch.from_numpy(latents).permute(2, 0, 1)[None] / self._scale + self._shift
+        x = torch.tensor(latents).permute(2, 0, 1)[None] / self._scale + self._shift
 
         def decoder(module: Any, latents: Tensor) -> Tensor:
             images: Tensor = module.decode(latents).sample
@@ -168,7 +168,7 @@ class DiffusersAutoencoder:
                     with _tiling(module, way.tiled, self._factor):
                         out = network(module, x.to(way.device, way.dtype)).float().cpu()
                 except RuntimeError as e:
-                    if not _is_out_of_memory(e):
+                    if not is_out_of_memory(e):
                         msg = f"the {self._kind} failed: {e}"
                         raise OSError(msg) from e
                     way = self._smaller(way)
@@ -208,15 +208,18 @@ class DiffusersAutoencoder:
             where, numbers = self._module.device, self._module.dtype
         return where, torch.float32 if self._overflows else numbers
 
+    def _in(self, dtype: torch.dtype) -> Any:
+        """The network in those numbers, wherever it is."""
+        if self._module is None or self._module.dtype != dtype:
+            self._module = None  # two at a time may not fit
+            # From the file, since what float16 has cut off does not come back.
+            self._module = _load(getattr(diffusers, self._kind), self._weights, dtype)
+        return self._module
+
     def _on(self, device: torch.device, dtype: torch.dtype) -> Any:
         """The network there and in those numbers."""
         if isinstance(self._weights, Folder):
-            if self._placed != (device, dtype):
-                self._module = None  # two at a time may not fit
-                cls = getattr(diffusers, self._kind)
-                self._module = _load(cls, self._weights, dtype).to(device)
-                self._placed = device, dtype
-            return self._module
+            return self._in(dtype).to(device)
         if (device, dtype) == (self._module.device, self._module.dtype):
             return self._module
         copy = type(self._module).from_config(self._module.config)
@@ -240,7 +243,8 @@ def _tiling(module: Any, wanted: bool, factor: int) -> Iterator[None]:
         module.tile_sample_min_size, module.tile_latent_min_size = sizes
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether that is what torch says with this error."""
     # What MPS and the CPU raise has no type of its own.
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(
         text in str(error)
@@ -297,13 +301,24 @@ class Denoiser:
 
     @classmethod
     def load(cls, parts: DenoiserParts, channels: int) -> Denoiser:
-        """OSError where a part is missing, damaged or not made for latents of these channels."""
+        """OSError where a part is missing, damaged or not made for latents of these channels.
+
+        Where the U-Net does not fit into the GPU's memory it is left on the CPU, with a warning.
+        """
         sources.check_denoiser(parts, channels)
         kind = sources.config(parts.unet)["_class_name"]
-        where = device()
         unet = parts.unet
         if isinstance(unet, Folder):
-            unet = _load(getattr(diffusers, kind), unet, dtype(where)).to(where)
+            where = device()
+            unet = _load(getattr(diffusers, kind), unet, dtype(where))
+            try:
+                unet = unet.to(where)
+            except RuntimeError as e:
+                if not is_out_of_memory(e):
+                    msg = f"the U-Net cannot be run on {where}: {e}"
+                    raise OSError(msg) from e
+                _warn(f"out of memory on {where}, running the U-Net on the CPU instead")
+                unet = unet.to("cpu", torch.float32)
         scheduler = parts.scheduler
         if isinstance(scheduler, Folder):
             scheduler = _load_scheduler(scheduler)
