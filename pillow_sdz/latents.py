@@ -113,9 +113,9 @@ def save_latents(
     are refused unless they are exact in float16; ``coding="palette"``, which has one precision.
     ``effort``, 0 to 9, trades time for bytes.
 
-    The rest is kept in the file: ``prompt`` and ``denoise`` (a strength) for denoising,
-    ``exif``, ``icc_profile`` and ``xmp`` as in ``Image.save``, ``provenance``, an object that JSON
-    knows, and ``alpha_mask`` (height, width), whose values are n/255.
+    The rest is kept in the file: ``prompt`` and ``denoise`` for the denoising of the picture,
+    ``exif``, ``icc_profile`` and ``xmp``, all as in ``Image.save``; ``provenance``, an object that
+    JSON knows; and ``alpha_mask`` (height, width), whose values are n/255.
 
     ValueError for what cannot be written, before anything is.
     """
