@@ -49,6 +49,8 @@ class Tables:
             msg = "the frequency tables do not have their specified shape"
             raise ValueError(msg)
         starts = ends - (2 * self.reach + 2)
+        self._starts = starts
+        self._bits = FREQUENCY_BITS - np.log2(frequencies.astype(np.float64))
         self.models = []
         # A float32 holds these integers exactly.  constriction gives a symbol of weight w
         # floor(w * scale) + 1 counts, where the scale makes the sum 2 ** 24; with weights
@@ -68,6 +70,22 @@ class Tables:
         """The tables of the file format, loaded once."""
         arrays = load_file(TABLES_FILE)
         return cls(arrays["frequencies"], arrays["reach"])
+
+    def entries(self, residual: Ints, table: Ints) -> Ints:
+        """Where residuals stand in their tables; 2 reach + 1 is the escape."""
+        reach = self.reach[table]
+        return np.where(np.abs(residual) > reach, 2 * reach + 1, residual + reach)
+
+    def bits(self, symbols: Ints, prediction: Prediction) -> Floats:
+        """What each symbol costs where it is predicted so."""
+        residual = (symbols - prediction.centre) * prediction.mirror
+        entry = self.entries(residual, prediction.table)
+        bits: Floats = self._bits[self._starts[prediction.table] + entry]
+        excess = np.abs(residual) - self.reach[prediction.table]
+        escaped = excess > 0
+        # `SymbolEncoder.encode`: one of 32 bit lengths, the bits below the first, the sign.
+        bits[escaped] += 5 + np.floor(np.log2(excess[escaped])) + 1
+        return bits
 
 
 class Prediction(NamedTuple):
@@ -145,14 +163,13 @@ class SymbolEncoder:
     def encode(self, symbols: Ints, prediction: Prediction) -> None:
         residual = (symbols - prediction.centre) * prediction.mirror
         reach = self._tables.reach[prediction.table]
-        escaped = np.abs(residual) > reach
-        entry = np.where(escaped, 2 * reach + 1, residual + reach).astype(np.int32)
+        entry = self._tables.entries(residual, prediction.table).astype(np.int32)
         order, runs = _runs(prediction.table)
         in_order = entry[order]
         for table, run in runs:
             self._encoder.encode(in_order[run], self._tables.models[table])
         uniform = constriction.stream.model.Uniform
-        for place in np.flatnonzero(escaped):
+        for place in np.flatnonzero(entry == 2 * reach + 1):
             excess = abs(int(residual[place])) - int(reach[place])  # >= 1
             bits = excess.bit_length() - 1
             low = (excess - (1 << bits)) * 2 + int(residual[place] < 0)
