@@ -1,0 +1,255 @@
+"""The prior of latents that nobody trained one for: it learns as it codes.
+
+Two linear regressions per channel, refitted by least squares while the latents are coded:
+one predicts each value from its neighbours and from how wrong the channels before were
+there, the other predicts how wrong the first will be (Wu, Barthel and Zhang 1998, "Piecewise
+2D autoregression for predictive image coding"; Meyer and Tischer 2001, "TMW").  Encoder and
+decoder see the same symbols and compute in integers alone, so that both learn the same.
+
+The places of one anti-diagonal wave, of all channels, do not depend on each other: a photo
+is two to three hundred waves, each a few dozen calls of numpy.  `docs/adaptive.md` specifies
+it well enough to be written again.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .entropy import Coder, Floats, Ints
+from .lattice import STEP_LIMIT, STEP_UNITS, logarithm
+
+# All constants were chosen on other latents than Kodak's, those of a half-trained autoencoder
+# and of random projections of photos' blocks; most may be doubled or halved for 0.2 % of bytes.
+UNIT_BITS = 6  # values, errors and magnitudes are in 1/64 of a step
+UNIT = 1 << UNIT_BITS
+VALUE_LIMIT = (1 << 18) - 1  # 4096 steps: a wave's sums of 2 ** 15 products stay below 2 ** 53
+WEIGHT_BITS = 16
+
+Offsets = list[tuple[int, int]]
+
+# (row, column).  A wave needs column + 2 row < 0 of its own channel's neighbours.
+VALUES: Offsets = [(0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0), (-1, -2), (-2, -1)]
+ERRORS: Offsets = VALUES[:6]
+# Channels follow each other at a distance of three waves: column + 2 row < 3 is known.
+BEFORE: Offsets = [(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0)]
+CHANNEL_DELAY = 3
+NEAR = 3  # channels before whose BEFORE is used
+FAR = 15  # channels before of which the same place is used
+
+PRIOR = 1 << 17  # the first weights count as much as 32 samples of size 1
+FLOOR = 1 << 12  # of the diagonal, one such sample: far above what rounding leaves behind
+RELATIVE_FLOOR = 10  # and 2 ** -10 of itself: bounds the condition number
+DECAY = 5  # a wave leaves 31/32 of what was known before: photos change from place to place
+REFIT_WAVES = 4  # a refit costs as much as coding two waves of a small picture
+LEARNING_WAVES = 32  # so often it is only later; each wave counts at the beginning
+
+LEAST_MAGNITUDE = 10  # in 1/64: no error is expected to be below 0.15 steps
+INITIAL_ERROR = 3 * STEP_UNITS // 10  # in 1/1024 of the latents' unit
+# A logistic's mean magnitude is 2 ln 2 scales.  5 % narrower is better, measured on both;
+# scale 0 is 2 ** -5 steps; `logarithm` is 15 too low on average; 16 rounds to eighths.
+SCALE_OFFSET = 5 * 256 - 140 + 15 + 16
+
+
+class _Wave(NamedTuple):
+    """Places coded at once, (n,) each, sorted by channel; ``bounds`` of each active channel."""
+
+    rows: Ints
+    columns: Ints
+    channels: Ints
+    bounds: list[tuple[int, slice]]
+
+    @classmethod
+    def of(cls, time: int, height: int, width: int, channels: int) -> _Wave:
+        """All places with column + 2 row + 3 channel = ``time``."""
+        start = time - CHANNEL_DELAY * np.arange(channels)
+        first = np.maximum(0, (start - width + 2) // 2)
+        counts = np.maximum(0, np.minimum(height - 1, start // 2) + 1 - first)
+        ends = np.cumsum(counts)
+        channel = np.repeat(np.arange(channels), counts)
+        rows = np.arange(ends[-1]) + (first + counts - ends)[channel]
+        active = np.flatnonzero(counts).tolist()
+        bounds = [(c, slice(int(ends[c] - counts[c]), int(ends[c]))) for c in active]
+        return cls(rows, start[channel] - 2 * rows, channel, bounds)
+
+
+class _Regression:
+    """A linear prediction per channel, in integers: weights (C, K) in 2 ** -16."""
+
+    def __init__(self, channels: int, initial: Ints) -> None:
+        self._initial = initial
+        self.weights = np.broadcast_to(initial.astype(np.float64), (channels, len(initial)))
+        inputs = len(initial)
+        moments = np.diag(np.full(inputs + 1, PRIOR))
+        moments[:-1, -1] = moments[-1, :-1] = PRIOR * initial >> WEIGHT_BITS
+        self._moments = np.tile(moments, (channels, 1, 1))
+
+    def predict(self, inputs: Floats, channels: Ints) -> Floats:
+        """From inputs (n, K), in 2 ** -16 of their unit."""
+        predicted: Floats = (inputs * self.weights[channels]).sum(1)
+        return predicted
+
+    def learn(self, inputs: Floats, outputs: Floats, importance: Floats, wave: _Wave) -> None:
+        """Samples (n, K) and (n,) of a wave, to be multiplied by (n,) in 2 ** -20."""
+        samples = np.concatenate([inputs, outputs[:, None]], axis=1)
+        samples = np.floor(samples * importance[:, None] * 2.0**-20)
+        for c, part in wave.bounds:
+            moments = self._moments[c]
+            moments -= moments >> DECAY
+            moments += (samples[part].T @ samples[part]).astype(np.int64)
+
+    def refit(self) -> None:
+        self.weights = solve(self._moments).astype(np.float64)
+
+
+def _shifted(x: Ints, by: Ints) -> Ints:
+    """x * 2 ** by, rounded down."""
+    return (x << np.maximum(by, 0)) >> np.maximum(-by, 0)
+
+
+def solve(moments: Ints) -> Ints:
+    """The weights (C, K), in 2 ** -16, of moments (C, K + 1, K + 1), the output's last.
+
+    Gaussian elimination in 64-bit integers; pivots need no search in a positive matrix.
+    """
+    inputs = moments.shape[1] - 1
+    a = moments.copy()
+    diagonal = np.einsum("cii->ci", a)
+    diagonal += (diagonal >> RELATIVE_FLOOR) + FLOOR
+    # Every input gets a power of two that brings the diagonal to 2 ** 28 .. 2 ** 30; then no
+    # element is larger, and no product below reaches 2 ** 60.
+    half = (np.frexp(diagonal.astype(np.float64))[1].astype(np.int64) + 1) // 2
+    a = _shifted(a, 30 - half[:, :, None] - half[:, None, :])
+    for i in range(inputs):
+        factor = (a[:, i + 1 : inputs, i] << 24) // a[:, i, i, None]
+        a[:, i + 1 : inputs, i + 1 :] -= factor[:, :, None] * a[:, i, None, i + 1 :] >> 24
+    weights = np.zeros((len(a), inputs), np.int64)
+    for i in reversed(range(inputs)):
+        rest = (a[:, i, -1] << WEIGHT_BITS) - (a[:, i, i + 1 : -1] * weights[:, i + 1 :]).sum(1)
+        weights[:, i] = np.minimum(np.maximum(rest // a[:, i, i], -(1 << 22)), 1 << 22)
+    return np.clip(_shifted(weights, half[:, -1:] - half[:, :-1]), -(1 << 20), 1 << 20)
+
+
+def _before(volume: Floats, wave: _Wave, channels: Ints, offsets: Offsets) -> Floats:
+    """Values (n, K) at offsets in each place's channel, or the nearest that are coded."""
+    width = volume.shape[2]
+    down, right = np.array(offsets).T
+    rows = np.maximum(wave.rows[:, None] + down, 0)
+    columns = np.minimum(np.maximum(wave.columns[:, None] + right, 0), width - 1)
+    ahead = (rows == wave.rows[:, None]) & (columns >= wave.columns[:, None])
+    columns = np.where(ahead, wave.columns[:, None] - 1, columns)
+    outside = columns < 0  # of the first column: what lies above
+    rows, columns = np.where(outside, rows - 1, rows), np.maximum(columns, 0)
+    values = volume[channels[:, None], rows, columns]
+    return np.where(rows < 0, 0.0, values)
+
+
+def _limited(x: Floats) -> Floats:
+    return np.minimum(np.maximum(x, -VALUE_LIMIT), VALUE_LIMIT)
+
+
+class _Expectation(NamedTuple):
+    """Of a wave's places: inputs and outputs of the two regressions."""
+
+    x: Floats  # (n, K)
+    z: Floats  # (n, L)
+    mean: Floats  # in 2 ** -22 of a step
+    magnitude: Floats  # likewise; of the error
+
+    @property
+    def eighths(self) -> Ints:
+        """The means in eighths of a step."""
+        return np.floor(self.mean * 2.0**-19 + 0.5).astype(np.int64)
+
+    @property
+    def scale(self) -> Ints:
+        """The indices of the scales."""
+        octaves = logarithm(np.floor(self.magnitude * 2.0**-12)).astype(np.int64)
+        return (octaves + SCALE_OFFSET) >> 5
+
+
+class _Picture:
+    """What is known of one picture's latents, and what has been learned from them."""
+
+    def __init__(self, height: int, width: int, channels: int, step: int) -> None:
+        self._near, self._far = min(NEAR, channels - 1), min(FAR, channels - 1)
+        self._values = np.zeros((channels, height, width))
+        # In front of the first channel lie as many that are never wrong as are asked for.
+        self._errors = np.zeros((self._far + channels, height, width))
+        self._one = min(UNIT * STEP_UNITS // step, VALUE_LIMIT)
+        self._usual = min(UNIT * INITIAL_ERROR // step, VALUE_LIMIT)
+        others = len(BEFORE) * self._near + self._far - self._near
+        half, quarter, eighth = (1 << WEIGHT_BITS) // np.array([2, 4, 8])
+        self._means = _Regression(
+            channels, np.array([half, half] + [0] * (len(VALUES) - 2 + others + 1))
+        )
+        self._magnitudes = _Regression(
+            channels, np.array([eighth] * len(ERRORS) + [0] * others + [quarter])
+        )
+
+    def expect(self, wave: _Wave) -> _Expectation:
+        own = _before(self._values, wave, wave.channels, VALUES)
+        wrong = _before(self._errors, wave, wave.channels + self._far, ERRORS)
+        others = self._others(wave)
+        constant = np.ones((len(own), 1))
+        x = np.concatenate([own, others, constant * self._one], axis=1)
+        z = np.abs(np.concatenate([wrong, others, constant * self._usual], axis=1))
+        magnitude = self._magnitudes.predict(z, wave.channels)
+        magnitude = np.maximum(np.minimum(magnitude, VALUE_LIMIT << 16), LEAST_MAGNITUDE << 16)
+        return _Expectation(x, z, self._means.predict(x, wave.channels), magnitude)
+
+    def learn(self, wave: _Wave, expected: _Expectation, symbols: Ints) -> None:
+        value = symbols.astype(np.float64) * UNIT
+        error = _limited(value - np.floor(expected.mean * 2.0**-16 + 0.5))
+        value = _limited(value)
+        self._values[wave.channels, wave.rows, wave.columns] = value
+        self._errors[wave.channels + self._far, wave.rows, wave.columns] = error
+        # The larger an error was to be, the less it says: samples are in units of it.
+        importance = np.floor(2.0**26 / (np.floor(expected.magnitude * 2.0**-16) + UNIT))
+        self._means.learn(expected.x, value, importance, wave)
+        self._magnitudes.learn(expected.z, np.abs(error), importance, wave)
+
+    def refit(self) -> None:
+        self._means.refit()
+        self._magnitudes.refit()
+
+    def _others(self, wave: _Wave) -> Floats:
+        """Errors (n, K) of the channels before, the nearest channel first."""
+        _, height, width = self._errors.shape
+        down, right = np.array(BEFORE).T
+        rows = np.minimum(np.maximum(wave.rows[:, None] + down, 0), height - 1)
+        columns = np.minimum(np.maximum(wave.columns[:, None] + right, 0), width - 1)
+        channels = wave.channels[:, None] + self._far
+        near = [self._errors[channels - k, rows, columns] for k in range(1, self._near + 1)]
+        further = channels - np.arange(self._near + 1, self._far + 1)
+        far = self._errors[further, wave.rows[:, None], wave.columns[:, None]]
+        return np.concatenate([*near, far], axis=1)
+
+
+class AdaptivePrior:
+    """Predicts latents (h, w, C) of any kind, quantised with any step, from themselves alone."""
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+
+    def code(self, coder: Coder, height: int, width: int, step: int) -> Ints:
+        """Code latents' integers, "latents" to the coder; they (height, width, C) come back.
+
+        ``step`` is the quantisation step in 1/1024 of the latents' unit, 1 to 65535.  Only
+        what is expected of the first symbols depends on it.
+        """
+        if not (0 < step < STEP_LIMIT and height > 0 and width > 0):
+            msg = f"cannot code latents of {height}x{width} with a step of {step}/{STEP_UNITS}"
+            raise ValueError(msg)
+        symbols = np.zeros((height, width, self.channels), np.int64)
+        picture = _Picture(height, width, self.channels, step)
+        for time in range(width + 2 * (height - 1) + CHANNEL_DELAY * (self.channels - 1)):
+            wave = _Wave.of(time, height, width, self.channels)
+            expected = picture.expect(wave)
+            index = (wave.rows, wave.columns, wave.channels)
+            symbols[index] = coder.code("latents", index, expected.eighths, expected.scale)
+            picture.learn(wave, expected, symbols[index])
+            if time % min(REFIT_WAVES, 1 + time // LEARNING_WAVES) == 0:
+                picture.refit()
+        return symbols
