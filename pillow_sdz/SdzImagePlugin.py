@@ -93,6 +93,8 @@ class SdzImageFile(ImageFile.ImageFile):
         # A file that ends within LATN or later opens and fails in load, as Pillow's own formats do;
         # ImageFile.Parser counts on that.
         self._truncated: str | None = None
+        self._denoising: Denoising | None = None
+        self._prompt = ""
         entries: list[container.Entry] = []
         copied: list[tuple[bytes, bytes]] = []
         about: dict[str, Any] = {
@@ -125,10 +127,11 @@ class SdzImageFile(ImageFile.ImageFile):
                 if metadata:
                     self._set_metadata(entry.type, data)
                 elif entry.type == container.DENOISING:
-                    strength, steps = Denoising.parse(data)
+                    self._denoising = Denoising.parse(data)
+                    strength, steps = self._denoising
                     about["denoise"] = {"strength": strength / 1000, "steps": steps}
                 elif entry.type == container.PROMPT:
-                    about["prompt"] = container.parse_prompt(data)
+                    self._prompt = about["prompt"] = container.parse_prompt(data)
                 else:
                     copied.append((entry.type, data))
         except OSError as e:
@@ -152,7 +155,8 @@ class SdzImageFile(ImageFile.ImageFile):
     def _show(self, frame: int) -> None:
         """Make ``frame`` what the next load decodes."""
         self._frame = frame
-        args = (self._header, self.info["sdz"]["bytes"], frame)
+        counts = self.info["sdz"]["bytes"]
+        args = (self._header, counts, frame, self._denoising, self._prompt)
         self.tile = [ImageFile._Tile("sdz", (0, 0, *self.size), 0, args)]
 
     def seek(self, frame: int) -> None:
@@ -205,17 +209,25 @@ class SdzDecoder(ImageFile.PyDecoder):
         self._header: Header
         self._bytes: dict[str, int]
         self._frame: int
-        self._header, self._bytes, self._frame = args
+        self._denoising: Denoising | None
+        self._prompt: str
+        self._header, self._bytes, self._frame, self._denoising, self._prompt = args
         self._colour: Image.Image | None = None
 
     def decode(self, buffer: Image.DecoderInput) -> tuple[int, int]:
         assert isinstance(buffer, bytes)
-        # Not damage, and so not what LOAD_TRUNCATED_IMAGES is about: outside the try.
+        # What is missing or damaged of the models is not what LOAD_TRUNCATED_IMAGES is about.
         decoder = models.decoder_for(
             self._header.model, self._header.digest, self._header.channels, self._header.factor
         )
+        models.load(decoder)
+        refine = None
+        if self._header.model != models.MINI.name:
+            from . import denoise
+
+            refine = denoise.refiner(decoder, self._denoising, self._prompt)
         try:
-            self._decode(container.Reader(BytesIO(buffer)), decoder)
+            self._decode(container.Reader(BytesIO(buffer)), decoder, refine)
         except container.TruncatedError:
             return 0, 0  # Parser feeds more; load finds that there is no more and says so
         except OSError:
@@ -224,7 +236,12 @@ class SdzDecoder(ImageFile.PyDecoder):
             return -1, -2
         return -1, 0
 
-    def _decode(self, reader: container.Reader, decoder: models.ModelSpec) -> None:
+    def _decode(
+        self,
+        reader: container.Reader,
+        decoder: models.ModelSpec,
+        refine: Callable[[Any], Any] | None,
+    ) -> None:
         """Fill the image; TruncatedError where more of the file is needed to complete it."""
         if reader.header != self._header:
             msg = "the SDZ file has changed since it was opened"
@@ -256,7 +273,7 @@ class SdzDecoder(ImageFile.PyDecoder):
                     coding=self._header.coding,
                     quantisation=self._header.quantisation,
                     decoder=decoder,
-                    refine=_refiner(reader, by_type, decoder),
+                    refine=refine,
                 )
             except container.TruncatedError:
                 raise
@@ -318,25 +335,6 @@ def _precision(header: Header) -> dict[str, float]:
         hundredths = header.quantisation
         return {"quality": hundredths // 100 if hundredths % 100 == 0 else hundredths / 100}
     return {} if header.coding == "float16" else {"step": header.step}
-
-
-def _refiner(
-    reader: container.Reader,
-    by_type: Mapping[bytes, container.Entry],
-    decoder: models.ModelSpec,
-) -> Callable[[Any], Any] | None:
-    """What takes the noise out of the latents, where the file or the user want that."""
-    from . import denoise
-
-    def data(type: bytes) -> bytes | None:
-        return reader.data(by_type[type]) if type in by_type else None
-
-    recommended, prompt = data(container.DENOISING), data(container.PROMPT)
-    return denoise.refiner(
-        decoder,
-        None if recommended is None else Denoising.parse(recommended),
-        "" if prompt is None else container.parse_prompt(prompt),
-    )
 
 
 def _of_frame(entries: Sequence[container.Entry], frame: int) -> dict[bytes, container.Entry]:

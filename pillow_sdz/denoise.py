@@ -54,7 +54,23 @@ def refiner(
         warnings.warn(f"decoded without the denoising that the file recommends: {e}", stacklevel=2)
         return None
     strength, steps = settings
-    return lambda latents: denoise(latents, denoiser, strength, steps, prompt)
+
+    def refine(latents: Latents) -> Latents:
+        from .models.stable_diffusion import is_out_of_memory
+
+        try:
+            return denoise(latents, denoiser, strength, steps, prompt)
+        except RuntimeError as e:  # torch's
+            if not is_out_of_memory(e) or denoiser.unet.device.type == "cpu":
+                msg = f"the U-Net failed: {e}"
+                raise OSError(msg) from e
+            where = denoiser.unet.device
+        warnings.warn(f"out of memory on {where}, running the U-Net on the CPU", stacklevel=2)
+        with options.override(DEVICE="cpu"):
+            on_cpu = models.load_denoiser(model)
+        return denoise(latents, on_cpu, strength, steps, prompt)
+
+    return refine
 
 
 @torch.inference_mode()
