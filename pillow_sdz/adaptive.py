@@ -179,6 +179,9 @@ class _Picture:
         self._errors = np.zeros((self._far + channels, height, width))
         self._one = min(UNIT * STEP_UNITS // step, VALUE_LIMIT)
         self._usual = min(UNIT * INITIAL_ERROR // step, VALUE_LIMIT)
+        # Of a step alone, float16's narrow cells take 2.7 % more bytes; of the error alone, 0.5
+        # to 2 % at steps of 0.25 to 1.
+        self._softness = max(UNIT, self._usual)
         others = len(BEFORE) * self._near + self._far - self._near
         half, quarter, eighth = (1 << WEIGHT_BITS) // np.array([2, 4, 8])
         self._means = _Regression(
@@ -205,8 +208,8 @@ class _Picture:
         value = _limited(value)
         self._values[wave.channels, wave.rows, wave.columns] = value
         self._errors[wave.channels + self._far, wave.rows, wave.columns] = error
-        # The larger an error was to be, the less it says: samples are in units of it.
-        importance = np.floor(2.0**26 / (np.floor(expected.magnitude * 2.0**-16) + UNIT))
+        # The larger an error was to be, the less it says: samples are in units of it, softened.
+        importance = np.floor(2.0**26 / (np.floor(expected.magnitude * 2.0**-16) + self._softness))
         self._means.learn(expected.x, value, importance, wave)
         self._magnitudes.learn(expected.z, np.abs(error), importance, wave)
 

@@ -176,6 +176,11 @@ class SymbolEncoder:
             self._encoder.encode(bits, uniform(32))
             self._encoder.encode(low, uniform(2 << bits))
 
+    def uniform(self, numbers: Ints, size: int) -> None:
+        """Write numbers below ``size``, 2 to 2 ** 24, all equally likely."""
+        model = constriction.stream.model.Uniform(size)
+        self._encoder.encode(numbers.astype(np.int32), model)
+
     def bytes(self) -> bytes:
         """The words, big-endian, in as few bytes as identify the symbols."""
         return _sealed(self._encoder)
@@ -209,11 +214,11 @@ class SymbolDecoder:
             reach = self._tables.reach[prediction.table]
             residual = entry - reach
             for at in np.flatnonzero(entry == 2 * reach + 1):
-                bits = self._uniform(32)
+                bits = int(self.uniform(1, 32)[0])
                 if bits > MAX_ESCAPE_BITS:
                     msg = f"an escaped symbol of {bits} bits"
                     raise DamagedPayload(msg)
-                low = self._uniform(2 << bits)
+                low = int(self.uniform(1, 2 << bits)[0])
                 excess = (1 << bits) + (low >> 1)
                 residual[at] = -(reach[at] + excess) if low & 1 else reach[at] + excess
         except AssertionError as e:  # constriction's word for words no encoder makes
@@ -225,12 +230,16 @@ class SymbolDecoder:
             raise DamagedPayload(msg)
         return symbols
 
-    def _uniform(self, size: int) -> int:
-        """A number below ``size``, all equally likely."""
+    def uniform(self, count: int, size: int) -> Ints:
+        """Read ``count`` numbers below ``size``, 2 to 2 ** 24, all equally likely."""
         model = constriction.stream.model.Uniform(size)
-        number = int(self._decoder.decode(model))
-        self._again.encode(number, model)
-        return number
+        try:
+            numbers = self._decoder.decode(model, count)
+        except AssertionError as e:
+            msg = "the words do not decode"
+            raise DamagedPayload(msg) from e
+        self._again.encode(numbers, model)
+        return np.asarray(numbers, np.int64)
 
     def finish(self) -> None:
         """Check that the payload holds these symbols and nothing else; or DamagedPayload."""
