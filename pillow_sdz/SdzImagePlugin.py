@@ -12,6 +12,7 @@ from numbers import Integral, Real
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
+from PIL._util import DeferredError
 
 from . import container, models
 from .container import Chunk, Denoising, Header
@@ -162,6 +163,8 @@ class SdzImageFile(ImageFile.ImageFile):
     def seek(self, frame: int) -> None:
         """Go to a frame, counted from 0; EOFError where there is none."""
         if self._seek_check(frame):
+            if isinstance(self._fp, DeferredError):
+                raise self._fp.ex  # the image has been closed
             self.fp = self._fp
             self._show(frame)
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import models
-from .entropy import Coder, DamagedPayload, Ints, SymbolDecoder, Tables
+from . import models, quantize
+from .entropy import DamagedPayload, SymbolDecoder, Tables
 from .lattice import STEP_UNITS, LatticePrior
 from .models.presets import PRESETS
-from .quantize import Quantizer
+from .quantize import Prior, Quantizer
 from .threads import one_blas_thread
 
 Latents = NDArray[np.float32]
@@ -31,14 +31,6 @@ UNSCALED = 1
 
 # The first byte of a payload of latents without hyperlatents says which prior coded it.
 ADAPTIVE, SD1, SD_MINI = range(3)
-
-
-class Prior(Protocol):
-    """Predicts latents (h, w, C) of any quantisation step from themselves alone."""
-
-    def code(self, coder: Coder, height: int, width: int, step: int) -> Ints:
-        """Code latents' integers; see `LatticePrior.code`."""
-        ...
 
 
 class DoesNotFit(ValueError):
@@ -158,7 +150,7 @@ def encode_latents(
             return _hyper_payload(latents, model, quantisation)
         payloads = (
             bytes([number])
-            + _context_payload(_prior(number, model.channels), latents, quantisation, effort)
+            + quantize.encode(_prior(number, model.channels), latents, quantisation, effort)
             for number in _priors(model)
         )
         return min(payloads, key=len)
@@ -195,13 +187,6 @@ def _hyper_payload(latents: NDArray[Any], model: models.ModelSpec, quality: int)
     steps = latents * network.gain(quality)
     quantizer = Quantizer(Tables.shipped(), steps, network.hyperlatents(steps))
     network.prior.code(quantizer, *steps.shape[:2], quality)
-    return quantizer.bytes()
-
-
-def _context_payload(prior: Prior, latents: NDArray[Any], step: int, effort: int) -> bytes:
-    steps = latents.astype(np.float64) * (STEP_UNITS / step)
-    quantizer = Quantizer(Tables.shipped(), steps, np.zeros(0))
-    prior.code(quantizer, *latents.shape[:2], step)
     return quantizer.bytes()
 
 
