@@ -1,14 +1,14 @@
 """The prior of latents that nobody trained one for: it learns as it codes.
 
-Two linear regressions per channel, refitted by least squares while the latents are coded:
-one predicts each value from its neighbours and from how wrong the channels before were
-there, the other predicts how wrong the first will be (Wu, Barthel and Zhang 1998, "Piecewise
-2D autoregression for predictive image coding"; Meyer and Tischer 2001, "TMW").  Encoder and
+Two linear regressions per channel are refitted by least squares while the latents are coded.
+One predicts each value from its neighbours, and from how wrong the channels before were there
+(least squares from what is coded: Li and Orchard 2001, "Edge-directed prediction for lossless
+compression of natural images"); the other predicts how wrong the first will be.  Encoder and
 decoder see the same symbols and compute in integers alone, so that both learn the same.
 
 The places of one anti-diagonal wave, of all channels, do not depend on each other: a photo
-is two to three hundred waves, each a few dozen calls of numpy.  `docs/adaptive.md` specifies
-it well enough to be written again.
+is two to three hundred waves, each some dozens of calls of numpy.  `docs/adaptive.md`
+specifies it well enough to be written again.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from typing import NamedTuple
 import numpy as np
 
 from .entropy import Coder, Floats, Ints
-from .lattice import STEP_LIMIT, STEP_UNITS, logarithm
+from .lattice import LOG_UNITS, STEP_LIMIT, STEP_UNITS, logarithm
 
-# All constants were chosen on other latents than Kodak's, those of a half-trained autoencoder
-# and of random projections of photos' blocks; most may be doubled or halved for 0.2 % of bytes.
+# Constants without another origin were chosen on other latents than Kodak's, 4 channels of a
+# half-trained autoencoder and 16 random projections of photos' blocks, and rounded.  Doubled
+# or halved they cost or gain under 0.5 %.
 UNIT_BITS = 6  # values, errors and magnitudes are in 1/64 of a step
 UNIT = 1 << UNIT_BITS
 VALUE_LIMIT = (1 << 18) - 1  # 4096 steps: a wave's sums of 2 ** 15 products stay below 2 ** 53
 WEIGHT_BITS = 16
+SAMPLE_BITS = 20  # of the factor that a sample is multiplied by
 
 Offsets = list[tuple[int, int]]
 
@@ -47,9 +49,9 @@ LEARNING_WAVES = 32  # so often it is only later; each wave counts at the beginn
 
 LEAST_MAGNITUDE = 10  # in 1/64: no error is expected to be below 0.15 steps
 INITIAL_ERROR = 3 * STEP_UNITS // 10  # in 1/1024 of the latents' unit
-# A logistic's mean magnitude is 2 ln 2 scales.  5 % narrower is better, measured on both;
-# scale 0 is 2 ** -5 steps; `logarithm` is 15 too low on average; 16 rounds to eighths.
-SCALE_OFFSET = 5 * 256 - 140 + 15 + 16
+# Scale 0 is 2 ** -5 steps.  A logistic's mean magnitude is 2 ln 2 scales, and 5 % less served
+# better: 140 / 256 octaves.  `logarithm` is 15 / 256 low on average; 16 rounds to eighths.
+SCALE_OFFSET = 5 * LOG_UNITS - 140 + 15 + 16
 
 
 class _Wave(NamedTuple):
@@ -78,7 +80,6 @@ class _Regression:
     """A linear prediction per channel, in integers: weights (C, K) in 2 ** -16."""
 
     def __init__(self, channels: int, initial: Ints) -> None:
-        self._initial = initial
         self.weights = np.broadcast_to(initial.astype(np.float64), (channels, len(initial)))
         inputs = len(initial)
         moments = np.diag(np.full(inputs + 1, PRIOR))
@@ -91,15 +92,16 @@ class _Regression:
         return predicted
 
     def learn(self, inputs: Floats, outputs: Floats, importance: Floats, wave: _Wave) -> None:
-        """Samples (n, K) and (n,) of a wave, to be multiplied by (n,) in 2 ** -20."""
+        """From a wave's samples (n, K) and (n,), each multiplied by (n,) in 2 ** -20."""
         samples = np.concatenate([inputs, outputs[:, None]], axis=1)
-        samples = np.floor(samples * importance[:, None] * 2.0**-20)
+        samples = np.floor(samples * importance[:, None] * 2.0**-SAMPLE_BITS)
         for c, part in wave.bounds:
             moments = self._moments[c]
             moments -= moments >> DECAY
             moments += (samples[part].T @ samples[part]).astype(np.int64)
 
     def refit(self) -> None:
+        """Take the weights that are best for what has been learned."""
         self.weights = solve(self._moments).astype(np.float64)
 
 
@@ -154,8 +156,8 @@ class _Expectation(NamedTuple):
 
     x: Floats  # (n, K)
     z: Floats  # (n, L)
-    mean: Floats  # in 2 ** -22 of a step
-    magnitude: Floats  # likewise; of the error
+    mean: Floats  # (n,) in 2 ** -22 of a step
+    magnitude: Floats  # (n,) likewise; how wrong the mean will be
 
     @property
     def eighths(self) -> Ints:
@@ -179,8 +181,7 @@ class _Picture:
         self._errors = np.zeros((self._far + channels, height, width))
         self._one = min(UNIT * STEP_UNITS // step, VALUE_LIMIT)
         self._usual = min(UNIT * INITIAL_ERROR // step, VALUE_LIMIT)
-        # Of a step alone, float16's narrow cells take 2.7 % more bytes; of the error alone, 0.5
-        # to 2 % at steps of 0.25 to 1.
+        # Of a step alone, float16's narrow cells took 2.7 % more bytes.
         self._softness = max(UNIT, self._usual)
         others = len(BEFORE) * self._near + self._far - self._near
         half, quarter, eighth = (1 << WEIGHT_BITS) // np.array([2, 4, 8])
@@ -192,6 +193,7 @@ class _Picture:
         )
 
     def expect(self, wave: _Wave) -> _Expectation:
+        """What the wave's symbols will be."""
         own = _before(self._values, wave, wave.channels, VALUES)
         wrong = _before(self._errors, wave, wave.channels + self._far, ERRORS)
         others = self._others(wave)
@@ -199,17 +201,20 @@ class _Picture:
         x = np.concatenate([own, others, constant * self._one], axis=1)
         z = np.abs(np.concatenate([wrong, others, constant * self._usual], axis=1))
         magnitude = self._magnitudes.predict(z, wave.channels)
-        magnitude = np.maximum(np.minimum(magnitude, VALUE_LIMIT << 16), LEAST_MAGNITUDE << 16)
+        magnitude = np.minimum(magnitude, VALUE_LIMIT << WEIGHT_BITS)
+        magnitude = np.maximum(magnitude, LEAST_MAGNITUDE << WEIGHT_BITS)
         return _Expectation(x, z, self._means.predict(x, wave.channels), magnitude)
 
     def learn(self, wave: _Wave, expected: _Expectation, symbols: Ints) -> None:
+        """Take in what they are."""
         value = symbols.astype(np.float64) * UNIT
-        error = _limited(value - np.floor(expected.mean * 2.0**-16 + 0.5))
+        error = _limited(value - np.floor(expected.mean * 2.0**-WEIGHT_BITS + 0.5))
         value = _limited(value)
         self._values[wave.channels, wave.rows, wave.columns] = value
         self._errors[wave.channels + self._far, wave.rows, wave.columns] = error
         # The larger an error was to be, the less it says: samples are in units of it, softened.
-        importance = np.floor(2.0**26 / (np.floor(expected.magnitude * 2.0**-16) + self._softness))
+        magnitude = np.floor(expected.magnitude * 2.0**-WEIGHT_BITS)
+        importance = np.floor(2.0 ** (SAMPLE_BITS + UNIT_BITS) / (magnitude + self._softness))
         self._means.learn(expected.x, value, importance, wave)
         self._magnitudes.learn(expected.z, np.abs(error), importance, wave)
 

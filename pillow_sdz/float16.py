@@ -105,13 +105,15 @@ def _length(x: Ints) -> Ints:
 def _magnitudes(floats: Ints) -> Ints:
     """Integers in 2 ** -24 of floats without their sign; infinities and NaNs go on upwards."""
     exponent = np.maximum(floats >> MANTISSA_BITS, 1) - 1
-    return floats - (exponent << MANTISSA_BITS) << exponent
+    magnitudes: Ints = floats - (exponent << MANTISSA_BITS) << exponent
+    return magnitudes
 
 
 def _floats(magnitudes: Ints) -> Ints:
     """The inverse of `_magnitudes`."""
     exponent = np.maximum(_length(magnitudes) - MANTISSA_BITS - 1, 0)
-    return (exponent << MANTISSA_BITS) + (magnitudes >> exponent)
+    floats: Ints = (exponent << MANTISSA_BITS) + (magnitudes >> exponent)
+    return floats
 
 
 def _precision(magnitudes: Ints) -> int:
@@ -134,13 +136,15 @@ def _step(cell_bits: int) -> int:
 def _cells(magnitudes: Ints, precision: int, cell_bits: int) -> Ints:
     """The cells' numbers; where floats are farther apart than that, each has its own."""
     apart = np.maximum(_length(magnitudes) - 1 - precision - cell_bits, 0)
-    return (apart << precision) + (magnitudes >> (cell_bits + apart))
+    cells: Ints = (apart << precision) + (magnitudes >> (cell_bits + apart))
+    return cells
 
 
 def _first_magnitudes(cells: Ints, precision: int, cell_bits: int) -> Ints:
     """The least magnitude of each cell."""
     apart = np.maximum((cells >> precision) - 1, 0)
-    return cells - (apart << precision) << (cell_bits + apart)
+    magnitudes: Ints = cells - (apart << precision) << (cell_bits + apart)
+    return magnitudes
 
 
 def _refinements(
