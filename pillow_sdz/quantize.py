@@ -13,21 +13,22 @@ from .lattice import STEP_UNITS
 
 # D + lambda R is minimised, with the squared error D in squared steps and the rate R in bits.
 # Where the step is fine, D = step^2 / 12 and falls by 2 ln 2 times itself a bit: 0.1155.
-# Coarser steps want more; of 0.08 to 0.2 this served steps of 0.25 to 1.5 best together.
+# Coarser steps want more; of 0.08 to 0.2 this served steps of 0.25 to 1.4 best together
+# (benchmarks.effort, a third of the photos).  Other weights for coarser lattice levels, which
+# the finer ones are predicted from, saved nothing.
 RATE_WEIGHT = 0.15
 
-# One pass of rate and distortion from here on: its time is that of rounding and a half.
-EFFORT_OF_RATE = 3
-# Rounds of `_descend` by effort: doubled as long as each doubling saves some tenths of a
-# percent (benchmarks.effort).
+EFFORT_OF_RATE = 3  # one pass of rate and distortion, in about the time of rounding
+# Rounds of `_descend` by effort.  Chosen: each doubling of the time saves 0.1 to 0.7 % more at
+# steps of 0.25 to 1 (benchmarks.effort).
 ROUNDS = {6: 8, 7: 16, 8: 32, 9: 64}
 
 # How far from a changed integer `_descend` looks for what it did to the other integers' bits.
-# The taps of the finest lattice reach 3; with 1 or 2 more of what it kept was wrong.
+# The taps of the finest lattice reach 3.  With 2 it began to keep what made things worse.
 INFLUENCE = 3
 # Changes of one round are farther apart than INFLUENCE, and after this many rounds, when
 # little is left to gain that way, than twice that, where they do not blur each other.  All
-# are tried again then: at effort 9 that adds 0.1 to 1.5 % at steps of 0.25 to 1.
+# are tried again then: on one photo, in 64 rounds, 0.1 to 1.5 % more at steps of 0.25 to 1.
 CROWDED_ROUNDS = 32
 
 
@@ -134,12 +135,12 @@ class _Survey:
 
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
         prediction = Prediction.of(mean, scale)
-        symbols, others = self._symbols[index], self._others[index]
-        bits = self._tables.bits(symbols.ravel(), prediction)
-        self.bits[index] = bits.reshape(symbols.shape)
-        bits = self._tables.bits(others.ravel(), prediction)
-        self.others_bits[index] = bits.reshape(symbols.shape)
-        return symbols.ravel()
+        symbols: Ints = self._symbols[index].ravel()
+        shape = self.bits[index].shape
+        self.bits[index] = self._tables.bits(symbols, prediction).reshape(shape)
+        others = self._others[index].ravel()
+        self.others_bits[index] = self._tables.bits(others, prediction).reshape(shape)
+        return symbols
 
 
 def _descend(prior: Prior, latents: Floats, symbols: Ints, step: int, rounds: int) -> Ints:
