@@ -16,7 +16,7 @@ for module in ("ssimulacra2", "matplotlib", "tqdm"):
 # They are no part of the installed package, so that only the checkout has them.
 sys.path.append(str(Path(__file__).parent.parent))
 
-from benchmarks import metrics, rate_distortion, speed  # noqa: E402
+from benchmarks import effort, metrics, rate_distortion, speed  # noqa: E402
 from benchmarks.codecs import CODECS, Codec  # noqa: E402
 from pillow_sdz import demo  # noqa: E402
 
@@ -196,3 +196,10 @@ def test_speed_without_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(c.tiny is None and c.sdz > 0 for c in warm)
     with Image.open(io.BytesIO(speed.sdz_encode(speed.photo((32, 48))))) as image:
         assert image.size == (32, 48)
+
+
+def test_bytes_at_equal_error_are_read_off_a_power_law() -> None:
+    points = [effort.Coded(round(1e9 * error**-0.5), error, 0.0) for error in (0.1, 0.2, 0.4)]
+    assert effort.at_error(points, 0.3) == pytest.approx(1e9 * 0.3**-0.5)
+    with pytest.raises(ValueError, match="lies outside"):
+        effort.at_error(points, 0.5)
