@@ -136,7 +136,7 @@ class Coder(Protocol):
         ...
 
 
-def _sealed(encoder: constriction.stream.queue.RangeEncoder) -> bytes:
+def sealed(encoder: constriction.stream.queue.RangeEncoder) -> bytes:
     """What a coder has written, in as few bytes as identify it."""
     words: NDArray[np.uint32] = encoder.get_compressed()
     emitted, (lower, width) = encoder.pos()
@@ -183,7 +183,7 @@ class SymbolEncoder:
 
     def bytes(self) -> bytes:
         """The words, big-endian, in as few bytes as identify the symbols."""
-        return _sealed(self._encoder)
+        return sealed(self._encoder)
 
 
 class SymbolDecoder:
@@ -243,6 +243,6 @@ class SymbolDecoder:
 
     def finish(self) -> None:
         """Check that the payload holds these symbols and nothing else; or DamagedPayload."""
-        if _sealed(self._again) != self._payload:
+        if sealed(self._again) != self._payload:
             msg = "the words do not end with the last symbol"
             raise DamagedPayload(msg)
