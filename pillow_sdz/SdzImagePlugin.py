@@ -6,15 +6,14 @@ the pixels are first needed.
 
 from __future__ import annotations
 
-import struct
 from io import BytesIO
-from numbers import Integral, Real
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
 from PIL._util import DeferredError
 
-from . import container, models
+from . import alpha as alpha_channel
+from . import container, models, save_options
 from .container import Chunk, Denoising, Header
 
 if TYPE_CHECKING:
@@ -52,17 +51,6 @@ CONVERT_FIRST: Mapping[str, str] = {
     "I;16N": "L",
 }
 
-# Latent spaces whose palettes are denoised at decoding, since this package knows their U-Nets.
-DENOISED = frozenset({"sd1", "sd-mini"})
-
-DEFAULT_EFFORT = 4  # chosen: the middle of 0..9
-
-_EXIF_PREFIX = b"Exif\0\0"
-
-# ALPH's first byte
-_CONSTANT = 0
-_PNG = 1
-
 
 def _accept(prefix: bytes) -> bool:
     return prefix.startswith(container.SIGNATURE)
@@ -84,7 +72,7 @@ class SdzImageFile(ImageFile.ImageFile):
         header = reader.header
         # Pillow checks again, but only after the metadata has been read.
         Image._decompression_bomb_check(header.size)
-        _check_shape(header)
+        check_shape(header)
         self._size = header.size
         self._mode = header.mode
         self.n_frames = header.frames
@@ -176,7 +164,7 @@ class SdzImageFile(ImageFile.ImageFile):
             self.info["icc_profile"] = data
         elif type == container.EXIF:
             # With the prefix, as JPEG and PNG hand it over: JPEG writes exif=im.info["exif"] as is.
-            self.info["exif"] = _EXIF_PREFIX + data
+            self.info["exif"] = save_options.EXIF_PREFIX + data
         else:
             self.info["xmp"] = data
 
@@ -303,14 +291,14 @@ class SdzDecoder(ImageFile.PyDecoder):
         try:
             # Only a truncated file gets here without the chunk.
             data = reader.data(by_type[container.ALPHA]) if container.ALPHA in by_type else b""
-            return _decode_alpha(data, self._header.size)
+            return alpha_channel.decode(data, self._header.size)
         except OSError:
             if not ImageFile.LOAD_TRUNCATED_IMAGES:
                 raise
             return Image.new("L", self._header.size, 255)
 
 
-def _check_shape(header: Header) -> None:
+def check_shape(header: Header) -> None:
     """OSError where a header cannot be that of the embedded model that it names.
 
     Other models are looked up when the picture is decoded: what the user has recorded of them must
@@ -374,59 +362,23 @@ def _count_bytes(entries: Sequence[container.Entry]) -> dict[str, int]:
     return counts
 
 
-def _encode_alpha(alpha: Image.Image) -> bytes:
-    """The data of the ALPH chunk; exact."""
-    levels = [level for level, count in enumerate(alpha.histogram()) if count]
-    if len(levels) == 1:
-        return bytes([_CONSTANT, levels[0]])
-    png = BytesIO()
-    # A band inherits the picture's profile and more, which PNG would write as well.
-    alpha.info = {}
-    alpha.save(png, "PNG", optimize=True)
-    return bytes([_PNG]) + png.getvalue()
-
-
-def _png_start(size: tuple[int, int]) -> bytes:
-    """What every PNG of an alpha channel of this size starts with."""
-    ihdr = struct.pack(">II5B", *size, 8, 0, 0, 0, 0)  # 8 bits, greyscale, not interlaced
-    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + ihdr
-
-
-def _decode_alpha(data: bytes, size: tuple[int, int]) -> Image.Image:
-    """The alpha channel, mode L, in the data of an ALPH chunk."""
-    method, coded = data[:1], data[1:]
-    if method == bytes([_CONSTANT]) and len(coded) == 1:
-        return Image.new("L", size, coded[0])
-    # Compared before Pillow sees it, so that a lying size allocates nothing.
-    if method != bytes([_PNG]) or not coded.startswith(_png_start(size)):
-        msg = "damaged SDZ file: chunk ALPH is neither a constant nor a PNG of the picture's size"
-        raise OSError(msg)
-    try:
-        with Image.open(BytesIO(coded), formats=["PNG"]) as png:
-            png.load()
-            return png.convert("L")
-    except Exception as e:  # whatever Pillow's PNG reader makes of hostile bytes
-        msg = f"damaged SDZ file: the PNG in chunk ALPH: {e}"
-        raise OSError(msg) from e
-
-
 def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     options = im.encoderinfo
 
-    model = _model(options.get("model"))
-    coding = _coding(options.get("coding"), model)
-    effort = _effort(options.get("effort"))
+    model = save_options.model_named(options.get("model"))
+    coding = save_options.coding_for(options.get("coding"), model)
+    effort = save_options.effort(options.get("effort"))
     if coding != "context" and options.get("quality") is not None:
         msg = f"quality is for the coding 'context'; {coding!r} has no choice of it"
         raise ValueError(msg)
-    quality = _quality(options.get("quality"))
+    quality = save_options.quality(options.get("quality"))
     target_size = None
     if options.get("target_size") is not None:
         if options.get("quality") is not None:
             msg = "quality and target_size exclude each other"
             raise ValueError(msg)
-        target_size = _target_size(options["target_size"])
-    for_decoding = _for_decoding(options, model, coding)
+        target_size = save_options.target_size(options["target_size"])
+    for_decoding = save_options.for_decoding(options, model, coding)
     width, height = im.size
     if not (1 <= width <= container.MAX_SIDE and 1 <= height <= container.MAX_SIDE):
         msg = f"cannot write {width}x{height} as SDZ: 1 to {container.MAX_SIDE} pixels a side"
@@ -437,7 +389,7 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     *colours, last = image.split()
     alpha = []
     if image.mode.endswith("A"):
-        alpha.append(Chunk(container.ALPHA, _encode_alpha(last)))
+        alpha.append(Chunk(container.ALPHA, alpha_channel.encode(last)))
     else:
         colours.append(last)
     # One grey band stands for all three.
@@ -485,78 +437,6 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     fp.write(container.write(chunks(encoded.payload, encoded.quantisation)))
 
 
-def _model(name: object) -> models.ModelSpec:
-    if name is None:
-        return models.MINI
-    try:
-        return models.spec(name)  # type: ignore[arg-type]  # whatever it is
-    except (KeyError, TypeError):
-        msg = f"model must be one of {', '.join(models.names())}, not {name!r}"
-        raise ValueError(msg) from None
-
-
-def _coding(name: object, model: models.ModelSpec) -> str:
-    if name is None:
-        return "context"
-    if not isinstance(name, str) or name not in container.CODINGS:
-        msg = f"coding must be one of {', '.join(container.CODINGS)}, not {name!r}"
-        raise ValueError(msg)
-    if model is models.MINI and name != "context":
-        msg = f"coding {name!r} is for latents like Stable Diffusion's, model 'mini' has others"
-        raise ValueError(msg)
-    return name
-
-
-def _effort(value: object) -> int:
-    if value is None:
-        return DEFAULT_EFFORT
-    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) <= 9:
-        msg = f"effort must be an integer from 0 to 9, not {value!r}"
-        raise ValueError(msg)
-    return int(value)
-
-
-def _for_decoding(options: Mapping[str, Any], model: models.ModelSpec, coding: str) -> list[Chunk]:
-    """What a reader's U-Net is told: the recommended denoising, and the prompt."""
-    chunks = []
-    strength = options.get("denoise")
-    if strength is None and coding == "palette" and model.latent_space in DENOISED:
-        chunks.append(Chunk(container.DENOISING, container.ARTICLES_DENOISING.pack()))
-    elif strength is not None and strength is not False:
-        most = container.MAX_STRENGTH / 1000
-        # Written so that NaN fails too.
-        if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 < strength <= most:  # type: ignore[operator]
-            msg = f"denoise must be False or a strength above 0, at most {most}, not {strength!r}"
-            raise ValueError(msg)
-        thousandths = max(1, round(1000 * float(strength)))
-        recommended = container.ARTICLES_DENOISING._replace(strength=thousandths)
-        chunks.append(Chunk(container.DENOISING, recommended.pack()))
-    prompt = options.get("prompt")
-    if prompt is not None:
-        if not isinstance(prompt, str):
-            msg = f"prompt must be a string, not {type(prompt).__name__}"
-            raise ValueError(msg)
-        chunks.append(Chunk(container.PROMPT, container.pack_prompt(prompt)))
-    return chunks
-
-
-def _quality(value: object) -> float:
-    if value is None:
-        return 75
-    # Written so that NaN fails too.
-    if isinstance(value, bool) or not isinstance(value, Real) or not 1 <= value <= 100:  # type: ignore[operator]
-        msg = f"quality must be a number from 1 to 100, not {value!r}"
-        raise ValueError(msg)
-    return float(value)
-
-
-def _target_size(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
-        msg = f"target_size must be a number of bytes, not {value!r}"
-        raise ValueError(msg)
-    return int(value)
-
-
 def _convert(im: Image.Image) -> Image.Image:
     """The picture in the mode it is saved as; ValueError for the modes that cannot be."""
     if im.mode in CONVERT_FIRST:
@@ -583,63 +463,11 @@ def _metadata(im: Image.Image) -> list[Chunk]:
     if "icc_profile" not in im.encoderinfo and im.mode in ("CMYK", "YCbCr", "HSV", "LAB"):
         # The pixels are converted to RGB, of which a profile for inks, say, tells nonsense.
         # Bytes 16 to 19 of a profile name its colour space (ICC.1:2022, 7.2.8).
-        profile = _bytes("icc_profile", options.get("icc_profile"))
-        options["icc_profile"] = profile if profile[16:20] == b"RGB " else None
+        profile = options.get("icc_profile")
+        is_rgb = isinstance(profile, bytes) and profile[16:20] == b"RGB "
+        options["icc_profile"] = profile if is_rgb else None
     others = im.encoderinfo.get("chunks", im.info.get("sdz_chunks"))
-    return [*_known_metadata(options), *_other_chunks(others)]
-
-
-def _known_metadata(options: Mapping[str, Any]) -> list[Chunk]:
-    """The chunks of the profile, EXIF and XMP among the options of a save."""
-    exif = options.get("exif")
-    if isinstance(exif, Image.Exif):
-        try:
-            exif = exif.tobytes() if exif else b""
-        except (AttributeError, KeyError, OverflowError, TypeError, struct.error) as e:
-            msg = f"exif cannot be written: {e}"
-            raise ValueError(msg) from e
-
-    xmp = options.get("xmp")
-    if isinstance(xmp, str):
-        xmp = xmp.encode()
-
-    known = (
-        Chunk(container.ICC_PROFILE, _bytes("icc_profile", options.get("icc_profile"))),
-        Chunk(container.EXIF, _bytes("exif", exif).removeprefix(_EXIF_PREFIX)),
-        Chunk(container.XMP, _bytes("xmp", xmp)),
-    )
-    return [chunk for chunk in known if chunk.data]
-
-
-def _bytes(name: str, value: object) -> bytes:
-    if value is None:
-        return b""
-    if not isinstance(value, (bytes, bytearray)):
-        msg = f"{name} must be bytes, not {type(value).__name__}"
-        raise ValueError(msg)
-    if len(value) > container.MAX_METADATA:
-        msg = f"{name} has {len(value)} bytes, more than the limit of {container.MAX_METADATA}"
-        raise ValueError(msg)
-    return bytes(value)
-
-
-def _other_chunks(value: object) -> list[Chunk]:
-    """The chunks that this version does not know, as a list of (type, data)."""
-    if value is None:
-        return []
-    msg = "chunks must be a list of (type, data), of types that readers may skip"
-    # Of the 1000 that a file may have, seven are this version's own.
-    if not isinstance(value, (list, tuple)) or len(value) > container.MAX_CHUNKS - 7:
-        raise ValueError(msg)
-    chunks = []
-    for pair in value:
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise ValueError(msg)
-        type, data = pair
-        if not isinstance(type, bytes) or not container.is_skippable(type):
-            raise ValueError(msg)
-        chunks.append(Chunk(type, _bytes(f"chunk {type!r}", data)))
-    return chunks
+    return [*save_options.known_metadata(options), *save_options.other_chunks(others)]
 
 
 def register() -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import models, quantize
-from .entropy import DamagedPayload, SymbolDecoder, Tables
+from .entropy import DamagedPayload, Ints, SymbolDecoder, Tables
 from .lattice import STEP_UNITS, LatticePrior
 from .models.presets import PRESETS
 from .quantize import Prior, Quantizer
@@ -58,14 +58,11 @@ def step_of(quality: float) -> int:
     return round(STEP_UNITS * 2 ** ((40 - quality) / 20))
 
 
-def quantisation_of(quality: float, model: models.ModelSpec) -> int:
+def quantisation_of(quality: float, model: models.ModelSpec, effort: int) -> int:
     """What the header says of a quality of 1 to 100 in the coding "context"."""
-    return round(100 * quality) if has_hyperprior(model) else step_of(quality)
-
-
-def quality_of(step: int) -> float:
-    """The quality that `step_of` turns into this step; beyond 100 for finer ones."""
-    return 40 - 20 * math.log2(step / STEP_UNITS)
+    if has_hyperprior(model):
+        return round(100 * quality)
+    return quantize.equal_error(step_of(quality), effort)
 
 
 def encode(
@@ -85,7 +82,7 @@ def encode(
     latents = models.load(model).encode(np.asarray(image))
 
     def coded(hundredths: int) -> EncodedLatents:
-        quantisation = quantisation_of(hundredths / 100, model)
+        quantisation = quantisation_of(hundredths / 100, model, effort)
         payload = encode_latents(
             latents, model=model, coding=coding, quantisation=quantisation, effort=effort
         )
@@ -148,12 +145,9 @@ def encode_latents(
             return palette.encode(latents, step=quantisation)
         if has_hyperprior(model):
             return _hyper_payload(latents, model, quantisation)
-        payloads = (
-            bytes([number])
-            + quantize.encode(_prior(number, model.channels), latents, quantisation, effort)
-            for number in _priors(model)
-        )
-        return min(payloads, key=len)
+        number = _best_prior(latents, model, quantisation)
+        prior = _prior(number, model.channels)
+        return bytes([number]) + quantize.encode(prior, latents, quantisation, effort)
 
 
 def has_hyperprior(model: models.ModelSpec) -> bool:
@@ -168,6 +162,18 @@ def _priors(model: models.ModelSpec) -> list[int]:
         return [trained[model.latent_space]]
     # Of four channels it may well be a relative of Stable Diffusion 1.
     return [ADAPTIVE, SD1] if model.channels == 4 else [ADAPTIVE]
+
+
+def _best_prior(latents: NDArray[Any], model: models.ModelSpec, step: int) -> int:
+    """The prior that codes rounded latents in the fewest bytes."""
+    numbers = _priors(model)
+    if len(numbers) == 1:
+        return numbers[0]
+
+    def size(number: int) -> int:
+        return len(quantize.encode(_prior(number, model.channels), latents, step, effort=0))
+
+    return min(numbers, key=size)
 
 
 def _prior(number: int, channels: int) -> Prior:
@@ -289,9 +295,10 @@ def _decode_latents(
     if has_hyperprior(model):
         network = models.load(model)
         decoder = SymbolDecoder(Tables.shipped(), payload)
-        symbols = network.prior.code(decoder, *shape, quantisation)
+        symbols: Ints = network.prior.code(decoder, *shape, quantisation)
         decoder.finish()
-        return (symbols / network.gain(quantisation)).astype(np.float32)
+        gain: Latents = network.gain(quantisation)
+        return (symbols / gain).astype(np.float32)
     if not payload:
         msg = "it is empty"
         raise DamagedPayload(msg)

@@ -88,7 +88,7 @@ def denoise(
         kind = type(denoiser.scheduler).__name__
         msg = f"denoising needs the scheduler of a diffusion model, this model has {kind}"
         raise OSError(msg)
-    scheduler = DDIMScheduler.from_config(
+    scheduler = DDIMScheduler.from_config(  # type: ignore[no-untyped-call]
         denoiser.scheduler.config,
         timestep_spacing="trailing",  # so that the first step is the strength's
         set_alpha_to_one=True,  # and the last one ends without noise

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from . import SdzImagePlugin as plugin
-from . import codec, container, interchange, models
+from . import alpha, codec, container, interchange, models, save_options
 from .atomic import replacing
 from .container import Chunk, Denoising, Header
 from .entropy import SYMBOL_LIMIT
 from .interchange import LatentFile, Origin
+from .SdzImagePlugin import check_shape
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,7 @@ class Latents:
         Latents that were saved with ``scaled=False`` and ``lossless`` are what they were, bit for
         bit.
         """
-        spec = plugin._model(self.model)
+        spec = save_options.model_named(self.model)
         latents = codec.unscaled(self.latents, spec)
         kept_unscaled = self.coding == "float16" and self.latents.dtype == np.float32
         # They were float16, from which scaling there and back strays by less than half a step.
@@ -111,7 +111,9 @@ def save_latents(
     nothing is said); ``step``, the distance of two values that can be told apart, 1/1024 to 63.99,
     rounded to 1/1024; ``lossless="float16"``: float16 latents come back bit for bit, and others
     are refused unless they are exact in float16; ``coding="palette"``, which has one precision.
-    ``effort``, 0 to 9, trades time for bytes.
+    ``effort``, 0 to 9, trades time for bytes: below 3 no value is changed by more than half a
+    step, which is what ``step`` means where no effort is given; above, by up to a whole one.
+    Otherwise it is 4.
 
     The rest is kept in the file: ``prompt`` and ``denoise`` for the denoising of the picture,
     ``exif``, ``icc_profile`` and ``xmp``, all as in ``Image.save``; ``provenance``, an object that
@@ -119,11 +121,12 @@ def save_latents(
 
     ValueError for what cannot be written, before anything is.
     """
-    spec = plugin._model(model)
+    spec = save_options.model_named(model)
     frames = _frames(latents, spec)
     size = _checked_size(size, frames.shape[-2:], spec.factor)
-    coding, quantisation = _precision(spec, coding, quality, step, lossless)
-    effort = plugin._effort(effort)
+    # Who gives a step counts on it; a quality is free to be reached with another one.
+    effort = save_options.effort(effort, save_options.DEFAULT_EFFORT if step is None else 0)
+    coding, quantisation = _precision(spec, coding, quality, step, lossless, effort)
     if coding == "float16":
         frames = _exact_halves(frames)
         if not scaled:
@@ -139,8 +142,8 @@ def save_latents(
     options = {"exif": exif, "icc_profile": icc_profile, "xmp": xmp}
     for_decoding = {"prompt": prompt, "denoise": denoise}
     about = [
-        *plugin._known_metadata(options),
-        *plugin._for_decoding(for_decoding, spec, coding),
+        *save_options.known_metadata(options),
+        *save_options.for_decoding(for_decoding, spec, coding),
         *_provenance_chunk(provenance),
         *_mask_chunk(alpha_mask, size),
     ]
@@ -187,7 +190,7 @@ def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
     reader = container.Reader(fp)
     header = reader.header
     Image._decompression_bomb_check(header.size)
-    plugin._check_shape(header)
+    check_shape(header)
     channels, *shape = header.latents
     if header.frames * channels * shape[0] * shape[1] > MAX_VALUES:
         msg = f"{header.frames} frames of latents {header.latents} are more than the limit"
@@ -228,7 +231,7 @@ def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
 
 def imported(part: LatentFile, fp: IO[bytes], *, model: str, **options: Any) -> None:
     """Save what `interchange.read` found; ``options`` are those of `save_latents`."""
-    space = plugin._model(model).latent_space
+    space = save_options.model_named(model).latent_space
     save_latents(
         part.latents,
         fp,
@@ -251,7 +254,7 @@ def exported(path: Path, format: str) -> LatentFile:
     layout = interchange.layout_for(format, origin)
     latents: Array = found.latents
     if layout != "plain" and not interchange.is_scaled(
-        layout, plugin._model(found.model).latent_space
+        layout, save_options.model_named(found.model).latent_space
     ):
         latents = found.unscaled()
     return LatentFile(latents, origin, found.info.get("alpha_mask"))
@@ -308,6 +311,7 @@ def _precision(
     quality: float | None,
     step: float | None,
     lossless: str | None,
+    effort: int,
 ) -> tuple[str, int]:
     """The coding and the header's quantisation; of a palette and of `mini`, theirs."""
     given = [
@@ -322,8 +326,8 @@ def _precision(
         if lossless != "float16" or coding not in ("context", "float16"):
             msg = f"lossless must be 'float16', without another coding, not {lossless!r}"
             raise ValueError(msg)
-        return plugin._coding("float16", spec), 0
-    coding = plugin._coding(coding, spec)
+        return save_options.coding_for("float16", spec), 0
+    coding = save_options.coding_for(coding, spec)
     if coding == "float16":
         return coding, 0
     if coding == "palette":
@@ -332,7 +336,7 @@ def _precision(
             raise ValueError(msg)
         return coding, codec.PALETTE_STEP
     if step is None:
-        return coding, codec.quantisation_of(plugin._quality(quality), spec)
+        return coding, codec.quantisation_of(save_options.quality(quality), spec, effort)
     if codec.has_hyperprior(spec):
         msg = "the latents of mini are quantised by quality, not by step"
         raise ValueError(msg)
@@ -420,12 +424,12 @@ def _mask_chunk(mask: ArrayLike | None, size: tuple[int, int]) -> list[Chunk]:
     if not exact:
         msg = "alpha_mask has values other than n/255, which cannot be kept exactly"
         raise ValueError(msg)
-    return [Chunk(container.MASK, plugin._encode_alpha(Image.fromarray(levels)))]
+    return [Chunk(container.MASK, alpha.encode(Image.fromarray(levels)))]
 
 
 def _parse_mask(data: bytes, size: tuple[int, int]) -> NDArray[np.float32]:
     try:
-        return _mask_of(np.asarray(plugin._decode_alpha(data, size)))
+        return _mask_of(np.asarray(alpha.decode(data, size)))
     except OSError as e:
         msg = "damaged SDZ file: chunk mASK is no alpha channel of the picture's size"
         raise OSError(msg) from e
@@ -455,7 +459,7 @@ def _spec(header: Header) -> models.ModelSpec:
 def _info(type: bytes, data: bytes, size: tuple[int, int]) -> dict[str, Any]:
     """What a chunk before the latents says, named as the keyword of `save_latents`."""
     if type == container.EXIF:
-        return {"exif": plugin._EXIF_PREFIX + data}
+        return {"exif": save_options.EXIF_PREFIX + data}
     if type == container.ICC_PROFILE:
         return {"icc_profile": data}
     if type == container.XMP:

@@ -1,0 +1,48 @@
+"""Alpha channels <-> bytes, without loss: the data of the ALPH chunk, as docs/format.md has it."""
+
+from __future__ import annotations
+
+import struct
+from io import BytesIO
+
+from PIL import Image
+
+# The first byte: what follows.
+_CONSTANT = 0
+_PNG = 1
+
+
+def encode(alpha: Image.Image) -> bytes:
+    """The data of the ALPH chunk; exact."""
+    levels = [level for level, count in enumerate(alpha.histogram()) if count]
+    if len(levels) == 1:
+        return bytes([_CONSTANT, levels[0]])
+    png = BytesIO()
+    # A band inherits the picture's profile and more, which PNG would write as well.
+    alpha.info = {}
+    alpha.save(png, "PNG", optimize=True)
+    return bytes([_PNG]) + png.getvalue()
+
+
+def _png_start(size: tuple[int, int]) -> bytes:
+    """What every PNG of an alpha channel of this size starts with."""
+    ihdr = struct.pack(">II5B", *size, 8, 0, 0, 0, 0)  # 8 bits, greyscale, not interlaced
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + ihdr
+
+
+def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
+    """The alpha channel, mode L, in the data of an ALPH chunk."""
+    method, coded = data[:1], data[1:]
+    if method == bytes([_CONSTANT]) and len(coded) == 1:
+        return Image.new("L", size, coded[0])
+    # Compared before Pillow sees it, so that a lying size allocates nothing.
+    if method != bytes([_PNG]) or not coded.startswith(_png_start(size)):
+        msg = "damaged SDZ file: chunk ALPH is neither a constant nor a PNG of the picture's size"
+        raise OSError(msg)
+    try:
+        with Image.open(BytesIO(coded), formats=["PNG"]) as png:
+            png.load()
+            return png.convert("L")
+    except Exception as e:  # whatever Pillow's PNG reader makes of hostile bytes
+        msg = f"damaged SDZ file: the PNG in chunk ALPH: {e}"
+        raise OSError(msg) from e

@@ -1,0 +1,153 @@
+"""What users ask for when they save, checked: keywords -> values and chunks.
+
+ValueError for what cannot be, naming the keyword, before anything is written.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from PIL import Image
+
+from . import container, models
+from .container import Chunk
+
+# Latent spaces whose palettes are denoised at decoding, since this package knows their U-Nets.
+DENOISED = frozenset({"sd1", "sd-mini"})
+
+DEFAULT_EFFORT = 4  # chosen: the middle of 0..9
+
+EXIF_PREFIX = b"Exif\0\0"
+
+
+def model_named(name: object) -> models.ModelSpec:
+    """The model that is asked for, by default the embedded one."""
+    if name is None:
+        return models.MINI
+    try:
+        return models.spec(name)  # type: ignore[arg-type]  # whatever it is
+    except (KeyError, TypeError):
+        msg = f"model must be one of {', '.join(models.names())}, not {name!r}"
+        raise ValueError(msg) from None
+
+
+def coding_for(name: object, model: models.ModelSpec) -> str:
+    """The coding that is asked for, which must be one for the model's latents."""
+    if name is None:
+        return "context"
+    if not isinstance(name, str) or name not in container.CODINGS:
+        msg = f"coding must be one of {', '.join(container.CODINGS)}, not {name!r}"
+        raise ValueError(msg)
+    if model is models.MINI and name != "context":
+        msg = f"coding {name!r} is for latents like Stable Diffusion's, model 'mini' has others"
+        raise ValueError(msg)
+    return name
+
+
+def effort(value: object, default: int = DEFAULT_EFFORT) -> int:
+    """0 to 9."""
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) <= 9:
+        msg = f"effort must be an integer from 0 to 9, not {value!r}"
+        raise ValueError(msg)
+    return int(value)
+
+
+def for_decoding(options: Mapping[str, Any], model: models.ModelSpec, coding: str) -> list[Chunk]:
+    """What a reader's U-Net is told: the recommended denoising, and the prompt."""
+    chunks = []
+    strength = options.get("denoise")
+    if strength is None and coding == "palette" and model.latent_space in DENOISED:
+        chunks.append(Chunk(container.DENOISING, container.ARTICLES_DENOISING.pack()))
+    elif strength is not None and strength is not False:
+        most = container.MAX_STRENGTH / 1000
+        # Written so that NaN fails too.
+        if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 < strength <= most:  # type: ignore[operator]
+            msg = f"denoise must be False or a strength above 0, at most {most}, not {strength!r}"
+            raise ValueError(msg)
+        thousandths = max(1, round(1000 * float(strength)))
+        recommended = container.ARTICLES_DENOISING._replace(strength=thousandths)
+        chunks.append(Chunk(container.DENOISING, recommended.pack()))
+    prompt = options.get("prompt")
+    if prompt is not None:
+        if not isinstance(prompt, str):
+            msg = f"prompt must be a string, not {type(prompt).__name__}"
+            raise ValueError(msg)
+        chunks.append(Chunk(container.PROMPT, container.pack_prompt(prompt)))
+    return chunks
+
+
+def quality(value: object) -> float:
+    """1 to 100."""
+    if value is None:
+        return 75
+    # Written so that NaN fails too.
+    if isinstance(value, bool) or not isinstance(value, Real) or not 1 <= value <= 100:  # type: ignore[operator]
+        msg = f"quality must be a number from 1 to 100, not {value!r}"
+        raise ValueError(msg)
+    return float(value)
+
+
+def target_size(value: object) -> int:
+    """Bytes, at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
+        msg = f"target_size must be a number of bytes, not {value!r}"
+        raise ValueError(msg)
+    return int(value)
+
+
+def known_metadata(options: Mapping[str, Any]) -> list[Chunk]:
+    """The chunks of the profile, EXIF and XMP among the options of a save."""
+    exif = options.get("exif")
+    if isinstance(exif, Image.Exif):
+        try:
+            exif = exif.tobytes() if exif else b""
+        except (AttributeError, KeyError, OverflowError, TypeError, struct.error) as e:
+            msg = f"exif cannot be written: {e}"
+            raise ValueError(msg) from e
+
+    xmp = options.get("xmp")
+    if isinstance(xmp, str):
+        xmp = xmp.encode()
+
+    known = (
+        Chunk(container.ICC_PROFILE, _bytes("icc_profile", options.get("icc_profile"))),
+        Chunk(container.EXIF, _bytes("exif", exif).removeprefix(EXIF_PREFIX)),
+        Chunk(container.XMP, _bytes("xmp", xmp)),
+    )
+    return [chunk for chunk in known if chunk.data]
+
+
+def _bytes(name: str, value: object) -> bytes:
+    if value is None:
+        return b""
+    if not isinstance(value, (bytes, bytearray)):
+        msg = f"{name} must be bytes, not {type(value).__name__}"
+        raise ValueError(msg)
+    if len(value) > container.MAX_METADATA:
+        msg = f"{name} has {len(value)} bytes, more than the limit of {container.MAX_METADATA}"
+        raise ValueError(msg)
+    return bytes(value)
+
+
+def other_chunks(value: object) -> list[Chunk]:
+    """The chunks that this version does not know, as a list of (type, data)."""
+    if value is None:
+        return []
+    msg = "chunks must be a list of (type, data), of types that readers may skip"
+    # Of the 1000 that a file may have, seven are this version's own.
+    if not isinstance(value, (list, tuple)) or len(value) > container.MAX_CHUNKS - 7:
+        raise ValueError(msg)
+    chunks = []
+    for pair in value:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise ValueError(msg)
+        type, data = pair
+        if not isinstance(type, bytes) or not container.is_skippable(type):
+            raise ValueError(msg)
+        chunks.append(Chunk(type, _bytes(f"chunk {type!r}", data)))
+    return chunks
