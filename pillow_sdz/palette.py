@@ -1,0 +1,428 @@
+"""The coding of the article of 2022: a palette of latents, and an index for each of them.
+
+Latents become bytes, k-means finds a palette of 256 among them, error diffusion in latent
+space (Floyd and Steinberg 1976) chooses an entry for each.  Where the article packs both with
+zlib, here the palette is coded as the set it is, and every index by its entry's distances to
+the entries chosen around it, weighted as the picture teaches.  Everything that a decoder
+computes is integers; `docs/palette.md` specifies it well enough to be written again.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
+
+from .entropy import CODER_BITS, DamagedPayload, Floats, Ints, sealed
+from .lattice import STEP_UNITS, logarithm
+
+MAX_CHANNELS = 256  # so that no squared distance is beyond 2 ** 24
+MAX_ENTRIES = 1024  # chosen: more than the article's 256 pay (benchmarks/palette.py), tables grow
+BYTE_BITS = 8
+ZERO = 128  # the byte of a latent of 0
+
+_TOTAL = 1 << CODER_BITS
+
+
+# Integers and their weights -> words.
+
+
+def _counts(weights: NDArray[Any]) -> NDArray[np.float32]:
+    """What the coder takes of integer weights (n, m): counts less one, of 2 ** 24 in a row.
+
+    The last symbol of a row gets what rounding leaves.  A float32 holds these integers exactly;
+    see `entropy.Tables` for what constriction makes of them.
+    """
+    free = _TOTAL - weights.shape[1]
+    counts = weights * free // weights.sum(1, keepdims=True)
+    counts[:, -1] += free - counts.sum(1)
+    exact: NDArray[np.float32] = counts.astype(np.float32)
+    return exact
+
+
+@functools.cache
+def _uniform(size: int) -> NDArray[np.float32]:
+    return _counts(np.ones((1, size), np.int64))
+
+
+_CATEGORICAL = constriction.stream.model.Categorical(perfect=False)
+
+
+class _Coder(Protocol):
+    """Codes symbols (n,) by their `_counts` (n, m), so that all is written once for both ways."""
+
+    def code(self, symbols: Ints, counts: NDArray[np.float32]) -> Ints:
+        """An encoder writes the symbols; a decoder ignores them and answers what it reads."""
+        ...
+
+
+class _Encoder:
+    def __init__(self) -> None:
+        self._encoder = constriction.stream.queue.RangeEncoder()
+
+    def code(self, symbols: Ints, counts: NDArray[np.float32]) -> Ints:
+        self._encoder.encode(symbols.astype(np.int32), _CATEGORICAL, counts)
+        return symbols
+
+    def bytes(self) -> bytes:
+        return sealed(self._encoder)
+
+
+class _Decoder:
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+        words = np.frombuffer(payload + b"\0" * (-len(payload) % 4), ">u4").astype(np.uint32)
+        self._decoder = constriction.stream.queue.RangeDecoder(words)
+        self._again = _Encoder()  # a payload is sound if an encoder makes it of its symbols
+
+    def code(self, symbols: Ints, counts: NDArray[np.float32]) -> Ints:
+        try:
+            read = self._decoder.decode(_CATEGORICAL, counts)
+        except AssertionError as e:  # constriction's word for words no encoder makes
+            msg = "the words do not decode"
+            raise DamagedPayload(msg) from e
+        return self._again.code(read.astype(np.int64), counts)
+
+    def finish(self) -> None:
+        if self._again.bytes() != self._payload:
+            msg = "the words do not end with the last symbol"
+            raise DamagedPayload(msg)
+
+
+# The palette.
+
+
+# An entry counts for its level and the nearest on either side: 409 bytes a palette instead of 420
+# with the level alone, 412 with 3, 409 with 7 (eight photos, benchmarks/palette.py).
+SPREAD = 5
+
+
+class Palette(NamedTuple):
+    """Different entries (K, C) in ascending order, integers on a grid of ``1 << shift`` bytes."""
+
+    entries: Ints
+    shift: int
+
+    @property
+    def bytes(self) -> Ints:
+        """The entries as bytes: of each cell of the grid its middle."""
+        return (self.entries << self.shift) + ((1 << self.shift) >> 1)
+
+
+def _rising(first: int, count: int) -> list[int]:
+    """The binomial coefficients (first + i - 1 over i), for i up to ``count``."""
+    values = [1]
+    for i in range(1, count + 1):
+        values.append(values[-1] * (first + i - 1) // i)
+    return values
+
+
+@functools.lru_cache(1 << 12)
+def _split_counts(points: int, below: int, above: int) -> NDArray[np.float32]:
+    """`_counts` of how many of ``points`` lie below: beta-binomial with these parameters."""
+    lower, upper = _rising(below, points), _rising(above, points)
+    weights = [a * b for a, b in zip(lower, reversed(upper), strict=True)]
+    return _counts(np.array([weights], dtype=object))
+
+
+def _code_palette(coder: _Coder, palette: Palette | None, places: int, channels: int) -> Palette:
+    """Code a palette for so many places; a decoder gives None.
+
+    The first channel's range is halved, and halved again, and each time it is coded how many
+    entries lie in the lower half; entries alike in one channel go on to the next.  So no order
+    is coded, which would cost log2 K! bits.
+    """
+    count, shift = (len(palette.entries), palette.shift) if palette else (1, 0)
+
+    def number(symbol: int, counts: NDArray[np.float32]) -> int:
+        return int(coder.code(np.array([symbol]), counts)[0])
+
+    shift = number(shift, _uniform(BYTE_BITS))
+    count = 1 + number(count - 1, _uniform(MAX_ENTRIES))
+    if count > places:
+        msg = f"{count} palette entries for {places} places"
+        raise DamagedPayload(msg)
+    entries = palette.entries.copy() if palette else np.zeros((count, channels), np.int64)
+    levels = (1 << BYTE_BITS) >> shift
+    # A cell: the entries start..stop are alike in the channels before, and lie in low..high.
+    cells = [(0, count, 0, 0, levels, [0] * (levels + 1))]
+    while cells:
+        start, stop, channel, low, high, before = cells.pop()
+        part = entries[start:stop, channel]
+        if high - low > 1:
+            middle = (low + high) // 2
+            lower, upper = before[middle] - before[low], before[high] - before[middle]
+            counts = _split_counts(stop - start, 1 + lower // SPREAD, 1 + upper // SPREAD)
+            below = start + number(int(np.count_nonzero(part < middle)), counts)
+            if below < stop:
+                cells.append((below, stop, channel, middle, high, before))
+            if start < below:
+                cells.append((start, below, channel, low, middle, before))
+            continue
+        part[:] = low
+        if channel + 1 < channels:
+            # Of the entries before these, how many lie below each level, each spread over SPREAD.
+            frequency = np.bincount(entries[:start, channel + 1], minlength=levels)
+            spread = np.convolve(frequency, np.ones(SPREAD, np.int64))[SPREAD // 2 :][:levels]
+            before = [0, *np.cumsum(spread).tolist()]
+            cells.append((start, stop, channel + 1, 0, levels, before))
+        elif stop - start > 1:
+            msg = "a palette with equal entries"
+            raise DamagedPayload(msg)
+    return Palette(entries, shift)
+
+
+# The indices.
+
+NEIGHBOURS = [(0, -1), (-1, 0), (-1, 1), (0, -2), (-2, 0), (-1, -1)]  # (row, column)
+WEIGHT_BITS = 16
+# All weights begin with 1/2: those of a fit to eight photos save 1 byte in 3,100.
+FIRST_WEIGHT = 1 << (WEIGHT_BITS - 1)
+WEIGHT_LIMIT = 1 << 20
+BIAS_LIMIT = 1 << 28  # 16 octaves
+OCTAVES = 6  # of scales; a seventh and an eighth save nothing
+LOG_UNITS = 256  # of `lattice.logarithm`: 1/256 octaves
+LEARNED_AT_ONCE = 32  # places of a wave of a 512x512 image; longer waves count as one of these
+# 2 ** -x for x in 1/256 octaves, linear between the octaves as `lattice.logarithm` is.
+_POWERS = np.array([(512 - x % 256) << (16 - x // 256) for x in range(16 * LOG_UNITS + 1)])
+
+
+def _waves(height: int, width: int) -> Iterator[tuple[Ints, Ints]]:
+    """Rows and columns of the places 2 row + column = 0, 1, ...
+
+    All that is above or to the left of a place, and what is above and one to the right, lies in
+    earlier waves: so error diffusion and context coding take a whole wave at once.
+    """
+    for wave in range(2 * (height - 1) + width):
+        rows = np.arange(max(0, (wave - width + 2) // 2), min(height - 1, wave // 2) + 1)
+        yield rows, wave - 2 * rows
+
+
+class _IndexModel:
+    """Learns, wave by wave, how likely each entry is next to those around.
+
+    The likelihood of an entry is a product over the neighbours: of (1 + d / s) ** -w, where d is
+    the squared distance between the two entries, s a scale that grows with the distances among
+    the neighbours, and w the neighbour's weight.  Weights, and a bias for each entry, follow the
+    gradient of the code length, as in the mixing of PAQ (Mahoney 2005).
+    """
+
+    def __init__(self, entries: Ints, height: int, width: int) -> None:
+        count = len(entries)
+        self._nowhere = count  # the entry of places outside, equally far from all
+        points = entries.astype(np.float64)
+        squares = (points**2).sum(1)
+        distances = squares[:, None] + squares - 2 * (points @ points.T)
+        nearest = (distances + np.diag(np.full(count, np.inf))).min(1)
+        self._spacing = int(nearest.sum()) // count
+        self._first_octave = int(self._octave(np.zeros(1, np.int64))[0])
+        self._potentials = np.zeros((OCTAVES, count + 1, count), np.int16)
+        for octave, potentials in enumerate(self._potentials):
+            scale = np.ldexp(np.ones((1, 1)), octave + self._first_octave)
+            potentials[:count] = logarithm(scale + distances) - logarithm(scale)
+        self._distances = np.zeros((count + 1, count + 1), np.int64)
+        self._distances[:count, :count] = distances
+        self._weights = np.full(len(NEIGHBOURS), FIRST_WEIGHT)
+        self._bias = np.zeros(count, np.int64)
+        # Two rows above, two columns to the left, one to the right.
+        self._indices = np.full((height + 2, width + 3), self._nowhere)
+
+    def _octave(self, activity: Ints) -> Ints:
+        """log2 of the scale."""
+        product = self._spacing * (2 * activity + self._spacing)
+        _, exponents = np.frexp(product.astype(np.float64))
+        octaves: Ints = np.maximum(exponents.astype(np.int64) - 6, 0) >> 1
+        return octaves
+
+    def predict(self, rows: Ints, columns: Ints) -> NDArray[np.float32]:
+        """`_counts` (n, K) of the entries at the places of a wave."""
+        around = np.stack([self._indices[rows + 2 + y, columns + 2 + x] for y, x in NEIGHBOURS])
+        left, above, corner = around[0], around[1], around[-1]
+        activity = self._distances[left, above]
+        activity += self._distances[left, corner] + self._distances[above, corner]
+        octave = np.minimum(self._octave(activity) - self._first_octave, OCTAVES - 1)
+        self._around = self._potentials[octave[:, None], around.T].astype(np.float64)
+        potential = self._bias - self._weights.astype(np.float64) @ self._around
+        potential = np.floor(np.ldexp(potential, -WEIGHT_BITS))
+        drop = potential.max(1, keepdims=True) - potential
+        weights = _POWERS[np.minimum(drop, len(_POWERS) - 1).astype(np.int64)]
+        return _counts(weights)
+
+    def learn(self, rows: Ints, columns: Ints, counts: NDArray[np.float32], entries: Ints) -> None:
+        """Take in the entries of the wave that was predicted last."""
+        self._indices[rows + 2, columns + 2] = entries
+        likely = counts.astype(np.float64) + 1
+        expected = (self._around @ likely[:, :, None]).sum((0, 2))
+        actual = self._around[np.arange(len(rows)), :, entries].sum(0)
+        slope = (expected - _TOTAL * actual).astype(np.int64)
+        self._weights += self._limited(slope, len(rows)) >> 22
+        np.clip(self._weights, -WEIGHT_LIMIT, WEIGHT_LIMIT, out=self._weights)
+        frequency = np.bincount(entries, minlength=self._nowhere)
+        surprise = _TOTAL * frequency - likely.sum(0).astype(np.int64)
+        self._bias += self._limited(surprise, len(rows)) >> 2
+        np.clip(self._bias, -BIAS_LIMIT, BIAS_LIMIT, out=self._bias)
+
+    @staticmethod
+    def _limited(total: Ints, places: int) -> Ints:
+        """A sum over a wave as it would be if the wave were not longer than usual."""
+        return total * LEARNED_AT_ONCE // places if places > LEARNED_AT_ONCE else total
+
+
+# Payloads.
+
+Choose = Callable[[Ints, Ints, NDArray[np.float32]], Ints]
+
+
+def _code(
+    coder: _Coder, palette: Palette | None, choose: Choose, shape: tuple[int, int, int]
+) -> tuple[Palette, Ints]:
+    """Code a palette, and the entries that ``choose`` makes of rows, columns and counts."""
+    height, width, channels = shape
+    palette = _code_palette(coder, palette, height * width, channels)
+    indices = np.zeros((height, width), np.int64)
+    if len(palette.entries) > 1:
+        model = _IndexModel(palette.entries, height, width)
+        for rows, columns in _waves(height, width):
+            counts = model.predict(rows, columns)
+            entries = coder.code(choose(rows, columns, counts), counts)
+            model.learn(rows, columns, counts, entries)
+            indices[rows, columns] = entries
+    return palette, indices
+
+
+def pack(palette: Palette, indices: Ints) -> bytes:
+    """The payload of a palette and the indices (h, w) of its entries, without loss."""
+    coder = _Encoder()
+    shape = (*indices.shape, palette.entries.shape[1])
+    _code(coder, palette, lambda rows, columns, _: indices[rows, columns], shape)
+    return coder.bytes()
+
+
+def unpack(payload: bytes, height: int, width: int, channels: int) -> tuple[Palette, Ints]:
+    """The palette and the indices (h, w) of a payload; `entropy.DamagedPayload` if it has none."""
+    if not 1 <= channels <= MAX_CHANNELS:
+        msg = f"a palette of {channels} channels"
+        raise DamagedPayload(msg)
+    coder = _Decoder(payload)
+    palette, indices = _code(
+        coder, None, lambda rows, *_: np.zeros_like(rows), (height, width, channels)
+    )
+    coder.finish()
+    return palette, indices
+
+
+# Latents to a palette and back.
+
+ITERATIONS = 20  # of k-means: after 10 its error is 0.3 % larger, after 50 less than 0.1 % smaller
+MAX_SAMPLE = 1 << 16  # latents that k-means sees; chosen, 256 for each of 256 entries
+PLACES_PER_ENTRY = 4  # at least; chosen, so that a small picture's palette does not outweigh it
+# The share of the error that is passed on, as in Atkinson's dither.  Of all of it, the squared
+# error is 16 % larger and that of 3x3 means, what is left when noise is taken out, 2 % smaller;
+# of a half, 8 % smaller and 20 % larger.  With less than all of it, errors die out where no
+# entry is near.  Eight photos, like the next.
+DIFFUSED = 0.75
+# Distortion traded for code length, relative to the slope that theory gives to quantisation at a
+# high rate, 6 dB a bit.  0.5 saves 2.4 % of the bytes for 0.01 dB, 0.75 further 1.5 % for 0.08.
+RATE_WEIGHT = 0.5
+
+
+def _start(points: Floats, count: int, random: np.random.Generator) -> Floats:
+    """Up to ``count`` of the points (n, C), far from each other: k-means++ (Arthur 2007)."""
+    centres = [points[random.integers(len(points))]]
+    distances = ((points - centres[0]) ** 2).sum(1)
+    while len(centres) < count and distances.any():
+        sums = np.cumsum(distances)
+        chosen = np.searchsorted(sums, random.uniform(0, sums[-1]), "right")
+        centres.append(points[chosen])
+        distances = np.minimum(distances, ((points - points[chosen]) ** 2).sum(1))
+    return np.array(centres)
+
+
+def _quantise(wanted: Floats, entries: int, seed: int) -> tuple[Palette, float]:
+    """A palette for bytes (h, w, C), not yet rounded, and its squared error in each channel."""
+    try:
+        from scipy.cluster.vq import kmeans2, vq
+    except ImportError as e:
+        msg = 'coding="palette" needs scipy: run pip install "pillow-sdz[sd]"'
+        raise OSError(msg) from e
+    points = wanted.reshape(-1, wanted.shape[2])
+    random = np.random.default_rng(seed)
+    if len(points) > MAX_SAMPLE:
+        points = points[random.choice(len(points), MAX_SAMPLE, replace=False)]
+    centres = _start(points, entries, random)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # an empty cluster keeps its entry
+        centres, _ = kmeans2(points, centres, iter=ITERATIONS, minit="matrix")
+    error = float((vq(points, centres)[1] ** 2).mean()) / points.shape[1]
+    # The coarsest grid that is not coarser than the error.  Measured: an octave finer costs 115
+    # bytes for 0.1 dB, an octave coarser saves 125 and costs 0.4; all else costs 500 for 1 dB.
+    shift = 0
+    while shift < BYTE_BITS - 1 and 4 ** (shift + 1) <= error:
+        shift += 1
+    grid = np.floor((centres - ((1 << shift) >> 1)) / (1 << shift) + 0.5).astype(np.int64)
+    grid = np.clip(grid, 0, ((1 << BYTE_BITS) >> shift) - 1)
+    return Palette(np.unique(grid, axis=0), shift), error
+
+
+class _Diffusion:
+    """Chooses entries by distance and code length, and passes the error on to places to come."""
+
+    def __init__(self, wanted: Floats, palette: Palette, share: float, weight: float) -> None:
+        # What errors leave behind at the borders is lost.
+        self._wanted = np.pad(wanted, ((0, 1), (1, 1), (0, 0)))
+        self._palette = palette.bytes.astype(np.float64)
+        self._squares = (self._palette**2).sum(1)
+        self._share = share / 16
+        self._weight = weight
+
+    def choose(self, rows: Ints, columns: Ints, counts: NDArray[np.float32]) -> Ints:
+        wanted = self._wanted[rows, columns + 1]
+        cost = self._squares - 2 * (wanted @ self._palette.T) - self._weight * np.log2(counts + 1)
+        entries: Ints = cost.argmin(1)
+        error = self._share * (wanted - self._palette[entries])
+        self._wanted[rows, columns + 2] += 7 * error
+        self._wanted[rows + 1, columns] += 3 * error
+        self._wanted[rows + 1, columns + 1] += 5 * error
+        self._wanted[rows + 1, columns + 2] += error
+        return entries
+
+
+def encode(
+    latents: NDArray[Any],
+    *,
+    step: int,
+    entries: int = 256,
+    dither: bool = True,
+    seed: int = 0,
+) -> bytes:
+    """The payload of latents (h, w, C), C at most 256.
+
+    ``step`` is what a byte counts, in 1/1024 of a latent: 34 is the article's.  Latents beyond
+    128 steps are clipped.  A small picture gets fewer ``entries``, one for 4 places.
+    """
+    height, width, channels = latents.shape
+    if channels > MAX_CHANNELS or not 0 < entries <= MAX_ENTRIES:
+        msg = f"no palette has {entries} entries of {channels} channels"
+        raise ValueError(msg)
+    wanted = np.clip(latents.astype(np.float64) * (STEP_UNITS / step) + ZERO, 0, 255)
+    places = height * width
+    palette, error = _quantise(wanted, min(entries, -(-places // PLACES_PER_ENTRY)), seed)
+    weight = RATE_WEIGHT * 2 * np.log(2) * error
+    diffusion = _Diffusion(wanted, palette, DIFFUSED if dither else 0, weight)
+    coder = _Encoder()
+    _code(coder, palette, diffusion.choose, (height, width, channels))
+    return coder.bytes()
+
+
+def decode(
+    payload: bytes, height: int, width: int, channels: int, *, step: int
+) -> NDArray[np.float32]:
+    """The latents (h, w, C) of a payload; `entropy.DamagedPayload` if it has none."""
+    palette, indices = unpack(payload, height, width, channels)
+    latents = (palette.bytes - ZERO) * (step / STEP_UNITS)
+    return latents.astype(np.float32)[indices]
