@@ -32,8 +32,7 @@ SAMPLE_BITS = 20  # of the factor that a sample is multiplied by
 Offsets = list[tuple[int, int]]
 
 # (row, column).  A wave needs column + 2 row < 0 of its own channel's neighbours.
-VALUES: Offsets = [(0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0), (-1, -2), (-2, -1)]
-ERRORS: Offsets = VALUES[:6]
+OWN: Offsets = [(0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0), (-1, -2), (-2, -1)]
 # Channels follow each other at a distance of three waves: column + 2 row < 3 is known.
 BEFORE: Offsets = [(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0)]
 CHANNEL_DELAY = 3
@@ -76,33 +75,36 @@ class _Wave(NamedTuple):
         return cls(rows, start[channel] - 2 * rows, channel, bounds)
 
 
-class _Regression:
-    """A linear prediction per channel, in integers: weights (C, K) in 2 ** -16."""
+class _Regressions:
+    """Two linear predictions per channel, in integers: weights (2, C, K) in 2 ** -16."""
 
     def __init__(self, channels: int, initial: Ints) -> None:
-        self.weights = np.broadcast_to(initial.astype(np.float64), (channels, len(initial)))
-        inputs = len(initial)
-        moments = np.diag(np.full(inputs + 1, PRIOR))
-        moments[:-1, -1] = moments[-1, :-1] = PRIOR * initial >> WEIGHT_BITS
-        self._moments = np.tile(moments, (channels, 1, 1))
+        """``initial`` are the first weights (2, K)."""
+        inputs = initial.shape[1]
+        self._weights = np.repeat(initial[:, None].astype(np.float64), channels, axis=1)
+        moments = np.tile(np.diag(np.full(inputs + 1, PRIOR)), (2, 1, 1))
+        moments[:, :-1, -1] = moments[:, -1, :-1] = PRIOR * initial >> WEIGHT_BITS
+        self._moments = np.repeat(moments[:, None], channels, axis=1)
 
     def predict(self, inputs: Floats, channels: Ints) -> Floats:
-        """From inputs (n, K), in 2 ** -16 of their unit."""
-        predicted: Floats = (inputs * self.weights[channels]).sum(1)
+        """(2, n), in 2 ** -16 of their unit, from inputs (2, n, K)."""
+        predicted: Floats = (inputs * self._weights[:, channels]).sum(2)
         return predicted
 
-    def learn(self, inputs: Floats, outputs: Floats, importance: Floats, wave: _Wave) -> None:
-        """From a wave's samples (n, K) and (n,), each multiplied by (n,) in 2 ** -20."""
-        samples = np.concatenate([inputs, outputs[:, None]], axis=1)
+    def learn(self, samples: Floats, importance: Floats, wave: _Wave) -> None:
+        """From inputs and what they should predict (2, n, K + 1), times (n,) in 2 ** -20."""
         samples = np.floor(samples * importance[:, None] * 2.0**-SAMPLE_BITS)
         for c, part in wave.bounds:
-            moments = self._moments[c]
+            moments = self._moments[:, c]
             moments -= moments >> DECAY
-            moments += (samples[part].T @ samples[part]).astype(np.int64)
+            of_channel = samples[:, part]
+            moments += (of_channel.transpose(0, 2, 1) @ of_channel).astype(np.int64)
 
     def refit(self) -> None:
         """Take the weights that are best for what has been learned."""
-        self.weights = solve(self._moments).astype(np.float64)
+        channels, size = self._moments.shape[1:3]
+        weights = solve(self._moments.reshape(2 * channels, size, size))
+        self._weights = weights.reshape(2, channels, -1).astype(np.float64)
 
 
 def _shifted(x: Ints, by: Ints) -> Ints:
@@ -111,40 +113,26 @@ def _shifted(x: Ints, by: Ints) -> Ints:
 
 
 def solve(moments: Ints) -> Ints:
-    """The weights (C, K), in 2 ** -16, of moments (C, K + 1, K + 1), the output's last.
+    """The weights (M, K), in 2 ** -16, of moments (M, K + 1, K + 1), the output's last.
 
     Gaussian elimination in 64-bit integers; pivots need no search in a positive matrix.
     """
     inputs = moments.shape[1] - 1
     a = moments.copy()
-    diagonal = np.einsum("cii->ci", a)
+    diagonal = np.einsum("mii->mi", a)
     diagonal += (diagonal >> RELATIVE_FLOOR) + FLOOR
-    # Every input gets a power of two that brings the diagonal to 2 ** 28 .. 2 ** 30; then no
-    # element is larger, and no product below reaches 2 ** 60.
+    # Every input gets a power of two that brings the diagonal to 2 ** 28 .. 2 ** 30.  Then no
+    # element is larger, no pivot below 2 ** 17, no weight above 2 ** 6 and no sum above 2 ** 60.
     half = (np.frexp(diagonal.astype(np.float64))[1].astype(np.int64) + 1) // 2
     a = _shifted(a, 30 - half[:, :, None] - half[:, None, :])
     for i in range(inputs):
         factor = (a[:, i + 1 : inputs, i] << 24) // a[:, i, i, None]
         a[:, i + 1 : inputs, i + 1 :] -= factor[:, :, None] * a[:, i, None, i + 1 :] >> 24
-    weights = np.zeros((len(a), inputs), np.int64)
+    weights = a[:, :-1, -1] << WEIGHT_BITS
     for i in reversed(range(inputs)):
-        rest = (a[:, i, -1] << WEIGHT_BITS) - (a[:, i, i + 1 : -1] * weights[:, i + 1 :]).sum(1)
-        weights[:, i] = np.minimum(np.maximum(rest // a[:, i, i], -(1 << 22)), 1 << 22)
+        weights[:, i] //= a[:, i, i]
+        weights[:, :i] -= a[:, :i, i] * weights[:, i, None]
     return np.clip(_shifted(weights, half[:, -1:] - half[:, :-1]), -(1 << 20), 1 << 20)
-
-
-def _before(volume: Floats, wave: _Wave, channels: Ints, offsets: Offsets) -> Floats:
-    """Values (n, K) at offsets in each place's channel, or the nearest that are coded."""
-    width = volume.shape[2]
-    down, right = np.array(offsets).T
-    rows = np.maximum(wave.rows[:, None] + down, 0)
-    columns = np.minimum(np.maximum(wave.columns[:, None] + right, 0), width - 1)
-    ahead = (rows == wave.rows[:, None]) & (columns >= wave.columns[:, None])
-    columns = np.where(ahead, wave.columns[:, None] - 1, columns)
-    outside = columns < 0  # of the first column: what lies above
-    rows, columns = np.where(outside, rows - 1, rows), np.maximum(columns, 0)
-    values = volume[channels[:, None], rows, columns]
-    return np.where(rows < 0, 0.0, values)
 
 
 def _limited(x: Floats) -> Floats:
@@ -152,12 +140,11 @@ def _limited(x: Floats) -> Floats:
 
 
 class _Expectation(NamedTuple):
-    """Of a wave's places: inputs and outputs of the two regressions."""
+    """Of a wave's places: the regressions' inputs (2, n, K) and outputs (n,)."""
 
-    x: Floats  # (n, K)
-    z: Floats  # (n, L)
-    mean: Floats  # (n,) in 2 ** -22 of a step
-    magnitude: Floats  # (n,) likewise; how wrong the mean will be
+    inputs: Floats
+    mean: Floats  # in 2 ** -22 of a step
+    magnitude: Floats  # likewise; how wrong the mean will be
 
     @property
     def eighths(self) -> Ints:
@@ -176,62 +163,75 @@ class _Picture:
 
     def __init__(self, height: int, width: int, channels: int, step: int) -> None:
         self._near, self._far = min(NEAR, channels - 1), min(FAR, channels - 1)
-        self._values = np.zeros((channels, height, width))
-        # In front of the first channel lie as many that are never wrong as are asked for.
-        self._errors = np.zeros((self._far + channels, height, width))
-        self._one = min(UNIT * STEP_UNITS // step, VALUE_LIMIT)
-        self._usual = min(UNIT * INITIAL_ERROR // step, VALUE_LIMIT)
+        # Values and errors.  In front of the first channel lie as many that are never wrong as
+        # are asked for.
+        self._known = np.zeros((2, self._far + channels, height, width))
+        one = min(UNIT * STEP_UNITS // step, VALUE_LIMIT)
+        usual = min(UNIT * INITIAL_ERROR // step, VALUE_LIMIT)
+        self._constants = np.array([[one], [usual]])
         # Of a step alone, float16's narrow cells took 2.7 % more bytes.
-        self._softness = max(UNIT, self._usual)
-        others = len(BEFORE) * self._near + self._far - self._near
-        half, quarter, eighth = (1 << WEIGHT_BITS) // np.array([2, 4, 8])
-        self._means = _Regression(
-            channels, np.array([half, half] + [0] * (len(VALUES) - 2 + others + 1))
-        )
-        self._magnitudes = _Regression(
-            channels, np.array([eighth] * len(ERRORS) + [0] * others + [quarter])
+        self._softness = max(UNIT, usual)
+        half, quarter, tenth = (1 << WEIGHT_BITS) // np.array([2, 4, 10])
+        others = [0] * (len(BEFORE) * self._near + self._far - self._near)
+        first = [[half, half] + [0] * (len(OWN) - 2), [tenth] * len(OWN)]
+        self._regressions = _Regressions(
+            channels, np.array([[*first[0], *others, 0], [*first[1], *others, quarter]])
         )
 
     def expect(self, wave: _Wave) -> _Expectation:
         """What the wave's symbols will be."""
-        own = _before(self._values, wave, wave.channels, VALUES)
-        wrong = _before(self._errors, wave, wave.channels + self._far, ERRORS)
-        others = self._others(wave)
-        constant = np.ones((len(own), 1))
-        x = np.concatenate([own, others, constant * self._one], axis=1)
-        z = np.abs(np.concatenate([wrong, others, constant * self._usual], axis=1))
-        magnitude = self._magnitudes.predict(z, wave.channels)
+        own, others = self._own(wave), self._others(wave)
+        inputs = np.empty((2, len(others), len(OWN) + others.shape[1] + 1))
+        inputs[:, :, : len(OWN)] = own
+        inputs[:, :, len(OWN) : -1] = others
+        inputs[:, :, -1] = self._constants
+        np.abs(inputs[1], out=inputs[1])
+        mean, magnitude = self._regressions.predict(inputs, wave.channels)
         magnitude = np.minimum(magnitude, VALUE_LIMIT << WEIGHT_BITS)
         magnitude = np.maximum(magnitude, LEAST_MAGNITUDE << WEIGHT_BITS)
-        return _Expectation(x, z, self._means.predict(x, wave.channels), magnitude)
+        return _Expectation(inputs, mean, magnitude)
 
     def learn(self, wave: _Wave, expected: _Expectation, symbols: Ints) -> None:
         """Take in what they are."""
         value = symbols.astype(np.float64) * UNIT
         error = _limited(value - np.floor(expected.mean * 2.0**-WEIGHT_BITS + 0.5))
-        value = _limited(value)
-        self._values[wave.channels, wave.rows, wave.columns] = value
-        self._errors[wave.channels + self._far, wave.rows, wave.columns] = error
+        known = np.stack([_limited(value), error])
+        self._known[:, wave.channels + self._far, wave.rows, wave.columns] = known
         # The larger an error was to be, the less it says: samples are in units of it, softened.
         magnitude = np.floor(expected.magnitude * 2.0**-WEIGHT_BITS)
         importance = np.floor(2.0 ** (SAMPLE_BITS + UNIT_BITS) / (magnitude + self._softness))
-        self._means.learn(expected.x, value, importance, wave)
-        self._magnitudes.learn(expected.z, np.abs(error), importance, wave)
+        np.abs(known[1], out=known[1])
+        samples = np.concatenate([expected.inputs, known[:, :, None]], axis=2)
+        self._regressions.learn(samples, importance, wave)
 
     def refit(self) -> None:
-        self._means.refit()
-        self._magnitudes.refit()
+        """Apply what has been learned."""
+        self._regressions.refit()
+
+    def _own(self, wave: _Wave) -> Floats:
+        """Values and errors (2, n, K) around, in each place's channel, or the nearest coded."""
+        down, right = np.array(OWN).T
+        rows = np.maximum(wave.rows[:, None] + down, 0)
+        columns = np.maximum(wave.columns[:, None] + right, 0)
+        columns = np.minimum(columns, self._known.shape[3] - 1)
+        ahead = (rows == wave.rows[:, None]) & (columns >= wave.columns[:, None])
+        columns = np.where(ahead, wave.columns[:, None] - 1, columns)
+        outside = columns < 0  # of the first column: what lies above
+        rows, columns = np.where(outside, rows - 1, rows), np.maximum(columns, 0)
+        known: Floats = self._known[:, wave.channels[:, None] + self._far, rows, columns]
+        known[:, rows < 0] = 0
+        return known
 
     def _others(self, wave: _Wave) -> Floats:
         """Errors (n, K) of the channels before, the nearest channel first."""
-        _, height, width = self._errors.shape
+        errors = self._known[1]
         down, right = np.array(BEFORE).T
-        rows = np.minimum(np.maximum(wave.rows[:, None] + down, 0), height - 1)
-        columns = np.minimum(np.maximum(wave.columns[:, None] + right, 0), width - 1)
+        rows = np.minimum(np.maximum(wave.rows[:, None] + down, 0), errors.shape[1] - 1)
+        columns = np.minimum(np.maximum(wave.columns[:, None] + right, 0), errors.shape[2] - 1)
         channels = wave.channels[:, None] + self._far
-        near = [self._errors[channels - k, rows, columns] for k in range(1, self._near + 1)]
+        near = [errors[channels - k, rows, columns] for k in range(1, self._near + 1)]
         further = channels - np.arange(self._near + 1, self._far + 1)
-        far = self._errors[further, wave.rows[:, None], wave.columns[:, None]]
+        far = errors[further, wave.rows[:, None], wave.columns[:, None]]
         return np.concatenate([*near, far], axis=1)
 
 
