@@ -1,11 +1,12 @@
-"""Bytes of quantised latents: the lattice prior against lossless pictures and archivers.
+"""Bytes of quantised latents: the two priors against lossless pictures and archivers.
 
     python -m benchmarks.latents --latents FILE [--priors DIR]
 
 FILE holds latents (C, h, w) at a factor of 8, one tensor a photo. A prior is never fitted on
 what it codes here: photo i is coded by DIR/fold(i mod folds).safetensors, which
 `python -m training.lattice_prior --folds 3` made from the others; without DIR they are trained
-first. All columns code the same integers, and every sdz payload is decoded and compared.
+first. The adaptive prior is fitted on none. All columns code the same integers, and every sdz
+payload is decoded and compared.
 
 For JPEG XL the integers become 8-bit samples, less each channel's minimum, in the layout of
 those below that it packs best, chosen for each photo.
@@ -33,23 +34,24 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
 
+from pillow_sdz.adaptive import AdaptivePrior
 from pillow_sdz.entropy import Ints, SymbolDecoder, Tables
 from pillow_sdz.lattice import STEP_UNITS, LatticePrior
-from pillow_sdz.quantize import Quantizer
+from pillow_sdz.quantize import Prior, Quantizer
 
 STEPS = (0.25, 0.5, 1.0)  # those of the project's figures
 FACTOR = 8  # pixels a side for each latent
 FOLDS = 3  # as many as `training.lattice_prior` is told to make
 
 
-def encode(prior: LatticePrior, symbols: Ints, step: int) -> bytes:
+def encode(prior: Prior, symbols: Ints, step: int) -> bytes:
     """The payload of integers (h, w, C)."""
     quantizer = Quantizer(Tables.shipped(), symbols.astype(np.float64), np.zeros(0, np.int64))
     prior.code(quantizer, symbols.shape[0], symbols.shape[1], step)
     return quantizer.bytes()
 
 
-def decode(prior: LatticePrior, payload: bytes, shape: tuple[int, ...], step: int) -> Ints:
+def decode(prior: Prior, payload: bytes, shape: tuple[int, ...], step: int) -> Ints:
     """The integers (h, w, C) of a payload."""
     decoder = SymbolDecoder(Tables.shipped(), payload)
     symbols = prior.code(decoder, shape[0], shape[1], step)
@@ -105,13 +107,17 @@ def measure(
         prior = priors[i % len(priors)]
         symbols = np.rint(latents.transpose(1, 2, 0) / step).astype(np.int64)
         payload = encode(prior, symbols, units)
-        if not np.array_equal(decode(prior, payload, symbols.shape, units), symbols):
-            msg = "the payload does not decode to what was encoded"
-            raise AssertionError(msg)
+        adaptive = AdaptivePrior(symbols.shape[2])
+        learned = encode(adaptive, symbols, units)
+        for known, data in ((prior, payload), (adaptive, learned)):
+            if not np.array_equal(decode(known, data, symbols.shape, units), symbols):
+                msg = "the payload does not decode to what was encoded"
+                raise AssertionError(msg)
         # Channel after channel, which both pack better than interleaved.
         raw = samples(symbols).transpose(2, 0, 1).tobytes()
         sizes = {
             "sdz": len(payload),
+            "adaptive": len(learned),
             "zlib 9": len(zlib.compress(raw, 9)),
             "LZMA": len(lzma.compress(raw, lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME)),
         }
@@ -131,16 +137,16 @@ def measure(
 def table(results: dict[float, dict[str, float]]) -> str:
     """A markdown table of `measure`'s results by step."""
     lines = [
-        "| step | sdz bpp | JPEG XL e9 bpp | sdz less by | LZMA bpp | zlib bpp | encode ms | decode ms |",  # noqa: E501
-        "|---|---|---|---|---|---|---|---|",
+        "| step | sdz bpp | adaptive bpp | JPEG XL e9 bpp | sdz less by | LZMA bpp | zlib bpp | encode ms | decode ms |",  # noqa: E501
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for step, r in results.items():
         jxl, saved = "-", "-"
         if "JPEG XL" in r:
             jxl, saved = f"{r['JPEG XL']:.4f}", f"{100 * (1 - r['sdz'] / r['JPEG XL']):.1f} %"
         lines.append(
-            f"| {step} | {r['sdz']:.4f} | {jxl} | {saved} | {r['LZMA']:.4f} | {r['zlib 9']:.4f} "
-            f"| {r['encode']:.0f} | {r['decode']:.0f} |"
+            f"| {step} | {r['sdz']:.4f} | {r['adaptive']:.4f} | {jxl} | {saved} "
+            f"| {r['LZMA']:.4f} | {r['zlib 9']:.4f} | {r['encode']:.0f} | {r['decode']:.0f} |"
         )
     return "\n".join(lines)
 

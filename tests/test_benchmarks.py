@@ -16,9 +16,11 @@ for module in ("ssimulacra2", "matplotlib", "tqdm"):
 # They are no part of the installed package, so that only the checkout has them.
 sys.path.append(str(Path(__file__).parent.parent))
 
-from benchmarks import effort, metrics, rate_distortion, speed  # noqa: E402
+from benchmarks import effort, latent_cache, metrics, rate_distortion, speed  # noqa: E402
 from benchmarks.codecs import CODECS, Codec  # noqa: E402
 from pillow_sdz import demo  # noqa: E402
+from pillow_sdz.adaptive import AdaptivePrior  # noqa: E402
+from sample_latents import correlated_latents  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +205,21 @@ def test_bytes_at_equal_error_are_read_off_a_power_law() -> None:
     assert effort.at_error(points, 0.3) == pytest.approx(1e9 * 0.3**-0.5)
     with pytest.raises(ValueError, match="lies outside"):
         effort.at_error(points, 0.5)
+
+
+def test_latent_cache_formats_are_as_exact_as_they_say() -> None:
+    latents = correlated_latents(64, 64, 4).transpose(2, 0, 1).astype(np.float16)
+    formats = [
+        latent_cache.numpy_file(np.float32, compressed=False),
+        latent_cache.safetensors_file(np.float16),
+        latent_cache.numpy_file(np.float16, compressed=True),
+        latent_cache.lzma_of_bytes(),
+        latent_cache.lossless(),
+        latent_cache.quantised("adaptive", 0, [AdaptivePrior(4)], 0.5),
+    ]
+    rows = [latent_cache.measure(format, [(0, latents)]) for format in formats]
+    sizes = [int(row.split("|")[2].replace(",", "")) for row in rows]
+    assert sizes == sorted(sizes, reverse=True)
+    too_exact = formats[-1]._replace(error=0.1)
+    with pytest.raises(AssertionError, match="does not decode"):
+        latent_cache.measure(too_exact, [(0, latents)])
