@@ -4,9 +4,9 @@
 
 FILE holds latents (C, h, w) at a factor of 8, one tensor a photo.  Rows are averages over crops
 of 64x64 latents, those of a 512x512 picture, every 16 latents and at the far ends; times are
-medians, of the processor.  Every payload is decoded and checked.  Raw and zlib are the article's packing of the same
-palette and indices.  Squared errors are in steps of the bytes: of latents, and of means of 3x3
-latents, where dither has little part.
+medians, of the processor.  Every payload is decoded and checked.  Raw and zlib are the article's
+packing of the same palette and indices.  Squared errors are in steps of the bytes: of latents,
+and of means of 3x3 latents, where dither has little part.
 """
 
 from __future__ import annotations
