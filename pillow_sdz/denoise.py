@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from . import models, options
 from .container import ARTICLES_DENOISING, Denoising
@@ -77,25 +79,7 @@ def refiner(
 def denoise(
     latents: Latents, denoiser: models.Denoiser, strength: float, steps: int, prompt: str = ""
 ) -> Latents:
-    """Latents (h, w, C) after the last ``steps`` steps of DDIM (Song et al. 2021), eta 0.
-
-    ``strength`` in (0, 1] is the part of the schedule that is run.  The same latents give the
-    same result: no noise is drawn.  OSError where the U-Net's scheduler is of another kind.
-    """
-    from diffusers import DDIMScheduler
-
-    if not hasattr(denoiser.scheduler, "alphas_cumprod"):
-        kind = type(denoiser.scheduler).__name__
-        msg = f"denoising needs the scheduler of a diffusion model, this model has {kind}"
-        raise OSError(msg)
-    scheduler = DDIMScheduler.from_config(  # type: ignore[no-untyped-call]
-        denoiser.scheduler.config,
-        timestep_spacing="trailing",  # so that the first step is the strength's
-        set_alpha_to_one=True,  # and the last one ends without noise
-        clip_sample=False,
-    )
-    total = scheduler.config.num_train_timesteps
-    scheduler.set_timesteps(min(max(round(steps / strength), 1), total))
+    """Latents (h, w, C) after the last ``steps`` steps of DDIM; see `last_steps`."""
     unet = denoiser.unet
     x = torch.from_numpy(latents).permute(2, 0, 1)[None].to(unet.device, torch.float32)
     rows, columns = x.shape[2:]
@@ -103,10 +87,38 @@ def denoise(
     multiple = 2 ** (len(unet.config.block_out_channels) - 1)
     x = F.pad(x, (0, -columns % multiple, 0, -rows % multiple), mode="replicate")
     condition = {} if denoiser.embed is None else {"encoder_hidden_states": denoiser.embed(prompt)}
-    last = scheduler.timesteps[-steps:]
-    x *= scheduler.alphas_cumprod[last[0]].sqrt()  # the latents are taken for noisy ones
-    for t in last:
-        noise = unet(x.to(unet.dtype), t, **condition).sample.float()
-        x = scheduler.step(noise, t, x, eta=0.0).prev_sample
+    x = last_steps(x, unet, denoiser.scheduler, strength, steps, **condition)
     refined: Latents = x[0, :, :rows, :columns].permute(1, 2, 0).cpu().numpy()
     return refined
+
+
+def last_steps(
+    latents: Tensor, unet: Any, scheduler: Any, strength: float, steps: int, **condition: Tensor
+) -> Tensor:
+    """Latents (B, C, h, w) after the last steps of DDIM (Song et al. 2021), eta 0.
+
+    They are taken for the noisy latents at ``strength``, in (0, 1], of the scheduler's noise, and
+    nothing is added: the same latents give the same result.  OSError where the scheduler is not
+    that of a diffusion model.
+    """
+    from diffusers import DDIMScheduler
+
+    if not hasattr(scheduler, "alphas_cumprod"):
+        msg = (
+            "denoising needs the scheduler of a diffusion model, "
+            f"this model has {type(scheduler).__name__}"
+        )
+        raise OSError(msg)
+    ddim = DDIMScheduler.from_config(  # type: ignore[no-untyped-call]
+        scheduler.config,
+        timestep_spacing="trailing",  # so that the first step is the strength's
+        set_alpha_to_one=True,  # and the last one ends without noise
+        clip_sample=False,
+    )
+    ddim.set_timesteps(min(max(round(steps / strength), 1), ddim.config.num_train_timesteps))
+    last = ddim.timesteps[-steps:]
+    x = latents * ddim.alphas_cumprod[last[0]].sqrt()
+    for t in last:
+        noise = unet(x.to(unet.dtype), t, **condition).sample.float()
+        x = ddim.step(noise, t, x, eta=0.0).prev_sample
+    return x

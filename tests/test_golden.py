@@ -11,10 +11,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from pillow_sdz import container, models
+from pillow_sdz import container, models, open_latents
 from pillow_sdz.container import Chunk, Header
 from pillow_sdz.entropy import Ints, Prediction, SymbolDecoder, SymbolEncoder, Tables
 
@@ -168,3 +169,51 @@ def test_pixels_of_record(name: str) -> None:
         assert max(high for _, high in difference.getextrema()) <= 1
         if "A" in im.mode:
             assert im.getchannel("A").tobytes() == png.getchannel("A").tobytes()
+
+
+# Files of latents: shape, sha256 of the values as little-endian float32, a few of them.
+LATENT_FILES: dict[str, tuple[tuple[int, ...], str, list[float]]] = {
+    "latents-sd1": (
+        (2, 4, 24, 33),
+        "c670b5f6c4fc0884ce45167416ff0ead3f1d4ea9fb36510c737bb79736aaec73",
+        [-0.5, 2.0, 0.0, 1.0, 0.0],
+    ),
+    "latents-flux": (
+        (16, 24, 33),
+        "7690b7f65f7f7f9c37cb32a34390eaa1d9a138b59cc80c46dc5b9814187f802f",
+        [-0.5, 0.0, 1.0, 1.0, 0.5],
+    ),
+    "latents-palette": (
+        (4, 24, 33),
+        "a1dd5e0e0eebab1112f1da56174e42baf237bea2f773efb01f93704acc52ea45",
+        [-0.59765625, -0.33203125, 0.86328125, 0.33203125, 0.19921875],
+    ),
+    "latents-float16": (
+        (4, 24, 33),
+        "722c5daf4d52352f469425fc34af25080588ab37ee632b19834455f85a0d8fbb",
+        [-0.484375, -0.34375, 0.859375, 0.234375, 0.234375],
+    ),
+    "latents-sd-mini": (
+        (4, 24, 33),
+        "b7f33f5378721b034a37c3e2498eafd8ed92a0a3914243a447f51888e183a5bd",
+        [-0.46484375, -0.46484375, 0.9296875, 0.46484375, 0.0],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LATENT_FILES)
+def test_latents_of_record(name: str) -> None:
+    """Exact values are read, whatever the coding and the prior."""
+    shape, digest, some = LATENT_FILES[name]
+    values = open_latents(FIXTURES / f"{name}.sdz").latents.astype("<f4")
+    assert values.shape == shape
+    assert values.ravel()[:: values.size // 5][:5].tolist() == some
+    assert hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest() == digest
+
+
+def test_what_belongs_to_latents_is_read() -> None:
+    found = open_latents(FIXTURES / "latents-sd1.sdz")
+    assert (found.model, found.size, found.step) == ("sd1", (260, 190), 0.5)
+    assert found.info.pop("alpha_mask").tolist() == np.ones((190, 260)).tolist()
+    provenance = {"layout": "kohya", "format": ".npz"}
+    assert found.info == {"prompt": "golden", "denoise": 0.05, "provenance": provenance}

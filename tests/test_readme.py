@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image, ImageShow
 
@@ -17,6 +19,7 @@ README = Path(__file__).parent.parent / "README.md"
 NOT_RUN = {
     "pip": "would install into the environment that runs the tests",
     "pytest": "would run this test within itself",
+    "sdz models fetch": "would download",
 }
 
 
@@ -31,7 +34,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def run(words: list[str], environment: dict[str, str]) -> None:
-    if words[0] in NOT_RUN:
+    if words[0] in NOT_RUN or " ".join(words[:3]) in NOT_RUN:
         return
     if words[:2] == ["python", "-m"]:
         # Benchmarks take long, and photos that are not in the tree: shown to be there.
@@ -59,6 +62,20 @@ def test_snippets(
     environment: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # The reader's own pipeline, of the sizes and with the settings that make it quick.
+    tiny_models = pytest.importorskip("tiny_models", reason="needs the extra sd")
+    parts = tiny_models.pipeline_parts(tmp_path / "parts")
+    pipe = tiny_models.diffusers.StableDiffusionPipeline(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    quick = functools.partial(pipe, height=64, width=64, num_inference_steps=2)
+    vars(quick).update(pipe.components)
+    tiny_models.save_pipeline(tmp_path / "my-pipeline")
+    (tmp_path / "cache").mkdir()
+    cached = np.random.default_rng(0).normal(size=(4, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "cache" / "a_sd.npz", latents=cached, original_size=(64, 64))
+    monkeypatch.setenv("SDZ_MODELS", str(tmp_path / "models.json"))
+    environment = {**environment, "SDZ_MODELS": str(tmp_path / "models.json")}
+
     monkeypatch.chdir(tmp_path)
     # As a viewer does, which also closes the file.
     monkeypatch.setattr(ImageShow, "show", lambda image, *args: bool(image.load()))
@@ -67,7 +84,7 @@ def test_snippets(
     snippets = BLOCK.findall(README.read_text())
     assert {language for language, _ in snippets} == {"python", "bash"}
     # In the order in which they are read: a later one may use what an earlier one made.
-    namespace: dict[str, object] = {"__name__": "__main__"}
+    namespace: dict[str, object] = {"__name__": "__main__", "pipe": quick}
     for number, (language, text) in enumerate(snippets, 1):
         if language == "python":
             exec(compile(text, f"README.md, snippet {number}", "exec"), namespace)

@@ -143,6 +143,26 @@ def save_pipeline(folder: Path, conditional: bool = True) -> Path:
     return folder
 
 
+def pipeline_parts(folder: Path) -> dict[str, Any]:
+    """What a pipeline of Stable Diffusion 1's kind is made of; its tokenizer is in the folder."""
+    save_tokenizer(folder / "tokenizer")
+    unet = conditional_unet()
+    # What pipelines look for in Stable Diffusion 1's configuration.
+    unet.register_to_config(sample_size=64)
+    noises = scheduler()
+    noises.register_to_config(steps_offset=1)
+    return {
+        "vae": autoencoder_kl(),
+        "unet": unet,
+        "scheduler": noises,
+        "text_encoder": text_encoder(),
+        "tokenizer": transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -1,10 +1,15 @@
 """Train the U-Net of `sd-mini`: it predicts the noise in the latents of its autoencoder.
 
-    python -m training.unet --autoencoder FILE --photos DIR --run DIR --minutes 35
+    python -m training.unet --autoencoder FILE --latents FILE --run DIR --minutes 30
+    python -m training.unet --autoencoder FILE --latents FILE --run DIR --minutes 25 \
+        --warm-start DIR --palettes FILE --perceptual 0.5
 
-goes on from the run's checkpoint if there is one, and writes RUN/unet and RUN/scheduler in
-diffusers' layout.  Needs diffusers.  The objective is that of denoising diffusion (Ho et al.,
-NeurIPS 2020) with Stable Diffusion 1's schedule.
+The first is denoising diffusion (Ho et al., NeurIPS 2020) with Stable Diffusion 1's schedule.
+The second ends it with the noise that the last steps will meet: with ``--palettes``, of
+training.palettes, half of a batch has a palette's error instead of Gaussian noise, and with
+``--perceptual`` what is left of it counts as seen in the decoded picture, too.  A run goes on
+from its checkpoint if there is one, and writes RUN/unet and RUN/scheduler in diffusers' layout.
+Needs diffusers.
 """
 
 from __future__ import annotations
@@ -20,14 +25,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DModel
-from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pillow_sdz.denoise import denoise
-from pillow_sdz.models.sd_mini import CHANNELS, SdMini
-from pillow_sdz.models.stable_diffusion import Denoiser
-from training import data
+from pillow_sdz.container import ARTICLES_DENOISING
+from pillow_sdz.denoise import last_steps
+from pillow_sdz.models.presets import WEIGHTS
+from pillow_sdz.models.sd_mini import CHANNELS, Autoencoder
 from training.mini import average
+from training.perceptual import ssimulacra2
 
 BATCH = 16
 CROP = 32  # latents along a side
@@ -35,7 +41,10 @@ CROP = 32  # latents along a side
 # drawn from the last 150; the rest keeps it a noise predictor of the whole schedule.
 LAST = 150
 
-Latents = NDArray[np.float32]
+# How files recommend to be denoised.
+STRENGTH, STEPS = ARTICLES_DENOISING.strength / 1000, ARTICLES_DENOISING.steps
+# Pictures of 192x192 pixels, few: SSIMULACRA2 and the decoder cost more than the U-Net.
+PERCEPTUAL_BATCH, PERCEPTUAL_CROP = 4, 24
 
 
 def unet() -> Any:
@@ -66,37 +75,80 @@ def scheduler() -> Any:
     )
 
 
-def latents_of(network: SdMini, photo: NDArray[np.uint8]) -> Latents:
-    """The latents (h, w, 4) of a photo's whole blocks."""
-    height, width = (n // 8 * 8 for n in photo.shape[:2])
-    return network.encode(photo[:height, :width])
+def crops(pictures: list[Tensor], count: int, size: int, rng: random.Random) -> Tensor:
+    """Random crops (count, C, size, size) of pictures (C, h, w), half of them mirrored."""
+    batch = []
+    for _ in range(count):
+        picture = rng.choice(pictures)
+        top = rng.randint(0, picture.shape[1] - size)
+        left = rng.randint(0, picture.shape[2] - size)
+        crop = picture[:, top : top + size, left : left + size]
+        batch.append(crop.flip(2) if rng.random() < 0.5 else crop)
+    return torch.stack(batch)
 
 
-def crops(latents: list[Latents], count: int, rng: random.Random) -> Tensor:
-    """Random crops (count, 4, CROP, CROP)."""
-    batch = np.empty((count, CROP, CROP, CHANNELS), np.float32)
-    for i in range(count):
-        whole = rng.choice(latents)
-        top = rng.randint(0, whole.shape[0] - CROP)
-        left = rng.randint(0, whole.shape[1] - CROP)
-        batch[i] = whole[top : top + CROP, left : left + CROP]
-    return torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous()
+def pairs(file: Path) -> list[Tensor]:
+    """Latents beside what a palette made of them, (8, h, w) each."""
+    tensors = load_file(file)
+    return list(torch.cat([tensors["exact"], tensors["coded"]], 1).float())
+
+
+def as_noise(exact: Tensor, coded: Tensor, noises: Any) -> Tensor:
+    """A palette's errors in the unit of the noise that the article's strength stands for."""
+    start = round(STRENGTH * noises.config.num_train_timesteps) - 1
+    cumulative = noises.alphas_cumprod[start]
+    noise: Tensor = (coded - exact) * (cumulative / (1 - cumulative)).sqrt()
+    return noise
+
+
+def decoded(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
+    """Pictures in [-0.5, 0.5]."""
+    images: Tensor = autoencoder.decoder(latents).float() / 2
+    return images
+
+
+def distance_left(
+    model: nn.Module, autoencoder: Autoencoder, exact: Tensor, coded: Tensor, noises: Any
+) -> tuple[Tensor, Tensor]:
+    """What the last steps leave of a palette's error: in latents, as a part, and as seen."""
+    refined = last_steps(coded, model, noises, STRENGTH, STEPS)
+    error = ((refined - exact) ** 2).mean() / ((coded - exact) ** 2).mean()
+    images = decoded(autoencoder, torch.cat([refined, exact]))
+    with torch.autocast(exact.device.type, enabled=False):
+        seen = 1 - ssimulacra2(images[: len(exact)], images[len(exact) :].detach()).mean() / 100
+    return error, seen
 
 
 @torch.no_grad()
-def score(model: nn.Module, latents: list[Latents]) -> str:
-    """Mean squared error left of white noise of 0.1, 0.2 and 0.3, denoised at what it equals."""
-    denoiser = Denoiser(model, scheduler(), None)
-    cumulative = denoiser.scheduler.alphas_cumprod
-    rng = np.random.default_rng(0)
+def score(
+    model: nn.Module, autoencoder: Autoencoder, unseen: list[Tensor], coded: list[Tensor]
+) -> str:
+    """Mean squared error left of white noise of 0.1, 0.2 and 0.3, denoised at what it equals.
+
+    Then, of palettes: the error and SSIMULACRA2 without and with denoising.
+    """
+    noises = scheduler()
+    cumulative = noises.alphas_cumprod
+    torch.manual_seed(0)
     out = []
     for noise in (0.1, 0.2, 0.3):
         strength = int((((1 - cumulative) / cumulative).sqrt() < noise).sum()) / 1000
         left = []
-        for whole in latents:
-            noisy = whole + noise * rng.standard_normal(whole.shape, np.float32)
-            left.append(np.mean((denoise(noisy, denoiser, strength, 3) - whole) ** 2))
+        for latents in unseen:
+            exact = latents[None, :, : latents.shape[1] // 2 * 2, : latents.shape[2] // 2 * 2]
+            noisy = exact + noise * torch.randn_like(exact)
+            refined = last_steps(noisy, model, noises, strength, STEPS)
+            left.append(((refined - exact) ** 2).mean().item())
         out.append(f"{noise**2:.4f} {np.mean(left):.4f}")
+    for denoised in (False, True):
+        rows = []
+        for pair in coded:
+            exact, x = pair[None].split(CHANNELS, 1)
+            x = last_steps(x, model, noises, STRENGTH, STEPS) if denoised else x
+            likeness = ssimulacra2(decoded(autoencoder, x), decoded(autoencoder, exact))
+            rows.append((((x - exact) ** 2).mean().item(), likeness.item()))
+        if rows:
+            out.append("{:.4f} {:.1f}".format(*np.mean(rows, 0)))
     return " | ".join(out)
 
 
@@ -105,7 +157,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--autoencoder", type=Path, required=True)
-    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--latents", type=Path, required=True, help="of training.latents")
+    parser.add_argument("--held-out", type=Path, required=True, help="the same, --held-out")
+    parser.add_argument("--palettes", type=Path, help="of training.palettes")
+    parser.add_argument("--held-out-palettes", type=Path)
+    parser.add_argument("--perceptual", type=float, default=0.0, help="share of SSIMULACRA2")
+    parser.add_argument("--warm-start", type=Path, help="another run's folder")
     parser.add_argument("--run", type=Path, required=True, help="checkpoint, log and weights")
     parser.add_argument("--minutes", type=float, required=True, help="length of the whole run")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -118,18 +175,17 @@ def main() -> None:
     options.run.mkdir(parents=True, exist_ok=True)
     checkpoint_path = options.run / "checkpoint.pt"
     rng = random.Random(0)
-    network = SdMini(options.autoencoder)
-    latents = []
-    for photo in data.load(data.photo_paths(options.photos, held_out=False)):
-        # Once as it is, once mirrored and off the grid.
-        for view in (photo, photo[4:, :-4][:, ::-1].copy()):
-            if min(view.shape[:2]) >= 8 * CROP:
-                latents.append(latents_of(network, view))
-    held_out = data.load(data.photo_paths(options.photos, held_out=True))[::3]
-    unseen = [latents_of(network, photo) for photo in held_out]
-    print(f"latents of {len(latents)} views", flush=True)
+    autoencoder = Autoencoder()
+    autoencoder.load_state_dict(load_file(options.autoencoder))
+    autoencoder.float().eval().requires_grad_(False)
+    latents = [x.float() for x in load_file(options.latents).values() if min(x.shape[1:]) >= CROP]
+    unseen = [x.float() for x in load_file(options.held_out).values()][::3]
+    coded = pairs(options.palettes) if options.palettes else []
+    unseen_coded = pairs(options.held_out_palettes) if options.held_out_palettes else []
     torch.manual_seed(0)
     model = unet()
+    if options.warm_start:
+        model.load_state_dict(load_file(options.warm_start / "unet" / WEIGHTS))
     step, spent = 0, 0.0
     if checkpoint_path.exists():
         saved = torch.load(checkpoint_path, weights_only=True)
@@ -144,11 +200,15 @@ def main() -> None:
         optimizer.load_state_dict(saved["optimizer"])
         mean = {k: v.to(options.device) for k, v in saved["mean"].items()}
     noises = scheduler()
+    on_device = Autoencoder().to(options.device)
+    on_device.load_state_dict(autoencoder.state_dict())
+    on_device.requires_grad_(False)
 
     def report() -> None:
         averaged = unet()
         averaged.load_state_dict({k: v.float().cpu() for k, v in mean.items()})
-        line = f"{step} {spent / 60:.1f}m " + score(averaged.eval(), unseen)
+        line = f"{step} {spent / 60:.1f}m "
+        line += score(averaged.eval(), autoencoder, unseen, unseen_coded)
         print(line, flush=True)
         with open(options.run / "log.txt", "a") as log:
             log.write(line + "\n")
@@ -161,23 +221,28 @@ def main() -> None:
     while spent < options.minutes * 60:
         started = time.perf_counter()
         done = spent / (options.minutes * 60)
-        lr = (
-            options.learning_rate
-            * min(1, (step + 1) / 200)
-            * (0.51 + 0.5 * math.cos(math.pi * done))
-        )
+        lr = options.learning_rate * min(1, (step + 1) / 200)
+        lr *= 0.51 + 0.5 * math.cos(math.pi * done)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        exact = crops(latents, BATCH, rng).to(options.device)
-        exact = exact.contiguous(memory_format=torch.channels_last)
-        t = torch.randint(0, noises.config.num_train_timesteps, (BATCH,))
-        t[: BATCH // 2] %= LAST
-        t = t.to(options.device)
+        exact = crops(latents, BATCH, CROP, rng)
         noise = torch.randn_like(exact)
-        noisy = noises.add_noise(exact, noise, t)
+        t = torch.randint(0, noises.config.num_train_timesteps, (BATCH,))
+        half = slice(BATCH // 2)
+        t[half] %= LAST
+        if coded:
+            exact[half], spoilt = crops(coded, BATCH // 2, CROP, rng).split(CHANNELS, 1)
+            noise[half] = as_noise(exact[half], spoilt, noises)
+        exact, noise, t = (x.to(options.device) for x in (exact, noise, t))
+        noisy = noises.add_noise(exact, noise, t).contiguous(memory_format=torch.channels_last)
         with torch.autocast(exact.device.type, dtype=torch.bfloat16):
             predicted = model(noisy, t).sample
         loss = F.mse_loss(predicted.float(), noise)
+        if coded and options.perceptual:
+            few = crops(coded, PERCEPTUAL_BATCH, PERCEPTUAL_CROP, rng).to(options.device)
+            with torch.autocast(few.device.type, dtype=torch.bfloat16):
+                error, seen = distance_left(model, on_device, *few.split(CHANNELS, 1), noises)
+            loss = loss + error + options.perceptual * seen
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
