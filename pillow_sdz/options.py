@@ -51,9 +51,6 @@ DECODER: str | None = None
 Both must share their latent space, as sd1 and taesd do. Its weights need not be the file's.
 """
 
-SEED: int = 0
-"""The seed of whatever is random in decoding, so that the same file gives the same picture."""
-
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_STEPS = 1000  # as many as there are in the schedules of Stable Diffusion
 
@@ -82,7 +79,6 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         lambda v: v is None or _is_integer(v, 1, MAX_STEPS),
     ),
     "DECODER": ("the name of a model, or None", lambda v: v is None or isinstance(v, str)),
-    "SEED": ("a whole number from 0 to 2^63-1", lambda v: _is_integer(v, 0, (1 << 63) - 1)),
 }
 
 
@@ -142,7 +138,6 @@ def _parse(name: str, text: str) -> Any:
     number: type[int] | type[float] | None = {
         "DENOISE": float,
         "DENOISE_STEPS": int,
-        "SEED": int,
     }.get(name)
     try:
         return number(word) if number else text.strip()

@@ -18,7 +18,6 @@ DEFAULTS: dict[str, Any] = {
     "DENOISE": None,
     "DENOISE_STEPS": None,
     "DECODER": None,
-    "SEED": 0,
 }
 
 REFUSED = [
@@ -36,8 +35,6 @@ REFUSED = [
     ("DENOISE_STEPS", 1001),
     ("DENOISE_STEPS", 2.0),
     ("DECODER", 1),
-    ("SEED", -1),
-    ("SEED", True),
 ]
 
 
@@ -55,27 +52,27 @@ def test_what_is_refused_changes_nothing(name: str, value: object) -> None:
 
 
 def test_assignment_holds_in_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "SEED", 7)
-    assert in_a_thread(lambda: options.SEED) == 7
+    monkeypatch.setattr(options, "DENOISE_STEPS", 7)
+    assert in_a_thread(lambda: options.DENOISE_STEPS) == 7
 
 
 def test_overrides_nest_and_end() -> None:
-    with options.override(DEVICE="cpu", SEED=1):
-        with options.override(SEED=2):
-            assert (options.DEVICE, options.SEED) == ("cpu", 2)
-        assert (options.DEVICE, options.SEED) == ("cpu", 1)
-    assert (options.DEVICE, options.SEED) == (None, 0)
+    with options.override(DEVICE="cpu", DENOISE_STEPS=1):
+        with options.override(DENOISE_STEPS=2):
+            assert (options.DEVICE, options.DENOISE_STEPS) == ("cpu", 2)
+        assert (options.DEVICE, options.DENOISE_STEPS) == ("cpu", 1)
+    assert (options.DEVICE, options.DENOISE_STEPS) == (None, None)
 
 
 def test_an_override_ends_with_an_error_too() -> None:
-    with pytest.raises(KeyError), options.override(SEED=1):
+    with pytest.raises(KeyError), options.override(DENOISE_STEPS=1):
         raise KeyError
-    assert options.SEED == 0
+    assert options.DENOISE_STEPS is None
 
 
 def test_an_override_is_the_threads_own() -> None:
-    with options.override(SEED=1):
-        assert in_a_thread(lambda: options.SEED) == 0
+    with options.override(DENOISE_STEPS=1):
+        assert in_a_thread(lambda: options.DENOISE_STEPS) is None
 
 
 def test_an_unknown_setting_is_refused() -> None:
@@ -95,8 +92,8 @@ def test_an_unknown_setting_is_refused() -> None:
         ("DENOISE", "0.04", 0.04),
         ("DENOISE_STEPS", "3", 3),
         ("DECODER", "taesd", "taesd"),
-        ("SEED", "42", 42),
-        ("SEED", "", 0),
+        ("DENOISE_STEPS", "42", 42),
+        ("DENOISE_STEPS", "", None),
     ],
 )
 def test_environment(environment: dict[str, str], name: str, text: str, value: object) -> None:
@@ -112,7 +109,7 @@ def test_environment(environment: dict[str, str], name: str, text: str, value: o
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("ALLOW_DOWNLOADS", "perhaps"), ("SEED", "x"), ("DENOISE", "2")]
+    ("name", "text"), [("ALLOW_DOWNLOADS", "perhaps"), ("DENOISE_STEPS", "x"), ("DENOISE", "2")]
 )
 def test_a_bad_variable_is_named(environment: dict[str, str], name: str, text: str) -> None:
     run = subprocess.run(

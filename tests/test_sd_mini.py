@@ -1,0 +1,224 @@
+"""`sd-mini`: the article's whole pipeline with the embedded miniature of Stable Diffusion."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from pillow_sdz import codec, container, demo, fidelity, models, open_latents, options
+from pillow_sdz.models import sd_mini, sources
+from sdz_files import decode, encode
+
+SD_MINI = models.SD_MINI
+FOLDER = sd_mini.WEIGHTS.parent
+
+
+@pytest.fixture(scope="module")
+def real_photo() -> Image.Image:
+    """The demo's photo, which no model was trained on, as large as the article's."""
+    return demo.photo().crop((100, 0, 500, 400)).resize((512, 512), Image.Resampling.LANCZOS)
+
+
+@pytest.fixture(scope="module")
+def exact(real_photo: Image.Image) -> NDArray[np.float32]:
+    """What the encoder makes of it."""
+    latents: NDArray[np.float32] = models.load(SD_MINI).encode(np.asarray(real_photo))
+    return latents
+
+
+@pytest.fixture(scope="module")
+def article(real_photo: Image.Image) -> bytes:
+    """The photo in the article's coding."""
+    return encode(real_photo, model="sd-mini", coding="palette")
+
+
+@pytest.fixture
+def with_unet() -> models.ModelSpec:
+    pytest.importorskip("diffusers", reason="the U-Net is diffusers'")
+    return SD_MINI
+
+
+def latents_of(data: bytes) -> NDArray[np.float32]:
+    return open_latents(BytesIO(data)).latents.transpose(1, 2, 0)
+
+
+def test_autoencoder_and_unet_take_at_most_10_megabytes() -> None:
+    weights = sorted(FOLDER.rglob("*.safetensors"))
+    names = [path.relative_to(FOLDER).as_posix() for path in weights]
+    assert names == [
+        "autoencoder.safetensors",
+        "prior.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+    ]
+    assert sum(path.stat().st_size for path in weights) <= 10_000_000
+
+
+def test_registry_names_the_weights_that_ship() -> None:
+    def sha256(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    assert sha256(sd_mini.WEIGHTS).startswith(SD_MINI.digest.hex())
+    unet = FOLDER / "unet" / "diffusion_pytorch_model.safetensors"
+    assert sha256(unet) == models.SD_MINI_UNET
+
+
+def test_latents_have_about_unit_variance(exact: NDArray[np.float32]) -> None:
+    """As a pipeline's scaled latents; over many photos it is 1, of one it is what it is."""
+    assert exact.shape == (64, 64, 4)
+    assert 0.4 < exact.std() < 1.6
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 9), (64, 40)])
+def test_any_size(size: tuple[int, int]) -> None:
+    picture = Image.linear_gradient("L").resize(size).convert("RGB")
+    decoded = decode(encode(picture, model="sd-mini", quality=90))
+    assert (decoded.mode, decoded.size) == ("RGB", size)
+
+
+def test_tiles_have_no_seam(
+    real_photo: Image.Image, exact: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tile by tile, the same but for the order of sums: one grey level, 1e-4 of a latent."""
+    network = models.load(SD_MINI)
+    whole = network.decode(exact)
+    monkeypatch.setattr(sd_mini, "TILE", 24)
+    assert np.abs(network.encode(np.asarray(real_photo)) - exact).max() < 1e-4
+    assert np.abs(network.decode(exact).astype(int) - whole).max() <= 1
+
+
+def test_the_articles_size(article: bytes) -> None:
+    """At most its 4.96 kB for 512x512 pixels, with everything."""
+    assert len(article) <= 4960
+    assert decode(article).size == (512, 512)
+
+
+def test_a_palette_recommends_denoising(article: bytes, real_photo: Image.Image) -> None:
+    with Image.open(BytesIO(article)) as im:
+        assert im.info["sdz"]["denoise"] == {"strength": 0.04, "steps": 3}
+    for choices in ({"coding": "palette", "denoise": False}, {"coding": "context"}):
+        with Image.open(BytesIO(encode(real_photo, model="sd-mini", **choices))) as im:
+            assert "denoise" not in im.info["sdz"]
+    data = encode(real_photo, model="sd-mini", denoise=0.1, prompt="a cup")
+    with Image.open(BytesIO(data)) as im:
+        assert im.info["sdz"]["denoise"]["strength"] == 0.1
+        assert im.info["sdz"]["prompt"] == "a cup"
+
+
+def test_denoising_brings_the_latents_back(
+    article: bytes, exact: NDArray[np.float32], with_unet: models.ModelSpec
+) -> None:
+    from pillow_sdz.denoise import denoise
+
+    coded = latents_of(article)
+    refined = denoise(coded, models.load_denoiser(with_unet), strength=0.04, steps=3)
+    assert np.mean((refined - exact) ** 2) < np.mean((coded - exact) ** 2)
+
+
+def test_denoising_is_closer_to_the_photo(
+    article: bytes, real_photo: Image.Image, with_unet: models.ModelSpec
+) -> None:
+    """In SSIMULACRA2, which sees the dither's grain."""
+    pytest.importorskip("ssimulacra2")
+    from benchmarks.metrics import ssimulacra2
+
+    with options.override(DENOISE=False):
+        grainy = decode(article)
+    denoised = decode(article)
+    assert ssimulacra2(real_photo, denoised) > ssimulacra2(real_photo, grainy)
+
+
+def test_denoising_is_as_the_options_say(article: bytes, with_unet: models.ModelSpec) -> None:
+    def decoded(**settings: object) -> bytes:
+        with options.override(**settings):
+            return decode(article).tobytes()
+
+    recommended = decoded()
+    assert decoded() == recommended  # the same again: no noise is drawn
+    assert decoded(DENOISE=True) == recommended
+    assert decoded(DENOISE=0.04, DENOISE_STEPS=3) == recommended
+    assert decoded(DENOISE=0) == decoded(DENOISE=False) != recommended
+    assert decoded(DENOISE=0.1) != recommended
+    assert decoded(DENOISE_STEPS=1) != recommended
+
+
+def test_a_file_that_recommends_nothing_is_denoised_on_request(
+    real_photo: Image.Image, with_unet: models.ModelSpec
+) -> None:
+    data = encode(real_photo, model="sd-mini", quality=20)
+    plain = decode(data)
+    with options.override(DENOISE=True):
+        assert decode(data).tobytes() != plain.tobytes()
+
+
+def test_without_a_unet_a_recommendation_is_none(
+    article: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(spec: models.ModelSpec) -> None:
+        msg = "no U-Net here"
+        raise sources.NotInstalled(msg)
+
+    with options.override(DENOISE=False):
+        plain = decode(article)
+    monkeypatch.setattr(models, "load_denoiser", missing)
+    with pytest.warns(UserWarning, match="without the denoising that the file recommends: no U-N"):
+        assert decode(article).tobytes() == plain.tobytes()
+    with options.override(DENOISE=True), pytest.raises(OSError, match="no U-Net here"):
+        decode(article)
+    with warnings.catch_warnings(), options.override(DENOISE=False):
+        warnings.simplefilter("error")
+        decode(article)
+
+
+def test_context_beats_the_palette(
+    article: bytes, real_photo: Image.Image, exact: NDArray[np.float32]
+) -> None:
+    """In as many bytes, by the error of the latents."""
+    context = encode(real_photo, model="sd-mini", target_size=len(article))
+    assert len(context) <= len(article)
+    errors = [np.mean((latents_of(data) - exact) ** 2) for data in (context, article)]
+    assert errors[0] < errors[1]
+
+
+def test_size_falls_with_effort_at_one_fidelity(exact: NDArray[np.float32]) -> None:
+    """At one quality, the error stays within a tenth and the bytes fall."""
+    sizes, errors = [], []
+    for effort in (0, 4, 6):
+        quantisation = codec.quantisation_of(50, SD_MINI, effort)
+        how = {"model": SD_MINI, "coding": "context", "quantisation": quantisation}
+        payload = codec.encode_latents(exact, effort=effort, **how)
+        found = codec.decode_latents(payload, shape=(64, 64), **how)
+        sizes.append(len(payload))
+        errors.append(float(np.mean((found - exact) ** 2)))
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert max(errors) < 1.1 * errors[0]
+
+
+def test_fidelity(real_photo: Image.Image) -> None:
+    decoded = decode(encode(real_photo, model="sd-mini", quality=90))
+    assert fidelity.psnr(np.asarray(real_photo), np.asarray(decoded)) > 25
+
+
+def test_damaged_unet_is_not_used(
+    article: bytes, with_unet: models.ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_denoisers", {})
+    entry = models._EMBEDDED[SD_MINI.name]
+    assert entry.source.denoiser() is not None
+    unet = entry.source.denoiser().unet._replace(sha256="0" * 64)
+    parts = sources.DenoiserParts(unet, entry.source.denoiser().scheduler)
+    damaged = entry._replace(source=sources.Embedded(entry.source.autoencoder, parts))
+    monkeypatch.setitem(models._EMBEDDED, SD_MINI.name, damaged)
+    with options.override(DENOISE=True), pytest.raises(OSError, match="sha256"):
+        decode(article)
+
+
+def test_container_says_what_it_is(article: bytes) -> None:
+    header = container.Reader(BytesIO(article)).header
+    assert (header.model, header.coding, header.latents) == ("sd-mini", "palette", (4, 64, 64))
