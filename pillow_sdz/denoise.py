@@ -117,7 +117,7 @@ def last_steps(
     )
     ddim.set_timesteps(min(max(round(steps / strength), 1), ddim.config.num_train_timesteps))
     last = ddim.timesteps[-steps:]
-    x = latents * ddim.alphas_cumprod[last[0]].sqrt()
+    x: Tensor = latents * ddim.alphas_cumprod[last[0]].sqrt()
     for t in last:
         noise = unet(x.to(unet.dtype), t, **condition).sample.float()
         x = ddim.step(noise, t, x, eta=0.0).prev_sample

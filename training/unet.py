@@ -143,7 +143,7 @@ def score(
     for denoised in (False, True):
         rows = []
         for pair in coded:
-            exact, x = pair[None].split(CHANNELS, 1)
+            exact, x = pair[None].chunk(2, 1)
             x = last_steps(x, model, noises, STRENGTH, STEPS) if denoised else x
             likeness = ssimulacra2(decoded(autoencoder, x), decoded(autoencoder, exact))
             rows.append((((x - exact) ** 2).mean().item(), likeness.item()))
@@ -231,7 +231,7 @@ def main() -> None:
         half = slice(BATCH // 2)
         t[half] %= LAST
         if coded:
-            exact[half], spoilt = crops(coded, BATCH // 2, CROP, rng).split(CHANNELS, 1)
+            exact[half], spoilt = crops(coded, BATCH // 2, CROP, rng).chunk(2, 1)
             noise[half] = as_noise(exact[half], spoilt, noises)
         exact, noise, t = (x.to(options.device) for x in (exact, noise, t))
         noisy = noises.add_noise(exact, noise, t).contiguous(memory_format=torch.channels_last)
@@ -240,8 +240,9 @@ def main() -> None:
         loss = F.mse_loss(predicted.float(), noise)
         if coded and options.perceptual:
             few = crops(coded, PERCEPTUAL_BATCH, PERCEPTUAL_CROP, rng).to(options.device)
+            few_exact, few_coded = few.chunk(2, 1)
             with torch.autocast(few.device.type, dtype=torch.bfloat16):
-                error, seen = distance_left(model, on_device, *few.split(CHANNELS, 1), noises)
+                error, seen = distance_left(model, on_device, few_exact, few_coded, noises)
             loss = loss + error + options.perceptual * seen
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
