@@ -24,6 +24,8 @@ LOWEST, HIGHEST = 100, 10000  # quality in hundredths
 
 # The article's byte is 0.18215 of an unscaled latent: 0.18215^2 of a scaled one, 33.98 / 1024.
 PALETTE_STEP = 34
+PALETTE_ENTRIES = 256
+MAX_PALETTE_ENTRIES = 1024  # what `palette` takes
 
 # The header's quantisation of float16 latents that are kept as the VAE encodes them: scaling those
 # would round them.
@@ -76,27 +78,38 @@ def encode(
 ) -> EncodedLatents:
     """Encode an image of mode RGB.
 
-    ``quality`` is 1..100 and counts in the coding "context" alone.  With ``max_payload``, in
-    bytes, it is the highest quality that fits instead; DoesNotFit where none does.
+    ``quality`` is 1..100 and counts in the coding "context" alone; a palette has the article's
+    256 entries.  With ``max_payload``, in bytes, it is the highest quality that fits instead, or
+    the largest palette; DoesNotFit where none does.
     """
     latents = models.load(model).encode(np.asarray(image))
 
-    def coded(hundredths: int) -> EncodedLatents:
+    def context(hundredths: int) -> EncodedLatents:
         quantisation = quantisation_of(hundredths / 100, model, effort)
         payload = encode_latents(
             latents, model=model, coding=coding, quantisation=quantisation, effort=effort
         )
         return EncodedLatents(payload, quantisation)
 
-    if coding != "context":
-        fixed = PALETTE_STEP if coding == "palette" else 0
-        payload = encode_latents(latents, model=model, coding=coding, quantisation=fixed)
-        if max_payload is not None and len(payload) > max_payload:
-            raise DoesNotFit(len(payload))
-        return EncodedLatents(payload, fixed)
+    def of_entries(entries: int) -> EncodedLatents:
+        from . import palette
+
+        with one_blas_thread():
+            payload = palette.encode(latents, step=PALETTE_STEP, entries=entries)
+        return EncodedLatents(payload, PALETTE_STEP)
+
+    if coding == "float16":
+        exact = encode_latents(latents, model=model, coding=coding, quantisation=0)
+        if max_payload is not None and len(exact) > max_payload:
+            raise DoesNotFit(len(exact))
+        return EncodedLatents(exact, 0)
+    if coding == "palette":
+        if max_payload is None:
+            return of_entries(PALETTE_ENTRIES)
+        return _largest(of_entries, 1, MAX_PALETTE_ENTRIES, max_payload)
     if max_payload is None:
-        return coded(round(quality * 100))
-    return _largest(coded, max_payload)
+        return context(round(quality * 100))
+    return _largest(context, LOWEST, HIGHEST, max_payload)
 
 
 def scaled(latents: NDArray[Any], model: models.ModelSpec) -> Latents:
@@ -196,9 +209,10 @@ def _hyper_payload(latents: NDArray[Any], model: models.ModelSpec, quality: int)
     return quantizer.bytes()
 
 
-def _largest(coded: Callable[[int], EncodedLatents], limit: int) -> EncodedLatents:
-    """The highest quality, to a hundredth, whose payload has at most ``limit`` bytes."""
-    low, high = LOWEST, HIGHEST
+def _largest(
+    coded: Callable[[int], EncodedLatents], low: int, high: int, limit: int
+) -> EncodedLatents:
+    """What the highest of ``low``..``high`` is coded as that takes at most ``limit`` bytes."""
     best = coded(low)
     if len(best.payload) > limit:
         raise DoesNotFit(len(best.payload))
@@ -207,7 +221,7 @@ def _largest(coded: Callable[[int], EncodedLatents], limit: int) -> EncodedLaten
         return too_large
     halve = False
     while high - low > 1:
-        # The size grows about exponentially with the quality; halving every second time
+        # The size grows about exponentially with a quality; halving every second time
         # bounds the number of tries where it does not.
         growth = len(too_large.payload) / len(best.payload)
         part = math.log(max(limit, 1) / len(best.payload)) / math.log(growth)

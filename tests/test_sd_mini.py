@@ -222,3 +222,15 @@ def test_damaged_unet_is_not_used(
 def test_container_says_what_it_is(article: bytes) -> None:
     header = container.Reader(BytesIO(article)).header
     assert (header.model, header.coding, header.latents) == ("sd-mini", "palette", (4, 64, 64))
+
+
+def test_a_larger_palette_fills_the_target_size(
+    article: bytes, real_photo: Image.Image, exact: NDArray[np.float32]
+) -> None:
+    """Beyond the article's 256 entries, up to its 4.96 kB."""
+    data = encode(real_photo, model="sd-mini", coding="palette", target_size=4960)
+    assert len(article) < len(data) <= 4960
+    errors = [np.mean((latents_of(d) - exact) ** 2) for d in (data, article)]
+    assert errors[0] < errors[1]
+    with pytest.raises(ValueError, match="smallest file"):
+        encode(real_photo, model="sd-mini", coding="palette", target_size=70)

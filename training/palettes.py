@@ -1,10 +1,11 @@
-"""What a palette does to latents: pairs for the end of the U-Net's training.
+"""What a palette does to latents: examples for the end of the U-Net's training.
 
-    python -m training.palettes --latents FILE --output FILE [--count 900]
+    python -m training.palettes --latents FILE --photos DIR --output FILE [--held-out] [--count 600]
 
-FILE holds latents (4, h, w), one tensor a photo (training.latents).  The output has `exact` and
-`coded`, both (N, 4, 64, 96) in float16: latents as large as a 768x512 photo's, put together from
-parts of one to six photos, since those at hand are smaller and a palette serves a whole picture.
+FILE holds the photos' latents (training.latents).  Six parts of one to six photos make a picture
+as large as a 768x512 photo, since those at hand are smaller and a palette serves a whole picture.
+The output has the parts one by one: `exact` and `coded` latents, both (N, 4, 32, 32) in float16,
+and `pixels` (N, 3, 256, 256) in uint8.
 """
 
 from __future__ import annotations
@@ -12,33 +13,17 @@ from __future__ import annotations
 import argparse
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from pillow_sdz import palette
 from pillow_sdz.codec import PALETTE_STEP
+from training import data
 
 PART = 32
 ROWS, COLUMNS = 2, 3  # parts in a picture
-
-
-def part(latents: NDArray[Any], rng: random.Random) -> NDArray[Any]:
-    """A random PART x PART of latents (4, h, w)."""
-    top = rng.randint(0, latents.shape[1] - PART)
-    left = rng.randint(0, latents.shape[2] - PART)
-    cut = latents[:, top : top + PART, left : left + PART]
-    return cut[:, :, ::-1] if rng.random() < 0.5 else cut
-
-
-def picture(photos: list[NDArray[Any]], rng: random.Random) -> NDArray[Any]:
-    """Latents (4, 64, 96) of parts of some photos."""
-    chosen = rng.sample(photos, rng.choice((1, 2, 3, 6)))
-    parts = [part(rng.choice(chosen), rng) for _ in range(ROWS * COLUMNS)]
-    rows = [np.concatenate(parts[r::ROWS], axis=2) for r in range(ROWS)]
-    return np.concatenate(rows, axis=1)
+FACTOR = 8
 
 
 def main() -> None:
@@ -46,22 +31,41 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--latents", type=Path, required=True)
+    parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=900)
+    parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--count", type=int, default=600, help="pictures")
     options = parser.parse_args()
-    photos = [x for x in load_file(options.latents).values() if min(x.shape[1:]) >= PART]
+    latents = {k: x for k, x in load_file(options.latents).items() if min(x.shape[1:]) >= PART}
+    paths = data.photo_paths(options.photos, held_out=options.held_out)
+    photos = {path.stem: photo for path, photo in zip(paths, data.load(paths), strict=True)}
     rng = random.Random(0)
-    exact, coded = [], []
+    examples: dict[str, list[np.ndarray]] = {"exact": [], "coded": [], "pixels": []}
     for _ in range(options.count):
-        latents = picture(photos, rng)
-        payload = palette.encode(latents.transpose(1, 2, 0), step=PALETTE_STEP)
-        shape = ROWS * PART, COLUMNS * PART, latents.shape[0]
-        decoded = palette.decode(payload, *shape, step=PALETTE_STEP)
-        exact.append(latents)
-        coded.append(decoded.transpose(2, 0, 1).astype(np.float16))
+        names = rng.sample(sorted(latents), rng.choice((1, 2, 3, 6)))
+        picture = np.empty((ROWS * PART, COLUMNS * PART, 4), np.float32)
+        places = [
+            np.s_[y : y + PART, x : x + PART]
+            for y in range(0, ROWS * PART, PART)
+            for x in range(0, COLUMNS * PART, PART)
+        ]
+        for place in places:
+            name = rng.choice(names)
+            top = rng.randint(0, latents[name].shape[1] - PART)
+            left = rng.randint(0, latents[name].shape[2] - PART)
+            part = latents[name][:, top : top + PART, left : left + PART]
+            picture[place] = part.transpose(1, 2, 0)
+            y, x = FACTOR * top, FACTOR * left
+            pixels = photos[name][y : y + FACTOR * PART, x : x + FACTOR * PART]
+            examples["exact"].append(part)
+            examples["pixels"].append(pixels.transpose(2, 0, 1))
+        payload = palette.encode(picture, step=PALETTE_STEP)
+        decoded = palette.decode(payload, *picture.shape, step=PALETTE_STEP)
+        for place in places:
+            examples["coded"].append(decoded[place].transpose(2, 0, 1).astype(np.float16))
     # safetensors writes memory as it lies: stacks of transposed views would be shuffled.
-    pairs = {"exact": np.stack(exact), "coded": np.stack(coded)}
-    save_file({k: np.ascontiguousarray(v) for k, v in pairs.items()}, options.output)
+    tensors = {name: np.ascontiguousarray(np.stack(parts)) for name, parts in examples.items()}
+    save_file(tensors, options.output)
 
 
 if __name__ == "__main__":

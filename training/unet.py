@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from pillow_sdz.container import ARTICLES_DENOISING
 from pillow_sdz.denoise import last_steps
 from pillow_sdz.models.presets import WEIGHTS
-from pillow_sdz.models.sd_mini import CHANNELS, Autoencoder
+from pillow_sdz.models.sd_mini import CHANNELS, FACTOR, Autoencoder
 from training.mini import average
 from training.perceptual import ssimulacra2
 
@@ -87,10 +87,30 @@ def crops(pictures: list[Tensor], count: int, size: int, rng: random.Random) -> 
     return torch.stack(batch)
 
 
-def pairs(file: Path) -> list[Tensor]:
-    """Latents beside what a palette made of them, (8, h, w) each."""
-    tensors = load_file(file)
-    return list(torch.cat([tensors["exact"], tensors["coded"]], 1).float())
+class Examples:
+    """What palettes did to latents (training.palettes)."""
+
+    def __init__(self, file: Path) -> None:
+        tensors = load_file(file)
+        self.exact, self.coded = tensors["exact"].float(), tensors["coded"].float()
+        self.pixels = tensors["pixels"]
+
+    def batch(self, count: int) -> tuple[Tensor, Tensor]:
+        """Exact and coded latents (count, C, h, w)."""
+        chosen = torch.randint(0, len(self.exact), (count,))
+        return self.exact[chosen], self.coded[chosen]
+
+    def crops(self, count: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Exact and coded latents (count, C, size, size), pixels (count, 3, 8 size, 8 size)."""
+        parts = []
+        for i in torch.randint(0, len(self.exact), (count,)).tolist():
+            y, x = torch.randint(0, self.exact.shape[2] - size + 1, (2,)).tolist()
+            place = np.s_[i, :, y : y + size, x : x + size]
+            top, left, side = FACTOR * y, FACTOR * x, FACTOR * size
+            pixels = self.pixels[i, :, top : top + side, left : left + side]
+            parts.append((self.exact[place], self.coded[place], pixels))
+        exact, coded, pixels = (torch.stack(column) for column in zip(*parts, strict=True))
+        return exact, coded, pixels.float() / 255 - 0.5
 
 
 def as_noise(exact: Tensor, coded: Tensor, noises: Any) -> Tensor:
@@ -101,27 +121,26 @@ def as_noise(exact: Tensor, coded: Tensor, noises: Any) -> Tensor:
     return noise
 
 
-def decoded(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
-    """Pictures in [-0.5, 0.5]."""
-    images: Tensor = autoencoder.decoder(latents).float() / 2
-    return images
-
-
 def distance_left(
-    model: nn.Module, autoencoder: Autoencoder, exact: Tensor, coded: Tensor, noises: Any
+    model: nn.Module,
+    autoencoder: Autoencoder,
+    exact: Tensor,
+    coded: Tensor,
+    pixels: Tensor,
+    noises: Any,
 ) -> tuple[Tensor, Tensor]:
     """What the last steps leave of a palette's error: in latents, as a part, and as seen."""
     refined = last_steps(coded, model, noises, STRENGTH, STEPS)
     error = ((refined - exact) ** 2).mean() / ((coded - exact) ** 2).mean()
-    images = decoded(autoencoder, torch.cat([refined, exact]))
+    images = autoencoder.decoder(refined).float() / 2
     with torch.autocast(exact.device.type, enabled=False):
-        seen = 1 - ssimulacra2(images[: len(exact)], images[len(exact) :].detach()).mean() / 100
+        seen = 1 - ssimulacra2(images, pixels).mean() / 100
     return error, seen
 
 
 @torch.no_grad()
 def score(
-    model: nn.Module, autoencoder: Autoencoder, unseen: list[Tensor], coded: list[Tensor]
+    model: nn.Module, autoencoder: Autoencoder, unseen: list[Tensor], examples: Examples | None
 ) -> str:
     """Mean squared error left of white noise of 0.1, 0.2 and 0.3, denoised at what it equals.
 
@@ -140,15 +159,13 @@ def score(
             refined = last_steps(noisy, model, noises, strength, STEPS)
             left.append(((refined - exact) ** 2).mean().item())
         out.append(f"{noise**2:.4f} {np.mean(left):.4f}")
-    for denoised in (False, True):
-        rows = []
-        for pair in coded:
-            exact, x = pair[None].chunk(2, 1)
-            x = last_steps(x, model, noises, STRENGTH, STEPS) if denoised else x
-            likeness = ssimulacra2(decoded(autoencoder, x), decoded(autoencoder, exact))
-            rows.append((((x - exact) ** 2).mean().item(), likeness.item()))
-        if rows:
-            out.append("{:.4f} {:.1f}".format(*np.mean(rows, 0)))
+    if examples:
+        pixels = examples.pixels.float() / 255 - 0.5
+        refined = last_steps(examples.coded, model, noises, STRENGTH, STEPS)
+        for latents in (examples.coded, refined):
+            error = ((latents - examples.exact) ** 2).mean().item()
+            likeness = ssimulacra2(autoencoder.decoder(latents) / 2, pixels).mean().item()
+            out.append(f"{error:.4f} {likeness:.1f}")
     return " | ".join(out)
 
 
@@ -180,8 +197,8 @@ def main() -> None:
     autoencoder.float().eval().requires_grad_(False)
     latents = [x.float() for x in load_file(options.latents).values() if min(x.shape[1:]) >= CROP]
     unseen = [x.float() for x in load_file(options.held_out).values()][::3]
-    coded = pairs(options.palettes) if options.palettes else []
-    unseen_coded = pairs(options.held_out_palettes) if options.held_out_palettes else []
+    examples = Examples(options.palettes) if options.palettes else None
+    unseen_examples = Examples(options.held_out_palettes) if options.held_out_palettes else None
     torch.manual_seed(0)
     model = unet()
     if options.warm_start:
@@ -208,7 +225,7 @@ def main() -> None:
         averaged = unet()
         averaged.load_state_dict({k: v.float().cpu() for k, v in mean.items()})
         line = f"{step} {spent / 60:.1f}m "
-        line += score(averaged.eval(), autoencoder, unseen, unseen_coded)
+        line += score(averaged.eval(), autoencoder, unseen, unseen_examples)
         print(line, flush=True)
         with open(options.run / "log.txt", "a") as log:
             log.write(line + "\n")
@@ -230,19 +247,19 @@ def main() -> None:
         t = torch.randint(0, noises.config.num_train_timesteps, (BATCH,))
         half = slice(BATCH // 2)
         t[half] %= LAST
-        if coded:
-            exact[half], spoilt = crops(coded, BATCH // 2, CROP, rng).chunk(2, 1)
-            noise[half] = as_noise(exact[half], spoilt, noises)
+        if examples:
+            exact[half], coded = examples.batch(BATCH // 2)
+            noise[half] = as_noise(exact[half], coded, noises)
         exact, noise, t = (x.to(options.device) for x in (exact, noise, t))
         noisy = noises.add_noise(exact, noise, t).contiguous(memory_format=torch.channels_last)
         with torch.autocast(exact.device.type, dtype=torch.bfloat16):
             predicted = model(noisy, t).sample
         loss = F.mse_loss(predicted.float(), noise)
-        if coded and options.perceptual:
-            few = crops(coded, PERCEPTUAL_BATCH, PERCEPTUAL_CROP, rng).to(options.device)
-            few_exact, few_coded = few.chunk(2, 1)
-            with torch.autocast(few.device.type, dtype=torch.bfloat16):
-                error, seen = distance_left(model, on_device, few_exact, few_coded, noises)
+        if examples and options.perceptual:
+            few = examples.crops(PERCEPTUAL_BATCH, PERCEPTUAL_CROP)
+            few_exact, few_coded, pixels = (x.to(options.device) for x in few)
+            with torch.autocast(exact.device.type, dtype=torch.bfloat16):
+                error, seen = distance_left(model, on_device, few_exact, few_coded, pixels, noises)
             loss = loss + error + options.perceptual * seen
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
