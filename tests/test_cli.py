@@ -428,12 +428,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(
     ("options", "tolerance"),
-    [([], 0.149 / 0.18215), (["--step", "0.02"], 0.0101 / 0.18215), (["--lossless"], 0)],
+    [([], 0.298 / 0.18215), (["--step", "0.02"], 0.0101 / 0.18215), (["--lossless"], 0)],
 )
 def test_caches_there_and_back(
     cache: Path, options: list[str], tolerance: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Key by key; the latents within half a step of scaled latents, or bit for bit."""
+    """Key by key; the latents within a step of scaled latents, half of one asked for, or exact."""
     np.savez("cache/a_te_outputs.npz", hidden_state1=np.zeros((77, 8), np.float32))
     assert main(["encode", "cache", "-o", "out", *options]) == 0
     Path("cache/a_te_outputs.npz").unlink()
