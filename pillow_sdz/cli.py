@@ -1,4 +1,4 @@
-"""The `sdz` command: encode, decode, latents, info and demo.
+"""The `sdz` command: encode, decode, latents, info, compare, models and demo.
 
 Exit status: 0 where everything was done, 1 where a file could not be (the others were),
 2 for a wrong command line, 130 after Ctrl-C.
@@ -141,6 +141,13 @@ def _size_options(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiv
     return group
 
 
+def _coding_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--coding", choices=container.CODINGS, help="default context")
+    parser.add_argument(
+        "--effort", type=_integer(0, 9), metavar="N", help="0 (fast) to 9 (small); default 4"
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sdz", description="Keep pictures as .sdz, a few kilobytes each, and get them back."
@@ -186,10 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the model to encode with, default mini; of latents: whose they are, default as"
         " sd-scripts names its caches, or sd1",
     )
-    encode.add_argument("--coding", choices=container.CODINGS, help="default context")
-    encode.add_argument(
-        "--effort", type=_integer(0, 9), metavar="N", help="0 (fast) to 9 (small); default 4"
-    )
+    _coding_options(encode)
     encode.add_argument(
         "--prompt", metavar="TEXT", help="what the picture shows, for denoising when it is decoded"
     )
@@ -226,6 +230,28 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
     info.add_argument("--json", action="store_true", help="a JSON list with an object per file")
     info.set_defaults(run=_run_info, parser=info)
+
+    compare = commands.add_parser(
+        "compare",
+        help="pictures as .sdz, JPEG, WebP and AVIF of the same size",
+        description="Encode pictures as .sdz and, in as many bytes, as JPEG, WebP and AVIF; print"
+        " how close each is to the original, and write a page that shows them.",
+    )
+    compare.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE")
+    compare.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE.html",
+        help="write a page with the pictures, which needs nothing but itself and a browser;"
+        " 5 to 8 bytes for each pixel of an original. A page of that name is replaced",
+    )
+    compare.add_argument("--json", action="store_true", help="a JSON list with an object per image")
+    _size_options(compare)
+    compare.add_argument(
+        "--model", metavar="NAME", help="the model to encode .sdz with, default mini"
+    )
+    _coding_options(compare)
+    compare.set_defaults(run=_run_compare, parser=compare)
 
     models_cli.add_parser(commands)
 
@@ -264,7 +290,7 @@ def _run_encode(options: argparse.Namespace) -> int:
             raise ValueError(msg)
         targets.check(job)
         with Image.open(job.source) as image:
-            _complain_of_frames(job, image)
+            _complain_of_frames(job.source, image)
             image.load()
             with targets.open(job) as file:
                 image.save(file, "SDZ", **save_options, **_metadata(image))
@@ -287,10 +313,10 @@ def _run_encode(options: argparse.Namespace) -> int:
     return int(missing or not complete)
 
 
-def _complain_of_frames(job: Job, image: Image.Image) -> None:
+def _complain_of_frames(path: Path, image: Image.Image) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
-        _complain(job.source, f"only the first of its {frames} frames is kept")
+        _complain(path, f"only the first of its {frames} frames is kept")
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -321,7 +347,7 @@ def _run_decode(options: argparse.Namespace) -> int:
     def decode(job: Job) -> None:
         targets.check(job)
         with _open_sdz(job.source) as image:
-            _complain_of_frames(job, image)
+            _complain_of_frames(job.source, image)
             image.load()
             with targets.open(job) as file:
                 image.save(file, format, **_output_options(image, format))
@@ -653,7 +679,44 @@ def _text(entry: dict[str, Any]) -> str:
     return "\n".join([entry["file"], *(f"  {name:<12}{value}" for name, value in lines)])
 
 
-# demo
+# compare and demo
+
+
+def _run_compare(options: argparse.Namespace) -> int:
+    from . import compare  # numpy, which the other commands need not wait for
+
+    page: Path | None = options.report
+    if page is not None and page.suffix.lower() not in (".html", ".htm"):
+        # Also so that no picture is ever replaced, named last by mistake.
+        options.parser.error(f"--report {page}: the page is an .html file")
+    save_options = _given(options, "quality", "target_size", "model", "coding", "effort")
+    figures: list[dict[str, Any]] = []
+    sections: list[str] = []
+
+    def compare_one(path: Path) -> None:
+        with Image.open(path) as image:
+            _complain_of_frames(path, image)
+            comparison = compare.compare(image, str(path), **save_options)
+        if page is not None:
+            sections.append(compare.section(comparison))
+        figures.append(comparison.figures())
+        if not options.json:
+            print(f"{path}: {comparison.heading()}\n{comparison.table()}\n")
+
+    complete = _each(options.inputs, compare_one, lambda path: path)
+    if options.json:
+        print(json.dumps(figures, indent=2))
+    if page is not None and sections:
+        try:
+            page.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(page) as file:
+                file.write(compare.report(sections).encode())
+        except OSError as error:
+            _complain(page, _reason(error, page))
+            return 1
+        if not options.json:
+            print(page)
+    return int(not complete)
 
 
 def _run_demo(options: argparse.Namespace) -> int:
@@ -661,7 +724,7 @@ def _run_demo(options: argparse.Namespace) -> int:
 
     try:
         result = demo.run(quality=options.quality, target_size=options.target_size)
-        paths = result.write(options.output)
+        paths = demo.write(result, options.output)
     except (OSError, ValueError) as error:
         _complain("demo", _reason(error))
         return 1
