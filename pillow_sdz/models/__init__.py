@@ -48,7 +48,7 @@ NOT_NAMED = bytes(4)
 MINI = ModelSpec("mini", 160, 16, bytes.fromhex("1482f368"), latent_space="mini")
 SD_MINI = ModelSpec("sd-mini", 4, 8, bytes.fromhex("cba7b357"), latent_space="sd-mini")
 # sha256 of its U-Net's weights
-SD_MINI_UNET = "5feeede5c7c5cf6ebced48654b6eb5a21c8b4d70f5454f6ba6415cce6310ec74"
+SD_MINI_UNET = "e40b8dce9b2f28c5d03cbd188b55f95d1fa93afd0643f264b6dea74169740ebc"
 
 #: The models whose weights come with this package, by name.
 EMBEDDED = {MINI.name: MINI, SD_MINI.name: SD_MINI}
