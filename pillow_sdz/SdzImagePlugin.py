@@ -60,6 +60,11 @@ class SdzImageFile(ImageFile.ImageFile):
     format = "SDZ"
     format_description = "Image kept as the latents of an autoencoder"
 
+    # What a copy or a pickle of a decoded picture has, too.
+    n_frames = 1
+    is_animated = False
+    _frame = 0
+
     def _open(self) -> None:
         assert self.fp is not None
         if not _accept(self.fp.read(len(container.SIGNATURE))):
@@ -144,6 +149,9 @@ class SdzImageFile(ImageFile.ImageFile):
     def _show(self, frame: int) -> None:
         """Make ``frame`` what the next load decodes."""
         self._frame = frame
+        # A thumbnail of another frame, or its alpha, may have changed them in place.
+        self._size, self._mode = self._header.size, self._header.mode
+        self._im = None
         counts = self.info["sdz"]["bytes"]
         args = (self._header, counts, frame, self._denoising, self._prompt)
         self.tile = [ImageFile._Tile("sdz", (0, 0, *self.size), 0, args)]
@@ -207,6 +215,12 @@ class SdzDecoder(ImageFile.PyDecoder):
 
     def decode(self, buffer: Image.DecoderInput) -> tuple[int, int]:
         assert isinstance(buffer, bytes)
+        if not ImageFile.LOAD_TRUNCATED_IMAGES:
+            try:
+                for _ in container.Reader(BytesIO(buffer)):
+                    pass
+            except container.TruncatedError:
+                return 0, 0  # Parser feeds more; load finds that there is no more and says so
         # What is missing or damaged of the models is not what LOAD_TRUNCATED_IMAGES is about.
         decoder = models.decoder_for(
             self._header.model, self._header.digest, self._header.channels, self._header.factor
@@ -220,7 +234,7 @@ class SdzDecoder(ImageFile.PyDecoder):
         try:
             self._decode(container.Reader(BytesIO(buffer)), decoder, refine)
         except container.TruncatedError:
-            return 0, 0  # Parser feeds more; load finds that there is no more and says so
+            return 0, 0
         except OSError:
             if not ImageFile.LOAD_TRUNCATED_IMAGES:
                 raise

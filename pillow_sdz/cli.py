@@ -297,12 +297,17 @@ def _run_encode(options: argparse.Namespace) -> int:
             _tell(options, job, image.width * image.height)
 
     def wanted(names: list[Path]) -> list[Path]:
-        pictures = PICTURE_SUFFIXES & Image.registered_extensions().keys()
-        return [path for path in names if path.suffix.lower() in pictures] or [
+        suffixes = PICTURE_SUFFIXES & Image.registered_extensions().keys()
+        pictures = [path for path in names if path.suffix.lower() in suffixes]
+        of_latents = [
             path
             for path in names
             if path.suffix.lower() in LATENT_SUFFIXES and not path.stem.endswith(TEXT_ENDINGS)
         ]
+        # sd-scripts keeps its caches beside the pictures.
+        if _given(options, "step", "lossless"):
+            return of_latents
+        return pictures or of_latents
 
     def named(path: Path) -> str:
         return path.stem + ".sdz"
@@ -672,7 +677,9 @@ def _text(entry: dict[str, Any]) -> str:
         ("latents", "x".join(map(str, sdz["latents"])) + f", factor {sdz['factor']}"),
     ]
     if "prompt" in sdz:
-        lines.append(("prompt", " ".join(sdz["prompt"].split())))
+        # What a terminal might take for a command does not reach it.
+        text = "".join(c if c.isprintable() else " " for c in sdz["prompt"])
+        lines.append(("prompt", " ".join(text.split())))
     if entry["metadata"]:
         parts = (f"{name} {size:,}" for name, size in entry["metadata"].items())
         lines.append(("metadata", ", ".join(parts) + " bytes"))

@@ -450,6 +450,25 @@ def test_caches_there_and_back(
         assert_same_npz(cache / name, Path("back") / name, tolerance)
 
 
+def test_caches_beside_their_pictures(cache: Path) -> None:
+    """As sd-scripts keeps them: what latents alone can be asked for means the caches."""
+    Image.new("RGB", (64, 48)).save(cache / "a.png")
+    assert main(["encode", "cache", "-o", "out", "--step", "0.1"]) == 0
+    assert files(Path("out")) == {"a_0048x0064_sd.sdz", "more/b_0048x0064_sd.sdz"}
+    assert main(["encode", "cache", "-o", "pictures"]) == 0
+    assert files(Path("pictures")) == {"a.sdz"}
+
+
+def test_a_prompt_cannot_speak_to_the_terminal(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (8, 8)).save("x.sdz", model="sd-mini", prompt="a\x1b]0;title\x07 cat")
+    assert main(["info", "x.sdz"]) == 0
+    out = capsys.readouterr().out
+    assert "a ]0;title cat" in out
+    assert "\x1b" not in out
+
+
 def test_a_cache_with_several_resolutions(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = cache / "c_0048x0064_sd.npz"
     np.savez(path, **cached("_8x6"), **cached("_12x4", 12, 4))

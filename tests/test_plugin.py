@@ -365,5 +365,18 @@ def test_frames_are_decoded_one_by_one(photo: Image.Image) -> None:
             im.seek(2)
 
 
+def test_seeking_after_a_thumbnail_or_a_copy(photo: Image.Image) -> None:
+    one = container.read(encode(photo))
+    head = replace(Header.parse(one[0].data), frames=2)
+    data = container.write([Chunk(b"HEAD", head.pack()), one[-2], one[-2], Chunk(b"DONE", b"")])
+    with Image.open(BytesIO(data)) as im:
+        im.thumbnail((20, 20))
+        im.seek(1)
+        assert_same(im, decode(encode(photo)))
+        for other in (im.copy(), pickle.loads(pickle.dumps(im))):
+            assert other.tobytes() == im.tobytes()
+            assert other.tell() in (0, 1)
+
+
 def assert_same(a: Image.Image, b: Image.Image) -> None:
     assert (a.mode, a.size, a.tobytes()) == (b.mode, b.size, b.tobytes())
