@@ -26,7 +26,8 @@ are.
 DTYPE: str | None = None
 """The networks' numbers: "float32", "float16" or "bfloat16"; None: float16 on a GPU, else float32.
 
-A network whose values leave float16's range is run again in float32.
+An autoencoder whose values leave float16's range is run again in float32; with a U-Net that is an
+OSError.
 """
 
 ALLOW_DOWNLOADS: bool = False
@@ -38,17 +39,21 @@ Otherwise only ``sdz models fetch`` does.
 DENOISE: bool | float | None = None
 """Whether a U-Net takes the quantisation noise out of decoded latents.
 
-None: as the file recommends. A number from 0 to 1 is the strength: the part of the diffusion's
-steps that is run.
+None: as the file recommends. A number from 0.0 to 1.0 is the strength: the part of the diffusion's
+steps that is run. The integers 0 and 1 are False and True.
 """
 
 DENOISE_STEPS: int | None = None
-"""How many steps the U-Net takes, 1 to 1000; None: as the file recommends."""
+"""How many steps the U-Net takes, 1 to 1000; None: as the file recommends.
+
+It takes no more than the strength's part of the schedule: 40 of 1000 at 0.04.
+"""
 
 DECODER: str | None = None
 """The name of the model to decode with instead of the one that a file names, None for that one.
 
-Both must share their latent space, as sd1 and taesd do. Its weights need not be the file's.
+Both must share their latent space, as sd1 and taesd do. Its weights need not be the file's. It is
+asked of every file, those of embedded models included: one of another latent space is an OSError.
 """
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -82,11 +87,13 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def _check(name: str, value: object, shown_as: str) -> None:
+def _checked(name: str, value: object, shown_as: str) -> object:
+    """The value as it is kept; ValueError where the setting may not have it."""
     may_be, accepts = _RULES[name]
     if not accepts(value):
         msg = f"{shown_as} must be {may_be}, not {value!r}"
         raise ValueError(msg)
+    return bool(value) if name == "DENOISE" and isinstance(value, int) else value
 
 
 # What `override` has set in this thread or task.
@@ -109,7 +116,7 @@ def override(**settings: Any) -> Iterator[None]:
         if name not in _RULES:
             msg = f"there is no setting {name!r}, only {', '.join(_RULES)}"
             raise ValueError(msg)
-        _check(name, value, name)
+        settings[name] = _checked(name, value, name)
     token = _overrides.set({**_overrides.get(), **settings})
     try:
         yield
@@ -126,7 +133,7 @@ class _Settings(ModuleType):
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in _RULES:
-            _check(name, value, name)
+            value = _checked(name, value, name)
         super().__setattr__(name, value)
 
 
@@ -149,8 +156,7 @@ def _read_environment() -> None:
     for name in _RULES:
         if text := os.environ.get(f"SDZ_{name}", ""):
             value = _parse(name, text)
-            _check(name, value, f"the environment variable SDZ_{name}")
-            globals()[name] = value
+            globals()[name] = _checked(name, value, f"the environment variable SDZ_{name}")
 
 
 _read_environment()

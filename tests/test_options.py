@@ -75,6 +75,16 @@ def test_an_override_is_the_threads_own() -> None:
         assert in_a_thread(lambda: options.DENOISE_STEPS) is None
 
 
+@pytest.mark.parametrize("value", [0, 1])
+def test_integers_switch_denoising(monkeypatch: pytest.MonkeyPatch, value: int) -> None:
+    with options.override(DENOISE=value):
+        assert options.DENOISE is bool(value)
+    monkeypatch.setattr(options, "DENOISE", value)
+    assert options.DENOISE is bool(value)
+    with options.override(DENOISE=1.0):
+        assert type(options.DENOISE) is float
+
+
 def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(ValueError, match="no setting 'COLOUR', only DEVICE, "):
         options.override(COLOUR="red").__enter__()
