@@ -132,7 +132,15 @@ def test_models_of_other_latent_spaces_do_not(photo: Image.Image, ours: ModelSpe
         decode(data)
 
 
-@pytest.mark.parametrize("name", ["..", ".", "sd1.safetensors", "vae", "-rf"])
+@pytest.mark.parametrize("name", [b"..xx", b"-rfx", b"_rfx"])
+def test_names_that_no_model_can_have(photo: Image.Image, ours: ModelSpec, name: bytes) -> None:
+    data = encode(photo, model="ours")
+    head = container.read(data)[0].data
+    with pytest.raises(OSError, match="model name"):
+        decode(replaced(data, container.HEAD, head.replace(b"ours", name)))
+
+
+@pytest.mark.parametrize("name", ["sd1.safetensors", "vae", "0..0"])
 def test_names_like_paths_are_names(
     photo: Image.Image, ours: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
