@@ -150,8 +150,8 @@ def _verify(options: argparse.Namespace) -> None:
     if not isinstance(source, (sources.Directory, sources.Pinned)):
         source.autoencoder()  # which checks its hash
         print(f"{options.name}: the weights that come with pillow-sdz are sound")
-        return
-    print(f"{options.name}: {sources.check_weights(source.folder())} is sound")
+    else:
+        print(f"{options.name}: {sources.check_weights(source.folder())} is sound")
     try:
         denoiser = source.denoiser()
     except sources.NotInstalled:

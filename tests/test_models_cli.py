@@ -11,7 +11,7 @@ import pytest
 from model_registry import autoencoder_directory, hub_cache, no_network, registry
 from pillow_sdz import models, options
 from pillow_sdz.cli import main
-from pillow_sdz.models import hub, recorded
+from pillow_sdz.models import hub, recorded, sources
 from pillow_sdz.models.presets import PRESETS, WEIGHTS, File, Preset, Snapshot
 
 __all__ = ["hub_cache", "no_network", "registry"]
@@ -173,6 +173,20 @@ def test_verify(presets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert told(capsys, "verify", "ours") == f"ours: {ours / WEIGHTS} is sound\n"
     (ours / WEIGHTS).write_bytes(b"other")
     assert f"{ours / WEIGHTS} is damaged" in told(capsys, "verify", "ours", status=1)
+
+
+def test_verify_checks_the_embedded_unet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = told(capsys, "verify", "sd-mini").splitlines()
+    assert lines[1].endswith("unet/diffusion_pytorch_model.safetensors is sound")
+    parts = models._SD_MINI_DENOISER
+    damaged = sources.DenoiserParts(parts.unet._replace(sha256="0" * 64), parts.scheduler)
+    entry = models._EMBEDDED["sd-mini"]
+    embedded = sources.Embedded(entry.source.autoencoder, damaged)
+    monkeypatch.setitem(models._EMBEDDED, "sd-mini", entry._replace(source=embedded))
+    assert main(["models", "verify", "sd-mini"]) == 1
+    assert "unet/diffusion_pytorch_model.safetensors is damaged" in capsys.readouterr().err
 
 
 def test_verify_what_is_not_installed(capsys: pytest.CaptureFixture[str], hub_cache: Path) -> None:
