@@ -58,19 +58,24 @@ def refiner(
     strength, steps = settings
 
     def refine(latents: Latents) -> Latents:
+        nonlocal denoiser
         from .models.stable_diffusion import is_out_of_memory
 
-        try:
-            return denoise(latents, denoiser, strength, steps, prompt)
-        except RuntimeError as e:  # torch's
-            if not is_out_of_memory(e) or denoiser.unet.device.type == "cpu":
-                msg = f"the U-Net failed: {e}"
-                raise OSError(msg) from e
+        while True:
             where = denoiser.unet.device
-        warnings.warn(f"out of memory on {where}, running the U-Net on the CPU", stacklevel=2)
-        with options.override(DEVICE="cpu"):
-            on_cpu = models.load_denoiser(model)
-        return denoise(latents, on_cpu, strength, steps, prompt)
+            try:
+                return denoise(latents, denoiser, strength, steps, prompt)
+            except (RuntimeError, TypeError, ValueError) as e:  # torch's and diffusers'
+                full = isinstance(e, RuntimeError) and is_out_of_memory(e)
+                if not full or where.type == "cpu":
+                    msg = f"the U-Net failed: {e}"
+                    raise OSError(msg) from e
+            try:
+                denoiser = models.load_denoiser(model, on_cpu=True)
+            except OSError as e:
+                msg = f"the U-Net needs more memory than there is on {where}: {e}"
+                raise OSError(msg) from e
+            warnings.warn(f"out of memory on {where}, running the U-Net on the CPU", stacklevel=2)
 
     return refine
 
@@ -79,7 +84,10 @@ def refiner(
 def denoise(
     latents: Latents, denoiser: models.Denoiser, strength: float, steps: int, prompt: str = ""
 ) -> Latents:
-    """Latents (h, w, C) after the last ``steps`` steps of DDIM; see `last_steps`."""
+    """Latents (h, w, C) after the last ``steps`` steps of DDIM; see `last_steps`.
+
+    OSError where the U-Net returns no numbers, as in float16 it may.
+    """
     unet = denoiser.unet
     x = torch.from_numpy(latents).permute(2, 0, 1)[None].to(unet.device, torch.float32)
     rows, columns = x.shape[2:]
@@ -89,6 +97,11 @@ def denoise(
     condition = {} if denoiser.embed is None else {"encoder_hidden_states": denoiser.embed(prompt)}
     x = last_steps(x, unet, denoiser.scheduler, strength, steps, **condition)
     refined: Latents = x[0, :, :rows, :columns].permute(1, 2, 0).cpu().numpy()
+    if not np.isfinite(refined).all():
+        msg = f"the U-Net, run in {unet.dtype}, returned infinite values or none at all (NaN)"
+        if unet.dtype != torch.float32:
+            msg += ": set options.DTYPE to float32"
+        raise OSError(msg)
     return refined
 
 
@@ -98,8 +111,8 @@ def last_steps(
     """Latents (B, C, h, w) after the last steps of DDIM (Song et al. 2021), eta 0.
 
     They are taken for the noisy latents at ``strength``, in (0, 1], of the scheduler's noise, and
-    nothing is added: the same latents give the same result.  OSError where the scheduler is not
-    that of a diffusion model.
+    nothing is added: the same latents give the same result.  There are no more steps than the
+    schedule has at that strength.  OSError where the scheduler is not that of a diffusion model.
     """
     from diffusers import DDIMScheduler
 
@@ -115,7 +128,9 @@ def last_steps(
         set_alpha_to_one=True,  # and the last one ends without noise
         clip_sample=False,
     )
-    ddim.set_timesteps(min(max(round(steps / strength), 1), ddim.config.num_train_timesteps))
+    in_all = ddim.config.num_train_timesteps
+    steps = min(steps, max(1, round(strength * in_all)))
+    ddim.set_timesteps(min(round(steps / strength), in_all))
     last = ddim.timesteps[-steps:]
     x: Tensor = latents * ddim.alphas_cumprod[last[0]].sqrt()
     for t in last:

@@ -8,8 +8,9 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny_models as tiny
 from model_registry import hub_cache, no_network, registry
-from pillow_sdz import models, options, register_model
+from pillow_sdz import denoise, models, options, register_model
 from pillow_sdz.models import hub, stable_diffusion
 from pillow_sdz.models.presets import PRESETS
 from pillow_sdz.models.sources import Folder
@@ -188,6 +189,42 @@ def test_latents_that_are_no_numbers() -> None:
     autoencoder = DiffusersAutoencoder(tiny.autoencoder_kl())
     with pytest.raises(OSError, match="AutoencoderKL returned infinite values or none"):
         autoencoder.decode(np.full((2, 2, 4), np.nan, np.float32))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "diffusion_pytorch_model.safetensors.index.json",
+        "diffusion_pytorch_model.safetensors.index.fp16.json",
+        "adapter_config.json",
+        "model.safetensors",
+    ],
+)
+def test_what_leads_to_weights_that_nobody_checked(kl: Path, name: str) -> None:
+    spec = register_model("ours", kl)
+    (kl / name).write_text("{}")
+    with pytest.raises(OSError, match="is not read: besides one file of weights it has"):
+        models.load(spec)
+    with pytest.raises(OSError, match="is not read: besides one file of weights it has"):
+        register_model("again", kl)
+
+
+def test_a_text_encoder_that_names_other_weights(tmp_path: Path) -> None:
+    directory = tiny.save_pipeline(tmp_path / "pipeline")
+    config = directory / "text_encoder" / "config.json"
+    settings = {**json.loads(config.read_text()), "transformers_weights": "other.safetensors"}
+    config.write_text(json.dumps(settings))
+    with pytest.raises(OSError, match="it has a configuration that names others"):
+        embedding(register_model("ours", directory), "")
+
+
+def test_a_name_that_is_another_models_by_now(tmp_path: Path) -> None:
+    spec = register_model("ours", tiny.autoencoder_kl())
+    other = register_model("ours", tiny.autoencoder_kl(seed=1))
+    for load in (models.load, models.load_denoiser):
+        with pytest.raises(OSError, match="'ours' is not the one any more that it was"):
+            load(spec)
+    assert models.load(other) is models.load(other)
 
 
 # memory and precision
@@ -467,6 +504,160 @@ def test_a_network_of_another_kind_as_unet() -> None:
             unet=tiny.autoencoder_kl(),
             scheduler=tiny.scheduler(),
         )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"addition_embed_type": "text_time"},
+            "which is not supported: it has addition_embed_type",
+        ),
+        ({"class_embed_type": "timestep"}, "which is not supported: it has class_embed_type"),
+        ({"num_class_embeds": 10}, "which is not supported: it has num_class_embeds"),
+        ({"encoder_hid_dim_type": "text_proj"}, "which is not supported: it has encoder_hid_dim"),
+        ({"cross_attention_dim": 16}, "takes texts of width 16, its text encoder makes 8"),
+        ({"cross_attention_dim": [8, 16]}, r"takes texts of width \[8, 16\], .* makes 8"),
+    ],
+)
+def test_a_unet_that_needs_more_than_the_text(
+    tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    directory = tiny.save_pipeline(tmp_path / "pipeline")
+    path = directory / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    with pytest.raises(OSError, match=message):
+        register_model("ours", directory)
+
+
+def test_a_loaded_text_encoder_of_another_width(tmp_path: Path) -> None:
+    parts = tiny.pipeline_parts(tmp_path)
+    given = {name: parts[name] for name in ("unet", "scheduler", "text_encoder", "tokenizer")}
+    register_model("ours", parts["vae"], **given)
+    given["unet"].register_to_config(cross_attention_dim=16)
+    with pytest.raises(OSError, match="takes texts of width 16, its text encoder makes 8"):
+        register_model("ours", parts["vae"], **given)
+
+
+def test_networks_in_training_mode_are_refused() -> None:
+    with pytest.raises(ValueError, match="source, a AutoencoderKL, is in training mode"):
+        register_model("ours", tiny.autoencoder_kl().train())
+    with pytest.raises(ValueError, match="unet, a UNet2DModel, is in training mode"):
+        register_model(
+            "ours", tiny.autoencoder_kl(), unet=tiny.unet().train(), scheduler=tiny.scheduler()
+        )
+
+
+# running U-Nets
+
+
+def refined(spec: models.ModelSpec) -> NDArray[np.float32]:
+    refine = denoise.refiner(spec, None, "")
+    assert refine is not None
+    return refine(latents())
+
+
+@pytest.fixture
+def denoising() -> Iterator[None]:
+    with options.override(DENOISE=0.1, DENOISE_STEPS=2):
+        yield
+
+
+@pytest.fixture
+def unconditional(tmp_path: Path, denoising: None) -> models.ModelSpec:
+    """A model whose directory has a U-Net that takes no text."""
+    return register_model("ours", tiny.save_pipeline(tmp_path / "pipeline", conditional=False))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, ValueError])
+def test_what_a_unet_raises(
+    unconditional: models.ModelSpec, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def failing(*_: object, **__: object) -> Any:
+        raise error("broken")
+
+    monkeypatch.setattr(tiny.diffusers.UNet2DModel, "forward", failing)
+    with pytest.raises(OSError, match="the U-Net failed: broken"):
+        refined(unconditional)
+
+
+def test_what_a_unet_returns_is_checked(
+    unconditional: models.ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny.diffusers.UNet2DModel.forward
+
+    def overflowing(*arguments: Any, **options: Any) -> Any:
+        out = run(*arguments, **options)
+        out.sample[..., 0] = torch.inf
+        return out
+
+    monkeypatch.setattr(tiny.diffusers.UNet2DModel, "forward", overflowing)
+    with pytest.raises(OSError, match=r"the U-Net, run in torch\.float32, returned infinite"):
+        refined(unconditional)
+
+
+def out_of_memory_on_meta(monkeypatch: pytest.MonkeyPatch, everywhere: bool = False) -> None:
+    run = tiny.diffusers.UNet2DModel.forward
+
+    def limited(module: Any, *arguments: Any, **options: Any) -> Any:
+        if everywhere or module.device == META:
+            raise CUDA
+        return run(module, *arguments, **options)
+
+    monkeypatch.setattr(tiny.diffusers.UNet2DModel, "forward", limited)
+    monkeypatch.setattr(
+        stable_diffusion,
+        "device",
+        lambda: torch.device(options.DEVICE) if options.DEVICE else META,
+    )
+
+
+def test_a_unet_that_ran_out_of_memory_stays_on_the_cpu(
+    unconditional: models.ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = refined(unconditional)
+    models._denoisers.clear()
+    out_of_memory_on_meta(monkeypatch)
+    with pytest.warns(UserWarning, match="out of memory on meta, running the U-Net on the CPU"):
+        np.testing.assert_array_equal(refined(unconditional), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(refined(unconditional), expected)
+
+
+def test_a_unet_that_fits_nowhere(
+    unconditional: models.ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out_of_memory_on_meta(monkeypatch, everywhere=True)
+    with (
+        pytest.warns(UserWarning, match="running the U-Net on the CPU"),
+        pytest.raises(OSError, match="the U-Net failed: CUDA out of memory"),
+    ):
+        refined(unconditional)
+
+
+def test_a_loaded_unet_is_not_moved(denoising: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = tiny.unet().to(META)
+    spec = register_model("ours", tiny.autoencoder_kl(), unet=unet, scheduler=tiny.scheduler())
+    out_of_memory_on_meta(monkeypatch)
+    with pytest.raises(OSError, match=r"than there is on meta: .* a loaded module, which is not"):
+        refined(spec)
+    assert unet.device == META
+
+
+@pytest.mark.parametrize(
+    ("strength", "steps", "taken"), [(0.001, 20, [0]), (0.04, 1000, range(39, -1, -1)), (1, 2, 2)]
+)
+def test_steps_do_not_raise_the_strength(strength: float, steps: int, taken: Any) -> None:
+    times = []
+
+    def unet(x: torch.Tensor, t: torch.Tensor) -> Any:
+        times.append(int(t))
+        return SimpleNamespace(sample=torch.zeros_like(x))
+
+    unet.dtype = torch.float32  # type: ignore[attr-defined]
+    denoise.last_steps(torch.zeros(1, 4, 2, 2), unet, tiny.scheduler(), strength, steps)
+    assert times == ([999, 499] if taken == 2 else list(taken))
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])

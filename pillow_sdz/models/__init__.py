@@ -215,23 +215,38 @@ def load(spec: ModelSpec) -> Any:
     """
     with _loading:
         if spec not in _loaded:
-            _loaded[spec] = source(spec.name).autoencoder()
+            _loaded[spec] = _entry_of(spec).source.autoencoder()
         return _loaded[spec]
 
 
-def load_denoiser(spec: ModelSpec) -> Denoiser:
+def _entry_of(spec: ModelSpec) -> _Entry:
+    """The model; OSError where its name is another's by now."""
+    try:
+        entry = _entry(spec.name)
+    except KeyError:
+        entry = None
+    if entry is None or entry.spec != spec:
+        msg = f"the model {spec.name!r} is not the one any more that it was: load the file again"
+        raise OSError(msg)
+    return entry
+
+
+def load_denoiser(spec: ModelSpec, *, on_cpu: bool = False) -> Denoiser:
     """A U-Net for a model's latents, loaded once per process; imports torch and diffusers.
+
+    ``on_cpu``: there and in float32, from now on, in place of the one that was loaded.
 
     The model's own, or that of another model of the same latent space. OSError where there is none
     on this computer, with the command that brings it, or where it is damaged or not made for these
-    latents.
+    latents, or where it is a loaded module and shall be moved to the CPU.
     """
     with _loading:
         reason = ""
         for entry in _same_space(spec):
             key = entry.spec, options.DEVICE, options.DTYPE
-            if key in _denoisers:
-                return _denoisers[key]
+            loaded = _denoisers.get(key)
+            if loaded is not None and not (on_cpu and loaded.unet.device.type != "cpu"):
+                return loaded
             try:
                 parts = entry.source.denoiser()
             except NotInstalled as e:
@@ -240,15 +255,19 @@ def load_denoiser(spec: ModelSpec) -> Denoiser:
             if parts is not None:
                 from .stable_diffusion import Denoiser
 
+                if on_cpu and not isinstance(parts.unet, Folder):
+                    msg = "the U-Net was registered as a loaded module, which is not moved"
+                    raise OSError(msg)
                 _denoisers.clear()  # one at a time: they are large
-                return _denoisers.setdefault(key, Denoiser.load(parts, spec.channels))
+                with options.override(**({"DEVICE": "cpu", "DTYPE": "float32"} if on_cpu else {})):
+                    return _denoisers.setdefault(key, Denoiser.load(parts, spec.channels))
     msg = reason or f"no U-Net for {spec.latent_space} latents is known: register a model with one"
     raise NotInstalled(msg)
 
 
 def _same_space(spec: ModelSpec) -> Iterator[_Entry]:
     """The models whose latents these are, the model itself first."""
-    yield _entry(spec.name)
+    yield _entry_of(spec)
     for name in names():
         entry = _entry(name)
         if name != spec.name and _latents(entry.spec) == _latents(spec):
@@ -267,17 +286,19 @@ def register_model(
 ) -> ModelSpec:
     """Make a model known to this process, in place of what had its name there.
 
-    ``name`` has 1 to 32 characters of a-z 0-9 . _ - and is what files name.  ``source`` is a
-    directory in diffusers' layout, of an autoencoder or of a whole pipeline, or an AutoencoderKL or
-    AutoencoderTiny that is loaded already. So are ``unet``, ``scheduler``, ``text_encoder`` and
-    ``tokenizer``, which denoising takes; those of a pipeline's directory are found. What is loaded
-    is used as it is, where it is, without a copy.
+    ``name`` is what files name: 1 to 32 characters of a-z 0-9 . _ -, the first of a-z 0-9.
+    ``source`` is a directory in diffusers' layout, of an autoencoder or of a whole pipeline, or an
+    AutoencoderKL or AutoencoderTiny that is loaded already. So are ``unet``, ``scheduler``,
+    ``text_encoder`` and ``tokenizer``, which denoising takes; those of a pipeline's directory are
+    found. What is loaded is used as it is, where it is, without a copy, and must not be in training
+    mode.
 
     Files also name the weights: those of a directory by the sha256 of the file, those of a loaded
     autoencoder by that of its tensors (`stable_diffusion.digest`). ``latent_space``, such as "sd1",
     is given where models of that space can decode each other's files.
 
-    ValueError where the name or the latent space is another model's, OSError where the model is
+    ValueError where the name or the latent space is another model's or a network is in training
+    mode, OSError where the model is
     damaged or of a kind that cannot be used.
     """
     parts = None
@@ -302,6 +323,10 @@ def register_model(
         )
         if value is not None
     }
+    for part, value in {"source": source, **given}.items():
+        if getattr(value, "training", False):
+            msg = f"{part}, a {type(value).__name__}, is in training mode: call its eval() first"
+            raise ValueError(msg)
     if given:
         parts = dataclasses.replace(parts or DenoiserParts(), **given)
     spec = _new_spec(name, weights, parts, sha256, latent_space)
@@ -329,7 +354,10 @@ def _new_spec(
 ) -> ModelSpec:
     """What is to be registered; ValueError or OSError where it must not be."""
     if not isinstance(name, str) or not recorded.NAME.fullmatch(name):
-        msg = f"a model's name has 1 to 32 characters of a-z 0-9 . _ - and not {name!r}"
+        msg = (
+            "a model's name has 1 to 32 characters of a-z 0-9 . _ -, the first one of a-z 0-9, "
+            f"and is not {name!r}"
+        )
         raise ValueError(msg)
     if name in _EMBEDDED:
         msg = f"{name!r} is the name of a model that comes with pillow-sdz"

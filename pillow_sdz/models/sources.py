@@ -18,7 +18,18 @@ from .presets import Preset, Snapshot
 
 # The autoencoders that can be read, all from diffusers.
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+_STEMS = ("diffusion_pytorch_model", "model")  # of weights: diffusers' and transformers'
 _PICKLES = frozenset((".bin", ".ckpt", ".pt", ".pth"))
+
+
+# What a U-Net's configuration has where it takes classes, sizes or images too, as SDXL's does.
+_MORE_THAN_TEXT = (
+    "addition_embed_type",
+    "class_embed_type",
+    "num_class_embeds",
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+)
 
 
 class NotInstalled(OSError):
@@ -185,10 +196,14 @@ def denoiser_parts(directory: Path) -> DenoiserParts | None:
 def weights_file(folder: Path) -> Path:
     """The safetensors file with a part's weights, the half-precision variant if there is no other.
 
-    OSError where there is none, with its own message where there are pickles instead.
+    OSError where there is none, with its own message where there are pickles instead, and where
+    diffusers and transformers would load other files: nobody would have checked those.
     """
+    if found := _misleading(folder):
+        msg = f"{folder} is not read: besides one file of weights it has {found}"
+        raise OSError(msg)
     for suffix in (".safetensors", ".fp16.safetensors"):
-        for stem in ("diffusion_pytorch_model", "model"):  # of diffusers and of transformers
+        for stem in _STEMS:
             if (path := folder / (stem + suffix)).is_file():
                 return path
     if folder.is_dir() and any(path.suffix in _PICKLES for path in folder.iterdir()):
@@ -199,6 +214,18 @@ def weights_file(folder: Path) -> Path:
     else:
         msg = f"{folder} has no weights: no diffusion_pytorch_model.safetensors"
     raise OSError(msg)
+
+
+def _misleading(folder: Path) -> str | None:
+    """What leads diffusers or transformers to other weights than a folder's one file."""
+    for pattern in ("*.index*.json", "adapter_config.json"):  # of shards, of a LoRA
+        for path in folder.glob(pattern):
+            return path.name
+    if all(any(folder.glob(f"{stem}.*safetensors")) for stem in _STEMS):
+        return "those of another library"
+    if (folder / "config.json").is_file() and "transformers_weights" in config(Folder(folder)):
+        return "a configuration that names others"
+    return None
 
 
 def check_weights(folder: Folder) -> Path:
@@ -213,7 +240,9 @@ def check_weights(folder: Folder) -> Path:
 def config(part: Any, name: str = "config.json") -> Mapping[str, Any]:
     """The configuration of a part; OSError where its file is missing or damaged."""
     if not isinstance(part, Folder):
-        return {**getattr(part, "config", {}), "_class_name": type(part).__name__}
+        found = getattr(part, "config", {})
+        settings = found if isinstance(found, Mapping) else getattr(found, "to_dict", dict)()
+        return {**settings, "_class_name": type(part).__name__}
     path = part.path / name
     try:
         settings = json.loads(path.read_bytes())
@@ -269,3 +298,13 @@ def check_denoiser(parts: DenoiserParts, channels: int) -> None:
     if missing := [name for name in needed if getattr(parts, name) is None]:
         msg = f"the U-Net, a {kind}, lacks what it needs: {', '.join(missing)}"
         raise OSError(msg)
+    if more := [name for name in _MORE_THAN_TEXT if settings.get(name) is not None]:
+        msg = f"the U-Net needs more than a prompt, which is not supported: it has {more[0]}"
+        raise OSError(msg)
+    if kind == "UNet2DConditionModel":
+        widths = settings.get("cross_attention_dim", 1280)  # diffusers' default
+        width = config(parts.text_encoder).get("hidden_size")
+        each = widths if isinstance(widths, (list, tuple)) else [widths]
+        if width is not None and any(wanted != width for wanted in each):
+            msg = f"the U-Net takes texts of width {widths}, its text encoder makes {width}"
+            raise OSError(msg)
