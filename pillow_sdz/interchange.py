@@ -86,7 +86,7 @@ class Origin:
             fields: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in data.items()}
             origin = cls(**fields)
         except TypeError as e:
-            msg = f"no origin of latents: {e}"
+            msg = f"no origin of latents: {str(e)[:100]}"
             raise ValueError(msg) from e
         sound = (
             origin.layout in ("comfyui", "kohya", "plain")
@@ -103,7 +103,7 @@ class Origin:
             and all(isinstance(text, str) for text in origin.metadata.values())
         )
         if not sound:
-            msg = f"no origin of latents: {dict(data)}"
+            msg = f"no origin of latents: {str(dict(data))[:100]}"
             raise ValueError(msg)
         return origin
 
@@ -171,7 +171,7 @@ def write(file: IO[bytes], format: str, parts: Sequence[LatentFile]) -> None:
         arrays: dict[str, Array] = {}
         for part in parts:
             arrays |= _kohya_arrays(part)
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        _save_npz(file, arrays)
         return
     if len(parts) > 1:
         msg = "only sd-scripts' caches have several resolutions"
@@ -187,7 +187,7 @@ def write(file: IO[bytes], format: str, parts: Sequence[LatentFile]) -> None:
     if format == ".npy":
         np.save(file, latents, allow_pickle=False)
     elif format == ".npz":
-        np.savez(file, **{key: latents})  # type: ignore[arg-type]
+        _save_npz(file, {key: latents})
     else:
         from safetensors.numpy import save
 
@@ -339,6 +339,14 @@ def _kohya_arrays(part: LatentFile) -> dict[str, Array]:
     if part.alpha_mask is not None:
         arrays["alpha_mask" + ending] = part.alpha_mask
     return arrays
+
+
+def _save_npz(file: IO[bytes], arrays: Mapping[str, Array]) -> None:
+    """As `np.savez` does, which cannot take arrays of all names: its own parameter is ``file``."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for key, array in arrays.items():
+            with archive.open(key + ".npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
 def _read_array(file: IO[bytes], size: int) -> Array:

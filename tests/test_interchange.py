@@ -194,6 +194,19 @@ def test_plain_arrays(tmp_path: Path, format: str, shape: tuple[int, ...], dtype
     np.testing.assert_array_equal(part.latents, array)
 
 
+@pytest.mark.parametrize("key", ["file", "args", "kwds", "allow_pickle"])
+def test_arrays_of_any_name(tmp_path: Path, key: str) -> None:
+    """Those of the parameters of `np.savez` included."""
+    path, array = tmp_path / "x.npz", latents(4, 8, 6)
+    with zipfile.ZipFile(path, "w") as archive:
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        archive.writestr(f"{key}.npy", buffer.getvalue())
+    with np.load(rewritten(path)) as again:
+        assert again.files == [key]
+        np.testing.assert_array_equal(again[key], array)
+
+
 def test_a_batch_of_one_stays_a_batch(tmp_path: Path) -> None:
     """Even where its latents come back alone, as `open_latents` gives them."""
     origin = Origin("plain", ".npy", batched=True)
@@ -291,6 +304,13 @@ def test_an_origin_survives_json() -> None:
 def test_origins_that_nobody_wrote(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="no origin of latents"):
         Origin.parse({"layout": "kohya", "format": ".npz"} | change)
+
+
+def test_a_complaint_about_an_origin_is_short() -> None:
+    for field in ({"layout": "x" * 1_000_000}, {"x" * 1_000_000: 5}):
+        with pytest.raises(ValueError, match="no origin of latents") as caught:
+            Origin.parse({"layout": "kohya", "format": ".npz"} | field)
+        assert len(str(caught.value)) < 200
 
 
 # damaged and hostile files
