@@ -235,6 +235,11 @@ class _Picture:
         return np.concatenate([*near, far], axis=1)
 
 
+def waves(height: int, width: int, channels: int) -> int:
+    """The number of waves of latents (height, width, channels)."""
+    return width + 2 * (height - 1) + CHANNEL_DELAY * (channels - 1)
+
+
 class AdaptivePrior:
     """Predicts latents (h, w, C) of any kind, quantised with any step, from themselves alone."""
 
@@ -252,7 +257,7 @@ class AdaptivePrior:
             raise ValueError(msg)
         symbols = np.zeros((height, width, self.channels), np.int64)
         picture = _Picture(height, width, self.channels, step)
-        for time in range(width + 2 * (height - 1) + CHANNEL_DELAY * (self.channels - 1)):
+        for time in range(waves(height, width, self.channels)):
             wave = _Wave.of(time, height, width, self.channels)
             expected = picture.expect(wave)
             index = (wave.rows, wave.columns, wave.channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ LOWEST, HIGHEST = 100, 10000  # quality in hundredths
 PALETTE_STEP = 34
 PALETTE_ENTRIES = 256
 MAX_PALETTE_ENTRIES = 1024  # what `palette` takes
+
+# Of latents without hyperlatents.  Chosen: four times those of the public models.  The adaptive
+# prior's time grows with their square: a single latent of 64 channels takes it 0.75 s.
+MAX_CHANNELS = 64
 
 # The header's quantisation of float16 latents that are kept as the VAE encodes them: scaling those
 # would round them.
@@ -84,10 +89,21 @@ def encode(
     """
     latents = models.load(model).encode(np.asarray(image))
 
+    @functools.cache
+    def prior() -> int | None:
+        """The one that suits the picture, at any quality."""
+        step = quantisation_of(quality, model, effort)
+        return None if has_hyperprior(model) else _best_prior(latents, model, step)
+
     def context(hundredths: int) -> EncodedLatents:
         quantisation = quantisation_of(hundredths / 100, model, effort)
         payload = encode_latents(
-            latents, model=model, coding=coding, quantisation=quantisation, effort=effort
+            latents,
+            model=model,
+            coding=coding,
+            quantisation=quantisation,
+            effort=effort,
+            prior=prior(),
         )
         return EncodedLatents(payload, quantisation)
 
@@ -126,6 +142,8 @@ def unscaled(latents: NDArray[Any], model: models.ModelSpec) -> Latents:
 
 def scaling(model: models.ModelSpec) -> tuple[np.float32, np.float32]:
     """Scaling and shift; ValueError where the model's latents are not of a known space."""
+    if model.latent_space == models.SD_MINI.latent_space:
+        return np.float32(1), np.float32(0)
     preset = PRESETS.get(model.latent_space)
     if preset is None:
         msg = f"how latents of {model.latent_space} are scaled is not known"
@@ -140,13 +158,16 @@ def encode_latents(
     coding: str,
     quantisation: int,
     effort: int = 4,
+    prior: int | None = None,
 ) -> bytes:
     """The payload of latents (h, w, C), quantised as the header's ``quantisation`` says.
 
     That is, in the coding "context", the step in 1/1024 of a latent, or `mini`'s quality in
     hundredths; in "palette" the step of the palette's bytes; in "float16" whether the latents are
-    `UNSCALED`.
+    `UNSCALED`.  ``prior`` is its number, where it is known; otherwise the best is looked for.
+    ValueError for more than `MAX_CHANNELS`.
     """
+    _check_channels(model)
     with one_blas_thread():
         if coding == "float16":
             from . import float16
@@ -158,14 +179,20 @@ def encode_latents(
             return palette.encode(latents, step=quantisation)
         if has_hyperprior(model):
             return _hyper_payload(latents, model, quantisation)
-        number = _best_prior(latents, model, quantisation)
-        prior = _prior(number, model.channels)
-        return bytes([number]) + quantize.encode(prior, latents, quantisation, effort)
+        number = _best_prior(latents, model, quantisation) if prior is None else prior
+        found = _prior(number, model.channels)
+        return bytes([number]) + quantize.encode(found, latents, quantisation, effort)
 
 
 def has_hyperprior(model: models.ModelSpec) -> bool:
     """Whether latents are coded with a prior of the model's own file: those of `mini` are."""
     return model.latent_space == models.MINI.latent_space
+
+
+def _check_channels(model: models.ModelSpec) -> None:
+    if model.channels > MAX_CHANNELS and not has_hyperprior(model):
+        msg = f"latents of {model.channels} channels, more than the limit of {MAX_CHANNELS}"
+        raise DamagedPayload(msg)
 
 
 def _priors(model: models.ModelSpec) -> list[int]:
@@ -186,7 +213,8 @@ def _best_prior(latents: NDArray[Any], model: models.ModelSpec, step: int) -> in
     def size(number: int) -> int:
         return len(quantize.encode(_prior(number, model.channels), latents, step, effort=0))
 
-    return min(numbers, key=size)
+    with one_blas_thread():
+        return min(numbers, key=size)
 
 
 def _prior(number: int, channels: int) -> Prior:
@@ -276,7 +304,36 @@ def decode_latents(
 
     No weights are needed beyond this package's own.
     """
+    stored = decode_stored(
+        payload, model=model, shape=shape, coding=coding, quantisation=quantisation
+    )
+    return as_pipelines_have(stored, model, coding, quantisation)
+
+
+def as_pipelines_have(
+    stored: Latents, model: models.ModelSpec, coding: str, quantisation: int
+) -> Latents:
+    """The latents, scaled, of what `decode_stored` found; OSError where how is not known."""
+    if coding != "float16" or quantisation != UNSCALED:
+        return stored
     try:
+        return scaled(stored, model)
+    except ValueError as e:
+        msg = f"SDZ file of unscaled latents: {e}"
+        raise OSError(msg) from e
+
+
+def decode_stored(
+    payload: bytes,
+    *,
+    model: models.ModelSpec,
+    shape: tuple[int, int],
+    coding: str,
+    quantisation: int,
+) -> Latents:
+    """As `decode_latents`, but those that are stored `UNSCALED` as the VAE encodes them."""
+    try:
+        _check_channels(model)
         with one_blas_thread():
             return _decode_latents(payload, model, shape, coding, quantisation)
     except DamagedPayload as e:
@@ -294,14 +351,7 @@ def _decode_latents(
     if coding == "float16":
         from . import float16
 
-        latents = float16.decode(payload, *shape, model.channels).astype(np.float32)
-        if quantisation != UNSCALED:
-            return latents
-        try:
-            return scaled(latents, model)
-        except ValueError as e:
-            msg = f"SDZ file of unscaled latents: {e}"
-            raise OSError(msg) from e
+        return float16.decode(payload, *shape, model.channels).astype(np.float32)
     if coding == "palette":
         from . import palette
 

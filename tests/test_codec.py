@@ -97,6 +97,29 @@ def test_target_needs_the_network_once(
     assert len(calls) == 1
 
 
+def test_a_target_chooses_the_prior_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes two encodings of the picture, at any number of tries."""
+
+    class Strange:
+        def encode(self, pixels: np.ndarray) -> np.ndarray:
+            latents = np.random.default_rng(0).normal(size=(8, 8, 4))
+            return latents.astype(np.float32)
+
+    calls = []
+    original = codec._best_prior
+
+    def counted(*arguments: object) -> int:
+        calls.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(models, "load", lambda _: Strange())
+    monkeypatch.setattr(codec, "_best_prior", counted)
+    strange = models.ModelSpec("strange", 4, 8, models.NOT_NAMED, latent_space="strange")
+    fitted = codec.encode(Image.new("RGB", (64, 64)), model=strange, max_payload=80)
+    assert 60 < len(fitted.payload) <= 80
+    assert len(calls) == 1
+
+
 def test_nothing_fits(real_photo: Image.Image) -> None:
     smallest = len(codec.encode(real_photo, model=MINI, quality=1).payload)
     with pytest.raises(codec.DoesNotFit) as caught:

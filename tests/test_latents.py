@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import pillow_sdz
-from pillow_sdz import codec, container, models, open_latents, save_latents
+from pillow_sdz import codec, container, models, open_latents, options, save_latents
 from pillow_sdz.container import Chunk
 from sdz_files import decode, encode, framed, replaced
 
@@ -133,6 +133,16 @@ def test_lossless_of_unscaled_latents_is_exact_too() -> None:
     np.testing.assert_array_equal(found.unscaled(), array)
 
 
+@pytest.mark.parametrize("model", ["sd1", "sd3", "sd-mini"])
+def test_unscaled_latents_without_loss_keep_every_bit(model: str) -> None:
+    """Scaling there and back would not: a shift takes the sign of zero."""
+    channels = models.spec(model).channels
+    bits = np.random.default_rng(3).integers(0, 1 << 16, (channels, 8, 6)).astype(np.uint16)
+    bits[np.isnan(bits.view(np.float16))] = 0x8000  # -0
+    file = saved(bits.view(np.float16), model=model, lossless="float16", scaled=False)
+    np.testing.assert_array_equal(open_latents(file).unscaled().view(np.uint16), bits)
+
+
 @pytest.mark.parametrize("model", ["sd1", "sdxl", "sd3", "flux"])
 def test_scaling_there_and_back_is_exact_for_all_float16(model: str) -> None:
     bits = np.arange(1 << 16).astype(np.uint16)
@@ -151,6 +161,14 @@ def test_unscaled_latents_need_a_known_scaling(monkeypatch: pytest.MonkeyPatch) 
     for precision in ({"step": 0.3}, {"lossless": "float16"}):
         with pytest.raises(ValueError, match="how latents of own are scaled is not known"):
             saved(np.zeros(SHAPE, np.float16), model="own", scaled=False, **precision)
+
+
+def test_unscaled_latents_without_loss_need_a_scaling_that_all_know(tiny: str) -> None:
+    """Only this process knows that tiny's are sd1's. With a step they are scaled when saved."""
+    array = np.zeros(SHAPE, np.float16)
+    with pytest.raises(ValueError, match="how latents of tiny are scaled is not known to other"):
+        saved(array, model=tiny, lossless="float16", scaled=False)
+    assert not roundtrip(array, model=tiny, step=0.3, scaled=False).any()
 
 
 # conventions, shapes, dtypes
@@ -301,10 +319,11 @@ def test_the_same_latents_as_a_picture(tiny: str) -> None:
     assert alone.tobytes() == second.tobytes()
 
 
-def test_unscaled_latents_are_the_same_picture(tiny: str) -> None:
+def test_unscaled_latents_are_the_same_picture(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     array = (5 * latents()).astype(np.float16)
-    unscaled = saved(array, model=tiny, lossless="float16", scaled=False)
-    scaled = saved(array.astype(np.float32) * 0.18215, model=tiny, step=1 / 1024)
+    monkeypatch.setattr(options, "DECODER", tiny)
+    unscaled = saved(array, lossless="float16", scaled=False)
+    scaled = saved(array.astype(np.float32) * 0.18215, step=1 / 1024)
     pictures = [np.asarray(decode(file.getvalue()), np.int16) for file in (unscaled, scaled)]
     # What is left is the step's, of a network that multiplies it by some hundred levels.
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
@@ -355,6 +374,7 @@ print(found.model, found.latents.shape, *{"torch", "diffusers"} & sys.modules.ke
         (latents(), {"size": (40, 64)}, "picture of 48x64"),
         (latents(), {"size": 48}, "size must be"),
         (latents(), {"size": (48, "x")}, "size must be"),
+        (latents(), {"size": (47.9, 64)}, "size must be"),
         (latents(), {"quality": 0}, "quality must be"),
         (latents(), {"quality": 101}, "quality must be"),
         (latents(), {"quality": "high"}, "quality must be"),
@@ -373,6 +393,7 @@ print(found.model, found.latents.shape, *{"torch", "diffusers"} & sys.modules.ke
         (latents(), {"prompt": 5}, "prompt must be"),
         (latents(), {"xmp": 5}, "xmp must be"),
         (latents(), {"provenance": {"a": object()}}, "JSON"),
+        (latents(), {"provenance": {"a": float("nan")}}, "JSON"),
         (latents(), {"provenance": {"a": "x" * (9 << 20)}}, "provenance has"),
         (latents(), {"alpha_mask": np.zeros((48, 64))}, "alpha_mask has the shape"),
         (latents(), {"alpha_mask": np.full((64, 48), 0.3)}, "other than n/255"),
@@ -445,8 +466,73 @@ def test_damage_behind_a_sound_framing(type: bytes, data: bytes) -> None:
 
 def test_a_header_may_not_ask_for_gigabytes() -> None:
     data = saved(latents()).getvalue()
-    header = container.Header.parse(container.read(data)[0].data)
-    for change in ({"size": (60000, 60000)}, {"size": (8192, 8192), "frames": 65535}):
-        lying = container.Header(**{**vars(header), **change})
-        with pytest.raises((OSError, Image.DecompressionBombError)):
-            open_latents(BytesIO(replaced(data, container.HEAD, lying.pack())))
+    for change in ({"size": (65535, 65535), "frames": 2}, {"size": (8192, 8192), "frames": 500}):
+        with pytest.raises(OSError, match="more than the limit"):
+            open_latents(relabelled(data, **change))
+
+
+def relabelled(data: bytes, **change: Any) -> BytesIO:
+    """The file with other values in its header, and as many frames as that says."""
+    head, *_, latn, done = container.read(data)
+    header = container.Header(**{**vars(container.Header.parse(head.data)), **change})
+    chunks = [Chunk(container.HEAD, header.pack()), *[latn] * header.frames, done]
+    return BytesIO(framed(chunks))
+
+
+@pytest.mark.parametrize("channels", [65, 256, 1024, 65535])
+@pytest.mark.parametrize(
+    ("coding", "quantisation"), [("context", 300), ("palette", 34), ("float16", 0)]
+)
+def test_channels_are_limited(
+    channels: int, coding: str, quantisation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cost a reader their square, and a header of a few bytes may ask for any number."""
+    monkeypatch.setattr(pillow_sdz.latents, "FREE_WORK", 1 << 60)
+    monkeypatch.setattr(codec, "_decode_latents", None)  # no work is begun
+    data = replaced(saved(latents(4, 1, 1)).getvalue(), container.LATENTS, b"\0")
+    header = {"channels": channels, "coding": coding, "quantisation": quantisation}
+    with pytest.raises(OSError, match=f"{channels} channels, more than the limit of 64"):
+        open_latents(relabelled(data, model="strange-1", **header))
+
+
+def test_channels_are_limited_for_writers() -> None:
+    wide = models.ModelSpec("wide", 65, 8, models.NOT_NAMED, latent_space="wide")
+    for coding in ("context", "palette", "float16"):
+        with pytest.raises(ValueError, match="65 channels, more than the limit of 64"):
+            codec.encode_latents(
+                np.zeros((1, 1, 65), np.float32), model=wide, coding=coding, quantisation=34
+            )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": (8, 8), "frames": 2000},  # many waves with next to nothing in them
+        {"size": (65535, 1), "channels": 63},
+        {"size": (1500, 1500)},
+    ],
+)
+def test_time_is_limited_by_the_bytes_of_a_file(
+    change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codec, "decode_stored", None)  # no work is begun
+    data = replaced(saved(latents(4, 1, 1)).getvalue(), container.LATENTS, b"\0")
+    header = {"model": "strange-1", "factor": 1, "quantisation": 300, **change}
+    with pytest.raises(OSError, match=r"frames of latents .* in \d+ bytes are too many"):
+        open_latents(relabelled(data, **header))
+
+
+def test_what_nothing_happens_in_is_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all latents zeros have the most values in a byte: what can be written can be read."""
+    monkeypatch.setattr(pillow_sdz.latents, "FREE_WORK", 1 << 15)
+    assert not roundtrip(np.zeros((16, 64, 64), np.float16), model="sd3", step=0.3).any()
+    assert not roundtrip(np.zeros((100, *SHAPE), np.float16)).any()
+    monkeypatch.setattr(pillow_sdz.latents, "WORK_PER_BYTE", 1)
+    with pytest.raises(ValueError, match="bytes are too many"):
+        saved(np.zeros((16, 64, 64), np.float16), model="sd3")
+
+
+def test_pictures_too_large_for_pillow_have_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Image.MAX_IMAGE_PIXELS` is for pixels, and none are decoded."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert roundtrip(latents()).shape == SHAPE
