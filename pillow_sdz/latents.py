@@ -37,8 +37,8 @@ Array = NDArray[Any]
 MAX_VALUES = 1 << 28
 # A payload of a few bytes may decode to as many values as a header asks for, so time is bounded by
 # the payloads' bytes. It is counted in values of the adaptive prior, 5 to 10 microseconds each; a
-# wave of a channel takes it as long as 16 values, however few places it has. Chosen: 20 seconds or
-# less for the smallest file, and 384 values for each byte more. Photos have about 3, and latents
+# wave of a channel takes it as long as 16 values, however few places it has. Chosen: about 20
+# seconds for the smallest file, and 384 values for each byte more. Photos have about 3, and latents
 # that are all zero 318: but for thousands of frames with nothing in them, all is within it.
 FREE_WORK = 1 << 21
 WORK_PER_BYTE = 384
@@ -109,6 +109,7 @@ def save_latents(
     device: (C, h, w), or a batch (B, C, h, w), whose latents become the frames of one file.  They
     are taken to be scaled and shifted as diffusers' pipelines hand them over with
     ``output_type="latent"``; with ``scaled=False``, to be as the VAE encodes them.
+    Without loss, that is for the models that this package knows by name: readers must know how.
 
     ``fp`` is a path, which is written completely or not at all, or a file.  ``model`` is the name
     of the model whose latents they are, such as "sd1" or "sdxl"; its weights are not needed.
