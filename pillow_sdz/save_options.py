@@ -61,7 +61,9 @@ def for_decoding(options: Mapping[str, Any], model: models.ModelSpec, coding: st
     """What a reader's U-Net is told: the recommended denoising, and the prompt."""
     chunks = []
     strength = options.get("denoise")
-    if strength is None and coding == "palette" and model.latent_space in DENOISED:
+    # A palette made for a size may have many more entries than the article's, and less noise.
+    article = coding == "palette" and options.get("target_size") is None
+    if strength is None and article and model.latent_space in DENOISED:
         chunks.append(Chunk(container.DENOISING, container.ARTICLES_DENOISING.pack()))
     elif strength is not None and strength is not False:
         most = container.MAX_STRENGTH / 1000

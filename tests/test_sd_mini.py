@@ -102,7 +102,11 @@ def test_the_articles_size(article: bytes) -> None:
 def test_a_palette_recommends_denoising(article: bytes, real_photo: Image.Image) -> None:
     with Image.open(BytesIO(article)) as im:
         assert im.info["sdz"]["denoise"] == {"strength": 0.04, "steps": 3}
-    for choices in ({"coding": "palette", "denoise": False}, {"coding": "context"}):
+    for choices in (
+        {"coding": "palette", "denoise": False},
+        {"coding": "palette", "target_size": 4960},
+        {"coding": "context"},
+    ):
         with Image.open(BytesIO(encode(real_photo, model="sd-mini", **choices))) as im:
             assert "denoise" not in im.info["sdz"]
     data = encode(real_photo, model="sd-mini", denoise=0.1, prompt="a cup")
