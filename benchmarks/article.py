@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import io
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from benchmarks.rate_distortion import load
 from pillow_sdz import codec, container, denoise, models, palette
 from pillow_sdz.codec import PALETTE_STEP, EncodedLatents, Latents
 
-Refine = Callable[[Latents], Latents]
+# What is done to latents before they are decoded, by what the table calls it.
+Refinements = Mapping[str, Callable[[Latents], Latents]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Row:
 
 
 def rows(
-    picture: Image.Image, model: models.ModelSpec, rate: float | None, refine: Refine
+    picture: Image.Image, model: models.ModelSpec, rate: float | None, refinements: Refinements
 ) -> list[Row]:
     """All rows of one photo of mode RGB."""
     pixels = picture.width * picture.height
@@ -73,7 +74,8 @@ def rows(
             quantisation=encoded.quantisation,
         )
         bpp = 8 * (len(encoded.payload) + framing) / pixels
-        for label, decoded in ((name, latents), (f"{name}, U-Net", refine(latents))):
+        refined = {f"{name}, {label}": refine(latents) for label, refine in refinements.items()}
+        for label, decoded in {name: latents, **refined}.items():
             decoded_pixels = models.load(model).decode(decoded)[: picture.height, : picture.width]
             error = float(np.mean((decoded - exact) ** 2))
             found.append(_row(label, bpp, error, picture, Image.fromarray(decoded_pixels)))
@@ -118,19 +120,24 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="a folder of photos")
     parser.add_argument("--model", default="sd-mini")
     parser.add_argument("--rate", type=float, help="bits per pixel; default: the palette's")
-    parser.add_argument("--strength", type=float, default=0.04, help="of the denoising")
+    parser.add_argument(
+        "--strength", type=float, nargs="*", default=[0.03, 0.04], help="of the denoising"
+    )
     parser.add_argument("--steps", type=int, default=3, help="of the denoising")
     options = parser.parse_args()
     model = models.spec(options.model)
-    refine = functools.partial(
-        denoise.denoise,
-        denoiser=models.load_denoiser(model),
-        strength=options.strength,
-        steps=options.steps,
-    )
+    refinements = {
+        f"U-Net at {strength:g}": functools.partial(
+            denoise.denoise,
+            denoiser=models.load_denoiser(model),
+            strength=strength,
+            steps=options.steps,
+        )
+        for strength in options.strength
+    }
     found = []
     for path in sorted(p for p in options.images.iterdir() if p.is_file()):
-        found += rows(load(path), model, options.rate, refine)
+        found += rows(load(path), model, options.rate, refinements)
     print(table(found))
 
 

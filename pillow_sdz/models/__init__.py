@@ -48,7 +48,7 @@ NOT_NAMED = bytes(4)
 MINI = ModelSpec("mini", 160, 16, bytes.fromhex("1482f368"), latent_space="mini")
 SD_MINI = ModelSpec("sd-mini", 4, 8, bytes.fromhex("cba7b357"), latent_space="sd-mini")
 # sha256 of its U-Net's weights
-SD_MINI_UNET = "e40b8dce9b2f28c5d03cbd188b55f95d1fa93afd0643f264b6dea74169740ebc"
+SD_MINI_UNET = "59747aba27120f1452b628fc6f3f9e94932f0acbcd2302b793fffb4915e19eb5"
 
 #: The models whose weights come with this package, by name.
 EMBEDDED = {MINI.name: MINI, SD_MINI.name: SD_MINI}
