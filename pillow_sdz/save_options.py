@@ -17,7 +17,7 @@ from .container import Chunk
 
 # What is recommended for the denoising of palettes, in the latent spaces whose U-Nets this
 # package knows: the article's for Stable Diffusion 1; for sd-mini a little less, which on photos
-# held out from its training was 1 to 2 points of SSIMULACRA2 better (training/README.md).
+# held out from its training was a point of SSIMULACRA2 better (training/README.md).
 RECOMMENDED = {
     "sd1": container.ARTICLES_DENOISING,
     "sd-mini": container.Denoising(strength=30, steps=3),
