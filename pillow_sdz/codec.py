@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import models, quantize
+from . import float16, models, palette, quantize
+from .adaptive import AdaptivePrior
 from .entropy import DamagedPayload, Ints, SymbolDecoder, Tables
 from .lattice import STEP_UNITS, LatticePrior
 from .models.presets import PRESETS
@@ -26,7 +27,6 @@ LOWEST, HIGHEST = 100, 10000  # quality in hundredths
 # The article's byte is 0.18215 of an unscaled latent: 0.18215^2 of a scaled one, 33.98 / 1024.
 PALETTE_STEP = 34
 PALETTE_ENTRIES = 256
-MAX_PALETTE_ENTRIES = 1024  # what `palette` takes
 
 # Of latents without hyperlatents.  Chosen: four times those of the public models.  The adaptive
 # prior's time grows with their square: a single latent of 64 channels takes it 0.75 s.
@@ -59,8 +59,8 @@ class EncodedLatents:
 def step_of(quality: float) -> int:
     """The quantisation step, in 1/1024 of the latents' unit, of a quality of 1 to 100.
 
-    Chosen: 20 qualities halve the step, and 100 is an eighth of the unit.  Of latents like
-    Stable Diffusion 1's, 75 takes about 0.15 bits per pixel and 100 about 0.25.
+    Chosen: 20 qualities halve the step, and 100 is an eighth of the unit.  What steps take of
+    latents like Stable Diffusion 1's is in the README (benchmarks.latents).
     """
     return round(STEP_UNITS * 2 ** ((40 - quality) / 20))
 
@@ -108,8 +108,6 @@ def encode(
         return EncodedLatents(payload, quantisation)
 
     def of_entries(entries: int) -> EncodedLatents:
-        from . import palette
-
         with one_blas_thread():
             payload = palette.encode(latents, step=PALETTE_STEP, entries=entries)
         return EncodedLatents(payload, PALETTE_STEP)
@@ -122,7 +120,7 @@ def encode(
     if coding == "palette":
         if max_payload is None:
             return of_entries(PALETTE_ENTRIES)
-        return _largest(of_entries, 1, MAX_PALETTE_ENTRIES, max_payload)
+        return _largest(of_entries, 1, palette.MAX_ENTRIES, max_payload)
     if max_payload is None:
         return context(round(quality * 100))
     return _largest(context, LOWEST, HIGHEST, max_payload)
@@ -170,12 +168,8 @@ def encode_latents(
     _check_channels(model)
     with one_blas_thread():
         if coding == "float16":
-            from . import float16
-
             return float16.encode(latents.astype(np.float16))
         if coding == "palette":
-            from . import palette
-
             return palette.encode(latents, step=quantisation)
         if has_hyperprior(model):
             return _hyper_payload(latents, model, quantisation)
@@ -220,8 +214,6 @@ def _best_prior(latents: NDArray[Any], model: models.ModelSpec, step: int) -> in
 def _prior(number: int, channels: int) -> Prior:
     """The prior that a payload's first byte names; DamagedPayload where there is none."""
     if number == ADAPTIVE:
-        from .adaptive import AdaptivePrior
-
         return AdaptivePrior(channels)
     if number in (SD1, SD_MINI) and channels == 4:
         return LatticePrior.sd1() if number == SD1 else LatticePrior.sd_mini()
@@ -349,12 +341,8 @@ def _decode_latents(
     quantisation: int,
 ) -> Latents:
     if coding == "float16":
-        from . import float16
-
         return float16.decode(payload, *shape, model.channels).astype(np.float32)
     if coding == "palette":
-        from . import palette
-
         return palette.decode(payload, *shape, model.channels, step=quantisation)
     if has_hyperprior(model):
         network = models.load(model)

@@ -44,8 +44,8 @@ MAX_METADATA = 8 << 20  # bytes of one chunk that a reader must keep; libpng's l
 MAX_CHUNKS = 1000  # besides those of the frames; libpng's limit of chunks it keeps
 MAX_FRAMES = 65535  # what the header's u16 holds
 MAX_PROMPT = 8192  # bytes; chosen: text encoders read 77 to 512 tokens
-# Chosen: the article's strength is 40 thousandths, and at some 200 the U-Net invents its own
-# picture; each step costs as much as a step of generating.
+# Chosen: five times the article's 40 thousandths, and some times its steps, each of which costs
+# as much as one of generating.
 MAX_STRENGTH = 200
 MAX_DENOISING_STEPS = 20
 # No coding needs more for a latent, and a header may lie about anything but this product.
