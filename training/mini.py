@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import random
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +24,12 @@ from pillow_sdz.models.embedded import CHANNELS, FACTOR, WEIGHTS, Autoencoder
 from training import data
 from training.perceptual import ssimulacra2
 from training.prior import Prior
+from training.run import Run, add_options
 
 # Weight of the distortion at both ends of the rate axis, in bits per pixel for a squared
 # grey level.  Chosen so that Kodak-sized photos run from about 0.05 to 1.2 bits per pixel.
 LAMBDA_LOW, LAMBDA_HIGH = 1e-4, 0.06
 BATCH = 16
-AVERAGING = 0.999
 
 
 # The floats behind the integer prior that ships, without which training could not go on.
@@ -145,13 +144,6 @@ def initialise(model: Model, photos: list[np.ndarray], rng: random.Random) -> No
 
 
 @torch.no_grad()
-def average(mean: dict[str, Tensor], model: nn.Module, step: int) -> None:
-    decay = min(AVERAGING, (1 + step) / (10 + step))
-    current = model.state_dict()
-    torch._foreach_lerp_(list(mean.values()), [current[k] for k in mean], 1 - decay)
-
-
-@torch.no_grad()
 def score(model: Model, photos: list[np.ndarray], rates: list[float]) -> str:
     """Bits per pixel (estimated), PSNR and SSIMULACRA2 on whole photos, hard rounding."""
     out = []
@@ -179,67 +171,36 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="checkpoint, log and weights")
     parser.add_argument("--minutes", type=float, required=True, help="length of the whole run")
     parser.add_argument("--warm-start", help="averaged weights of another run, or: shipped")
-    parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--crop", type=int, nargs="+", default=[128], help="one is drawn per step")
     parser.add_argument("--perceptual", type=float, default=0.0, help="share of SSIMULACRA2")
     parser.add_argument("--hard", action="store_true", help="round; train decoder and prior only")
-    parser.add_argument("--flat", type=float, default=0.3, help="part of the run before decay")
-    parser.add_argument("--report", type=int, default=1000, help="steps between reports")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_options(parser, learning_rate=6e-4, flat=0.3)
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
     options.run.mkdir(parents=True, exist_ok=True)
-    checkpoint_path = options.run / "checkpoint.pt"
     rng = random.Random(0)
     photos = data.load(data.photo_paths(options.photos, held_out=False))
     held_out = data.load(data.photo_paths(options.photos, held_out=True))[::3]
     model = Model()
-    step, spent = 0, 0.0
-    if checkpoint_path.exists():
-        saved = torch.load(checkpoint_path, weights_only=True)
-        model.load_state_dict(saved["model"])
-        step, spent = saved["step"], saved["spent"]
-        rng.seed(step)
-        torch.manual_seed(step)
-    elif options.warm_start:
+    if options.warm_start:
         weights = shipped() if options.warm_start == "shipped" else load_file(options.warm_start)
         model.load_state_dict({k: v.float() for k, v in weights.items()})
-    else:
+    elif not (options.run / "checkpoint.pt").exists():
         torch.manual_seed(0)
         initialise(model, photos, rng)
     model = channels_last(model.to(options.device))
-    mean = {k: v.clone() for k, v in model.state_dict().items()}
-    optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate, fused=True)
-    if checkpoint_path.exists():
-        optimizer.load_state_dict(saved["optimizer"])
-        mean = {k: v.to(options.device) for k, v in saved["mean"].items()}
+    run = Run(model, options, rng)
 
     def report() -> None:
         averaged = Model()
-        averaged.load_state_dict({k: v.float().cpu() for k, v in mean.items()})
-        line = f"{step} {spent / 60:.1f}m " + score(averaged, held_out, [0.2, 0.35, 0.5, 0.7, 1.0])
-        print(line, flush=True)
-        with open(options.run / "log.txt", "a") as log:
-            log.write(line + "\n")
-        state = {"model": model.state_dict(), "mean": mean, "optimizer": optimizer.state_dict()}
-        torch.save({**state, "step": step, "spent": spent}, options.run / "checkpoint.tmp")
-        (options.run / "checkpoint.tmp").replace(checkpoint_path)
-        half = {k: v.half().cpu().contiguous() for k, v in mean.items()}
+        averaged.load_state_dict({k: v.float().cpu() for k, v in run.mean.items()})
+        run.report(score(averaged, held_out, [0.2, 0.35, 0.5, 0.7, 1.0]))
+        half = {k: v.half().cpu().contiguous() for k, v in run.mean.items()}
         save_file(half, options.run / "averaged.safetensors")
 
-    while spent < options.minutes * 60:
-        started = time.perf_counter()
-        done = spent / (options.minutes * 60)
-        decay = max(0.0, (done - options.flat) / (1 - options.flat))
-        lr = (
-            options.learning_rate
-            * min(1, (step + 1) / 200)
-            * (0.5 + 0.5 * math.cos(math.pi * decay) + 0.01)
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+    while run.unfinished:
+        run.begin()
         crop = rng.choice(options.crop)
         # As many pixels in a step whatever the crop, within reason for small ones.
         batch = min(max(BATCH * 128**2 // crop**2, 1), 4 * BATCH)
@@ -254,17 +215,7 @@ def main() -> None:
                 hard=options.hard,
                 perceptual=options.perceptual,
             )
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if not torch.isfinite(norm):
-            msg = f"the gradient is not finite at step {step}"
-            raise RuntimeError(msg)
-        optimizer.step()
-        step += 1
-        average(mean, model, step)
-        spent += time.perf_counter() - started
-        if step % options.report == 0:
+        if run.descend(loss):
             report()
     report()
 

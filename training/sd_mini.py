@@ -11,18 +11,17 @@ from __future__ import annotations
 import argparse
 import math
 import random
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pillow_sdz.models.sd_mini import CHANNELS, FACTOR, Autoencoder
 from training import data
-from training.mini import average
 from training.perceptual import ssimulacra2
+from training.run import Run, add_options
 
 BATCH = 16
 # Standard deviation of the noise that the decoder is trained with, of latents of unit
@@ -103,59 +102,32 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--run", type=Path, required=True, help="checkpoint, log and weights")
     parser.add_argument("--minutes", type=float, required=True, help="length of the whole run")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--crop", type=int, nargs="+", default=[128], help="one is drawn per step")
     parser.add_argument("--perceptual", type=float, default=0.3, help="share of SSIMULACRA2")
-    parser.add_argument("--flat", type=float, default=0.3, help="part of the run before decay")
-    parser.add_argument("--report", type=int, default=1000, help="steps between reports")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--warm-start", type=Path, help="weights as they ship")
+    add_options(parser, learning_rate=1e-3, flat=0.3)
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
     options.run.mkdir(parents=True, exist_ok=True)
-    checkpoint_path = options.run / "checkpoint.pt"
     rng = random.Random(0)
     photos = data.load(data.photo_paths(options.photos, held_out=False))
     held_out = data.load(data.photo_paths(options.photos, held_out=True))[::3]
     torch.manual_seed(0)
     model = Model()
-    step, spent = 0, 0.0
-    if checkpoint_path.exists():
-        saved = torch.load(checkpoint_path, weights_only=True)
-        model.load_state_dict(saved["model"])
-        step, spent = saved["step"], saved["spent"]
-        rng.seed(step)
-        torch.manual_seed(step)
+    if options.warm_start:
+        # They are normalised already, which the normalisation finds out.
+        model.autoencoder.load_state_dict(load_file(options.warm_start))
     model = model.to(options.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    mean = {k: v.clone() for k, v in model.state_dict().items() if v.is_floating_point()}
-    optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate, fused=True)
-    if checkpoint_path.exists():
-        optimizer.load_state_dict(saved["optimizer"])
-        mean = {k: v.to(options.device) for k, v in saved["mean"].items()}
+    run = Run(model, options, rng)
 
     def report() -> None:
-        line = f"{step} {spent / 60:.1f}m " + score(mean, held_out)
-        print(line, flush=True)
-        with open(options.run / "log.txt", "a") as log:
-            log.write(line + "\n")
-        state = {"model": model.state_dict(), "mean": mean, "optimizer": optimizer.state_dict()}
-        torch.save({**state, "step": step, "spent": spent}, options.run / "checkpoint.tmp")
-        (options.run / "checkpoint.tmp").replace(checkpoint_path)
-        weights = {k: v.half().contiguous() for k, v in folded(mean).items()}
+        run.report(score(run.mean, held_out))
+        weights = {k: v.half().contiguous() for k, v in folded(run.mean).items()}
         save_file(weights, options.run / "autoencoder.safetensors")
 
-    while spent < options.minutes * 60:
-        started = time.perf_counter()
-        done = spent / (options.minutes * 60)
-        decay = max(0.0, (done - options.flat) / (1 - options.flat))
-        lr = (
-            options.learning_rate
-            * min(1, (step + 1) / 200)
-            * (0.5 + 0.5 * math.cos(math.pi * decay) + 0.01)
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+    while run.unfinished:
+        run.begin()
         crop = rng.choice(options.crop)
         batch = min(max(BATCH * 128**2 // crop**2, 1), 4 * BATCH)
         images = data.crops(photos, batch, crop, rng).to(options.device)
@@ -165,17 +137,7 @@ def main() -> None:
         quarter = slice(max(1, batch // 4))  # it costs more than the networks
         distance = 1 - ssimulacra2(reconstruction[quarter], images[quarter]).mean() / 100
         loss = loss + options.perceptual * 0.35 * distance
-        optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if not torch.isfinite(norm):
-            msg = f"the gradient is not finite at step {step}"
-            raise RuntimeError(msg)
-        optimizer.step()
-        step += 1
-        average(mean, model, step)
-        spent += time.perf_counter() - started
-        if step % options.report == 0:
+        if run.descend(loss):
             report()
     report()
 

@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pillow_sdz.models import embedded
 from training import data
-from training.mini import BATCH, Model, average, channels_last, initialise, loss_of, score
+from training.mini import BATCH, Model, channels_last, initialise, loss_of, score
+from training.run import average
 
 # widths, residual blocks of the encoder, residual blocks of the decoder
 SHAPES = {

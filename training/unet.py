@@ -15,9 +15,7 @@ Needs diffusers.
 from __future__ import annotations
 
 import argparse
-import math
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +30,8 @@ from pillow_sdz.container import ARTICLES_DENOISING
 from pillow_sdz.denoise import last_steps
 from pillow_sdz.models.presets import WEIGHTS
 from pillow_sdz.models.sd_mini import CHANNELS, FACTOR, Autoencoder
-from training.mini import average
 from training.perceptual import ssimulacra2
+from training.run import Run, add_options
 
 BATCH = 16
 CROP = 32  # latents along a side
@@ -189,15 +187,11 @@ def main() -> None:
     parser.add_argument("--warm-start", type=Path, help="another run's folder")
     parser.add_argument("--run", type=Path, required=True, help="checkpoint, log and weights")
     parser.add_argument("--minutes", type=float, required=True, help="length of the whole run")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--report", type=int, default=1000, help="steps between reports")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_options(parser, learning_rate=1e-3, flat=0.0)
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
     options.run.mkdir(parents=True, exist_ok=True)
-    checkpoint_path = options.run / "checkpoint.pt"
     rng = random.Random(0)
     autoencoder = Autoencoder()
     autoencoder.load_state_dict(load_file(options.autoencoder))
@@ -210,19 +204,8 @@ def main() -> None:
     model = unet()
     if options.warm_start:
         model.load_state_dict(load_file(options.warm_start / "unet" / WEIGHTS))
-    step, spent = 0, 0.0
-    if checkpoint_path.exists():
-        saved = torch.load(checkpoint_path, weights_only=True)
-        model.load_state_dict(saved["model"])
-        step, spent = saved["step"], saved["spent"]
-        rng.seed(step)
-        torch.manual_seed(step)
     model = model.to(options.device).to(memory_format=torch.channels_last)
-    mean = {k: v.clone() for k, v in model.state_dict().items()}
-    optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate, fused=True)
-    if checkpoint_path.exists():
-        optimizer.load_state_dict(saved["optimizer"])
-        mean = {k: v.to(options.device) for k, v in saved["mean"].items()}
+    run = Run(model, options, rng)
     noises = scheduler()
     on_device = Autoencoder().to(options.device)
     on_device.load_state_dict(autoencoder.state_dict())
@@ -230,25 +213,13 @@ def main() -> None:
 
     def report() -> None:
         averaged = unet()
-        averaged.load_state_dict({k: v.float().cpu() for k, v in mean.items()})
-        line = f"{step} {spent / 60:.1f}m "
-        line += score(averaged.eval(), autoencoder, unseen, unseen_examples)
-        print(line, flush=True)
-        with open(options.run / "log.txt", "a") as log:
-            log.write(line + "\n")
-        state = {"model": model.state_dict(), "mean": mean, "optimizer": optimizer.state_dict()}
-        torch.save({**state, "step": step, "spent": spent}, options.run / "checkpoint.tmp")
-        (options.run / "checkpoint.tmp").replace(checkpoint_path)
+        averaged.load_state_dict({k: v.float().cpu() for k, v in run.mean.items()})
+        run.report(score(averaged.eval(), autoencoder, unseen, unseen_examples))
         averaged.half().save_pretrained(options.run / "unet")
         noises.save_pretrained(options.run / "scheduler")
 
-    while spent < options.minutes * 60:
-        started = time.perf_counter()
-        done = spent / (options.minutes * 60)
-        lr = options.learning_rate * min(1, (step + 1) / 200)
-        lr *= 0.51 + 0.5 * math.cos(math.pi * done)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+    while run.unfinished:
+        run.begin()
         exact = crops(latents, BATCH, CROP, rng)
         noise = torch.randn_like(exact)
         t = torch.randint(0, noises.config.num_train_timesteps, (BATCH,))
@@ -268,17 +239,7 @@ def main() -> None:
             with torch.autocast(exact.device.type, dtype=torch.bfloat16):
                 error, seen = distance_left(model, on_device, few_exact, few_coded, pixels, noises)
             loss = loss + error + options.perceptual * seen
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if not torch.isfinite(norm):
-            msg = f"the gradient is not finite at step {step}"
-            raise RuntimeError(msg)
-        optimizer.step()
-        step += 1
-        average(mean, model, step)
-        spent += time.perf_counter() - started
-        if step % options.report == 0:
+        if run.descend(loss):
             report()
     report()
 

@@ -1,0 +1,104 @@
+"""A training run that can be interrupted: what every trainer here does alike."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from argparse import ArgumentParser, Namespace
+
+import torch
+from torch import Tensor, nn
+
+AVERAGING = 0.999
+WARM_UP = 200  # steps
+
+
+def add_options(parser: ArgumentParser, *, learning_rate: float, flat: float) -> None:
+    """The options that every trainer has."""
+    parser.add_argument("--learning-rate", type=float, default=learning_rate)
+    parser.add_argument("--flat", type=float, default=flat, help="part of the run before decay")
+    parser.add_argument("--report", type=int, default=1000, help="steps between reports")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+@torch.no_grad()
+def average(mean: dict[str, Tensor], model: nn.Module, step: int) -> None:
+    """Move the averaged weights towards the model's."""
+    decay = min(AVERAGING, (1 + step) / (10 + step))
+    current = model.state_dict()
+    torch._foreach_lerp_(list(mean.values()), [current[k] for k in mean], 1 - decay)
+
+
+class Run:
+    """A model under training, its averaged weights, and the clock of ``options.minutes``.
+
+    Goes on from the checkpoint in ``options.run`` where there is one.
+    """
+
+    def __init__(self, model: nn.Module, options: Namespace, rng: random.Random) -> None:
+        self._model, self._options = model, options
+        self.step, self.spent = 0, 0.0
+        self._optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate, fused=True)
+        self._checkpoint = options.run / "checkpoint.pt"
+        saved = None
+        if self._checkpoint.exists():
+            saved = torch.load(self._checkpoint, weights_only=True)
+            model.load_state_dict(saved["model"])
+            self._optimizer.load_state_dict(saved["optimizer"])
+            self.step, self.spent = saved["step"], saved["spent"]
+            rng.seed(self.step)
+            torch.manual_seed(self.step)
+        current = saved["mean"] if saved else model.state_dict()
+        self.mean = {
+            k: v.detach().to(options.device, copy=True)
+            for k, v in current.items()
+            if v.is_floating_point()
+        }
+
+    @property
+    def unfinished(self) -> bool:
+        return self.spent < 60 * float(self._options.minutes)
+
+    def begin(self) -> None:
+        """Start a step: its clock and its learning rate."""
+        self._started = time.perf_counter()
+        done = self.spent / (self._options.minutes * 60)
+        decay = max(0.0, (done - self._options.flat) / (1 - self._options.flat))
+        for group in self._optimizer.param_groups:
+            group["lr"] = (
+                self._options.learning_rate
+                * min(1, (self.step + 1) / WARM_UP)
+                * (0.5 + 0.5 * math.cos(math.pi * decay) + 0.01)
+            )
+
+    def descend(self, loss: Tensor) -> bool:
+        """End a step; whether a report is due."""
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            msg = f"the gradient is not finite at step {self.step}"
+            raise RuntimeError(msg)
+        self._optimizer.step()
+        self.step += 1
+        average(self.mean, self._model, self.step)
+        self.spent += time.perf_counter() - self._started
+        return bool(self.step % self._options.report == 0)
+
+    def report(self, score: str) -> None:
+        """Print and log a score, and write the checkpoint."""
+        line = f"{self.step} {self.spent / 60:.1f}m {score}"
+        print(line, flush=True)
+        with open(self._options.run / "log.txt", "a") as log:
+            log.write(line + "\n")
+        state = {
+            "model": self._model.state_dict(),
+            "mean": self.mean,
+            "optimizer": self._optimizer.state_dict(),
+            "step": self.step,
+            "spent": self.spent,
+        }
+        torch.save(state, self._checkpoint.with_suffix(".tmp"))
+        self._checkpoint.with_suffix(".tmp").replace(self._checkpoint)
