@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..prior import HyperPrior
-from .tiles import scaled, tiles
+from . import tiles
 
 FACTOR = 16
 CHANNELS = 160
@@ -195,16 +195,9 @@ class Mini:
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pixels (H, W, 3) to latents (ceil(H/16), ceil(W/16), C)."""
-        height, width = (-n % FACTOR for n in pixels.shape[:2])
-        pixels = np.pad(pixels, ((0, height), (0, width), (0, 0)), mode="edge")
-        rows, columns = (n // FACTOR for n in pixels.shape[:2])
-        latents = np.empty((rows, columns, CHANNELS), np.float32)
-        for tile in tiles(rows, columns, TILE, MARGIN):
-            part = torch.from_numpy(pixels[scaled(tile.needed, FACTOR)].copy())
-            image = part.permute(2, 0, 1)[None].float() / 255 - 0.5
-            out = self._autoencoder.encoder(image)[0].permute(1, 2, 0).numpy()
-            latents[tile.place] = out[tile.kept]
-        return latents
+        network = self._autoencoder.encoder
+        shape = {"channels": CHANNELS, "factor": FACTOR, "side": TILE, "margin": MARGIN}
+        return tiles.encode(pixels, lambda levels: network(levels / 255 - 0.5), **shape)
 
     def hyperlatents(self, steps: NDArray[np.float32]) -> NDArray[np.int64]:
         """Latents in steps (h, w, C) to hyperlatents (ceil(h/2), ceil(w/2), 32)."""
@@ -216,13 +209,12 @@ class Mini:
 
     def decode(self, latents: NDArray[np.float64], quality: int) -> NDArray[np.uint8]:
         """Latents (h, w, C), the gain taken off, to pixels (16 h, 16 w, 3)."""
-        rows, columns, _ = latents.shape
-        pixels = np.empty((rows * FACTOR, columns * FACTOR, 3), np.uint8)
-        rate = self._rate(quality)
-        for tile in tiles(rows, columns, TILE, MARGIN):
-            part = torch.from_numpy(latents[tile.needed].astype(np.float32))
-            image = self._autoencoder.decoder(part.permute(2, 0, 1)[None], rate)[0]
-            levels = torch.round((image + 0.5).clamp(0, 1) * 255).to(torch.uint8)
-            out = levels.permute(1, 2, 0).numpy()
-            pixels[scaled(tile.place, FACTOR)] = out[scaled(tile.kept, FACTOR)]
-        return pixels
+        network, rate = self._autoencoder.decoder, self._rate(quality)
+
+        def levels(part: Tensor) -> Tensor:
+            out: Tensor = (network(part, rate) + 0.5).clamp(0, 1) * 255
+            return out
+
+        return tiles.decode(
+            latents.astype(np.float32), levels, factor=FACTOR, side=TILE, margin=MARGIN
+        )

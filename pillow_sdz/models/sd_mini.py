@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from . import tiles
 from .embedded import blocks
-from .tiles import scaled, tiles
 
 FACTOR = 8
 CHANNELS = 4
@@ -89,25 +89,16 @@ class SdMini:
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pixels (H, W, 3) to latents (ceil(H/8), ceil(W/8), 4)."""
-        height, width = (-n % FACTOR for n in pixels.shape[:2])
-        pixels = np.pad(pixels, ((0, height), (0, width), (0, 0)), mode="edge")
-        rows, columns = (n // FACTOR for n in pixels.shape[:2])
-        latents = np.empty((rows, columns, CHANNELS), np.float32)
-        for tile in tiles(rows, columns, TILE, MARGIN):
-            part = torch.from_numpy(pixels[scaled(tile.needed, FACTOR)].copy())
-            image = part.permute(2, 0, 1)[None].float() / 127.5 - 1
-            out = self._autoencoder.encoder(image)[0].permute(1, 2, 0).numpy()
-            latents[tile.place] = out[tile.kept]
-        return latents
+        network = self._autoencoder.encoder
+        shape = {"channels": CHANNELS, "factor": FACTOR, "side": TILE, "margin": MARGIN}
+        return tiles.encode(pixels, lambda levels: network(levels / 127.5 - 1), **shape)
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Latents (h, w, 4) to pixels (8 h, 8 w, 3)."""
-        rows, columns, _ = latents.shape
-        pixels = np.empty((rows * FACTOR, columns * FACTOR, 3), np.uint8)
-        for tile in tiles(rows, columns, TILE, MARGIN):
-            part = torch.from_numpy(latents[tile.needed])
-            image = self._autoencoder.decoder(part.permute(2, 0, 1)[None])[0]
-            levels = torch.round((image.clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
-            out = levels.permute(1, 2, 0).numpy()
-            pixels[scaled(tile.place, FACTOR)] = out[scaled(tile.kept, FACTOR)]
-        return pixels
+        network = self._autoencoder.decoder
+
+        def levels(part: Tensor) -> Tensor:
+            out: Tensor = (network(part).clamp(-1, 1) + 1) * 127.5
+            return out
+
+        return tiles.decode(latents, levels, factor=FACTOR, side=TILE, margin=MARGIN)
