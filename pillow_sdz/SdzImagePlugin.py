@@ -1,7 +1,7 @@
 """Pillow's side of `.sdz`: opening, decoding and saving.
 
-`_open` reads chunk headers and metadata only. LATN and ALPH are read, and torch is imported, when
-the pixels are first needed.
+`_open` reads chunk headers and metadata only. LATN and ALPH are read, and the models' registry and
+torch are imported, when the pixels are first needed.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from PIL import Image, ImageFile
 from PIL._util import DeferredError
 
 from . import alpha as alpha_channel
-from . import container, models, save_options
+from . import container
 from .container import Chunk, Denoising, Header
+from .embedded_models import EMBEDDED, MINI
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from PIL._imaging import PixelAccess
+
+    from .embedded_models import ModelSpec
 
 # What is saved for a picture of each mode. A picture of mode 1, L, P or RGB that has transparency
 # (in its info or palette) is saved with alpha, as LA or RGBA.
@@ -172,7 +175,7 @@ class SdzImageFile(ImageFile.ImageFile):
             self.info["icc_profile"] = data
         elif type == container.EXIF:
             # With the prefix, as JPEG and PNG hand it over: JPEG writes exif=im.info["exif"] as is.
-            self.info["exif"] = save_options.EXIF_PREFIX + data
+            self.info["exif"] = container.EXIF_PREFIX + data
         else:
             self.info["xmp"] = data
 
@@ -221,13 +224,15 @@ class SdzDecoder(ImageFile.PyDecoder):
                     pass
             except container.TruncatedError:
                 return 0, 0  # Parser feeds more; load finds that there is no more and says so
+        from . import models
+
         # What is missing or damaged of the models is not what LOAD_TRUNCATED_IMAGES is about.
         decoder = models.decoder_for(
             self._header.model, self._header.digest, self._header.channels, self._header.factor
         )
         models.load(decoder)
         refine = None
-        if self._header.model != models.MINI.name:
+        if self._header.model != MINI.name:
             from . import denoise
 
             refine = denoise.refiner(decoder, self._denoising, self._prompt)
@@ -244,7 +249,7 @@ class SdzDecoder(ImageFile.PyDecoder):
     def _decode(
         self,
         reader: container.Reader,
-        decoder: models.ModelSpec,
+        decoder: ModelSpec,
         refine: Callable[[Any], Any] | None,
     ) -> None:
         """Fill the image; TruncatedError where more of the file is needed to complete it."""
@@ -268,7 +273,7 @@ class SdzDecoder(ImageFile.PyDecoder):
         # Before the network runs, since damage here makes its work vain.
         alpha = self._alpha(reader, by_type) if self._header.has_alpha else None
         if self._colour is None:
-            from . import codec  # imports torch
+            from . import codec, models  # imports torch
 
             try:
                 self._colour = codec.decode(
@@ -318,7 +323,7 @@ def check_shape(header: Header) -> None:
     Other models are looked up when the picture is decoded: what the user has recorded of them must
     not keep a file from being opened.
     """
-    spec = models.EMBEDDED.get(header.model)
+    spec = EMBEDDED.get(header.model)
     if spec is None:
         return
     if (header.channels, header.factor) != (spec.channels, spec.factor):
@@ -327,16 +332,14 @@ def check_shape(header: Header) -> None:
             f"but model {spec.name} has {spec.channels} at {spec.factor}"
         )
         raise OSError(msg)
-    if spec is models.MINI and not (
-        header.coding == "context" and 100 <= header.quantisation <= 10000
-    ):
+    if spec is MINI and not (header.coding == "context" and 100 <= header.quantisation <= 10000):
         msg = f"damaged SDZ header: coding {header.coding} of {header.quantisation} in model mini"
         raise OSError(msg)
 
 
 def _precision(header: Header) -> dict[str, float]:
     """How finely a header says that the latents are quantised, as a user knows it."""
-    if header.model == models.MINI.name:
+    if header.model == MINI.name:
         hundredths = header.quantisation
         return {"quality": hundredths // 100 if hundredths % 100 == 0 else hundredths / 100}
     return {} if header.coding == "float16" else {"step": header.step}
@@ -377,6 +380,8 @@ def _count_bytes(entries: Sequence[container.Entry]) -> dict[str, int]:
 
 
 def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
+    from . import save_options
+
     options = im.encoderinfo
 
     model = save_options.model_named(options.get("model"))
@@ -473,6 +478,8 @@ def _convert(im: Image.Image) -> Image.Image:
 
 def _metadata(im: Image.Image) -> list[Chunk]:
     """The chunks before LATN: from the keywords, else from the picture; None and b"" drop."""
+    from . import save_options
+
     options = {**im.info, **im.encoderinfo}
     if "icc_profile" not in im.encoderinfo and im.mode in ("CMYK", "YCbCr", "HSV", "LAB"):
         # The pixels are converted to RGB, of which a profile for inks, say, tells nonsense.

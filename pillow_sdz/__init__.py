@@ -6,10 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import SdzImagePlugin, options
-from .models import register_model
 
 if TYPE_CHECKING:
     from .latents import Latents, open_latents, save_latents
+    from .models import register_model
 
 __version__ = "0.1.0"
 
@@ -25,11 +25,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What takes numpy, which is imported when it is first asked for."""
-    if name not in ("Latents", "open_latents", "save_latents"):
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    return getattr(import_module(".latents", __name__), name)
+    """What takes numpy or the models' registry, which are imported when it is first asked for."""
+    if name in ("Latents", "open_latents", "save_latents"):
+        return getattr(import_module(".latents", __name__), name)
+    if name == "register_model":
+        return import_module(".models", __name__).register_model
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
 
 
 def register() -> None:

@@ -11,7 +11,6 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from struct import Struct
 from typing import IO, NamedTuple
@@ -53,6 +52,9 @@ MAX_BYTES_PER_LATENT = 8
 # Greyscale PNG needs at most 2 bytes per pixel: one and, in a picture of one column, the filter's.
 MAX_BYTES_PER_ALPHA = 2
 SLACK = 1024  # bytes beyond the two limits above, for the fixed cost of tiny pictures
+
+# What Pillow, and JPEG, have before the TIFF stream that eXIf holds.
+EXIF_PREFIX = b"Exif\0\0"
 
 STEP_UNITS = 1024  # quantisation steps are in so many parts of a latent
 
@@ -132,8 +134,7 @@ class Denoising(NamedTuple):
 ARTICLES_DENOISING = Denoising(strength=40, steps=3)
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """The data of the HEAD chunk: what can be known of a picture without its pixels.
 
     ``size`` is (width, height) in pixels, ``digest`` the first 4 bytes of the sha256 of the model's

@@ -501,7 +501,7 @@ def _spec(header: Header) -> models.ModelSpec:
 def _info(type: bytes, data: bytes, size: tuple[int, int]) -> dict[str, Any]:
     """What a chunk before the latents says, named as the keyword of `save_latents`."""
     if type == container.EXIF:
-        return {"exif": save_options.EXIF_PREFIX + data}
+        return {"exif": container.EXIF_PREFIX + data}
     if type == container.ICC_PROFILE:
         return {"icc_profile": data}
     if type == container.XMP:

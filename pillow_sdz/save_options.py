@@ -25,8 +25,6 @@ RECOMMENDED = {
 
 DEFAULT_EFFORT = 4  # chosen: the middle of 0..9
 
-EXIF_PREFIX = b"Exif\0\0"
-
 
 def model_named(name: object) -> models.ModelSpec:
     """The model that is asked for, by default the embedded one."""
@@ -123,7 +121,7 @@ def known_metadata(options: Mapping[str, Any]) -> list[Chunk]:
 
     known = (
         Chunk(container.ICC_PROFILE, _bytes("icc_profile", options.get("icc_profile"))),
-        Chunk(container.EXIF, _bytes("exif", exif).removeprefix(EXIF_PREFIX)),
+        Chunk(container.EXIF, _bytes("exif", exif).removeprefix(container.EXIF_PREFIX)),
         Chunk(container.XMP, _bytes("xmp", xmp)),
     )
     return [chunk for chunk in known if chunk.data]

@@ -27,7 +27,7 @@ DONE = Chunk(b"DONE", b"")
 
 
 def header(**fields: Any) -> Header:
-    return Header(**{**vars(HEADER), **fields})
+    return HEADER._replace(**fields)
 
 
 def head(**fields: Any) -> Chunk:

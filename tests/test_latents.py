@@ -333,7 +333,7 @@ def test_no_model_and_no_torch_are_needed(tmp_path: Path, environment: dict[str,
     """To save and to open latents, also of a model that nobody here knows."""
     known = saved(latents()).getvalue()
     header = container.Header.parse(container.read(known)[0].data)
-    stranger = container.Header(**{**vars(header), "model": "strange-1", "digest": b"1234"})
+    stranger = header._replace(model="strange-1", digest=b"1234")
     path = tmp_path / "x.sdz"
     path.write_bytes(replaced(known, container.HEAD, stranger.pack()))
     script = """
@@ -474,7 +474,7 @@ def test_a_header_may_not_ask_for_gigabytes() -> None:
 def relabelled(data: bytes, **change: Any) -> BytesIO:
     """The file with other values in its header, and as many frames as that says."""
     head, *_, latn, done = container.read(data)
-    header = container.Header(**{**vars(container.Header.parse(head.data)), **change})
+    header = container.Header.parse(head.data)._replace(**change)
     chunks = [Chunk(container.HEAD, header.pack()), *[latn] * header.frames, done]
     return BytesIO(framed(chunks))
 

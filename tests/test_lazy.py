@@ -13,6 +13,8 @@ from PIL import Image
 from sdz_files import CountingFile, encode
 
 HEAVY = ["torch", "numpy", "diffusers", "transformers", "constriction", "safetensors"]
+# Of this package, what decoding, encoding and latents take.
+LATER = ["pillow_sdz.models", "pillow_sdz.save_options", "pillow_sdz.latents", "pillow_sdz.codec"]
 
 SCRIPT = f"""
 import json, sys
@@ -21,7 +23,7 @@ import pillow_sdz
 with Image.open(sys.argv[1]) as im:
     seen = [im.size, im.mode, sorted(im.info), dict(im.getexif())]
     im.verify()
-heavy = [name for name in {HEAVY} if name in sys.modules]
+heavy = [name for name in {HEAVY + LATER} if name in sys.modules]
 print(json.dumps([seen, heavy]))
 """
 

@@ -36,7 +36,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_header(data: bytes, **fields: object) -> bytes:
     header = Header.parse(container.read(data)[0].data)
-    return replaced(data, container.HEAD, Header(**{**vars(header), **fields}).pack())  # type: ignore[arg-type]
+    return replaced(data, container.HEAD, header._replace(**fields).pack())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("coding", container.CODINGS)

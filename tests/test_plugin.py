@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 import pickle
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -350,7 +349,7 @@ def test_a_file_exchanged_behind_the_picture(photo: Image.Image, path: Path) -> 
 def test_frames_are_decoded_one_by_one(photo: Image.Image) -> None:
     turned = photo.transpose(Image.Transpose.ROTATE_180)
     first, second = (container.read(encode(im)) for im in (photo, turned))
-    head = replace(Header.parse(first[0].data), frames=2)
+    head = Header.parse(first[0].data)._replace(frames=2)
     data = container.write(
         [Chunk(b"HEAD", head.pack()), first[-2], second[-2], Chunk(b"DONE", b"")]
     )
@@ -367,7 +366,7 @@ def test_frames_are_decoded_one_by_one(photo: Image.Image) -> None:
 
 def test_seeking_after_a_thumbnail_or_a_copy(photo: Image.Image) -> None:
     one = container.read(encode(photo))
-    head = replace(Header.parse(one[0].data), frames=2)
+    head = Header.parse(one[0].data)._replace(frames=2)
     data = container.write([Chunk(b"HEAD", head.pack()), one[-2], one[-2], Chunk(b"DONE", b"")])
     with Image.open(BytesIO(data)) as im:
         im.thumbnail((20, 20))

@@ -13,11 +13,15 @@ import dataclasses
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import options
+from ..embedded_models import EMBEDDED as EMBEDDED
+from ..embedded_models import MINI as MINI
+from ..embedded_models import NOT_NAMED as NOT_NAMED
+from ..embedded_models import SD_MINI as SD_MINI
+from ..embedded_models import ModelSpec as ModelSpec
 from . import hub, recorded, sources
 from .presets import PRESETS
 from .sources import DenoiserParts, Folder, NotInstalled, Source
@@ -26,32 +30,8 @@ if TYPE_CHECKING:
     from .stable_diffusion import Denoiser as Denoiser
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """What can be known of a model without its weights.
-
-    ``factor`` is the number of pixels along one side of a latent, ``channels`` the latent channels,
-    ``digest`` the first 4 bytes of the weights' sha256, or `NOT_NAMED`. Models of one
-    ``latent_space`` can decode each other's latents.
-    """
-
-    name: str
-    channels: int
-    factor: int
-    digest: bytes
-    latent_space: str
-
-
-# The digest where it is left open which weights are meant.
-NOT_NAMED = bytes(4)
-
-MINI = ModelSpec("mini", 160, 16, bytes.fromhex("1482f368"), latent_space="mini")
-SD_MINI = ModelSpec("sd-mini", 4, 8, bytes.fromhex("cba7b357"), latent_space="sd-mini")
-# sha256 of its U-Net's weights
+# sha256 of the weights of sd-mini's U-Net
 SD_MINI_UNET = "59747aba27120f1452b628fc6f3f9e94932f0acbcd2302b793fffb4915e19eb5"
-
-#: The models whose weights come with this package, by name.
-EMBEDDED = {MINI.name: MINI, SD_MINI.name: SD_MINI}
 
 
 class _Entry(NamedTuple):
