@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +14,8 @@ from PIL import Image
 from ssimulacra2 import compute_ssimulacra2
 
 from pillow_sdz.fidelity import FloatArray, psnr, ssim_maps
+
+BUTTERAUGLI = "butteraugli_main"  # the tool of libjxl; Debian has it in libjxl-devtools
 
 # The exponents of the five scales, finest first: Wang et al. 2003, section 3.2.
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -81,3 +86,17 @@ def _as_file(picture: Image.Image) -> io.BytesIO:
     picture.save(file, "PPM")  # the one lossless format that costs no time
     file.seek(0)
     return file
+
+
+def butteraugli(original: Image.Image, distorted: Image.Image) -> float:
+    """Butteraugli's 3-norm over the picture, as libjxl's tool has it; 0 for equal pictures.
+
+    FileNotFoundError where the tool is not installed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("original.ppm", "distorted.ppm")]
+        for path, picture in zip(paths, (original, distorted), strict=True):
+            picture.convert("RGB").save(path)
+        output = subprocess.run([BUTTERAUGLI, *paths], check=True, capture_output=True, text=True)
+    # The largest local distance, and then "3-norm: " and that.
+    return float(output.stdout.split()[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ for module in ("ssimulacra2", "matplotlib", "tqdm"):
 # They are no part of the installed package, so that only the checkout has them.
 sys.path.append(str(Path(__file__).parent.parent))
 
-from benchmarks import effort, latent_cache, metrics, rate_distortion, speed  # noqa: E402
+from benchmarks import effort, feature_distance, latent_cache, metrics, rate_distortion, speed  # noqa: E402
 from benchmarks.codecs import CODECS, Codec  # noqa: E402
 from pillow_sdz import demo  # noqa: E402
 from pillow_sdz.adaptive import AdaptivePrior  # noqa: E402
@@ -61,6 +62,25 @@ def test_ms_ssim_of_flat_pictures() -> None:
 def test_ms_ssim_never_gets_complex(picture: Image.Image) -> None:
     negative = Image.eval(picture, lambda level: 255 - level)
     assert metrics.ms_ssim(np.asarray(picture), np.asarray(negative)) == 0
+
+
+def test_feature_distance_is_st_lpips(picture: Image.Image) -> None:
+    """The expected values are those of the package `stlpips-pytorch` 0.0.2 itself."""
+    pytest.importorskip("stlpips_pytorch")
+    assert feature_distance.feature_distance(picture, picture) == 0
+    for radius, expected in ((0.5, 0.02473), (1, 0.18941), (2, 0.48650)):
+        blurred = picture.filter(ImageFilter.GaussianBlur(radius))
+        distance = feature_distance.feature_distance(picture, blurred)
+        assert distance == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.skipif(not shutil.which(metrics.BUTTERAUGLI), reason="libjxl's tool is not installed")
+def test_butteraugli_rises_with_blur(picture: Image.Image) -> None:
+    assert metrics.butteraugli(picture, picture) == 0
+    little, much = (
+        metrics.butteraugli(picture, picture.filter(ImageFilter.GaussianBlur(r))) for r in (0.5, 2)
+    )
+    assert 0 < little < much
 
 
 @pytest.mark.parametrize("name", ["jpeg", "webp", "jxl"])

