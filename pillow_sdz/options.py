@@ -26,6 +26,9 @@ are.
 DTYPE: str | None = None
 """The networks' numbers: "float32", "float16" or "bfloat16"; None: float16 on a GPU, else float32.
 
+The embedded `mini` knows float32 and bfloat16; None: bfloat16, for the most of it, on a CPU that
+multiplies matrices of it (AMX), else float32. Pixels differ by a grey level at most.
+
 An autoencoder whose values leave float16's range is run again in float32; with a U-Net that is an
 OSError.
 """

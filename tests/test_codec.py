@@ -16,9 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pillow_sdz import codec, demo, fidelity, models
+from pillow_sdz import codec, demo, fidelity, models, options
 from pillow_sdz.entropy import SymbolDecoder, Tables
 from pillow_sdz.models import embedded
+from pillow_sdz.models.tiles import Sides
 from pillow_sdz.prior import Affine
 
 MINI = models.MINI
@@ -88,9 +89,9 @@ def test_target_needs_the_network_once(
     calls = []
     original = embedded.Encoder.forward
 
-    def counted(self: embedded.Encoder, x: torch.Tensor) -> torch.Tensor:
+    def counted(self: embedded.Encoder, x: torch.Tensor, sides: Sides) -> torch.Tensor:
         calls.append(x.shape)
-        return original(self, x)
+        return original(self, x, sides)
 
     monkeypatch.setattr(embedded.Encoder, "forward", counted)
     codec.encode(real_photo, model=MINI, max_payload=2000)
@@ -140,17 +141,31 @@ def test_any_size(real_photo: Image.Image, size: tuple[int, int]) -> None:
 
 
 def test_tiles_have_no_seam(real_photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles are computed with more around them than a pixel can see."""
-    image = real_photo.resize((1000, 170))
+    """Tiles are computed with as much around them as a pixel sees, and a latent by 1e-4."""
+    monkeypatch.setattr(options, "DTYPE", "float32")
+    pixels = np.asarray(real_photo.resize((1000, 700)))
     network = models.load(MINI)
-    pixels = np.asarray(image)
     whole = network.encode(pixels)
     picture = network.decode(whole, 5000)
-    monkeypatch.setattr(embedded, "TILE", 24)
-    # Sums in another order differ by roundings only.
-    np.testing.assert_allclose(network.encode(pixels), whole, atol=1e-4)
+    monkeypatch.setattr(embedded, "TILE", 2 * embedded.DECODER_MARGIN)
+    np.testing.assert_allclose(network.encode(pixels), whole, rtol=0, atol=1e-4)
     tiled = network.decode(whole, 5000)
+    # Sums in another order differ by roundings only.
     assert np.abs(tiled.astype(int) - picture).max() <= 1
+
+
+@pytest.mark.parametrize("quality", [100, 5000, 10000])
+def test_bfloat16_changes_pixels_by_a_grey_level(real_photo: Image.Image, quality: int) -> None:
+    """The CNN's part of the picture is small; the linear path stays in float32."""
+    network = models.load(MINI)
+    gain = network.gain(quality)
+    with options.override(DTYPE="float32"):
+        latents = np.rint(network.encode(np.asarray(real_photo)) * gain) / gain
+        exact = network.decode(latents, quality).astype(int)
+    with options.override(DTYPE="bfloat16"):
+        difference = np.abs(network.decode(latents, quality) - exact)
+    assert difference.max() == 1
+    assert difference.mean() < 0.1  # measured: 0.04 to 0.07
 
 
 CHILD = """

@@ -9,7 +9,11 @@ knows how coarsely the latents were quantised.  See training/README.md for the f
 
 from __future__ import annotations
 
+import copy
+import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +22,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .. import options
 from ..prior import HyperPrior
 from . import tiles
+from .tiles import WHOLE, Sides
 
 FACTOR = 16
 CHANNELS = 160
@@ -28,9 +34,16 @@ DEPTHS_ENCODER = (4, 3, 2)  # residual blocks at each of them
 DEPTHS_DECODER = (5, 5, 2)
 RATE_FEATURES = 3
 
-TILE = 128  # latents along a side of what is encoded or decoded at once.  Chosen: 4 megapixels.
-# More latents than any pixel's reach on either path (13 in the decoder), so tiles have no seam.
-MARGIN = 16
+# Latents along a side of what is encoded or decoded at once.  Measured, on 12 megapixels: smaller
+# ones spend more on their margins, larger ones on fresh memory for each activation.
+TILE = 112
+# How many latents beyond a tile are looked at, by all of the decoder, and from its stages at 1/8
+# and at 1/4 of the resolution on.  A 3x3 convolution reaches one place further: in all 5 latents,
+# 10 eighths and 11 quarters, each rounded up.
+DECODER_MARGIN, DECODER_MARGIN_8, DECODER_MARGIN_4 = 13, 8, 3
+# By all of the encoder, and from its stages at 1/8 and 1/16 on.  They reach 11, 9 and 5 latents,
+# but what is beyond these moves a latent by less than 1e-4 (a test), and the reach costs an eighth.
+ENCODER_MARGIN, ENCODER_MARGIN_8, ENCODER_MARGIN_16 = 6, 5, 3
 
 WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
 
@@ -80,12 +93,15 @@ class Encoder(nn.Module):
         self.at16 = blocks(n16, d16)
         self.leave = nn.Conv2d(n16, CHANNELS, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        blocks = F.pixel_unshuffle(F.pad(x, (8, 8, 8, 8), mode="replicate"), FACTOR)
-        y = self.at4(self.enter(F.pixel_unshuffle(x, 4)))
-        y = self.at16(self.down16(self.at8(self.down8(y))))
-        latents: Tensor = self.linear(blocks) + self.leave(y)
-        return latents
+    def forward(self, x: Tensor, sides: Sides = WHOLE) -> Tensor:
+        """Of a tile, latents without its margin of `ENCODER_MARGIN`."""
+        near = sides.trim(x, (ENCODER_MARGIN - 1) * FACTOR)
+        blocks = F.pixel_unshuffle(F.pad(near, (8, 8, 8, 8), mode="replicate"), FACTOR)
+        latents = sides.trim(self.linear(blocks), 1)
+        y = self.enter(F.pixel_unshuffle(x, 4).to(self.enter.weight.dtype))
+        y = sides.trim(self.down8(self.at4(y)), 2 * (ENCODER_MARGIN - ENCODER_MARGIN_8))
+        y = sides.trim(self.down16(self.at8(y)), ENCODER_MARGIN_8 - ENCODER_MARGIN_16)
+        return latents + sides.trim(self.leave(self.at16(y)), ENCODER_MARGIN_16)
 
 
 class Decoder(nn.Module):
@@ -109,14 +125,20 @@ class Decoder(nn.Module):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, latents: Tensor, rate: Tensor) -> Tensor:
-        r16, r8, r4 = (layer(rate_features(rate))[:, :, None, None] for layer in self.rate)
-        image = F.pixel_shuffle(self.linear(latents), FACTOR)[..., 8:-8, 8:-8]
-        y = self.at16(self.enter(latents) + r16)
+    def forward(self, latents: Tensor, rate: Tensor, sides: Sides = WHOLE) -> Tensor:
+        """Of a tile, the image without its margin of `DECODER_MARGIN`."""
+        near = sides.trim(latents, DECODER_MARGIN - 1)
+        image = F.pixel_shuffle(self.linear(near), FACTOR)[..., 8:-8, 8:-8]
+        dtype = self.enter.weight.dtype
+        features = rate_features(rate).to(dtype)
+        r16, r8, r4 = (layer(features)[:, :, None, None] for layer in self.rate)
+        y = self.at16(self.enter(latents.to(dtype)) + r16)
+        y = sides.trim(y, DECODER_MARGIN - DECODER_MARGIN_8)
         y = self.at8(F.pixel_shuffle(self.up8(y), 2) + r8)
+        y = sides.trim(y, 2 * (DECODER_MARGIN_8 - DECODER_MARGIN_4))
         y = self.at4(F.pixel_shuffle(self.up4(y), 2) + r4)
-        out: Tensor = image + F.pixel_shuffle(self.leave(y), 4)
-        return out
+        y = sides.trim(self.leave(y), 4 * DECODER_MARGIN_4)
+        return sides.trim(image, FACTOR) + F.pixel_shuffle(y, 4)
 
 
 class Gain(nn.Module):
@@ -144,6 +166,28 @@ class Autoencoder(nn.Module):
         self.encoder = Encoder()
         self.decoder = Decoder()
         self.gain = Gain()
+
+    def with_cnns_in(self, dtype: torch.dtype) -> Autoencoder:
+        """A copy whose CNNs compute in ``dtype``; linear paths, sums and gain as they were."""
+        other = copy.deepcopy(self)
+        for network in (other.encoder, other.decoder):
+            for name, part in network.named_children():
+                if name != "linear":
+                    part.to(dtype)
+        return other
+
+
+def cnn_dtype() -> torch.dtype:
+    """What the CNNs beside the linear paths compute in.
+
+    Where the CPU multiplies matrices of bfloat16 (AMX), that is three times as fast as float32,
+    and elsewhere slower.  It changes a value in 20 of a decoded picture, by one grey level
+    (docs/speed.md).
+    """
+    # Older versions of torch do not say what the CPU has.
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    best = "bfloat16" if capabilities.get("amx_bf16") else "float32"
+    return torch.bfloat16 if (options.DTYPE or best) == "bfloat16" else torch.float32
 
 
 class HyperAnalysis(nn.Sequential):
@@ -184,6 +228,14 @@ class Mini:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.prior = HyperPrior({k: v.numpy() for k, v in part("prior.").items()})
 
+    def _computing(self) -> Autoencoder:
+        """The autoencoder, its CNNs in `cnn_dtype`."""
+        return self._autoencoder if cnn_dtype() == torch.float32 else self._in_bfloat16
+
+    @functools.cached_property
+    def _in_bfloat16(self) -> Autoencoder:
+        return self._autoencoder.with_cnns_in(torch.bfloat16)
+
     @staticmethod
     def _rate(quality: int) -> Tensor:
         return torch.tensor([(quality - 100) / 9900])
@@ -195,9 +247,14 @@ class Mini:
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pixels (H, W, 3) to latents (ceil(H/16), ceil(W/16), C)."""
-        network = self._autoencoder.encoder
-        shape = {"channels": CHANNELS, "factor": FACTOR, "side": TILE, "margin": MARGIN}
-        return tiles.encode(pixels, lambda levels: network(levels / 255 - 0.5), **shape)
+        network = self._computing().encoder
+
+        def latents(levels: Tensor, sides: Sides) -> Tensor:
+            out: Tensor = network(levels.div_(255).sub_(0.5), sides)
+            return out
+
+        shape = {"channels": CHANNELS, "factor": FACTOR, "side": TILE, "margin": ENCODER_MARGIN}
+        return tiles.encode(pixels, latents, **shape)
 
     def hyperlatents(self, steps: NDArray[np.float32]) -> NDArray[np.int64]:
         """Latents in steps (h, w, C) to hyperlatents (ceil(h/2), ceil(w/2), 32)."""
@@ -209,12 +266,11 @@ class Mini:
 
     def decode(self, latents: NDArray[np.float64], quality: int) -> NDArray[np.uint8]:
         """Latents (h, w, C), the gain taken off, to pixels (16 h, 16 w, 3)."""
-        network, rate = self._autoencoder.decoder, self._rate(quality)
+        network, rate = self._computing().decoder, self._rate(quality)
 
-        def levels(part: Tensor) -> Tensor:
-            out: Tensor = (network(part, rate) + 0.5).clamp(0, 1) * 255
+        def levels(part: Tensor, sides: Sides) -> Tensor:
+            out: Tensor = network(part, rate, sides).add_(0.5).mul_(255)
             return out
 
-        return tiles.decode(
-            latents.astype(np.float32), levels, factor=FACTOR, side=TILE, margin=MARGIN
-        )
+        shape = {"factor": FACTOR, "side": TILE, "margin": DECODER_MARGIN}
+        return tiles.decode(latents.astype(np.float32), levels, **shape)

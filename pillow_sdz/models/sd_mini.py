@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from . import tiles
 from .embedded import blocks
+from .tiles import WHOLE, Sides
 
 FACTOR = 8
 CHANNELS = 4
@@ -26,8 +27,11 @@ ENCODER_WIDTHS, ENCODER_DEPTHS = (48, 96), (3, 4)  # at 1/4 and 1/8 of the resol
 DECODER_WIDTHS, DECODER_DEPTHS = (48, 112), (5, 6)
 
 TILE = 256  # latents along a side of what is encoded or decoded at once.  Chosen: 4 megapixels.
-# The decoder's reach: 13 latents at 1/8 of the resolution, 11 quarters at 1/4.
-MARGIN = 19
+# How many latents beyond a tile are looked at, by all of the decoder, and from its stage at 1/4
+# of the resolution on; a 3x3 convolution reaches one place further.
+DECODER_MARGIN, DECODER_MARGIN_4 = 19, 6
+# By all of the encoder, and from its stage at 1/8 on.
+ENCODER_MARGIN, ENCODER_MARGIN_8 = 13, 9
 
 WEIGHTS = Path(__file__).parent / "weights" / "sd_mini" / "autoencoder.safetensors"
 
@@ -44,10 +48,11 @@ class Encoder(nn.Module):
         self.at8 = blocks(n8, d8)
         self.leave = nn.Conv2d(n8, CHANNELS, 3, padding=1)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, sides: Sides = WHOLE) -> Tensor:
+        """Of a tile, latents without its margin of `ENCODER_MARGIN`."""
         y = self.at4(self.enter(F.pixel_unshuffle(images, 4)))
-        latents: Tensor = self.leave(self.at8(self.down8(y)))
-        return latents
+        y = sides.trim(self.down8(y), ENCODER_MARGIN - ENCODER_MARGIN_8)
+        return sides.trim(self.leave(self.at8(y)), ENCODER_MARGIN_8)
 
 
 class Decoder(nn.Module):
@@ -62,10 +67,11 @@ class Decoder(nn.Module):
         self.at4 = blocks(n4, d4)
         self.leave = nn.Conv2d(n4, 48, 3, padding=1)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        y = self.at8(self.enter(latents))
+    def forward(self, latents: Tensor, sides: Sides = WHOLE) -> Tensor:
+        """Of a tile, the image without its margin of `DECODER_MARGIN`."""
+        y = sides.trim(self.at8(self.enter(latents)), DECODER_MARGIN - DECODER_MARGIN_4)
         y = self.at4(F.pixel_shuffle(self.up4(y), 2))
-        images: Tensor = F.pixel_shuffle(self.leave(y), 4)
+        images: Tensor = F.pixel_shuffle(sides.trim(self.leave(y), 2 * DECODER_MARGIN_4), 4)
         return images
 
 
@@ -90,15 +96,21 @@ class SdMini:
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pixels (H, W, 3) to latents (ceil(H/8), ceil(W/8), 4)."""
         network = self._autoencoder.encoder
-        shape = {"channels": CHANNELS, "factor": FACTOR, "side": TILE, "margin": MARGIN}
-        return tiles.encode(pixels, lambda levels: network(levels / 127.5 - 1), **shape)
+
+        def latents(levels: Tensor, sides: Sides) -> Tensor:
+            out: Tensor = network(levels.div_(127.5).sub_(1), sides)
+            return out
+
+        shape = {"channels": CHANNELS, "factor": FACTOR, "side": TILE, "margin": ENCODER_MARGIN}
+        return tiles.encode(pixels, latents, **shape)
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Latents (h, w, 4) to pixels (8 h, 8 w, 3)."""
         network = self._autoencoder.decoder
 
-        def levels(part: Tensor) -> Tensor:
-            out: Tensor = (network(part).clamp(-1, 1) + 1) * 127.5
+        def levels(part: Tensor, sides: Sides) -> Tensor:
+            out: Tensor = network(part, sides).add_(1).mul_(127.5)
             return out
 
-        return tiles.decode(latents, levels, factor=FACTOR, side=TILE, margin=MARGIN)
+        shape = {"factor": FACTOR, "side": TILE, "margin": DECODER_MARGIN}
+        return tiles.decode(latents, levels, **shape)
