@@ -39,8 +39,8 @@ class Shares:
     anchor: float = 1.0  # squared error, in mini's measure
     ssimulacra2: float = 0.35  # mini's
     features: float = 0.5
-    statistics: float = 0.5
-    adversarial: float = 0.1
+    statistics: float = 1.0
+    adversarial: float = 0.3
 
 
 class Discriminator(nn.Module):
@@ -56,7 +56,7 @@ class Discriminator(nn.Module):
         self.at4 = spectral_norm(nn.Conv2d(48, 96, 4, 2, 1))
         self.at8 = spectral_norm(nn.Conv2d(96, 128, 4, 2, 1))
         self.joint = spectral_norm(nn.Conv2d(128 + 32, 128, 3, 1, 1))
-        self.leave = spectral_norm(nn.Conv2d(128, 1, 3, 1, 1))
+        self.leave = nn.Conv2d(128, 1, 3, 1, 1)  # free to be as sure as it is
 
     def forward(self, images: Tensor, latents: Tensor) -> Tensor:
         condition = F.interpolate(self.condition(latents), scale_factor=2)
@@ -106,7 +106,7 @@ def statistics(features: list[Tensor], originals: list[Tensor], strides: list[in
 
     A Wasserstein distance of Gaussians: a texture may lie elsewhere than in the original
     (Qiu, Ballé et al., "Wasserstein distortion: unifying fidelity and realism", 2024).  It is
-    relative to the original's deviation there, since what is busy masks.
+    relative to the deviations there, since what is busy masks.
     """
     total = torch.zeros(len(features[0]), device=features[0].device)
     for a, b, stride in zip(features, originals, strides, strict=True):
@@ -117,10 +117,10 @@ def statistics(features: list[Tensor], originals: list[Tensor], strides: list[in
             square = F.avg_pool2d(x * x, side, side // 2)
             moments.append((mean, (square - mean * mean).clamp_min(0)))
         (mean_a, variance_a), (mean_b, variance_b) = moments
-        # A tenth of the feature's variance in general stays where there is none.  Chosen.
-        floor = 0.1 * variance_b.mean((0, 2, 3), keepdim=True) + 1e-6
+        # A tenth of the feature's variance in the batch stays where there is none.  Chosen.
+        floor = 0.1 * b.float().var((0, 2, 3), keepdim=True) + 1e-6
         deviations = torch.sqrt(variance_a + floor) - torch.sqrt(variance_b + floor)
-        distance = ((mean_a - mean_b) ** 2 + deviations**2) / (variance_b + floor)
+        distance = ((mean_a - mean_b) ** 2 + deviations**2) / (variance_a + variance_b + floor)
         total = total + distance.mean((1, 2, 3))
     return total / len(features)
 
