@@ -62,7 +62,7 @@ class Affine:
         return np.float32 if self._totals[number] * limit < EXACT_SINGLE else np.float64
 
     def __call__(self, *inputs: NDArray[Any]) -> Ints:
-        """Inputs (n, k_i), floats that hold integers, to outputs (n, k)."""
+        """Inputs (n, k_i) or (1, k_i), floats that hold integers, to outputs (n, k)."""
         total: Ints = np.broadcast_to(self._bias, (len(inputs[0]), self.outputs))
         for i, (x, weights) in enumerate(zip(inputs, self._weights, strict=True)):
             # By the input's limit where that will do; a look at its values costs time too.
@@ -189,9 +189,9 @@ class HyperPrior:
             before = 0
             for group, hidden, output in zip(self._groups, self._hidden, self._output, strict=True):
                 parameters = []
-                rate = np.full((len(rows), 1), quality, np.float32)
+                rate = np.full((1, 1), quality, np.float32)  # one row for all places
                 for block in _blocks(len(rows)):
-                    known = [here[block], context[block], rate[block]]
+                    known = [here[block], context[block], rate]
                     if before:
                         known.append(coded[block, :before])
                     parameters.append(output(rectified(hidden(*known))))
