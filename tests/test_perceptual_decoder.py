@@ -25,12 +25,15 @@ sys.path.append(str(ROOT))
 from training.data import to_tensor  # noqa: E402
 from training.features import Classifier  # noqa: E402
 from training.perceptual_decoder import (  # noqa: E402
+    CELL,
+    SIDE,
     Players,
     Shares,
     details,
     loss_of,
     pointwise,
     statistics,
+    weave,
 )
 
 
@@ -111,6 +114,18 @@ def test_texture_may_lie_elsewhere_but_not_be_missing() -> None:
     assert ((other - noise) ** 2).mean() > ((flat - noise) ** 2).mean()
 
 
+def test_weave_costs_more_than_as_much_noise(images: Tensor) -> None:
+    generator = torch.Generator().manual_seed(0)
+    cell = torch.randn((1, 3, CELL, CELL), generator=generator)
+    cell -= cell.mean((2, 3), keepdim=True)
+    woven = cell.repeat(1, 1, 64 // CELL, 64 // CELL)
+    noise = torch.randn(images.shape, generator=generator) * woven.std()
+    assert weave(images, images).tolist() == [0, 0]
+    costs = weave(images + 0.01 * woven, images) / weave(images + 0.01 * noise, images)
+    # Noise averages out over the cells of a window, 8 by 8 of them.
+    assert costs.min() > 0.5 * (SIDE // CELL) ** 2
+
+
 def test_players_have_no_gradient_from_each_other(classifier: Classifier, images: Tensor) -> None:
     torch.manual_seed(0)
     autoencoder, rate = Autoencoder().requires_grad_(False), torch.tensor([0.2, 0.6])
@@ -119,7 +134,7 @@ def test_players_have_no_gradient_from_each_other(classifier: Classifier, images
     def gradients(adversarial: float) -> tuple[Tensor, Tensor]:
         torch.manual_seed(1)
         players = Players().eval()  # the spectral norms stay as they are
-        shares = Shares(0, 0, 0, 0, adversarial)
+        shares = Shares(0, 0, 0, 0, 0, adversarial)
         loss_of(players, autoencoder, classifier, images, rate, shares).backward()  # type: ignore[no-untyped-call]
         decoder, discriminator = (
             torch.cat([p.grad.flatten() for p in part.parameters() if p.grad is not None])

@@ -30,6 +30,7 @@ from training.run import Run, add_options
 
 RATES = (0.1, 0.2, 0.35, 0.5)  # of the reports: about 0.08, 0.11, 0.19 and 0.32 bits per pixel
 SIDE = 32  # pixels of a window in which statistics are compared; two latents.  Chosen.
+CELL = 4  # pixels that the decoder's last convolution makes of one position
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Shares:
     ssimulacra2: float = 0.35  # mini's
     features: float = 0.5
     statistics: float = 1.0
+    weave: float = 0.5
     adversarial: float = 0.3
 
 
@@ -125,6 +127,23 @@ def statistics(features: list[Tensor], originals: list[Tensor], strides: list[in
     return total / len(features)
 
 
+def weave(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Energy (B,) of what the error repeats every CELL pixels, relative to the original's details.
+
+    A decoder whose last layer writes cells of pixels finds grain there cheapest that is the same
+    in each of them, and classifiers like it better than none.
+    """
+    b, c, h, w = images.shape
+    windows, count = (h // SIDE, w // SIDE), SIDE // CELL
+    error = (reconstruction - images).reshape(
+        b, c, windows[0], count, CELL, windows[1], count, CELL
+    )
+    repeated = error.mean((3, 6)).var((3, 5), correction=0)
+    details = images - F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+    masking = F.avg_pool2d(details**2, SIDE) + 1 / 255**2  # a grey level is seen anywhere
+    return (repeated / masking).mean((1, 2, 3))
+
+
 def appearance(
     classifier: Classifier, reconstruction: Tensor, images: Tensor, shares: Shares
 ) -> Tensor:
@@ -164,13 +183,14 @@ def loss_of(
     rate: Tensor,
     shares: Shares,
 ) -> Tensor:
-    """The sum of both players' losses; images (B, 3, H, W), H and W multiples of 16 over 48."""
+    """The sum of both players' losses; images (B, 3, H, W), H and W multiples of 32 from 64."""
     with torch.no_grad():
         gain = autoencoder.gain(rate)
         latents = torch.round(autoencoder.encoder(images) * gain) / gain
     reconstruction = players.decoder(latents, rate).float()
     doubt, opposed = contest(players.discriminator, reconstruction, images, latents)
-    loss = appearance(classifier, reconstruction, images, shares) + shares.adversarial * doubt
+    loss = appearance(classifier, reconstruction, images, shares)
+    loss = loss + shares.weave * weave(reconstruction, images) + shares.adversarial * doubt
     # As training.mini: on half of the batch, not in bfloat16.
     half = slice(len(images) // 2)
     with torch.autocast(images.device.type, enabled=False):
