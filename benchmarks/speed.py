@@ -1,12 +1,14 @@
-"""Time and memory of sdz, as ratios to diffusers' AutoencoderTiny in the same run.
+"""Time and memory of sdz, as ratios to diffusers' AutoencoderTiny and others in the same run.
 
     python -m benchmarks.speed
+    python -m benchmarks.speed --megapixels 0.25 1 4 12 24
 
 AutoencoderTiny (TAESD's architecture, here with random weights, which cost the same time)
 is the common small autoencoder that Stable Diffusion's users know. Encoding and decoding
 are warm, from a Pillow image to the bytes of a file and back; the autoencoder has no file,
 so that its encoding ends with the latents and its decoding begins with them. Importing,
-opening and memory are measured in processes of their own, started for nothing else.
+cold starts and memory are measured in processes of their own, started for nothing else.  With
+``--megapixels`` only pictures of those sizes are measured, which takes minutes.
 """
 
 from __future__ import annotations
@@ -22,30 +24,60 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 import pillow_sdz  # noqa: F401  # registers the format SDZ
 from pillow_sdz import demo
 
 SIZES = ((512, 512), (768, 512))
+SMALL = (256, 256)  # of many pictures
+OPENED = 100  # times in a row: one is too short for the clock
 
-# What a cold process runs; {file} is an .sdz file, {picture} the same as a PNG.
-IMPORT_SDZ = "import pillow_sdz"
+TINY = "AutoencoderTiny"
+AVIF = "Pillow's AVIF, its defaults"
+
+# What a cold process runs; {file} is a small .sdz file, {picture} a photo as PNG.
+IMPORT_PILLOW = "import PIL.Image"
+IMPORT_SDZ = "import PIL.Image, pillow_sdz"
+IMPORT_TORCH = "import torch"
 IMPORT_TINY = "from diffusers import AutoencoderTiny"
-OPEN_SDZ = """
+LOAD_SDZ = """
 import pillow_sdz
 from PIL import Image
-Image.open({file!r}).size
+Image.open({file!r}).load()
 """
-OPEN_TINY = """
-from diffusers import AutoencoderTiny
-AutoencoderTiny()
+# Where a cold start goes; every part prints what it is and its milliseconds.
+PARTS = """
+import time
+start = time.perf_counter()
+def done(part):
+    global start
+    print(f"{{part}}: {{1000 * (time.perf_counter() - start):.0f}} ms")
+    start = time.perf_counter()
+import torch
+done("import torch")
+import pillow_sdz
+from PIL import Image
+done("import pillow_sdz and Pillow")
+image = Image.open({file!r})
+done("open")
+from pillow_sdz import codec, models
+from pillow_sdz.models import embedded
+done("import the codec, with numpy, constriction and safetensors")
+models.load(models.MINI)
+done("load the model, its hash checked")
+image.load()
+done("load the pixels")
+Image.open({file!r}).load()
+done("open and load the pixels again")
 """
 ROUND_TRIP_SDZ = """
 import io
@@ -73,12 +105,13 @@ else:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure of sdz and, where diffusers is installed, of AutoencoderTiny."""
+    """One figure of sdz and, where there is one, of something else."""
 
     what: str
     unit: str
     sdz: float
-    tiny: float | None
+    other: float | None
+    beside: str = TINY
 
 
 def tiny_autoencoder() -> tuple[
@@ -154,24 +187,98 @@ def warm(size: tuple[int, int], repeats: int, with_tiny: bool) -> list[Compariso
     ]
 
 
-def cold(repeats: int, threads: int | None, with_tiny: bool) -> list[Comparison]:
-    """Importing, opening and the memory of a round trip, in fresh processes."""
+def beside_pillow(repeats: int) -> list[Comparison]:
+    """Encoding beside AVIF, and opening beside PNG, in this process."""
+    picture = photo((768, 512))
+
+    def avif() -> None:
+        picture.save(io.BytesIO(), "AVIF")
+
+    def opened(format: str) -> Callable[[], None]:
+        file = io.BytesIO()
+        picture.save(file, format)
+
+        def call() -> None:
+            for _ in range(OPENED):
+                Image.open(file).size  # noqa: B018
+
+        return call
+
+    encode = alternate([lambda: sdz_encode(picture), avif], repeats)
+    opening = [t / OPENED for t in alternate([opened("SDZ"), opened("PNG")], repeats)]
+    return [
+        comparison("encode 768x512", "ms", encode, AVIF),
+        comparison("Image.open and .size", "ms", opening, "PNG"),
+    ]
+
+
+def many(count: int, repeats: int) -> list[Comparison]:
+    """Small pictures a second: a pool of as many threads as torch has, beside a loop."""
+    import torch
+
+    threads = torch.get_num_threads()
+    picture = demo.photo()
+    places = np.random.default_rng(0).integers(0, np.subtract(picture.size, SMALL), (count, 2))
+    pictures = [picture.crop((x, y, x + SMALL[0], y + SMALL[1])) for x, y in places.tolist()]
+    files = [sdz_encode(small) for small in pictures]
+
+    def loop(function: Callable[[Any], object], items: Iterable[Any]) -> None:
+        for item in items:
+            function(item)
+
+    def pool(function: Callable[[Any], object], items: Iterable[Any]) -> None:
+        # One picture keeps one thread busy: those of torch and BLAS would only be in the way.
+        executor = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        with threadpool_limits(1, "blas"), executor:
+            for _ in executor.map(function, items):
+                pass
+
     results = []
+    for what, function, items in (("encode", sdz_encode, pictures), ("decode", sdz_decode, files)):
+        calls = [functools.partial(way, function, items) for way in (pool, loop)]
+        rates = [1000 * count / t for t in alternate(calls, repeats)]
+        name = f"{what} {count} pictures {SMALL[0]}x{SMALL[1]}, {threads} threads"
+        results.append(comparison(name, "/s", rates, "one after another"))
+    return results
+
+
+def per_megapixel(megapixels: float) -> str:
+    """A row: seconds per megapixel to encode and to decode a picture of so many."""
+    side = round(1000 * megapixels**0.5)
+    picture = Image.new("RGB", (side, side))
+    part = demo.photo()
+    for left in range(0, side, part.width):
+        for top in range(0, side, part.height):
+            picture.paste(part, (left, top))
+    data = sdz_encode(picture)
+    calls: list[Callable[[], object]] = [lambda: sdz_encode(picture), lambda: sdz_decode(data)]
+    # Small pictures more often, so that all take about as long.
+    encode, decode = alternate(calls, repeats=min(max(1, round(4 / megapixels)), 16))
+    scale = 1e6 / side**2
+    return f"| {megapixels:g} | {encode * scale:,.0f} ms | {decode * scale:,.0f} ms |"
+
+
+def cold(repeats: int, threads: int | None, with_tiny: bool) -> list[Comparison]:
+    """Importing, a cold start and the memory of a round trip, in fresh processes."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = {"file": f"{folder}/photo.sdz", "picture": f"{folder}/photo.png"}
-        picture = photo((768, 512))
-        picture.save(paths["picture"])
-        picture.save(paths["file"])
-        programs = [
-            ("import", IMPORT_SDZ, IMPORT_TINY),
-            ("import and open (AutoencoderTiny: build)", OPEN_SDZ, OPEN_TINY),
-        ]
-        for what, *sources in programs:
-            chosen = [source.format(**paths) for source in sources[: 1 + with_tiny]]
-            # Python's own start is in every one of them and no merit of either.
-            calls = [functools.partial(_python, source, threads) for source in ["", *chosen]]
+        paths = _files(Path(folder))
+
+        def above(base: str, *sources: str) -> list[float]:
+            """What the programs take longer than ``base``."""
+            chosen = [base, *(source.format(**paths) for source in sources)]
+            calls = [functools.partial(_python, source, threads) for source in chosen]
             start, *times = alternate(calls, repeats)
-            results.append(comparison(what, "ms", [t - start for t in times]))
+            return [t - start for t in times]
+
+        name = f"cold start of loading {SMALL[0]}x{SMALL[1]}, above importing torch"
+        results = [
+            comparison("import, above PIL.Image", "ms", above(IMPORT_PILLOW, IMPORT_SDZ)),
+            comparison(name, "ms", above(IMPORT_TORCH, LOAD_SDZ)),
+        ]
+        if with_tiny:
+            # Python's own start is in both of them and no merit of either.
+            imports = above("", IMPORT_SDZ, IMPORT_TINY)
+            results.append(comparison("import, with Pillow", "ms", imports))
         memory = [
             _peak_memory(source.format(**paths), threads)
             for source in (ROUND_TRIP_SDZ, ROUND_TRIP_TINY)[: 1 + with_tiny]
@@ -180,9 +287,23 @@ def cold(repeats: int, threads: int | None, with_tiny: bool) -> list[Comparison]
     return results
 
 
-def comparison(what: str, unit: str, values: Sequence[float]) -> Comparison:
-    """A figure of sdz, followed by that of AutoencoderTiny where it was measured."""
-    return Comparison(what, unit, values[0], values[1] if len(values) > 1 else None)
+def cold_start_parts(threads: int | None) -> str:
+    """Where a cold start goes, a line for each part."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _python(PARTS.format(**_files(Path(folder))), threads)
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """What the programs name: a photo, and a small one as .sdz."""
+    paths = {"file": str(folder / "small.sdz"), "picture": str(folder / "photo.png")}
+    photo(SMALL).save(paths["file"])
+    photo((768, 512)).save(paths["picture"])
+    return paths
+
+
+def comparison(what: str, unit: str, values: Sequence[float], beside: str = TINY) -> Comparison:
+    """A figure of sdz, followed by that of something else where it was measured."""
+    return Comparison(what, unit, values[0], values[1] if len(values) > 1 else None, beside)
 
 
 def _peak_memory(source: str, threads: int | None) -> float:
@@ -215,13 +336,18 @@ def photo(size: tuple[int, int]) -> Image.Image:
 
 def table(comparisons: Sequence[Comparison]) -> str:
     """The figures as a Markdown table."""
-    lines = ["| | sdz | AutoencoderTiny | ratio |", "|---|--:|--:|--:|"]
+    lines = ["| | sdz | beside | | ratio |", "|---|--:|---|--:|--:|"]
     for c in comparisons:
-        tiny, ratio = "", ""
-        if c.tiny is not None:
-            tiny, ratio = f"{c.tiny:,.0f} {c.unit}", f"{c.sdz / c.tiny:.2f}"
-        lines.append(f"| {c.what} | {c.sdz:,.0f} {c.unit} | {tiny} | {ratio} |")
+        beside = other = ratio = ""
+        if c.other is not None:
+            beside, other, ratio = c.beside, shown(c.other, c.unit), f"{c.sdz / c.other:.2f}"
+        lines.append(f"| {c.what} | {shown(c.sdz, c.unit)} | {beside} | {other} | {ratio} |")
     return "\n".join(lines)
+
+
+def shown(value: float, unit: str) -> str:
+    """A figure with the digits that count."""
+    return f"{value:,.0f} {unit}" if value >= 1 else f"{value:.3f} {unit}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -232,9 +358,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--pictures", type=int, default=32, help="small ones; default: %(default)s")
+    parser.add_argument(
+        "--megapixels", type=float, nargs="+", help="only time per megapixel, of these sizes"
+    )
     options = parser.parse_args(arguments)
-    if options.repeats < 1 or (options.threads is not None and options.threads < 1):
-        parser.error("--threads and --repeats must be at least 1")
+    if min(options.repeats, options.pictures, options.threads or 1) < 1:
+        parser.error("--threads, --repeats and --pictures must be at least 1")
+    if min(options.megapixels or [1]) <= 0:
+        parser.error("--megapixels must be positive")
 
     with_tiny = importlib.util.find_spec("diffusers") is not None
     if not with_tiny:
@@ -244,9 +376,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    if options.megapixels:
+        print("| megapixels | encode, per megapixel | decode, per megapixel |\n|--:|--:|--:|")
+        for megapixels in options.megapixels:
+            print(per_megapixel(megapixels), flush=True)
+        return 0
     results = [c for size in SIZES for c in warm(size, options.repeats, with_tiny)]
+    results += beside_pillow(options.repeats)
+    results += many(options.pictures, options.repeats)
     results += cold(options.repeats, options.threads, with_tiny)
     print(table(results))
+    print(f"\nA cold start:\n{cold_start_parts(options.threads)}")
     return 0
 
 

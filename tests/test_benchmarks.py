@@ -205,9 +205,11 @@ def test_memory_is_that_of_the_process_alone() -> None:
 def test_speed_table_gives_ratios_where_there_are_two_figures() -> None:
     both = speed.comparison("decode", "ms", [50.0, 200.0])
     alone = speed.comparison("import", "ms", [1234.0])
-    assert speed.table([both, alone]).splitlines()[2:] == [
-        "| decode | 50 ms | 200 ms | 0.25 |",
-        "| import | 1,234 ms |  |  |",
+    fast = speed.comparison("open", "ms", [0.04, 0.02], "PNG")
+    assert speed.table([both, alone, fast]).splitlines()[2:] == [
+        "| decode | 50 ms | AutoencoderTiny | 200 ms | 0.25 |",
+        "| import | 1,234 ms |  |  |  |",
+        "| open | 0.040 ms | PNG | 0.020 ms | 2.00 |",
     ]
 
 
@@ -215,9 +217,32 @@ def test_speed_without_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "SIZES", ((32, 48),))
     warm = speed.warm((32, 48), repeats=1, with_tiny=False)
     assert [c.what for c in warm] == ["encode 32x48", "decode 32x48"]
-    assert all(c.tiny is None and c.sdz > 0 for c in warm)
+    assert all(c.other is None and c.sdz > 0 for c in warm)
     with Image.open(io.BytesIO(speed.sdz_encode(speed.photo((32, 48))))) as image:
         assert image.size == (32, 48)
+
+
+def test_speed_of_many_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "SMALL", (24, 16))
+    encode, decode = speed.many(2, repeats=1)
+    assert encode.what.startswith("encode 2 pictures 24x16, ")
+    assert decode.what.startswith("decode 2 pictures 24x16, ")
+    for c in (encode, decode):
+        assert c.sdz > 0
+        assert c.other is not None
+        assert c.beside == "one after another"
+
+
+def test_speed_per_megapixel(capsys: pytest.CaptureFixture[str]) -> None:
+    assert speed.main(["--megapixels", "0.0016", "0.0025"]) == 0
+    rows = capsys.readouterr().out.splitlines()[-2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| 0.0016", "| 0.0025"]
+
+
+def test_a_cold_start_is_taken_apart() -> None:
+    parts = speed.cold_start_parts(threads=1).splitlines()
+    assert parts[0].startswith("import torch: ")
+    assert all(part.endswith(" ms") for part in parts)
 
 
 def test_bytes_at_equal_error_are_read_off_a_power_law() -> None:
