@@ -29,7 +29,14 @@ from .metrics import measure
 
 RATES = (0.10, 0.15, 0.17, 0.25, 0.40)  # bits per pixel; those of the issue and of facts.md
 SUFFIXES = {".png", ".webp", ".ppm", ".bmp", ".tif", ".tiff"}
-LABELS = {"sdz": "sdz", "jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jxl": "JPEG XL"}
+LABELS = {
+    "sdz": "sdz",
+    "sdz9": "sdz, effort 9",
+    "jpeg": "JPEG",
+    "webp": "WebP",
+    "avif": "AVIF",
+    "jxl": "JPEG XL",
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Row:
     psnr: float
     ms_ssim: float
     ssimulacra2: float
-    encode_ms: float
+    encode_ms: float  # 0 where no times were asked for
     decode_ms: float
 
 
@@ -242,6 +249,8 @@ def run(
         with context.Pool(jobs, initializer=_single_threaded) as pool:
             work = pool.imap(evaluate, tasks)
             outcomes = list(tqdm(work, "files and metrics", len(tasks), disable=quiet))
+    if not repeats:
+        return [row for outcome in outcomes for row in outcome.rows]
     for codec in codecs:  # the first call loads the model; it is not timed
         first = next(outcome for outcome in outcomes if outcome.task.codec == codec)
         timed(first, 1)
@@ -279,13 +288,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--repeats",
         type=int,
         default=1,
-        help="runs of each file for the times, which the table gives as medians over the photos",
+        help="runs of each file for the times, which the table gives as medians over the photos;"
+        " 0: no times",
     )
     options = parser.parse_args(arguments)
-    for name in ("jobs", "repeats", "limit"):
+    for name, least in (("jobs", 1), ("repeats", 0), ("limit", 1)):
         value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} must be at least 1")
+        if value is not None and value < least:
+            parser.error(f"--{name} must be at least {least}")
 
     if not options.images.is_dir():
         parser.error(f"no such folder: {options.images}")

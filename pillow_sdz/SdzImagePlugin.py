@@ -92,6 +92,7 @@ class SdzImageFile(ImageFile.ImageFile):
         self._truncated: str | None = None
         self._denoising: Denoising | None = None
         self._prompt = ""
+        self._tune = container.TUNES[0]
         entries: list[container.Entry] = []
         copied: list[tuple[bytes, bytes]] = []
         about: dict[str, Any] = {
@@ -106,7 +107,7 @@ class SdzImageFile(ImageFile.ImageFile):
             for entry in reader:
                 entries.append(entry)
                 metadata = entry.type in container.METADATA
-                decoding = entry.type in (container.DENOISING, container.PROMPT)
+                decoding = entry.type in (container.DENOISING, container.PROMPT, container.TUNE)
                 # What is not safe to copy would only take memory.
                 unknown = entry.type not in container.KNOWN
                 if not (
@@ -129,6 +130,8 @@ class SdzImageFile(ImageFile.ImageFile):
                     about["denoise"] = {"strength": strength / 1000, "steps": steps}
                 elif entry.type == container.PROMPT:
                     self._prompt = about["prompt"] = container.parse_prompt(data)
+                elif entry.type == container.TUNE:
+                    self._tune = about["tune"] = container.parse_tune(data)
                 else:
                     copied.append((entry.type, data))
         except OSError as e:
@@ -156,7 +159,7 @@ class SdzImageFile(ImageFile.ImageFile):
         self._size, self._mode = self._header.size, self._header.mode
         self._im = None
         counts = self.info["sdz"]["bytes"]
-        args = (self._header, counts, frame, self._denoising, self._prompt)
+        args = (self._header, counts, frame, self._tune, self._denoising, self._prompt)
         self.tile = [ImageFile._Tile("sdz", (0, 0, *self.size), 0, args)]
 
     def seek(self, frame: int) -> None:
@@ -211,9 +214,17 @@ class SdzDecoder(ImageFile.PyDecoder):
         self._header: Header
         self._bytes: dict[str, int]
         self._frame: int
+        self._tune: str
         self._denoising: Denoising | None
         self._prompt: str
-        self._header, self._bytes, self._frame, self._denoising, self._prompt = args
+        (
+            self._header,
+            self._bytes,
+            self._frame,
+            self._tune,
+            self._denoising,
+            self._prompt,
+        ) = args
         self._colour: Image.Image | None = None
 
     def decode(self, buffer: Image.DecoderInput) -> tuple[int, int]:
@@ -228,7 +239,11 @@ class SdzDecoder(ImageFile.PyDecoder):
 
         # What is missing or damaged of the models is not what LOAD_TRUNCATED_IMAGES is about.
         decoder = models.decoder_for(
-            self._header.model, self._header.digest, self._header.channels, self._header.factor
+            self._header.model,
+            self._header.digest,
+            self._header.channels,
+            self._header.factor,
+            perceptual=self._tune == "perceptual",
         )
         models.load(decoder)
         refine = None
@@ -387,6 +402,7 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     model = save_options.model_named(options.get("model"))
     coding = save_options.coding_for(options.get("coding"), model)
     effort = save_options.effort(options.get("effort"))
+    tune = save_options.tune(options.get("tune"), model)
     if coding != "context" and options.get("quality") is not None:
         msg = f"quality is for the coding 'context'; {coding!r} has no choice of it"
         raise ValueError(msg)
@@ -398,6 +414,8 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
             raise ValueError(msg)
         target_size = save_options.target_size(options["target_size"])
     for_decoding = save_options.for_decoding(options, model, coding)
+    if tune != container.TUNES[0]:
+        for_decoding.append(Chunk(container.TUNE, container.pack_tune(tune)))
     width, height = im.size
     if not (1 <= width <= container.MAX_SIDE and 1 <= height <= container.MAX_SIDE):
         msg = f"cannot write {width}x{height} as SDZ: 1 to {container.MAX_SIDE} pixels a side"

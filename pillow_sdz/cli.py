@@ -146,6 +146,9 @@ def _coding_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--effort", type=_integer(0, 9), metavar="N", help="0 (fast) to 9 (small); default 4"
     )
+    parser.add_argument(
+        "--tune", choices=container.TUNES, help="what the decoder aims at; default psnr"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -279,7 +282,8 @@ def _run_encode(options: argparse.Namespace) -> int:
         options.parser.error(f"-o {output}: encode writes .sdz files")
     targets = _Targets(options)
     latents = _LatentEncoder(options, targets)
-    save_options = _given(options, "quality", "target_size", "model", "coding", "effort", "prompt")
+    names = ("quality", "target_size", "model", "coding", "effort", "tune", "prompt")
+    save_options = _given(options, *names)
 
     def encode(job: Job) -> None:
         if job.source.suffix.lower() in LATENT_SUFFIXES:
@@ -696,7 +700,8 @@ def _run_compare(options: argparse.Namespace) -> int:
     if page is not None and page.suffix.lower() not in (".html", ".htm"):
         # Also so that no picture is ever replaced, named last by mistake.
         options.parser.error(f"--report {page}: the page is an .html file")
-    save_options = _given(options, "quality", "target_size", "model", "coding", "effort")
+    names = ("quality", "target_size", "model", "coding", "effort", "tune")
+    save_options = _given(options, *names)
     figures: list[dict[str, Any]] = []
     sections: list[str] = []
 

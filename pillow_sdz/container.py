@@ -29,14 +29,16 @@ DENOISING = b"dNOI"
 PROMPT = b"pRMT"
 PROVENANCE = b"oRIG"
 MASK = b"mASK"
+TUNE = b"tUNE"
 
 METADATA = frozenset({ICC_PROFILE, EXIF, XMP})
 FRAME = frozenset({LATENTS, ALPHA})  # the chunks of which every frame has its own
-KNOWN = METADATA | FRAME | {HEAD, DENOISING, PROMPT, PROVENANCE, MASK, DONE}
+KNOWN = METADATA | FRAME | {HEAD, DENOISING, PROMPT, PROVENANCE, MASK, TUNE, DONE}
 
 # The index is the byte in the header.
 MODES = ("L", "RGB", "LA", "RGBA")
 CODINGS = ("context", "palette", "float16")
+TUNES = ("psnr", "perceptual")  # the first is what a file without tUNE is tuned for
 
 MAX_SIDE = 65535  # what the header's u16 holds
 MAX_METADATA = 8 << 20  # bytes of one chunk that a reader must keep; libpng's limit
@@ -245,6 +247,19 @@ class Header(NamedTuple):
         if not 1 <= self.frames <= MAX_FRAMES:
             return f"{self.frames} frames"
         return None
+
+
+def pack_tune(tune: str) -> bytes:
+    """The data of a tUNE chunk, for one of `TUNES`."""
+    return bytes([TUNES.index(tune)])
+
+
+def parse_tune(data: bytes) -> str:
+    """What the data of a tUNE chunk says the picture is tuned for; OSError where damaged."""
+    if len(data) != 1 or data[0] >= len(TUNES):
+        msg = f"damaged SDZ file: chunk tUNE of {data[:8].hex()}"
+        raise OSError(msg)
+    return TUNES[data[0]]
 
 
 def pack_prompt(prompt: str) -> bytes:

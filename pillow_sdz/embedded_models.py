@@ -27,8 +27,10 @@ class ModelSpec(NamedTuple):
 # The digest where it is left open which weights are meant.
 NOT_NAMED = bytes(4)
 
-MINI = ModelSpec("mini", 160, 16, bytes.fromhex("1482f368"), latent_space="mini")
+MINI = ModelSpec("mini", 160, 16, bytes.fromhex("57d34a5c"), latent_space="mini")
+# The same latents, decoded to what looks real where bits are few (`tune="perceptual"`).
+MINI_PERCEPTUAL = ModelSpec("mini-perceptual", 160, 16, bytes.fromhex("b5f684cd"), "mini")
 SD_MINI = ModelSpec("sd-mini", 4, 8, bytes.fromhex("cba7b357"), latent_space="sd-mini")
 
-#: By name.
+#: Those that files name as theirs.
 EMBEDDED = {spec.name: spec for spec in (MINI, SD_MINI)}

@@ -31,10 +31,14 @@ def model_named(name: object) -> models.ModelSpec:
     if name is None:
         return models.MINI
     try:
-        return models.spec(name)  # type: ignore[arg-type]  # whatever it is
+        found = models.spec(name)  # type: ignore[arg-type]  # whatever it is
     except (KeyError, TypeError):
         msg = f"model must be one of {', '.join(models.names())}, not {name!r}"
         raise ValueError(msg) from None
+    if found is models.MINI_PERCEPTUAL:
+        msg = f"model {name!r} only decodes: save with model='mini', tune='perceptual'"
+        raise ValueError(msg)
+    return found
 
 
 def coding_for(name: object, model: models.ModelSpec) -> str:
@@ -48,6 +52,19 @@ def coding_for(name: object, model: models.ModelSpec) -> str:
         msg = f"coding {name!r} is for latents like Stable Diffusion's, model 'mini' has others"
         raise ValueError(msg)
     return name
+
+
+def tune(value: object, model: models.ModelSpec) -> str:
+    """What the picture is tuned for, one of `container.TUNES`; `mini` has the choice."""
+    if value is None:
+        return container.TUNES[0]
+    if not isinstance(value, str) or value not in container.TUNES:
+        msg = f"tune must be one of {', '.join(container.TUNES)}, not {value!r}"
+        raise ValueError(msg)
+    if value != container.TUNES[0] and model is not models.MINI:
+        msg = f"tune {value!r} is for model 'mini', {model.name!r} has one decoder"
+        raise ValueError(msg)
+    return value
 
 
 def effort(value: object, default: int = DEFAULT_EFFORT) -> int:

@@ -36,7 +36,7 @@ def ours(tmp_path: Path) -> ModelSpec:
 
 
 def test_names() -> None:
-    assert models.names() == sorted({"mini", "sd-mini", *PRESETS})
+    assert models.names() == sorted({"mini", "mini-perceptual", "sd-mini", *PRESETS})
     with pytest.raises(KeyError):
         models.spec("ours")
 

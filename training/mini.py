@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pillow_sdz.models.embedded import CHANNELS, FACTOR, WEIGHTS, Autoencoder
+from pillow_sdz.ssimulacra2 import ssimulacra2
 from training import data
-from training.perceptual import ssimulacra2
 from training.prior import Prior
 from training.run import Run, add_options
 

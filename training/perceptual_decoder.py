@@ -22,10 +22,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from benchmarks.feature_distance import FeatureDistance
 from pillow_sdz.models.embedded import CHANNELS, Autoencoder, Decoder
+from pillow_sdz.ssimulacra2 import ssimulacra2
 from training import data
 from training.features import Classifier
 from training.mini import BATCH, distortion_weight, shipped
-from training.perceptual import ssimulacra2
 from training.run import Run, add_options
 
 RATES = (0.1, 0.2, 0.35, 0.5)  # of the reports: about 0.08, 0.11, 0.19 and 0.32 bits per pixel

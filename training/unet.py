@@ -30,7 +30,7 @@ from pillow_sdz.container import ARTICLES_DENOISING
 from pillow_sdz.denoise import last_steps
 from pillow_sdz.models.presets import WEIGHTS
 from pillow_sdz.models.sd_mini import CHANNELS, FACTOR, Autoencoder
-from training.perceptual import ssimulacra2
+from pillow_sdz.ssimulacra2 import ssimulacra2
 from training.run import Run, add_options
 
 BATCH = 16

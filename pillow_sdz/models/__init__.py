@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import options
 from ..embedded_models import EMBEDDED as EMBEDDED
 from ..embedded_models import MINI as MINI
+from ..embedded_models import MINI_PERCEPTUAL as MINI_PERCEPTUAL
 from ..embedded_models import NOT_NAMED as NOT_NAMED
 from ..embedded_models import SD_MINI as SD_MINI
 from ..embedded_models import ModelSpec as ModelSpec
@@ -46,6 +47,13 @@ def _load_mini() -> Any:
     return Mini(WEIGHTS)
 
 
+def _load_mini_perceptual() -> Any:
+    from .embedded import PERCEPTUAL_WEIGHTS, MiniPerceptual
+
+    _check_embedded(PERCEPTUAL_WEIGHTS, MINI_PERCEPTUAL)
+    return MiniPerceptual(PERCEPTUAL_WEIGHTS)
+
+
 def _check_embedded(weights: Path, spec: ModelSpec) -> None:
     digest = hub.sha256(weights)
     if not digest.startswith(spec.digest.hex()):
@@ -66,6 +74,7 @@ _SD_MINI_DENOISER = DenoiserParts(
 )
 _EMBEDDED = {
     MINI.name: _Entry(MINI, sources.Embedded(_load_mini)),
+    MINI_PERCEPTUAL.name: _Entry(MINI_PERCEPTUAL, sources.Embedded(_load_mini_perceptual)),
     SD_MINI.name: _Entry(SD_MINI, sources.Embedded(_load_sd_mini, _SD_MINI_DENOISER)),
 }
 
@@ -113,10 +122,13 @@ def _entry(name: str) -> _Entry:
     return _Entry(spec, sources.Pinned(name, preset))
 
 
-def decoder_for(name: str, digest: bytes, channels: int, factor: int) -> ModelSpec:
+def decoder_for(
+    name: str, digest: bytes, channels: int, factor: int, *, perceptual: bool = False
+) -> ModelSpec:
     """The model that shall decode a file which names another, or the same.
 
-    ``name``, ``digest`` (4 bytes), ``channels`` and ``factor`` are the file's. That model, unless
+    ``name``, ``digest`` (4 bytes), ``channels`` and ``factor`` are the file's, as is whether it is
+    tuned to look real, for which `mini` has a second decoder. That model, unless
     `options.DECODER` asks for another one. ValueError where that is no model's name; OSError where
     the model is not known or not on this computer, with the command that helps, or where the file's
     weights or latents are not the model's.
@@ -129,6 +141,9 @@ def decoder_for(name: str, digest: bytes, channels: int, factor: int) -> ModelSp
             f"run 'sdz models add {name} DIRECTORY'"
         )
         raise OSError(msg) from None
+    if wanted == MINI_PERCEPTUAL:
+        msg = f"damaged SDZ header: {name!r} decodes what 'mini' encodes, and names no latents"
+        raise OSError(msg)
     if (channels, factor) != (wanted.channels, wanted.factor):
         msg = (
             f"the latents of this SDZ file have {channels} channels at a factor of {factor}, "
@@ -138,7 +153,7 @@ def decoder_for(name: str, digest: bytes, channels: int, factor: int) -> ModelSp
     if options.DECODER is not None:
         decoder = _decoder_asked_for(options.DECODER, wanted)
     elif NOT_NAMED in (digest, wanted.digest) or digest == wanted.digest:
-        decoder = wanted
+        decoder = MINI_PERCEPTUAL if perceptual and wanted == MINI else wanted
     else:
         msg = (
             f"this SDZ file needs the model {name!r} with the weights {digest.hex()}, "

@@ -13,7 +13,7 @@ import copy
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ DECODER_MARGIN, DECODER_MARGIN_8, DECODER_MARGIN_4 = 13, 8, 3
 ENCODER_MARGIN, ENCODER_MARGIN_8, ENCODER_MARGIN_16 = 6, 5, 3
 
 WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
+PERCEPTUAL_WEIGHTS = WEIGHTS.with_name("mini_perceptual.safetensors")
 
 
 def rate_features(rate: Tensor) -> Tensor:
@@ -167,15 +168,6 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder()
         self.gain = Gain()
 
-    def with_cnns_in(self, dtype: torch.dtype) -> Autoencoder:
-        """A copy whose CNNs compute in ``dtype``; linear paths, sums and gain as they were."""
-        other = copy.deepcopy(self)
-        for network in (other.encoder, other.decoder):
-            for name, part in network.named_children():
-                if name != "linear":
-                    part.to(dtype)
-        return other
-
 
 def cnn_dtype() -> torch.dtype:
     """What the CNNs beside the linear paths compute in.
@@ -188,6 +180,39 @@ def cnn_dtype() -> torch.dtype:
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     best = "bfloat16" if capabilities.get("amx_bf16") else "float32"
     return torch.bfloat16 if (options.DTYPE or best) == "bfloat16" else torch.float32
+
+
+Network = TypeVar("Network", Encoder, Decoder)
+
+
+class Computing(Generic[Network]):
+    """An encoder or decoder in float32, and a copy whose CNN computes in bfloat16."""
+
+    def __init__(self, network: Network) -> None:
+        self._network: Network = frozen(network)
+
+    def __call__(self) -> Network:
+        """The one whose CNN is in `cnn_dtype`; linear path and sum are in float32 in both."""
+        return self._network if cnn_dtype() == torch.float32 else self._in_bfloat16
+
+    @functools.cached_property
+    @torch.inference_mode(False)
+    def _in_bfloat16(self) -> Network:
+        other: Network = copy.deepcopy(self._network)
+        for name, part in other.named_children():
+            if name != "linear":
+                part.to(torch.bfloat16)
+        return other
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def frozen(module: Module) -> Module:
+    """The module in float32, for inference, laid out as convolutions are fastest: by an eighth."""
+    module.float().eval().requires_grad_(False)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
 
 
 class HyperAnalysis(nn.Sequential):
@@ -212,42 +237,32 @@ class Mini:
     ``quality`` is the header's, in hundredths (100..10000).
     """
 
+    @torch.inference_mode(False)
     def __init__(self, weights: Path) -> None:
         tensors = load_file(weights)
 
         def part(name: str) -> dict[str, Tensor]:
             return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
 
-        self._autoencoder = Autoencoder()
-        self._autoencoder.load_state_dict(part("autoencoder."))
-        self._analysis = HyperAnalysis()
-        self._analysis.load_state_dict(part("analysis."))
-        for module in (self._autoencoder, self._analysis):
-            module.float().eval().requires_grad_(False)
-            # An eighth faster on a CPU, measured.
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.prior = HyperPrior({k: v.numpy() for k, v in part("prior.").items()})
-
-    def _computing(self) -> Autoencoder:
-        """The autoencoder, its CNNs in `cnn_dtype`."""
-        return self._autoencoder if cnn_dtype() == torch.float32 else self._in_bfloat16
-
-    @functools.cached_property
-    def _in_bfloat16(self) -> Autoencoder:
-        return self._autoencoder.with_cnns_in(torch.bfloat16)
-
-    @staticmethod
-    def _rate(quality: int) -> Tensor:
-        return torch.tensor([(quality - 100) / 9900])
+        autoencoder = Autoencoder()
+        autoencoder.load_state_dict(part("autoencoder."))
+        self._encoder = Computing(autoencoder.encoder)
+        self._decoder = Computing(autoencoder.decoder)
+        self._gain = frozen(autoencoder.gain)
+        analysis = HyperAnalysis()
+        analysis.load_state_dict(part("analysis."))
+        self._analysis = frozen(analysis)
+        self._prior_tensors = part("prior.")
+        self.prior = HyperPrior({k: v.numpy() for k, v in self._prior_tensors.items()})
 
     def gain(self, quality: int) -> NDArray[np.float32]:
         """Steps in a unit of latent, (C,)."""
-        gain: NDArray[np.float32] = self._autoencoder.gain(self._rate(quality)).numpy().ravel()
+        gain: NDArray[np.float32] = self._gain(rate_of(quality)).numpy().ravel()
         return gain
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pixels (H, W, 3) to latents (ceil(H/16), ceil(W/16), C)."""
-        network = self._computing().encoder
+        network = self._encoder()
 
         def latents(levels: Tensor, sides: Sides) -> Tensor:
             out: Tensor = network(levels.div_(255).sub_(0.5), sides)
@@ -256,21 +271,79 @@ class Mini:
         shape = {"channels": CHANNELS, "factor": FACTOR, "side": TILE, "margin": ENCODER_MARGIN}
         return tiles.encode(pixels, latents, **shape)
 
-    def hyperlatents(self, steps: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Latents in steps (h, w, C) to hyperlatents (ceil(h/2), ceil(w/2), 32)."""
+    def hyperlatents(self, steps: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Latents in steps (h, w, C) to hyperlatents (ceil(h/2), ceil(w/2), 32), not rounded."""
         height, width = (n % 2 for n in steps.shape[:2])
         even = np.pad(steps, ((0, height), (0, width), (0, 0)))
-        out = self._analysis(torch.from_numpy(even).permute(2, 0, 1)[None])
-        rounded: NDArray[np.int64] = np.rint(out[0].permute(1, 2, 0).numpy()).astype(np.int64)
-        return rounded
+        with torch.inference_mode():
+            out = self._analysis(torch.from_numpy(even).permute(2, 0, 1)[None])
+        hyper: NDArray[np.float32] = out[0].permute(1, 2, 0).numpy()
+        return hyper
+
+    def refine(
+        self,
+        pixels: NDArray[np.uint8] | None,
+        steps: NDArray[np.float32],
+        quality: int,
+        effort: int,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Latents in steps (h, w, C), found by `encode`, and hyperlatents, as `effort` has them.
+
+        They are not yet rounded; see `refinement.refine`.
+        """
+        from . import refinement
+
+        hyper = self.hyperlatents(steps)
+        with torch.inference_mode(False):  # whatever the caller has set: gradients are needed
+            network, rate = self._decoder(), rate_of(quality)
+            gain = self._gain(rate)
+            return refinement.refine(
+                self._rate_model,
+                lambda latents: network(latents / gain, rate),
+                pixels,
+                steps,
+                hyper,
+                quality=quality,
+                effort=effort,
+            )
+
+    @functools.cached_property
+    def _rate_model(self) -> Any:
+        from .refinement import RateModel
+
+        return RateModel(self._prior_tensors)
 
     def decode(self, latents: NDArray[np.float64], quality: int) -> NDArray[np.uint8]:
         """Latents (h, w, C), the gain taken off, to pixels (16 h, 16 w, 3)."""
-        network, rate = self._computing().decoder, self._rate(quality)
+        return decoded(self._decoder(), latents, quality)
 
-        def levels(part: Tensor, sides: Sides) -> Tensor:
-            out: Tensor = network(part, rate, sides).add_(0.5).mul_(255)
-            return out
 
-        shape = {"factor": FACTOR, "side": TILE, "margin": DECODER_MARGIN}
-        return tiles.decode(latents.astype(np.float32), levels, **shape)
+class MiniPerceptual:
+    """The second decoder of `mini`'s latents, loaded."""
+
+    def __init__(self, weights: Path) -> None:
+        decoder = Decoder()
+        tensors = load_file(weights)
+        decoder.load_state_dict({k.removeprefix("decoder."): v for k, v in tensors.items()})
+        self._decoder = Computing(decoder)
+
+    def decode(self, latents: NDArray[np.float64], quality: int) -> NDArray[np.uint8]:
+        """As `Mini.decode`."""
+        return decoded(self._decoder(), latents, quality)
+
+
+def rate_of(quality: int) -> Tensor:
+    """The place on the rate axis, (1,) in [0, 1], of a header's quality."""
+    return torch.tensor([(quality - 100) / 9900])
+
+
+def decoded(network: Decoder, latents: NDArray[np.float64], quality: int) -> NDArray[np.uint8]:
+    """Pixels (16 h, 16 w, 3) of latents (h, w, C), the gain taken off, tile by tile."""
+    rate = rate_of(quality)
+
+    def levels(part: Tensor, sides: Sides) -> Tensor:
+        out: Tensor = network(part, rate, sides).add_(0.5).mul_(255)
+        return out
+
+    shape = {"factor": FACTOR, "side": TILE, "margin": DECODER_MARGIN}
+    return tiles.decode(latents.astype(np.float32), levels, **shape)

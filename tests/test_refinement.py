@@ -1,0 +1,169 @@
+"""More effort with `mini`: the same picture in fewer bytes, or a better one in as many."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pillow_sdz import demo, fidelity, models
+from pillow_sdz.entropy import Tables
+from pillow_sdz.models import refinement
+from pillow_sdz.models.embedded import Mini
+from pillow_sdz.models.refinement import RateModel
+from pillow_sdz.quantize import Quantizer
+from pillow_sdz.ssimulacra2 import ssimulacra2
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    """A part of the demo's photo, which no model was trained on; odd numbers of latents."""
+    return demo.photo().crop((150, 100, 150 + 140, 100 + 107))
+
+
+@pytest.fixture(scope="module")
+def mini() -> Mini:
+    network = models.load(models.MINI)
+    assert isinstance(network, Mini)
+    return network
+
+
+def saved(image: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "SDZ", **options)
+    return file.getvalue()
+
+
+def opened(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as image:
+        return image.convert("RGB")
+
+
+def tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255 - 0.5
+
+
+def scores(original: Image.Image, data: bytes) -> tuple[float, float]:
+    """PSNR in dB and SSIMULACRA2."""
+    picture = opened(data)
+    psnr = fidelity.psnr(np.asarray(original), np.asarray(picture))
+    return psnr, ssimulacra2(tensor(picture), tensor(original)).item()
+
+
+@pytest.mark.parametrize("quality", [100, 2000, 5000, 10000])
+def test_rate_model_is_the_integer_prior_without_its_roundings(
+    mini: Mini, photo: Image.Image, quality: int
+) -> None:
+    steps = mini.encode(np.asarray(photo)) * mini.gain(quality)
+    hyper = mini.hyperlatents(steps)
+    quantizer = Quantizer(Tables.shipped(), steps, hyper)
+    mini.prior.code(quantizer, *steps.shape[:2], quality)
+    real = 8 * len(quantizer.bytes())
+
+    def integers(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.rint(values)).permute(2, 0, 1)[None]
+
+    rate: RateModel = mini._rate_model
+    symbols = integers(steps)
+    told = rate.before_hyper(symbols, quality)
+    bits = rate.bits(symbols, integers(hyper), told, quality).item()
+    assert bits == pytest.approx(real, rel=0.02, abs=24)  # a file ends in whole bytes
+
+
+@pytest.mark.parametrize("quality", [10, 50])
+def test_up_to_the_default_effort_only_the_bytes_change(photo: Image.Image, quality: int) -> None:
+    files = [saved(photo, quality=quality, effort=effort) for effort in range(5)]
+    assert len({opened(file).tobytes() for file in files}) == 1
+    sizes = [len(file) for file in files]
+    assert sizes[4] <= sizes[2] <= sizes[0]
+    assert sizes[4] < sizes[0]
+    assert saved(photo, quality=quality) == files[4]
+
+
+def test_above_it_the_same_bytes_are_a_better_picture(photo: Image.Image) -> None:
+    default, more, most = (
+        scores(photo, saved(photo, target_size=700, effort=effort)) for effort in (4, 6, 9)
+    )
+    assert default[0] < more[0] < most[0]
+    assert most[0] > default[0] + 0.2
+    assert most[1] > default[1] + 1
+
+
+def test_quality_keeps_its_meaning(photo: Image.Image) -> None:
+    """At one quality, effort saves bytes and not the picture."""
+    default, most = (saved(photo, quality=40, effort=effort) for effort in (4, 9))
+    assert len(most) < 0.97 * len(default)
+    assert scores(photo, most)[0] > scores(photo, default)[0] - 0.1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 33), (70, 5)])
+def test_any_size(size: tuple[int, int]) -> None:
+    image = demo.photo().crop((200, 200, 200 + size[0], 200 + size[1]))
+    assert opened(saved(image, effort=6, quality=60)).size == size
+
+
+def test_modes_and_alpha() -> None:
+    alpha = Image.radial_gradient("L").resize((40, 30))
+    image = demo.photo().resize((40, 30)).convert("LA")
+    image.putalpha(alpha)
+    with Image.open(io.BytesIO(saved(image, effort=6))) as again:
+        assert again.mode == "LA"
+        assert again.getchannel("A").tobytes() == alpha.tobytes()
+
+
+def test_same_input_same_bytes(photo: Image.Image) -> None:
+    assert saved(photo, effort=6) == saved(photo, effort=6)
+
+
+def test_tiles_agree_but_for_what_the_margin_hides(
+    photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = saved(photo, quality=40, effort=6)
+    monkeypatch.setattr(refinement, "TILE", 4)
+    monkeypatch.setattr(refinement, "MARGIN", 2)
+    tiled = saved(photo, quality=40, effort=6)
+    assert tiled != whole
+    assert len(tiled) == pytest.approx(len(whole), rel=0.04)
+    assert scores(photo, tiled)[0] > scores(photo, whole)[0] - 0.3
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_needs_no_gradients_of_the_caller(photo: Image.Image, context: Any) -> None:
+    expected = saved(photo, effort=5)
+    with context():
+        assert saved(photo, effort=5) == expected
+
+
+def test_leaves_the_networks_as_they_were(mini: Mini, photo: Image.Image) -> None:
+    before = opened(saved(photo, effort=0)).tobytes()
+    saved(photo, effort=6)
+    assert opened(saved(photo, effort=0)).tobytes() == before
+    networks = (mini._decoder(), mini._gain, mini._analysis)
+    assert not any(p.requires_grad or p.grad is not None for n in networks for p in n.parameters())
+
+
+def test_without_pixels_latents_stay(mini: Mini, photo: Image.Image) -> None:
+    steps = mini.encode(np.asarray(photo)) * mini.gain(3000)
+    refined, hyper = mini.refine(None, steps, 3000, effort=9)
+    assert np.array_equal(refined, steps)
+    assert not np.array_equal(np.rint(hyper), np.rint(mini.hyperlatents(steps)))
+
+
+def test_target_size_is_kept_and_mostly_used(photo: Image.Image) -> None:
+    for limit in (300, 900, 1500):
+        size = len(saved(photo, target_size=limit, effort=7))
+        assert 0.9 * limit < size <= limit
+
+
+def test_what_fits_nowhere_is_said_with_the_smallest_size(photo: Image.Image) -> None:
+    with pytest.raises(ValueError, match=r"target_size is 90, but the smallest file has \d+ bytes"):
+        saved(photo, target_size=90, effort=7)
+
+
+def test_large_sizes_have_the_highest_quality(photo: Image.Image) -> None:
+    data = saved(photo, target_size=1_000_000, effort=5)
+    assert Image.open(io.BytesIO(data)).info["sdz"]["quality"] == 100
