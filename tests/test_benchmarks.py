@@ -17,7 +17,15 @@ for module in ("ssimulacra2", "matplotlib", "tqdm"):
 # They are no part of the installed package, so that only the checkout has them.
 sys.path.append(str(Path(__file__).parent.parent))
 
-from benchmarks import effort, feature_distance, latent_cache, metrics, rate_distortion, speed  # noqa: E402
+from benchmarks import (  # noqa: E402
+    effort,
+    feature_distance,
+    latent_cache,
+    metrics,
+    perception,
+    rate_distortion,
+    speed,
+)
 from benchmarks.codecs import CODECS, Codec  # noqa: E402
 from pillow_sdz import demo  # noqa: E402
 from pillow_sdz.adaptive import AdaptivePrior  # noqa: E402
@@ -268,3 +276,36 @@ def test_latent_cache_formats_are_as_exact_as_they_say() -> None:
     too_exact = formats[-1]._replace(error=0.1)
     with pytest.raises(AssertionError, match="does not decode"):
         latent_cache.measure(too_exact, [(0, latents)])
+
+
+def test_perception_decodes_the_same_file_twice(
+    picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture.save(tmp_path / "coffee.png")
+    arguments = ["--images", str(tmp_path), "--rates", "0.3", "--output", str(tmp_path)]
+    assert perception.main(arguments) == 0
+    with (tmp_path / "perception.csv").open(newline="") as file:
+        rows = {row["codec"]: row for row in csv.DictReader(file)}
+    faithful, perceptual = rows["sdz, psnr"], rows["sdz, perceptual"]
+    assert faithful["bpp"] == perceptual["bpp"]
+    assert float(faithful["psnr"]) > float(perceptual["psnr"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:]] == list(rows)
+
+
+def test_perception_shows_parts_of_pictures(picture: Image.Image, tmp_path: Path) -> None:
+    picture.save(tmp_path / "coffee.png")
+    output = tmp_path / "sheet.webp"
+    arguments = ["--images", str(tmp_path), "--sheet", str(output), "--sheet-rate", "0.3"]
+    assert perception.main([*arguments, "--crops", "coffee.png:20,0"]) == 0
+    with Image.open(output) as sheet:
+        across = (sheet.width - perception.MARGIN) / (perception.CROP + perception.MARGIN)
+        down = (sheet.height - perception.MARGIN) / (perception.CROP + perception.LABEL)
+    assert (across, down) == (1 + len(perception.SHEET_CODECS), 1)
+
+
+def test_perception_leaves_out_what_cannot_be_measured() -> None:
+    row = perception.Row("a", "JPEG", 0.1, False, 0.12, 20.0, 0.7, -60.0, None, 0.4)
+    assert perception.table([row]).splitlines()[-1] == (
+        "| 0.10 | JPEG | 0.120 | 20.00 | 0.7000 | -60.0 |  | 0.400 | 1 of 1 |"
+    )

@@ -1,0 +1,234 @@
+"""How real pictures look at few bits: mini's two decoders beside other codecs at equal bytes.
+
+    python -m benchmarks.perception --images DIR --output DIR
+    python -m benchmarks.perception --images DIR --sheet FILE.webp
+
+For every photo and rate each codec makes the best file of at most rate * width * height / 8
+bytes. The same .sdz file is decoded twice, by the decoder of ``tune="psnr"`` and by that of
+``tune="perceptual"``. Prints a table of averages and writes perception.csv (a row per picture)
+into the output folder; or, with --sheet, shows parts of the pictures side by side.
+
+Butteraugli (its 3-norm) is measured where there is a `butteraugli_main`, libjxl's tool (Debian:
+libjxl-devtools); the feature distance is ST-LPIPS, whose network trained nothing here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from benchmarks import feature_distance
+from benchmarks.codecs import CODECS
+from benchmarks.metrics import BUTTERAUGLI, butteraugli, measure
+from benchmarks.rate_distortion import SUFFIXES, load
+from pillow_sdz import options as settings
+
+RATES = (0.05, 0.10, 0.15, 0.25)  # bits per pixel: where decoders have texture to invent
+DECODERS = {"sdz, psnr": "mini", "sdz, perceptual": "mini-perceptual"}
+OTHERS = {"JPEG": "jpeg", "WebP": "webp", "AVIF": "avif"}
+
+SHEET_RATE = 0.10
+SHEET_PHOTOS = 6
+SHEET_CODECS = ("sdz, psnr", "sdz, perceptual", "WebP", "AVIF")
+CROP = 224  # pixels along a side; five of them are as wide as a page shows at 1:1
+MARGIN, LABEL = 6, 22
+
+
+@dataclass(frozen=True)
+class Row:
+    """One decoded picture; None where a metric is not to be had here."""
+
+    image: str
+    codec: str
+    rate: float  # bits per pixel asked for
+    fits: bool
+    bpp: float  # of the file
+    psnr: float
+    ms_ssim: float
+    ssimulacra2: float
+    butteraugli: float | None  # less is better, as in the next
+    feature_distance: float | None
+
+
+class Decoded(NamedTuple):
+    """A picture as a codec leaves it."""
+
+    codec: str
+    rate: float
+    bpp: float
+    fits: bool
+    picture: Image.Image
+
+
+def decoded(original: Image.Image, rates: Sequence[float]) -> Iterator[Decoded]:
+    """What every codec makes of a photo at every rate."""
+    pixels = original.width * original.height
+    budgets = [int(rate * pixels / 8) for rate in rates]
+    for label, name in {"sdz": "sdz", **OTHERS}.items():
+        codec = CODECS[name]
+        decoders = DECODERS if name == "sdz" else {label: None}
+        for rate, file in zip(rates, codec.fit(original, budgets), strict=True):
+            for decoder_label, decoder in decoders.items():
+                with settings.override(DECODER=decoder):
+                    picture = codec.decode(file.data)
+                bpp = 8 * len(file.data) / pixels
+                yield Decoded(decoder_label, rate, bpp, file.fits, picture)
+
+
+def rows(path: Path, rates: Sequence[float]) -> Iterator[Row]:
+    """One photo with every codec at every rate."""
+    original = load(path)
+    for codec, rate, bpp, fits, picture in decoded(original, rates):
+        fidelity = measure(original, picture)
+        distance = None
+        if feature_distance.missing() is None:
+            distance = feature_distance.feature_distance(original, picture)
+        yield Row(
+            image=path.name,
+            codec=codec,
+            rate=rate,
+            fits=fits,
+            bpp=bpp,
+            psnr=fidelity.psnr,
+            ms_ssim=fidelity.ms_ssim,
+            ssimulacra2=fidelity.ssimulacra2,
+            butteraugli=butteraugli(original, picture) if shutil.which(BUTTERAUGLI) else None,
+            feature_distance=distance,
+        )
+
+
+def table(found: Sequence[Row]) -> str:
+    """The averages over the photos, as a Markdown table."""
+    lines = [
+        "| bpp asked | codec | bpp | PSNR dB | MS-SSIM | SSIMULACRA2 | Butteraugli |"
+        " feature distance | over budget |",
+        "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    columns = {"bpp": ".3f", "psnr": ".2f", "ms_ssim": ".4f", "ssimulacra2": ".1f"}
+    columns |= {"butteraugli": ".2f", "feature_distance": ".3f"}
+    for rate, codec in sorted(
+        dict.fromkeys((row.rate, row.codec) for row in found), key=lambda key: key[0]
+    ):
+        group = [row for row in found if (row.rate, row.codec) == (rate, codec)]
+        cells = []
+        for name, form in columns.items():
+            values = [getattr(row, name) for row in group]
+            cells.append("" if None in values else format(statistics.fmean(values), form))
+        misses = sum(not row.fits for row in group)
+        over = f"{misses} of {len(group)}" if misses else ""
+        lines.append(f"| {rate:.2f} | {codec} | {' | '.join(cells)} | {over} |")
+    return "\n".join(lines)
+
+
+def write_csv(found: Sequence[Row], path: Path) -> None:
+    """One line per picture, with a head line."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(
+            file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n"
+        )
+        writer.writeheader()
+        for row in found:
+            values = dataclasses.asdict(row)
+            writer.writerow(
+                {k: round(v, 5) if isinstance(v, float) else v for k, v in values.items()}
+            )
+
+
+def sheet(crops: Sequence[tuple[Path, tuple[int, int]]], rate: float) -> Image.Image:
+    """A row for each photo: a part of it at 1:1 in the original and as SHEET_CODECS decode it.
+
+    ``crops`` says which photos, and the left and upper edge of each part.
+    """
+    width, height = CROP + MARGIN, CROP + LABEL
+    columns = len(SHEET_CODECS) + 1
+    result = Image.new("RGB", (columns * width + MARGIN, len(crops) * height + MARGIN), "white")
+    draw = ImageDraw.Draw(result)
+    font = ImageFont.load_default(size=14)
+    for line, (path, (left, top)) in enumerate(tqdm(crops, "sheet", disable=None)):
+        original = load(path)
+        pictures = {d.codec: d for d in decoded(original, [rate])}
+        shown = [(f"original, {path.stem}", original)]
+        shown += [
+            (f"{codec}, {pictures[codec].bpp:.3f} bpp", pictures[codec].picture)
+            for codec in SHEET_CODECS
+        ]
+        for column, (label, picture) in enumerate(shown):
+            x, y = MARGIN + column * width, line * height
+            draw.text((x, y + LABEL / 2), label, fill="black", font=font, anchor="lm")
+            result.paste(picture.crop((left, top, left + CROP, top + CROP)), (x, y + LABEL))
+    return result
+
+
+def _crop(text: str) -> tuple[str, tuple[int, int]]:
+    name, _, position = text.partition(":")
+    left, _, top = position.partition(",")
+    return name, (int(left), int(top))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.perception",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--images", type=Path, required=True, help="a folder of lossless photos")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="bits per pixel")
+    parser.add_argument("--limit", type=int, help="spread over the folder, only so many photos")
+    parser.add_argument("--output", type=Path, default=Path("."), help="folder of the CSV")
+    parser.add_argument("--sheet", type=Path, help="a contact sheet of crops at 1:1, and no table")
+    parser.add_argument("--sheet-rate", type=float, default=SHEET_RATE, help="bits per pixel")
+    parser.add_argument(
+        "--crops",
+        type=_crop,
+        nargs="+",
+        metavar="PHOTO:LEFT,TOP",
+        help=f"what the sheet shows (default: the middle of {SHEET_PHOTOS} photos)",
+    )
+    options = parser.parse_args(arguments)
+    if not options.images.is_dir():
+        parser.error(f"no such folder: {options.images}")
+    images = sorted(p for p in options.images.iterdir() if p.suffix.lower() in SUFFIXES)
+    if not images:
+        parser.error(f"no photos in {options.images}")
+
+    def spread(count: int) -> list[Path]:
+        return [images[i * len(images) // count] for i in range(min(count, len(images)))]
+
+    if options.sheet:
+        if options.crops:
+            crops = [(options.images / name, corner) for name, corner in options.crops]
+        else:
+            crops = [(path, _middle(path)) for path in spread(SHEET_PHOTOS)]
+        sheet(crops, options.sheet_rate).save(options.sheet, quality=90, method=6)
+        return 0
+    if not shutil.which(BUTTERAUGLI):
+        print(f"Butteraugli is left out: there is no {BUTTERAUGLI}", file=sys.stderr)
+    if reason := feature_distance.missing():
+        print(f"the feature distance is left out: {reason}", file=sys.stderr)
+    chosen = spread(options.limit or len(images))
+    found = [row for path in tqdm(chosen, disable=None) for row in rows(path, options.rates)]
+    print(table(found))
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_csv(found, options.output / "perception.csv")
+    return 0
+
+
+def _middle(path: Path) -> tuple[int, int]:
+    width, height = load(path).size
+    return (width - CROP) // 2, (height - CROP) // 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
