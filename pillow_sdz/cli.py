@@ -540,8 +540,8 @@ class _LatentEncoder:
         """Encode a file; one with several resolutions to as many, named after them."""
         from . import interchange
 
-        if self._options.target_size is not None:
-            msg = "--target-size is for pictures, these are latents"
+        if wrong := _given(self._options, "target_size", "tune"):
+            msg = f"--{next(iter(wrong)).replace('_', '-')} is for pictures, these are latents"
             raise ValueError(msg)
         parts = interchange.read(job.source)
         targets = [job.target]

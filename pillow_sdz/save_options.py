@@ -161,8 +161,8 @@ def other_chunks(value: object) -> list[Chunk]:
     if value is None:
         return []
     msg = "chunks must be a list of (type, data), of types that readers may skip"
-    # Of the 1000 that a file may have, seven are this version's own.
-    if not isinstance(value, (list, tuple)) or len(value) > container.MAX_CHUNKS - 7:
+    # Of the 1000 that a file may have, eight are this version's own.
+    if not isinstance(value, (list, tuple)) or len(value) > container.MAX_CHUNKS - 8:
         raise ValueError(msg)
     chunks = []
     for pair in value:

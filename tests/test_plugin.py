@@ -100,7 +100,7 @@ def test_quality_is_monotone(photo: Image.Image) -> None:
 
 def test_none_means_default(photo: Image.Image) -> None:
     options = dict.fromkeys(
-        ("quality", "model", "coding", "target_size", "effort", "denoise", "prompt")
+        ("quality", "model", "coding", "target_size", "effort", "tune", "denoise", "prompt")
     )
     assert encode(photo, **options) == encode(photo)
 
@@ -119,6 +119,7 @@ BAD_OPTIONS: dict[str, list[Any]] = {
     "target_size": [0, -1, 4000.0, True, "4000", math.nan],
     "model": ["maxi", "", b"mini", 3, []],
     "coding": ["palette", "float16", "", b"context", 3, []],
+    "tune": ["ssim", "", b"psnr", 1, True, []],
     "effort": [-1, 10, 1.0, True, "4"],
     "denoise": [True, 0, -0.1, 0.3, math.nan, "0.04"],
     "prompt": [b"a photo", 3, "x" * 8193],

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from .. import ssimulacra2
 from ..entropy import MEAN_UNITS, SCALES
 from ..prior import ACTIVATION_LIMIT, CHECKERBOARD, PARITIES, SQUARE, quadrant
 from . import tiles
+from .embedded import FACTOR, cnn_dtype
 
 # The loss is bits per pixel, plus so much for a squared grey level, plus so much for a distance
 # of 100 in SSIMULACRA2, by place on the rate axis from 0 to 1.  At both ends of the axis,
@@ -52,7 +54,6 @@ STEPS = ((0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (6, 8), (12, 8), (20, 8), (32, 
 # Latents along a side of what is refined at once, and how far beyond it is looked: both even, as
 # hyperlatents stand for pairs.
 TILE, MARGIN = 64, 8
-FACTOR = 16  # pixels along a side of a latent
 
 
 class RateModel:
@@ -93,34 +94,45 @@ class RateModel:
         height, width = symbols.shape[2:]
         rows, columns = torch.arange(height)[:, None], torch.arange(width)
         first = ((rows + columns) % 2).to(symbols.dtype)
-        context = F.conv2d(symbols * first, *self._context, padding=2) * (1 - first)
-        context = context.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
         told, before = [], 0
-        for group, ((_, of_context, of_quality, *of_coded), bias) in zip(
-            self._groups, self._hidden, strict=True
-        ):
-            known = torch.cat([context, symbols[:, :before]], 1)
-            weight = torch.cat([of_context, *of_coded], 1)
-            told.append(_dense(known, weight, bias + of_quality[:, 0] * quality))
-            before += group
+        with _fast():
+            context = F.conv2d(symbols * first, *self._context, padding=2) * (1 - first)
+            context = context.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+            for group, ((_, of_context, of_quality, *of_coded), bias) in zip(
+                self._groups, self._hidden, strict=True
+            ):
+                known = torch.cat([context, symbols[:, :before]], 1)
+                weight = torch.cat([of_context, *of_coded], 1)
+                told.append(_dense(known, weight, bias + of_quality[:, 0] * quality))
+                before += group
         return told
 
     def bits(self, symbols: Tensor, hyper: Tensor, told: list[Tensor], quality: int) -> Tensor:
         """What latents and hyperlatents (1, Z, h/2, w/2) take, in all; ``told`` as above."""
         height, width = symbols.shape[2:]
-        up = _rectified(F.conv2d(hyper, *self._up, padding=1))
-        features = _rectified(F.conv2d(F.pixel_shuffle(up, 2), *self._features, padding=1))
-        features = features[..., :height, :width]
+        predicted = []
+        with _fast():
+            up = _rectified(F.conv2d(hyper, *self._up, padding=1))
+            features = _rectified(F.conv2d(F.pixel_shuffle(up, 2), *self._features, padding=1))
+            features = features[..., :height, :width]
+            for rest, ((of_features, *_), _), ((weight,), bias) in zip(
+                told, self._hidden, self._output, strict=True
+            ):
+                inside = _rectified(_dense(features, of_features, None) + rest)
+                predicted.append(_dense(inside, weight, bias).float())
         hyper_scale = self._hyper_scale[0] + self._hyper_scale[1] * quality
         total = _bits(hyper, torch.zeros(()), hyper_scale[:, None, None])
         groups = torch.split(symbols, self._groups, 1)
-        for group, rest, ((of_features, *_), _), ((weight,), bias) in zip(
-            groups, told, self._hidden, self._output, strict=True
-        ):
-            inside = _rectified(_dense(features, of_features, None) + rest)
-            mean, scale = _dense(inside, weight, bias).chunk(2, 1)
+        for group, parameters in zip(groups, predicted, strict=True):
+            mean, scale = parameters.chunk(2, 1)
             total = total + _bits(group, mean / MEAN_UNITS, scale)
         return total
+
+
+def _fast() -> AbstractContextManager[object]:
+    """The rate model's layers in bfloat16 where that is faster: by a fifth, for the same bytes."""
+    enabled = cnn_dtype() == torch.bfloat16
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
 
 
 def _dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
