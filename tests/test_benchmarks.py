@@ -23,6 +23,7 @@ from benchmarks import (  # noqa: E402
     latent_cache,
     metrics,
     perception,
+    prior,
     rate_distortion,
     speed,
 )
@@ -309,3 +310,30 @@ def test_perception_leaves_out_what_cannot_be_measured() -> None:
     assert perception.table([row]).splitlines()[-1] == (
         "| 0.10 | JPEG | 0.120 | 20.00 | 0.7000 | -60.0 |  | 0.400 | 1 of 1 |"
     )
+
+
+def test_the_hand_made_model_sees_what_is_around() -> None:
+    smooth = np.rint(8 * correlated_latents(40, 60, 4)).astype(np.int64)
+    flat = np.random.default_rng(0).permuted(smooth.reshape(-1, 4), axis=0)
+    shuffled = flat.reshape(smooth.shape)
+    for symbols, least, most in ((smooth, 0.5, 0.95), (shuffled, 0.98, 1.1)):
+        model = prior.HandMade([symbols[:20], symbols[20:]])
+        assert least < model.bits(symbols) / prior.order_0(symbols) < most
+
+
+def test_prior_command(
+    picture: Image.Image,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, left in (("a", 0), ("b", 60), ("c", 120)):
+        picture.crop((left, 0, left + 144, 176)).save(tmp_path / f"{name}.png")
+    monkeypatch.setattr(prior, "QUALITIES", (50,))
+    prior.main(["--images", str(tmp_path)])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:-1]]
+    bits = {name: float(value) for name, value in rows}
+    assert 0 < bits["of which hyperlatents"] < bits[prior.PRIOR] < bits[prior.HAND_MADE]
+    assert bits[prior.PRIOR] < bits["without the groups before"] < bits["without both"]
+    with pytest.raises(SystemExit):
+        prior.main(["--images", str(tmp_path), "--limit", "2"])
