@@ -29,7 +29,7 @@ NOT_NAMED = bytes(4)
 
 MINI = ModelSpec("mini", 160, 16, bytes.fromhex("57d34a5c"), latent_space="mini")
 # The same latents, decoded to what looks real where bits are few (`tune="perceptual"`).
-MINI_PERCEPTUAL = ModelSpec("mini-perceptual", 160, 16, bytes.fromhex("b5f684cd"), "mini")
+MINI_PERCEPTUAL = ModelSpec("mini-perceptual", 160, 16, bytes.fromhex("877a64a1"), "mini")
 SD_MINI = ModelSpec("sd-mini", 4, 8, bytes.fromhex("cba7b357"), latent_space="sd-mini")
 
 #: Those that files name as theirs.
