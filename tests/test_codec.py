@@ -155,16 +155,22 @@ def test_tiles_have_no_seam(real_photo: Image.Image, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("quality", [100, 5000, 10000])
-def test_bfloat16_changes_pixels_by_a_grey_level(real_photo: Image.Image, quality: int) -> None:
-    """The CNN's part of the picture is small; the linear path stays in float32."""
-    network = models.load(MINI)
+@pytest.mark.parametrize("spec", [MINI, models.MINI_PERCEPTUAL], ids=lambda spec: spec.name)
+def test_bfloat16_changes_pixels_by_a_grey_level(
+    real_photo: Image.Image, spec: models.ModelSpec, quality: int
+) -> None:
+    """The CNN's part of the picture is small; the linear path stays in float32.
+
+    The perceptual decoder's is larger, and some of its values change by two.
+    """
+    network, decoder = models.load(MINI), models.load(spec)
     gain = network.gain(quality)
     with options.override(DTYPE="float32"):
         latents = np.rint(network.encode(np.asarray(real_photo)) * gain) / gain
-        exact = network.decode(latents, quality).astype(int)
+        exact = decoder.decode(latents, quality).astype(int)
     with options.override(DTYPE="bfloat16"):
-        difference = np.abs(network.decode(latents, quality) - exact)
-    assert difference.max() == 1
+        difference = np.abs(decoder.decode(latents, quality) - exact)
+    assert 1 <= difference.max() <= (1 if spec is MINI else 2)
     assert difference.mean() < 0.1  # measured: 0.04 to 0.07
 
 
