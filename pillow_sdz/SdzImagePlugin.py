@@ -15,7 +15,7 @@ from PIL._util import DeferredError
 from . import alpha as alpha_channel
 from . import container
 from .container import Chunk, Denoising, Header
-from .embedded_models import EMBEDDED, MINI
+from .embedded_models import EMBEDDED, MINI, MINI_PERCEPTUAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -338,6 +338,9 @@ def check_shape(header: Header) -> None:
     Other models are looked up when the picture is decoded: what the user has recorded of them must
     not keep a file from being opened.
     """
+    if header.model == MINI_PERCEPTUAL.name:
+        msg = f"damaged SDZ header: {header.model!r} decodes the latents of 'mini', it has none"
+        raise OSError(msg)
     spec = EMBEDDED.get(header.model)
     if spec is None:
         return

@@ -255,11 +255,14 @@ def pack_tune(tune: str) -> bytes:
 
 
 def parse_tune(data: bytes) -> str:
-    """What the data of a tUNE chunk says the picture is tuned for; OSError where damaged."""
-    if len(data) != 1 or data[0] >= len(TUNES):
-        msg = f"damaged SDZ file: chunk tUNE of {data[:8].hex()}"
+    """What the data of a tUNE chunk says the picture is tuned for; OSError where damaged.
+
+    What later versions may add is none of the others, and so the first.
+    """
+    if len(data) != 1:
+        msg = f"damaged SDZ file: chunk tUNE of {len(data)} bytes"
         raise OSError(msg)
-    return TUNES[data[0]]
+    return TUNES[data[0]] if data[0] < len(TUNES) else TUNES[0]
 
 
 def pack_prompt(prompt: str) -> bytes:

@@ -33,7 +33,8 @@ def model_named(name: object) -> models.ModelSpec:
     try:
         found = models.spec(name)  # type: ignore[arg-type]  # whatever it is
     except (KeyError, TypeError):
-        msg = f"model must be one of {', '.join(models.names())}, not {name!r}"
+        known = (known for known in models.names() if known != models.MINI_PERCEPTUAL.name)
+        msg = f"model must be one of {', '.join(known)}, not {name!r}"
         raise ValueError(msg) from None
     if found is models.MINI_PERCEPTUAL:
         msg = f"model {name!r} only decodes: save with model='mini', tune='perceptual'"

@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -84,7 +86,7 @@ class Reference:
     def score(self, pictures: Tensor) -> Tensor:
         """Scores (B,) of pictures like the originals; 100 for identical ones."""
         linear = _linear(pictures)
-        total = torch.zeros(len(pictures), device=pictures.device)
+        total = pictures.new_zeros(len(pictures))
         for scale, (channels, (x, mean_x, variance_x)) in enumerate(
             zip(WEIGHTS, self._scales, strict=False)
         ):
@@ -140,7 +142,7 @@ def _linear(pictures: Tensor) -> Tensor:
 
 def _xyb(linear: Tensor, channels: list[int]) -> Tensor:
     """Of XYB, some channels (B, C, H, W), as the metric scales and shifts them."""
-    matrix = torch.tensor(ABSORBANCE, device=linear.device)[: 3 if B in channels else 2]
+    matrix = linear.new_tensor(ABSORBANCE)[: 3 if B in channels else 2]
     responses = torch.einsum("ij,bjhw->bihw", matrix, linear) + BIAS
     root = responses.clamp_min(1e-6) ** (1 / 3) - BIAS ** (1 / 3)
     y = 0.5 * (root[:, 0] + root[:, 1])
@@ -153,22 +155,20 @@ def _xyb(linear: Tensor, channels: list[int]) -> Tensor:
     return torch.stack(made, dim=1)
 
 
-@functools.cache
-def _blur_matrix(size: int) -> Tensor:
+@functools.lru_cache(16)  # both sides of a picture at all scales, and some more
+def _blur_matrix(size: int) -> NDArray[np.float32]:
     """Gaussian of sigma 1.5, radius 5, mirrored at the borders, as a (size, size) matrix."""
-    taps = torch.exp(-0.5 * (torch.arange(-5, 6) / 1.5) ** 2)
-    taps = taps / taps.sum()
-    matrix = torch.zeros(size, size)
-    for row in range(size):
-        for offset in range(-5, 6):
-            column = row + offset
-            column = -1 - column if column < 0 else column
-            column = 2 * size - 1 - column if column >= size else column
-            matrix[row, column] += taps[offset + 5]
+    offsets = np.arange(-5, 6)
+    taps = np.exp(-0.5 * (offsets / 1.5) ** 2)
+    columns = np.arange(size)[:, None] + offsets
+    columns = np.where(columns < 0, -1 - columns, columns)
+    columns = np.where(columns >= size, 2 * size - 1 - columns, columns)
+    matrix = np.zeros((size, size), np.float32)
+    np.add.at(matrix, (np.arange(size)[:, None], columns), taps / taps.sum())
     return matrix
 
 
 def _blur(x: Tensor) -> Tensor:
     # On a CPU faster than convolutions, up to a thousand pixels a side.
-    rows, columns = _blur_matrix(x.shape[-2]).to(x), _blur_matrix(x.shape[-1]).to(x)
+    rows, columns = (torch.from_numpy(_blur_matrix(n)).to(x) for n in x.shape[-2:])
     return rows @ x @ columns.T

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 
 from pillow_sdz import demo, fidelity, models
 from pillow_sdz.entropy import Tables
-from pillow_sdz.models import refinement
+from pillow_sdz.models import embedded, refinement
 from pillow_sdz.models.embedded import Mini
 from pillow_sdz.models.refinement import RateModel
 from pillow_sdz.quantize import Quantizer
@@ -79,7 +81,6 @@ def test_up_to_the_default_effort_only_the_bytes_change(photo: Image.Image, qual
     files = [saved(photo, quality=quality, effort=effort) for effort in range(5)]
     assert len({opened(file).tobytes() for file in files}) == 1
     sizes = [len(file) for file in files]
-    assert sizes[4] <= sizes[2] <= sizes[0]
     assert sizes[4] < sizes[0]
     assert saved(photo, quality=quality) == files[4]
 
@@ -103,7 +104,8 @@ def test_quality_keeps_its_meaning(photo: Image.Image) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 33), (70, 5)])
 def test_any_size(size: tuple[int, int]) -> None:
     image = demo.photo().crop((200, 200, 200 + size[0], 200 + size[1]))
-    assert opened(saved(image, effort=6, quality=60)).size == size
+    for effort in (4, 9):
+        assert opened(saved(image, effort=effort, quality=60)).size == size
 
 
 def test_modes_and_alpha() -> None:
@@ -131,11 +133,43 @@ def test_tiles_agree_but_for_what_the_margin_hides(
     assert scores(photo, tiled)[0] > scores(photo, whole)[0] - 0.3
 
 
-@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_needs_no_gradients_of_the_caller(photo: Image.Image, context: Any) -> None:
-    expected = saved(photo, effort=5)
-    with context():
-        assert saved(photo, effort=5) == expected
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(before)
+
+
+CALLERS = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "default device": lambda: torch.device("meta"),
+    "default float64": lambda: default_dtype(torch.float64),
+    "default float16": lambda: default_dtype(torch.float16),
+}
+
+
+@pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS)
+def test_what_the_caller_has_set_for_its_own_networks_changes_nothing(
+    photo: Image.Image, caller: Any
+) -> None:
+    expected = [saved(photo, effort=effort) for effort in (4, 5)]
+    pixels = opened(expected[1]).tobytes()
+    with caller():
+        assert [saved(photo, effort=effort) for effort in (4, 5)] == expected
+        assert opened(expected[1]).tobytes() == pixels
+
+
+@pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS)
+def test_nor_where_the_model_is_loaded(photo: Image.Image, caller: Any) -> None:
+    with caller():
+        network = Mini(embedded.WEIGHTS)
+        steps = network.encode(np.asarray(photo)) * network.gain(3000)
+        inside = network.refine(np.asarray(photo), steps, 3000, effort=5)
+    again = network.refine(np.asarray(photo), steps, 3000, effort=5)
+    assert all(np.array_equal(a, b) for a, b in zip(inside, again, strict=True))
 
 
 def test_leaves_the_networks_as_they_were(mini: Mini, photo: Image.Image) -> None:

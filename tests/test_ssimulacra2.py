@@ -81,6 +81,14 @@ def test_a_step_along_the_gradient_is_an_improvement() -> None:
     assert score(better, tensor(photo)).item() > before.item() + 1
 
 
+def test_scores_without_gradients_do_not_hinder_later_ones() -> None:
+    photo = tensor(demo.photo().crop((150, 50, 150 + 73, 50 + 59)))
+    with torch.inference_mode():
+        score(photo, photo)
+    picture = (photo * 0.9).requires_grad_()
+    score(picture, photo).sum().backward()
+
+
 def test_black_white_and_saturated_pixels_have_finite_gradients() -> None:
     corners = torch.tensor([[-0.5, 0.5, 0.5], [-0.5, -0.5, 0.5], [-0.5, 0.5, -0.5]])
     picture = corners.T[:, :, None].expand(3, 3, 16).repeat(1, 6, 2)[None].clone()

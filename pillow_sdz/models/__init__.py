@@ -141,9 +141,6 @@ def decoder_for(
             f"run 'sdz models add {name} DIRECTORY'"
         )
         raise OSError(msg) from None
-    if wanted == MINI_PERCEPTUAL:
-        msg = f"damaged SDZ header: {name!r} decodes what 'mini' encodes, and names no latents"
-        raise OSError(msg)
     if (channels, factor) != (wanted.channels, wanted.factor):
         msg = (
             f"the latents of this SDZ file have {channels} channels at a factor of {factor}, "

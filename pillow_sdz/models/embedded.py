@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from .. import options
 from ..prior import HyperPrior
 from . import tiles
 from .tiles import WHOLE, Sides
+
+if TYPE_CHECKING:
+    from .refinement import RateModel
 
 FACTOR = 16
 CHANNELS = 160
@@ -215,6 +218,20 @@ def frozen(module: Module) -> Module:
     return module
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def undisturbed(method: Method) -> Method:
+    """The method, whatever default device and autocast the caller has set for its own networks."""
+
+    @functools.wraps(method)
+    def calling(*args: Any, **keywords: Any) -> Any:
+        with torch.device("cpu"), torch.autocast("cpu", enabled=False):
+            return method(*args, **keywords)
+
+    return calling  # type: ignore[return-value]
+
+
 class HyperAnalysis(nn.Sequential):
     """Latents (B, C, h, w) in steps, h and w even, to hyperlatents (B, 32, h/2, w/2).
 
@@ -238,6 +255,7 @@ class Mini:
     """
 
     @torch.inference_mode(False)
+    @undisturbed
     def __init__(self, weights: Path) -> None:
         tensors = load_file(weights)
 
@@ -255,11 +273,13 @@ class Mini:
         self._prior_tensors = part("prior.")
         self.prior = HyperPrior({k: v.numpy() for k, v in self._prior_tensors.items()})
 
+    @undisturbed
     def gain(self, quality: int) -> NDArray[np.float32]:
         """Steps in a unit of latent, (C,)."""
         gain: NDArray[np.float32] = self._gain(rate_of(quality)).numpy().ravel()
         return gain
 
+    @undisturbed
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pixels (H, W, 3) to latents (ceil(H/16), ceil(W/16), C)."""
         network = self._encoder()
@@ -271,6 +291,7 @@ class Mini:
         shape = {"channels": CHANNELS, "factor": FACTOR, "side": TILE, "margin": ENCODER_MARGIN}
         return tiles.encode(pixels, latents, **shape)
 
+    @undisturbed
     def hyperlatents(self, steps: NDArray[np.float32]) -> NDArray[np.float32]:
         """Latents in steps (h, w, C) to hyperlatents (ceil(h/2), ceil(w/2), 32), not rounded."""
         height, width = (n % 2 for n in steps.shape[:2])
@@ -280,6 +301,7 @@ class Mini:
         hyper: NDArray[np.float32] = out[0].permute(1, 2, 0).numpy()
         return hyper
 
+    @undisturbed
     def refine(
         self,
         pixels: NDArray[np.uint8] | None,
@@ -308,11 +330,12 @@ class Mini:
             )
 
     @functools.cached_property
-    def _rate_model(self) -> Any:
+    def _rate_model(self) -> RateModel:
         from .refinement import RateModel
 
         return RateModel(self._prior_tensors)
 
+    @undisturbed
     def decode(self, latents: NDArray[np.float64], quality: int) -> NDArray[np.uint8]:
         """Latents (h, w, C), the gain taken off, to pixels (16 h, 16 w, 3)."""
         return decoded(self._decoder(), latents, quality)
@@ -321,12 +344,15 @@ class Mini:
 class MiniPerceptual:
     """The second decoder of `mini`'s latents, loaded."""
 
+    @torch.inference_mode(False)
+    @undisturbed
     def __init__(self, weights: Path) -> None:
         decoder = Decoder()
         tensors = load_file(weights)
         decoder.load_state_dict({k.removeprefix("decoder."): v for k, v in tensors.items()})
         self._decoder = Computing(decoder)
 
+    @undisturbed
     def decode(self, latents: NDArray[np.float64], quality: int) -> NDArray[np.uint8]:
         """As `Mini.decode`."""
         return decoded(self._decoder(), latents, quality)
@@ -334,7 +360,7 @@ class MiniPerceptual:
 
 def rate_of(quality: int) -> Tensor:
     """The place on the rate axis, (1,) in [0, 1], of a header's quality."""
-    return torch.tensor([(quality - 100) / 9900])
+    return torch.tensor([(quality - 100) / 9900], dtype=torch.float32)
 
 
 def decoded(network: Decoder, latents: NDArray[np.float64], quality: int) -> NDArray[np.uint8]:
