@@ -83,12 +83,15 @@ def _list(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(described, indent=2))
         return
-    print(f"{'name':<12}{'latents':<24}{'weights':<10}{'U-Net':<7}state")
+    # Names have up to 32 characters; two spaces after the longest.
+    width = 2 + max(len(model["name"]) for model in described)
+    print(f"{'name':<{width}}{'latents':<24}{'weights':<10}{'U-Net':<7}state")
     for model in described:
         latents = f"{model['latent_space']}, {model['channels']} at 1/{model['factor']}"
         denoiser = "yes" if model["denoiser"] else "-"
         state = "installed" if model["installed"] else model["hint"].rpartition(": ")[2]
-        print(f"{model['name']:<12}{latents:<24}{model['digest'] or '-':<10}{denoiser:<7}{state}")
+        name, digest = model["name"], model["digest"] or "-"
+        print(f"{name:<{width}}{latents:<24}{digest:<10}{denoiser:<7}{state}")
 
 
 def _describe(name: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def test_list(presets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     models.record_model("ours", autoencoder_directory(tmp_path / "ours"), "sd1")
     weights(presets, "unet").unlink()
     listed = {model["name"]: model for model in json.loads(told(capsys, "list", "--json"))}
-    assert listed.keys() == {"mini", "sd-mini", "ours", "sd1", "sd3"}
+    assert listed.keys() == {"mini", "mini-perceptual", "sd-mini", "ours", "sd1", "sd3"}
     assert listed["ours"] == {
         "name": "ours",
         "latent_space": "sd1",
@@ -146,7 +146,7 @@ def test_only_fetch_downloads(
     ("arguments", "message"),
     [
         (["mini"], "the weights of 'mini' are not on the hub but here"),
-        (["nonsense"], "no model is called 'nonsense', only mini, sd-mini, sd1, sd3"),
+        (["nonsense"], "no model is called 'nonsense', only mini, mini-perceptual, sd-mini, sd1, sd3"),
         (["tiny/sd1"], "no model is called 'tiny/sd1'"),
         (["sd3", "--denoiser", "--pin"], "pillow-sdz knows no U-Net for 'sd3'"),
     ],
