@@ -44,7 +44,7 @@ PERCEPTUAL_AT, PERCEPTUAL_POWER = 9e-4, 0.47
 LEARNING_RATE = 0.04
 # tanh's steepness in the first and the last step: 1 to 8 and 2 to 6 were as good, 4 to 12 and 2
 # to 24 half as good; noise that fades with the root of what is left of the steps is better than
-# with its square, by nine percent of the bits at 60 steps.
+# with its square, by ten percent of the bits at 60 steps.
 STEEPNESS = (2.0, 12.0)
 MOMENTUM, DECAY = 0.9, 0.99  # Adam's, but the second moment is one for a channel
 
