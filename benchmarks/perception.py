@@ -31,7 +31,7 @@ from tqdm import tqdm
 from benchmarks import feature_distance
 from benchmarks.codecs import CODECS
 from benchmarks.metrics import BUTTERAUGLI, butteraugli, measure
-from benchmarks.rate_distortion import SUFFIXES, load
+from benchmarks.rate_distortion import load, photos_in
 from pillow_sdz import options as settings
 
 RATES = (0.05, 0.10, 0.15, 0.25)  # bits per pixel: where decoders have texture to invent
@@ -197,27 +197,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"what the sheet shows (default: the middle of {SHEET_PHOTOS} photos)",
     )
     options = parser.parse_args(arguments)
-    if not options.images.is_dir():
-        parser.error(f"no such folder: {options.images}")
-    images = sorted(p for p in options.images.iterdir() if p.suffix.lower() in SUFFIXES)
-    if not images:
-        parser.error(f"no photos in {options.images}")
-
-    def spread(count: int) -> list[Path]:
-        return [images[i * len(images) // count] for i in range(min(count, len(images)))]
+    try:
+        chosen = photos_in(options.images, SHEET_PHOTOS if options.sheet else options.limit)
+    except FileNotFoundError as e:
+        parser.error(str(e))
 
     if options.sheet:
         if options.crops:
             crops = [(options.images / name, corner) for name, corner in options.crops]
         else:
-            crops = [(path, _middle(path)) for path in spread(SHEET_PHOTOS)]
+            crops = [(path, _middle(path)) for path in chosen]
         sheet(crops, options.sheet_rate).save(options.sheet, quality=90, method=6)
         return 0
     if not shutil.which(BUTTERAUGLI):
         print(f"Butteraugli is left out: there is no {BUTTERAUGLI}", file=sys.stderr)
     if reason := feature_distance.missing():
         print(f"the feature distance is left out: {reason}", file=sys.stderr)
-    chosen = spread(options.limit or len(images))
     found = [row for path in tqdm(chosen, disable=None) for row in rows(path, options.rates)]
     print(table(found))
     options.output.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from benchmarks.latents import FOLDS
-from benchmarks.rate_distortion import SUFFIXES, load
+from benchmarks.rate_distortion import load, photos_in
 from pillow_sdz import codec, models
 from pillow_sdz.entropy import Floats, Ints, Prediction, SymbolDecoder, Tables
 from pillow_sdz.models.embedded import WEIGHTS
@@ -229,9 +229,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of photos")
     parser.add_argument("--limit", type=int, help="only so many photos, evenly chosen")
     args = parser.parse_args(arguments)
-    paths = sorted(p for p in args.images.iterdir() if p.suffix.lower() in SUFFIXES)
-    if args.limit is not None and args.limit < len(paths):
-        paths = [paths[i * len(paths) // args.limit] for i in range(args.limit)]
+    try:
+        paths = photos_in(args.images, args.limit)
+    except FileNotFoundError as e:
+        parser.error(str(e))
     if len(paths) < FOLDS:
         parser.error(f"the hand-made model is fitted to other photos: at least {FOLDS} are needed")
     network = models.load(models.MINI)

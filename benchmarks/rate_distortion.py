@@ -142,6 +142,21 @@ def timed(outcome: Outcome, repeats: int) -> list[Row]:
     return rows
 
 
+def photos_in(folder: Path, limit: int | None = None) -> list[Path]:
+    """The lossless photos of a folder in name order; with ``limit`` so many, spread over them.
+
+    FileNotFoundError where there is none.
+    """
+    paths = []
+    if folder.is_dir():
+        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        msg = f"no photos in {folder}"
+        raise FileNotFoundError(msg)
+    count = min(limit or len(paths), len(paths))
+    return [paths[i * len(paths) // count] for i in range(count)]
+
+
 def load(path: Path) -> Image.Image:
     """A photo in RGB without its metadata, so that no codec pays for it."""
     with Image.open(path) as file:
@@ -297,13 +312,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if value is not None and value < least:
             parser.error(f"--{name} must be at least {least}")
 
-    if not options.images.is_dir():
-        parser.error(f"no such folder: {options.images}")
-    images = sorted(p for p in options.images.iterdir() if p.suffix.lower() in SUFFIXES)
-    if not images:
-        parser.error(f"no photos in {options.images}")
-    if options.limit is not None and options.limit < len(images):
-        images = [images[i * len(images) // options.limit] for i in range(options.limit)]
+    try:
+        images = photos_in(options.images, options.limit)
+    except FileNotFoundError as e:
+        parser.error(str(e))
     codecs = usable(options.codecs)
     if not codecs:
         return 1

