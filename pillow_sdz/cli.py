@@ -165,7 +165,11 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="a file name for one input, otherwise a folder; default: beside each input",
     )
-    output.add_argument("-f", "--force", action="store_true", help="replace files that exist")
+    existing = output.add_mutually_exclusive_group()
+    existing.add_argument("-f", "--force", action="store_true", help="replace files that exist")
+    existing.add_argument(
+        "--skip-existing", action="store_true", help="leave them, and go on with what is missing"
+    )
     output.add_argument("-v", "--verbose", action="store_true", help="a line for each file written")
 
     encode = commands.add_parser(
@@ -292,12 +296,17 @@ def _run_encode(options: argparse.Namespace) -> int:
         if wrong := _given(options, "step", "lossless"):
             msg = f"--{next(iter(wrong))} is for latents, this is a picture"
             raise ValueError(msg)
-        targets.check(job)
+        if not targets.wanted(job):
+            return
         with Image.open(job.source) as image:
             _complain_of_frames(job.source, image)
             image.load()
+            # In memory first: a process that is killed while it encodes, which may take long,
+            # leaves no temporary file.
+            encoded = io.BytesIO()
+            image.save(encoded, "SDZ", **save_options, **_metadata(image))
             with targets.open(job) as file:
-                image.save(file, "SDZ", **save_options, **_metadata(image))
+                file.write(encoded.getbuffer())
             _tell(options, job, image.width * image.height)
 
     def wanted(names: list[Path]) -> list[Path]:
@@ -354,7 +363,8 @@ def _run_decode(options: argparse.Namespace) -> int:
     targets = _Targets(options)
 
     def decode(job: Job) -> None:
-        targets.check(job)
+        if not targets.wanted(job):
+            return
         with _open_sdz(job.source) as image:
             _complain_of_frames(job.source, image)
             image.load()
@@ -431,10 +441,14 @@ class _Targets:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._force: bool = options.force
+        self._skip: bool = options.skip_existing
         self._taken: dict[Path, Path] = {}  # what this very command writes, and from what
 
-    def check(self, job: Job) -> None:
-        """OSError or ValueError where the target may not be written, before any work is done."""
+    def wanted(self, job: Job) -> bool:
+        """Whether to write the target, before any work is done; False where it is to be skipped.
+
+        OSError or ValueError where it may not be written.
+        """
         other = self._taken.setdefault(job.target.absolute(), job.source)
         if other != job.source:
             msg = f"{job.target} is written from {other} already"
@@ -443,9 +457,12 @@ class _Targets:
             if job.source.exists() and job.source.samefile(job.target):
                 msg = "would overwrite itself"
                 raise ValueError(msg)
+            if self._skip:
+                return False
             if not self._force:
-                msg = f"{job.target} exists (--force replaces it)"
+                msg = f"{job.target} exists (--force replaces it, --skip-existing leaves it)"
                 raise FileExistsError(msg)
+        return True
 
     @contextlib.contextmanager
     def open(self, job: Job) -> Iterator[IO[bytes]]:
@@ -556,7 +573,8 @@ class _LatentEncoder:
     def _encode(self, part: LatentFile, job: Job) -> None:
         from . import latents
 
-        self._targets.check(job)
+        if not self._targets.wanted(job):
+            return
         settings = ("quality", "step", "lossless", "coding", "effort", "prompt")
         with self._targets.open(job) as file:
             latents.imported(
@@ -606,7 +624,8 @@ def _run_latents(options: argparse.Namespace) -> int:
     def convert(job: Job) -> None:
         from . import interchange, latents
 
-        targets.check(job)
+        if not targets.wanted(job):
+            return
         parts = [latents.exported(path, suffix) for path in (job.source, *job.others)]
         with targets.open(job) as file:
             interchange.write(file, suffix, parts)

@@ -136,6 +136,7 @@ def test_byte_count_refuses(text: str) -> None:
         ["encode", "a.jpg", "--quality", "101"],
         ["encode", "a.jpg", "--target-size", "tiny"],
         ["encode", "a.jpg", "--quality", "5", "--target-size", "5k"],
+        ["encode", "a.jpg", "--force", "--skip-existing"],
         ["encode", "a.jpg", "-o", "new.png"],
         ["encode", "a.jpg", "b.png", "-o", "trip/notes.txt"],
         ["encode", "a.jpg", "--step", "0.3", "--lossless"],
@@ -167,7 +168,36 @@ def test_an_existing_file_is_kept(folder: Path, capsys: pytest.CaptureFixture[st
     Path("a.sdz").write_bytes(b"precious")
     assert main(["encode", "a.jpg"]) == 1
     assert Path("a.sdz").read_bytes() == b"precious"
-    assert capsys.readouterr().err == "sdz: a.jpg: a.sdz exists (--force replaces it)\n"
+    assert capsys.readouterr().err == (
+        "sdz: a.jpg: a.sdz exists (--force replaces it, --skip-existing leaves it)\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "latents"])
+def test_skip_existing_goes_on_with_what_is_missing(
+    sdz: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("y.sdz").write_bytes(sdz.read_bytes())
+    sources, suffix = {
+        "encode": (["a.jpg", "b.png"], "sdz"),
+        "decode": (["x.sdz", "y.sdz"], "png"),
+        "latents": (["x.sdz", "y.sdz"], "npz"),
+    }[command]
+    first, second = (Path(source).with_suffix(f".{suffix}") for source in sources)
+    first.write_bytes(b"precious")
+    assert main([command, *sources, "--skip-existing"]) == 0
+    assert first.read_bytes() == b"precious"
+    assert second.stat().st_size > 8
+    assert capsys.readouterr() == ("", "")
+
+
+def test_skip_existing_does_not_hide_that_two_inputs_become_one_file(
+    folder: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo.save("a.png")
+    assert main(["encode", "a.jpg", "a.png", "--skip-existing"]) == 1
+    assert main(["encode", "a.jpg", "a.png", "--skip-existing"]) == 1
+    assert capsys.readouterr().err == "sdz: a.png: a.sdz is written from a.jpg already\n" * 2
 
 
 def test_force_replaces_it(folder: Path) -> None:
@@ -477,7 +507,7 @@ def test_a_cache_with_several_resolutions(cache: Path, capsys: pytest.CaptureFix
     assert files(Path("out")) == made
     capsys.readouterr()
     assert main(["encode", str(path), "-o", "out"]) == 1  # neither is replaced
-    assert "exists (--force replaces it)" in capsys.readouterr().err
+    assert "exists (--force replaces it, " in capsys.readouterr().err
     # In whatever order they come.
     assert main(["latents", *(f"out/{name}" for name in sorted(made)), "-o", "back"]) == 0
     assert files(Path("back")) == {path.name}
