@@ -19,6 +19,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         # Not tempfile, whose files nobody else may read: this one's permissions follow the umask.
         with temporary.open("x+b") as file:
             yield file
+            # Without it a power failure soon after may leave an empty file under the final name:
+            # file systems may write a renaming down before the bytes.
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
