@@ -1,4 +1,4 @@
-"""Numpy's BLAS on one thread while a prior is at work.
+"""Threads that others start: numpy's BLAS on one while a prior is at work, torch after a fork.
 
 After a product OpenBLAS's threads go on spinning for some time, on the cores that the
 network needs next (or has just used, with threads that spin as well).  The priors' products
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,16 +36,23 @@ class _Limit:
 _limit = _Limit()
 
 
-def _forget() -> None:
-    """In a forked child: the threads that would have taken the limit back do not exist here."""
+def _in_forked_child() -> None:
+    """No thread lives on in a forked child but the one that forked.
+
+    Not those that would have taken the limit back; and not those of GNU's OpenMP, for which a
+    parallel loop of torch's would wait forever, if this thread has run one before.  So torch has
+    one thread here, as it has in a DataLoader's workers.
+    """
     global _limit
     if _limit.users:
         _limit.before.restore_original_limits()
     _limit = _Limit()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_in_forked_child)
 
 
 @contextmanager
