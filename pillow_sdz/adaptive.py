@@ -240,6 +240,22 @@ def waves(height: int, width: int, channels: int) -> int:
     return width + 2 * (height - 1) + CHANNEL_DELAY * (channels - 1)
 
 
+# A payload of a few bytes may decode to as many values as a header asks for, so time is bounded by
+# the payload's bytes. It is counted in values, 5 to 10 microseconds each; a wave of a channel takes
+# as long as 16 values, however few places it has. Chosen: about 20 seconds for the smallest file,
+# and 384 values for each byte more. Photos have about 3, and latents that are all zero 318: but for
+# thousands of frames with nothing in them, all is within it.
+FREE_WORK = 1 << 21
+WORK_PER_BYTE = 384
+WAVE_WORK = 16
+
+
+def is_too_much_work(height: int, width: int, channels: int, frames: int, size: int) -> bool:
+    """Whether so many frames of latents (h, w, C) would take too long for ``size`` bytes."""
+    work = frames * channels * max(height * width, WAVE_WORK * waves(height, width, channels))
+    return work > FREE_WORK + WORK_PER_BYTE * size
+
+
 class AdaptivePrior:
     """Predicts latents (h, w, C) of any kind, quantised with any step, from themselves alone."""
 

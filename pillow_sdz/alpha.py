@@ -30,6 +30,22 @@ def _png_start(size: tuple[int, int]) -> bytes:
     return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + ihdr
 
 
+def _pixels_alone(png: bytes) -> bytes:
+    """A PNG without chunks other than IHDR, IDAT and IEND; struct.error where it ends before IEND.
+
+    They say nothing of alpha, and Pillow would inflate up to 64 MiB of texts among them.
+    """
+    parts = [png[:8]]
+    at, type = 8, b""
+    while type != b"IEND":
+        length, type = struct.unpack_from(">I4s", png, at)
+        end = at + 12 + length
+        if type in (b"IHDR", b"IDAT", b"IEND"):
+            parts.append(png[at:end])
+        at = end
+    return b"".join(parts)
+
+
 def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
     """The alpha channel, mode L, in the data of an ALPH chunk."""
     method, coded = data[:1], data[1:]
@@ -40,7 +56,7 @@ def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
         msg = "damaged SDZ file: chunk ALPH is neither a constant nor a PNG of the picture's size"
         raise OSError(msg)
     try:
-        with Image.open(BytesIO(coded), formats=["PNG"]) as png:
+        with Image.open(BytesIO(_pixels_alone(coded)), formats=["PNG"]) as png:
             png.load()
             return png.convert("L")
     except Exception as e:  # whatever Pillow's PNG reader makes of hostile bytes

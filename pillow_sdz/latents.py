@@ -35,14 +35,6 @@ Array = NDArray[Any]
 
 # Values of all frames together: a gigabyte of float32, 16,384 images of 512x512 in 4 channels.
 MAX_VALUES = 1 << 28
-# A payload of a few bytes may decode to as many values as a header asks for, so time is bounded by
-# the payloads' bytes. It is counted in values of the adaptive prior, 5 to 10 microseconds each; a
-# wave of a channel takes it as long as 16 values, however few places it has. Chosen: about 20
-# seconds for the smallest file, and 384 values for each byte more. Photos have about 3, and latents
-# that are all zero 318: but for thousands of frames with nothing in them, all is within it.
-FREE_WORK = 1 << 21
-WORK_PER_BYTE = 384
-WAVE_WORK = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +185,8 @@ def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
     """The latents in an `.sdz` file, from wherever they came, decoded; see `Latents`.
 
     The model whose latents they are need not be installed, nor be known.  OSError for a file that
-    is damaged, or no `.sdz` file.
+    is damaged, or no `.sdz` file; of a mask of too many pixels what Pillow has for pictures of so
+    many, `Image.DecompressionBombError`.
     """
     if isinstance(fp, (str, os.PathLike)):
         with Path(fp).open("rb") as file:
@@ -408,10 +401,8 @@ def _too_much_work(header: Header, payloads: list[bytes]) -> str | None:
     if header.model == models.MINI.name:  # coded without waves
         return None
     channels, height, width = header.latents
-    waves = adaptive.waves(height, width, channels)
-    work = header.frames * channels * max(height * width, WAVE_WORK * waves)
     size = sum(len(payload) for payload in payloads)
-    if work <= FREE_WORK + WORK_PER_BYTE * size:
+    if not adaptive.is_too_much_work(height, width, channels, header.frames, size):
         return None
     return f"{header.frames} frames of latents {header.latents} in {size} bytes are too many"
 
@@ -470,6 +461,8 @@ def _mask_chunk(mask: ArrayLike | None, size: tuple[int, int]) -> list[Chunk]:
 
 
 def _parse_mask(data: bytes, size: tuple[int, int]) -> NDArray[np.float32]:
+    # A mask is pixels, of which two bytes may ask for as many as the header says.
+    Image._decompression_bomb_check(size)
     try:
         return _mask_of(np.asarray(alpha.decode(data, size)))
     except OSError as e:
