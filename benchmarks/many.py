@@ -1,0 +1,175 @@
+"""Many threads through one model: whether that changes a byte, an integer or a pixel.
+
+    python -m benchmarks.many --seconds 60
+
+First one thread saves and opens pictures of several modes, sizes and qualities; then many do so
+at once, each a picture of its own in a random order, and everything is compared.  Where they stop
+making progress, the stack of every thread is shown and the exit status is 1, as it is for any
+difference but one grey level of a pixel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import io
+import os
+import random
+import re
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import pillow_sdz
+from pillow_sdz import demo
+
+THREADS = 16  # as issue 5 asks
+STUCK = 120  # seconds that nothing takes, chosen
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a picture that was saved and opened."""
+
+    data: bytes
+    latents: np.ndarray[Any, np.dtype[np.float32]]  # (C, h, w), each an integer over its gain
+    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How often outcomes differed from those of one thread, and what it took."""
+
+    pictures: int
+    other_bytes: int
+    other_integers: int
+    other_pixels: int
+    grey_levels: int  # the largest difference of a pixel
+    peak_of_one: int  # bytes of memory that one thread took
+    warm_peak: int  # and all together when a third of the time had passed
+    peak: int  # and in the end
+
+    @property
+    def exact(self) -> bool:
+        """Whether bytes and integers are those of one thread, and pixels within a grey level."""
+        return not self.other_bytes and not self.other_integers and self.grey_levels <= 1
+
+
+Case = tuple[Image.Image, dict[str, Any]]  # a picture, and the options it is saved with
+
+
+def cases() -> list[Case]:
+    """Pictures of all modes, of even and odd sizes, and the options that take other ways."""
+    photo = demo.photo()
+
+    def crop(mode: str, width: int, height: int) -> Image.Image:
+        return photo.crop((100, 50, 100 + width, 50 + height)).convert(mode)
+
+    return [
+        (crop("RGB", 256, 256), {}),
+        (crop("RGB", 61, 43), {"quality": 20}),
+        (crop("L", 97, 130), {"quality": 90}),
+        (crop("RGBA", 64, 48), {"effort": 0}),
+        (crop("LA", 33, 200), {"quality": 5}),
+        (crop("RGB", 120, 80), {"target_size": 700}),
+        (crop("RGB", 80, 80), {"tune": "perceptual", "quality": 40}),
+        (crop("RGB", 32, 32), {"effort": 5}),
+    ]
+
+
+def outcome(case: Case) -> Outcome:
+    """Save a picture and open it again."""
+    picture, options = case
+    file = io.BytesIO()
+    picture.save(file, "SDZ", **options)
+    with Image.open(file) as opened:
+        pixels = np.asarray(opened)
+    return Outcome(file.getvalue(), pillow_sdz.open_latents(file).latents, pixels)
+
+
+def stress(seconds: float, threads: int = THREADS) -> Result:
+    """Save and open pictures in so many threads for so long."""
+    pictures = cases()
+    expected = [outcome(case) for case in pictures]
+    peak_of_one = peak_memory()
+    start = time.monotonic()
+
+    def work(seed: int) -> list[tuple[bool, bool, int]]:
+        order = random.Random(seed)
+        found = []
+        while time.monotonic() < start + seconds:
+            number = order.randrange(len(pictures))
+            picture, options = pictures[number]
+            # Pillow's images are for one thread at a time.
+            got, right = outcome((picture.copy(), options)), expected[number]
+            difference = np.abs(got.pixels.astype(int) - right.pixels)
+            same_integers = np.array_equal(got.latents, right.latents)
+            found.append((got.data == right.data, same_integers, int(difference.max())))
+        return found
+
+    faulthandler.dump_traceback_later(seconds + STUCK, exit=True)
+    with ThreadPoolExecutor(threads) as pool:
+        running = [pool.submit(work, seed) for seed in range(threads)]
+        time.sleep(seconds / 3)
+        warm_peak = peak_memory()
+        done = [one for future in running for one in future.result()]
+    faulthandler.cancel_dump_traceback_later()
+    return Result(
+        pictures=len(done),
+        other_bytes=sum(not same for same, _, _ in done),
+        other_integers=sum(not same for _, same, _ in done),
+        other_pixels=sum(levels > 0 for _, _, levels in done),
+        grey_levels=max(levels for _, _, levels in done),
+        peak_of_one=peak_of_one,
+        warm_peak=warm_peak,
+        peak=peak_memory(),
+    )
+
+
+def peak_memory() -> int:
+    """The largest resident set of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # On Linux getrusage's figure is no use: a new process starts with its parent's.
+        kilobytes = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+        if kilobytes:
+            return 1024 * int(kilobytes[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes, on macOS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.many",
+        description="Save and open pictures in many threads, and compare with one thread's.",
+    )
+    parser.add_argument("--seconds", type=float, default=60, help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=THREADS, help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    if options.seconds <= 0 or options.threads < 1:
+        parser.error("--seconds and --threads must be positive")
+    import torch
+
+    own = torch.get_num_threads()
+    print(f"{options.threads} threads, in each {own} of torch's own, on {os.cpu_count()} cores")
+    result = stress(options.seconds, options.threads)
+    print(f"{result.pictures} pictures saved and opened in {options.seconds:g} s")
+    print(f"other bytes: {result.other_bytes}")
+    print(f"other integers: {result.other_integers}")
+    print(f"other pixels: {result.other_pixels}, by {result.grey_levels} grey levels at most")
+    print(f"peak memory of one thread: {result.peak_of_one / 1e6:.0f} MB, of all:")
+    print(f"{result.warm_peak / 1e6:.0f} MB after a third of the time, ", end="")
+    print(f"{result.peak / 1e6:.0f} MB in the end")
+    return int(not result.exact)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
