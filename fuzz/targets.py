@@ -1,0 +1,168 @@
+"""What is fuzzed: one function per layer, each of some bytes, silent where all is well.
+
+An exception that is not in `allowed.ALLOWED` leaves them, or an AssertionError where what was
+read is not what it must be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from io import BytesIO
+from itertools import islice
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageSequence
+
+from pillow_sdz import adaptive, codec, latents, models, open_latents, options
+from pillow_sdz import container as format
+from pillow_sdz.entropy import DamagedPayload, SymbolDecoder, Tables
+
+from .allowed import ALLOWED
+from .mutations import repaired
+
+MAX_SIDE = 3  # latents; chosen: one has no neighbours, in the middle of three there are all
+MAX_FRAMES = 3  # of a file that are decoded; chosen: one that begins, one that follows, one more
+
+
+class Case(NamedTuple):
+    """What a header would say of a payload of latents, and the prior of the one to begin with."""
+
+    model: models.ModelSpec
+    coding: str
+    quantisation: int
+    prior: int | None = None
+
+
+# Two channels are the fewest of which one has another before it, and the fewest take least time.
+TWO = models.ModelSpec("two", 2, 8, models.NOT_NAMED, latent_space="two")
+
+CASES = (
+    Case(models.MINI, "context", 5000),
+    Case(models.SD_MINI, "context", 250, codec.SD1),
+    Case(models.SD_MINI, "context", 250, codec.SD_MINI),
+    Case(TWO, "context", 250, codec.ADAPTIVE),
+    Case(TWO, "palette", codec.PALETTE_STEP),
+    Case(TWO, "float16", 0),
+)
+
+
+def container(data: bytes) -> None:
+    """Bytes to chunks, as they are and with right CRCs; what is read is written to the byte."""
+    for file in (data, repaired(data)):
+        try:
+            chunks = format.read(file)
+        except ALLOWED:
+            continue
+        assert format.write(chunks) == file
+        for chunk in chunks:
+            with suppress(*ALLOWED):
+                _PARSERS.get(chunk.type, bytes)(chunk.data)
+
+
+_PARSERS: Mapping[bytes, Callable[[bytes], object]] = {
+    format.HEAD: format.Header.parse,
+    format.DENOISING: format.Denoising.parse,
+    format.PROMPT: format.parse_prompt,
+    format.TUNE: format.parse_tune,
+}
+
+
+def entropy(data: bytes) -> None:
+    """A payload to latents: the first byte names the case, the second rows and columns."""
+    if len(data) < 2:
+        return
+    number, payload = data[0] % (len(CASES) + 1), data[2:]
+    if number == len(CASES):
+        _coder(payload)
+        return
+    case = CASES[number]
+    shape = (data[1] >> 4) % MAX_SIDE + 1, data[1] % MAX_SIDE + 1
+    try:
+        found = codec.decode_latents(
+            payload,
+            model=case.model,
+            shape=shape,
+            coding=case.coding,
+            quantisation=case.quantisation,
+        )
+    except ALLOWED:
+        return
+    assert found.shape == (*shape, case.model.channels)
+    assert found.dtype == np.float32
+    assert case.coding == "float16" or np.isfinite(found).all()
+
+
+def _coder(payload: bytes) -> None:
+    """The range coder alone, with means and scales that run through all of theirs."""
+    decoder = SymbolDecoder(Tables.shipped(), payload)
+    numbers = np.arange(64)
+    with suppress(DamagedPayload):
+        for _ in range(2):
+            decoder.code("latents", (numbers,), 7 * numbers - 99, 3 * numbers // 2)
+            decoder.uniform(3, 1000)
+        decoder.finish()
+
+
+def whole(data: bytes) -> None:
+    """A file with right CRCs to all that can be had of it."""
+    data = repaired(data)
+    for use in (_show, _verify, open_latents):
+        with suppress(*ALLOWED):
+            use(BytesIO(data))
+
+
+def _show(file: BytesIO) -> None:
+    with Image.open(file, formats=["SDZ"]) as im:
+        for frame in islice(ImageSequence.Iterator(im), MAX_FRAMES):
+            frame.load()
+            assert frame.mode in format.MODES
+
+
+def _verify(file: BytesIO) -> None:
+    with Image.open(file, formats=["SDZ"]) as im:
+        im.verify()
+
+
+TARGETS: Mapping[str, Callable[[bytes], None]] = {
+    "container": container,
+    "entropy": entropy,
+    "whole": whole,
+}
+
+
+class _WithoutNetwork:
+    """A loaded model whose pictures are grey: the network does not branch on what it is given."""
+
+    def __init__(self, spec: models.ModelSpec) -> None:
+        self._loaded, self._factor = models.load(spec), spec.factor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loaded, name)
+
+    def decode(self, found: NDArray[Any], *_: object) -> NDArray[np.uint8]:
+        height, width = (n * self._factor for n in found.shape[:2])
+        return np.full((height, width, 3), 128, np.uint8)
+
+
+@contextmanager
+def light() -> Iterator[None]:
+    """So that `whole` takes a millisecond: no networks, and limits of 64x64 pixels or their like.
+
+    What is beyond the package's own limits is another test's: tests/test_hostile.py.
+    """
+    grey = {spec: _WithoutNetwork(spec) for spec in models.EMBEDDED.values()}
+    with ExitStack() as stack:
+        for owner, name, value in (
+            (models, "_loaded", grey),
+            (Image, "MAX_IMAGE_PIXELS", 64 * 64 // 2),  # Pillow refuses twice as many
+            (latents, "MAX_VALUES", 1 << 16),
+            (adaptive, "FREE_WORK", 1 << 10),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, value))
+        # What a file recommends must not make a U-Net run: it is a network, too.
+        stack.enter_context(options.override(DENOISE=False))
+        yield
