@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from .entropy import MEAN_UNITS, Coder, Floats, Ints
+from .models import hub
 from .prior import Affine
 
 #: A step is an integer number of 1/1024 of the latents' unit: 0.05 is 51, within half a percent.
@@ -39,7 +40,9 @@ BLOCK = 4096  # places evaluated at once, as in `prior`
 
 _WEIGHTS = Path(__file__).parent / "models" / "weights"
 SD1_FILE = _WEIGHTS / "sd1_prior.safetensors"
+SD1_SHA256 = "210f19a14bdddfc4a834ef75c16c8e23ee1aa9f4e960cbac18be5870be3d167b"
 SD_MINI_FILE = _WEIGHTS / "sd_mini" / "prior.safetensors"
+SD_MINI_SHA256 = "19a0150deb80143d740d56ecfe581f7a0becefec0dda200f94368b8eb6d062e6"
 
 
 def _mirrored(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -174,12 +177,14 @@ class LatticePrior:
     @cache
     def sd1(cls) -> LatticePrior:
         """The prior of Stable-Diffusion-1-like latents, 4 scaled channels, loaded once."""
+        hub.check_sha256(SD1_FILE, SD1_SHA256)
         return cls(load_file(SD1_FILE))
 
     @classmethod
     @cache
     def sd_mini(cls) -> LatticePrior:
         """The prior of the embedded `sd-mini`'s latents, loaded once."""
+        hub.check_sha256(SD_MINI_FILE, SD_MINI_SHA256)
         return cls(load_file(SD_MINI_FILE))
 
     def code(self, coder: Coder, height: int, width: int, step: int) -> Ints:

@@ -160,7 +160,7 @@ def _verify(options: argparse.Namespace) -> None:
     except sources.NotInstalled:
         return
     for part in vars(denoiser).values() if denoiser else ():
-        # Of added models only the autoencoder's hash is known.
+        # A scheduler and a tokenizer have no weights.
         if isinstance(part, sources.Folder) and part.sha256:
             print(f"{options.name}: {sources.check_weights(part)} is sound")
 

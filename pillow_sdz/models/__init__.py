@@ -43,28 +43,21 @@ class _Entry(NamedTuple):
 def _load_mini() -> Any:
     from .embedded import WEIGHTS, Mini
 
-    _check_embedded(WEIGHTS, MINI)
+    hub.check_sha256(WEIGHTS, MINI.digest.hex())
     return Mini(WEIGHTS)
 
 
 def _load_mini_perceptual() -> Any:
     from .embedded import PERCEPTUAL_WEIGHTS, MiniPerceptual
 
-    _check_embedded(PERCEPTUAL_WEIGHTS, MINI_PERCEPTUAL)
+    hub.check_sha256(PERCEPTUAL_WEIGHTS, MINI_PERCEPTUAL.digest.hex())
     return MiniPerceptual(PERCEPTUAL_WEIGHTS)
-
-
-def _check_embedded(weights: Path, spec: ModelSpec) -> None:
-    digest = hub.sha256(weights)
-    if not digest.startswith(spec.digest.hex()):
-        msg = f"{weights} is damaged: its sha256 is {digest}"
-        raise OSError(msg)
 
 
 def _load_sd_mini() -> Any:
     from .sd_mini import WEIGHTS, SdMini
 
-    _check_embedded(WEIGHTS, SD_MINI)
+    hub.check_sha256(WEIGHTS, SD_MINI.digest.hex())
     return SdMini(WEIGHTS)
 
 
@@ -112,7 +105,7 @@ def _entry(name: str) -> _Entry:
     if isinstance(record, recorded.Directory):
         digest = bytes.fromhex(record.sha256)[:4]
         spec = ModelSpec(name, record.channels, record.factor, digest, record.latent_space)
-        return _Entry(spec, sources.Directory(name, Path(record.directory), record.sha256))
+        return _Entry(spec, sources.Directory(name, record))
     preset = PRESETS[name]
     if record is not None:
         preset = preset.pinned(record.revision, record.sha256)
@@ -286,7 +279,8 @@ def register_model(
     mode.
 
     Files also name the weights: those of a directory by the sha256 of the file, those of a loaded
-    autoencoder by that of its tensors (`stable_diffusion.digest`). ``latent_space``, such as "sd1",
+    autoencoder by that of its tensors (`stable_diffusion.digest`). No weights of a directory are
+    loaded that are not what they were when this was called. ``latent_space``, such as "sd1",
     is given where models of that space can decode each other's files.
 
     ValueError where the name or the latent space is another model's or a network is in training
@@ -322,6 +316,8 @@ def register_model(
     if given:
         parts = dataclasses.replace(parts or DenoiserParts(), **given)
     spec = _new_spec(name, weights, parts, sha256, latent_space)
+    if parts is not None:
+        parts = sources.with_hashes(parts, sources.hashes(parts))
     with _loading:
         _registered[name] = _Entry(spec, sources.Given(weights, parts))
         _loaded.pop(spec, None)
@@ -336,8 +332,17 @@ def record_model(name: str, directory: Path, latent_space: str | None = None) ->
     sha256 = hub.sha256(sources.weights_file(folder))
     parts = sources.denoiser_parts(directory)
     spec = _new_spec(name, Folder(folder, sha256), parts, sha256, latent_space)
-    fields = (str(directory), sha256, spec.latent_space, spec.channels, spec.factor)
-    recorded.write(name, recorded.Directory(*fields))
+    hashes = sources.hashes(parts)
+    record = recorded.Directory(
+        str(directory),
+        sha256,
+        spec.latent_space,
+        spec.channels,
+        spec.factor,
+        hashes.get("unet", ""),
+        hashes.get("text_encoder", ""),
+    )
+    recorded.write(name, record)
     return spec
 
 

@@ -21,6 +21,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_sha256(path: Path, expected: str) -> None:
+    """OSError where a file's sha256, in hexadecimal, does not begin so."""
+    if not (found := sha256(path)).startswith(expected):
+        msg = f"{path} is damaged: its sha256 is {found} instead of {expected}"
+        raise OSError(msg)
+
+
 def locate(snapshot: Snapshot) -> Path | None:
     """The folder of the commit in the cache; None unless all its files are there."""
     # Never a branch: what the cache has for one depends on when it was looked at.

@@ -27,13 +27,18 @@ _MAX_CHANNELS, _MAX_FACTOR = 0xFFFF, 0xFF
 
 @dataclass(frozen=True)
 class Directory:
-    """A model in a folder in diffusers' layout, and the sha256 of its autoencoder's weights."""
+    """A model in a folder in diffusers' layout, and the sha256 of its autoencoder's weights.
+
+    ``unet`` and ``text_encoder`` are the sha256 of theirs, empty where it has none.
+    """
 
     directory: str
     sha256: str
     latent_space: str
     channels: int
     factor: int
+    unet: str = ""
+    text_encoder: str = ""
 
     def is_sound(self) -> bool:
         return (
@@ -42,6 +47,7 @@ class Directory:
             and bool(NAME.fullmatch(self.latent_space))
             and 1 <= self.channels <= _MAX_CHANNELS
             and 1 <= self.factor <= _MAX_FACTOR
+            and all(not sha or _SHA256.fullmatch(sha) for sha in (self.unet, self.text_encoder))
         )
 
 

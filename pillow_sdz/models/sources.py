@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from .. import options
-from . import hub
+from . import hub, recorded
 from .presets import Preset, Snapshot
 
 # The autoencoders that can be read, all from diffusers.
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 _STEMS = ("diffusion_pytorch_model", "model")  # of weights: diffusers' and transformers'
 _PICKLES = frozenset((".bin", ".ckpt", ".pt", ".pth"))
+_WEIGHING = ("unet", "text_encoder")  # the parts of a denoiser that have weights
 
 
 # What a U-Net's configuration has where it takes classes, sizes or images too, as SDXL's does.
@@ -102,13 +104,12 @@ class Directory:
     """What the user recorded: an autoencoder's folder or a whole pipeline's."""
 
     name: str
-    path: Path
-    sha256: str
+    record: recorded.Directory
 
     def check(self) -> None:
-        if not self.path.is_dir():
+        if not self._path.is_dir():
             msg = (
-                f"the directory {self.path} of model {self.name!r} is gone: "
+                f"the directory {self._path} of model {self.name!r} is gone: "
                 f"run 'sdz models add {self.name} DIRECTORY'"
             )
             raise NotInstalled(msg)
@@ -116,7 +117,7 @@ class Directory:
     def folder(self) -> Folder:
         """The autoencoder's folder; NotInstalled where there is none."""
         self.check()
-        return Folder(autoencoder_folder(self.path), self.sha256)
+        return Folder(autoencoder_folder(self._path), self.record.sha256)
 
     def autoencoder(self) -> Any:
         from .stable_diffusion import DiffusersAutoencoder
@@ -124,7 +125,13 @@ class Directory:
         return DiffusersAutoencoder(self.folder())
 
     def denoiser(self) -> DenoiserParts | None:
-        return denoiser_parts(self.path)
+        parts = denoiser_parts(self._path)
+        recorded = {name: getattr(self.record, name) for name in _WEIGHING}
+        return None if parts is None else with_hashes(parts, recorded)
+
+    @property
+    def _path(self) -> Path:
+        return Path(self.record.directory)
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,28 @@ def denoiser_parts(directory: Path) -> DenoiserParts | None:
     return None if unet is None else DenoiserParts(unet, *others)
 
 
+def hashes(parts: DenoiserParts | None) -> dict[str, str]:
+    """The sha256 of the weights of those parts that are folders, by the part's name."""
+    found = {}
+    for name in _WEIGHING:
+        part = getattr(parts, name, None)
+        if isinstance(part, Folder):
+            with suppress(OSError):  # what cannot be read is refused when it is needed
+                found[name] = hub.sha256(weights_file(part.path))
+    return found
+
+
+def with_hashes(parts: DenoiserParts, hashes: Mapping[str, str]) -> DenoiserParts:
+    """The parts, of which those named here must have weights of this sha256; empty for any."""
+    folders = {name: getattr(parts, name) for name, sha256 in hashes.items() if sha256}
+    pinned = {
+        name: part._replace(sha256=hashes[name])
+        for name, part in folders.items()
+        if isinstance(part, Folder)
+    }
+    return replace(parts, **pinned)
+
+
 def weights_file(folder: Path) -> Path:
     """The safetensors file with a part's weights, the half-precision variant if there is no other.
 
@@ -231,9 +260,8 @@ def _misleading(folder: Path) -> str | None:
 def check_weights(folder: Folder) -> Path:
     """A part's file of weights; OSError where it is missing, or not the one it must be."""
     path = weights_file(folder.path).resolve()  # what a link of the hub's cache points to
-    if folder.sha256 is not None and (found := hub.sha256(path)) != folder.sha256:
-        msg = f"{path} is damaged: its sha256 is {found} instead of {folder.sha256}"
-        raise OSError(msg)
+    if folder.sha256 is not None:
+        hub.check_sha256(path, folder.sha256)
     return path
 
 

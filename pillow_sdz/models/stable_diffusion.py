@@ -282,7 +282,8 @@ def _load(cls: Any, folder: Folder, dtype: torch.dtype) -> Any:
 
 def _check_finite(module: torch.nn.Module, name: object) -> None:
     for tensor, values in module.state_dict().items():
-        if values.is_floating_point() and not values.isfinite().all():
+        # What accelerate has offloaded is on "meta", without values, until it is needed.
+        if values.is_floating_point() and not values.is_meta and not values.isfinite().all():
             msg = f"{name} is damaged: {tensor} has infinite values or none at all (NaN)"
             raise OSError(msg)
 
@@ -319,6 +320,8 @@ class Denoiser:
                     raise OSError(msg) from e
                 _warn(f"out of memory on {where}, running the U-Net on the CPU instead")
                 unet = unet.to("cpu", torch.float32)
+        else:
+            _check_finite(unet, "this U-Net")
         scheduler = parts.scheduler
         if isinstance(scheduler, Folder):
             scheduler = _load_scheduler(scheduler)
@@ -333,7 +336,11 @@ def _load_scheduler(folder: Folder) -> Any:
     if not hasattr(cls, "set_timesteps") or not hasattr(cls, "from_config"):
         msg = f"{folder.path} holds no scheduler of diffusers: {name}"
         raise OSError(msg)
-    return cls.from_config(settings)
+    try:
+        return cls.from_config(settings)
+    except Exception as e:  # whatever its arithmetic makes of other values
+        msg = f"{folder.path} could not be loaded as {name}: {e}"
+        raise OSError(msg) from e
 
 
 def _embedding(unet: Any, parts: DenoiserParts) -> Callable[[str], Tensor]:
@@ -348,6 +355,8 @@ def _embedding(unet: Any, parts: DenoiserParts) -> Callable[[str], Tensor]:
             with _no_progress_bar():
                 text_encoder = _load(transformers.CLIPTextModel, text_encoder, unet.dtype)
             text_encoder = text_encoder.to(unet.device)
+        else:
+            _check_finite(text_encoder, "this text encoder")
         if isinstance(tokenizer, Folder):
             try:
                 tokenizer = transformers.CLIPTokenizer.from_pretrained(

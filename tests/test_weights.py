@@ -1,0 +1,182 @@
+"""Weight files that are damaged, swapped or no numbers: refused before they decode anything.
+
+`tests/test_stable_diffusion.py` has what is wrong within one file of diffusers' layout, and what
+leads to files that nobody checked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import tiny_models as tiny
+from model_registry import no_network, registry
+from pillow_sdz import lattice, models, register_model
+from pillow_sdz.lattice import LatticePrior
+from pillow_sdz.models import embedded, recorded, sd_mini
+
+__all__ = ["no_network", "registry"]
+
+
+def damaged(path: Path) -> None:
+    """One bit of the last weight: the file is as long and as readable as it was."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def swapped(path: Path) -> None:
+    """Another file of the package under this one's name, sound in itself."""
+    shutil.copyfile(lattice.SD1_FILE if path.name != "sd1_prior.safetensors" else tables(), path)
+
+
+def tables() -> Path:
+    return lattice.SD1_FILE.with_name("tables.safetensors")
+
+
+def no_numbers(path: Path) -> None:
+    tensors = load_file(path)
+    name = next(name for name, values in tensors.items() if values.is_floating_point())
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize("harm", [damaged, swapped, no_numbers])
+@pytest.mark.parametrize(
+    ("module", "constant", "name"),
+    [
+        (embedded, "WEIGHTS", "mini"),
+        (embedded, "PERCEPTUAL_WEIGHTS", "mini-perceptual"),
+        (sd_mini, "WEIGHTS", "sd-mini"),
+    ],
+)
+def test_embedded_autoencoders(
+    harm: Callable[[Path], None],
+    module: object,
+    constant: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    shutil.copyfile(getattr(module, constant), path)
+    harm(path)
+    monkeypatch.setattr(module, constant, path)
+    with pytest.raises(OSError, match=f"{path} is damaged: its sha256 is .* instead of"):
+        models.load(models.spec(name))
+
+
+@pytest.mark.parametrize("harm", [damaged, swapped])
+@pytest.mark.parametrize(
+    ("constant", "load"), [("SD1_FILE", LatticePrior.sd1), ("SD_MINI_FILE", LatticePrior.sd_mini)]
+)
+def test_embedded_priors(
+    harm: Callable[[Path], None],
+    constant: str,
+    load: Callable[[], LatticePrior],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They hold integers: none of them is no number, and each would decode to something."""
+    path = tmp_path / getattr(lattice, constant).name
+    shutil.copyfile(getattr(lattice, constant), path)
+    harm(path)
+    monkeypatch.setattr(lattice, constant, path)
+    with pytest.raises(OSError, match=f"{path} is damaged: its sha256 is .* instead of"):
+        load.__wrapped__(LatticePrior)  # type: ignore[attr-defined]
+
+
+# directories
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    return tiny.save_pipeline(tmp_path / "pipeline")
+
+
+def weights(folder: Path) -> Path:
+    (path,) = folder.glob("*.safetensors")
+    return path
+
+
+def use(spec: models.ModelSpec, part: str) -> None:
+    if part == "vae":
+        models.load(spec)
+        return
+    embed = models.load_denoiser(spec).embed
+    assert embed is not None
+    embed("a")
+
+
+def register(pipeline: Path) -> models.ModelSpec:
+    return register_model("ours", pipeline)
+
+
+def record(pipeline: Path) -> models.ModelSpec:
+    return models.record_model("ours", pipeline)
+
+
+PARTS = ["vae", "unet", "text_encoder"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("known", [register, record])
+def test_a_part_that_has_changed_since_it_was_made_known(
+    part: str, known: Callable[[Path], models.ModelSpec], pipeline: Path
+) -> None:
+    spec = known(pipeline)
+    use(spec, part)
+    models._loaded.clear()
+    models._denoisers.clear()
+    damaged(weights(pipeline / part))
+    with pytest.raises(OSError, match=f"{weights(pipeline / part)} is damaged: its sha256 is"):
+        use(spec, part)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_weights_of_another_part(part: str, pipeline: Path) -> None:
+    """Before they are made known, so that no hash tells: the tensors do, by name or by shape."""
+    other = PARTS[(PARTS.index(part) + 1) % len(PARTS)]
+    shutil.copyfile(weights(pipeline / other), weights(pipeline / part))
+    with pytest.raises(OSError, match=rf"pipeline/{part}.*(lacks|could not be loaded)"):
+        use(register(pipeline), part)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_weights_that_are_no_numbers(part: str, pipeline: Path) -> None:
+    no_numbers(weights(pipeline / part))
+    with pytest.raises(OSError, match=f"{weights(pipeline / part)} is damaged: .*NaN"):
+        use(register(pipeline), part)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"), [("unet", "this U-Net"), ("text_encoder", "this text encoder")]
+)
+def test_loaded_modules_that_are_no_numbers(part: str, message: str, tmp_path: Path) -> None:
+    parts = tiny.pipeline_parts(tmp_path)
+    next(parts[part].parameters()).data.view(-1)[0] = float("nan")
+    used = {name: parts[name] for name in ("unet", "scheduler", "text_encoder", "tokenizer")}
+    with pytest.raises(OSError, match=f"{message} is damaged: .*NaN"):
+        use(register_model("ours", parts["vae"], **used), part)
+
+
+def test_a_damaged_scheduler(pipeline: Path) -> None:
+    path = pipeline / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("0.012", '"steep"'))
+    with pytest.raises(OSError, match="scheduler could not be loaded as DDIMScheduler"):
+        use(register(pipeline), "unet")
+
+
+def test_records_without_hashes_of_the_parts(pipeline: Path) -> None:
+    """As they were made before: the autoencoder is checked, the others are not."""
+    spec = record(pipeline)
+    entry = recorded.read()["ours"]
+    assert isinstance(entry, recorded.Directory)
+    recorded.write("ours", dataclasses.replace(entry, unet="", text_encoder=""))
+    damaged(weights(pipeline / "unet"))
+    use(spec, "unet")
