@@ -40,7 +40,7 @@ class Outcome:
     """What became of a picture that was saved and opened."""
 
     data: bytes
-    latents: np.ndarray[Any, np.dtype[np.float32]]  # (C, h, w), each an integer over its gain
+    latents: np.ndarray[Any, np.dtype[Any]]  # (C, h, w), each an integer over its gain
     pixels: np.ndarray[Any, np.dtype[np.uint8]]
 
 
