@@ -110,21 +110,34 @@ def _coder(payload: bytes) -> None:
 def whole(data: bytes) -> None:
     """A file with right CRCs to all that can be had of it."""
     data = repaired(data)
-    for use in (_show, _verify, open_latents):
+    for use in (shown, verified, latents_of):
         with suppress(*ALLOWED):
-            use(BytesIO(data))
+            use(data)
 
 
-def _show(file: BytesIO) -> None:
-    with Image.open(file, formats=["SDZ"]) as im:
+def opened(data: bytes) -> None:
+    """The picture, opened."""
+    with Image.open(BytesIO(data), formats=["SDZ"]):
+        pass
+
+
+def shown(data: bytes) -> None:
+    """The first frames, decoded."""
+    with Image.open(BytesIO(data), formats=["SDZ"]) as im:
         for frame in islice(ImageSequence.Iterator(im), MAX_FRAMES):
             frame.load()
             assert frame.mode in format.MODES
 
 
-def _verify(file: BytesIO) -> None:
-    with Image.open(file, formats=["SDZ"]) as im:
+def verified(data: bytes) -> None:
+    """The picture, opened and verified."""
+    with Image.open(BytesIO(data), formats=["SDZ"]) as im:
         im.verify()
+
+
+def latents_of(data: bytes) -> None:
+    """The latents of all frames."""
+    open_latents(BytesIO(data))
 
 
 TARGETS: Mapping[str, Callable[[bytes], None]] = {

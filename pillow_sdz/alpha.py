@@ -10,6 +10,7 @@ from PIL import Image
 # The first byte: what follows.
 _CONSTANT = 0
 _PNG = 1
+AS_BEFORE = bytes([2])  # all of the data, where it is that of the frame before
 
 
 def encode(alpha: Image.Image) -> bytes:
@@ -31,13 +32,16 @@ def _png_start(size: tuple[int, int]) -> bytes:
 
 
 def _pixels_alone(png: bytes) -> bytes:
-    """A PNG without chunks other than IHDR, IDAT and IEND; struct.error where it ends before IEND.
+    """A PNG without chunks other than IHDR, IDAT and IEND; ValueError where it has no IEND.
 
     They say nothing of alpha, and Pillow would inflate up to 64 MiB of texts among them.
     """
     parts = [png[:8]]
     at, type = 8, b""
     while type != b"IEND":
+        if at + 8 > len(png):
+            msg = f"it ends at byte {len(png)}"
+            raise ValueError(msg)
         length, type = struct.unpack_from(">I4s", png, at)
         end = at + 12 + length
         if type in (b"IHDR", b"IDAT", b"IEND"):

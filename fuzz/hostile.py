@@ -1,0 +1,188 @@
+"""Hostile files: `python -m fuzz.hostile` writes them to fixtures/hostile/, and shows their cost.
+
+What becomes of each is in tests/test_hostile.py. Files that fuzzing found lie beside them, with
+names that begin with "crash-".
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+import warnings
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pillow_sdz import codec, container, models, save_latents
+from pillow_sdz.container import Chunk, Header
+
+from .targets import latents_of, opened, shown
+
+FOLDER = Path(__file__).parent.parent / "fixtures" / "hostile"
+
+SD_MINI = Header("RGB", (16, 16), "sd-mini", models.SD_MINI.digest, 4, 8, 100)
+MINI = Header("RGB", (16, 16), "mini", models.MINI.digest, 160, 16, 5000)
+STRANGE = SD_MINI._replace(model="strange-1", digest=models.NOT_NAMED)
+LATN = Chunk(container.LATENTS, bytes([codec.SD_MINI]))  # all of them the likeliest
+DONE = Chunk(container.DONE, b"")
+
+
+def chunk(type: bytes, data: bytes, length: bytes | None = None) -> bytes:
+    """A chunk with a right CRC, whatever the rules say; ``length`` instead of its own."""
+    body = type + data
+    return (length or _leb128(len(data))) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def _leb128(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
+
+
+def file(header: Header | bytes, *chunks: Chunk | bytes) -> bytes:
+    """A file of a header, chunks or bytes in their place, and DONE."""
+    head = header if isinstance(header, bytes) else chunk(container.HEAD, header.pack())
+    parts = [part if isinstance(part, bytes) else chunk(*part) for part in (*chunks, DONE)]
+    return b"".join([container.SIGNATURE, head, *parts])
+
+
+def _head(position: int, value: bytes) -> bytes:
+    """The chunk HEAD of `SD_MINI` with a field that its writer would refuse."""
+    data = bytearray(SD_MINI.pack())
+    data[position : position + len(value)] = value
+    return chunk(container.HEAD, bytes(data))
+
+
+def _png(size: tuple[int, int], pixels: bytes, *others: tuple[bytes, bytes]) -> bytes:
+    ihdr = struct.pack(">II5B", *size, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", ihdr), *others, (b"IDAT", zlib.compress(pixels, 9)), (b"IEND", b"")]
+    framed = [
+        struct.pack(">I", len(data)) + type + data + struct.pack(">I", zlib.crc32(type + data))
+        for type, data in chunks
+    ]
+    return b"".join([b"\x89PNG\r\n\x1a\n", *framed])
+
+
+def _alpha(size: tuple[int, int], png: bytes) -> bytes:
+    header = SD_MINI._replace(mode="RGBA", size=size)
+    return file(header, LATN, Chunk(container.ALPHA, b"\1" + png))
+
+
+def _texts(count: int) -> list[tuple[bytes, bytes]]:
+    """So many PNG chunks of a mebibyte of text each."""
+    text = zlib.compress(bytes(1 << 20), 9)
+    return [(b"zTXt", b"%d\0\0" % number + text) for number in range(count)]
+
+
+def _lossless(values: np.ndarray[Any, Any]) -> bytes:
+    written = BytesIO()
+    save_latents(values, written, model="sd-mini", lossless="float16")
+    return written.getvalue()
+
+
+def _latents(payload: bytes, **header: Any) -> bytes:
+    return file(SD_MINI._replace(**header), Chunk(container.LATENTS, payload))
+
+
+def files() -> dict[str, bytes]:
+    """All of them by their name, without the suffix."""
+    nan = np.full((4, 2, 2), np.nan, np.float16)
+    nan[0] = [[np.inf, -np.inf], [65504, 6e-8]]
+    zeros = zlib.compress(bytes(9 << 20), 9)
+    return {
+        # what frames the chunks
+        "signature-alone": container.SIGNATURE,
+        "head-missing": file(b"", LATN),
+        "head-empty": file(chunk(container.HEAD, b"")),
+        "head-twice": file(SD_MINI, Chunk(container.HEAD, SD_MINI.pack()), LATN),
+        "length-of-4-gigabytes": file(SD_MINI, chunk(b"LATN", bytes(9), b"\xff\xff\xff\xff\x0f")),
+        "length-of-8-megabytes": file(SD_MINI, chunk(b"abcd", bytes(9), b"\x80\x80\x80\x04")),
+        "length-not-the-shortest": file(SD_MINI, chunk(b"LATN", b"\2", b"\x81\x00")),
+        "length-without-end": file(SD_MINI, b"\xff" * 99),
+        "crc-wrong": file(SD_MINI, chunk(b"xMPm", b"<x/>")[:-1] + b"\0", LATN),
+        "type-not-of-letters": file(SD_MINI, chunk(b"a\0cd", b""), LATN),
+        "type-unknown-and-critical": file(SD_MINI, chunk(b"NEWS", b""), LATN),
+        "bytes-after-the-end": file(SD_MINI, LATN) + b"PK\3\4",
+        "chunks-1001": file(SD_MINI, *[chunk(b"abcd", b"")] * 999, LATN),
+        "chunks-1000": file(SD_MINI, *[chunk(b"abcd", b"x" * 20)] * 998, LATN),
+        # what the header says
+        "size-65535": file(SD_MINI._replace(size=(65535, 65535)), LATN),
+        "size-0": file(_head(2, bytes(2)), LATN),
+        "frames-0": file(_head(6, bytes(2)), LATN),
+        "frames-65535-of-1": file(SD_MINI._replace(frames=65535), LATN),
+        "frames-1-of-2": file(SD_MINI, LATN, LATN),
+        "frames-7000": file(SD_MINI._replace(frames=7000), *[chunk(b"LATN", b"")] * 7000),
+        "model-is-a-path": file(_head(9, b"../../x"), LATN),
+        "model-of-other-channels": file(MINI._replace(channels=4), LATN),
+        "model-without-latents": file(MINI._replace(model="mini-perceptual"), LATN),
+        "model-of-other-weights": file(MINI._replace(digest=b"\1\2\3\4"), LATN),
+        "quantisation-0": file(_head(len(SD_MINI.pack()) - 2, bytes(2)), LATN),
+        "channels-65535": file(STRANGE._replace(channels=65535), Chunk(b"LATN", b"\0")),
+        # what stands beside the latents
+        "chunks-empty": file(SD_MINI, *(chunk(t, b"") for t in (b"iCCP", b"eXIf", b"dNOI")), LATN),
+        "denoising-255-steps": file(SD_MINI, chunk(b"dNOI", b"\0\x28\xff"), LATN),
+        "prompt-not-utf8": file(SD_MINI, chunk(b"pRMT", b"\xff\xfe"), LATN),
+        "prompt-too-long": file(SD_MINI, chunk(b"pRMT", b"x" * 8193), LATN),
+        "tune-of-2-bytes": file(SD_MINI, chunk(b"tUNE", b"\0\1"), LATN),
+        "origin-of-9-megabytes": file(SD_MINI, chunk(b"oRIG", zeros), LATN),
+        "origin-nested": file(SD_MINI, chunk(b"oRIG", zlib.compress(b"[" * (8 << 20), 9)), LATN),
+        "mask-of-4-gigapixels": file(
+            STRANGE._replace(size=(65535, 65535), channels=1, factor=255),
+            chunk(b"mASK", b"\0\xff"),
+            Chunk(b"LATN", b"\0"),
+        ),
+        "alpha-missing": file(SD_MINI._replace(mode="RGBA"), LATN),
+        "alpha-of-another-size": _alpha((16, 16), _png((65535, 65535), bytes(99))),
+        "alpha-inflates": _alpha((250, 40), _png((250, 40), bytes(4 << 20))),
+        "alpha-with-texts": _alpha((250, 40), _png((250, 40), bytes(251 * 40), *_texts(8))),
+        "alpha-ends-early": _alpha((16, 16), _png((16, 16), bytes(17 * 16))[:-30]),
+        # what codes the latents
+        "latents-empty": _latents(b""),
+        "latents-of-no-prior": _latents(b"\3"),
+        "latents-that-go-on": _latents(b"\2" + b"\x55" * 40),
+        "latents-that-do-not-decode": _latents(b"\1" + b"\xff" * 40),
+        "palette-for-too-few-places": _latents(b"\x1f" * 40, coding="palette"),
+        "palette-of-zeros": _latents(bytes(6), coding="palette"),
+        "float16-beyond-its-bits": _latents(b"\x0b\x00", coding="float16", quantisation=0),
+        "float16-nan": _lossless(nan),
+        # what takes long for its bytes: all that is asked for in a few of them
+        "latents-of-half-a-megapixel": file(MINI._replace(size=(800, 640)), Chunk(b"LATN", b"")),
+        "latents-of-64-channels": file(STRANGE._replace(channels=64), Chunk(b"LATN", b"\0")),
+        "latents-of-2000-frames": file(
+            STRANGE._replace(channels=64, frames=2000), *[Chunk(b"LATN", b"\0")] * 2000
+        ),
+    }
+
+
+def outcome(use: Callable[[bytes], None], data: bytes) -> str:
+    """What using a file gives: "accepted", or the exception and how long it took."""
+    start = time.perf_counter()
+    try:
+        use(data)
+    except Exception as e:
+        said = f"{type(e).__name__}: {e}"
+    else:
+        said = "accepted"
+    return f"{1000 * (time.perf_counter() - start):9.1f} ms  {said}"
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    FOLDER.mkdir(exist_ok=True)
+    for name, data in files().items():
+        (FOLDER / f"{name}.sdz").write_bytes(data)
+    for path in sorted(FOLDER.glob("*.sdz")):
+        data = path.read_bytes()
+        print(f"{path.stem}, {len(data)} bytes")
+        for use in (opened, shown, latents_of):
+            print(f"    {use.__name__:11}{outcome(use, data)[:130]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""The files in fixtures/hostile/: what refuses each, and what those cost that nothing refuses.
+
+`python -m fuzz.hostile` made them, and shows how long each takes. docs/security.md says what they
+are a model of.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pillow_sdz import alpha, codec, container, models
+from pillow_sdz.container import Chunk, Header
+from sdz_files import CountingFile
+
+# Fuzzing is no part of the installed package, so that only the checkout has it.
+sys.path.append(str(Path(__file__).parent.parent))
+
+from fuzz.allowed import ALLOWED
+from fuzz.targets import latents_of, opened, shown, verified
+
+HOSTILE = Path(__file__).parent.parent / "fixtures" / "hostile"
+
+# What is not even opened, nor are its latents but where `LATENTS` says so, and why.
+NOT_OPENED = {
+    "signature-alone": "ends at byte 8, before its DONE chunk",
+    "head-missing": "chunk LATN at byte 8 instead of HEAD",
+    "head-empty": "damaged SDZ header: 0 bytes",
+    "head-twice": "second HEAD",
+    "length-of-4-gigabytes": "LATN has 4294967295 bytes, more than the limit of 1152",
+    "length-of-8-megabytes": "chunk abcd at byte 43 would end at byte 8388663",
+    "length-not-the-shortest": "bad chunk length at byte 43",
+    "length-without-end": "bad chunk length at byte 43",
+    "crc-wrong": "chunk xMPm at byte 43: its CRC does not match",
+    "type-not-of-letters": "bad chunk type",
+    "type-unknown-and-critical": "unknown critical chunk NEWS",
+    "bytes-after-the-end": "4 bytes after its end",
+    "chunks-1001": "more than 1000 chunks",
+    "size-65535": "could be decompression bomb",
+    "size-0": "size 0x16",
+    "frames-0": "0 frames",
+    "frames-65535-of-1": "DONE after 1 LATN of 65535",
+    "frames-1-of-2": "more LATN than frames",
+    "model-is-a-path": r"model name b'\.\./\.\./x'",
+    "model-of-other-channels": "4 channels at a factor of 16, but model mini has 160 at 16",
+    "model-without-latents": "'mini-perceptual' decodes the latents of 'mini', it has none",
+    "quantisation-0": "coding context with a quantisation of 0",
+    "chunks-empty": "chunk dNOI of 0 bytes",
+    "denoising-255-steps": "255 denoising steps",
+    "prompt-not-utf8": "pRMT is not UTF-8",
+    "prompt-too-long": "pRMT has 8193 bytes, more than the limit of 8192",
+    "tune-of-2-bytes": "chunk tUNE of 2 bytes",
+    "mask-of-4-gigapixels": "could be decompression bomb",
+    "alpha-missing": "DONE where ALPH is missing",
+}
+
+# What opens, and is not decoded.
+NOT_SHOWN = {
+    "channels-65535": "needs the model 'strange-1', which is not known here",
+    "model-of-other-weights": "needs the model 'mini' with the weights 01020304",
+    "frames-7000": "chunk LATN: it is empty",
+    "alpha-of-another-size": "neither a constant nor a PNG of the picture's size",
+    "alpha-ends-early": "PNG in chunk ALPH: it ends at byte 40",
+    "latents-empty": "chunk LATN: it is empty",
+    "latents-of-no-prior": "no prior 3 for 4 channels",
+    "latents-that-go-on": "the words do not end with the last symbol",
+    "latents-that-do-not-decode": "the words do not decode",
+    "latents-of-64-channels": "needs the model 'strange-1', which is not known here",
+    "latents-of-2000-frames": "needs the model 'strange-1', which is not known here",
+    "palette-for-too-few-places": "996 palette entries for 4 places",
+    "palette-of-zeros": "the words do not end with the last symbol",
+    "float16-beyond-its-bits": "no cells of 0 bits for mantissas of 11",
+}
+
+# Why `open_latents` refuses a file, where the reason is another one; None where it does not. It
+# looks at provenance and masks, and at no alpha and no tuning.
+LATENTS = {
+    "channels-65535": r"latents \(65535, 2, 2\) in 1 bytes are too many",
+    "model-of-other-weights": "needs 'mini' with the weights 01020304",
+    "frames-7000": "7000 frames .* in 0 bytes are too many",
+    "latents-of-2000-frames": "2000 frames .* in 2000 bytes are too many",
+    "size-65535": r"latents \(4, 8192, 8192\) in 1 bytes are too many",
+    "origin-of-9-megabytes": "chunk oRIG: it does not end where it should",
+    "origin-nested": "chunk oRIG: maximum recursion depth exceeded",
+    "latents-of-64-channels": None,
+    "alpha-of-another-size": None,
+    "alpha-ends-early": None,
+    "tune-of-2-bytes": None,
+}
+
+# What is a picture. The texts and the rest of the pixels in a PNG of an alpha channel are not read;
+# the origin of latents is no part of a picture.
+SHOWN = {
+    "chunks-1000",
+    "origin-of-9-megabytes",
+    "origin-nested",
+    "alpha-inflates",
+    "alpha-with-texts",
+    "float16-nan",
+    "latents-of-half-a-megapixel",
+}
+
+FILES = {path.stem: path.read_bytes() for path in sorted(HOSTILE.glob("*.sdz"))}
+
+
+def test_every_file_has_its_reason() -> None:
+    assert FILES.keys() == {*NOT_OPENED, *NOT_SHOWN, *SHOWN}
+    assert len(FILES) == len(NOT_OPENED) + len(NOT_SHOWN) + len(SHOWN)
+
+
+@pytest.mark.parametrize("name", NOT_OPENED)
+@pytest.mark.parametrize("use", [opened, shown, verified])
+def test_what_is_not_opened(name: str, use: Callable[[bytes], None]) -> None:
+    with pytest.raises(ALLOWED, match=NOT_OPENED[name]):
+        use(FILES[name])
+
+
+@pytest.mark.parametrize("name", NOT_SHOWN)
+def test_what_is_not_shown(name: str) -> None:
+    opened(FILES[name])
+    with pytest.raises(ALLOWED, match=NOT_SHOWN[name]):
+        shown(FILES[name])
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_what_is_shown(name: str) -> None:
+    shown(FILES[name])
+    verified(FILES[name])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_latents_are_refused(name: str) -> None:
+    reason = LATENTS.get(name, {**NOT_OPENED, **NOT_SHOWN}.get(name))
+    if reason is None:
+        latents_of(FILES[name])
+    else:
+        with pytest.raises(ALLOWED, match=reason):
+            latents_of(FILES[name])
+
+
+class CountingReads(CountingFile):
+    """Counts the calls, too."""
+
+    calls = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.calls += 1
+        return super().read(size)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_opening_reads_what_there_is_and_no_more(name: str) -> None:
+    """At most two reads of a chunk, its framing and its data, and each byte of them twice.
+
+    A chunk has 9 bytes at least; the length and type of the next chunk are read as 9 bytes.
+    """
+    data = FILES[name]
+    file = CountingReads(data)
+    with suppress(*ALLOWED), Image.open(file, formats=["SDZ"]):
+        pass
+    assert file.calls <= 2 * (len(data) // 9) + 10
+    assert file.count <= 2 * len(data) + 100
+
+
+def honest(header: Header) -> bytes:
+    """A file that an encoder could have made of a busy picture with this header."""
+    generator = np.random.default_rng(0)
+    model = models.spec(header.model)
+    channels, height, width = header.latents
+    chunks = [Chunk(container.HEAD, header._replace(digest=model.digest).pack())]
+    payload = codec.encode_latents(
+        generator.normal(0, 1, (height, width, channels)).astype(np.float16),
+        model=model,
+        coding=header.coding,
+        quantisation=header.quantisation,
+    )
+    coded_alpha = alpha.encode(Image.effect_noise(header.size, 50)) if header.has_alpha else None
+    for _ in range(header.frames):
+        chunks.append(Chunk(container.LATENTS, payload))
+        if coded_alpha is not None:
+            chunks.append(Chunk(container.ALPHA, coded_alpha))
+    return container.write([*chunks, Chunk(container.DONE, b"")])
+
+
+def seconds(use: Callable[[bytes], None], data: bytes) -> float:
+    """Of the CPU, the least of three; of what is used in vain, too."""
+    taken = []
+    for _ in range(3):
+        start = time.process_time()
+        with suppress(*ALLOWED):
+            use(data)
+        taken.append(time.process_time() - start)
+    return min(taken)
+
+
+def peak(use: Callable[[bytes], None], data: bytes) -> int:
+    """Bytes of Python's and numpy's that were in use at once."""
+    tracemalloc.start()
+    with suppress(*ALLOWED):
+        use(data)
+    size = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return size
+
+
+TIMES = 3  # chosen: more than machines that do other things make of the same work
+WALKS = 2 * TIMES  # over as many chunks, of open and of load, each of the two less than opening is
+
+
+def costly() -> list[str]:
+    """Of the files, those that are begun to be decoded."""
+    embedded = {name: data for name, data in FILES.items() if name not in NOT_OPENED}
+    return [
+        name
+        for name, data in embedded.items()
+        if container.Reader(CountingFile(data)).header.model in models.EMBEDDED
+    ]
+
+
+@pytest.mark.parametrize("name", costly())
+def test_a_picture_costs_what_an_honest_one_of_its_header_does(name: str) -> None:
+    """In time and memory, besides the walks over as many chunks as the file has."""
+    data = FILES[name]
+    header = container.Reader(CountingFile(data)).header
+    reference = honest(header)
+    shown(reference)
+    assert seconds(shown, data) <= TIMES * seconds(shown, reference) + WALKS * seconds(opened, data)
+    megabyte = 1 << 20  # of what is imported and remembered meanwhile
+    assert peak(shown, data) <= TIMES * peak(shown, reference) + megabyte
