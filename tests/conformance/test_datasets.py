@@ -181,3 +181,10 @@ def test_imagefolder(photo: Image.Image, data: bytes, tmp_path: Path) -> None:
         "imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "cache")
     )
     assert [im.format for im in dataset["image"]] == ["PNG"]
+
+
+def test_readme(readme: Callable[[str], dict[str, Any]]) -> None:
+    """The README's lines do as it says."""
+    names = readme("datasets")
+    assert names["photos"][0]["image"].format == "SDZ"
+    assert names["widths"]["width"][0] == 61

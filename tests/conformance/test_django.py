@@ -10,8 +10,9 @@ from __future__ import annotations
 import mimetypes
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -228,4 +229,18 @@ def test_response(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with path.open("rb") as stream:
         assert FileResponse(stream)["Content-Type"] == "application/octet-stream"
         mimetypes.add_type("image/x-sdz", ".sdz")
+        assert FileResponse(stream)["Content-Type"] == "image/x-sdz"
+
+
+def test_readme(
+    readme: Callable[[str], dict[str, Any]],
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The README's lines do as it says: an application that has them serves the right type."""
+    monkeypatch.setattr(mimetypes, "_db", mimetypes.MimeTypes(filenames=()))
+    gallery = ModuleType("gallery")
+    gallery.__path__ = [str(path.parent)]
+    readme("django")["GalleryConfig"]("gallery", gallery).ready()
+    with path.open("rb") as stream:
         assert FileResponse(stream)["Content-Type"] == "image/x-sdz"

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -188,3 +190,11 @@ def test_v2(array: npt.NDArray[np.uint8], data: bytes, tmp_path: Path) -> None:
     read = iio2.imread(tmp_path / "photo.sdz")
     np.testing.assert_array_equal(read, np.asarray(decode(data)))
     assert len(iio2.mimread(tmp_path / "photo.sdz")) == 1
+
+
+def test_readme(readme: Callable[[str], dict[str, Any]]) -> None:
+    """The README's lines do as it says."""
+    names = readme("imageio")
+    with Image.open("photo.sdz") as im:
+        assert im.info["sdz"]["quality"] == 60
+    assert decode(names["data"]).size == (61, 43)

@@ -6,8 +6,10 @@ of other formats. Only PNG is matplotlib's own; everything else goes to Pillow b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,3 +98,10 @@ def test_figure(tmp_path: Path) -> None:
     Image.fromarray(np.asarray(canvas.buffer_rgba())).save(tmp_path / "figure.sdz")
     with Image.open(tmp_path / "figure.sdz") as im:
         assert (im.mode, im.size) == ("RGBA", (50, 50))
+
+
+def test_readme(readme: Callable[[str], dict[str, Any]]) -> None:
+    """The README's lines do as it says."""
+    readme("matplotlib")
+    with Image.open("photo.sdz") as im:
+        assert (im.mode, im.info["sdz"]["quality"]) == ("RGBA", 60)
