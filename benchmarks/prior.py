@@ -196,7 +196,7 @@ def measure(photos: list[Photo], quality: float) -> dict[str, float]:
             photo.latents, model=models.MINI, coding="context", quantisation=hundredths
         )
         reader = Reader(payload)
-        symbols = shipped.code(reader, *photo.latents.shape[:2], hundredths)
+        symbols = shipped.code(reader, *photo.latents.shape[:2], hundredths).symbols
         integers.append(symbols)
         if payload_of(shipped, symbols, reader.hyper, hundredths) != payload:
             msg = "the payload's integers are not encoded to it again"

@@ -1,12 +1,11 @@
 """Pillow's side of `.sdz`: opening, decoding and saving.
 
-`_open` reads chunk headers and metadata only. LATN and ALPH are read, and the models' registry and
-torch are imported, when the pixels are first needed.
+`_open` reads chunk headers and metadata only. LATN, DIFF and ALPH are read, and the models'
+registry and torch are imported, when the pixels are first needed.
 """
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
@@ -14,15 +13,19 @@ from PIL._util import DeferredError
 
 from . import alpha as alpha_channel
 from . import container
-from .container import Chunk, Denoising, Header
+from .container import MAX_CHANGES, Animation, Chunk, Denoising, Header
 from .embedded_models import EMBEDDED, MINI, MINI_PERCEPTUAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from PIL._imaging import PixelAccess
 
-    from .embedded_models import ModelSpec
+    from . import codec
+    from .codec import Frames
+
+# Chunks that `_open` reads because the decoder is told what they say.
+FOR_DECODING = (container.DENOISING, container.PROMPT, container.TUNE, container.ANIMATION)
 
 # What is saved for a picture of each mode. A picture of mode 1, L, P or RGB that has transparency
 # (in its info or palette) is saved with alpha, as LA or RGBA.
@@ -93,7 +96,9 @@ class SdzImageFile(ImageFile.ImageFile):
         self._denoising: Denoising | None = None
         self._prompt = ""
         self._tune = container.TUNES[0]
+        self._animation: Animation | None = None
         entries: list[container.Entry] = []
+        self._unread: list[container.Entry] = []
         copied: list[tuple[bytes, bytes]] = []
         about: dict[str, Any] = {
             "model": header.model,
@@ -107,12 +112,14 @@ class SdzImageFile(ImageFile.ImageFile):
             for entry in reader:
                 entries.append(entry)
                 metadata = entry.type in container.METADATA
-                decoding = entry.type in (container.DENOISING, container.PROMPT, container.TUNE)
+                decoding = entry.type in FOR_DECODING
                 # What is not safe to copy would only take memory.
                 unknown = entry.type not in container.KNOWN
                 if not (
                     metadata or decoding or (unknown and container.is_safe_to_copy(entry.type))
                 ):
+                    if entry.type not in container.FRAME:
+                        self._unread.append(entry)
                     continue
                 try:
                     data = reader.data(entry)
@@ -132,11 +139,15 @@ class SdzImageFile(ImageFile.ImageFile):
                     self._prompt = about["prompt"] = container.parse_prompt(data)
                 elif entry.type == container.TUNE:
                     self._tune = about["tune"] = container.parse_tune(data)
+                elif entry.type == container.ANIMATION:
+                    self._animation = Animation.parse(data, header.frames)
+                    self.info["loop"] = self._animation.loop
                 else:
                     copied.append((entry.type, data))
         except OSError as e:
             truncated = isinstance(e, container.TruncatedError)
-            if not (truncated or ImageFile.LOAD_TRUNCATED_IMAGES) or not _has_latents(entries):
+            has_latents = any(entry.type in container.CODED for entry in entries)
+            if not (truncated or ImageFile.LOAD_TRUNCATED_IMAGES) or not has_latents:
                 raise
             self._truncated = str(e)
 
@@ -144,10 +155,9 @@ class SdzImageFile(ImageFile.ImageFile):
             self.info["sdz_chunks"] = copied
         about["bytes"] = _count_bytes(entries)
         self.info["sdz"] = about
-        # The decoder gets the whole file and parses it anew. That costs nothing beside the network,
-        # and whatever opened from its first bytes (ImageFile.Parser) is checked in full.
-        self.decodermaxblock = reader.file_size
-        self._header = header
+        self._header, self._reader = header, reader
+        self._frames = container.frames(entries, len(reader.bands))
+        self._latents: Frames | None = None
         if self.is_animated:
             self._fp = self.fp  # load lets go of fp; Pillow's name for what close closes as well
         self._show(0)
@@ -157,10 +167,12 @@ class SdzImageFile(ImageFile.ImageFile):
         self._frame = frame
         # A thumbnail of another frame, or its alpha, may have changed them in place.
         self._size, self._mode = self._header.size, self._header.mode
+        self._scale = 1
         self._im = None
-        counts = self.info["sdz"]["bytes"]
-        args = (self._header, counts, frame, self._tune, self._denoising, self._prompt)
-        self.tile = [ImageFile._Tile("sdz", (0, 0, *self.size), 0, args)]
+        # No decoder of this name is registered: it only says that the pixels are still to come.
+        self.tile = [ImageFile._Tile("sdz", (0, 0, *self.size), 0, None)]
+        if self._animation is not None:
+            self.info["duration"] = self._animation.duration(frame)
 
     def seek(self, frame: int) -> None:
         """Go to a frame, counted from 0; EOFError where there is none."""
@@ -172,6 +184,39 @@ class SdzImageFile(ImageFile.ImageFile):
 
     def tell(self) -> int:
         return self._frame
+
+    def draft(
+        self, mode: str | None, size: tuple[int, int] | None
+    ) -> tuple[str, tuple[int, int, float, float]] | None:
+        """Have the picture decoded at 1/2, 1/4 or 1/8 of its size, but not below ``size``.
+
+        That takes a part of the time, which `Image.thumbnail` makes use of.  As of JPEGs: None, and
+        no change, once there are pixels or a draft; ``mode`` is not looked at.  Of other models
+        than `mini`, whose pictures only come whole, it is always None.
+        """
+        if not self.tile or self._scale > 1 or size is None or self._header.model != MINI.name:
+            return None
+        width, height = self.size
+        fitting = min(width // max(1, size[0]), height // max(1, size[1]))
+        self._scale = next(scale for scale in (8, 4, 2, 1) if scale == 1 or scale <= fitting)
+        self._size = -(-width // self._scale), -(-height // self._scale)
+        self.tile = [ImageFile._Tile("sdz", (0, 0, *self.size), 0, None)]
+        return self.mode, (0, 0, width / self._scale, height / self._scale)
+
+    def crop(self, box: tuple[float, float, float, float] | None = None) -> Image.Image:
+        """A part of the picture, as `Image.crop` has it.
+
+        Before the picture is loaded, only what the part needs is decoded, anew at each call; the
+        file stays open, and the picture unloaded.
+        """
+        if self.tile and box is not None:
+            left, top, right, bottom = (round(edge) for edge in box)
+            inside = max(left, 0), max(top, 0), min(right, self.width), min(bottom, self.height)
+            if inside[0] < inside[2] and inside[1] < inside[3] and inside != (0, 0, *self.size):
+                found = self._part(inside)
+                shifted = left - inside[0], top - inside[1], right - inside[0], bottom - inside[1]
+                return self._new(found.crop(shifted).im)
+        return super().crop(box)
 
     def _set_metadata(self, type: bytes, data: bytes) -> None:
         if type == container.ICC_PROFILE:
@@ -195,141 +240,95 @@ class SdzImageFile(ImageFile.ImageFile):
             super().verify()
 
     def load(self) -> PixelAccess | None:
-        # Pillow would only count the bytes that were not processed.
-        if self.tile and self._truncated and not ImageFile.LOAD_TRUNCATED_IMAGES:
-            raise OSError(self._truncated)
+        if self.tile:
+            if not ImageFile.LOAD_TRUNCATED_IMAGES:
+                for entry in self._unread:
+                    self._reader.data(entry)  # for the CRC
+            self._unread = []
+            self.im = self._part((0, 0, *self.size)).im
+            self.tile = []
+            if self._exclusive_fp and self._close_exclusive_fp_after_loading:
+                assert self.fp is not None
+                self.fp.close()
+            self.fp = None
         return super().load()
 
+    def load_seek(self, pos: int) -> None:
+        """Never called.  That there is one tells ImageFile.Parser to wait for the whole file."""
 
-class SdzDecoder(ImageFile.PyDecoder):
-    """Decodes once the buffer holds the whole file.
+    def _part(self, box: codec.Box) -> Image.Image:
+        """A part of the frame, decoded; ``box`` is in its pixels.
 
-    Errors are raised instead of returned as codes: so the message says what is wrong and where, and
-    Pillow keeps the tile, so that loading again fails again.
-    """
-
-    _pulls_fd = False
-
-    def init(self, args: tuple[Any, ...]) -> None:
-        self._header: Header
-        self._bytes: dict[str, int]
-        self._frame: int
-        self._tune: str
-        self._denoising: Denoising | None
-        self._prompt: str
-        (
-            self._header,
-            self._bytes,
-            self._frame,
-            self._tune,
-            self._denoising,
-            self._prompt,
-        ) = args
-        self._colour: Image.Image | None = None
-
-    def decode(self, buffer: Image.DecoderInput) -> tuple[int, int]:
-        assert isinstance(buffer, bytes)
-        if not ImageFile.LOAD_TRUNCATED_IMAGES:
-            try:
-                for _ in container.Reader(BytesIO(buffer)):
-                    pass
-            except container.TruncatedError:
-                return 0, 0  # Parser feeds more; load finds that there is no more and says so
-        from . import models
+        OSError where it is damaged, unless LOAD_TRUNCATED_IMAGES is set: then black, or opaque.
+        """
+        if self.fp is None or self.fp.closed:
+            msg = "the pixels of a closed image cannot be decoded"
+            raise ValueError(msg)
+        lenient = ImageFile.LOAD_TRUNCATED_IMAGES
+        if self._truncated and (not lenient or len(self._frames) <= self._frame):
+            raise OSError(self._truncated)
+        from . import codec, models
 
         # What is missing or damaged of the models is not what LOAD_TRUNCATED_IMAGES is about.
+        header = self._header
         decoder = models.decoder_for(
-            self._header.model,
-            self._header.digest,
-            self._header.channels,
-            self._header.factor,
+            header.model,
+            header.digest,
+            header.channels,
+            header.factor,
             perceptual=self._tune == "perceptual",
         )
         models.load(decoder)
         refine = None
-        if self._header.model != MINI.name:
+        if header.model != MINI.name:
             from . import denoise
 
             refine = denoise.refiner(decoder, self._denoising, self._prompt)
-        try:
-            self._decode(container.Reader(BytesIO(buffer)), decoder, refine)
-        except container.TruncatedError:
-            return 0, 0
-        except OSError:
-            if not ImageFile.LOAD_TRUNCATED_IMAGES:
-                raise
-            return -1, -2
-        return -1, 0
-
-    def _decode(
-        self,
-        reader: container.Reader,
-        decoder: ModelSpec,
-        refine: Callable[[Any], Any] | None,
-    ) -> None:
-        """Fill the image; TruncatedError where more of the file is needed to complete it."""
-        if reader.header != self._header:
-            msg = "the SDZ file has changed since it was opened"
-            raise OSError(msg)
-        entries: list[container.Entry] = []
-        truncated: container.TruncatedError | None = None
-        try:
-            for entry in reader:
-                entries.append(entry)
-                if entry.type not in container.FRAME and not ImageFile.LOAD_TRUNCATED_IMAGES:
-                    reader.data(entry)  # for the CRC, also of what open did not read
-        except OSError as e:
-            if not ImageFile.LOAD_TRUNCATED_IMAGES or not _has_latents(entries, self._frame):
-                raise
-            # Damage after the latents is done with; but more of the file may come.
-            truncated = e if isinstance(e, container.TruncatedError) else None
-        by_type = _of_frame(entries, self._frame)
-
         # Before the network runs, since damage here makes its work vain.
-        alpha = self._alpha(reader, by_type) if self._header.has_alpha else None
-        if self._colour is None:
-            from . import codec, models  # imports torch
-
-            try:
-                self._colour = codec.decode(
-                    reader.data(by_type[container.LATENTS]),
-                    model=models.spec(self._header.model),
-                    size=self._header.size,
-                    coding=self._header.coding,
-                    quantisation=self._header.quantisation,
-                    decoder=decoder,
-                    refine=refine,
-                )
-            except container.TruncatedError:
-                raise
-            except OSError:
-                if not ImageFile.LOAD_TRUNCATED_IMAGES:
-                    raise
-                self._colour = Image.new("RGB", self._header.size)  # alpha may be sound
-        image = self._colour
-        if self._header.mode in ("L", "LA"):
-            image = image.convert("L")
+        alpha = self._alpha(box) if header.has_alpha else None
+        if self._latents is None:
+            self._latents = codec.Frames(
+                header,
+                models.spec(header.model),
+                self._reader.bands,
+                self._frames,
+                self._reader.data,
+            )
+        latents = self._latents.frame(self._frame, lenient=lenient)
+        size = box[2] - box[0], box[3] - box[1]
+        found = Image.new("L" if self.mode.startswith("L") else "RGB", size)
+        for place, pixels in codec.decode(
+            latents, decoder=decoder, box=box, scale=self._scale, refine=refine
+        ):
+            found.paste(Image.fromarray(pixels).convert(found.mode), place)
+        for rows in latents.damaged:
+            top, bottom = (
+                n * header.factor // self._scale - box[1] for n in (rows.start, rows.stop)
+            )
+            found.paste(0, (0, max(top, 0), size[0], max(bottom, 0)))
         if alpha is not None:
-            image = Image.merge(self._header.mode, (*image.split(), alpha))
-        self.set_as_raw(image.tobytes())
+            found.putalpha(alpha)
+        return found
 
-        if truncated is not None:
-            raise truncated
-        # The file may have been opened from its first bytes only.
-        self._bytes.update(_count_bytes(entries))
-
-    def _alpha(
-        self, reader: container.Reader, by_type: Mapping[bytes, container.Entry]
-    ) -> Image.Image:
-        """The alpha channel; opaque where it is lost and LOAD_TRUNCATED_IMAGES is set."""
+    def _alpha(self, box: codec.Box) -> Image.Image:
+        """A part of the alpha channel; opaque where it is lost and LOAD_TRUNCATED_IMAGES is set."""
         try:
-            # Only a truncated file gets here without the chunk.
-            data = reader.data(by_type[container.ALPHA]) if container.ALPHA in by_type else b""
-            return alpha_channel.decode(data, self._header.size)
+            whole = self._whole_alpha()
         except OSError:
             if not ImageFile.LOAD_TRUNCATED_IMAGES:
                 raise
-            return Image.new("L", self._header.size, 255)
+            whole = Image.new("L", self._header.size, 255)
+        return (whole.reduce(self._scale) if self._scale > 1 else whole).crop(box)
+
+    def _whole_alpha(self) -> Image.Image:
+        for frame in reversed(self._frames[max(0, self._frame - MAX_CHANGES) : self._frame + 1]):
+            if not frame.alpha:
+                break  # only of a truncated file
+            data = self._reader.data(frame.alpha[0])
+            if data != alpha_channel.AS_BEFORE:
+                return alpha_channel.decode(data, self._header.size)
+        msg = "damaged SDZ file: chunk ALPH is that of the frame before, which has none"
+        raise OSError(msg)
 
 
 def check_shape(header: Header) -> None:
@@ -363,30 +362,15 @@ def _precision(header: Header) -> dict[str, float]:
     return {} if header.coding == "float16" else {"step": header.step}
 
 
-def _of_frame(entries: Sequence[container.Entry], frame: int) -> dict[bytes, container.Entry]:
-    """The chunks that concern a frame, by their type."""
-    found = {}
-    number = -1
-    for entry in entries:
-        number += entry.type == container.LATENTS
-        if entry.type not in container.FRAME or number == frame:
-            found[entry.type] = entry
-    return found
-
-
-def _has_latents(entries: Sequence[container.Entry], frame: int = 0) -> bool:
-    return container.LATENTS in _of_frame(entries, frame)
-
-
 def _count_bytes(entries: Sequence[container.Entry]) -> dict[str, int]:
     """Where the bytes of a file with these chunks went; together, the file's size."""
     counts = {"latents": 0, "alpha": 0, "metadata": 0, "container": 0}
     for entry in entries:
-        if entry.type == container.LATENTS:
+        if entry.type in container.CODED:
             kind = "latents"
         elif entry.type == container.ALPHA:
             kind = "alpha"
-        elif entry.type == container.HEAD:
+        elif entry.type in (container.HEAD, container.BANDS):
             kind = "container"
         else:
             kind = "metadata"
@@ -426,40 +410,41 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     metadata = _metadata(im)
     image = _convert(im)
 
-    *colours, last = image.split()
     alpha = []
     if image.mode.endswith("A"):
-        alpha.append(Chunk(container.ALPHA, alpha_channel.encode(last)))
-    else:
-        colours.append(last)
-    # One grey band stands for all three.
-    rgb = Image.merge("RGB", colours * 3 if len(colours) == 1 else colours)
+        alpha.append(Chunk(container.ALPHA, alpha_channel.encode(image.getchannel("A"))))
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
 
-    def chunks(payload: bytes, quantisation: int) -> list[Chunk]:
-        header = Header(
-            image.mode,
-            image.size,
-            model.name,
-            model.digest,
-            model.channels,
-            model.factor,
-            quantisation,
-            coding,
-        )
+    header = Header(
+        image.mode,
+        image.size,
+        model.name,
+        model.digest,
+        model.channels,
+        model.factor,
+        int(coding != "float16"),
+        coding,
+    )
+
+    from . import codec  # imports torch
+
+    bands = []
+    if (rows := codec.band_rows(model, *header.latents[1:])) is not None:
+        bands.append(Chunk(container.BANDS, container.pack_bands(rows)))
+
+    def chunks(latents: codec.EncodedLatents) -> list[Chunk]:
         return [
-            Chunk(container.HEAD, header.pack()),
+            Chunk(container.HEAD, header._replace(quantisation=latents.quantisation).pack()),
             *metadata,
             *for_decoding,
-            Chunk(container.LATENTS, payload),
+            *bands,
+            *latents.chunks,
             *alpha,
             Chunk(container.DONE, b""),
         ]
 
-    from . import codec  # imports torch
-
-    # What is not the LATN chunk; it does not depend on the quality.
-    fixed = container.size(chunks(b"", int(coding != "float16"))) - container.chunk_size(0)
-    max_payload = None if target_size is None else container.largest_data(target_size - fixed)
+    # What is no latents does not depend on the quality.
+    others = container.size(chunks(codec.EncodedLatents([], header.quantisation)))
     try:
         encoded = codec.encode(
             rgb,
@@ -467,14 +452,14 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
             coding=coding,
             quality=quality,
             effort=effort,
-            max_payload=max_payload,
+            max_size=None if target_size is None else target_size - others,
         )
     except codec.DoesNotFit as e:
-        smallest = fixed + container.chunk_size(e.smallest)
+        smallest = others + e.smallest
         msg = f"target_size is {target_size}, but the smallest file has {smallest} bytes"
         raise ValueError(msg) from e
 
-    fp.write(container.write(chunks(encoded.payload, encoded.quantisation)))
+    fp.write(container.write(chunks(encoded)))
 
 
 def _convert(im: Image.Image) -> Image.Image:
@@ -518,7 +503,6 @@ def register() -> None:
     Image.register_save(SdzImageFile.format, _save)
     Image.register_extension(SdzImageFile.format, ".sdz")
     Image.register_mime(SdzImageFile.format, "image/x-sdz")
-    Image.register_decoder("sdz", SdzDecoder)
 
 
 register()

@@ -1,28 +1,31 @@
-"""Where the stages meet: image <-> latents <-> payload of the LATN chunk."""
+"""Where the stages meet: image <-> latents <-> payloads of the LATN chunks."""
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import float16, models, palette, quantize
+from . import container, float16, models, palette, quantize
 from .adaptive import AdaptivePrior
-from .entropy import DamagedPayload, Ints, SymbolDecoder, Tables
+from .container import Chunk, Header
+from .entropy import DamagedPayload, SymbolDecoder, Tables
 from .lattice import STEP_UNITS, LatticePrior
 from .models.presets import PRESETS
+from .prior import Coded
 from .quantize import Prior, Quantizer
+from .target_size import HIGHEST, LOWEST, largest, largest_of_slow
+from .target_size import DoesNotFit as DoesNotFit
+from .target_size import EncodedLatents as EncodedLatents
 from .threads import one_blas_thread
 
 Latents = NDArray[np.float32]
-
-LOWEST, HIGHEST = 100, 10000  # quality in hundredths
+Area = tuple[slice, slice]  # rows and columns
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 # The article's byte is 0.18215 of an unscaled latent: 0.18215^2 of a scaled one, 33.98 / 1024.
 PALETTE_STEP = 34
@@ -32,13 +35,12 @@ PALETTE_ENTRIES = 256
 # prior's time grows with their square: a single latent of 64 channels takes it 0.75 s.
 MAX_CHANNELS = 64
 
-# Above this effort `mini` takes seconds to encode, so that only a few qualities are tried for a
-# size, until so much of it is used.  Chosen.
+# A band of `mini`'s latents has at most so many rows, and of a wide picture so many latents: what
+# decoding their integers takes (benchmarks.memory) and what a region costs beyond itself.  Chosen.
+BAND_ROWS, BAND_LATENTS = 64, 16384
+
+# Above this effort `mini` takes seconds to encode.
 HIGHEST_QUICK_EFFORT = 4
-SLOW_TRIES, NEAR_ENOUGH = 3, 0.98
-# What the first try supposes: effort 9's bytes of effort 4's at the same quality.  Measured, seven
-# photos held out from training.
-REFINED = 0.93
 
 # The header's quantisation of float16 latents that are kept as the VAE encodes them: scaling those
 # would round them.
@@ -46,22 +48,6 @@ UNSCALED = 1
 
 # The first byte of a payload of latents without hyperlatents says which prior coded it.
 ADAPTIVE, SD1, SD_MINI = range(3)
-
-
-class DoesNotFit(ValueError):
-    """No quality fits; ``smallest`` is the smallest payload in bytes."""
-
-    def __init__(self, smallest: int) -> None:
-        self.smallest = smallest
-        super().__init__(f"the smallest payload has {smallest} bytes")
-
-
-@dataclass(frozen=True)
-class EncodedLatents:
-    """``payload`` is the data of the LATN chunk, ``quantisation`` the header's."""
-
-    payload: bytes
-    quantisation: int
 
 
 def step_of(quality: float) -> int:
@@ -80,6 +66,33 @@ def quantisation_of(quality: float, model: models.ModelSpec, effort: int) -> int
     return quantize.equal_error(step_of(quality), effort)
 
 
+class Pixels:
+    """The pixels (H, W, 3) of an image of mode RGB; an area is copied when it is sliced."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self._image = image
+        self.shape = image.height, image.width, 3
+
+    def __getitem__(self, area: Area) -> NDArray[np.uint8]:
+        rows, columns = (
+            range(*part.indices(length)) for part, length in zip(area, self.shape, strict=False)
+        )
+        return np.asarray(self._image.crop((columns.start, rows.start, columns.stop, rows.stop)))
+
+
+def band_rows(model: models.ModelSpec, height: int, width: int) -> int | None:
+    """How many rows a band has of latents (height, width); None where there is one band."""
+    limit = min(BAND_ROWS, max(2, BAND_LATENTS // width // 2 * 2))
+    if not has_hyperprior(model) or height <= limit:
+        return None
+    return -(-height // -(-height // limit) // 2) * 2  # about equally many, and even
+
+
+def _bands(model: models.ModelSpec, height: int, width: int) -> list[slice]:
+    rows = band_rows(model, height, width) or height
+    return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
+
+
 def encode(
     image: Image.Image,
     *,
@@ -87,15 +100,15 @@ def encode(
     coding: str = "context",
     quality: float = 75,
     effort: int = 4,
-    max_payload: int | None = None,
+    max_size: int | None = None,
 ) -> EncodedLatents:
     """Encode an image of mode RGB.
 
     ``quality`` is 1..100 and counts in the coding "context" alone; a palette has the article's
-    256 entries.  With ``max_payload``, in bytes, it is the highest quality that fits instead, or
-    the largest palette; DoesNotFit where none does.
+    256 entries.  With ``max_size``, in bytes of all chunks of latents, it is the highest quality
+    that fits instead, or the largest palette; DoesNotFit where none does.
     """
-    pixels = np.asarray(image)
+    pixels = Pixels(image)
     latents = models.load(model).encode(pixels)
 
     @functools.cache
@@ -106,10 +119,10 @@ def encode(
 
     def context(hundredths: int, effort: int) -> EncodedLatents:
         quantisation = quantisation_of(hundredths / 100, model, effort)
-        if has_hyperprior(model):
-            payload = _hyper_payload(latents, model, quantisation, effort, pixels)
+        if has_hyperprior(model) and effort > HIGHEST_QUICK_EFFORT:
+            chunks = _refined(pixels, latents, model, quantisation, effort)
         else:
-            payload = encode_latents(
+            chunks = encode_bands(
                 latents,
                 model=model,
                 coding=coding,
@@ -117,28 +130,29 @@ def encode(
                 effort=effort,
                 prior=prior(),
             )
-        return EncodedLatents(payload, quantisation)
+        return EncodedLatents(chunks, quantisation)
 
     def of_entries(entries: int) -> EncodedLatents:
         with one_blas_thread():
             payload = palette.encode(latents, step=PALETTE_STEP, entries=entries)
-        return EncodedLatents(payload, PALETTE_STEP)
+        return EncodedLatents([Chunk(container.LATENTS, payload)], PALETTE_STEP)
 
     if coding == "float16":
-        exact = encode_latents(latents, model=model, coding=coding, quantisation=0)
-        if max_payload is not None and len(exact) > max_payload:
-            raise DoesNotFit(len(exact))
-        return EncodedLatents(exact, 0)
+        chunks = encode_bands(latents, model=model, coding=coding, quantisation=0)
+        exact = EncodedLatents(chunks, 0)
+        if max_size is not None and exact.size > max_size:
+            raise DoesNotFit(exact.size)
+        return exact
     if coding == "palette":
-        if max_payload is None:
+        if max_size is None:
             return of_entries(PALETTE_ENTRIES)
-        return _largest(of_entries, 1, palette.MAX_ENTRIES, max_payload)[1]
-    if max_payload is None:
+        return largest(of_entries, 1, palette.MAX_ENTRIES, max_size)[1]
+    if max_size is None:
         return context(round(quality * 100), effort)
     if has_hyperprior(model) and effort > HIGHEST_QUICK_EFFORT:
         quick = functools.cache(lambda h: context(h, HIGHEST_QUICK_EFFORT))
-        return _largest_of_slow(quick, lambda h: context(h, effort), max_payload)
-    return _largest(lambda h: context(h, effort), LOWEST, HIGHEST, max_payload)[1]
+        return largest_of_slow(quick, lambda h: context(h, effort), max_size)
+    return largest(lambda h: context(h, effort), LOWEST, HIGHEST, max_size)[1]
 
 
 def scaled(latents: NDArray[Any], model: models.ModelSpec) -> Latents:
@@ -164,6 +178,32 @@ def scaling(model: models.ModelSpec) -> tuple[np.float32, np.float32]:
     return np.float32(preset.scaling), np.float32(preset.shift)
 
 
+def encode_bands(
+    latents: NDArray[Any],
+    *,
+    model: models.ModelSpec,
+    coding: str,
+    quantisation: int,
+    effort: int = 4,
+    prior: int | None = None,
+) -> list[Chunk]:
+    """The chunks of a frame of latents (h, w, C), as `encode_latents` has their data."""
+    return [
+        Chunk(
+            container.LATENTS,
+            encode_latents(
+                latents[band],
+                model=model,
+                coding=coding,
+                quantisation=quantisation,
+                effort=effort,
+                prior=prior,
+            ),
+        )
+        for band in _bands(model, *latents.shape[:2])
+    ]
+
+
 def encode_latents(
     latents: NDArray[Any],
     *,
@@ -173,11 +213,12 @@ def encode_latents(
     effort: int = 4,
     prior: int | None = None,
 ) -> bytes:
-    """The payload of latents (h, w, C), quantised as the header's ``quantisation`` says.
+    """The payload of one band of latents (h, w, C), quantised as ``quantisation`` says.
 
-    That is, in the coding "context", the step in 1/1024 of a latent, or `mini`'s quality in
-    hundredths; in "palette" the step of the palette's bytes; in "float16" whether the latents are
-    `UNSCALED`.  ``prior`` is its number, where it is known; otherwise the best is looked for.
+    That is the header's: in the coding "context" the step in 1/1024 of a latent, or `mini`'s
+    quality in hundredths; in "palette" the step of the palette's bytes; in "float16" whether the
+    latents are `UNSCALED`.  ``prior`` is its number, where it is known; otherwise the best is
+    looked for.
     ValueError for more than `MAX_CHANNELS`.
     """
     _check_channels(model)
@@ -187,7 +228,10 @@ def encode_latents(
         if coding == "palette":
             return palette.encode(latents, step=quantisation)
         if has_hyperprior(model):
-            return _hyper_payload(latents, model, quantisation, effort)
+            network = models.load(model)
+            steps = latents * network.gain(quantisation)
+            steps, hyper = network.refine(None, steps, quantisation, effort)
+            return _hyper_payload(network, steps, hyper, quantisation)
         number = _best_prior(latents, model, quantisation) if prior is None else prior
         found = _prior(number, model.channels)
         return bytes([number]) + quantize.encode(found, latents, quantisation, effort)
@@ -236,103 +280,196 @@ def _prior(number: int, channels: int) -> Prior:
     raise DamagedPayload(msg)
 
 
-def _hyper_payload(
-    latents: NDArray[Any],
-    model: models.ModelSpec,
-    quality: int,
-    effort: int,
-    pixels: NDArray[np.uint8] | None = None,
-) -> bytes:
-    """Without the original's pixels, effort changes no latents."""
-    network = models.load(model)
-    steps, hyper = network.refine(pixels, latents * network.gain(quality), quality, effort)
+def _hyper_payload(network: Any, steps: Latents, hyper: Latents, quality: int) -> bytes:
     quantizer = Quantizer(Tables.shipped(), steps, hyper)
-    with one_blas_thread():
-        network.prior.code(quantizer, *steps.shape[:2], quality)
+    network.prior.code(quantizer, *steps.shape[:2], quality)
     return quantizer.bytes()
 
 
-def _largest(
-    coded: Callable[[int], EncodedLatents], low: int, high: int, limit: int
-) -> tuple[int, EncodedLatents]:
-    """The highest of ``low``..``high`` that is coded in at most ``limit`` bytes, and as what."""
-    best = coded(low)
-    if len(best.payload) > limit:
-        raise DoesNotFit(len(best.payload))
-    too_large = coded(high)
-    if len(too_large.payload) <= limit:
-        return high, too_large
-    halve = False
-    while high - low > 1:
-        # The size grows about exponentially with a quality; halving every second time
-        # bounds the number of tries where it does not.
-        growth = len(too_large.payload) / len(best.payload)
-        part = math.log(max(limit, 1) / len(best.payload)) / math.log(growth)
-        middle = low + round((high - low) * (0.5 if halve else part))
-        middle = min(max(middle, low + 1), high - 1)
-        halve = not halve
-        tried = coded(middle)
-        if len(tried.payload) <= limit:
-            low, best = middle, tried
-        else:
-            high, too_large = middle, tried
-    return low, best
+def _refined(
+    pixels: Pixels, latents: Latents, model: models.ModelSpec, quality: int, effort: int
+) -> list[Chunk]:
+    """The chunks of a frame whose latents are refined, in tiles that bands do not cut."""
+    network = models.load(model)
+    steps, hyper = network.refine(pixels, latents * network.gain(quality), quality, effort)
+    chunks = []
+    with one_blas_thread():
+        for band in _bands(model, *steps.shape[:2]):
+            of_hyper = slice(band.start // 2, -(-band.stop // 2))
+            payload = _hyper_payload(network, steps[band], hyper[of_hyper], quality)
+            chunks.append(Chunk(container.LATENTS, payload))
+    return chunks
 
 
-def _largest_of_slow(
-    quick: Callable[[int], EncodedLatents], slow: Callable[[int], EncodedLatents], limit: int
-) -> EncodedLatents:
-    """About the highest quality that ``slow``, which takes long, codes in ``limit`` bytes.
+class Frames:
+    """The latents of a file's frames, decoded where and when they are asked for.
 
-    The part of ``quick``'s bytes that it takes changes little from one quality to the next.
+    ``bands`` are the rows of a frame's bands, ``frames`` where their chunks lie, ``read`` gives a
+    chunk's data.  OSError for bands of other latents than `mini`'s.
     """
-    part = REFINED
-    best = None
-    for _ in range(SLOW_TRIES):
+
+    def __init__(
+        self,
+        header: Header,
+        model: models.ModelSpec,
+        bands: Sequence[slice],
+        frames: Sequence[container.Frame],
+        read: Callable[[container.Entry], bytes],
+    ) -> None:
+        if not has_hyperprior(model) and len(bands) > 1:
+            msg = f"damaged SDZ file: chunk BAND in a file of model {model.name}"
+            raise OSError(msg)
+        self.header, self.model, self.bands = header, model, bands
+        self._frames, self._read = frames, read
+        # Of every band of which the next frame tells the changes: a frame, and its integers.
+        self._latest: dict[int, tuple[int, Coded]] = {}
+
+    def frame(self, number: int, *, lenient: bool = False) -> FrameLatents:
+        """One frame; with ``lenient``, what is damaged of it is 0, and listed."""
+        return FrameLatents(self, number, lenient=lenient)
+
+    def decode(self, number: int, band: int) -> Latents:
+        """The latents (h, w, C) of a band, as pipelines have them; OSError where it is damaged."""
+        stored = self.decode_stored(number, band)
+        return as_pipelines_have(stored, self.model, self.header.coding, self.header.quantisation)
+
+    def decode_stored(self, number: int, band: int) -> Latents:
+        """As `decode`, but those that are stored `UNSCALED` as the VAE encodes them."""
+        if len(self._frames[number].bands) <= band:
+            msg = "truncated SDZ file: it ends before the latents do"
+            raise OSError(msg)
+        entries = [frame.bands[band] for frame in self._frames[: number + 1]]
+        entry = entries[number]
+        rows = self.bands[band]
+        shape = rows.stop - rows.start, self.header.latents[2]
         try:
-            quality, mark = _largest(quick, LOWEST, HIGHEST, round(limit / part))
-        except DoesNotFit:
-            quality, mark = LOWEST, quick(LOWEST)
-        tried = slow(quality)
-        size = len(tried.payload)
-        if size <= limit:
-            if best is None or size > len(best.payload):
-                best = tried
-            if size >= NEAR_ENOUGH * limit or quality == HIGHEST:
-                break
-        elif quality == LOWEST:
-            raise DoesNotFit(size)
-        # A little more than it seems, since a miss costs another try.
-        part = 1.003 * size / len(mark.payload)
-    return best or _largest(quick, LOWEST, HIGHEST, limit)[1]
+            _check_channels(self.model)
+            with one_blas_thread():
+                if has_hyperprior(self.model) and self.header.coding == "context":
+                    coded = self._integers(entries, band, shape)
+                    gain: Latents = models.load(self.model).gain(self.header.quantisation)
+                    return (coded.symbols / gain).astype(np.float32)
+                if entry.type == container.CHANGES:
+                    msg = f"latents of {self.model.name} are not told by their changes"
+                    raise DamagedPayload(msg)
+                return _decode_latents(
+                    self._read(entry),
+                    self.model,
+                    shape,
+                    self.header.coding,
+                    self.header.quantisation,
+                )
+        except DamagedPayload as e:
+            msg = f"damaged SDZ file: {entry}: {e}"
+            raise OSError(msg) from e
+
+    def _integers(
+        self, entries: Sequence[container.Entry], band: int, shape: tuple[int, int]
+    ) -> Coded:
+        """A band's in the last of some frames, of which ``entries`` are the band's chunks."""
+        last = len(entries) - 1
+        first = last  # the frame whose LATN all the others change
+        while entries[first].type == container.CHANGES:
+            first -= 1
+        latest, coded = self._latest.get(band, (-1, None))
+        if not first <= latest <= last:
+            latest, coded = first - 1, None
+        for number in range(latest + 1, last + 1):
+            coded = _decode_integers(
+                self._read(entries[number]), self.model, shape, self.header.quantisation, coded
+            )
+        assert coded is not None  # since the first is a LATN
+        self._latest.pop(band, None)
+        following = self._frames[last + 1 : last + 2]
+        if any(e.type == container.CHANGES for frame in following for e in frame.bands[band:][:1]):
+            self._latest[band] = last, coded
+        return coded
+
+
+class FrameLatents:
+    """The latents (h, w, C) of one frame, decoded band by band as areas of them are sliced."""
+
+    def __init__(self, frames: Frames, number: int, *, lenient: bool) -> None:
+        self.header, self.model = frames.header, frames.model
+        self._frames, self._number, self._lenient = frames, number, lenient
+        channels, height, width = frames.header.latents
+        self.shape = height, width, channels
+        self.damaged: list[slice] = []  # rows of bands
+        self._decoded: dict[int, Latents] = {}
+
+    def __getitem__(self, area: Area) -> Latents:
+        rows, columns = area
+        top, bottom, _ = rows.indices(self.shape[0])
+        parts = []
+        for number, band in enumerate(self._frames.bands):
+            if band.stop <= top:
+                self._decoded.pop(number, None)  # areas are asked for from top to bottom
+            elif band.start < bottom:
+                start, stop = max(top, band.start), min(bottom, band.stop)
+                parts.append(self._band(number)[start - band.start : stop - band.start, columns])
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def _band(self, number: int) -> Latents:
+        if number not in self._decoded:
+            try:
+                self._decoded[number] = self._frames.decode(self._number, number)
+            except OSError:
+                if not self._lenient:
+                    raise
+                rows = self._frames.bands[number]
+                self.damaged.append(rows)
+                shape = rows.stop - rows.start, *self.shape[1:]
+                self._decoded[number] = np.zeros(shape, np.float32)
+        return self._decoded[number]
 
 
 def decode(
-    payload: bytes,
+    latents: FrameLatents,
     *,
-    model: models.ModelSpec,
-    size: tuple[int, int],
-    coding: str = "context",
-    quantisation: int,
-    decoder: models.ModelSpec | None = None,
+    decoder: models.ModelSpec,
+    box: Box,
+    scale: int = 1,
     refine: Callable[[Latents], Latents] | None = None,
-) -> Image.Image:
-    """The image of mode RGB and ``size`` (width, height); OSError for a damaged payload.
+) -> Iterator[tuple[Box, NDArray[np.uint8]]]:
+    """The part ``box`` of the image of mode RGB, piece by piece: where in it, and the pixels.
 
-    ``decoder`` is another model of the same latent space that turns the latents into pixels,
-    ``refine`` what is done to them before, both (h, w, C).
+    ``decoder`` is the model that turns the latents into pixels, ``refine`` what is done to all of
+    them before, (h, w, C).  ``scale`` is 1, or with `mini` 2, 4 or 8: then a pixel stands for so
+    many in each direction, and ``box`` is in those.
     """
-    width, height = size
-    rows, columns = -(-height // model.factor), -(-width // model.factor)
-    network = models.load(decoder or model)  # before work that would be vain without it
-    latents = decode_latents(
-        payload, model=model, shape=(rows, columns), coding=coding, quantisation=quantisation
-    )
+    header, model = latents.header, latents.model
+    network = models.load(decoder)
     if has_hyperprior(model):
-        pixels = network.decode(latents, quantisation)
+        models.load(model)  # what is missing of it is no damage of the latents
+        pieces = network.decode_area(
+            latents, header.quantisation, area=_area_of(box, header.factor // scale), scale=scale
+        )
     else:
-        pixels = network.decode(refine(latents) if refine else latents)
-    return Image.fromarray(pixels[:height, :width])
+        whole = latents[:, :]
+        pixels = network.decode(refine(whole) if refine else whole)
+        pieces = [((slice(0, pixels.shape[0]), slice(0, pixels.shape[1])), pixels)]
+    left, top, right, bottom = box
+    for (rows, columns), pixels in pieces:
+        place = (
+            max(columns.start, left),
+            max(rows.start, top),
+            min(columns.stop, right),
+            min(rows.stop, bottom),
+        )
+        kept = pixels[
+            place[1] - rows.start : place[3] - rows.start,
+            place[0] - columns.start : place[2] - columns.start,
+        ]
+        yield (place[0] - left, place[1] - top, place[2] - left, place[3] - top), kept
+
+
+def _area_of(box: Box, factor: int) -> Area:
+    """The latents, of so many pixels along each side, that a box lies in."""
+    left, top, right, bottom = box
+    return (
+        slice(top // factor, -(-bottom // factor)),
+        slice(left // factor, -(-right // factor)),
+    )
 
 
 def decode_latents(
@@ -343,44 +480,30 @@ def decode_latents(
     coding: str,
     quantisation: int,
 ) -> Latents:
-    """Latents (h, w, C) of ``shape`` (h, w); OSError for a damaged payload.
+    """Latents (h, w, C) of ``shape`` (h, w) in the payload of one band; OSError where damaged.
 
     No weights are needed beyond this package's own.
     """
-    stored = decode_stored(
-        payload, model=model, shape=shape, coding=coding, quantisation=quantisation
-    )
+    try:
+        _check_channels(model)
+        with one_blas_thread():
+            stored = _decode_latents(payload, model, shape, coding, quantisation)
+    except DamagedPayload as e:
+        msg = f"damaged SDZ file: chunk LATN: {e}"
+        raise OSError(msg) from e
     return as_pipelines_have(stored, model, coding, quantisation)
 
 
 def as_pipelines_have(
     stored: Latents, model: models.ModelSpec, coding: str, quantisation: int
 ) -> Latents:
-    """The latents, scaled, of what `decode_stored` found; OSError where how is not known."""
+    """The latents, scaled, of what is stored; OSError where how is not known."""
     if coding != "float16" or quantisation != UNSCALED:
         return stored
     try:
         return scaled(stored, model)
     except ValueError as e:
         msg = f"SDZ file of unscaled latents: {e}"
-        raise OSError(msg) from e
-
-
-def decode_stored(
-    payload: bytes,
-    *,
-    model: models.ModelSpec,
-    shape: tuple[int, int],
-    coding: str,
-    quantisation: int,
-) -> Latents:
-    """As `decode_latents`, but those that are stored `UNSCALED` as the VAE encodes them."""
-    try:
-        _check_channels(model)
-        with one_blas_thread():
-            return _decode_latents(payload, model, shape, coding, quantisation)
-    except DamagedPayload as e:
-        msg = f"damaged SDZ file: chunk LATN: {e}"
         raise OSError(msg) from e
 
 
@@ -396,11 +519,8 @@ def _decode_latents(
     if coding == "palette":
         return palette.decode(payload, *shape, model.channels, step=quantisation)
     if has_hyperprior(model):
-        network = models.load(model)
-        decoder = SymbolDecoder(Tables.shipped(), payload)
-        symbols: Ints = network.prior.code(decoder, *shape, quantisation)
-        decoder.finish()
-        gain: Latents = network.gain(quantisation)
+        symbols = _decode_integers(payload, model, shape, quantisation, None).symbols
+        gain: Latents = models.load(model).gain(quantisation)
         return (symbols / gain).astype(np.float32)
     if not payload:
         msg = "it is empty"
@@ -410,3 +530,16 @@ def _decode_latents(
     symbols = prior.code(decoder, *shape, quantisation)
     decoder.finish()
     return (symbols * (quantisation / STEP_UNITS)).astype(np.float32)
+
+
+def _decode_integers(
+    payload: bytes,
+    model: models.ModelSpec,
+    shape: tuple[int, int],
+    quality: int,
+    before: Coded | None,
+) -> Coded:
+    decoder = SymbolDecoder(Tables.shipped(), payload)
+    coded: Coded = models.load(model).prior.code(decoder, *shape, quality, before)
+    decoder.finish()
+    return coded

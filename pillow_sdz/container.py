@@ -23,6 +23,7 @@ ICC_PROFILE = b"iCCP"
 EXIF = b"eXIf"
 XMP = b"xMPm"
 LATENTS = b"LATN"
+CHANGES = b"DIFF"
 ALPHA = b"ALPH"
 DONE = b"DONE"
 DENOISING = b"dNOI"
@@ -30,10 +31,14 @@ PROMPT = b"pRMT"
 PROVENANCE = b"oRIG"
 MASK = b"mASK"
 TUNE = b"tUNE"
+BANDS = b"BAND"
+ANIMATION = b"aNIM"
 
 METADATA = frozenset({ICC_PROFILE, EXIF, XMP})
-FRAME = frozenset({LATENTS, ALPHA})  # the chunks of which every frame has its own
-KNOWN = METADATA | FRAME | {HEAD, DENOISING, PROMPT, PROVENANCE, MASK, TUNE, DONE}
+CODED = frozenset({LATENTS, CHANGES})  # a band's latents, or what has changed of them
+FRAME = CODED | {ALPHA}  # the chunks of which every frame has its own
+ONCE = METADATA | {DENOISING, PROMPT, PROVENANCE, MASK, TUNE, BANDS, ANIMATION}
+KNOWN = FRAME | ONCE | {HEAD, DONE}
 
 # The index is the byte in the header.
 MODES = ("L", "RGB", "LA", "RGBA")
@@ -44,6 +49,10 @@ MAX_SIDE = 65535  # what the header's u16 holds
 MAX_METADATA = 8 << 20  # bytes of one chunk that a reader must keep; libpng's limit
 MAX_CHUNKS = 1000  # besides those of the frames; libpng's limit of chunks it keeps
 MAX_FRAMES = 65535  # what the header's u16 holds
+# Frames in a row of which a band has no LATN, and all of which a reader that wants the last must
+# decode.  Chosen: in a picture that stands still, its LATN is then most of the bytes.
+MAX_CHANGES = 255
+MAX_DURATION = (1 << 32) - 1  # milliseconds, what a u32 holds
 MAX_PROMPT = 8192  # bytes; chosen: text encoders read 77 to 512 tokens
 # Chosen: five times the article's 40 thousandths, and some times its steps, each of which costs
 # as much as one of generating.
@@ -67,6 +76,9 @@ _MODEL = re.compile(rb"[a-z0-9][a-z0-9._-]{0,31}")  # as models.recorded.NAME
 _BEFORE_MODEL = Struct(">BBHHHB")
 _AFTER_MODEL = Struct(">4sHBBH")
 _DENOISING = Struct(">HB")
+_BANDS = Struct(">H")
+_LOOP = Struct(">H")
+_DURATION = Struct(">I")
 
 
 class TruncatedError(OSError):
@@ -95,6 +107,26 @@ class Entry(NamedTuple):
 
     def __str__(self) -> str:
         return f"chunk {self.type.decode('ascii')} at byte {self.offset}"
+
+
+class Frame(NamedTuple):
+    """Where the chunks of a frame lie: the latents of its bands, and its alpha channel."""
+
+    bands: list[Entry]
+    alpha: list[Entry]  # one, or none
+
+
+def frames(entries: Iterable[Entry], bands: int) -> list[Frame]:
+    """The frames among the chunks of a file with so many bands; the last may be incomplete."""
+    found: list[Frame] = []
+    for entry in entries:
+        if entry.type in CODED:
+            if not found or len(found[-1].bands) == bands:
+                found.append(Frame([], []))
+            found[-1].bands.append(entry)
+        elif entry.type == ALPHA:
+            found[-1].alpha.append(entry)
+    return found
 
 
 class Denoising(NamedTuple):
@@ -130,6 +162,35 @@ class Denoising(NamedTuple):
         if not 1 <= self.steps <= MAX_DENOISING_STEPS:
             return f"{self.steps} denoising steps"
         return None
+
+
+class Animation(NamedTuple):
+    """The data of the aNIM chunk: how often the frames are shown, and for how long.
+
+    ``loop`` is 0 for ever, else 1 to 65535 times; ``durations`` are milliseconds, one of each frame
+    or one for all.
+    """
+
+    loop: int
+    durations: tuple[int, ...]
+
+    def pack(self) -> bytes:
+        """The data of the aNIM chunk."""
+        return _LOOP.pack(self.loop) + b"".join(map(_DURATION.pack, self.durations))
+
+    @classmethod
+    def parse(cls, data: bytes, frames: int) -> Animation:
+        """What the data of an aNIM chunk says of so many frames; OSError where it is damaged."""
+        if len(data) not in {_LOOP.size + n * _DURATION.size for n in (1, frames)}:
+            msg = f"damaged SDZ file: chunk aNIM of {len(data)} bytes for {frames} frames"
+            raise OSError(msg)
+        (loop,) = _LOOP.unpack_from(data)
+        durations = _DURATION.iter_unpack(data[_LOOP.size :])
+        return cls(loop, tuple(duration for (duration,) in durations))
+
+    def duration(self, frame: int) -> int:
+        """Milliseconds of a frame."""
+        return self.durations[frame if len(self.durations) > 1 else 0]
 
 
 # The 2022 article's: the last two or three of 66 steps, 0.04 of the schedule.
@@ -265,6 +326,18 @@ def parse_tune(data: bytes) -> str:
     return TUNES[data[0]] if data[0] < len(TUNES) else TUNES[0]
 
 
+def pack_bands(rows: int) -> bytes:
+    """The data of a BAND chunk, for so many rows of latents in a band."""
+    return _BANDS.pack(rows)
+
+
+def bands(header: Header, rows: int | None) -> list[slice]:
+    """The rows of latents of each band of a frame; ``rows`` are those of a BAND chunk, if any."""
+    height = header.latents[1]
+    rows = rows or height
+    return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
+
+
 def pack_prompt(prompt: str) -> bytes:
     """The data of a pRMT chunk; ValueError where it is too long."""
     data = prompt.encode("utf-8", "replace")
@@ -308,14 +381,6 @@ def chunk_size(length: int) -> int:
     return len(_varint(length)) + _TYPE_BYTES + length + _CRC_BYTES
 
 
-def largest_data(budget: int) -> int:
-    """The most bytes of data in a chunk of at most ``budget`` bytes; -1 where not even 0 fit."""
-    budget = min(budget, chunk_size(_MAX_LENGTH))
-    # A longer length takes a longer varint, hence one try per length of the varint.
-    tries = (budget - n - _TYPE_BYTES - _CRC_BYTES for n in range(1, 6))
-    return max((n for n in tries if n >= 0 and chunk_size(n) <= budget), default=-1)
-
-
 def write(chunks: Sequence[Chunk]) -> bytes:
     """The file made of these chunks, in this order; ValueError where a rule forbids it."""
     rules: _Rules | None = None
@@ -327,6 +392,8 @@ def write(chunks: Sequence[Chunk]) -> bytes:
                 raise ValueError(msg)
             rules = _Rules(Header.parse(chunk.data))
         if complaint := rules.complaint(chunk.type, len(chunk.data)):
+            raise ValueError(complaint)
+        if chunk.type == BANDS and (complaint := rules.cut(chunk.data)):
             raise ValueError(complaint)
         body = chunk.type + chunk.data
         parts += [_varint(len(chunk.data)), body, zlib.crc32(body).to_bytes(_CRC_BYTES, "big")]
@@ -348,7 +415,8 @@ class Reader:
     The constructor reads and checks signature and header. Iterating yields every chunk's Entry in
     order, the header's included, as soon as the rules allow it to stand there, before it is known
     whether the chunk is complete. Iterating to the end checks that a sound DONE and nothing else
-    ends the file. ``data`` reads one chunk and checks its CRC.
+    ends the file. ``data`` reads one chunk and checks its CRC. ``bands`` are the rows of latents of
+    each band of a frame, known once a chunk of latents has been met.
     """
 
     def __init__(self, fp: IO[bytes]) -> None:
@@ -367,6 +435,7 @@ class Reader:
             msg = f"damaged SDZ file: {self._head} has {self._head.length} bytes"
             raise OSError(msg)
         self.header = Header.parse(self.data(self._head))
+        self.bands = bands(self.header, None)
 
     def __iter__(self) -> Iterator[Entry]:
         rules = _Rules(self.header)
@@ -375,6 +444,12 @@ class Reader:
             if complaint := rules.complaint(entry.type, entry.length):
                 msg = f"damaged SDZ file: {entry}: {complaint}"
                 raise OSError(msg)
+            if entry.type == BANDS:
+                rows = self.data(entry)
+                if complaint := rules.cut(rows):
+                    msg = f"damaged SDZ file: {entry}: {complaint}"
+                    raise OSError(msg)
+                self.bands = rules.bands
             yield entry
             self._check_complete(entry)
             if rules.done:
@@ -439,10 +514,25 @@ class _Rules:
     def __init__(self, header: Header) -> None:
         self._header = header
         self._seen: set[bytes] = set()
-        self._latents = 0  # of the frames so far, and their alpha channels
+        self.bands = bands(header, None)
+        self._coded = 0  # LATN and DIFF so far, of all frames
+        self._changes = [0]  # of every band, how many DIFF in a row
         self._alphas = 0
         self._others = 0
         self.done = False
+
+    def cut(self, data: bytes) -> str | None:
+        """Cut the frames as a BAND chunk says; what is wrong with it, or None."""
+        height = self._header.latents[1]
+        if len(data) != _BANDS.size:
+            return f"BAND has {len(data)} bytes"
+        (rows,) = _BANDS.unpack(data)
+        # Even, since hyperlatents stand for pairs; and a file has only one form.
+        if rows % 2 or not 0 < rows < height:
+            return f"bands of {rows} rows of {height}"
+        self.bands = bands(self._header, rows)
+        self._changes = [0] * len(self.bands)
+        return None
 
     def complaint(self, type: bytes, length: int) -> str | None:
         """What is wrong with this chunk as the next one, or None."""
@@ -458,49 +548,66 @@ class _Rules:
             return complaint
         if length > (limit := self._limit(type)):
             return f"{name} has {length} bytes, more than the limit of {limit}"
-        if type not in FRAME:
+        if type in CODED:
+            band = self._coded % len(self.bands)
+            self._changes[band] = self._changes[band] + 1 if type == CHANGES else 0
+            self._coded += 1
+        elif type == ALPHA:
+            self._alphas += 1
+        else:
             if self._others == MAX_CHUNKS:
                 return f"more than {MAX_CHUNKS} chunks"
             self._others += 1
-        self._seen.add(type)
-        self._latents += type == LATENTS
-        self._alphas += type == ALPHA
+            self._seen.add(type)
         self.done = type == DONE
         return None
 
     def _misplaced(self, type: bytes, name: str) -> str | None:
         """Why a chunk of this known type may not stand here."""
-        mode, frames = self._header.mode, self._header.frames
-        lacks_alpha = self._header.has_alpha and self._alphas < self._latents
+        mode = self._header.mode
+        frame, band = divmod(self._coded, len(self.bands))  # of the next latents
+        lacks_alpha = self._header.has_alpha and self._alphas < frame
         if type == ALPHA:
             if not self._header.has_alpha:
                 return f"ALPH in a file of mode {mode}"
-            if not self._latents:
+            if band or not frame:
                 return "ALPH before LATN"
             return None if lacks_alpha else "second ALPH"
-        if type in (LATENTS, DONE) and lacks_alpha:
-            return f"{name} where ALPH is missing, in a file of mode {mode}"
-        if type == LATENTS:
-            return "more LATN than frames" if self._latents == frames else None
-        if type == DONE:
-            if self._latents < frames:
-                return f"DONE after {self._latents} LATN of {frames}"
-            return None
+        if type in CODED or type == DONE:
+            if lacks_alpha:
+                return f"{name} where ALPH is missing, in a file of mode {mode}"
+            return self._miscounted(type, name, frame, band)
         if type in self._seen:
             return f"second {name}"
-        if self._latents:
+        if self._coded:
             return f"{name} after LATN"
+        return None
+
+    def _miscounted(self, type: bytes, name: str, frame: int, band: int) -> str | None:
+        """Why there may be no more latents, or none of this kind, or must be more."""
+        frames = self._header.frames
+        if type == DONE:
+            expected = frames * len(self.bands)
+            return None if frame == frames else f"DONE after {self._coded} LATN of {expected}"
+        if frame == frames:
+            return "more LATN than frames"
+        if type == CHANGES and not frame:
+            return f"{name} in the first frame"
+        if type == CHANGES and self._changes[band] == MAX_CHANGES:
+            return f"more than {MAX_CHANGES} {name} in a row"
         return None
 
     def _limit(self, type: bytes) -> int:
         width, height = self._header.size
-        channels, rows, columns = self._header.latents
+        channels, _, columns = self._header.latents
         if type == DONE:
             return 0
         if type == PROMPT:
             return MAX_PROMPT
-        if type == LATENTS:
-            return min(MAX_BYTES_PER_LATENT * channels * rows * columns + SLACK, _MAX_LENGTH)
+        if type in CODED:
+            band = self.bands[self._coded % len(self.bands)]
+            latents: int = channels * (band.stop - band.start) * columns
+            return min(MAX_BYTES_PER_LATENT * latents + SLACK, _MAX_LENGTH)
         if type == ALPHA:
             return min(MAX_BYTES_PER_ALPHA * width * height + SLACK, _MAX_LENGTH)
         return MAX_METADATA

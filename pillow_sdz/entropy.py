@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-Ints = NDArray[np.int64]
+Ints = NDArray[np.signedinteger[Any]]
 Floats = NDArray[np.float64]
 
 MEAN_UNITS = 8  # means are predicted in eighths of a quantisation step
@@ -41,8 +41,8 @@ class Tables:
     """The frequency tables: table t codes residuals -reach[t]..reach[t] and an escape."""
 
     def __init__(self, frequencies: NDArray[np.uint16], reach: NDArray[np.uint16]) -> None:
-        self.reach = reach.astype(np.int64)
-        ends = np.cumsum(2 * self.reach + 2)
+        self.reach: Ints = reach.astype(np.int32)
+        ends: Ints = np.cumsum(2 * self.reach + 2)
         if len(reach) != (PHASED_SCALES * PHASES + SCALES - PHASED_SCALES) or ends[-1] != len(
             frequencies
         ):
@@ -71,7 +71,7 @@ class Tables:
         arrays = load_file(TABLES_FILE)
         return cls(arrays["frequencies"], arrays["reach"])
 
-    def entries(self, residual: Ints, table: Ints) -> Ints:
+    def entries(self, residual: Ints, table: NDArray[np.uint16]) -> Ints:
         """Where residuals stand in their tables; 2 reach + 1 is the escape."""
         reach = self.reach[table]
         return np.where(np.abs(residual) > reach, 2 * reach + 1, residual + reach)
@@ -91,16 +91,17 @@ class Tables:
 class Prediction(NamedTuple):
     """Where a symbol's distribution lies: its table, its centre and whether it is mirrored."""
 
-    table: Ints
+    table: NDArray[np.uint16]
     centre: Ints
     mirror: Ints  # +1 or -1
 
     @classmethod
     def of(cls, mean: Ints, scale: Ints) -> Prediction:
         """From means in eighths and scale indices of any range."""
-        scale = np.clip(scale, 0, SCALES - 1)
+        # All that follows fits into 32 bits; stages of millions of symbols take a lot of memory.
+        scale = np.clip(scale, 0, SCALES - 1).astype(np.int32, copy=False)
         limit = SYMBOL_LIMIT * MEAN_UNITS
-        mean = np.clip(mean, -limit, limit)
+        mean = np.clip(mean, -limit, limit).astype(np.int32, copy=False)
         centre = (mean + MEAN_UNITS // 2) >> 3
         fraction = mean - centre * MEAN_UNITS
         table = np.where(
@@ -108,14 +109,14 @@ class Prediction(NamedTuple):
             scale * PHASES + np.abs(fraction),
             scale + PHASED_SCALES * (PHASES - 1),
         )
-        return cls(table, centre, np.where(fraction < 0, -1, 1))
+        mirror = np.where(fraction < 0, np.int8(-1), np.int8(1))
+        return cls(table.astype(np.uint16), centre, mirror)
 
 
-def _runs(table: Ints) -> tuple[Ints, list[tuple[int, slice]]]:
+def _runs(table: NDArray[np.uint16]) -> tuple[Ints, list[tuple[int, slice]]]:
     """The places sorted by their table, and each table in use with its part of them."""
-    narrow = table.astype(np.uint16)  # numpy sorts 16-bit integers by radix
-    order = np.argsort(narrow, kind="stable")
-    in_order = narrow[order]
+    order = np.argsort(table, kind="stable")  # by radix, of 16-bit integers
+    in_order = table[order]
     bounds = [0, *(np.flatnonzero(np.diff(in_order)) + 1), len(in_order)]
     runs = [
         (int(in_order[start]), slice(start, stop))
@@ -202,17 +203,17 @@ class SymbolDecoder:
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
         prediction = Prediction.of(mean, scale)
         order, runs = _runs(prediction.table)
-        in_order = np.empty(len(order), np.int64)
+        in_order = np.empty(len(order), np.int32)
         try:
             for table, run in runs:
                 model = self._tables.models[table]
                 part = self._decoder.decode(model, run.stop - run.start)
                 self._again.encode(part, model)
                 in_order[run] = part
-            entry = np.empty(len(order), np.int64)
+            entry = np.empty_like(in_order)
             entry[order] = in_order
             reach = self._tables.reach[prediction.table]
-            residual = entry - reach
+            residual: Ints = entry - reach
             for at in np.flatnonzero(entry == 2 * reach + 1):
                 bits = int(self.uniform(1, 32)[0])
                 if bits > MAX_ESCAPE_BITS:

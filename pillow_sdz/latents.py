@@ -10,7 +10,7 @@ import json
 import operator
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -160,19 +160,22 @@ def save_latents(
         len(frames),
     )
     head = Chunk(container.HEAD, header.pack())
-    payloads = [
-        codec.encode_latents(
+    coded = [
+        chunk
+        for frame in frames
+        for chunk in codec.encode_bands(
             frame.transpose(1, 2, 0),
             model=spec,
             coding=coding,
             quantisation=quantisation,
             effort=effort,
         )
-        for frame in frames
     ]
-    if complaint := _too_much_work(header, payloads):
+    rows = codec.band_rows(spec, *header.latents[1:])
+    if rows is not None:
+        about.append(Chunk(container.BANDS, container.pack_bands(rows)))
+    if complaint := _too_much_work(header, coded):
         raise ValueError(complaint)
-    coded = [Chunk(container.LATENTS, payload) for payload in payloads]
     data = container.write([head, *about, *coded, Chunk(container.DONE, b"")])
     if isinstance(fp, (str, os.PathLike)):
         with replacing(Path(fp)) as file:
@@ -200,26 +203,28 @@ def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
         raise OSError(msg)
     spec = _spec(header)
 
-    payloads = []
+    coded: dict[container.Entry, Chunk] = {}
     info: dict[str, Any] = {}
     for entry in reader:
         data = reader.data(entry)
-        if entry.type == container.LATENTS:
-            payloads.append(data)
+        if entry.type in container.CODED:
+            coded[entry] = Chunk(entry.type, data)
         else:
             info |= _info(entry.type, data, header.size)
-    if complaint := _too_much_work(header, payloads):
+    if complaint := _too_much_work(header, coded.values()):
         raise OSError(complaint)
+    found = codec.Frames(
+        header,
+        spec,
+        reader.bands,
+        container.frames(coded, len(reader.bands)),
+        lambda entry: coded[entry].data,
+    )
     frames = [
-        codec.decode_stored(
-            payload,
-            model=spec,
-            shape=(shape[0], shape[1]),
-            coding=header.coding,
-            quantisation=header.quantisation,
-        ).transpose(2, 0, 1)
-        for payload in payloads
+        np.concatenate([found.decode_stored(n, band) for band in range(len(reader.bands))])
+        for n in range(header.frames)
     ]
+    frames = [frame.transpose(2, 0, 1) for frame in frames]
     stored: Array = np.stack(frames) if len(frames) > 1 else frames[0]
     latents: Array = codec.as_pipelines_have(stored, spec, header.coding, header.quantisation)
     unscaled = False
@@ -396,12 +401,12 @@ def _check_scaling_is_known(spec: models.ModelSpec) -> None:
         raise ValueError(msg)
 
 
-def _too_much_work(header: Header, payloads: list[bytes]) -> str | None:
+def _too_much_work(header: Header, coded: Iterable[Chunk]) -> str | None:
     """What is wrong where so few bytes would take so long to decode."""
     if header.model == models.MINI.name:  # coded without waves
         return None
     channels, height, width = header.latents
-    size = sum(len(payload) for payload in payloads)
+    size = sum(len(chunk.data) for chunk in coded)
     if not adaptive.is_too_much_work(height, width, channels, header.frames, size):
         return None
     return f"{header.frames} frames of latents {header.latents} in {size} bytes are too many"

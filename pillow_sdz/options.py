@@ -59,7 +59,16 @@ Both must share their latent space, as sd1 and taesd do. Its weights need not be
 asked of every file, those of embedded models included: one of another latent space is an OSError.
 """
 
+MEMORY_BUDGET: int = 200_000_000
+"""Bytes that `mini` may take to encode or decode, besides the picture itself; 64 MB at least.
+
+It decides how large a part of a picture the networks compute at once: smaller parts take a little
+more time, and the pixels are the same to a grey level. Networks of other models, and effort above
+4, take more.
+"""
+
 DTYPES = ("float32", "float16", "bfloat16")
+SMALLEST_BUDGET = 64_000_000  # what the smallest tiles take (models.embedded.tile_side)
 MAX_STEPS = 1000  # as many as there are in the schedules of Stable Diffusion
 
 _WORDS = {"1": True, "true": True, "yes": True, "on": True}
@@ -85,6 +94,10 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "DENOISE_STEPS": (
         f"a whole number from 1 to {MAX_STEPS}, or None",
         lambda v: v is None or _is_integer(v, 1, MAX_STEPS),
+    ),
+    "MEMORY_BUDGET": (
+        f"a number of bytes, at least {SMALLEST_BUDGET}",
+        lambda v: _is_integer(v, SMALLEST_BUDGET, 1 << 62),
     ),
     "DECODER": ("the name of a model, or None", lambda v: v is None or isinstance(v, str)),
 }
@@ -148,6 +161,7 @@ def _parse(name: str, text: str) -> Any:
     number: type[int] | type[float] | None = {
         "DENOISE": float,
         "DENOISE_STEPS": int,
+        "MEMORY_BUDGET": int,
     }.get(name)
     try:
         return number(word) if number else text.strip()

@@ -8,12 +8,13 @@ BLAS, on any machine, with any threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import changes
 from .entropy import SYMBOL_LIMIT, Coder, Ints
 
 ACTIVATION_LIMIT = (1 << 12) - 1  # wider ones save under 0.1 % (training.export), and cost time
@@ -82,16 +83,30 @@ def rectified(x: Ints) -> NDArray[np.float32]:
     return np.clip(x, 0, ACTIVATION_LIMIT).astype(np.float32)
 
 
+def _limited(x: Ints) -> NDArray[np.float32]:
+    return np.clip(x, -ACTIVATION_LIMIT, ACTIVATION_LIMIT).astype(np.float32)
+
+
+def _in_32_bits(x: Ints) -> NDArray[np.int32]:
+    """Means and scales, whose own limits are narrower."""
+    return np.clip(x, -(1 << 31), (1 << 31) - 1).astype(np.int32)
+
+
 def _blocks(count: int) -> Iterator[slice]:
     """Slices of at most BLOCK places: memory stays bounded however large the picture."""
     for start in range(0, count, BLOCK):
-        yield slice(start, start + BLOCK)
+        yield slice(start, min(start + BLOCK, count))
 
 
 def _neighbours(
-    volume: NDArray[Any], rows: Ints, columns: Ints, taps: list[tuple[int, int]], layer: Affine
-) -> Ints:
-    """A layer applied to the values around places of a volume (h, w, C); zeros outside of it."""
+    volume: NDArray[Any],
+    rows: Ints,
+    columns: Ints,
+    taps: list[tuple[int, int]],
+    layer: Affine,
+    activation: Callable[[Ints], NDArray[np.float32]],
+) -> NDArray[np.float32]:
+    """A layer of the values around places of a volume (h, w, C), zeros outside; (n, outputs)."""
     reach = max(abs(dy) for dy, _ in taps)
     kind = layer.exact_type(_largest(volume))
     border = ((reach, reach), (reach, reach), (0, 0))
@@ -100,11 +115,11 @@ def _neighbours(
     flat = padded.reshape(-1, padded.shape[2])
     places = (rows + reach) * width + columns + reach
     offsets = np.array([dy * width + dx for dy, dx in taps])
-    out = []
+    out = np.empty((len(rows), layer.outputs), np.float32)
     for block in _blocks(len(rows)):
         around = flat[places[block, None] + offsets]
-        out.append(layer(around.reshape(len(around), -1)))
-    return np.concatenate(out)
+        out[block] = activation(layer(around.reshape(len(around), -1)))
+    return out
 
 
 SQUARE = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
@@ -119,6 +134,13 @@ PARITIES = [(0, 0), (0, 1), (1, 0), (1, 1)]
 def quadrant(down: int, right: int) -> list[tuple[int, int]]:
     """Of a 3x3 square at half the resolution, the 2x2 places nearest to one of the four."""
     return [(dy, dx) for dy in (down - 1, down) for dx in (right - 1, right)]
+
+
+class Coded(NamedTuple):
+    """The integers of latents: symbols (h, w, C), and hyperlatents (ceil(h/2), ceil(w/2), Z)."""
+
+    symbols: Ints
+    hyper: Ints
 
 
 class HyperPrior:
@@ -148,56 +170,76 @@ class HyperPrior:
         """Shape of the hyperlatents of latents (height, width)."""
         return (height + 1) // 2, (width + 1) // 2, self.hyper_channels
 
-    def _features_of(self, hyper: Ints) -> NDArray[np.float32]:
-        """Hyperlatents (hz, wz, Z) to features (2 hz, 2 wz, F)."""
+    def _features_of(self, hyper: Ints, rows: Ints, columns: Ints) -> NDArray[np.float32]:
+        """Hyperlatents (hz, wz, Z) to features (n, F) of some places of the latents."""
         height, width, _ = hyper.shape
-        rows, columns = (a.ravel() for a in np.indices((height, width)))
+        all_rows, all_columns = (a.ravel() for a in np.indices((height, width)))
         up = np.empty((2 * height, 2 * width, self._up[0].outputs), np.float32)
         for (down, right), layer in zip(PARITIES, self._up, strict=True):
-            part = _neighbours(hyper, rows, columns, quadrant(down, right), layer)
-            up[down::2, right::2] = rectified(part).reshape(height, width, -1)
-        rows, columns = (a.ravel() for a in np.indices(up.shape[:2]))
-        features = rectified(_neighbours(up, rows, columns, SQUARE, self._features))
-        return features.reshape(2 * height, 2 * width, -1)
+            part = _neighbours(
+                hyper, all_rows, all_columns, quadrant(down, right), layer, rectified
+            )
+            up[down::2, right::2] = part.reshape(height, width, -1)
+        return _neighbours(up, rows, columns, SQUARE, self._features, rectified)
 
-    def code(self, coder: Coder, height: int, width: int, quality: int) -> Ints:
-        """Code the hyperlatents and the latents; the latents (height, width, C) come back.
+    def code(
+        self,
+        coder: Coder,
+        height: int,
+        width: int,
+        quality: int,
+        before: Coded | None = None,
+    ) -> Coded:
+        """Code the hyperlatents and the latents (height, width, C), which come back.
 
-        ``quality`` is the header's, in hundredths.
+        ``quality`` is the header's, in hundredths.  With ``before``, those of the same place in
+        the frame before, first what changes is coded, and the rest stays as it was there.
         """
         hyper_shape = self.hyper_shape(height, width)
-        hyper_scale = (self._hyper_scale[0] + self._hyper_scale[1] * quality) >> 16
-        count = hyper_shape[0] * hyper_shape[1]
-        scales = np.broadcast_to(hyper_scale, (count, len(hyper_scale))).ravel()
-        everywhere = (slice(None), slice(None), slice(None))
-        hyper = coder.code("hyper", everywhere, np.zeros(len(scales), np.int64), scales)
-        features = self._features_of(hyper.reshape(hyper_shape))
+        if before is None:
+            changed = np.ones(hyper_shape[:2], bool)
+            symbols = np.zeros((height, width, self.channels), np.int32)
+            hyper = np.zeros(hyper_shape, np.int32)
+        else:
+            changed = changes.code(coder, *hyper_shape[:2])
+            symbols, hyper = before.symbols.copy(), before.hyper.copy()
+            if not changed.any():
+                return before
 
-        symbols = np.zeros((height, width, self.channels), np.int64)
+        hyper_scale = (self._hyper_scale[0] + self._hyper_scale[1] * quality) >> 16
+        rows, columns = np.nonzero(changed)
+        scales = np.broadcast_to(hyper_scale, (len(rows), len(hyper_scale))).ravel()
+        index: tuple[Any, ...] = (rows, columns, slice(None))
+        found = coder.code("hyper", index, np.zeros(len(scales), np.int32), scales)
+        hyper[index] = found.reshape(len(rows), -1)
+
         parity = np.indices((height, width)).sum(0) % 2
-        for second in (False, True):
-            rows, columns = np.nonzero(parity == (0 if second else 1))
-            if not len(rows):  # a single latent has no first pass
-                continue
+        inside = changed.repeat(2, 0).repeat(2, 1)[:height, :width]
+        # What the first pass codes, then the second: of one latent there is no first.
+        passes = [np.nonzero(inside & (parity == first)) for first in (1, 0)]
+        features = self._features_of(hyper, *(np.concatenate(a) for a in zip(*passes, strict=True)))
+        start = 0
+        for second, (rows, columns) in enumerate(passes):
+            here = features[start : start + len(rows)]
+            start += len(rows)
             context = np.zeros((len(rows), self._context.outputs), np.float32)
             if second:
-                around = _neighbours(symbols, rows, columns, CHECKERBOARD, self._context)
-                context += np.clip(around, -ACTIVATION_LIMIT, ACTIVATION_LIMIT).astype(np.float32)
-            here = features[rows, columns]
-            coded = np.zeros((len(rows), self.channels), np.float32)  # exact: below 2 ** 19
-            before = 0
+                context = _neighbours(symbols, rows, columns, CHECKERBOARD, self._context, _limited)
+            rate = np.full((1, 1), quality, np.float32)  # one row for all places
+            coded = np.empty((len(rows), self.channels), np.float32)  # exact: below 2 ** 19
+            before_group = 0
             for group, hidden, output in zip(self._groups, self._hidden, self._output, strict=True):
-                parameters = []
-                rate = np.full((1, 1), quality, np.float32)  # one row for all places
+                mean = np.empty((len(rows), group), np.int32)
+                scale = np.empty((len(rows), group), np.int32)
                 for block in _blocks(len(rows)):
                     known = [here[block], context[block], rate]
-                    if before:
-                        known.append(coded[block, :before])
-                    parameters.append(output(rectified(hidden(*known))))
-                mean, scale = np.split(np.concatenate(parameters), 2, axis=1)
-                index = (rows, columns, slice(before, before + group))
-                chosen = coder.code("latents", index, mean.ravel(), scale.ravel())
-                symbols[index] = chosen.reshape(len(rows), group)
-                coded[:, before : before + group] = symbols[index]
-                before += group
-        return symbols
+                    if before_group:
+                        known.append(coded[block, :before_group])
+                    parameters = output(rectified(hidden(*known)))
+                    mean[block], scale[block] = np.split(_in_32_bits(parameters), 2, axis=1)
+                group_index = (rows, columns, slice(before_group, before_group + group))
+                chosen = coder.code("latents", group_index, mean.ravel(), scale.ravel())
+                symbols[group_index] = chosen.reshape(len(rows), group)
+                coded[:, before_group : before_group + group] = symbols[group_index]
+                before_group += group
+        return Coded(symbols, hyper)

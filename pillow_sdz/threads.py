@@ -24,6 +24,12 @@ def _openblas() -> Any:
     return ThreadpoolController().select(internal_api="openblas")
 
 
+@functools.cache
+def _is_of_each_thread() -> bool:
+    """Whether the number of threads is not the process's: where they are OpenMP's."""
+    return any(library.get("threading_layer") == "openmp" for library in _openblas().info())
+
+
 class _Limit:
     """How many threads are limited now, and the limiter that knows what was before the first."""
 
@@ -57,10 +63,9 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Limit the calling thread, and with some builds of OpenBLAS the others too.
+    """Limit the calling thread, and with most builds of OpenBLAS the others too.
 
-    Of builds whose number is the process's, the first thread to leave sets all free again:
-    so nothing stays limited, in whatever order threads come and go.
+    Nothing stays limited, in whatever order threads come and go.
     """
     limit = _limit
     with limit.lock:
@@ -73,4 +78,7 @@ def one_blas_thread() -> Iterator[None]:
     finally:
         with limit.lock:
             limit.users -= 1
-            limit.before.restore_original_limits()
+            # Where the number is the process's, not before the last thread leaves: with 16 threads
+            # at once each picture took up to three times as long (python -m benchmarks.many).
+            if not limit.users or _is_of_each_thread():
+                limit.before.restore_original_limits()

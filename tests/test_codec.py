@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pillow_sdz import codec, demo, fidelity, models, options
+from pillow_sdz import codec, container, demo, fidelity, models, options
+from pillow_sdz.container import Header
 from pillow_sdz.entropy import SymbolDecoder, Tables
 from pillow_sdz.models import embedded
 from pillow_sdz.models.tiles import Sides
@@ -38,9 +39,28 @@ def psnr(original: Image.Image, distorted: Image.Image) -> float:
 def symbols_of(payload: bytes, size: tuple[int, int], quality: int) -> np.ndarray:
     decoder = SymbolDecoder(Tables.shipped(), payload)
     rows, columns = -(-size[1] // 16), -(-size[0] // 16)
-    symbols = models.load(MINI).prior.code(decoder, rows, columns, quality)
+    symbols = models.load(MINI).prior.code(decoder, rows, columns, quality).symbols
     decoder.finish()
     return symbols
+
+
+def decoded_from(
+    payload: bytes, size: tuple[int, int], quality: int, decoder: models.ModelSpec = MINI
+) -> Image.Image:
+    """The picture in a payload of one band."""
+    header = Header("RGB", size, MINI.name, MINI.digest, MINI.channels, MINI.factor, quality)
+    entry = container.Entry(container.LATENTS, 0, 0, len(payload))
+    frames = codec.Frames(
+        header,
+        MINI,
+        container.bands(header, None),
+        [container.Frame([entry], [])],
+        lambda _: payload,
+    )
+    picture = Image.new("RGB", size)
+    for place, pixels in codec.decode(frames.frame(0), decoder=decoder, box=(0, 0, *size)):
+        picture.paste(Image.fromarray(pixels), place)
+    return picture
 
 
 def test_registry_names_the_weights_that_ship() -> None:
@@ -54,9 +74,7 @@ def test_registry_names_the_weights_that_ship() -> None:
 def test_fidelity(real_photo: Image.Image, quality: int) -> None:
     """Well above what a broken stage would leave: 20 dB is a blur of the photo."""
     encoded = codec.encode(real_photo, model=MINI, quality=quality)
-    decoded = codec.decode(
-        encoded.payload, model=MINI, size=real_photo.size, quantisation=encoded.quantisation
-    )
+    decoded = decoded_from(encoded.chunks[0].data, real_photo.size, encoded.quantisation)
     assert decoded.size == real_photo.size
     assert psnr(real_photo, decoded) > 20 + quality / 10
 
@@ -65,10 +83,8 @@ def test_quality_is_monotone(real_photo: Image.Image) -> None:
     sizes, fidelities = [], []
     for quality in range(1, 101, 9):
         encoded = codec.encode(real_photo, model=MINI, quality=quality)
-        decoded = codec.decode(
-            encoded.payload, model=MINI, size=real_photo.size, quantisation=encoded.quantisation
-        )
-        sizes.append(len(encoded.payload))
+        decoded = decoded_from(encoded.chunks[0].data, real_photo.size, encoded.quantisation)
+        sizes.append(encoded.size)
         fidelities.append(psnr(real_photo, decoded))
     assert sizes == sorted(set(sizes))
     assert fidelities == sorted(fidelities)
@@ -76,11 +92,11 @@ def test_quality_is_monotone(real_photo: Image.Image) -> None:
 
 @pytest.mark.parametrize("limit", [600, 1500, 3001])
 def test_largest_payload_that_fits(real_photo: Image.Image, limit: int) -> None:
-    fitted = codec.encode(real_photo, model=MINI, max_payload=limit)
-    assert len(fitted.payload) <= limit
+    fitted = codec.encode(real_photo, model=MINI, max_size=limit)
+    assert fitted.size <= limit
     # A tenth of a quality step more does not fit.
     more = codec.encode(real_photo, model=MINI, quality=(fitted.quantisation + 10) / 100)
-    assert len(more.payload) > limit
+    assert more.size > limit
 
 
 def test_target_needs_the_network_once(
@@ -94,7 +110,7 @@ def test_target_needs_the_network_once(
         return original(self, x, sides)
 
     monkeypatch.setattr(embedded.Encoder, "forward", counted)
-    codec.encode(real_photo, model=MINI, max_payload=2000)
+    codec.encode(real_photo, model=MINI, max_size=2000)
     assert len(calls) == 1
 
 
@@ -116,26 +132,24 @@ def test_a_target_chooses_the_prior_once(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(models, "load", lambda _: Strange())
     monkeypatch.setattr(codec, "_best_prior", counted)
     strange = models.ModelSpec("strange", 4, 8, models.NOT_NAMED, latent_space="strange")
-    fitted = codec.encode(Image.new("RGB", (64, 64)), model=strange, max_payload=80)
-    assert 60 < len(fitted.payload) <= 80
+    fitted = codec.encode(Image.new("RGB", (64, 64)), model=strange, max_size=80)
+    assert 60 < fitted.size <= 80
     assert len(calls) == 1
 
 
 def test_nothing_fits(real_photo: Image.Image) -> None:
-    smallest = len(codec.encode(real_photo, model=MINI, quality=1).payload)
+    smallest = codec.encode(real_photo, model=MINI, quality=1).size
     with pytest.raises(codec.DoesNotFit) as caught:
-        codec.encode(real_photo, model=MINI, max_payload=smallest - 1)
+        codec.encode(real_photo, model=MINI, max_size=smallest - 1)
     assert caught.value.smallest == smallest
-    assert len(codec.encode(real_photo, model=MINI, max_payload=smallest).payload) == smallest
+    assert codec.encode(real_photo, model=MINI, max_size=smallest).size == smallest
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (16, 16), (17, 1), (33, 31), (48, 16)])
 def test_any_size(real_photo: Image.Image, size: tuple[int, int]) -> None:
     image = real_photo.resize(size)
     encoded = codec.encode(image, model=MINI, quality=90)
-    decoded = codec.decode(
-        encoded.payload, model=MINI, size=size, quantisation=encoded.quantisation
-    )
+    decoded = decoded_from(encoded.chunks[0].data, size, encoded.quantisation)
     assert decoded.size == size
     assert psnr(image, decoded) > 22
 
@@ -147,7 +161,7 @@ def test_tiles_have_no_seam(real_photo: Image.Image, monkeypatch: pytest.MonkeyP
     network = models.load(MINI)
     whole = network.encode(pixels)
     picture = network.decode(whole, 5000)
-    monkeypatch.setattr(embedded, "TILE", 2 * embedded.DECODER_MARGIN)
+    monkeypatch.setattr(embedded, "LARGEST_TILE", 2 * embedded.DECODER_MARGIN)
     np.testing.assert_allclose(network.encode(pixels), whole, rtol=0, atol=1e-4)
     tiled = network.decode(whole, 5000)
     # Sums in another order differ by roundings only.
@@ -183,7 +197,7 @@ from pillow_sdz.entropy import SymbolDecoder, Tables
 torch.set_num_threads(int(sys.argv[1]))
 payload = sys.stdin.buffer.read()
 decoder = SymbolDecoder(Tables.shipped(), payload)
-symbols = models.load(models.MINI).prior.code(decoder, 12, 17, 5000)
+symbols = models.load(models.MINI).prior.code(decoder, 12, 17, 5000).symbols
 print(hashlib.sha256(symbols.astype(">i4").tobytes()).hexdigest())
 """
 
@@ -191,7 +205,7 @@ print(hashlib.sha256(symbols.astype(">i4").tobytes()).hexdigest())
 def test_same_integers_with_any_number_of_threads(
     real_photo: Image.Image, environment: dict[str, str]
 ) -> None:
-    payload = codec.encode(real_photo, model=MINI, quality=50).payload
+    payload = codec.encode(real_photo, model=MINI, quality=50).chunks[0].data
     expected = symbols_of(payload, real_photo.size, 5000)
     digests = set()
     for threads in ("1", "2", "7"):
@@ -212,9 +226,7 @@ def test_threads_share_the_model(real_photo: Image.Image) -> None:
     encoded = codec.encode(real_photo, model=MINI, quality=30)
 
     def decode(_: int) -> bytes:
-        return codec.decode(
-            encoded.payload, model=MINI, size=real_photo.size, quantisation=encoded.quantisation
-        ).tobytes()
+        return decoded_from(encoded.chunks[0].data, real_photo.size, encoded.quantisation).tobytes()
 
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(decode, range(8)))) == 1
@@ -229,9 +241,7 @@ def test_decodes_in_a_forked_child(real_photo: Image.Image, tmp_path: Path) -> N
     child = os.fork()
     if not child:
         try:
-            picture = codec.decode(
-                encoded.payload, model=MINI, size=real_photo.size, quantisation=encoded.quantisation
-            )
+            picture = decoded_from(encoded.chunks[0].data, real_photo.size, encoded.quantisation)
             (tmp_path / "size").write_text(str(picture.size))
         finally:
             os._exit(0)
@@ -244,15 +254,15 @@ def test_any_payload_decodes_or_is_an_oserror(real_photo: Image.Image, length: i
     """Behind valid framing: damaged words may be some other picture's, but nothing else."""
     payload = np.random.default_rng(length).integers(1, 256, length, np.uint8).tobytes()
     with contextlib.suppress(OSError):
-        decoded = codec.decode(payload, model=MINI, size=real_photo.size, quantisation=5000)
+        decoded = decoded_from(payload, real_photo.size, 5000)
         assert decoded.size == real_photo.size
 
 
 def test_words_left_over_are_an_error(real_photo: Image.Image) -> None:
     encoded = codec.encode(real_photo, model=MINI, quality=20)
-    payload = encoded.payload + bytes(range(1, 200))
-    with pytest.raises(OSError, match="LATN: the words do not end"):
-        codec.decode(payload, model=MINI, size=real_photo.size, quantisation=encoded.quantisation)
+    payload = encoded.chunks[0].data + bytes(range(1, 200))
+    with pytest.raises(OSError, match="LATN at byte .*: the words do not end"):
+        decoded_from(payload, real_photo.size, encoded.quantisation)
 
 
 def test_layers_that_may_not_be_exact_are_refused() -> None:

@@ -86,14 +86,6 @@ def test_length_is_the_shortest_varint(length: int) -> None:
     assert len(written) == container.size(chunks)
 
 
-@pytest.mark.parametrize("budget", [*range(300), 16390, 16391, 16392, 16393, 16394, 2_097_162])
-def test_largest_data_fits_and_one_more_byte_does_not(budget: int) -> None:
-    length = container.largest_data(budget)
-    assert length >= 0 or budget < container.chunk_size(0)
-    assert length < 0 or container.chunk_size(length) <= budget
-    assert container.chunk_size(length + 1) > budget
-
-
 @pytest.mark.parametrize(
     ("length", "complaint"),
     [

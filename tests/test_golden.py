@@ -124,7 +124,7 @@ def symbols_of(chunk: bytes, header: Header) -> Ints:
     _, rows, columns = header.latents
     symbols = models.load(models.spec(header.model)).prior.code(
         decoder, rows, columns, header.quantisation
-    )
+    ).symbols
     decoder.finish()
     return symbols
 

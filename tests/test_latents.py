@@ -515,7 +515,7 @@ def test_channels_are_limited_for_writers() -> None:
 def test_time_is_limited_by_the_bytes_of_a_file(
     change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(codec, "decode_stored", None)  # no work is begun
+    monkeypatch.setattr(codec, "_decode_latents", None)  # no work is begun
     data = replaced(saved(latents(4, 1, 1)).getvalue(), container.LATENTS, b"\0")
     header = {"model": "strange-1", "factor": 1, "quantisation": 300, **change}
     with pytest.raises(OSError, match=r"frames of latents .* in \d+ bytes are too many"):

@@ -271,7 +271,7 @@ def test_parser_knows_the_size_early(photo: Image.Image) -> None:
     parser.feed(data[:60])
     assert parser.image is not None
     assert parser.image.size == photo.size
-    with pytest.raises(OSError, match="incomplete"):
+    with pytest.raises(OSError, match="truncated"):
         parser.close()
 
 
@@ -343,7 +343,7 @@ def test_too_many_pixels_are_refused_before_anything_else(monkeypatch: pytest.Mo
 def test_a_file_exchanged_behind_the_picture(photo: Image.Image, path: Path) -> None:
     with path.open("r+b") as stream, Image.open(stream) as im:
         path.write_bytes(encode(photo.resize((20, 20))))
-        with pytest.raises(OSError, match="changed since it was opened"):
+        with pytest.raises(OSError, match="CRC does not match"):
             im.load()
 
 

@@ -78,7 +78,7 @@ def encoded(network: HyperPrior, name: str) -> tuple[bytes, Ints]:
 def decoded(network: HyperPrior, payload: bytes, name: str) -> Ints:
     symbols, _, quality = case(name)
     decoder = SymbolDecoder(TABLES, payload)
-    found = network.code(decoder, *symbols.shape[:2], quality)
+    found = network.code(decoder, *symbols.shape[:2], quality).symbols
     decoder.finish()
     return found
 

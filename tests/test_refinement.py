@@ -176,7 +176,7 @@ def test_leaves_the_networks_as_they_were(mini: Mini, photo: Image.Image) -> Non
     before = opened(saved(photo, effort=0)).tobytes()
     saved(photo, effort=6)
     assert opened(saved(photo, effort=0)).tobytes() == before
-    networks = (mini._decoder(), mini._gain, mini._analysis)
+    networks = (mini.decoder(), mini._gain, mini._analysis)
     assert not any(p.requires_grad or p.grad is not None for n in networks for p in n.parameters())
 
 

@@ -51,7 +51,7 @@ def _load_mini_perceptual() -> Any:
     from .embedded import PERCEPTUAL_WEIGHTS, MiniPerceptual
 
     hub.check_sha256(PERCEPTUAL_WEIGHTS, MINI_PERCEPTUAL.digest.hex())
-    return MiniPerceptual(PERCEPTUAL_WEIGHTS)
+    return MiniPerceptual(PERCEPTUAL_WEIGHTS, lambda: load(MINI))
 
 
 def _load_sd_mini() -> Any:

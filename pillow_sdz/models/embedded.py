@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -25,9 +26,10 @@ from torch import Tensor, nn
 from .. import options
 from ..prior import HyperPrior
 from . import tiles
-from .tiles import WHOLE, Sides
+from .tiles import WHOLE, Area, Sides
 
 if TYPE_CHECKING:
+    from .reduced import Reduced
     from .refinement import RateModel
 
 FACTOR = 16
@@ -37,9 +39,10 @@ DEPTHS_ENCODER = (4, 3, 2)  # residual blocks at each of them
 DEPTHS_DECODER = (5, 5, 2)
 RATE_FEATURES = 3
 
-# Latents along a side of what is encoded or decoded at once.  Measured, on 12 megapixels: smaller
-# ones spend more on their margins, larger ones on fresh memory for each activation.
-TILE = 112
+# Latents along a side of what is encoded or decoded at once, within the memory budget.  Measured,
+# on 12 megapixels: smaller tiles spend more on their margins, larger ones on fresh memory for each
+# activation.
+LARGEST_TILE = 112
 # How many latents beyond a tile are looked at, by all of the decoder, and from its stages at 1/8
 # and at 1/4 of the resolution on.  A 3x3 convolution reaches one place further: in all 5 latents,
 # 10 eighths and 11 quarters, each rounded up.
@@ -47,6 +50,10 @@ DECODER_MARGIN, DECODER_MARGIN_8, DECODER_MARGIN_4 = 13, 8, 3
 # By all of the encoder, and from its stages at 1/8 and 1/16 on.  They reach 11, 9 and 5 latents,
 # but what is beyond these moves a latent by less than 1e-4 (a test), and the reach costs an eighth.
 ENCODER_MARGIN, ENCODER_MARGIN_8, ENCODER_MARGIN_16 = 6, 5, 3
+
+SMALLEST_TILE = 2 * DECODER_MARGIN
+# What a tile takes, each of its latents and besides, in bytes.  Measured (benchmarks.memory).
+MEMORY_PER_LATENT, FIXED_MEMORY = 8000, 60_000_000
 
 WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
 PERCEPTUAL_WEIGHTS = WEIGHTS.with_name("mini_perceptual.safetensors")
@@ -185,23 +192,23 @@ def cnn_dtype() -> torch.dtype:
     return torch.bfloat16 if (options.DTYPE or best) == "bfloat16" else torch.float32
 
 
-Network = TypeVar("Network", Encoder, Decoder)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Computing(Generic[Network]):
     """An encoder or decoder in float32, and a copy whose CNN computes in bfloat16."""
 
     def __init__(self, network: Network) -> None:
-        self._network: Network = frozen(network)
+        self.in_float32: Network = frozen(network)
 
     def __call__(self) -> Network:
         """The one whose CNN is in `cnn_dtype`; linear path and sum are in float32 in both."""
-        return self._network if cnn_dtype() == torch.float32 else self._in_bfloat16
+        return self.in_float32 if cnn_dtype() == torch.float32 else self._in_bfloat16
 
     @functools.cached_property
     @torch.inference_mode(False)
     def _in_bfloat16(self) -> Network:
-        other: Network = copy.deepcopy(self._network)
+        other: Network = copy.deepcopy(self.in_float32)
         for name, part in other.named_children():
             if name != "linear":
                 part.to(torch.bfloat16)
@@ -265,7 +272,7 @@ class Mini:
         autoencoder = Autoencoder()
         autoencoder.load_state_dict(part("autoencoder."))
         self._encoder = Computing(autoencoder.encoder)
-        self._decoder = Computing(autoencoder.decoder)
+        self.decoder = Computing(autoencoder.decoder)
         self._gain = frozen(autoencoder.gain)
         analysis = HyperAnalysis()
         analysis.load_state_dict(part("analysis."))
@@ -280,7 +287,7 @@ class Mini:
         return gain
 
     @undisturbed
-    def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def encode(self, pixels: tiles.Samples) -> NDArray[np.float32]:
         """Pixels (H, W, 3) to latents (ceil(H/16), ceil(W/16), C)."""
         network = self._encoder()
 
@@ -288,8 +295,8 @@ class Mini:
             out: Tensor = network(levels.div_(255).sub_(0.5), sides)
             return out
 
-        shape = {"channels": CHANNELS, "factor": FACTOR, "side": TILE, "margin": ENCODER_MARGIN}
-        return tiles.encode(pixels, latents, **shape)
+        shape = {"channels": CHANNELS, "factor": FACTOR, "margin": ENCODER_MARGIN}
+        return tiles.encode(pixels, latents, side=tile_side(), **shape)
 
     @undisturbed
     def hyperlatents(self, steps: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -304,7 +311,7 @@ class Mini:
     @undisturbed
     def refine(
         self,
-        pixels: NDArray[np.uint8] | None,
+        pixels: tiles.Samples | None,
         steps: NDArray[np.float32],
         quality: int,
         effort: int,
@@ -317,7 +324,7 @@ class Mini:
 
         hyper = self.hyperlatents(steps)
         with torch.inference_mode(False):  # whatever the caller has set: gradients are needed
-            network, rate = self._decoder(), rate_of(quality)
+            network, rate = self.decoder(), rate_of(quality)
             gain = self._gain(rate)
             return refinement.refine(
                 self._rate_model,
@@ -335,10 +342,26 @@ class Mini:
 
         return RateModel(self._prior_tensors)
 
-    @undisturbed
-    def decode(self, latents: NDArray[np.float64], quality: int) -> NDArray[np.uint8]:
+    def decode(self, latents: tiles.Samples, quality: int) -> NDArray[np.uint8]:
         """Latents (h, w, C), the gain taken off, to pixels (16 h, 16 w, 3)."""
-        return decoded(self._decoder(), latents, quality)
+        return tiles.assembled(self.decode_area(latents, quality), latents, FACTOR)
+
+    def decode_area(
+        self, latents: tiles.Samples, quality: int, *, area: Area | None = None, scale: int = 1
+    ) -> Iterator[tuple[Area, NDArray[np.uint8]]]:
+        """As `decode`, but tile by tile, and at least ``area`` of the latents.
+
+        With a ``scale`` of 2, 4 or 8, pictures are so much smaller; places are in their pixels.
+        """
+        if scale == 1:
+            return decoded(self.decoder, latents, quality, area)
+        return self._reduced.decode_area(latents, quality, area, scale)
+
+    @functools.cached_property
+    def _reduced(self) -> Reduced:
+        from .reduced import Reduced
+
+        return Reduced(self.decoder.in_float32)
 
 
 class MiniPerceptual:
@@ -346,16 +369,24 @@ class MiniPerceptual:
 
     @torch.inference_mode(False)
     @undisturbed
-    def __init__(self, weights: Path) -> None:
+    def __init__(self, weights: Path, mini: Callable[[], Mini]) -> None:
         decoder = Decoder()
         tensors = load_file(weights)
         decoder.load_state_dict({k.removeprefix("decoder."): v for k, v in tensors.items()})
-        self._decoder = Computing(decoder)
+        self.decoder = Computing(decoder)
+        self._mini = mini
 
-    @undisturbed
-    def decode(self, latents: NDArray[np.float64], quality: int) -> NDArray[np.uint8]:
+    def decode(self, latents: tiles.Samples, quality: int) -> NDArray[np.uint8]:
         """As `Mini.decode`."""
-        return decoded(self._decoder(), latents, quality)
+        return tiles.assembled(self.decode_area(latents, quality), latents, FACTOR)
+
+    def decode_area(
+        self, latents: tiles.Samples, quality: int, *, area: Area | None = None, scale: int = 1
+    ) -> Iterator[tuple[Area, NDArray[np.uint8]]]:
+        """As `Mini.decode_area`; reduced, there is little texture to invent, and `mini` decodes."""
+        if scale == 1:
+            return decoded(self.decoder, latents, quality, area)
+        return self._mini().decode_area(latents, quality, area=area, scale=scale)
 
 
 def rate_of(quality: int) -> Tensor:
@@ -363,13 +394,23 @@ def rate_of(quality: int) -> Tensor:
     return torch.tensor([(quality - 100) / 9900], dtype=torch.float32)
 
 
-def decoded(network: Decoder, latents: NDArray[np.float64], quality: int) -> NDArray[np.uint8]:
-    """Pixels (16 h, 16 w, 3) of latents (h, w, C), the gain taken off, tile by tile."""
-    rate = rate_of(quality)
+def tile_side() -> int:
+    """How many latents along a side are encoded or decoded at once, by the memory budget."""
+    beside = options.MEMORY_BUDGET - FIXED_MEMORY
+    side = math.isqrt(max(0, beside) // MEMORY_PER_LATENT) - 2 * DECODER_MARGIN
+    return min(max(side, SMALLEST_TILE), LARGEST_TILE)
 
+
+def decoded(
+    network: Computing[Decoder], latents: tiles.Samples, quality: int, area: Area | None
+) -> Iterator[tuple[Area, NDArray[np.uint8]]]:
+    """Tile by tile the pixels of latents (h, w, C), the gain taken off: places and pixels."""
+
+    @undisturbed
     def levels(part: Tensor, sides: Sides) -> Tensor:
-        out: Tensor = network(part, rate, sides).add_(0.5).mul_(255)
+        out: Tensor = network()(part, rate_of(quality), sides).add_(0.5).mul_(255)
         return out
 
-    shape = {"factor": FACTOR, "side": TILE, "margin": DECODER_MARGIN}
-    return tiles.decode(latents.astype(np.float32), levels, **shape)
+    return tiles.decode(
+        latents, levels, area=area, factor=FACTOR, side=tile_side(), margin=DECODER_MARGIN
+    )

@@ -167,7 +167,7 @@ def _bits(symbols: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
 def refine(
     rate: RateModel,
     decode: Callable[[Tensor], Tensor],
-    pixels: NDArray[np.uint8] | None,
+    pixels: tiles.Samples | None,
     latents: NDArray[np.float32],
     hyper: NDArray[np.float32],
     *,
@@ -186,7 +186,8 @@ def refine(
     random = torch.Generator().manual_seed(0)
     # Cut by hyperlatents, so that no pair of latents is.
     rows, columns, _ = hyper.shape
-    for tile in tiles.tiles(rows, columns, TILE // 2, MARGIN // 2):
+    area = tiles.everything(rows, columns)
+    for tile in tiles.tiles(area, rows, columns, TILE // 2, MARGIN // 2):
         needed = tiles.scaled(tile.needed, 2)
         y, z = _tensor(latents[needed]), _tensor(hyper[tile.needed])
         with torch.enable_grad():

@@ -112,5 +112,5 @@ class SdMini:
             out: Tensor = network(part, sides).add_(1).mul_(127.5)
             return out
 
-        shape = {"factor": FACTOR, "side": TILE, "margin": DECODER_MARGIN}
-        return tiles.decode(latents, levels, **shape)
+        pieces = tiles.decode(latents, levels, factor=FACTOR, side=TILE, margin=DECODER_MARGIN)
+        return tiles.assembled(pieces, latents, FACTOR)

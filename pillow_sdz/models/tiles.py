@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -44,8 +44,17 @@ class Tile(NamedTuple):
     sides: Sides
 
 
+class Samples(Protocol):
+    """What is cut: an array (H, W, C), or whatever is made as areas of it are sliced."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, area: Area, /) -> NDArray[Any]: ...
+
+
 def encode(
-    pixels: NDArray[np.uint8],
+    pixels: Samples,
     encoder: Callable[[Tensor, Sides], Tensor],
     *,
     channels: int,
@@ -58,49 +67,71 @@ def encode(
     ``encoder`` makes latents (1, C, h, w) of levels (1, 3, factor h, factor w) in 0..255, which it
     may change, and trims them: h and w are then smaller by the margins.
     """
-    height, width = (-n % factor for n in pixels.shape[:2])
-    pixels = np.pad(pixels, ((0, height), (0, width), (0, 0)), mode="edge")
-    rows, columns = (n // factor for n in pixels.shape[:2])
+    rows, columns = (-(-n // factor) for n in pixels.shape[:2])
     latents = np.empty((rows, columns, channels), np.float32)
-    for tile in tiles(rows, columns, side, margin):
-        part = torch.from_numpy(pixels[scaled(tile.needed, factor)].copy())
+    for tile in tiles(everything(rows, columns), rows, columns, side, margin):
+        needed = scaled(tile.needed, factor)
+        part = pixels[needed]
+        # The picture goes on at the right and at the bottom as it ends.
+        missing = [n.stop - n.start - length for n, length in zip(needed, part.shape, strict=False)]
+        part = np.pad(part, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
         with torch.inference_mode():
-            out = encoder(part.permute(2, 0, 1)[None].float(), tile.sides)[0]
+            levels = torch.from_numpy(part).permute(2, 0, 1)[None].float()
+            out = encoder(levels, tile.sides)[0]
         latents[tile.place] = out.permute(1, 2, 0).numpy()
     return latents
 
 
 def decode(
-    latents: NDArray[np.float32],
+    latents: Samples,
     decoder: Callable[[Tensor, Sides], Tensor],
     *,
     factor: int,
     side: int,
     margin: int,
-) -> NDArray[np.uint8]:
-    """Latents (h, w, C) to pixels (factor h, factor w, 3), tile by tile.
+    area: Area | None = None,
+) -> Iterator[tuple[Area, NDArray[np.uint8]]]:
+    """Latents (h, w, C) to pixels (factor h, factor w, 3): of each tile, its place and its pixels.
 
-    ``decoder`` makes levels of latents (1, C, h, w) and trims them.  What it returns is its
-    caller's, to be rounded and clipped to 0..255 in place.
+    ``area`` is what is needed of the latents; tiles may reach beyond it.  ``decoder`` makes levels
+    of latents (1, C, h, w) and trims them.  What it returns is its caller's, to be rounded and
+    clipped to 0..255 in place.
     """
     rows, columns, _ = latents.shape
-    pixels = np.empty((rows * factor, columns * factor, 3), np.uint8)
-    for tile in tiles(rows, columns, side, margin):
+    for tile in tiles(area or everything(rows, columns), rows, columns, side, margin):
         part = torch.from_numpy(latents[tile.needed])
         with torch.inference_mode():
             levels = decoder(part.permute(2, 0, 1)[None], tile.sides)[0]
             out = levels.round_().clamp_(0, 255).to(torch.uint8)
-        pixels[scaled(tile.place, factor)] = out.permute(1, 2, 0).numpy()
+            pixels: NDArray[np.uint8] = out.permute(1, 2, 0).contiguous().numpy()
+        yield scaled(tile.place, factor), pixels
+
+
+def assembled(
+    pieces: Iterable[tuple[Area, NDArray[np.uint8]]], latents: Samples, factor: int
+) -> NDArray[np.uint8]:
+    """What `decode` made of all latents, as one picture."""
+    rows, columns = latents.shape[:2]
+    pixels = np.empty((factor * rows, factor * columns, 3), np.uint8)
+    for place, piece in pieces:
+        pixels[place] = piece
     return pixels
 
 
-def tiles(rows: int, columns: int, side: int, margin: int) -> Iterator[Tile]:
-    """Tiles of at most ``side`` x ``side``, each computed with a margin where another one follows.
+def everything(rows: int, columns: int) -> Area:
+    """The area of a whole picture."""
+    return slice(0, rows), slice(0, columns)
 
-    Where the margin is the networks' reach, there is no seam.  ``side`` is at least twice it.
+
+def tiles(area: Area, rows: int, columns: int, side: int, margin: int) -> Iterator[Tile]:
+    """Tiles of at most ``side`` x ``side``, each computed with a margin where the picture goes on.
+
+    Together they cover the area, and beyond it what is left of the picture where that is narrower
+    than a margin.  Where the margin is the networks' reach, there is no seam.  ``side`` is at least
+    twice it.
     """
-    for top, bottom in _cuts(rows, side):
-        for left, right in _cuts(columns, side):
+    for top, bottom in _cuts(_widened(area[0], rows, margin), side):
+        for left, right in _cuts(_widened(area[1], columns, margin), side):
             sides = Sides(top > 0, bottom < rows, left > 0, right < columns)
             needed = (
                 slice(top - margin * sides.top, bottom + margin * sides.bottom),
@@ -109,10 +140,17 @@ def tiles(rows: int, columns: int, side: int, margin: int) -> Iterator[Tile]:
             yield Tile(needed, (slice(top, bottom), slice(left, right)), sides)
 
 
-def _cuts(length: int, side: int) -> Iterator[tuple[int, int]]:
+def _widened(part: slice, length: int, margin: int) -> tuple[int, int]:
+    start, stop = part.start, part.stop
+    return (0 if start < margin else start), (length if stop > length - margin else stop)
+
+
+def _cuts(whole: tuple[int, int], side: int) -> Iterator[tuple[int, int]]:
     """As few parts as there may be, about equally long: none is shorter than half of ``side``."""
+    start, stop = whole
+    length = stop - start
     parts = -(-length // side)
-    yield from itertools.pairwise(length * n // parts for n in range(parts + 1))
+    yield from itertools.pairwise(start + length * n // parts for n in range(parts + 1))
 
 
 def scaled(area: Area, factor: int) -> Area:

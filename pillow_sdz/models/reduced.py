@@ -1,0 +1,144 @@
+"""`mini`'s pictures at 1/2, 1/4 and 1/8 of their size, for a part of what decoding them takes.
+
+At 1/8 a pixel is a linear function of the latents around it, with no network before it.  At 1/2
+and 1/4 the linear path is reduced exactly, since a mean of pixels is a mean of its kernels, and
+what the CNN adds is told by a convolution of its features at 1/8 of the resolution: at 1/4, of
+those of the second of five blocks there.  These convolutions were fitted by least squares to the
+decoder's own pictures, reduced (training/reduced.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from . import tiles
+from .embedded import (
+    CHANNELS,
+    FACTOR,
+    WIDTHS,
+    Computing,
+    Decoder,
+    rate_features,
+    rate_of,
+    tile_side,
+    undisturbed,
+)
+from .tiles import WHOLE, Area, Sides
+
+WEIGHTS = Path(__file__).parent / "weights" / "mini_reduced.safetensors"
+
+
+class Eighth(nn.Module):
+    """Latents (B, C, h, w) and their place on the rate axis (B,) to images (B, 3, 2h, 2w)."""
+
+    margin = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Of the latents, and of the latents times their place on the rate axis.
+        self.head = nn.Conv2d(2 * CHANNELS, 3 * 2**2, 3, padding=1)
+
+    def forward(self, latents: Tensor, rate: Tensor, sides: Sides = WHOLE) -> Tensor:
+        """Of a tile, the image without its margin."""
+        place = (2 * rate - 1)[:, None, None, None]
+        levels = self.head(torch.cat([latents, place * latents], 1))
+        return F.pixel_shuffle(sides.trim(levels, self.margin), 2)
+
+
+class Reducing(nn.Module):
+    """As `Eighth`, to images (B, 3, 16h / scale, 16w / scale), with a scale of 2 or 4.
+
+    Its layers but the last are those of a `Decoder`, with which it shares them.
+    """
+
+    # By scale: blocks at 1/8 of the resolution; latents that all of it, and these blocks and the
+    # head, look beyond a tile (see `embedded.DECODER_MARGIN`).
+    SHAPES = {2: (5, 11, 6), 4: (2, 8, 3)}  # noqa: RUF012
+
+    def __init__(self, decoder: Decoder, scale: int) -> None:
+        super().__init__()
+        blocks, self.margin, self.margin_8 = self.SHAPES[scale]
+        self.side = FACTOR // scale  # pixels of a latent, along a side
+        self.linear = _reduced(decoder.linear, scale)
+        self.enter, self.at16, self.up8 = decoder.enter, decoder.at16, decoder.up8
+        self.at8 = decoder.at8[:blocks]
+        self.rate = decoder.rate[:2]
+        self.head = nn.Conv2d(WIDTHS[1], 3 * (self.side // 2) ** 2, 3, padding=1)
+
+    def forward(self, latents: Tensor, rate: Tensor, sides: Sides = WHOLE) -> Tensor:
+        """Of a tile, the image without its margin."""
+        near = sides.trim(latents, self.margin - 1)
+        cut = self.side // 2
+        image = F.pixel_shuffle(self.linear(near), self.side)[..., cut:-cut, cut:-cut]
+        return sides.trim(image, self.side) + F.pixel_shuffle(
+            sides.trim(self.head(self.features(latents, rate, sides)), 2 * self.margin_8), cut
+        )
+
+    def features(self, latents: Tensor, rate: Tensor, sides: Sides = WHOLE) -> Tensor:
+        """What the head is told, (B, 80, 2h, 2w), of a tile with what of its margin it needs."""
+        dtype = self.enter.weight.dtype
+        of_rate = rate_features(rate).to(dtype)
+        r16, r8 = (layer(of_rate)[:, :, None, None] for layer in self.rate)
+        y = sides.trim(self.at16(self.enter(latents.to(dtype)) + r16), self.margin - self.margin_8)
+        out: Tensor = self.at8(F.pixel_shuffle(self.up8(y), 2) + r8)
+        return out
+
+
+def _reduced(linear: nn.Conv2d, scale: int) -> nn.Conv2d:
+    """The linear path to the means of ``scale`` x ``scale`` pixels."""
+    side = FACTOR // scale
+    outputs, inputs, height, width = linear.weight.shape
+    kernels = linear.weight.float().view(3, side, scale, side, scale, inputs, height, width)
+    out = nn.Conv2d(inputs, outputs // scale**2, (height, width), padding=1, bias=False)
+    out.weight = nn.Parameter(kernels.mean((2, 4)).flatten(0, 2), requires_grad=False)
+    return out
+
+
+class Reduced:
+    """Decoders for the scales of 2, 4 and 8, loaded."""
+
+    @torch.inference_mode(False)
+    @undisturbed
+    def __init__(self, decoder: Decoder) -> None:
+        tensors = load_file(WEIGHTS)
+        networks: dict[int, Reducing | Eighth] = {
+            2: Reducing(decoder, 2),
+            4: Reducing(decoder, 4),
+            8: Eighth(),
+        }
+        for scale, network in networks.items():
+            name = f"{scale}.head."
+            network.head.load_state_dict(
+                {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+            )
+        self._networks = {scale: Computing(network) for scale, network in networks.items()}
+
+    def decode_area(
+        self, latents: tiles.Samples, quality: int, area: Area | None, scale: int
+    ) -> Iterator[tuple[Area, NDArray[np.uint8]]]:
+        """As `Mini.decode_area`, with a scale of 2, 4 or 8."""
+        # There is nothing but the linear path at 1/8, which stays in float32.
+        computing = self._networks[scale]
+        network = computing.in_float32 if scale == 8 else computing()
+
+        @undisturbed
+        def levels(part: Tensor, sides: Sides) -> Tensor:
+            out: Tensor = network(part, rate_of(quality), sides).add_(0.5).mul_(255)
+            return out
+
+        return tiles.decode(
+            latents,
+            levels,
+            area=area,
+            factor=FACTOR // scale,
+            side=tile_side(),
+            margin=network.margin,
+        )

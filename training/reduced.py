@@ -1,0 +1,153 @@
+"""Fits the heads of `pillow_sdz.models.reduced` by least squares.
+
+    python -m training.reduced --images DIR --output mini_reduced.safetensors
+
+The targets are the decoder's own pictures of training photos at random qualities, reduced by the
+mean; it prints how far the heads are from them, and from the reduced originals, on photos held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pillow_sdz import models, options
+from pillow_sdz.models.embedded import Mini, rate_of
+from pillow_sdz.models.reduced import Eighth, Reducing
+from training.data import photo_paths
+
+SCALES = (2, 4, 8)
+SIDE = 384  # of a crop, in pixels
+RIDGE = 1e-3  # of the mean of the squares
+QUALITIES = (1000, 3000, 6000, 9000)  # of the scores
+
+
+def sample(mini: Mini, path: Path, quality: int) -> tuple[Tensor, Tensor]:
+    """Of a crop of a photo, somewhat reduced: its latents (1, C, h, w), quantised, and itself."""
+    image = Image.open(path).convert("RGB")
+    scale = random.uniform(0.5, 1)
+    image = image.resize(
+        (max(SIDE, int(image.width * scale)), max(SIDE, int(image.height * scale)))
+    )
+    left, top = random.randint(0, image.width - SIDE), random.randint(0, image.height - SIDE)
+    pixels = np.asarray(image.crop((left, top, left + SIDE, top + SIDE)))
+    gain = mini.gain(quality)
+    latents = np.rint(mini.encode(pixels) * gain) / gain
+    original = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
+    return torch.from_numpy(latents).permute(2, 0, 1)[None], original
+
+
+def networks(mini: Mini) -> dict[int, Reducing | Eighth]:
+    """Those to be fitted, their heads as yet 0."""
+    decoder = mini.decoder()
+    found: dict[int, Reducing | Eighth] = {s: Reducing(decoder, s) for s in (2, 4)} | {8: Eighth()}
+    for network in found.values():
+        torch.nn.init.zeros_(network.head.weight)
+        torch.nn.init.zeros_(torch.as_tensor(network.head.bias))
+    return found
+
+
+def inputs(network: Reducing | Eighth, latents: Tensor, rate: Tensor) -> Tensor:
+    """What the head looks at: (places, 9 channels, and 1)."""
+    if isinstance(network, Reducing):
+        seen = network.features(latents, rate)
+    else:
+        seen = torch.cat([latents, (2 * rate - 1) * latents], 1)
+    patches = F.unfold(seen, 3, padding=1)[0].T
+    return torch.cat([patches, torch.ones(len(patches), 1)], 1)
+
+
+def fit(mini: Mini, paths: list[Path]) -> dict[int, Reducing | Eighth]:
+    found = networks(mini)
+    squares: dict[int, Tensor] = defaultdict(lambda: torch.zeros(()))
+    products: dict[int, Tensor] = defaultdict(lambda: torch.zeros(()))
+    for path in paths:
+        quality = random.randint(100, 10000)
+        latents, _ = sample(mini, path, quality)
+        rate = rate_of(quality)
+        picture = mini.decoder()(latents, rate)
+        for scale, network in found.items():
+            missing = F.avg_pool2d(picture, scale) - network(latents, rate)
+            side = network.side // 2 if isinstance(network, Reducing) else 2
+            targets = F.pixel_unshuffle(missing, side)[0].flatten(1).T.double()
+            seen = inputs(network, latents, rate).double()
+            squares[scale] = squares[scale] + seen.T @ seen
+            products[scale] = products[scale] + seen.T @ targets
+    for scale, network in found.items():
+        ridge = RIDGE * squares[scale].diagonal().mean() * torch.eye(len(squares[scale]))
+        solution = torch.linalg.solve(squares[scale] + ridge, products[scale]).float().T
+        network.head.weight.copy_(solution[:, :-1].unflatten(1, (-1, 3, 3)))
+        torch.as_tensor(network.head.bias).copy_(solution[:, -1])
+    return found
+
+
+def scores(
+    mini: Mini, fitted: dict[int, Reducing | Eighth], paths: list[Path]
+) -> Iterator[tuple[int, int, list[float]]]:
+    """Quality, scale, and PSNR: of the heads to the decoder's, to the originals, of the decoder's
+    to the originals; all reduced."""
+    for quality in QUALITIES:
+        random.seed(0)
+        found: dict[int, list[list[float]]] = defaultdict(list)
+        for path in paths:
+            latents, original = sample(mini, path, quality)
+            rate = rate_of(quality)
+            picture = _levels(mini.decoder()(latents, rate))
+            for scale, network in fitted.items():
+                out = _levels(network(latents, rate))
+                truth, reduced = F.avg_pool2d(original, scale), F.avg_pool2d(picture, scale)
+                pairs = ((out, reduced), (out, truth), (reduced, truth))
+                found[scale].append([_psnr(a, b) for a, b in pairs])
+        for scale, values in found.items():
+            yield quality, scale, np.mean(values, 0).tolist()
+
+
+def _levels(image: Tensor) -> Tensor:
+    return ((image + 0.5) * 255).round().clamp(0, 255)
+
+
+def _psnr(a: Tensor, b: Tensor) -> float:
+    return float(10 * torch.log10(255**2 / ((a - b) ** 2).mean()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--limit", type=int, default=400, help="photos to fit to")
+    parser.add_argument("--output", type=Path, required=True)
+    options_given = parser.parse_args()
+    options.DTYPE = "float32"
+    random.seed(0)
+    paths = photo_paths(options_given.images, held_out=False)
+    random.shuffle(paths)
+    mini = models.load(models.MINI)
+    with torch.inference_mode():
+        fitted = fit(mini, paths[: options_given.limit])
+        tensors = {
+            f"{scale}.head.{name}": tensor.half().contiguous()
+            for scale, network in fitted.items()
+            for name, tensor in network.head.state_dict().items()
+        }
+        save_file(tensors, options_given.output)
+        held_out = photo_paths(options_given.images, held_out=True)[:16]
+        for quality, scale, (to_decoder, to_original, decoders) in scores(mini, fitted, held_out):
+            print(
+                f"quality {quality // 100}, 1/{scale}: {to_decoder:.1f} dB to the decoder's,"
+                f" {to_original:.1f} to the original (the decoder's {decoders:.1f})"
+            )
+
+
+if __name__ == "__main__":
+    main()
