@@ -26,8 +26,22 @@ def _openblas() -> Any:
 
 @functools.cache
 def _is_of_each_thread() -> bool:
-    """Whether the number of threads is not the process's: where they are OpenMP's."""
+    """Whether the number is not the process's: where OpenBLAS is built on OpenMP."""
     return any(library.get("threading_layer") == "openmp" for library in _openblas().info())
+
+
+@contextmanager
+def _in_control() -> Iterator[None]:
+    """Whoever sets a number with threadpoolctl 3.8 is for life the only thread that can.
+
+    So nobody is before, nor after.
+    """
+    libraries = [x for x in _openblas().lib_controllers if hasattr(x, "clear_controlling_thread")]
+    for library in libraries:
+        library.clear_controlling_thread(force=True)
+    yield
+    for library in libraries:
+        library.clear_controlling_thread(force=True)
 
 
 class _Limit:
@@ -51,7 +65,8 @@ def _in_forked_child() -> None:
     """
     global _limit
     if _limit.users:
-        _limit.before.restore_original_limits()
+        with _in_control():
+            _limit.before.restore_original_limits()
     _limit = _Limit()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
@@ -69,16 +84,19 @@ def one_blas_thread() -> Iterator[None]:
     """
     limit = _limit
     with limit.lock:
-        limiter = _openblas().limit(limits=1)
-        if not limit.users:
-            limit.before = limiter
+        if not limit.users or _is_of_each_thread():
+            with _in_control():
+                limiter = _openblas().limit(limits=1)
+            if not limit.users:
+                limit.before = limiter
         limit.users += 1
     try:
         yield
     finally:
         with limit.lock:
             limit.users -= 1
-            # Where the number is the process's, not before the last thread leaves: with 16 threads
-            # at once each picture took up to three times as long (python -m benchmarks.many).
+            # Where the number is the process's, not before the last thread leaves: a picture took
+            # up to three times as long in each of 16 threads (python -m benchmarks.many).
             if not limit.users or _is_of_each_thread():
-                limit.before.restore_original_limits()
+                with _in_control():
+                    limit.before.restore_original_limits()

@@ -8,7 +8,7 @@ from threading import Event
 
 import numpy as np
 import pytest
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from pillow_sdz.threads import one_blas_thread
 
@@ -41,24 +41,39 @@ def test_restored_after_an_error() -> None:
 
 
 def test_threads_that_overlap() -> None:
-    """First in, first out: the one that set the limit leaves before the other."""
+    """First in, first out: the limit holds for the other until it leaves, and then for nobody."""
     first_in, second_in, first_out = Event(), Event(), Event()
 
-    def first() -> set[int]:
+    def first() -> None:
         with one_blas_thread():
             first_in.set()
             assert second_in.wait(30)
         first_out.set()
-        return blas_threads()
 
     def second() -> set[int]:
         assert first_in.wait(30)
         with one_blas_thread():
             second_in.set()
             assert first_out.wait(30)
-        return blas_threads()
+            return blas_threads()
 
     with ThreadPoolExecutor(2) as pool:
         one, two = pool.submit(first), pool.submit(second)
-        assert one.result(60) == two.result(60) == {2}
+        one.result(60)
+        assert two.result(60) == {1}
     assert blas_threads() == {2}
+
+
+def test_any_thread_limits_after_any_other() -> None:
+    """threadpoolctl lets only one thread do so, and that for life, from version 3.8 on."""
+
+    def limited() -> set[int]:
+        with one_blas_thread():
+            return blas_threads()
+
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(2):
+            assert pool.submit(limited).result(60) == limited() == {1}
+            with threadpool_limits(1, "blas"):
+                assert blas_threads() == {1}
+            assert blas_threads() == pool.submit(blas_threads).result(60) == {2}
