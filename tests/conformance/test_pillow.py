@@ -1,8 +1,8 @@
 """What Pillow's own tests ask of every format, asked of `.sdz`.
 
 Each test names those of Pillow's (13.0.0, in its folder Tests) that check the same of other
-formats. Where they compare pixels exactly, these allow what a lossy format loses. Draft and
-thumbnail are in test_pillow_draft.py, animations in test_pillow_frames.py.
+formats. Where they compare pixels exactly, these allow what a lossy format loses. Crop, draft and
+thumbnail, and animations are in files of their own.
 """
 
 from __future__ import annotations

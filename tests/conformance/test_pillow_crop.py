@@ -1,0 +1,122 @@
+"""What Pillow's own tests ask of crop, asked of an `.sdz` picture that is not loaded.
+
+It then decodes only what the part needs, which must not be seen in the result. Each test names
+those of Pillow's (13.0.0, Tests/test_image_crop.py) that check the same of loaded pictures.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image, ImageChops
+
+from pillow_sdz import codec, container, demo
+from sdz_files import decode, encode
+
+SIZE = (301, 263)
+
+# Inside, at each side and corner, and beyond them; a pixel, a row and a column.
+BOXES = [
+    (0, 0, *SIZE),
+    (100, 100, 200, 200),
+    (37, 41, 38, 42),
+    (0, 130, 301, 131),
+    (150, 0, 151, 263),
+    (-25, 0, 25, 50),
+    (0, -25, 50, 25),
+    (276, 0, 326, 50),
+    (0, 238, 50, 288),
+    (-25, 100, 326, 150),
+    (100, -25, 150, 288),
+    (-25, -25, 25, 25),
+    (276, -25, 326, 25),
+    (276, 238, 326, 288),
+    (-25, 238, 25, 288),
+    (-25, -25, 326, 288),
+    (400, 400, 410, 420),
+    (-30, -30, -10, -20),
+    (301, 0, 311, 10),
+    (50, 50, 50, 60),
+    (50, 50, 50, 50),
+    (0.9, 1.1, 4.2, 5.8),
+    (99.5, 100.5, 201.5, 202.5),
+]
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    """A photo by mode: odd sides, and in bands of 64 rows of pixels, so that it has five."""
+    photo = demo.photo().crop((150, 100, 150 + SIZE[0], 100 + SIZE[1]))
+    photo.putalpha(Image.linear_gradient("L").resize(SIZE))
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(codec, "BAND_ROWS", 4)
+        return {mode: encode(photo.convert(mode), effort=0) for mode in ("L", "RGB", "RGBA")}
+
+
+def assert_same_but_for_rounding(a: Image.Image, b: Image.Image) -> None:
+    """Equal to one grey level: sums of floating point may be grouped differently."""
+    assert (a.mode, a.size) == (b.mode, b.size)
+    difference = np.asarray(ImageChops.difference(a, b))
+    assert difference.max(initial=0) <= 1
+
+
+def test_bands(files: dict[str, bytes]) -> None:
+    """What the others presuppose."""
+    for data in files.values():
+        assert [chunk.type for chunk in container.read(data)].count(container.LATENTS) == 5
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_like_a_loaded_picture(files: dict[str, bytes], mode: str) -> None:
+    """test_crop, test_wide_crop, test_crop_float, test_crop_zero"""
+    loaded = decode(files[mode])
+    for box in BOXES:
+        with Image.open(BytesIO(files[mode])) as im:
+            assert_same_but_for_rounding(im.crop(box), loaded.crop(box))
+
+
+def test_everything(files: dict[str, bytes]) -> None:
+    """test_crop: without a box it is a copy."""
+    with Image.open(BytesIO(files["RGB"])) as im:
+        assert im.crop().tobytes() == decode(files["RGB"]).tobytes()
+
+
+@pytest.mark.parametrize("box", [(8, 2, 2, 8), (2, 8, 8, 2), (8, 8, 2, 2)])
+def test_negative_crop(files: dict[str, bytes], box: tuple[int, int, int, int]) -> None:
+    """test_negative_crop: a right that is left of the left is an error, as of any picture."""
+    with Image.open(BytesIO(files["RGB"])) as im, pytest.raises(ValueError, match="is less than"):
+        im.crop(box)
+
+
+def test_the_picture_is_what_it_was(files: dict[str, bytes]) -> None:
+    """test_crop_crash: parts may be taken in any order, and the whole afterwards."""
+    whole = decode(files["RGB"])
+    with Image.open(BytesIO(files["RGB"])) as im:
+        parts = [im.crop((left, 100, left + 50, 150)) for left in (200, 0, 100)]
+        assert im.size == SIZE
+        assert im.tobytes() == whole.tobytes()
+    for part, left in zip(parts, (200, 0, 100), strict=True):
+        part.load()  # the file is closed, the part has its own pixels
+        assert_same_but_for_rounding(part, whole.crop((left, 100, left + 50, 150)))
+        assert part.info == whole.info
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_of_a_draft(files: dict[str, bytes], scale: int) -> None:
+    """Of a picture that is to be decoded at a scale, the box counts the pixels that it then has."""
+    with Image.open(BytesIO(files["RGB"])) as drafted, Image.open(BytesIO(files["RGB"])) as im:
+        for picture in (drafted, im):
+            picture.draft(None, (SIZE[0] // scale, SIZE[1] // scale))
+        drafted.load()
+        for box in ((3, 2, 20, 25), (-2, 5, drafted.width + 3, 9), (0, 0, *drafted.size)):
+            assert_same_but_for_rounding(im.crop(box), drafted.crop(box))
+
+
+def test_damage(files: dict[str, bytes]) -> None:
+    """A truncated file is one, whatever the part."""
+    with Image.open(BytesIO(files["RGB"][:-30])) as im:
+        for _ in range(2):
+            with pytest.raises(OSError, match="truncated SDZ file"):
+                im.crop((0, 0, 10, 10))
