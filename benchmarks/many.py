@@ -1,6 +1,7 @@
 """Many threads through one model: whether that changes a byte, an integer or a pixel.
 
     python -m benchmarks.many --seconds 60
+    python -m benchmarks.many --seconds 60 --torch-threads 1
 
 First one thread saves and opens pictures of several modes, sizes and qualities; then many do so
 at once, each a picture of its own in a random order, and everything is compared.  Where they stop
@@ -95,8 +96,11 @@ def outcome(case: Case) -> Outcome:
     return Outcome(file.getvalue(), pillow_sdz.open_latents(file).latents, pixels)
 
 
-def stress(seconds: float, threads: int = THREADS) -> Result:
-    """Save and open pictures in so many threads for so long."""
+def stress(seconds: float, threads: int = THREADS, torch_threads: int | None = None) -> Result:
+    """Save and open pictures in so many threads for so long, each with so many of torch's."""
+    import torch
+
+    own = torch_threads or torch.get_num_threads()
     pictures = cases()
     expected = [outcome(case) for case in pictures]
     peak_of_one = peak_memory()
@@ -116,7 +120,7 @@ def stress(seconds: float, threads: int = THREADS) -> Result:
         return found
 
     faulthandler.dump_traceback_later(seconds + STUCK, exit=True)
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(own,)) as pool:
         running = [pool.submit(work, seed) for seed in range(threads)]
         time.sleep(seconds / 3)
         warm_peak = peak_memory()
@@ -153,14 +157,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=60, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=THREADS, help="default: %(default)s")
+    parser.add_argument("--torch-threads", type=int, help="in each; default: torch's own choice")
     options = parser.parse_args(arguments)
-    if options.seconds <= 0 or options.threads < 1:
-        parser.error("--seconds and --threads must be positive")
-    import torch
-
-    own = torch.get_num_threads()
-    print(f"{options.threads} threads, in each {own} of torch's own, on {os.cpu_count()} cores")
-    result = stress(options.seconds, options.threads)
+    if options.seconds <= 0 or min(options.threads, options.torch_threads or 1) < 1:
+        parser.error("--seconds, --threads and --torch-threads must be positive")
+    result = stress(options.seconds, options.threads, options.torch_threads)
+    print(f"{options.threads} threads on {os.cpu_count()} cores")
     print(f"{result.pictures} pictures saved and opened in {options.seconds:g} s")
     print(f"other bytes: {result.other_bytes}")
     print(f"other integers: {result.other_integers}")

@@ -35,7 +35,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
-from threadpoolctl import threadpool_limits
 
 import pillow_sdz  # noqa: F401  # registers the format SDZ
 
@@ -76,8 +75,8 @@ class Server:
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        await self.convert(to_sdz, Image.new("RGB", (16, 16)))  # loads the model, and numpy
-        with threadpool_limits(1, "blas"), self.pool:
+        await self.convert(to_sdz, Image.new("RGB", (16, 16)))  # loads the model
+        with self.pool:
             yield
 
     @contextlib.asynccontextmanager
