@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pillow_sdz import codec, container, models, save_latents
+from pillow_sdz import alpha, changes, codec, container, models, save_latents
+from pillow_sdz.container import Chunk
+from pillow_sdz.entropy import Ints, Prediction, SymbolEncoder, Tables
 
 from .targets import CASES, MAX_SIDE
 
@@ -21,10 +23,11 @@ def seeds(target: str) -> list[bytes]:
     """What to begin with for one of `targets.TARGETS`, some dozens of inputs of up to 10 kB."""
     if target == "entropy":
         coded = [_entropy_input(case, side) for case in range(len(CASES)) for side in (1, MAX_SIDE)]
-        return [*coded, bytes([len(CASES), 0]) + bytes(range(200))]
+        still = bytes([len(CASES), 0x22]) + unchanged(3, 3)
+        return [*coded, still, bytes([len(CASES) + 1, 0]) + bytes(range(100))]
     paths = [*FIXTURES.glob("*.sdz"), *FIXTURES.glob("hostile/*.sdz")]
     files = [path.read_bytes() for path in sorted(paths)]
-    return [*(data for data in files if len(data) <= 10_000), *_made()]
+    return [*(data for data in files if len(data) <= 10_000), *made()]
 
 
 def _latents(side: int, channels: int) -> NDArray[np.float16]:
@@ -43,7 +46,47 @@ def _entropy_input(number: int, side: int) -> bytes:
     return bytes([number, side - 1 << 4 | side - 1]) + payload
 
 
-def _made() -> list[bytes]:
+class _Zeros:
+    """An `entropy.Coder` that writes zeros."""
+
+    def __init__(self) -> None:
+        self.encoder = SymbolEncoder(Tables.shipped())
+
+    def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
+        symbols = np.zeros(len(mean), np.int64)
+        self.encoder.encode(symbols, Prediction.of(mean, scale))
+        return symbols
+
+
+def unchanged(height: int, width: int) -> bytes:
+    """What a DIFF chunk has where nothing changes in latents (height, width) of `mini`."""
+    coder = _Zeros()
+    changes.code(coder, -(-height // 2), -(-width // 2))
+    return coder.encoder.bytes()
+
+
+def _animation() -> bytes:
+    """Three frames in three bands, all of the likeliest latents or of no changes."""
+    model = models.MINI
+    header = container.Header(
+        "LA", (20, 90), model.name, model.digest, model.channels, model.factor, 5000, frames=3
+    )
+    likeliest, same = Chunk(container.LATENTS, b""), Chunk(container.CHANGES, unchanged(2, 2))
+    clear, as_before = Chunk(container.ALPHA, b"\0\xff"), Chunk(container.ALPHA, alpha.AS_BEFORE)
+    return container.write(
+        [
+            Chunk(container.HEAD, header.pack()),
+            Chunk(container.BANDS, container.pack_bands(2)),
+            Chunk(container.ANIMATION, container.Animation(0, (40, 80, 40)).pack()),
+            *[likeliest, likeliest, likeliest, clear],
+            *[same, same, same, as_before],
+            *[same, likeliest, same, clear],
+            Chunk(container.DONE, b""),
+        ]
+    )
+
+
+def made() -> list[bytes]:
     """Files of a few pixels, with every chunk and every coding."""
     picture = Image.linear_gradient("L").resize((5, 3)).convert("RGBA")
     picture.putalpha(Image.radial_gradient("L").resize((5, 3)))
@@ -62,6 +105,7 @@ def _made() -> list[bytes]:
     save(quality=1, tune="perceptual", chunks=[(b"teSt", b"unknown")], **about)
     for coding in container.CODINGS:
         save(model="sd-mini", coding=coding, denoise=0.04, prompt="x")
+    files.append(_animation())
     mask = np.ones((16, 16), np.float32)
     mask[3:5] = 0
     for lossless in (None, "float16"):

@@ -68,6 +68,7 @@ _PARSERS: Mapping[bytes, Callable[[bytes], object]] = {
     format.DENOISING: format.Denoising.parse,
     format.PROMPT: format.parse_prompt,
     format.TUNE: format.parse_tune,
+    format.ANIMATION: lambda data: format.Animation.parse(data, frames=3),
 }
 
 
@@ -75,12 +76,14 @@ def entropy(data: bytes) -> None:
     """A payload to latents: the first byte names the case, the second rows and columns."""
     if len(data) < 2:
         return
-    number, payload = data[0] % (len(CASES) + 1), data[2:]
-    if number == len(CASES):
-        _coder(payload)
+    number, payload = data[0] % (len(CASES) + 2), data[2:]
+    shape = (data[1] >> 4) % MAX_SIDE + 1, data[1] % MAX_SIDE + 1
+    if number >= len(CASES):
+        other = _changes if number == len(CASES) else _coder
+        with suppress(*ALLOWED, DamagedPayload):
+            other(payload, shape)
         return
     case = CASES[number]
-    shape = (data[1] >> 4) % MAX_SIDE + 1, data[1] % MAX_SIDE + 1
     try:
         found = codec.decode_latents(
             payload,
@@ -96,21 +99,36 @@ def entropy(data: bytes) -> None:
     assert case.coding == "float16" or np.isfinite(found).all()
 
 
-def _coder(payload: bytes) -> None:
+def _changes(payload: bytes, shape: tuple[int, int]) -> None:
+    """What changes in a frame of `mini`, after one of the likeliest latents."""
+    height, width = (n * models.MINI.factor for n in shape)
+    header = format.Header(
+        "RGB", (width, height), "mini", models.MINI.digest, 160, models.MINI.factor, 5000, frames=2
+    )
+    coded = {
+        format.Entry(format.LATENTS, 0, 0, 0): b"",
+        format.Entry(format.CHANGES, 1, 1, len(payload)): payload,
+    }
+    frames = format.frames(coded, bands=1)
+    bands = format.bands(header, None)
+    found = codec.Frames(header, models.MINI, bands, frames, coded.__getitem__).decode(1, 0)
+    assert found.shape == (*shape, models.MINI.channels)
+
+
+def _coder(payload: bytes, _: object) -> None:
     """The range coder alone, with means and scales that run through all of theirs."""
     decoder = SymbolDecoder(Tables.shipped(), payload)
     numbers = np.arange(64)
-    with suppress(DamagedPayload):
-        for _ in range(2):
-            decoder.code("latents", (numbers,), 7 * numbers - 99, 3 * numbers // 2)
-            decoder.uniform(3, 1000)
-        decoder.finish()
+    for _ in range(2):
+        decoder.code("latents", (numbers,), 7 * numbers - 99, 3 * numbers // 2)
+        decoder.uniform(3, 1000)
+    decoder.finish()
 
 
 def whole(data: bytes) -> None:
     """A file with right CRCs to all that can be had of it."""
     data = repaired(data)
-    for use in (shown, verified, latents_of):
+    for use in (shown, cropped, reduced, verified, latents_of):
         with suppress(*ALLOWED):
             use(data)
 
@@ -127,6 +145,19 @@ def shown(data: bytes) -> None:
         for frame in islice(ImageSequence.Iterator(im), MAX_FRAMES):
             frame.load()
             assert frame.mode in format.MODES
+
+
+def cropped(data: bytes) -> None:
+    """A part of the picture, decoded."""
+    with Image.open(BytesIO(data), formats=["SDZ"]) as im:
+        im.crop((im.width // 2, im.height // 2, im.width, im.height)).load()
+
+
+def reduced(data: bytes) -> None:
+    """The picture, decoded at an eighth of its size."""
+    with Image.open(BytesIO(data), formats=["SDZ"]) as im:
+        im.draft(None, (1, 1))
+        im.load()
 
 
 def verified(data: bytes) -> None:
@@ -156,9 +187,18 @@ class _WithoutNetwork:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loaded, name)
 
-    def decode(self, found: NDArray[Any], *_: object) -> NDArray[np.uint8]:
+    def decode(self, found: NDArray[Any]) -> NDArray[np.uint8]:
         height, width = (n * self._factor for n in found.shape[:2])
         return np.full((height, width, 3), 128, np.uint8)
+
+    def decode_area(
+        self, found: Any, _quality: int, *, area: codec.Area, scale: int
+    ) -> Iterator[tuple[codec.Area, NDArray[np.uint8]]]:
+        side = self._factor // scale
+        rows, columns = (slice(part.start * side, part.stop * side) for part in area)
+        found[area]  # which decodes them
+        shape = rows.stop - rows.start, columns.stop - columns.start, 3
+        yield (rows, columns), np.full(shape, 128, np.uint8)
 
 
 @contextmanager
@@ -167,7 +207,8 @@ def light() -> Iterator[None]:
 
     What is beyond the package's own limits is another test's: tests/test_hostile.py.
     """
-    grey = {spec: _WithoutNetwork(spec) for spec in models.EMBEDDED.values()}
+    specs = models.MINI, models.MINI_PERCEPTUAL, models.SD_MINI
+    grey = {spec: _WithoutNetwork(spec) for spec in specs}
     with ExitStack() as stack:
         for owner, name, value in (
             (models, "_loaded", grey),

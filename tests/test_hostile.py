@@ -44,6 +44,15 @@ NOT_OPENED = {
     "type-unknown-and-critical": "unknown critical chunk NEWS",
     "bytes-after-the-end": "4 bytes after its end",
     "chunks-1001": "more than 1000 chunks",
+    "bands-odd": "bands of 3 rows of 6",
+    "bands-of-all-rows": "bands of 6 rows of 6",
+    "bands-of-no-rows": "bands of 0 rows of 6",
+    "bands-of-8-megabytes": "chunk BAND at byte 40 would end at byte 8388660",
+    "bands-too-few": "DONE after 2 LATN of 3",
+    "bands-too-many": "more LATN than frames",
+    "changes-first": "DIFF in the first frame",
+    "changes-without-end": "more than 255 DIFF in a row",
+    "animation-of-other-frames": "chunk aNIM of 10 bytes for 3 frames",
     "size-65535": "could be decompression bomb",
     "size-0": "size 0x16",
     "frames-0": "0 frames",
@@ -64,12 +73,16 @@ NOT_OPENED = {
 
 # What opens, and is not decoded.
 NOT_SHOWN = {
+    "bands-of-another-model": "chunk BAND in a file of model sd-mini",
+    "changes-of-another-model": "latents of sd-mini are not told by their changes",
+    "alpha-as-before-the-first": "ALPH is that of the frame before, which has none",
+    "changes-that-are-none": "chunk DIFF at byte 49: a cell neither changes nor stays",
     "channels-65535": "needs the model 'strange-1', which is not known here",
     "model-of-other-weights": "needs the model 'mini' with the weights 01020304",
-    "frames-7000": "chunk LATN: it is empty",
+    "frames-7000": "chunk LATN at byte 43: it is empty",
     "alpha-of-another-size": "neither a constant nor a PNG of the picture's size",
     "alpha-ends-early": "PNG in chunk ALPH: it ends at byte 40",
-    "latents-empty": "chunk LATN: it is empty",
+    "latents-empty": "chunk LATN at byte 43: it is empty",
     "latents-of-no-prior": "no prior 3 for 4 channels",
     "latents-that-go-on": "the words do not end with the last symbol",
     "latents-that-do-not-decode": "the words do not decode",
@@ -93,6 +106,8 @@ LATENTS = {
     "latents-of-64-channels": None,
     "alpha-of-another-size": None,
     "alpha-ends-early": None,
+    "alpha-as-before-the-first": None,
+    "animation-of-other-frames": None,
     "tune-of-2-bytes": None,
 }
 
@@ -100,6 +115,7 @@ LATENTS = {
 # the origin of latents is no part of a picture.
 SHOWN = {
     "chunks-1000",
+    "changes-of-all-frames",
     "origin-of-9-megabytes",
     "origin-nested",
     "alpha-inflates",

@@ -1,0 +1,92 @@
+"""The fuzzing itself: it runs without atheris, finds what there is, and counts only what counts."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pillow_sdz import container
+from pillow_sdz.container import Chunk
+from sdz_files import framed
+
+# Fuzzing is no part of the installed package, so that only the checkout has it.
+sys.path.append(str(Path(__file__).parent.parent))
+
+from fuzz import seeds, targets
+from fuzz.mutations import mutated, repaired
+
+ROOT = Path(__file__).parent.parent
+RUNS = 300  # of each target; chosen: about a second
+
+
+@pytest.fixture(scope="module")
+def light() -> Iterator[None]:
+    with targets.light():
+        yield
+
+
+@pytest.mark.usefixtures("light")
+@pytest.mark.parametrize("target", targets.TARGETS)
+def test_nothing_but_the_allowed_exceptions(target: str) -> None:
+    corpus = seeds.seeds(target)
+    rng = random.Random(0)
+    for data in [*corpus, *(mutated(rng, corpus) for _ in range(RUNS)), b""]:
+        targets.TARGETS[target](data)
+
+
+@pytest.mark.usefixtures("light")
+def test_seeds_get_to_the_end() -> None:
+    """What is sound is not refused: mutations of it come as far as can be."""
+    for data in seeds.made():
+        targets.shown(data)
+        targets.latents_of(data)
+    for case in targets.CASES:
+        assert any(case is targets.CASES[data[0]] for data in seeds.seeds("entropy")[:-2])
+
+
+def test_findings_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(data: bytes) -> list[Chunk]:
+        raise IndexError
+
+    monkeypatch.setattr(container, "read", broken)
+    with pytest.raises(IndexError):
+        targets.container(b"")
+
+
+def test_crcs_are_made_right() -> None:
+    data = framed([Chunk(b"HEAD", b"abc"), Chunk(b"abCd", bytes(200)), Chunk(b"DONE", b"")])
+    wrong = bytearray(data)
+    for entry_end in (len(container.SIGNATURE) + 12, len(data)):
+        wrong[entry_end - 1] ^= 1
+    assert repaired(bytes(wrong)) == data
+    assert repaired(data[:-1]) == data[:-1]  # what is cut off has none
+    assert repaired(b"") == b""
+    assert zlib.crc32(b"DONE").to_bytes(4, "big") == repaired(data)[-4:]
+
+
+def test_the_command_leaves_what_it_finds(tmp_path: Path, environment: dict[str, str]) -> None:
+    """And runs it again: the same bytes, the same exception."""
+    program = (
+        "import sys; from pillow_sdz import container; container.read = lambda data: data[99999]\n"
+        "from fuzz.__main__ import main; main()"
+    )
+    command = [sys.executable, "-c", program, "container"]
+    for arguments in (["--plain"], ["finding-container-*"]):
+        names = [str(p) for a in arguments for p in tmp_path.glob(a)] or arguments
+        done = subprocess.run(
+            [*command, *names],
+            cwd=tmp_path,
+            env={**environment, "PYTHONPATH": f"{ROOT}:{environment['PYTHONPATH']}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert "IndexError" in done.stderr
+    assert len(list(tmp_path.glob("finding-container-*"))) == 1
