@@ -138,8 +138,6 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor, rate: Tensor, sides: Sides = WHOLE) -> Tensor:
         """Of a tile, the image without its margin of `DECODER_MARGIN`."""
-        near = sides.trim(latents, DECODER_MARGIN - 1)
-        image = F.pixel_shuffle(self.linear(near), FACTOR)[..., 8:-8, 8:-8]
         dtype = self.enter.weight.dtype
         features = rate_features(rate).to(dtype)
         r16, r8, r4 = (layer(features)[:, :, None, None] for layer in self.rate)
@@ -148,8 +146,11 @@ class Decoder(nn.Module):
         y = self.at8(F.pixel_shuffle(self.up8(y), 2) + r8)
         y = sides.trim(y, 2 * (DECODER_MARGIN_8 - DECODER_MARGIN_4))
         y = self.at4(F.pixel_shuffle(self.up4(y), 2) + r4)
-        y = sides.trim(self.leave(y), 4 * DECODER_MARGIN_4)
-        return sides.trim(image, FACTOR) + F.pixel_shuffle(y, 4)
+        y = F.pixel_shuffle(sides.trim(self.leave(y), 4 * DECODER_MARGIN_4), 4)
+        # Only now, and in place: it takes more memory than all of the above.
+        near = sides.trim(latents, DECODER_MARGIN - 1)
+        image = F.pixel_shuffle(self.linear(near), FACTOR)[..., 8:-8, 8:-8]
+        return sides.trim(image, FACTOR).add_(y)
 
 
 class Gain(nn.Module):
@@ -289,7 +290,10 @@ class Mini:
     @undisturbed
     def encode(self, pixels: tiles.Samples) -> NDArray[np.float32]:
         """Pixels (H, W, 3) to latents (ceil(H/16), ceil(W/16), C)."""
-        network = self._encoder()
+        # Of one column, oneDNN's strided convolution in bfloat16 with AMX (brg_conv_fwd, torch
+        # 2.13) adds what was in the memory before, of whomever.
+        narrow = pixels.shape[1] <= FACTOR
+        network = self._encoder.in_float32 if narrow else self._encoder()
 
         def latents(levels: Tensor, sides: Sides) -> Tensor:
             out: Tensor = network(levels.div_(255).sub_(0.5), sides)
