@@ -82,6 +82,7 @@ def cases() -> list[Case]:
         (crop("LA", 33, 200), {"quality": 5}),
         (crop("RGB", 120, 80), {"target_size": 700}),
         (crop("RGB", 80, 80), {"tune": "perceptual", "quality": 40}),
+        (crop("RGB", 9, 70), {"quality": 50}),
         (crop("RGB", 32, 32), {"effort": 5}),
     ]
 

@@ -32,7 +32,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from threadpoolctl import threadpool_limits
 
 import pillow_sdz  # noqa: F401  # registers the format SDZ
 from pillow_sdz import demo
@@ -227,9 +226,9 @@ def many(count: int, repeats: int) -> list[Comparison]:
             function(item)
 
     def pool(function: Callable[[Any], object], items: Iterable[Any]) -> None:
-        # One picture keeps one thread busy: those of torch and BLAS would only be in the way.
+        # One picture keeps one thread busy: more of torch's would only be in the way.
         executor = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        with threadpool_limits(1, "blas"), executor:
+        with executor:
             for _ in executor.map(function, items):
                 pass
 

@@ -70,7 +70,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 STRESS = """
 import dataclasses
 from benchmarks import many
-print(json.dumps(dataclasses.asdict(many.stress(seconds=3, threads=16))))
+print(json.dumps(dataclasses.asdict(many.stress(seconds=2, threads=16))))
 """
 
 
@@ -200,7 +200,7 @@ def test_a_child_forked_after_decoding(
 KILLED = """
 from pathlib import Path
 from benchmarks import killed
-result = killed.killed(Path(sys.argv[1]), times=3)
+result = killed.killed(Path(sys.argv[1]), times=2)
 print(json.dumps([result.kills, result.wrong, result.lost, result.finished]))
 """
 
@@ -212,7 +212,7 @@ def test_a_killed_command_leaves_whole_files_and_the_next_one_does_the_rest(
     """`python -m benchmarks.killed` does it 50 times; docs/many.md has the result."""
     (tmp_path / "work").mkdir()
     printed = run(KILLED, tmp_path / "work", environment=environment, folder=tmp_path)
-    assert json.loads(printed) == [3, 0, 0, True]
+    assert json.loads(printed) == [2, 0, 0, True]
 
 
 @posix_only
