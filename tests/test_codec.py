@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,23 +228,6 @@ def test_threads_share_the_model(real_photo: Image.Image) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(decode, range(8)))) == 1
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # that threads and fork do not mix
-def test_decodes_in_a_forked_child(real_photo: Image.Image, tmp_path: Path) -> None:
-    """As a DataLoader's workers do."""
-    torch.set_num_threads(1)  # OpenMP's own threads do not survive a fork, with any library
-    encoded = codec.encode(real_photo, model=MINI, quality=30)
-    child = os.fork()
-    if not child:
-        try:
-            picture = decoded_from(encoded.chunks[0].data, real_photo.size, encoded.quantisation)
-            (tmp_path / "size").write_text(str(picture.size))
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
-    assert (tmp_path / "size").read_text() == str(real_photo.size)
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 100, 3000])
