@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from .models import hub
+
 Ints = NDArray[np.signedinteger[Any]]
 Floats = NDArray[np.float64]
 
@@ -31,6 +33,7 @@ MAX_ESCAPE_BITS = 20
 SYMBOL_LIMIT = 1 << 19  # symbols and means are clipped to +-this
 
 TABLES_FILE = Path(__file__).parent / "models" / "weights" / "tables.safetensors"
+TABLES_SHA256 = "b3a476cc2bcd62d0df707d12a498ba7cb171ae1752a82befee4f021dfa3256cb"
 
 
 class DamagedPayload(ValueError):
@@ -68,6 +71,7 @@ class Tables:
     @functools.cache
     def shipped(cls) -> Tables:
         """The tables of the file format, loaded once."""
+        hub.check_sha256(TABLES_FILE, TABLES_SHA256)
         arrays = load_file(TABLES_FILE)
         return cls(arrays["frequencies"], arrays["reach"])
 

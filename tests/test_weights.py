@@ -11,14 +11,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
 import tiny_models as tiny
 from model_registry import no_network, registry
-from pillow_sdz import lattice, models, register_model
+from pillow_sdz import entropy, lattice, models, register_model
+from pillow_sdz.entropy import Tables
 from pillow_sdz.lattice import LatticePrior
-from pillow_sdz.models import embedded, recorded, sd_mini
+from pillow_sdz.models import embedded, recorded, reduced, sd_mini
 
 __all__ = ["no_network", "registry"]
 
@@ -71,24 +73,35 @@ def test_embedded_autoencoders(
         models.load(models.spec(name))
 
 
+def load_reduced() -> None:
+    models.load(models.MINI).decode_area(np.zeros((1, 1, embedded.CHANNELS)), 5000, scale=8)
+
+
 @pytest.mark.parametrize("harm", [damaged, swapped])
 @pytest.mark.parametrize(
-    ("constant", "load"), [("SD1_FILE", LatticePrior.sd1), ("SD_MINI_FILE", LatticePrior.sd_mini)]
+    ("module", "constant", "load"),
+    [
+        (lattice, "SD1_FILE", lambda: LatticePrior.sd1.__wrapped__(LatticePrior)),
+        (lattice, "SD_MINI_FILE", lambda: LatticePrior.sd_mini.__wrapped__(LatticePrior)),
+        (entropy, "TABLES_FILE", lambda: Tables.shipped.__wrapped__(Tables)),
+        (reduced, "WEIGHTS", load_reduced),
+    ],
 )
-def test_embedded_priors(
+def test_what_embedded_models_have_besides(
     harm: Callable[[Path], None],
+    module: object,
     constant: str,
-    load: Callable[[], LatticePrior],
+    load: Callable[[], object],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They hold integers: none of them is no number, and each would decode to something."""
-    path = tmp_path / getattr(lattice, constant).name
-    shutil.copyfile(getattr(lattice, constant), path)
+    """Priors and tables hold integers: each would decode to something."""
+    path = tmp_path / getattr(module, constant).name
+    shutil.copyfile(getattr(module, constant), path)
     harm(path)
-    monkeypatch.setattr(lattice, constant, path)
+    monkeypatch.setattr(module, constant, path)
     with pytest.raises(OSError, match=f"{path} is damaged: its sha256 is .* instead of"):
-        load.__wrapped__(LatticePrior)  # type: ignore[attr-defined]
+        load()
 
 
 # directories

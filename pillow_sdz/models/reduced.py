@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from . import tiles
+from . import hub, tiles
 from .embedded import (
     CHANNELS,
     FACTOR,
@@ -34,6 +34,7 @@ from .embedded import (
 from .tiles import WHOLE, Area, Sides
 
 WEIGHTS = Path(__file__).parent / "weights" / "mini_reduced.safetensors"
+SHA256 = "89b321e73b43675fb1d3e5fffd91822caea7ee5e4a467f56b88335cb9b2d6032"
 
 
 class Eighth(nn.Module):
@@ -108,6 +109,7 @@ class Reduced:
     @torch.inference_mode(False)
     @undisturbed
     def __init__(self, decoder: Decoder) -> None:
+        hub.check_sha256(WEIGHTS, SHA256)
         tensors = load_file(WEIGHTS)
         networks: dict[int, Reducing | Eighth] = {
             2: Reducing(decoder, 2),
