@@ -51,7 +51,7 @@ def plain(target: Target, corpus: list[bytes], args: argparse.Namespace) -> None
 
 def guided(target: Target, corpus: list[bytes], args: argparse.Namespace) -> None:
     """libFuzzer, which keeps what reaches new code; it ends the process itself."""
-    import atheris  # type: ignore[import-untyped]
+    import atheris
 
     with tempfile.TemporaryDirectory() as folder:
         for number, data in enumerate(corpus):
