@@ -6,6 +6,8 @@ registry and torch are imported, when the pixels are first needed.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
@@ -17,12 +19,13 @@ from .container import MAX_CHANGES, Animation, Chunk, Denoising, Header
 from .embedded_models import EMBEDDED, MINI, MINI_PERCEPTUAL
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
     from PIL._imaging import PixelAccess
 
     from . import codec
     from .codec import Frames
+    from .save_options import Timing
 
 # Chunks that `_open` reads because the decoder is told what they say.
 FOR_DECODING = (container.DENOISING, container.PROMPT, container.TUNE, container.ANIMATION)
@@ -172,6 +175,7 @@ class SdzImageFile(ImageFile.ImageFile):
         # No decoder of this name is registered: it only says that the pixels are still to come.
         self.tile = [ImageFile._Tile("sdz", (0, 0, *self.size), 0, None)]
         if self._animation is not None:
+            self.info["timestamp"] = self._animation.timestamp(frame)
             self.info["duration"] = self._animation.duration(frame)
 
     def seek(self, frame: int) -> None:
@@ -241,10 +245,6 @@ class SdzImageFile(ImageFile.ImageFile):
 
     def load(self) -> PixelAccess | None:
         if self.tile:
-            if not ImageFile.LOAD_TRUNCATED_IMAGES:
-                for entry in self._unread:
-                    self._reader.data(entry)  # for the CRC
-            self._unread = []
             self.im = self._part((0, 0, *self.size)).im
             self.tile = []
             if self._exclusive_fp and self._close_exclusive_fp_after_loading:
@@ -265,6 +265,10 @@ class SdzImageFile(ImageFile.ImageFile):
             msg = "the pixels of a closed image cannot be decoded"
             raise ValueError(msg)
         lenient = ImageFile.LOAD_TRUNCATED_IMAGES
+        if not lenient:
+            for entry in self._unread:
+                self._reader.data(entry)  # for the CRC
+        self._unread = []
         if self._truncated and (not lenient or len(self._frames) <= self._frame):
             raise OSError(self._truncated)
         from . import codec, models
@@ -382,6 +386,81 @@ def _count_bytes(entries: Sequence[container.Entry]) -> dict[str, int]:
 
 
 def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
+    _write(im, fp, [im])
+
+
+def _save_all(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
+    from . import save_options
+
+    options = im.encoderinfo
+    timing = save_options.Timing(options.get("duration"), options.get("loop"))
+    others = save_options.append_images(options.get("append_images"))
+    with contextlib.closing(_frames_of(itertools.chain([im], others))) as frames:
+        _write(im, fp, frames, timing)
+
+
+def _frames_of(images: Iterable[Image.Image]) -> Generator[Image.Image]:
+    """Every frame of every image, which shows afterwards what it showed before."""
+    for image in images:
+        frames = getattr(image, "n_frames", 1)
+        if frames == 1:
+            yield image
+            continue
+        shown = image.tell()
+        try:
+            for number in range(frames):
+                image.seek(number)
+                yield image.copy()
+        finally:
+            image.seek(shown)
+
+
+class _Pictures:
+    """The frames as the encoder has them, one by one, and what is noted besides as it asks."""
+
+    def __init__(
+        self, frames: Iterable[Image.Image], size: tuple[int, int], timing: Timing | None
+    ) -> None:
+        self._frames, self._size, self._timing = frames, size, timing
+        self._colour = False
+        self._alphas: list[bytes | None] = []
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        """Pictures of mode RGB; ValueError where a frame cannot be one of this file."""
+        for number, frame in enumerate(self._frames):
+            frame.load()  # its mode may change
+            if frame.size != self._size:
+                msg = f"frame {number} has the size {frame.size}, the first one {self._size}"
+                raise ValueError(msg)
+            if self._timing is not None:
+                self._timing.add(frame.info.get("duration"))
+            image = _convert(frame)
+            has_alpha = image.mode.endswith("A")
+            self._alphas.append(alpha_channel.encode(image.getchannel("A")) if has_alpha else None)
+            self._colour |= image.mode.startswith("RGB")
+            yield image if image.mode == "RGB" else image.convert("RGB")
+
+    @property
+    def mode(self) -> str:
+        """Colour where one frame has it, and alpha where one does."""
+        return ("RGB" if self._colour else "L") + ("A" if any(self._alphas) else "")
+
+    def alphas(self) -> list[list[Chunk]]:
+        """Of every frame its ALPH, if there are any."""
+        if not any(self._alphas):
+            return [[] for _ in self._alphas]
+        alphas = (alpha_channel.OPAQUE if alpha is None else alpha for alpha in self._alphas)
+        data = alpha_channel.in_turn(alphas, MAX_CHANGES)
+        return [[Chunk(container.ALPHA, one)] for one in data]
+
+
+def _write(
+    im: Image.Image, fp: IO[bytes], frames: Iterable[Image.Image], timing: Timing | None = None
+) -> None:
+    """Write frames to a file, with the options and the metadata of ``im``.
+
+    Without ``timing`` there is one frame, which no other follows.
+    """
     from . import save_options
 
     options = im.encoderinfo
@@ -408,16 +487,13 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
         msg = f"cannot write {width}x{height} as SDZ: 1 to {container.MAX_SIDE} pixels a side"
         raise ValueError(msg)
     metadata = _metadata(im)
-    image = _convert(im)
 
-    alpha = []
-    if image.mode.endswith("A"):
-        alpha.append(Chunk(container.ALPHA, alpha_channel.encode(image.getchannel("A"))))
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    from . import codec  # imports torch
 
+    pictures = _Pictures(frames, im.size, timing)
     header = Header(
-        image.mode,
-        image.size,
+        container.MODES[0],
+        im.size,
         model.name,
         model.digest,
         model.channels,
@@ -425,41 +501,49 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
         int(coding != "float16"),
         coding,
     )
-
-    from . import codec  # imports torch
-
-    bands = []
+    about = [*metadata, *for_decoding]
     if (rows := codec.band_rows(model, *header.latents[1:])) is not None:
-        bands.append(Chunk(container.BANDS, container.pack_bands(rows)))
+        about.append(Chunk(container.BANDS, container.pack_bands(rows)))
 
-    def chunks(latents: codec.EncodedLatents) -> list[Chunk]:
+    def chunks(frames: Sequence[Sequence[Chunk]], quantisation: int) -> list[Chunk]:
+        alphas = pictures.alphas()
+        head = header._replace(mode=pictures.mode, frames=len(alphas), quantisation=quantisation)
+        animation = []
+        if timing is not None and len(alphas) > 1:
+            animation.append(Chunk(container.ANIMATION, timing.animation().pack()))
         return [
-            Chunk(container.HEAD, header._replace(quantisation=latents.quantisation).pack()),
-            *metadata,
-            *for_decoding,
-            *bands,
-            *latents.chunks,
-            *alpha,
+            Chunk(container.HEAD, head.pack()),
+            *about,
+            *animation,
+            *itertools.chain.from_iterable(
+                (*frame, *alpha) for frame, alpha in zip(frames, alphas, strict=True)
+            ),
             Chunk(container.DONE, b""),
         ]
 
-    # What is no latents does not depend on the quality.
-    others = container.size(chunks(codec.EncodedLatents([], header.quantisation)))
+    images: Iterable[Image.Image] = pictures
+    max_size = None
+    if target_size is not None:
+        images = list(pictures)
+        # What is no latents does not depend on the quality.
+        others = container.size(chunks([[]] * len(images), header.quantisation))
+        max_size = target_size - others
     try:
         encoded = codec.encode(
-            rgb,
+            images,
             model=model,
             coding=coding,
             quality=quality,
             effort=effort,
-            max_size=None if target_size is None else target_size - others,
+            max_size=max_size,
+            predict=timing is not None,
         )
     except codec.DoesNotFit as e:
         smallest = others + e.smallest
         msg = f"target_size is {target_size}, but the smallest file has {smallest} bytes"
         raise ValueError(msg) from e
 
-    fp.write(container.write(chunks(encoded)))
+    fp.write(container.write(chunks(encoded.frames, encoded.quantisation)))
 
 
 def _convert(im: Image.Image) -> Image.Image:
@@ -501,6 +585,7 @@ def register() -> None:
     """Add the format to Pillow's registry; idempotent."""
     Image.register_open(SdzImageFile.format, SdzImageFile, _accept)
     Image.register_save(SdzImageFile.format, _save)
+    Image.register_save_all(SdzImageFile.format, _save_all)
     Image.register_extension(SdzImageFile.format, ".sdz")
     Image.register_mime(SdzImageFile.format, "image/x-sdz")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 
 from PIL import Image
@@ -11,6 +12,8 @@ from PIL import Image
 _CONSTANT = 0
 _PNG = 1
 AS_BEFORE = bytes([2])  # all of the data, where it is that of the frame before
+
+OPAQUE = bytes([_CONSTANT, 255])
 
 
 def encode(alpha: Image.Image) -> bytes:
@@ -23,6 +26,15 @@ def encode(alpha: Image.Image) -> bytes:
     alpha.info = {}
     alpha.save(png, "PNG", optimize=True)
     return bytes([_PNG]) + png.getvalue()
+
+
+def in_turn(alphas: Iterable[bytes], limit: int) -> Iterator[bytes]:
+    """The data of frames' ALPH chunks: `AS_BEFORE`, but not more than ``limit`` times in a row."""
+    whole, repeated = b"", 0
+    for alpha in alphas:
+        repeated = repeated + 1 if alpha == whole and repeated < limit else 0
+        whole = alpha
+        yield AS_BEFORE if repeated else alpha
 
 
 def _png_start(size: tuple[int, int]) -> bytes:

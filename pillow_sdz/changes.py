@@ -5,10 +5,16 @@ A cell of the map stands for a hyperlatent and its 2x2 latents.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from .entropy import MEAN_UNITS, Coder, DamagedPayload
+from .entropy import MEAN_UNITS, Coder, DamagedPayload, Floats, Ints, Prediction, Tables
+
+# A cell is coded where that takes more off its squared error, in squared steps, than so much for
+# each of its bits.
+RATE_WEIGHT = 0.15
 
 # A cell that changes is a symbol 1, of the table with this scale.  Its mean, in eighths, is then
 # the logarithm of the odds: from 0, one cell in 13,000, by a factor of 11 at each eighth, to 4,
@@ -45,3 +51,36 @@ def _mean(changed: int, cells: int) -> int:
     rare = min(changed, cells - changed)
     level = sum(middle * rare > cells for middle in MIDDLES)
     return level if changed == rare else MEAN_UNITS - level
+
+
+class Counted:
+    """An `entropy.Coder` that has another one code, and notes the ``bits`` of every cell."""
+
+    def __init__(self, coder: Coder, height: int, width: int) -> None:
+        """Of a map (height, width)."""
+        self._coder = coder
+        self.bits = np.zeros((height, width))
+
+    def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
+        symbols = self._coder.code(volume, index, mean, scale)
+        rows, columns = index[:2]
+        bits = Tables.shipped().bits(symbols, Prediction.of(mean, scale))
+        side = 2 if volume == "latents" else 1
+        np.add.at(self.bits, (rows // side, columns // side), bits.reshape(len(rows), -1).sum(1))
+        return symbols
+
+
+def worth_their_bits(latents: NDArray[Any], before: Ints, bits: Floats) -> NDArray[np.bool_]:
+    """The map of what to code of latents (h, w, C) in steps, whose integers were ``before``.
+
+    ``bits`` are what each cell takes where it is coded.  What is not worth them, such as a
+    camera's noise, stays as it was; since every frame is compared with what is shown of it, not
+    with the frame before, errors do not add up.
+    """
+    gain = (latents - before) ** 2 - (latents - np.rint(latents)) ** 2
+    (height, width), (rows, columns) = bits.shape, gain.shape[:2]
+    of_places = np.zeros((2 * height, 2 * width))
+    of_places[:rows, :columns] = gain.sum(2)
+    of_cells = of_places.reshape(height, 2, width, 2).sum((1, 3))
+    worth: NDArray[np.bool_] = of_cells > RATE_WEIGHT * bits
+    return worth

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import container, float16, models, palette, quantize
+from . import changes, container, float16, models, palette, quantize
 from .adaptive import AdaptivePrior
 from .container import Chunk, Header
 from .entropy import DamagedPayload, SymbolDecoder, Tables
 from .lattice import STEP_UNITS, LatticePrior
 from .models.presets import PRESETS
-from .prior import Coded
+from .prior import Coded, HyperPrior
 from .quantize import Prior, Quantizer
 from .target_size import HIGHEST, LOWEST, largest, largest_of_slow
 from .target_size import DoesNotFit as DoesNotFit
@@ -94,52 +94,71 @@ def _bands(model: models.ModelSpec, height: int, width: int) -> list[slice]:
 
 
 def encode(
-    image: Image.Image,
+    images: Iterable[Image.Image],
     *,
     model: models.ModelSpec,
     coding: str = "context",
     quality: float = 75,
     effort: int = 4,
     max_size: int | None = None,
+    predict: bool = False,
 ) -> EncodedLatents:
-    """Encode an image of mode RGB.
+    """Encode images of mode RGB and of one size, the frames of a file.
 
     ``quality`` is 1..100 and counts in the coding "context" alone; a palette has the article's
     256 entries.  With ``max_size``, in bytes of all chunks of latents, it is the highest quality
-    that fits instead, or the largest palette; DoesNotFit where none does.
-    """
-    pixels = Pixels(image)
-    latents = models.load(model).encode(pixels)
+    that fits instead, or the largest palettes; DoesNotFit where none does.  With ``predict``, of
+    `mini`'s latents only what changes is coded from the second frame on.
 
-    @functools.cache
-    def prior() -> int | None:
-        """The one that suits the picture, at any quality."""
-        step = quantisation_of(quality, model, effort)
-        return None if has_hyperprior(model) else _best_prior(latents, model, step)
+    Without ``max_size``, an image is asked for when the one before has been encoded.
+    """
+    network = models.load(model)
+    pictures = map(Pixels, images)
+    frames: Iterable[tuple[Pixels, Latents]] = ((p, network.encode(p)) for p in pictures)
+    if max_size is not None:
+        frames = list(frames)  # for every quality that is tried
+
+    priors: dict[int, int] = {}
+
+    def prior_of(number: int, latents: Latents) -> int:
+        """The one that suits a frame, at any quality."""
+        if number not in priors:
+            priors[number] = _best_prior(latents, model, quantisation_of(quality, model, effort))
+        return priors[number]
 
     def context(hundredths: int, effort: int) -> EncodedLatents:
         quantisation = quantisation_of(hundredths / 100, model, effort)
-        if has_hyperprior(model) and effort > HIGHEST_QUICK_EFFORT:
-            chunks = _refined(pixels, latents, model, quantisation, effort)
-        else:
-            chunks = encode_bands(
+        if has_hyperprior(model):
+            coder = _MiniEncoder(model, quantisation, effort, predict=predict)
+            return EncodedLatents([coder.encode(*frame) for frame in frames], quantisation)
+        coded = [
+            encode_bands(
                 latents,
                 model=model,
                 coding=coding,
                 quantisation=quantisation,
                 effort=effort,
-                prior=prior(),
+                prior=prior_of(number, latents),
             )
-        return EncodedLatents(chunks, quantisation)
+            for number, (_, latents) in enumerate(frames)
+        ]
+        return EncodedLatents(coded, quantisation)
 
     def of_entries(entries: int) -> EncodedLatents:
         with one_blas_thread():
-            payload = palette.encode(latents, step=PALETTE_STEP, entries=entries)
-        return EncodedLatents([Chunk(container.LATENTS, payload)], PALETTE_STEP)
+            payloads = [
+                palette.encode(latents, step=PALETTE_STEP, entries=entries) for _, latents in frames
+            ]
+        return EncodedLatents([[Chunk(container.LATENTS, p)] for p in payloads], PALETTE_STEP)
 
     if coding == "float16":
-        chunks = encode_bands(latents, model=model, coding=coding, quantisation=0)
-        exact = EncodedLatents(chunks, 0)
+        exact = EncodedLatents(
+            [
+                encode_bands(latents, model=model, coding=coding, quantisation=0)
+                for _, latents in frames
+            ],
+            0,
+        )
         if max_size is not None and exact.size > max_size:
             raise DoesNotFit(exact.size)
         return exact
@@ -230,8 +249,8 @@ def encode_latents(
         if has_hyperprior(model):
             network = models.load(model)
             steps = latents * network.gain(quantisation)
-            steps, hyper = network.refine(None, steps, quantisation, effort)
-            return _hyper_payload(network, steps, hyper, quantisation)
+            refined = network.refine(None, steps, quantisation, effort)
+            return _BandEncoder(model, quantisation).encode(*refined).data
         number = _best_prior(latents, model, quantisation) if prior is None else prior
         found = _prior(number, model.channels)
         return bytes([number]) + quantize.encode(found, latents, quantisation, effort)
@@ -280,25 +299,65 @@ def _prior(number: int, channels: int) -> Prior:
     raise DamagedPayload(msg)
 
 
-def _hyper_payload(network: Any, steps: Latents, hyper: Latents, quality: int) -> bytes:
-    quantizer = Quantizer(Tables.shipped(), steps, hyper)
-    network.prior.code(quantizer, *steps.shape[:2], quality)
-    return quantizer.bytes()
+class _MiniEncoder:
+    """Codes frames of `mini`, one after another."""
+
+    def __init__(
+        self, model: models.ModelSpec, quality: int, effort: int, *, predict: bool
+    ) -> None:
+        self._model, self._quality, self._effort = model, quality, effort
+        self._predict = predict
+        self._bands: dict[int, _BandEncoder] = {}  # by their first row
+
+    def encode(self, pixels: Pixels, latents: Latents) -> list[Chunk]:
+        """The chunks of the next frame."""
+        network, quality, effort = models.load(self._model), self._quality, self._effort
+        gain = network.gain(quality)
+        chunks = []
+        if slow := effort > HIGHEST_QUICK_EFFORT:
+            # In tiles that bands do not cut.
+            steps, hyper = network.refine(pixels, latents * gain, quality, effort)
+        with one_blas_thread():
+            for band in _bands(self._model, *latents.shape[:2]):
+                if slow:
+                    refined = steps[band], hyper[band.start // 2 : -(-band.stop // 2)]
+                else:
+                    refined = network.refine(None, latents[band] * gain, quality, effort)
+                new = _BandEncoder(self._model, quality, predict=self._predict)
+                chunks.append(self._bands.setdefault(band.start, new).encode(*refined))
+        return chunks
 
 
-def _refined(
-    pixels: Pixels, latents: Latents, model: models.ModelSpec, quality: int, effort: int
-) -> list[Chunk]:
-    """The chunks of a frame whose latents are refined, in tiles that bands do not cut."""
-    network = models.load(model)
-    steps, hyper = network.refine(pixels, latents * network.gain(quality), quality, effort)
-    chunks = []
-    with one_blas_thread():
-        for band in _bands(model, *steps.shape[:2]):
-            of_hyper = slice(band.start // 2, -(-band.stop // 2))
-            payload = _hyper_payload(network, steps[band], hyper[of_hyper], quality)
-            chunks.append(Chunk(container.LATENTS, payload))
-    return chunks
+class _BandEncoder:
+    """Codes a band of `mini`'s latents, of one frame after another."""
+
+    def __init__(self, model: models.ModelSpec, quality: int, *, predict: bool = False) -> None:
+        self._prior: HyperPrior = models.load(model).prior
+        self._quality, self._predict = quality, predict
+        self._before: Coded | None = None  # in the frame before
+        self._changes = 0  # how many DIFF in a row led there
+
+    def encode(self, steps: Latents, hyper: Latents) -> Chunk:
+        """The chunk of the next frame's latents and hyperlatents, in steps and not rounded."""
+        tables, (height, width, _) = Tables.shipped(), steps.shape
+        whole = Quantizer(tables, steps, hyper)
+        if self._before is None:
+            coded = self._prior.code(whole, height, width, self._quality)
+            if self._predict:
+                self._before = coded
+            return Chunk(container.LATENTS, whole.bytes())
+        counted = changes.Counted(whole, *hyper.shape[:2])
+        coded = self._prior.code(counted, height, width, self._quality)
+        changed = changes.worth_their_bits(steps, self._before.symbols, counted.bits)
+        chunk = Chunk(container.LATENTS, whole.bytes())
+        if self._changes < container.MAX_CHANGES and not changed.all():
+            parts = Quantizer(tables, steps, hyper, changed)
+            told = self._prior.code(parts, height, width, self._quality, self._before)
+            if len(parts.bytes()) < len(chunk.data):
+                chunk, coded = Chunk(container.CHANGES, parts.bytes()), told
+        self._changes = self._changes + 1 if chunk.type == container.CHANGES else 0
+        self._before = coded
+        return chunk
 
 
 class Frames:
@@ -338,15 +397,14 @@ class Frames:
         if len(self._frames[number].bands) <= band:
             msg = "truncated SDZ file: it ends before the latents do"
             raise OSError(msg)
-        entries = [frame.bands[band] for frame in self._frames[: number + 1]]
-        entry = entries[number]
+        entry = self._frames[number].bands[band]
         rows = self.bands[band]
         shape = rows.stop - rows.start, self.header.latents[2]
         try:
             _check_channels(self.model)
             with one_blas_thread():
                 if has_hyperprior(self.model) and self.header.coding == "context":
-                    coded = self._integers(entries, band, shape)
+                    coded = self._integers(number, band, shape)
                     gain: Latents = models.load(self.model).gain(self.header.quantisation)
                     return (coded.symbols / gain).astype(np.float32)
                 if entry.type == container.CHANGES:
@@ -363,26 +421,22 @@ class Frames:
             msg = f"damaged SDZ file: {entry}: {e}"
             raise OSError(msg) from e
 
-    def _integers(
-        self, entries: Sequence[container.Entry], band: int, shape: tuple[int, int]
-    ) -> Coded:
-        """A band's in the last of some frames, of which ``entries`` are the band's chunks."""
-        last = len(entries) - 1
-        first = last  # the frame whose LATN all the others change
-        while entries[first].type == container.CHANGES:
+    def _integers(self, number: int, band: int, shape: tuple[int, int]) -> Coded:
+        """A band's in a frame; of those before it, what they change is decoded where need be."""
+        latest, coded = self._latest.pop(band, (-1, None))
+        first = number  # the frame whose LATN all others up to this one change
+        while first != latest and self._frames[first].bands[band].type == container.CHANGES:
             first -= 1
-        latest, coded = self._latest.get(band, (-1, None))
-        if not first <= latest <= last:
-            latest, coded = first - 1, None
-        for number in range(latest + 1, last + 1):
+        for frame in range(first + (first == latest), number + 1):
+            entry = self._frames[frame].bands[band]
+            before = coded if entry.type == container.CHANGES else None
             coded = _decode_integers(
-                self._read(entries[number]), self.model, shape, self.header.quantisation, coded
+                self._read(entry), self.model, shape, self.header.quantisation, before
             )
-        assert coded is not None  # since the first is a LATN
-        self._latest.pop(band, None)
-        following = self._frames[last + 1 : last + 2]
+        assert coded is not None
+        following = self._frames[number + 1 : number + 2]
         if any(e.type == container.CHANGES for frame in following for e in frame.bands[band:][:1]):
-            self._latest[band] = last, coded
+            self._latest[band] = number, coded
         return coded
 
 

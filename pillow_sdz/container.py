@@ -192,6 +192,11 @@ class Animation(NamedTuple):
         """Milliseconds of a frame."""
         return self.durations[frame if len(self.durations) > 1 else 0]
 
+    def timestamp(self, frame: int) -> int:
+        """Milliseconds of all frames before a frame."""
+        alike = len(self.durations) == 1
+        return frame * self.durations[0] if alike else sum(self.durations[:frame])
+
 
 # The 2022 article's: the last two or three of 66 steps, 0.04 of the schedule.
 ARTICLES_DENOISING = Denoising(strength=40, steps=3)

@@ -81,7 +81,8 @@ def equal_error(step: int, effort: int) -> int:
 class Quantizer:
     """An `entropy.Coder` that rounds latents as they are coded, and writes them.
 
-    ``latents`` (h, w, C) and ``hyper`` are in units of the quantisation step.
+    ``latents`` (h, w, C) and ``hyper`` are in units of the quantisation step; ``changed`` is the
+    map of `changes`, where they are told by what changes.
     """
 
     # `mini` does without the choice below: its decoder is trained on rounded latents.  On seven
@@ -89,9 +90,17 @@ class Quantizer:
     # PSNR and 0.4 to 1.3 % at equal SSIMULACRA2, and at 0.07 lost 1 to 5 %; its hyperlatents
     # alone save more without any loss (models/refinement.py).
 
-    def __init__(self, tables: Tables, latents: NDArray[Any], hyper: NDArray[Any]) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        latents: NDArray[Any],
+        hyper: NDArray[Any],
+        changed: NDArray[np.bool_] | None = None,
+    ) -> None:
         self._tables = tables
         self._volumes = {"latents": latents, "hyper": hyper}
+        if changed is not None:
+            self._volumes["changed"] = changed.astype(np.float32)
         self._encoder = SymbolEncoder(tables)
 
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:

@@ -5,15 +5,16 @@ ValueError for what cannot be, naming the keyword, before anything is written.
 
 from __future__ import annotations
 
+import itertools
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 from PIL import Image
 
 from . import container, models
-from .container import Chunk
+from .container import Animation, Chunk
 
 # What is recommended for the denoising of palettes, in the latent spaces whose U-Nets this
 # package knows: the article's for Stable Diffusion 1; for sd-mini a little less, which on photos
@@ -121,6 +122,80 @@ def target_size(value: object) -> int:
         msg = f"target_size must be a number of bytes, not {value!r}"
         raise ValueError(msg)
     return int(value)
+
+
+def append_images(value: object) -> Iterator[Image.Image]:
+    """What follows the first image; each is checked when it is asked for."""
+    if value is not None and not isinstance(value, Iterable):
+        msg = f"append_images must be images, not {type(value).__name__}"
+        raise ValueError(msg)
+    return map(_image, value or ())
+
+
+def _image(value: object) -> Image.Image:
+    if not isinstance(value, Image.Image):
+        msg = f"append_images must be images, not {type(value).__name__}"
+        raise ValueError(msg)
+    return value
+
+
+class Timing:
+    """How often an animation is shown, and for how long each of its frames, which are added.
+
+    ``duration`` is milliseconds, for all frames or a list with those of each, None: as each frame
+    itself says.  ``loop`` is how often, 0 or None for ever.
+    """
+
+    def __init__(self, duration: object, loop: object) -> None:
+        self._given: Sequence[float] | float | None = None
+        if isinstance(duration, (list, tuple)):
+            self._given = [_milliseconds(each) for each in duration]
+        elif duration is not None:
+            self._given = _milliseconds(duration)
+        if loop is None:
+            loop = 0
+        if isinstance(loop, bool) or not isinstance(loop, Integral) or not 0 <= int(loop) <= 0xFFFF:
+            msg = f"loop must be a number from 0, for ever, to {0xFFFF}, not {loop!r}"
+            raise ValueError(msg)
+        self._loop = int(loop)
+        self._durations: list[float] = []
+
+    def add(self, own: object) -> None:
+        """Add a frame that says to be shown for ``own``, None: as long as the first."""
+        number = len(self._durations)
+        if number == container.MAX_FRAMES:
+            msg = f"more than {container.MAX_FRAMES} frames"
+            raise ValueError(msg)
+        if isinstance(self._given, Sequence):
+            if number == len(self._given):
+                msg = f"duration has {number} values, but there are more frames"
+                raise ValueError(msg)
+            self._durations.append(self._given[number])
+        elif self._given is not None:
+            self._durations.append(self._given)
+        elif own is not None:
+            self._durations.append(_milliseconds(own))
+        else:
+            self._durations.append(self._durations[0] if self._durations else 0)
+
+    def animation(self) -> Animation:
+        """Of the frames that were added; ValueError where durations of others were given."""
+        if isinstance(self._given, Sequence) and len(self._given) != len(self._durations):
+            msg = f"duration has {len(self._given)} values for {len(self._durations)} frames"
+            raise ValueError(msg)
+        # Rounded so that no frame begins too late by what the others' have lost.
+        begins = [round(time) for time in itertools.accumulate(self._durations, initial=0)]
+        durations = tuple(end - begin for begin, end in itertools.pairwise(begins))
+        return Animation(self._loop, durations if len(set(durations)) > 1 else durations[:1])
+
+
+def _milliseconds(value: object) -> float:
+    most = container.MAX_DURATION
+    # Written so that NaN fails too.
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= most:  # type: ignore[operator]
+        msg = f"duration must be from 0 to {most} milliseconds, not {value!r}"
+        raise ValueError(msg)
+    return float(value)
 
 
 def known_metadata(options: Mapping[str, Any]) -> list[Chunk]:

@@ -28,15 +28,15 @@ class DoesNotFit(ValueError):
 
 @dataclass(frozen=True)
 class EncodedLatents:
-    """A frame's ``chunks``, one for each band, and the header's ``quantisation``."""
+    """Every frame's chunks, one for each band, and the header's ``quantisation``."""
 
-    chunks: Sequence[container.Chunk]
+    frames: Sequence[Sequence[container.Chunk]]
     quantisation: int
 
     @property
     def size(self) -> int:
         """The bytes of the chunks in a file."""
-        return sum(container.chunk_size(len(chunk.data)) for chunk in self.chunks)
+        return sum(container.chunk_size(len(c.data)) for frame in self.frames for c in frame)
 
 
 def largest(

@@ -71,8 +71,8 @@ def test_registry_names_the_weights_that_ship() -> None:
 @pytest.mark.parametrize("quality", [1, 20, 50, 75, 100])
 def test_fidelity(real_photo: Image.Image, quality: int) -> None:
     """Well above what a broken stage would leave: 20 dB is a blur of the photo."""
-    encoded = codec.encode(real_photo, model=MINI, quality=quality)
-    decoded = decoded_from(encoded.chunks[0].data, real_photo.size, encoded.quantisation)
+    encoded = codec.encode([real_photo], model=MINI, quality=quality)
+    decoded = decoded_from(encoded.frames[0][0].data, real_photo.size, encoded.quantisation)
     assert decoded.size == real_photo.size
     assert psnr(real_photo, decoded) > 20 + quality / 10
 
@@ -80,8 +80,8 @@ def test_fidelity(real_photo: Image.Image, quality: int) -> None:
 def test_quality_is_monotone(real_photo: Image.Image) -> None:
     sizes, fidelities = [], []
     for quality in range(1, 101, 9):
-        encoded = codec.encode(real_photo, model=MINI, quality=quality)
-        decoded = decoded_from(encoded.chunks[0].data, real_photo.size, encoded.quantisation)
+        encoded = codec.encode([real_photo], model=MINI, quality=quality)
+        decoded = decoded_from(encoded.frames[0][0].data, real_photo.size, encoded.quantisation)
         sizes.append(encoded.size)
         fidelities.append(psnr(real_photo, decoded))
     assert sizes == sorted(set(sizes))
@@ -90,10 +90,10 @@ def test_quality_is_monotone(real_photo: Image.Image) -> None:
 
 @pytest.mark.parametrize("limit", [600, 1500, 3001])
 def test_largest_payload_that_fits(real_photo: Image.Image, limit: int) -> None:
-    fitted = codec.encode(real_photo, model=MINI, max_size=limit)
+    fitted = codec.encode([real_photo], model=MINI, max_size=limit)
     assert fitted.size <= limit
     # A tenth of a quality step more does not fit.
-    more = codec.encode(real_photo, model=MINI, quality=(fitted.quantisation + 10) / 100)
+    more = codec.encode([real_photo], model=MINI, quality=(fitted.quantisation + 10) / 100)
     assert more.size > limit
 
 
@@ -108,7 +108,7 @@ def test_target_needs_the_network_once(
         return original(self, x, sides)
 
     monkeypatch.setattr(embedded.Encoder, "forward", counted)
-    codec.encode(real_photo, model=MINI, max_size=2000)
+    codec.encode([real_photo], model=MINI, max_size=2000)
     assert len(calls) == 1
 
 
@@ -130,24 +130,24 @@ def test_a_target_chooses_the_prior_once(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(models, "load", lambda _: Strange())
     monkeypatch.setattr(codec, "_best_prior", counted)
     strange = models.ModelSpec("strange", 4, 8, models.NOT_NAMED, latent_space="strange")
-    fitted = codec.encode(Image.new("RGB", (64, 64)), model=strange, max_size=80)
+    fitted = codec.encode([Image.new("RGB", (64, 64))], model=strange, max_size=80)
     assert 60 < fitted.size <= 80
     assert len(calls) == 1
 
 
 def test_nothing_fits(real_photo: Image.Image) -> None:
-    smallest = codec.encode(real_photo, model=MINI, quality=1).size
+    smallest = codec.encode([real_photo], model=MINI, quality=1).size
     with pytest.raises(codec.DoesNotFit) as caught:
-        codec.encode(real_photo, model=MINI, max_size=smallest - 1)
+        codec.encode([real_photo], model=MINI, max_size=smallest - 1)
     assert caught.value.smallest == smallest
-    assert codec.encode(real_photo, model=MINI, max_size=smallest).size == smallest
+    assert codec.encode([real_photo], model=MINI, max_size=smallest).size == smallest
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (16, 16), (17, 1), (33, 31), (48, 16)])
 def test_any_size(real_photo: Image.Image, size: tuple[int, int]) -> None:
     image = real_photo.resize(size)
-    encoded = codec.encode(image, model=MINI, quality=90)
-    decoded = decoded_from(encoded.chunks[0].data, size, encoded.quantisation)
+    encoded = codec.encode([image], model=MINI, quality=90)
+    decoded = decoded_from(encoded.frames[0][0].data, size, encoded.quantisation)
     assert decoded.size == size
     assert psnr(image, decoded) > 22
 
@@ -203,7 +203,7 @@ print(hashlib.sha256(symbols.astype(">i4").tobytes()).hexdigest())
 def test_same_integers_with_any_number_of_threads(
     real_photo: Image.Image, environment: dict[str, str]
 ) -> None:
-    payload = codec.encode(real_photo, model=MINI, quality=50).chunks[0].data
+    payload = codec.encode([real_photo], model=MINI, quality=50).frames[0][0].data
     expected = symbols_of(payload, real_photo.size, 5000)
     digests = set()
     for threads in ("1", "2", "7"):
@@ -221,10 +221,12 @@ def test_same_integers_with_any_number_of_threads(
 
 
 def test_threads_share_the_model(real_photo: Image.Image) -> None:
-    encoded = codec.encode(real_photo, model=MINI, quality=30)
+    encoded = codec.encode([real_photo], model=MINI, quality=30)
 
     def decode(_: int) -> bytes:
-        return decoded_from(encoded.chunks[0].data, real_photo.size, encoded.quantisation).tobytes()
+        return decoded_from(
+            encoded.frames[0][0].data, real_photo.size, encoded.quantisation
+        ).tobytes()
 
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(decode, range(8)))) == 1
@@ -240,8 +242,8 @@ def test_any_payload_decodes_or_is_an_oserror(real_photo: Image.Image, length: i
 
 
 def test_words_left_over_are_an_error(real_photo: Image.Image) -> None:
-    encoded = codec.encode(real_photo, model=MINI, quality=20)
-    payload = encoded.chunks[0].data + bytes(range(1, 200))
+    encoded = codec.encode([real_photo], model=MINI, quality=20)
+    payload = encoded.frames[0][0].data + bytes(range(1, 200))
     with pytest.raises(OSError, match="LATN at byte .*: the words do not end"):
         decoded_from(payload, real_photo.size, encoded.quantisation)
 
