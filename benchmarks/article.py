@@ -27,6 +27,7 @@ from benchmarks.metrics import measure
 from benchmarks.rate_distortion import load
 from pillow_sdz import codec, container, denoise, models, palette
 from pillow_sdz.codec import PALETTE_STEP, EncodedLatents, Latents
+from pillow_sdz.container import Chunk
 
 # What is done to latents before they are decoded, by what the table calls it.
 Refinements = Mapping[str, Callable[[Latents], Latents]]
@@ -54,26 +55,28 @@ def rows(
     file = io.BytesIO()
     picture.save(file, "SDZ", model=model.name, coding="palette", **size)
     payload = next(c.data for c in container.read(file.getvalue()) if c.type == container.LATENTS)
-    framing = len(file.getvalue()) - len(payload)
+    chunk = Chunk(container.LATENTS, payload)
+    framing = len(file.getvalue()) - container.chunk_size(len(payload))
     budget = size.get("target_size", len(file.getvalue()))
 
-    codings = {"palette, dithered": ("palette", EncodedLatents(payload, PALETTE_STEP))}
+    codings = {"palette, dithered": ("palette", EncodedLatents([[chunk]], PALETTE_STEP))}
     if rate is None:
         plain = palette.encode(exact, step=PALETTE_STEP, dither=False)
-        codings["palette, not dithered"] = "palette", EncodedLatents(plain, PALETTE_STEP)
-    fitted = codec.encode(picture, model=model, max_payload=budget - framing)
+        chunk = Chunk(container.LATENTS, plain)
+        codings["palette, not dithered"] = "palette", EncodedLatents([[chunk]], PALETTE_STEP)
+    fitted = codec.encode([picture], model=model, max_size=budget - framing)
     codings["context"] = "context", fitted
 
     found = []
     for name, (coding, encoded) in codings.items():
         latents = codec.decode_latents(
-            encoded.payload,
+            encoded.frames[0][0].data,
             model=model,
             shape=exact.shape[:2],
             coding=coding,
             quantisation=encoded.quantisation,
         )
-        bpp = 8 * (len(encoded.payload) + framing) / pixels
+        bpp = 8 * (len(encoded.frames[0][0].data) + framing) / pixels
         refined = {f"{name}, {label}": refine(latents) for label, refine in refinements.items()}
         for label, decoded in {name: latents, **refined}.items():
             decoded_pixels = models.load(model).decode(decoded)[: picture.height, : picture.width]

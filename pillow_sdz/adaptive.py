@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .entropy import Coder, Floats, Ints
+from .entropy import Coder, DamagedPayload, Floats, Ints
 from .lattice import LOG_UNITS, STEP_LIMIT, STEP_UNITS, logarithm
 
 # Constants without another origin were chosen on other latents than Kodak's, 4 channels of a
@@ -242,18 +242,23 @@ def waves(height: int, width: int, channels: int) -> int:
 
 # A payload of a few bytes may decode to as many values as a header asks for, so time is bounded by
 # the payload's bytes. It is counted in values, 5 to 10 microseconds each; a wave of a channel takes
-# as long as 16 values, however few places it has. Chosen: about 20 seconds for the smallest file,
-# and 384 values for each byte more. Photos have about 3, and latents that are all zero 318: but for
-# thousands of frames with nothing in them, all is within it.
-FREE_WORK = 1 << 21
+# as long as 16 values, however few places it has. Chosen: two seconds for the smallest payload, and
+# 384 values for each byte more. Photos have about 3, and latents that are all zero 318.
+FREE_WORK = 1 << 18
 WORK_PER_BYTE = 384
 WAVE_WORK = 16
 
 
-def is_too_much_work(height: int, width: int, channels: int, frames: int, size: int) -> bool:
-    """Whether so many frames of latents (h, w, C) would take too long for ``size`` bytes."""
-    work = frames * channels * max(height * width, WAVE_WORK * waves(height, width, channels))
-    return work > FREE_WORK + WORK_PER_BYTE * size
+def work(height: int, width: int, channels: int) -> int:
+    """How long latents (h, w, C) take, in values."""
+    return channels * max(height * width, WAVE_WORK * waves(height, width, channels))
+
+
+def check_work(height: int, width: int, channels: int, size: int) -> None:
+    """DamagedPayload where latents (h, w, C) would take too long for so many bytes."""
+    if work(height, width, channels) > FREE_WORK + WORK_PER_BYTE * size:
+        msg = f"latents {(channels, height, width)} in {size} bytes are too many"
+        raise DamagedPayload(msg)
 
 
 class AdaptivePrior:

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import changes, container, float16, models, palette, quantize
-from .adaptive import AdaptivePrior
+from . import adaptive, changes, container, float16, models, palette, quantize
 from .container import Chunk, Header
 from .entropy import DamagedPayload, SymbolDecoder, Tables
 from .lattice import STEP_UNITS, LatticePrior
@@ -238,12 +237,15 @@ def encode_latents(
     quality in hundredths; in "palette" the step of the palette's bytes; in "float16" whether the
     latents are `UNSCALED`.  ``prior`` is its number, where it is known; otherwise the best is
     looked for.
-    ValueError for more than `MAX_CHANNELS`.
+    ValueError for more than `MAX_CHANNELS`, and for what readers would refuse because it takes
+    long to decode though it has next to no bytes.
     """
     _check_channels(model)
     with one_blas_thread():
         if coding == "float16":
-            return float16.encode(latents.astype(np.float16))
+            payload = float16.encode(latents.astype(np.float16))
+            _check_work(payload, model, latents.shape[:2], coding)
+            return payload
         if coding == "palette":
             return palette.encode(latents, step=quantisation)
         if has_hyperprior(model):
@@ -253,7 +255,9 @@ def encode_latents(
             return _BandEncoder(model, quantisation).encode(*refined).data
         number = _best_prior(latents, model, quantisation) if prior is None else prior
         found = _prior(number, model.channels)
-        return bytes([number]) + quantize.encode(found, latents, quantisation, effort)
+        payload = bytes([number]) + quantize.encode(found, latents, quantisation, effort)
+        _check_work(payload, model, latents.shape[:2], coding)
+        return payload
 
 
 def has_hyperprior(model: models.ModelSpec) -> bool:
@@ -265,6 +269,15 @@ def _check_channels(model: models.ModelSpec) -> None:
     if model.channels > MAX_CHANNELS and not has_hyperprior(model):
         msg = f"latents of {model.channels} channels, more than the limit of {MAX_CHANNELS}"
         raise DamagedPayload(msg)
+
+
+def _check_work(
+    payload: bytes, model: models.ModelSpec, shape: tuple[int, ...], coding: str
+) -> None:
+    """DamagedPayload where what learns as it codes would take too long for so few bytes."""
+    learning = coding == "float16" or (coding == "context" and payload[:1] == bytes([ADAPTIVE]))
+    if learning and not has_hyperprior(model):
+        adaptive.check_work(shape[0], shape[1], model.channels, len(payload))
 
 
 def _priors(model: models.ModelSpec) -> list[int]:
@@ -292,7 +305,7 @@ def _best_prior(latents: NDArray[Any], model: models.ModelSpec, step: int) -> in
 def _prior(number: int, channels: int) -> Prior:
     """The prior that a payload's first byte names; DamagedPayload where there is none."""
     if number == ADAPTIVE:
-        return AdaptivePrior(channels)
+        return adaptive.AdaptivePrior(channels)
     if number in (SD1, SD_MINI) and channels == 4:
         return LatticePrior.sd1() if number == SD1 else LatticePrior.sd_mini()
     msg = f"no prior {number} for {channels} channels"
@@ -364,7 +377,7 @@ class Frames:
     """The latents of a file's frames, decoded where and when they are asked for.
 
     ``bands`` are the rows of a frame's bands, ``frames`` where their chunks lie, ``read`` gives a
-    chunk's data.  OSError for bands of other latents than `mini`'s.
+    chunk's data.  OSError for bands of other latents than `mini`'s, and too large ones of those.
     """
 
     def __init__(
@@ -375,8 +388,13 @@ class Frames:
         frames: Sequence[container.Frame],
         read: Callable[[container.Entry], bytes],
     ) -> None:
+        rows, columns = bands[0].stop, header.latents[2]
         if not has_hyperprior(model) and len(bands) > 1:
             msg = f"damaged SDZ file: chunk BAND in a file of model {model.name}"
+            raise OSError(msg)
+        # A few bytes decode to as many latents as a header asks for.
+        if has_hyperprior(model) and rows > 2 and rows * columns > BAND_LATENTS:
+            msg = f"damaged SDZ file: bands of {rows}x{columns} latents, more than the limit"
             raise OSError(msg)
         self.header, self.model, self.bands = header, model, bands
         self._frames, self._read = frames, read
@@ -406,7 +424,7 @@ class Frames:
                 if has_hyperprior(self.model) and self.header.coding == "context":
                     coded = self._integers(number, band, shape)
                     gain: Latents = models.load(self.model).gain(self.header.quantisation)
-                    return (coded.symbols / gain).astype(np.float32)
+                    return np.divide(coded.symbols, gain, dtype=np.float32, casting="unsafe")
                 if entry.type == container.CHANGES:
                     msg = f"latents of {self.model.name} are not told by their changes"
                     raise DamagedPayload(msg)
@@ -500,6 +518,9 @@ def decode(
         )
     else:
         whole = latents[:, :]
+        if not np.isfinite(whole).all():  # which float16 may hold
+            msg = "latents that are infinite or not a number"
+            raise OSError(msg)
         pixels = network.decode(refine(whole) if refine else whole)
         pieces = [((slice(0, pixels.shape[0]), slice(0, pixels.shape[1])), pixels)]
     left, top, right, bottom = box
@@ -568,6 +589,7 @@ def _decode_latents(
     coding: str,
     quantisation: int,
 ) -> Latents:
+    _check_work(payload, model, shape, coding)
     if coding == "float16":
         return float16.decode(payload, *shape, model.channels).astype(np.float32)
     if coding == "palette":
@@ -575,7 +597,7 @@ def _decode_latents(
     if has_hyperprior(model):
         symbols = _decode_integers(payload, model, shape, quantisation, None).symbols
         gain: Latents = models.load(model).gain(quantisation)
-        return (symbols / gain).astype(np.float32)
+        return np.divide(symbols, gain, dtype=np.float32, casting="unsafe")
     if not payload:
         msg = "it is empty"
         raise DamagedPayload(msg)

@@ -35,6 +35,10 @@ Array = NDArray[Any]
 
 # Values of all frames together: a gigabyte of float32, 16,384 images of 512x512 in 4 channels.
 MAX_VALUES = 1 << 28
+# Work (`adaptive.work`) of all frames together that any file may ask for.  Chosen: about 20
+# seconds.  But for thousands of frames with nothing in them, all is within it and what its bytes
+# add.
+FREE_WORK = 1 << 21
 
 
 @dataclass(frozen=True, eq=False)
@@ -407,7 +411,8 @@ def _too_much_work(header: Header, coded: Iterable[Chunk]) -> str | None:
         return None
     channels, height, width = header.latents
     size = sum(len(chunk.data) for chunk in coded)
-    if not adaptive.is_too_much_work(height, width, channels, header.frames, size):
+    work = header.frames * adaptive.work(height, width, channels)
+    if work <= FREE_WORK + adaptive.WORK_PER_BYTE * size:
         return None
     return f"{header.frames} frames of latents {header.latents} in {size} bytes are too many"
 

@@ -244,7 +244,7 @@ def test_any_payload_decodes_or_is_an_oserror(real_photo: Image.Image, length: i
 def test_words_left_over_are_an_error(real_photo: Image.Image) -> None:
     encoded = codec.encode([real_photo], model=MINI, quality=20)
     payload = encoded.frames[0][0].data + bytes(range(1, 200))
-    with pytest.raises(OSError, match="LATN at byte .*: the words do not end"):
+    with pytest.raises(OSError, match=r"LATN at byte .*: the words do not end"):
         decoded_from(payload, real_photo.size, encoded.quantisation)
 
 

@@ -73,6 +73,7 @@ NOT_OPENED = {
 
 # What opens, and is not decoded.
 NOT_SHOWN = {
+    "float16-nan": "latents that are infinite or not a number",
     "bands-of-another-model": "chunk BAND in a file of model sd-mini",
     "changes-of-another-model": "latents of sd-mini are not told by their changes",
     "alpha-as-before-the-first": "ALPH is that of the frame before, which has none",
@@ -96,6 +97,7 @@ NOT_SHOWN = {
 # Why `open_latents` refuses a file, where the reason is another one; None where it does not. It
 # looks at provenance and masks, and at no alpha and no tuning.
 LATENTS = {
+    "float16-nan": None,
     "channels-65535": r"latents \(65535, 2, 2\) in 1 bytes are too many",
     "model-of-other-weights": "needs 'mini' with the weights 01020304",
     "frames-7000": "7000 frames .* in 0 bytes are too many",
@@ -120,7 +122,6 @@ SHOWN = {
     "origin-nested",
     "alpha-inflates",
     "alpha-with-texts",
-    "float16-nan",
     "latents-of-half-a-megapixel",
 }
 

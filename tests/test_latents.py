@@ -487,7 +487,7 @@ def test_channels_are_limited(
     channels: int, coding: str, quantisation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They cost a reader their square, and a header of a few bytes may ask for any number."""
-    monkeypatch.setattr(adaptive, "FREE_WORK", 1 << 60)
+    monkeypatch.setattr(sys.modules["pillow_sdz.latents"], "FREE_WORK", 1 << 60)
     monkeypatch.setattr(codec, "_decode_latents", None)  # no work is begun
     data = replaced(saved(latents(4, 1, 1)).getvalue(), container.LATENTS, b"\0")
     header = {"channels": channels, "coding": coding, "quantisation": quantisation}
@@ -524,7 +524,7 @@ def test_time_is_limited_by_the_bytes_of_a_file(
 
 def test_what_nothing_happens_in_is_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all latents zeros have the most values in a byte: what can be written can be read."""
-    monkeypatch.setattr(adaptive, "FREE_WORK", 1 << 15)
+    monkeypatch.setattr(sys.modules["pillow_sdz.latents"], "FREE_WORK", 1 << 15)
     assert not roundtrip(np.zeros((16, 64, 64), np.float16), model="sd3", step=0.3).any()
     assert not roundtrip(np.zeros((100, *SHAPE), np.float16)).any()
     monkeypatch.setattr(adaptive, "WORK_PER_BYTE", 1)

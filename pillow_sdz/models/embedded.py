@@ -12,6 +12,8 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -52,8 +54,11 @@ DECODER_MARGIN, DECODER_MARGIN_8, DECODER_MARGIN_4 = 13, 8, 3
 ENCODER_MARGIN, ENCODER_MARGIN_8, ENCODER_MARGIN_16 = 6, 5, 3
 
 SMALLEST_TILE = 2 * DECODER_MARGIN
-# What a tile takes, each of its latents and besides, in bytes.  Measured (benchmarks.memory).
-MEMORY_PER_LATENT, FIXED_MEMORY = 8000, 60_000_000
+# Bytes that each latent of a tile takes, its margin included: to be decoded or encoded with a CNN
+# in float32; in bfloat16 it is a little less.  Then what the model itself and the integers of two
+# bands take.  Measured (benchmarks.memory).
+DECODER_MEMORY, ENCODER_MEMORY = 24_000, 36_000
+FIXED_MEMORY = 80_000_000
 
 WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
 PERCEPTUAL_WEIGHTS = WEIGHTS.with_name("mini_perceptual.safetensors")
@@ -106,10 +111,11 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, sides: Sides = WHOLE) -> Tensor:
         """Of a tile, latents without its margin of `ENCODER_MARGIN`."""
-        near = sides.trim(x, (ENCODER_MARGIN - 1) * FACTOR)
-        blocks = F.pixel_unshuffle(F.pad(near, (8, 8, 8, 8), mode="replicate"), FACTOR)
-        latents = sides.trim(self.linear(blocks), 1)
-        y = self.enter(F.pixel_unshuffle(x, 4).to(self.enter.weight.dtype))
+        # As few copies of all pixels at once as may be: they take the most memory.
+        near = F.pad(sides.trim(x, (ENCODER_MARGIN - 1) * FACTOR), (8, 8, 8, 8), mode="replicate")
+        latents = sides.trim(self.linear(F.pixel_unshuffle(near, FACTOR)), 1)
+        del near
+        y = self.enter(F.pixel_unshuffle(x.to(self.enter.weight.dtype), 4))
         y = sides.trim(self.down8(self.at4(y)), 2 * (ENCODER_MARGIN - ENCODER_MARGIN_8))
         y = sides.trim(self.down16(self.at8(y)), ENCODER_MARGIN_8 - ENCODER_MARGIN_16)
         return latents + sides.trim(self.leave(self.at16(y)), ENCODER_MARGIN_16)
@@ -193,6 +199,36 @@ def cnn_dtype() -> torch.dtype:
     return torch.bfloat16 if (options.DTYPE or best) == "bfloat16" else torch.float32
 
 
+_building = threading.RLock()
+
+
+def _unlock() -> None:
+    """In a forked child: a thread that was building in the parent does not exist here."""
+    global _building
+    _building = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
+
+Owner = TypeVar("Owner")
+Built = TypeVar("Built")
+
+
+def built_once(build: Callable[[Owner], Built]) -> property:
+    """A property that is built when it is first asked for, once, whatever threads ask for it."""
+    name = f"built{build.__name__}"
+
+    def get(owner: Owner) -> Built:
+        with _building:
+            if name not in owner.__dict__:
+                owner.__dict__[name] = build(owner)
+            built: Built = owner.__dict__[name]
+            return built
+
+    return property(get)
+
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -206,7 +242,7 @@ class Computing(Generic[Network]):
         """The one whose CNN is in `cnn_dtype`; linear path and sum are in float32 in both."""
         return self.in_float32 if cnn_dtype() == torch.float32 else self._in_bfloat16
 
-    @functools.cached_property
+    @built_once
     @torch.inference_mode(False)
     def _in_bfloat16(self) -> Network:
         other: Network = copy.deepcopy(self.in_float32)
@@ -299,8 +335,9 @@ class Mini:
             out: Tensor = network(levels.div_(255).sub_(0.5), sides)
             return out
 
+        side = tile_side(ENCODER_MEMORY, ENCODER_MARGIN)
         shape = {"channels": CHANNELS, "factor": FACTOR, "margin": ENCODER_MARGIN}
-        return tiles.encode(pixels, latents, side=tile_side(), **shape)
+        return tiles.encode(pixels, latents, side=side, **shape)
 
     @undisturbed
     def hyperlatents(self, steps: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -340,7 +377,7 @@ class Mini:
                 effort=effort,
             )
 
-    @functools.cached_property
+    @built_once
     def _rate_model(self) -> RateModel:
         from .refinement import RateModel
 
@@ -359,9 +396,10 @@ class Mini:
         """
         if scale == 1:
             return decoded(self.decoder, latents, quality, area)
-        return self._reduced.decode_area(latents, quality, area, scale)
+        reduced: Reduced = self._reduced
+        return reduced.decode_area(latents, quality, area, scale)
 
-    @functools.cached_property
+    @built_once
     def _reduced(self) -> Reduced:
         from .reduced import Reduced
 
@@ -398,11 +436,10 @@ def rate_of(quality: int) -> Tensor:
     return torch.tensor([(quality - 100) / 9900], dtype=torch.float32)
 
 
-def tile_side() -> int:
-    """How many latents along a side are encoded or decoded at once, by the memory budget."""
-    beside = options.MEMORY_BUDGET - FIXED_MEMORY
-    side = math.isqrt(max(0, beside) // MEMORY_PER_LATENT) - 2 * DECODER_MARGIN
-    return min(max(side, SMALLEST_TILE), LARGEST_TILE)
+def tile_side(memory: int, margin: int) -> int:
+    """How many latents along a side fit the memory budget at once, so many bytes for each."""
+    latents = (options.MEMORY_BUDGET - FIXED_MEMORY) // memory
+    return min(max(math.isqrt(max(0, latents)) - 2 * margin, SMALLEST_TILE), LARGEST_TILE)
 
 
 def decoded(
@@ -415,6 +452,5 @@ def decoded(
         out: Tensor = network()(part, rate_of(quality), sides).add_(0.5).mul_(255)
         return out
 
-    return tiles.decode(
-        latents, levels, area=area, factor=FACTOR, side=tile_side(), margin=DECODER_MARGIN
-    )
+    side = tile_side(DECODER_MEMORY, DECODER_MARGIN)
+    return tiles.decode(latents, levels, area=area, factor=FACTOR, side=side, margin=DECODER_MARGIN)

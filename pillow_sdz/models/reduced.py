@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from . import hub, tiles
 from .embedded import (
     CHANNELS,
+    DECODER_MEMORY,
     FACTOR,
     WIDTHS,
     Computing,
@@ -141,6 +142,6 @@ class Reduced:
             levels,
             area=area,
             factor=FACTOR // scale,
-            side=tile_side(),
+            side=tile_side(DECODER_MEMORY, network.margin),
             margin=network.margin,
         )
