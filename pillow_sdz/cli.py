@@ -37,6 +37,9 @@ PICTURE_SUFFIXES = frozenset((
     ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
 ))
 # fmt: on
+# Formats whose frames follow one another in time. What others hold several of may be the pages of
+# a document, or what a telephone has besides the photo.
+ANIMATIONS = frozenset(("AVIF", "GIF", "PNG", "WEBP"))
 # Files of latents, and what `sdz encode FOLDER` takes from a folder without pictures.
 LATENT_SUFFIXES = frozenset((".latent", ".npz", ".npy", ".safetensors"))
 # But not what sd-scripts caches of its text encoders beside them.
@@ -299,15 +302,21 @@ def _run_encode(options: argparse.Namespace) -> int:
         if not targets.wanted(job):
             return
         with Image.open(job.source) as image:
-            _complain_of_frames(job.source, image)
+            frames: dict[str, Any] = {}
+            if image.format in ANIMATIONS and getattr(image, "n_frames", 1) > 1:
+                # A GIF that does not say how often is shown once.
+                loop = image.info.get("loop", int(image.format == "GIF"))
+                frames = {"save_all": True, "loop": loop}
+            else:
+                _complain_of_frames(job.source, image)
             image.load()
             # In memory first: a process that is killed while it encodes, which may take long,
             # leaves no temporary file.
             encoded = io.BytesIO()
-            image.save(encoded, "SDZ", **save_options, **_metadata(image))
+            image.save(encoded, "SDZ", **save_options, **_metadata(image), **frames)
             with targets.open(job) as file:
                 file.write(encoded.getbuffer())
-            _tell(options, job, image.width * image.height)
+            _tell(options, job, image, all_frames=bool(frames))
 
     def wanted(names: list[Path]) -> list[Path]:
         suffixes = PICTURE_SUFFIXES & Image.registered_extensions().keys()
@@ -366,11 +375,14 @@ def _run_decode(options: argparse.Namespace) -> int:
         if not targets.wanted(job):
             return
         with _open_sdz(job.source) as image:
-            _complain_of_frames(job.source, image)
+            all_frames = format in Image.SAVE_ALL
+            if not all_frames:
+                _complain_of_frames(job.source, image)
+            frames = _frame_options(image, format) if all_frames else {}
             image.load()
             with targets.open(job) as file:
-                image.save(file, format, **_output_options(image, format))
-            _tell(options, job, image.width * image.height)
+                image.save(file, format, **_output_options(image, format), **frames)
+            _tell(options, job, image, all_frames=all_frames)
 
     def named(path: Path) -> str:
         return path.stem + suffix
@@ -534,10 +546,39 @@ def _output_options(image: Image.Image, format: str) -> dict[str, Any]:
     return options
 
 
-def _tell(options: argparse.Namespace, job: Job, pixels: int | None = None) -> None:
+def _frame_options(image: Image.Image, format: str) -> dict[str, Any]:
+    """Options with which all frames of an .sdz file are saved, shown as they are in it."""
+    frames = getattr(image, "n_frames", 1)
+    if frames == 1:
+        return {}
+    options: dict[str, Any] = {"save_all": True}
+    if "duration" in image.info:
+        durations = []
+        for number in range(frames):
+            image.seek(number)
+            durations.append(image.info["duration"])
+        image.seek(0)
+        options["duration"] = durations
+        # A GIF that is shown once does not say how often.
+        once = format == "GIF" and image.info["loop"] == 1
+        options["loop"] = None if once else image.info["loop"]
+    return options
+
+
+def _tell(
+    options: argparse.Namespace,
+    job: Job,
+    image: Image.Image | None = None,
+    *,
+    all_frames: bool = False,
+) -> None:
     if options.verbose:
         size = job.target.stat().st_size
-        rate = f", {8 * size / pixels:.3f} bits per pixel" if pixels else ""
+        rate = ""
+        if image is not None:
+            frames = getattr(image, "n_frames", 1) if all_frames else 1
+            bits = 8 * size / (image.width * image.height * frames)
+            rate = f", {bits:.3f} bits per pixel"
         print(f"{job.source} -> {job.target}: {size:,} bytes{rate}")
 
 
@@ -658,6 +699,7 @@ def _run_info(options: argparse.Namespace) -> int:
         with _open_sdz(path) as image:
             size = path.stat().st_size
             frames = getattr(image, "n_frames", 1)
+            image.seek(frames - 1)
             described.append(
                 {
                     "file": str(path),
@@ -665,6 +707,8 @@ def _run_info(options: argparse.Namespace) -> int:
                     "height": image.height,
                     "mode": image.mode,
                     "frames": frames,
+                    "duration": image.info.get("timestamp", 0) + image.info.get("duration", 0),
+                    "loop": image.info.get("loop"),
                     "bytes": size,
                     "bits_per_pixel": round(8 * size / (image.width * image.height * frames), 4),
                     "metadata": {name: len(data) for name, data in _metadata(image).items()},
@@ -691,7 +735,7 @@ def _text(entry: dict[str, Any]) -> str:
     sdz = entry["sdz"]
     lines = [
         ("size", f"{entry['width']}x{entry['height']} {entry['mode']}"),
-        *([("frames", f"{entry['frames']:,}")] if entry["frames"] > 1 else []),
+        *([("frames", _frames_text(entry))] if entry["frames"] > 1 else []),
         ("bytes", f"{entry['bytes']:,} ({entry['bits_per_pixel']:.3f} bits per pixel)"),
         *((f"  {part}", f"{size:,}") for part, size in sdz["bytes"].items() if size),
         *((name, f"{sdz[name]:g}") for name in ("quality", "step") if name in sdz),
@@ -707,6 +751,15 @@ def _text(entry: dict[str, Any]) -> str:
         parts = (f"{name} {size:,}" for name, size in entry["metadata"].items())
         lines.append(("metadata", ", ".join(parts) + " bytes"))
     return "\n".join([entry["file"], *(f"  {name:<12}{value}" for name, value in lines)])
+
+
+def _frames_text(entry: dict[str, Any]) -> str:
+    """How many frames a file has, and when they are shown where it says so."""
+    if entry["loop"] is None:
+        return f"{entry['frames']:,}"
+    seconds = f"{entry['duration'] / 1000:g}"
+    often = f"{entry['loop']:,} times" if entry["loop"] else "for ever"
+    return f"{entry['frames']:,} in {seconds} s, {often}"
 
 
 # compare and demo

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, ImageSequence, features
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -286,9 +286,59 @@ def test_an_unreachable_target_size_says_what_is_possible(
 def test_lost_frames_are_mentioned(
     folder: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Of pages, which are no animation, and where the format holds one picture."""
+    several = {"save_all": True, "append_images": [photo.rotate(180)]}
+    photo.save("two.tiff", **several)
+    assert main(["encode", "two.tiff"]) == 0
+    assert capsys.readouterr().err == "sdz: two.tiff: only the first of its 2 frames is kept\n"
+    photo.save("two.sdz", **several)
+    assert main(["decode", "two.sdz", "--format", "jpg"]) == 0
+    assert capsys.readouterr().err == "sdz: two.sdz: only the first of its 2 frames is kept\n"
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "avif"])
+def test_animations_both_ways(
+    folder: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    """All frames, each for its time, as often as the original."""
+    if suffix not in ("gif", "png") and not features.check(suffix):
+        pytest.skip(f"this Pillow is built without {suffix}")
+    durations = [40, 200, 80]
+    turned = [photo.rotate(120), photo.rotate(240)]
+    timing: dict[str, Any] = {"duration": durations, "loop": 2}
+    photo.save(f"three.{suffix}", save_all=True, append_images=turned, **timing)
+    assert main(["encode", f"three.{suffix}", "-o", "three.sdz"]) == 0
+    assert main(["decode", "three.sdz", "-o", f"again.{suffix}"]) == 0
+    assert capsys.readouterr().err == ""
+    for name in ("three.sdz", f"again.{suffix}"):
+        with Image.open(name) as image:
+            assert image.n_frames == 3
+            for number, frame in enumerate(ImageSequence.Iterator(image)):
+                frame.load()
+                assert frame.info["duration"] == durations[number]
+            if suffix != "avif":  # which does not say
+                assert image.info["loop"] == 2
+
+
+def test_a_gif_that_is_shown_once(folder: Path, photo: Image.Image) -> None:
     photo.save("two.gif", save_all=True, append_images=[photo.rotate(180)])
     assert main(["encode", "two.gif"]) == 0
-    assert capsys.readouterr().err == "sdz: two.gif: only the first of its 2 frames is kept\n"
+    assert main(["decode", "two.sdz", "-o", "again.gif"]) == 0
+    with Image.open("two.sdz") as image, Image.open("again.gif") as again:
+        assert image.info["loop"] == 1
+        assert "loop" not in again.info
+
+
+def test_info_of_an_animation(
+    folder: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several = [photo.rotate(120), photo.rotate(240)]
+    photo.save("three.sdz", save_all=True, append_images=several, duration=[40, 200, 80], loop=2)
+    assert main(["info", "--json", "three.sdz"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["frames"], told["duration"], told["loop"]) == (3, 320, 2)
+    assert main(["info", "three.sdz"]) == 0
+    assert "3 in 0.32 s, 2 times" in capsys.readouterr().out
 
 
 def test_ctrl_c(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,6 +442,8 @@ def test_info_json(sdz: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "height": 43,
         "mode": "RGB",
         "frames": 1,
+        "duration": 0,
+        "loop": None,
         "bytes": size,
         "bits_per_pixel": round(8 * size / (61 * 43), 4),
         "metadata": {},
@@ -630,15 +682,14 @@ def test_info_of_frames(cache: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "quality" not in told
 
 
-def test_decoding_the_first_of_several_frames(
-    sdz: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_decoding_a_batch(sdz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its frames have no times."""
     latents = np.stack([open_latents(sdz).latents] * 2)
     save_latents(latents, "two.sdz", model="mini", size=(61, 43))
-    assert main(["decode", "two.sdz"]) == 0
-    assert capsys.readouterr().err == "sdz: two.sdz: only the first of its 2 frames is kept\n"
-    with Image.open("two.png") as image:
-        assert image.size == (61, 43)
+    assert main(["decode", "two.sdz", "-o", "two.tiff"]) == 0
+    assert capsys.readouterr().err == ""
+    with Image.open("two.tiff") as image:
+        assert (image.n_frames, image.size) == (2, (61, 43))
 
 
 class Terminal(io.StringIO):
