@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar
 
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
-from . import __version__, container, models_cli
+from . import __version__, container, models_cli, progress
 from .atomic import replacing
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ RESOLUTION = re.compile(r"(.+)\.(\d+x\d+)")
 # A decoded picture is a reconstruction already; Pillow's default of 75 would visibly damage
 # it a second time.
 LOSSY_QUALITY = {"JPEG": 95, "WEBP": 95, "AVIF": 95}
+
+PATIENCE = 1  # seconds of a stage of a picture until its progress is shown; chosen
 
 UNITS = {"": 1, "k": 1000, "m": 1000**2, "ki": 1024, "mi": 1024**2}
 
@@ -829,7 +831,8 @@ def _each(
     complete = True
     for item in _progress(items):
         try:
-            work(item)
+            with _progress_within():
+                work(item)
         except BrokenPipeError:
             raise
         except Exception as error:  # whatever a plugin raises, the other files are still done
@@ -844,6 +847,43 @@ def _progress(items: Sequence[Item]) -> Iterable[Item]:
     from tqdm import tqdm
 
     return tqdm(items, unit="file", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _progress_within() -> Iterator[None]:
+    """Show how far a large picture has come, under the bar of the files."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from tqdm import tqdm
+
+    bar: tqdm[Any] | None = None
+    of_stage = ""
+
+    def listener(stage: str, done: int, total: int) -> None:
+        nonlocal bar, of_stage
+        if bar is None or stage != of_stage:
+            of_stage = stage
+            if bar is not None:
+                bar.close()
+            bar = tqdm(
+                desc=f"  {stage}",
+                total=total,
+                unit="part",
+                file=sys.stderr,
+                position=1,
+                leave=False,
+                delay=PATIENCE,
+                mininterval=0,  # parts are few
+            )
+        bar.update(done - bar.n)
+
+    try:
+        with progress.listening(listener):
+            yield
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def _reason(error: Exception, about: Path | None = None) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import adaptive, changes, container, float16, models, palette, quantize
+from . import adaptive, changes, container, float16, models, palette, progress, quantize
 from .container import Chunk, Header
 from .entropy import DamagedPayload, SymbolDecoder, Tables
 from .lattice import STEP_UNITS, LatticePrior
@@ -331,7 +331,8 @@ class _MiniEncoder:
             # In tiles that bands do not cut.
             steps, hyper = network.refine(pixels, latents * gain, quality, effort)
         with one_blas_thread():
-            for band in _bands(self._model, *latents.shape[:2]):
+            bands = _bands(self._model, *latents.shape[:2])
+            for band in progress.told("coding", bands):
                 if slow:
                     refined = steps[band], hyper[band.start // 2 : -(-band.stop // 2)]
                 else:

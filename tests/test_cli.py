@@ -707,6 +707,24 @@ def test_progress_for_more_than_one_file(
     assert ("2/2" in terminal.getvalue()) is shown
 
 
+def test_progress_within_a_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that takes its time: each stage, by its parts."""
+    monkeypatch.setattr("pillow_sdz.cli.PATIENCE", 0)
+    monkeypatch.setattr("pillow_sdz.models.embedded.LARGEST_TILE", 26)
+    monkeypatch.setattr("pillow_sdz.codec.BAND_ROWS", 32)
+    Image.open("a.jpg").resize((500, 900)).save("large.png")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert main(["encode", "large.png"]) == 0
+    shown = terminal.getvalue()
+    assert "encoding" in shown
+    assert "6/6" in shown  # 57x32 latents
+    assert "coding" in shown
+    assert "2/2" in shown
+    assert main(["decode", "large.sdz", "-o", "decoded.png"]) == 0
+    assert "decoding" in terminal.getvalue()
+
+
 def test_as_a_module(environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "pillow_sdz", "--version"]
     process = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)

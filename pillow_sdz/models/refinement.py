@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import ssimulacra2
+from .. import progress, ssimulacra2
 from ..entropy import MEAN_UNITS, SCALES
 from ..prior import ACTIVATION_LIMIT, CHECKERBOARD, PARITIES, SQUARE, quadrant
 from . import tiles
@@ -187,7 +187,8 @@ def refine(
     # Cut by hyperlatents, so that no pair of latents is.
     rows, columns, _ = hyper.shape
     area = tiles.everything(rows, columns)
-    for tile in tiles.tiles(area, rows, columns, TILE // 2, MARGIN // 2):
+    cut = list(tiles.tiles(area, rows, columns, TILE // 2, MARGIN // 2))
+    for tile in progress.told("refining", cut) if of_both and pixels is not None else cut:
         needed = tiles.scaled(tile.needed, 2)
         y, z = _tensor(latents[needed]), _tensor(hyper[tile.needed])
         with torch.enable_grad():

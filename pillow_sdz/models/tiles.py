@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import progress
+
 Area = tuple[slice, slice]  # rows and columns
 
 
@@ -69,7 +71,8 @@ def encode(
     """
     rows, columns = (-(-n // factor) for n in pixels.shape[:2])
     latents = np.empty((rows, columns, channels), np.float32)
-    for tile in tiles(everything(rows, columns), rows, columns, side, margin):
+    cut = tiles(everything(rows, columns), rows, columns, side, margin)
+    for tile in progress.told("encoding", list(cut)):
         needed = scaled(tile.needed, factor)
         part = pixels[needed]
         # The picture goes on at the right and at the bottom as it ends.
@@ -98,7 +101,8 @@ def decode(
     clipped to 0..255 in place.
     """
     rows, columns, _ = latents.shape
-    for tile in tiles(area or everything(rows, columns), rows, columns, side, margin):
+    cut = tiles(area or everything(rows, columns), rows, columns, side, margin)
+    for tile in progress.told("decoding", list(cut)):
         part = torch.from_numpy(latents[tile.needed])
         with torch.inference_mode():
             levels = decoder(part.permute(2, 0, 1)[None], tile.sides)[0]
