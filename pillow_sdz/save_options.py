@@ -161,7 +161,7 @@ class Timing:
         self._durations: list[float] = []
 
     def add(self, own: object) -> None:
-        """Add a frame that says to be shown for ``own``, None: as long as the first."""
+        """Add a frame that says to be shown for ``own``; None or 0: as long as the first."""
         number = len(self._durations)
         if number == container.MAX_FRAMES:
             msg = f"more than {container.MAX_FRAMES} frames"
@@ -173,7 +173,7 @@ class Timing:
             self._durations.append(self._given[number])
         elif self._given is not None:
             self._durations.append(self._given)
-        elif own is not None:
+        elif own:
             self._durations.append(_milliseconds(own))
         else:
             self._durations.append(self._durations[0] if self._durations else 0)

@@ -1,0 +1,636 @@
+"""Animations: what is kept of each frame, in what bytes, and how little is done to show one."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence, features
+
+from pillow_sdz import (
+    SdzImagePlugin,
+    changes,
+    codec,
+    container,
+    demo,
+    models,
+    open_latents,
+    save_latents,
+)
+from pillow_sdz.entropy import DamagedPayload, SymbolDecoder, Tables
+from pillow_sdz.prior import Coded
+from pillow_sdz.quantize import Quantizer
+from sdz_files import CountingFile, assert_similar, decode, encode, framed
+
+SIZE = 176, 112  # 11x7 latents, 6x4 cells
+LOSS = 8  # mean difference to the originals, as in tests/test_plugin.py
+
+
+@pytest.fixture(scope="module")
+def scene() -> Image.Image:
+    return demo.photo().crop((150, 100, 150 + SIZE[0], 100 + SIZE[1]))
+
+
+@pytest.fixture(scope="module")
+def moving(scene: Image.Image) -> list[Image.Image]:
+    """A square moves along the picture's lower edge; six frames."""
+    frames = []
+    for number in range(6):
+        frame = scene.copy()
+        frame.paste((230, 60, 40), (8 + 24 * number, 88, 24 + 24 * number, 104))
+        frames.append(frame)
+    return frames
+
+
+@pytest.fixture(scope="module")
+def animation(moving: list[Image.Image]) -> bytes:
+    return encode_all(moving, duration=40)
+
+
+def encode_all(frames: list[Image.Image], **options: Any) -> bytes:
+    return encode(frames[0], save_all=True, append_images=frames[1:], **options)
+
+
+def frames_of(data: bytes) -> list[Image.Image]:
+    with Image.open(BytesIO(data)) as im:
+        return [frame.copy() for frame in ImageSequence.Iterator(im)]
+
+
+def types(data: bytes) -> list[str]:
+    """The types of the chunks that frames are made of."""
+    return [c.type.decode() for c in container.read(data) if c.type in container.FRAME]
+
+
+def payloads(data: bytes) -> list[bytes]:
+    return [c.data for c in container.read(data) if c.type in container.CODED]
+
+
+def integers(data: bytes) -> list[Coded]:
+    """Of every frame of a file of one band, each told from the one before."""
+    reader = container.Reader(BytesIO(data))
+    _, height, width = reader.header.latents
+    prior = models.load(models.MINI).prior
+    found: list[Coded] = []
+    for entry in reader:
+        if entry.type in container.CODED:
+            decoder = SymbolDecoder(Tables.shipped(), reader.data(entry))
+            before = found[-1] if entry.type == container.CHANGES else None
+            found.append(prior.code(decoder, height, width, reader.header.quantisation, before))
+            decoder.finish()
+    return found
+
+
+def noisy(scene: Image.Image, count: int, deviation: float) -> list[Image.Image]:
+    """What a camera sees of something that does not move."""
+    random = np.random.default_rng(0)
+    pixels = np.asarray(scene, np.float64)
+    samples = (pixels + random.normal(0, deviation, pixels.shape) for _ in range(count))
+    return [Image.fromarray(np.clip(s, 0, 255).round().astype(np.uint8)) for s in samples]
+
+
+class TestWhatIsCoded:
+    def test_frames_come_back(self, moving: list[Image.Image], animation: bytes) -> None:
+        for frame, original in zip(frames_of(animation), moving, strict=True):
+            assert_similar(frame, original, LOSS)
+
+    def test_only_what_changes(self, moving: list[Image.Image], animation: bytes) -> None:
+        assert types(animation) == ["LATN", *["DIFF"] * 5]
+        first, *others = map(len, payloads(animation))
+        assert max(others) < first / 2
+
+    def test_cells_are_those_of_this_frame_or_of_the_one_before(
+        self, moving: list[Image.Image], animation: bytes
+    ) -> None:
+        """And their integers exactly, whichever it is."""
+        network = models.load(models.MINI)
+        gain = network.gain(7500)
+        found = integers(animation)
+        for number, (before, now) in enumerate(itertools.pairwise(found), 1):
+            own = np.rint(network.encode(np.asarray(moving[number])) * gain)
+            changed = (now.symbols != before.symbols).any(2)
+            rows, columns = (n // 2 for n in np.nonzero(changed))
+            cells = np.zeros(now.hyper.shape[:2], bool)
+            cells[rows, columns] = True
+            assert 0 < cells.sum() < cells.size / 2
+            places = cells.repeat(2, 0).repeat(2, 1)[: own.shape[0], : own.shape[1]]
+            np.testing.assert_array_equal(now.symbols[places], own[places])
+            np.testing.assert_array_equal(now.symbols[~places], before.symbols[~places])
+            kept = (now.hyper == before.hyper).all(2)
+            assert kept.sum() >= (~cells).sum()
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+    def test_a_repeated_frame_costs_almost_nothing(self, scene: Image.Image, mode: str) -> None:
+        """9 bytes of framing for each chunk, and one that says that nothing changes."""
+        picture = scene.convert(mode)
+        if mode == "RGBA":
+            picture.putalpha(Image.radial_gradient("L").resize(SIZE))
+        alone, *together = (len(encode_all([picture] * count)) for count in (1, 2, 50))
+        assert (together[1] - together[0]) / 48 <= (10 if mode == "RGB" else 20)
+        assert together[0] - alone < 40
+
+    def test_another_scene_is_coded_by_itself(self, scene: Image.Image) -> None:
+        other = scene.transpose(Image.Transpose.ROTATE_180)
+        data = encode_all([scene, scene, other, other])
+        assert types(data) == ["LATN", "DIFF", "LATN", "DIFF"]
+        assert payloads(data)[2] == payloads(encode(other))[0]
+
+    @pytest.mark.parametrize("quality", [25, 75])
+    def test_noise_is_not_coded_again(self, scene: Image.Image, quality: int) -> None:
+        """That of a camera in good light; a tenth is what may be above the rate's worth."""
+        first, *others = map(len, payloads(encode_all(noisy(scene, 8, 2), quality=quality)))
+        assert sum(others) / len(others) < first / 10
+
+    def test_errors_do_not_add_up(self, scene: Image.Image) -> None:
+        """Of a picture that darkens by a grey level a frame, none of which is worth its bits."""
+        fading = [scene.point(lambda level, by=by: max(0, level - by)) for by in range(30)]
+        shown = frames_of(encode_all(fading))
+        alone = [decode(encode(frame)) for frame in fading]
+        for frame, own, original in zip(shown, alone, fading, strict=True):
+            error, least = (
+                np.abs(np.asarray(x, float) - np.asarray(original)).mean() for x in (frame, own)
+            )
+            assert error < least + 1.5
+
+    def test_a_new_beginning(self, scene: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A reader never has to decode more than so many chunks for a frame, nor for its alpha."""
+        for module in (container, SdzImagePlugin):
+            monkeypatch.setattr(module, "MAX_CHANGES", 2)
+        picture = scene.copy()
+        picture.putalpha(Image.radial_gradient("L").resize(SIZE))
+        data = encode_all([picture] * 7)
+        coded = [type for type in types(data) if type != "ALPH"]
+        assert coded == ["LATN", "DIFF", "DIFF"] * 2 + ["LATN"]
+        alphas = [len(c.data) for c in container.read(data) if c.type == container.ALPHA]
+        assert [length == 1 for length in alphas] == [False, True, True] * 2 + [False]
+        expected = decode(encode(picture)).tobytes()
+        assert all(frame.tobytes() == expected for frame in frames_of(data))
+
+    def test_bands_change_by_themselves(
+        self, moving: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(codec, "BAND_ROWS", 4)
+        data = encode_all(moving)
+        assert types(data) == ["LATN", "LATN", *["DIFF", "DIFF"] * 5]
+        upper, lower = payloads(data)[2::2], payloads(data)[3::2]
+        assert max(map(len, upper)) < min(map(len, lower)) / 4
+        for frame, original in zip(frames_of(data), moving, strict=True):
+            assert_similar(frame, original, LOSS)
+
+    def test_refined_frames(self, moving: list[Image.Image]) -> None:
+        """More effort is for all frames, and still what does not change is not coded."""
+        data = encode_all(moving[:3], effort=5)
+        assert types(data) == ["LATN", "DIFF", "DIFF"]
+        for frame, original in zip(frames_of(data), moving, strict=False):
+            assert_similar(frame, original, LOSS)
+
+    def test_frames_of_other_models_are_coded_by_themselves(
+        self, moving: list[Image.Image]
+    ) -> None:
+        data = encode_all(moving[:2], model="sd-mini")
+        assert types(data) == ["LATN", "LATN"]
+        singles = [payloads(encode(frame, model="sd-mini"))[0] for frame in moving[:2]]
+        assert payloads(data) == singles
+
+    @pytest.mark.parametrize("limit", [2500, 4000])
+    def test_target_size_is_of_all_frames(self, moving: list[Image.Image], limit: int) -> None:
+        data = encode_all(moving, target_size=limit)
+        assert 0.95 * limit < len(data) <= limit
+        with Image.open(BytesIO(data)) as im:
+            quality = im.info["sdz"]["quality"]
+        assert len(encode_all(moving, quality=quality)) == len(data)
+
+    def test_an_unreachable_target_size(self, moving: list[Image.Image]) -> None:
+        smallest = len(encode_all(moving, quality=1))
+        with pytest.raises(ValueError, match=f"the smallest file has {smallest} bytes"):
+            encode_all(moving, target_size=smallest - 1)
+
+    def test_latents_of_all_frames(self, animation: bytes) -> None:
+        """Of files that tell changes, too."""
+        found = open_latents(BytesIO(animation))
+        gain = models.load(models.MINI).gain(7500)
+        for latents, coded in zip(found.latents, integers(animation), strict=True):
+            np.testing.assert_allclose(
+                latents.transpose(1, 2, 0) * gain, coded.symbols, rtol=1e-5, atol=1e-5
+            )
+
+
+class TestMapOfChanges:
+    @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (24, 40)])
+    @pytest.mark.parametrize("part", [0, 0.01, 0.3, 0.95, 1])
+    def test_round_trip(self, shape: tuple[int, int], part: float) -> None:
+        changed = np.random.default_rng(0).random(shape) < part
+        assert np.array_equal(self.decoded(self.encoded(changed), shape), changed)
+
+    def test_what_a_map_costs(self) -> None:
+        """Nothing to speak of where nothing changes; a bit a cell where there is no order."""
+        random = np.random.default_rng(0)
+        shape = 50, 80
+        assert len(self.encoded(np.zeros(shape, bool))) <= 3
+        together = np.zeros(shape, bool)
+        together[20:30, 30:45] = True
+        assert len(self.encoded(together)) <= 40
+        assert len(self.encoded(random.random(shape) < 0.5)) <= 1.02 * 4000 / 8
+
+    def test_no_third_state(self) -> None:
+        payload = self.encoded(np.full((2, 2), 2))
+        with pytest.raises(DamagedPayload, match="neither changes nor stays"):
+            self.decoded(payload, (2, 2))
+
+    def test_worth(self) -> None:
+        """Squared error saved against bits, the cells at the edges of odd latents included."""
+        latents = np.zeros((3, 3, 2))
+        latents[0, 0] = latents[2, 2] = 1.1, 0.0
+        before = np.zeros((3, 3, 2), np.int32)
+        saved = 1.1**2 - 0.1**2
+        bits = np.full((2, 2), saved / changes.RATE_WEIGHT)
+        assert not changes.worth_their_bits(latents, before, 1.01 * bits).any()
+        found = changes.worth_their_bits(latents, before, 0.99 * bits)
+        assert found.tolist() == [[True, False], [False, True]]
+
+    def test_what_is_as_before_is_worth_nothing(self) -> None:
+        latents = np.random.default_rng(0).normal(0, 3, (4, 4, 2))
+        before = np.rint(latents).astype(np.int32)
+        assert not changes.worth_their_bits(latents, before, np.zeros((2, 2))).any()
+
+    @staticmethod
+    def encoded(changed: np.ndarray) -> bytes:
+        nothing = np.zeros((0, 0, 0))
+        quantizer = Quantizer(Tables.shipped(), nothing, nothing, changed)
+        with contextlib.suppress(DamagedPayload):
+            changes.code(quantizer, *changed.shape)
+        return quantizer.bytes()
+
+    @staticmethod
+    def decoded(payload: bytes, shape: tuple[int, int]) -> np.ndarray:
+        decoder = SymbolDecoder(Tables.shipped(), payload)
+        changed = changes.code(decoder, *shape)
+        decoder.finish()
+        return changed
+
+
+class TestHowLittleIsDecoded:
+    @pytest.fixture
+    def decoded(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """What is decoded, as it happens: "integers" of a frame, and "pixels"."""
+        done: list[str] = []
+        integers, pixels = codec._decode_integers, codec.decode
+
+        def counted_integers(*arguments: Any) -> Coded:
+            done.append("integers")
+            return integers(*arguments)
+
+        def counted_pixels(*arguments: Any, **options: Any) -> Iterator[Any]:
+            done.append("pixels")
+            return pixels(*arguments, **options)
+
+        monkeypatch.setattr(codec, "_decode_integers", counted_integers)
+        monkeypatch.setattr(codec, "decode", counted_pixels)
+        return done
+
+    def test_opening_and_seeking_read_no_frames(self, animation: bytes) -> None:
+        file = CountingFile(animation)
+        with Image.open(file) as im:
+            read = file.count
+            # Pillow reads 16 bytes, 9 are of the signature, and a framing is read as 9 bytes.
+            assert read <= 16 + 9 * (1 + len(container.read(animation))) + 60
+            for number in (5, 0, 3):
+                im.seek(number)
+            assert file.count == read
+            im.load()
+            assert file.count > read
+
+    def test_one_after_another(self, animation: bytes, decoded: list[str]) -> None:
+        frames_of(animation)
+        assert decoded == ["pixels", "integers"] * 6
+
+    @pytest.mark.parametrize(
+        ("order", "expected"),
+        [
+            ([5], [6]),
+            ([3, 5], [4, 2]),
+            ([3, 0, 1], [4, 1, 1]),
+            ([2, 2], [3, 0]),  # still loaded
+            ([2, 1, 2], [3, 2, 1]),
+        ],
+    )
+    def test_in_any_order(
+        self, animation: bytes, decoded: list[str], order: list[int], expected: list[int]
+    ) -> None:
+        """From the last frame with all its latents, or that was decoded last; pixels of one."""
+        with Image.open(BytesIO(animation)) as im:
+            for number, count in zip(order, expected, strict=True):
+                decoded.clear()
+                im.seek(number)
+                im.load()
+                assert decoded.count("integers") == count
+                assert decoded.count("pixels") <= 1
+
+    def test_any_order_gives_the_same(self, animation: bytes) -> None:
+        expected = [frame.tobytes() for frame in frames_of(animation)]
+        for order in itertools.permutations(range(4)):
+            with Image.open(BytesIO(animation)) as im:
+                for number in order:
+                    im.seek(number)
+                    assert im.tobytes() == expected[number]
+
+    def test_a_part_of_a_later_frame(
+        self, scene: Image.Image, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of the bands that it needs, and frames stay what they are."""
+        monkeypatch.setattr(codec, "BAND_ROWS", 10)
+        tall = scene.resize((32, 800))
+        data = encode_all([tall, tall.rotate(180), tall, tall])
+        whole = frames_of(data)[3]
+        decoded.clear()
+        with Image.open(BytesIO(data)) as im:
+            im.seek(3)
+            part = im.crop((4, 0, 30, 4))
+            # Two of five bands, both with a second frame that is coded by itself.
+            assert decoded.count("integers") == 2 * 2
+            assert_similar(part, whole.crop((4, 0, 30, 4)), 1)
+            assert im.tobytes() == whole.tobytes()
+
+    def test_smaller(self, moving: list[Image.Image], animation: bytes) -> None:
+        with Image.open(BytesIO(animation)) as im:
+            im.seek(4)
+            im.draft(None, (88, 56))
+            assert im.size == (88, 56)
+            assert_similar(im.copy(), moving[4].reduce(2), LOSS)
+            im.seek(5)
+            assert im.size == SIZE
+
+    def test_a_closed_file(self, animation: bytes, tmp_path: Any) -> None:
+        path = tmp_path / "animation.sdz"
+        path.write_bytes(animation)
+        with Image.open(path) as im:
+            im.load()
+        with pytest.raises(ValueError, match="closed"):
+            im.seek(1)
+
+
+class TestModes:
+    @pytest.mark.parametrize(
+        ("modes", "together"),
+        [
+            (["L", "1", "L"], "L"),
+            (["L", "RGB", "P"], "RGB"),
+            (["L", "LA", "L"], "LA"),
+            (["LA", "RGB", "L"], "RGBA"),
+            (["RGB", "RGBA", "CMYK"], "RGBA"),
+        ],
+    )
+    def test_one_for_all(self, scene: Image.Image, modes: list[str], together: str) -> None:
+        """Colour where one frame has it, and alpha where one does; the others are opaque."""
+        pictures = [scene.convert(mode) for mode in modes]
+        for picture in pictures:
+            if picture.mode in ("LA", "RGBA"):
+                picture.putalpha(Image.linear_gradient("L").resize(SIZE))
+        for frame, picture in zip(frames_of(encode_all(pictures)), pictures, strict=True):
+            assert_similar(frame, picture.convert("RGB").convert(together), 255)
+            if together.endswith("A"):
+                expected = picture.convert("RGBA").getchannel("A")
+                assert frame.getchannel("A").tobytes() == expected.tobytes()
+
+    def test_alpha_that_changes(self, scene: Image.Image) -> None:
+        gradient = Image.linear_gradient("L").resize(SIZE)
+        alphas = [gradient, gradient, Image.new("L", SIZE, 9), gradient.rotate(180), gradient]
+        pictures = []
+        for alpha in alphas:
+            pictures.append(scene.copy())
+            pictures[-1].putalpha(alpha)
+        data = encode_all(pictures)
+        stored = [c.data for c in container.read(data) if c.type == container.ALPHA]
+        assert [len(alpha) == 1 for alpha in stored] == [False, True, False, False, False]
+        with Image.open(BytesIO(data)) as im:
+            for number in (4, 1, 0, 3, 2):
+                im.seek(number)
+                assert im.getchannel("A").tobytes() == alphas[number].tobytes()
+
+    def test_a_mode_that_cannot_be_written(self, scene: Image.Image) -> None:
+        with pytest.raises(ValueError, match="mode F"):
+            encode_all([scene, scene.convert("L").convert("F")])
+
+    def test_metadata_of_the_first(self, scene: Image.Image) -> None:
+        other = scene.copy()
+        other.info["xmp"] = b"<other/>"
+        data = encode_all([scene, other], icc_profile=b"profile")
+        info = decode(data).info
+        assert info["icc_profile"] == b"profile"
+        assert "xmp" not in info
+
+
+class TestSources:
+    def test_frames_of_frames(self, moving: list[Image.Image]) -> None:
+        """Pictures and animations in one list, one of them twice; all show what they showed."""
+        first, second = (
+            Image.open(BytesIO(encode_all(part, quality=100))) for part in (moving[:2], moving[2:5])
+        )
+        with first, second:
+            first.seek(1)
+            second.seek(2)
+            data = encode_all([first, moving[5], second, first])
+            assert (first.tell(), second.tell()) == (1, 2)
+        expected = [*moving[:2], moving[5], *moving[2:5], *moving[:2]]
+        for frame, original in zip(frames_of(data), expected, strict=True):
+            assert_similar(frame, original, LOSS)
+
+    def test_shown_again_after_an_error(self, moving: list[Image.Image], animation: bytes) -> None:
+        with Image.open(BytesIO(animation)) as im:
+            im.seek(3)
+            with pytest.raises(ValueError, match="frame 6 has the size"):
+                encode_all([im, moving[0].resize((9, 9))])
+            assert im.tell() == 3
+
+    def test_one_after_another(self, moving: list[Image.Image]) -> None:
+        """A picture is asked for when the one before is done with, however many there are."""
+        alive: list[int] = []
+
+        class Picture(Image.Image):
+            def __del__(self) -> None:
+                alive.pop()
+
+        def made() -> Iterator[Image.Image]:
+            for frame in moving[1:]:
+                assert len(alive) <= 1
+                picture = Picture()
+                alive.append(1)
+                picture._im, picture._mode, picture._size = frame.copy()._im, "RGB", SIZE
+                yield picture
+                del picture
+
+        data = encode(moving[0], save_all=True, append_images=made())
+        assert data == encode_all(moving)
+
+    @pytest.mark.parametrize("wrong", [3, "frames", [None], ["frame.png"]])
+    def test_what_is_no_image(self, scene: Image.Image, wrong: object) -> None:
+        with pytest.raises(ValueError, match="append_images must be images"):
+            encode(scene, save_all=True, append_images=wrong)
+
+    def test_too_many(self, scene: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(container, "MAX_FRAMES", 3)
+        small = scene.resize((16, 16))
+        assert len(frames_of(encode_all([small] * 3))) == 3
+        with pytest.raises(ValueError, match="more than 3 frames"):
+            encode_all([small] * 4)
+
+    def test_nothing_is_written_of_what_fails(self, scene: Image.Image) -> None:
+        file = BytesIO()
+        with pytest.raises(ValueError, match="size"):
+            scene.save(file, "SDZ", save_all=True, append_images=[scene.resize((9, 9))])
+        assert not file.getvalue()
+
+
+class TestTiming:
+    def shown(self, data: bytes) -> list[tuple[int, int]]:
+        """When each frame begins, and for how long it is shown."""
+        with Image.open(BytesIO(data)) as im:
+            times = []
+            for frame in ImageSequence.Iterator(im):
+                frame.load()  # which WebP wants to have done
+                times.append((frame.info["timestamp"], frame.info["duration"]))
+            return times
+
+    @pytest.mark.parametrize(
+        ("given", "durations"),
+        [
+            (None, [0, 0, 0, 0]),
+            (40, [40, 40, 40, 40]),
+            ([40, 0, 1, 7000], [40, 0, 1, 7000]),
+            ((5, 6, 7, 8), [5, 6, 7, 8]),
+            (100 / 3, [33, 34, 33, 33]),  # each begins when it should, rounded
+            (np.float64(2), [2, 2, 2, 2]),
+            ((1 << 32) - 1, [(1 << 32) - 1] * 4),
+        ],
+    )
+    def test_durations(self, moving: list[Image.Image], given: Any, durations: list[int]) -> None:
+        options = {} if given is None else {"duration": given}
+        begins = itertools.accumulate(durations, initial=0)
+        assert self.shown(encode_all(moving[:4], **options)) == list(
+            zip(begins, durations, strict=False)
+        )
+
+    @pytest.mark.skipif(not features.check("webp"), reason="this Pillow is built without WebP")
+    @pytest.mark.parametrize(
+        "options",
+        [{"duration": 40}, {"duration": [40, 5, 100, 7]}, {"duration": 12.6}, {"loop": 3}, {}],
+    )
+    def test_as_webp(self, moving: list[Image.Image], options: dict[str, Any]) -> None:
+        webp = BytesIO()
+        moving[0].save(webp, "WEBP", save_all=True, append_images=moving[1:4], **options)
+        data = encode_all(moving[:4], **options)
+        assert self.shown(data) == self.shown(webp.getvalue())
+        with Image.open(webp) as theirs, Image.open(BytesIO(data)) as ours:
+            for name in ("n_frames", "is_animated", "size"):
+                assert getattr(ours, name) == getattr(theirs, name)
+            assert ours.info["loop"] == theirs.info["loop"]
+            for im in (ours, theirs):
+                with pytest.raises(EOFError):
+                    im.seek(4)
+
+    def test_each_frames_own(self, moving: list[Image.Image]) -> None:
+        """Where nothing is said, as an animation has it; what is no part of one, as the first."""
+        source = BytesIO(encode_all(moving[:3], duration=[30, 50, 70]))
+        with Image.open(source) as im:
+            data = encode_all([im, moving[3]])
+        assert [duration for _, duration in self.shown(data)] == [30, 50, 70, 30]
+
+    @pytest.mark.parametrize(
+        "duration", [-1, math.nan, math.inf, 1 << 32, "40", True, [40, -1], [40, None], {}, 1j]
+    )
+    def test_bad_durations(self, moving: list[Image.Image], duration: object) -> None:
+        with pytest.raises(ValueError, match="duration must be from 0 to"):
+            encode_all(moving[:2], duration=duration)
+
+    @pytest.mark.parametrize("durations", [[], [40], [40, 50, 60]])
+    def test_as_many_as_frames(self, moving: list[Image.Image], durations: list[int]) -> None:
+        with pytest.raises(ValueError, match=f"duration has {len(durations)} values"):
+            encode_all(moving[:2], duration=durations)
+
+    @pytest.mark.parametrize("loop", [-1, 65536, 1.5, True, "3", math.nan])
+    def test_bad_loops(self, moving: list[Image.Image], loop: object) -> None:
+        with pytest.raises(ValueError, match="loop must be"):
+            encode_all(moving[:2], loop=loop)
+
+    def test_of_one_frame_there_is_no_time(self, scene: Image.Image) -> None:
+        assert encode(scene, save_all=True, duration=40, loop=2) == encode(scene)
+
+    def test_a_batch_has_none(self, animation: bytes) -> None:
+        latents = open_latents(BytesIO(animation)).latents[:2]
+        file = BytesIO()
+        save_latents(latents, file, model="mini", size=SIZE)
+        with Image.open(file) as im:
+            assert (im.n_frames, im.is_animated) == (2, True)
+            im.seek(1)
+            assert im.info.keys() == {"sdz"}
+
+
+class TestDamage:
+    def rewritten(self, data: bytes, number: int, payload: bytes) -> bytes:
+        """The file with other data in the chunk of a frame, its CRC right."""
+        chunks = container.read(data)
+        places = [n for n, c in enumerate(chunks) if c.type in container.CODED]
+        chunks[places[number]] = chunks[places[number]]._replace(data=payload)
+        return framed(chunks)
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_any_changes_decode_or_are_an_oserror(self, animation: bytes, seed: int) -> None:
+        """Frames before the damage are what they were."""
+        random = np.random.default_rng(seed)
+        payload = bytearray(payloads(animation)[3])
+        payload[random.integers(len(payload))] ^= 1 << random.integers(8)
+        expected = frames_of(animation)
+        with Image.open(BytesIO(self.rewritten(animation, 3, bytes(payload)))) as im:
+            for number in range(6):
+                im.seek(number)
+                found = None
+                with contextlib.suppress(OSError):
+                    found = im.tobytes()
+                assert found == expected[number].tobytes() or number >= 3
+
+    @pytest.mark.parametrize("payload", [b"", b"\xff", b"\xff" * 40, bytes(40)])
+    def test_payloads_that_no_encoder_writes(self, animation: bytes, payload: bytes) -> None:
+        with Image.open(BytesIO(self.rewritten(animation, 3, payload))) as im:
+            im.seek(3)
+            with pytest.raises(OSError, match="damaged SDZ file: chunk DIFF"):
+                im.load()
+
+    @pytest.mark.usefixtures("load_truncated")
+    def test_what_is_left(self, animation: bytes) -> None:
+        """The frames up to the damage; those after it are black, up to the next of all latents."""
+        expected = frames_of(animation)
+        with Image.open(BytesIO(self.rewritten(animation, 3, b"\xff" * 40))) as im:
+            for number, frame in enumerate(expected):
+                im.seek(number)
+                if number < 3:
+                    assert im.tobytes() == frame.tobytes()
+                else:
+                    assert im.getextrema() == ((0, 0),) * 3
+
+    def test_a_cut_file(self, animation: bytes) -> None:
+        entries = [e for e in container.Reader(BytesIO(animation)) if e.type in container.CODED]
+        with Image.open(BytesIO(animation[: entries[4].start + 5])) as im:
+            assert im.n_frames == 6
+            for number in (0, 5):
+                im.seek(number)
+                with pytest.raises(OSError, match="truncated"):
+                    im.load()
+
+    @pytest.mark.usefixtures("load_truncated")
+    def test_what_is_left_of_a_cut_file(self, animation: bytes) -> None:
+        expected = frames_of(animation)
+        entries = [e for e in container.Reader(BytesIO(animation)) if e.type in container.CODED]
+        with Image.open(BytesIO(animation[: entries[4].start + 5])) as im:
+            for number in range(4):
+                im.seek(number)
+                assert im.tobytes() == expected[number].tobytes()
+            im.seek(4)
+            assert im.getextrema() == ((0, 0),) * 3
+            im.seek(5)
+            with pytest.raises(OSError, match="truncated"):
+                im.load()
