@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import struct
 import zlib
+from io import BytesIO
 from typing import Any
 
 import pytest
 
 from pillow_sdz import container
-from pillow_sdz.container import Chunk, Denoising, Header
+from pillow_sdz.container import MAX_CHANGES, Animation, Chunk, Denoising, Header
 from sdz_files import CountingFile, framed
 
 HEADER = Header(
@@ -23,6 +24,7 @@ HEADER = Header(
 )
 HEAD = Chunk(b"HEAD", HEADER.pack())
 LATN = Chunk(b"LATN", b"latents")
+DIFF = Chunk(b"DIFF", b"changes")
 DONE = Chunk(b"DONE", b"")
 
 
@@ -154,6 +156,92 @@ def test_every_frame_has_its_latents_and_its_alpha() -> None:
 def test_many_frames_are_no_many_chunks() -> None:
     chunks = [head(frames=2000), *[LATN] * 2000, DONE]
     assert container.read(container.write(chunks)) == chunks
+
+
+def band(rows: int) -> Chunk:
+    return Chunk(b"BAND", container.pack_bands(rows))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "complaint"),
+    [
+        ([head(frames=2), DIFF, LATN, DONE], "DIFF in the first frame"),
+        ([HEAD, LATN, DIFF, DONE], "more LATN than frames"),
+        ([head(frames=2), LATN, DONE], "DONE after 1 LATN of 2"),
+        ([head(frames=MAX_CHANGES + 2), LATN, *[DIFF] * (MAX_CHANGES + 1), DONE], "255 DIFF"),
+        ([head(frames=2), LATN, Chunk(b"aNIM", bytes(6)), LATN, DONE], "aNIM after LATN"),
+        ([HEAD, *[Chunk(b"aNIM", bytes(6))] * 2, LATN, DONE], "second aNIM"),
+        # 768x512 pixels have 32 rows of latents.
+        ([HEAD, band(16), LATN, DONE], "DONE after 1 LATN of 2"),
+        ([HEAD, band(16), LATN, LATN, LATN, DONE], "more LATN than frames"),
+        ([HEAD, band(16), LATN, DIFF, DONE], "DIFF in the first frame"),
+        ([head(mode="LA"), band(16), LATN, Chunk(b"ALPH", b"\0\0"), LATN, DONE], "ALPH before"),
+        ([HEAD, LATN, band(16), DONE], "BAND after LATN"),
+        ([HEAD, band(16), band(16), LATN, LATN, DONE], "second BAND"),
+        ([HEAD, band(0), LATN, DONE], "bands of 0 rows of 32"),
+        ([HEAD, band(15), *[LATN] * 3, DONE], "bands of 15 rows of 32"),
+        ([HEAD, band(32), LATN, DONE], "bands of 32 rows of 32"),
+        ([HEAD, Chunk(b"BAND", b"\0"), LATN, DONE], "BAND has 1 bytes"),
+        (
+            # Each band has its own limit: of 2 rows of 48 latents, here.
+            [HEAD, band(30), LATN, Chunk(b"LATN", bytes(8 * 160 * 96 + 1025)), DONE],
+            "LATN has 123905 bytes",
+        ),
+    ],
+)
+def test_rules_of_frames_and_bands(chunks: list[Chunk], complaint: str) -> None:
+    with pytest.raises(OSError, match=complaint):
+        container.read(framed(chunks))
+    with pytest.raises(ValueError, match=complaint):
+        container.write(chunks)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [head(frames=3), LATN, DIFF, LATN, DONE],
+        [head(frames=MAX_CHANGES + 3), LATN, *[DIFF] * MAX_CHANGES, LATN, DIFF, DONE],
+        [HEAD, band(2), *[LATN] * 16, DONE],
+        [HEAD, band(30), LATN, Chunk(b"LATN", bytes(8 * 160 * 96 + 1024)), DONE],
+        # Every band has its own row of changes.
+        [head(frames=3), band(16), LATN, LATN, DIFF, LATN, DIFF, DIFF, DONE],
+        [head(frames=2), Chunk(b"aNIM", bytes(6)), LATN, DIFF, DONE],
+    ],
+    ids=["changes", "as many as may be", "bands", "limit", "by bands", "times"],
+)
+def test_frames_and_bands(chunks: list[Chunk]) -> None:
+    assert container.read(container.write(chunks)) == chunks
+
+
+def test_where_frames_lie() -> None:
+    """The bands of each, in their order, and its alpha; what is cut off is not there."""
+    alpha = Chunk(b"ALPH", b"\2")
+    chunks = [head(frames=2, mode="LA"), band(16), LATN, LATN, alpha, DIFF, LATN, alpha, DONE]
+    reader = container.Reader(BytesIO(container.write(chunks)))
+    entries = list(reader)
+    assert reader.bands == [slice(0, 16), slice(16, 32)]
+    first, second = container.frames(entries, 2)
+    assert first == (entries[2:4], [entries[4]])
+    assert second == (entries[5:7], [entries[7]])
+    _, cut = container.frames(entries[:6], 2)
+    assert cut == ([entries[5]], [])
+
+
+@pytest.mark.parametrize("durations", [(40,), (40, 0, 4294967295)])
+def test_animation_round_trips(durations: tuple[int, ...]) -> None:
+    """u16, then a u32 for all frames or for each of them."""
+    animation = Animation(3, durations)
+    data = animation.pack()
+    assert data == struct.pack(f">H{len(durations)}I", 3, *durations)
+    assert Animation.parse(data, 3) == animation
+    assert [animation.duration(n) for n in range(3)] == list((durations * 3)[:3])
+    assert animation.timestamp(2) == sum(animation.duration(n) for n in range(2))
+
+
+@pytest.mark.parametrize("length", [0, 2, 5, 7, 2 + 2 * 4, 2 + 4 * 4])
+def test_durations_of_other_frames_are_refused(length: int) -> None:
+    with pytest.raises(OSError, match=f"aNIM of {length} bytes for 3 frames"):
+        Animation.parse(bytes(length), 3)
 
 
 def test_recommended_denoising_is_bounded() -> None:

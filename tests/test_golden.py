@@ -18,6 +18,7 @@ from PIL import Image, ImageChops
 from pillow_sdz import container, models, open_latents, options
 from pillow_sdz.container import Chunk, Header
 from pillow_sdz.entropy import Ints, Prediction, SymbolDecoder, SymbolEncoder, Tables
+from pillow_sdz.prior import Coded
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 ALL = sorted(FIXTURES.glob("*.sdz"))
@@ -122,9 +123,11 @@ MINI_FILES: dict[str, tuple[int, str, list[int]]] = {
 def symbols_of(chunk: bytes, header: Header) -> Ints:
     decoder = SymbolDecoder(Tables.shipped(), chunk)
     _, rows, columns = header.latents
-    symbols = models.load(models.spec(header.model)).prior.code(
-        decoder, rows, columns, header.quantisation
-    ).symbols
+    symbols = (
+        models.load(models.spec(header.model))
+        .prior.code(decoder, rows, columns, header.quantisation)
+        .symbols
+    )
     decoder.finish()
     return symbols
 
@@ -178,6 +181,88 @@ def test_pixels_of_record(name: str) -> None:
         assert max(high for _, high in difference.getextrema()) <= 1
         if "A" in im.mode:
             assert im.getchannel("A").tobytes() == png.getchannel("A").tobytes()
+
+
+# mini-frames.sdz: five frames of two bands, three of one picture and two of another, in each of
+# which a square moves.  Types and bytes of what frames are made of, and sha256 of each frame's
+# symbols as big-endian int32.
+FRAMES = FIXTURES / "mini-frames.sdz"
+CHUNKS_OF_FRAMES = [
+    ("LATN", 126),
+    ("LATN", 71),
+    ("ALPH", 117),
+    ("DIFF", 1),
+    ("DIFF", 35),
+    ("ALPH", 1),
+    ("DIFF", 1),
+    ("DIFF", 34),
+    ("ALPH", 2),
+    ("LATN", 181),
+    ("LATN", 136),
+    ("ALPH", 117),
+    ("DIFF", 1),
+    ("LATN", 120),
+    ("ALPH", 1),
+]
+FRAME_DIGESTS = [
+    "7e27036f316a772b3fe154939be1db78f17542be4457e1cccce9b68a83a0e2aa",
+    "3308c76cdbf28375d72afbe566949fe862139deaa761c01018abc2287c44a375",
+    "57c949cc6b250f5b73863939732624cd8f97a4000aa7fcfef9d00458ccee7ebd",
+    "ca3b60d0ce7aeaab375bf72dfc5a373731bae1e58cd041e121ab5996a34e932b",
+    "0a637442fd8b4b749c1ece8e78df17b4af4f3c63fb4af56cd199a07af70f7b9a",
+]
+
+
+def test_frames_of_record() -> None:
+    """Exact integers, of bands that are coded by themselves and that tell changes; and back."""
+    data = FRAMES.read_bytes()
+    chunks = container.read(data)
+    reader = container.Reader(BytesIO(data))
+    assert len(list(reader)) == len(chunks)
+    found = [(c.type.decode(), len(c.data)) for c in chunks if c.type in container.FRAME]
+    assert found == CHUNKS_OF_FRAMES
+    assert reader.bands == [slice(0, 4), slice(4, 6)]
+
+    prior = models.load(models.MINI).prior
+    _, _, width = reader.header.latents
+    before: list[Coded | None] = [None, None]
+    coded = 0
+    frames: list[list[Ints]] = [[] for _ in range(reader.header.frames)]
+    for place, chunk in enumerate(chunks):
+        if chunk.type in container.CODED:
+            frame, band = divmod(coded, len(reader.bands))
+            rows = reader.bands[band].stop - reader.bands[band].start
+            both = Both(chunk.data)
+            told = before[band] if chunk.type == container.CHANGES else None
+            now = prior.code(both, rows, width, reader.header.quantisation, told)
+            before[band] = now
+            frames[frame].append(now.symbols)
+            chunks[place] = chunk._replace(data=both.encoder.bytes())
+            coded += 1
+    digests = [
+        hashlib.sha256(np.concatenate(bands).astype(">i4").tobytes()).hexdigest()
+        for bands in frames
+    ]
+    assert digests == FRAME_DIGESTS
+    assert container.write(chunks) == data
+
+
+def test_shown_as_of_record() -> None:
+    """All frames are below each other in the PNG; in any order they are what they are."""
+    with (
+        options.override(DTYPE="float32"),
+        Image.open(FRAMES) as im,
+        Image.open(FRAMES.with_suffix(".png")) as png,
+    ):
+        assert (im.mode, im.n_frames, im.info["loop"]) == ("RGBA", 5, 3)
+        for number in (4, 0, 3, 1, 2):
+            im.seek(number)
+            assert im.info["duration"] == 40 * (number + 1)
+            assert im.info["timestamp"] == 20 * number * (number + 1)
+            expected = png.crop((0, number * im.height, im.width, (number + 1) * im.height))
+            difference = ImageChops.difference(im, expected)
+            assert max(high for _, high in difference.getextrema()) <= 1
+            assert im.getchannel("A").tobytes() == expected.getchannel("A").tobytes()
 
 
 # Files of latents: shape, sha256 of the values as little-endian float32, a few of them.
