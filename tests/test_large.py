@@ -1,0 +1,293 @@
+"""Large pictures: bands and tiles, in little memory, and only those that are needed."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import memory
+from pillow_sdz import codec, container, demo, models, options
+from pillow_sdz.container import Chunk, Header
+from pillow_sdz.models import embedded
+from pillow_sdz.models.embedded import Mini
+from sdz_files import CountingFile, decode, encode, framed
+
+BANDS = 5
+ROWS = 4  # of latents in a band: 64 of pixels
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    return demo.photo().crop((150, 50, 150 + 300, 50 + ROWS * 16 * BANDS))
+
+
+@pytest.fixture(scope="module")
+def banded(photo: Image.Image) -> bytes:
+    """A file of several bands, as larger pictures have them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "BAND_ROWS", ROWS)
+        return encode(photo, quality=60)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the bands that have been decoded."""
+    numbers: list[int] = []
+    decode_stored = codec.Frames.decode_stored
+
+    def noted(self: codec.Frames, number: int, band: int) -> codec.Latents:
+        numbers.append(band)
+        return decode_stored(self, number, band)
+
+    monkeypatch.setattr(codec.Frames, "decode_stored", noted)
+    return numbers
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
+    with options.override(DTYPE=request.param):
+        yield request.param
+
+
+def mini() -> Mini:
+    network: Mini = models.load(models.MINI)
+    return network
+
+
+def budget_for(side: int) -> int:
+    """The smallest budget with which tiles of the decoder have at least such a side."""
+    return embedded.FIXED_MEMORY + embedded.DECODER_MEMORY * (side + 26) ** 2
+
+
+# Bands
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "rows"),
+    [
+        (64, 256, None),  # 1024x4096 pixels are one band still
+        (65, 256, 34),  # about equally high, and even
+        (66, 257, 34),
+        (511, 766, 20),  # 100 megapixels
+        (2, 4096, None),
+        (5, 4096, 4),
+        (4096, 4096, 4),
+        (4096, 1, 64),
+    ],
+)
+def test_bands_are_bounded(height: int, width: int, rows: int | None) -> None:
+    assert codec.band_rows(models.MINI, height, width) == rows
+    assert codec.band_rows(models.SD_MINI, height, width) is None
+    found = rows or height
+    assert found * width <= codec.BAND_LATENTS or found == 2
+
+
+def test_every_band_is_a_chunk_of_its_own(photo: Image.Image, banded: bytes) -> None:
+    chunks = container.read(banded)
+    header = Header.parse(chunks[0].data)
+    assert [c.type for c in chunks] == [b"HEAD", b"BAND", *[b"LATN"] * BANDS, b"DONE"]
+    assert chunks[1].data == bytes([0, ROWS])
+    for number, chunk in enumerate(chunks[2:-1]):
+        alone = header._replace(size=(photo.width, ROWS * 16))
+        file = container.write([Chunk(b"HEAD", alone.pack()), chunk, Chunk(b"DONE", b"")])
+        # As a picture it shows the same place, but for what the decoder sees of its neighbours.
+        top = number * ROWS * 16
+        expected = np.asarray(photo.crop((0, top, photo.width, top + ROWS * 16))).astype(int)
+        difference = np.abs(np.asarray(decode(file)) - expected)
+        assert difference.mean() < 8
+
+
+def test_bands_cost_little(photo: Image.Image, banded: bytes) -> None:
+    """Here 25 bytes for each of four cuts, a chunk's 12 among them; usual bands are 64 high."""
+    assert 0 < len(banded) - len(encode(photo, quality=60)) <= 40 * (BANDS - 1)
+
+
+def test_no_seam_between_bands(photo: Image.Image, banded: bytes) -> None:
+    """The latents are those of one band or many, and so are the pixels."""
+    assert decode(banded).tobytes() == decode(encode(photo, quality=60)).tobytes()
+
+
+def test_bands_too_large_are_refused() -> None:
+    """60 bytes must not decode to as many latents as they like."""
+    header = Header("RGB", (4096, 4096), "mini", models.MINI.digest, 160, 16, 5000)
+    chunks = [Chunk(b"HEAD", header.pack()), Chunk(b"LATN", b""), Chunk(b"DONE", b"")]
+    with pytest.raises(OSError, match="bands of 256x256 latents, more than the limit"):
+        decode(framed(chunks))
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (b"\0\x04\0", "BAND has 3 bytes"),
+        (b"\0\0", "bands of 0 rows of 20"),
+        (b"\0\x05", "bands of 5 rows of 20"),
+        (b"\0\x14", "bands of 20 rows of 20"),
+    ],
+)
+def test_bands_that_are_none(banded: bytes, data: bytes, complaint: str) -> None:
+    chunks = container.read(banded)
+    chunks[1] = Chunk(b"BAND", data)
+    with pytest.raises(OSError, match=complaint):
+        decode(framed(chunks))
+    with pytest.raises(ValueError, match=complaint):
+        container.write(chunks)
+
+
+# Tiles
+
+
+def test_tiles_follow_the_memory_budget() -> None:
+    with options.override(MEMORY_BUDGET=options.SMALLEST_BUDGET):
+        assert embedded.tile_side(24_000, 13) == embedded.SMALLEST_TILE
+    with options.override(MEMORY_BUDGET=budget_for(50)):
+        assert embedded.tile_side(embedded.DECODER_MEMORY, 13) == 50
+    with options.override(MEMORY_BUDGET=1 << 40):
+        assert embedded.tile_side(24_000, 13) == embedded.LARGEST_TILE
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+@pytest.mark.usefixtures("dtype")
+def test_tiled_pixels_are_those_of_one_piece(scale: int) -> None:
+    """Each stage is computed as far beyond a tile as the next ones look."""
+    pixels = np.asarray(demo.photo().resize((1296, 1008)))
+    latents = mini().encode(pixels)
+    pictures = []
+    for budget in (1 << 40, options.SMALLEST_BUDGET):
+        picture = np.empty((1008 // scale, 1296 // scale, 3), int)
+        with options.override(MEMORY_BUDGET=budget):
+            pieces = list(mini().decode_area(latents, 5000, scale=scale))
+        for place, piece in pieces:
+            picture[place] = piece
+        pictures.append((len(pieces), picture))
+    (one, whole), (many, tiled) = pictures
+    assert (one, many) == (1, 12)
+    assert np.abs(whole - tiled).max() <= 1
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+def test_margins_are_not_too_narrow(scale: int) -> None:
+    """A latent just within the margin counts; one beyond it does not.
+
+    In float64, where what is far is small but not lost.
+    """
+    if scale == 1:
+        network: torch.nn.Module = mini().decoder.in_float32
+        margin = embedded.DECODER_MARGIN
+    else:
+        network = mini()._reduced._networks[scale].in_float32
+        margin = network.margin
+    network = copy.deepcopy(network).double()
+    size = 2 * margin + 9
+    latents = torch.zeros(1, embedded.CHANNELS, size, size, dtype=torch.float64)
+    middle = size // 2
+    rate = embedded.rate_of(5000).double()
+    side = 16 // scale
+    seen = slice(middle * side, (middle + 1) * side)
+    with torch.inference_mode():
+        before = network(latents, rate)[..., seen, seen]
+        beyond = latents.clone()
+        beyond[..., middle + margin + 1, middle] = 1000
+        beyond[..., middle, middle - margin - 1] = 1000
+        assert torch.equal(network(beyond, rate)[..., seen, seen], before)
+
+
+# Regions
+
+
+def test_crop_decodes_the_bands_that_it_needs(
+    banded: bytes, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the box, and of the 13 latents around it that the decoder looks at."""
+    file = CountingFile(banded)
+    with Image.open(file) as im:
+        opened = file.count
+        im.crop((0, 0, 10, 10))
+        assert decoded == [0, 1, 2, 3]
+        assert file.count - opened < len(banded) - sum(
+            len(c.data) for c in container.read(banded)[-2:]
+        )
+        decoded.clear()
+        im.draft(None, (im.width // 8, im.height // 8))  # which looks at one
+        im.crop((0, 9, 5, 11))
+        assert decoded == [0, 1]
+        decoded.clear()
+        im.load()
+        assert decoded == [0, 1, 2, 3, 4]
+
+
+def test_crop_computes_the_tiles_that_it_needs(
+    banded: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In latents: 13 more on each side than the box has, and no more."""
+    seen = []
+    forward = embedded.Decoder.forward
+
+    def noted(self: embedded.Decoder, latents: torch.Tensor, *others: Any) -> torch.Tensor:
+        seen.append(tuple(latents.shape[2:]))
+        return forward(self, latents, *others)
+
+    monkeypatch.setattr(embedded.Decoder, "forward", noted)
+    wide = demo.photo().resize((1200, 960))
+    with Image.open(BytesIO(encode(wide, effort=0))) as im:
+        im.crop((600, 480, 608, 488))
+        assert seen == [(27, 27)]
+
+
+def test_of_a_damaged_file_the_other_parts(banded: bytes) -> None:
+    """A band that is damaged is none of those that a part needs."""
+    entries = [e for e in container.Reader(BytesIO(banded)) if e.type == container.LATENTS]
+    damaged = bytearray(banded)
+    damaged[entries[-1].start] ^= 1
+    with Image.open(BytesIO(banded)) as im:
+        expected = im.crop((0, 0, 300, 30))
+    with Image.open(BytesIO(damaged)) as im:
+        assert im.crop((0, 0, 300, 30)).tobytes() == expected.tobytes()
+        with pytest.raises(OSError, match=f"LATN at byte {entries[-1].offset}: its CRC"):
+            im.load()
+
+
+@pytest.mark.usefixtures("load_truncated")
+def test_damaged_bands_are_black(banded: bytes) -> None:
+    entries = [e for e in container.Reader(BytesIO(banded)) if e.type == container.LATENTS]
+    damaged = bytearray(banded)
+    damaged[entries[2].start] ^= 1
+    whole, found = (np.asarray(decode(bytes(data))) for data in (banded, damaged))
+    top, bottom = 2 * ROWS * 16, 3 * ROWS * 16
+    assert not found[top:bottom].any()
+    # What the decoder looks at is out of its sight in the first and the last row.
+    assert np.array_equal(found[0], whole[0]) or np.abs(found[0].astype(int) - whole[0]).max() <= 1
+    assert found[:top].any(axis=2).mean() > 0.9
+    assert found[bottom:].any(axis=2).mean() > 0.9
+    cut = decode(banded[: entries[3].start])
+    assert not np.asarray(cut)[3 * ROWS * 16 :].any()
+    assert np.asarray(cut)[: 3 * ROWS * 16].any(axis=2).mean() > 0.9
+
+
+# Memory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize("way", ["load", "draft 1/2", "draft 1/8", "crop 512x512"])
+def test_memory_is_bounded(way: str, tmp_path: Path, large_file: Path) -> None:
+    """At most 300 MB above what the process had, and twice the decoded image, Pillow's 4 bytes a
+    pixel; what the model itself takes included.
+    """
+    found = memory.in_fresh_process(large_file, way)
+    assert found["peak"] <= 300e6 + 2 * found["decoded"]
+
+
+@pytest.fixture(scope="module")
+def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of 6 megapixels, which take four tiles and two bands."""
+    path = tmp_path_factory.mktemp("large") / "large.sdz"
+    memory.picture(6).save(path, quality=30, effort=0)
+    return path
