@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence, features
+from safetensors.numpy import load_file
 
 from pillow_sdz import (
     SdzImagePlugin,
@@ -23,9 +24,10 @@ from pillow_sdz import (
     open_latents,
     save_latents,
 )
-from pillow_sdz.entropy import DamagedPayload, SymbolDecoder, Tables
+from pillow_sdz.entropy import TABLES_FILE, DamagedPayload, SymbolDecoder, Tables
 from pillow_sdz.prior import Coded
 from pillow_sdz.quantize import Quantizer
+from range_coder import RangeDecoder
 from sdz_files import CountingFile, assert_similar, decode, encode, framed
 
 SIZE = 176, 112  # 11x7 latents, 6x4 cells
@@ -226,6 +228,37 @@ class TestMapOfChanges:
     def test_round_trip(self, shape: tuple[int, int], part: float) -> None:
         changed = np.random.default_rng(0).random(shape) < part
         assert np.array_equal(self.decoded(self.encoded(changed), shape), changed)
+
+    @pytest.mark.parametrize("part", [0, 0.02, 0.3, 0.9])
+    def test_as_specified(self, part: float) -> None:
+        """Read from docs/format.md alone: contexts, counts, means, and a row's symbols by table."""
+        changed = np.random.default_rng(1).random((20, 15)) < part
+        decoder = RangeDecoder(self.encoded(changed))
+        tables = load_file(TABLES_FILE)
+        starts = np.cumsum([0, *(2 * tables["reach"].astype(int) + 2)])
+        met, changing = [16, 4, 4, 4], [1, 2, 2, 3]
+        above = [0] * 17
+        for row in changed:
+            contexts = [sum(above[x : x + 3]) for x in range(15)]
+            symbols = {}
+            places = []
+            for x, k in enumerate(contexts):
+                rare = min(changing[k], met[k] - changing[k])
+                level = sum(odds * rare > met[k] for odds in (4096, 384, 37, 4))
+                mean = level if changing[k] == rare else 8 - level
+                centre = (mean + 4) >> 3
+                phase = mean - 8 * centre
+                places.append((5 * 6 + abs(phase), x, centre, -1 if phase < 0 else 1))
+            for table, x, centre, mirror in sorted(places):
+                frequencies = tables["frequencies"][starts[table] : starts[table + 1]]
+                entry = decoder.decode([256 * int(f) for f in frequencies])
+                residual = entry - int(tables["reach"][table])
+                symbols[x] = mirror * residual + centre
+            above = [0, *(symbols[x] for x in range(15)), 0]
+            assert above[1:-1] == row.astype(int).tolist()
+            for x, k in enumerate(contexts):
+                met[k] += 1
+                changing[k] += symbols[x]
 
     def test_what_a_map_costs(self) -> None:
         """Nothing to speak of where nothing changes; a bit a cell where there is no order."""
