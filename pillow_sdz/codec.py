@@ -354,23 +354,22 @@ class _BandEncoder:
     def encode(self, steps: Latents, hyper: Latents) -> Chunk:
         """The chunk of the next frame's latents and hyperlatents, in steps and not rounded."""
         tables, (height, width, _) = Tables.shipped(), steps.shape
+        before = self._before if self._changes < container.MAX_CHANGES else None
         whole = Quantizer(tables, steps, hyper)
-        if self._before is None:
-            coded = self._prior.code(whole, height, width, self._quality)
-            if self._predict:
-                self._before = coded
-            return Chunk(container.LATENTS, whole.bytes())
         counted = changes.Counted(whole, *hyper.shape[:2])
-        coded = self._prior.code(counted, height, width, self._quality)
-        changed = changes.worth_their_bits(steps, self._before.symbols, counted.bits)
+        coded = self._prior.code(whole if before is None else counted, height, width, self._quality)
         chunk = Chunk(container.LATENTS, whole.bytes())
-        if self._changes < container.MAX_CHANGES and not changed.all():
-            parts = Quantizer(tables, steps, hyper, changed)
-            told = self._prior.code(parts, height, width, self._quality, self._before)
-            if len(parts.bytes()) < len(chunk.data):
-                chunk, coded = Chunk(container.CHANGES, parts.bytes()), told
+        if before is not None:
+            changed = changes.worth_their_bits(steps, before.symbols, counted.bits)
+            if not changed.all():
+                parts = Quantizer(tables, steps, hyper, changed)
+                told = self._prior.code(parts, height, width, self._quality, before)
+                payload = parts.bytes()
+                if len(payload) < len(chunk.data):
+                    coded, chunk = told, Chunk(container.CHANGES, payload)
         self._changes = self._changes + 1 if chunk.type == container.CHANGES else 0
-        self._before = coded
+        if self._predict:
+            self._before = coded
         return chunk
 
 
