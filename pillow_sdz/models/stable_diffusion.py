@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import options
-from . import hub, sources
+from . import hub, sources, tiles
 from .presets import Preset
 from .sources import DenoiserParts, Folder
 
@@ -129,10 +129,10 @@ class DiffusersAutoencoder:
         self._shift = torch.tensor(shift, dtype=torch.float32).reshape(1, -1, 1, 1)
         self._scale = scale.reshape(1, -1, 1, 1)
 
-    def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def encode(self, pixels: tiles.Samples) -> NDArray[np.float32]:
         """Pixels (H, W, 3) to latents (ceil(H/f), ceil(W/f), C): the mode of the posterior."""
         height, width = (-n % self._factor for n in pixels.shape[:2])
-        padded = np.pad(pixels, ((0, height), (0, width), (0, 0)), mode="edge")
+        padded = np.pad(pixels[:, :], ((0, height), (0, width), (0, 0)), mode="edge")
         images = torch.from_numpy(padded).permute(2, 0, 1)[None].float() / 127.5 - 1
 
         def encoder(module: Any, images: Tensor) -> Tensor:
