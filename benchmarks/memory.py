@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory --megapixels 1 12 24 100
 
-Every figure is that of a fresh process, which has imported Pillow, pillow_sdz and torch before its
-memory is looked at for the first time.  The pictures are a photo, repeated with its mirror images.
+Every figure is that of a fresh process with one thread, which has imported Pillow, pillow_sdz and
+torch before its memory is looked at for the first time.  The pictures are a photo, repeated with its mirror images.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -81,8 +82,12 @@ def measure(path: Path, way: str) -> dict[str, float]:
 
 
 def in_fresh_process(path: Path, way: str) -> dict[str, float]:
+    """What `measure` finds in a process of its own, with one thread."""
     command = [sys.executable, "-m", "benchmarks.memory", "--measure", str(path), way]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    out = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=environment
+    ).stdout
     found: dict[str, float] = json.loads(out)
     return found
 

@@ -78,8 +78,7 @@ def fit(mini: Mini, paths: list[Path]) -> dict[int, Reducing | Eighth]:
         picture = mini.decoder()(latents, rate)
         for scale, network in found.items():
             missing = F.avg_pool2d(picture, scale) - network(latents, rate)
-            side = network.side // 2 if isinstance(network, Reducing) else 2
-            targets = F.pixel_unshuffle(missing, side)[0].flatten(1).T.double()
+            targets = F.pixel_unshuffle(missing, 2)[0].flatten(1).T.double()
             seen = inputs(network, latents, rate).double()
             squares[scale] = squares[scale] + seen.T @ seen
             products[scale] = products[scale] + seen.T @ targets

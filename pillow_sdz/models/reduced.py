@@ -2,9 +2,9 @@
 
 At 1/8 a pixel is a linear function of the latents around it, with no network before it.  At 1/2
 and 1/4 the linear path is reduced exactly, since a mean of pixels is a mean of its kernels, and
-what the CNN adds is told by a convolution of its features at 1/8 of the resolution: at 1/4, of
-those of the second of five blocks there.  These convolutions were fitted by least squares to the
-decoder's own pictures, reduced (training/reduced.py).
+what the CNN adds is told by a convolution of what it has after the first of its five blocks at 1/4
+of the resolution, or the second of those at 1/8.  These convolutions were fitted by least squares
+to the decoder's own pictures, reduced (training/reduced.py).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .embedded import (
 from .tiles import WHOLE, Area, Sides
 
 WEIGHTS = Path(__file__).parent / "weights" / "mini_reduced.safetensors"
-SHA256 = "89b321e73b43675fb1d3e5fffd91822caea7ee5e4a467f56b88335cb9b2d6032"
+SHA256 = "a42a930ef39801d1f120666eca0314cda98827eae5b979c4a165ec93db67635a"
 
 
 class Eighth(nn.Module):
@@ -61,36 +61,41 @@ class Reducing(nn.Module):
     Its layers but the last are those of a `Decoder`, with which it shares them.
     """
 
-    # By scale: blocks at 1/8 of the resolution; latents that all of it, and these blocks and the
-    # head, look beyond a tile (see `embedded.DECODER_MARGIN`).
-    SHAPES = {2: (5, 11, 6), 4: (2, 8, 3)}  # noqa: RUF012
+    # By scale: blocks at 1/8 and at 1/4 of the resolution; latents that all of it, its stage at 1/8
+    # and what comes after that look beyond a tile (see `embedded.DECODER_MARGIN`).
+    SHAPES = {2: (5, 1, (11, 6, 1)), 4: (2, 0, (8, 3, 3))}  # noqa: RUF012
 
     def __init__(self, decoder: Decoder, scale: int) -> None:
         super().__init__()
-        blocks, self.margin, self.margin_8 = self.SHAPES[scale]
+        at8, self.blocks_at4, margins = self.SHAPES[scale]
+        self.margin, self.margin_8, self.margin_of_head = margins
         self.side = FACTOR // scale  # pixels of a latent, along a side
         self.linear = _reduced(decoder.linear, scale)
-        self.enter, self.at16, self.up8 = decoder.enter, decoder.at16, decoder.up8
-        self.at8 = decoder.at8[:blocks]
-        self.rate = decoder.rate[:2]
-        self.head = nn.Conv2d(WIDTHS[1], 3 * (self.side // 2) ** 2, 3, padding=1)
+        self.enter, self.at16 = decoder.enter, decoder.at16
+        self.up8, self.at8 = decoder.up8, decoder.at8[:at8]
+        self.up4, self.at4 = decoder.up4, decoder.at4[: self.blocks_at4]
+        self.rate = decoder.rate
+        # Two pixels along a side, at each place that it looks at.
+        self.head = nn.Conv2d(WIDTHS[0] if self.blocks_at4 else WIDTHS[1], 3 * 2**2, 3, padding=1)
 
     def forward(self, latents: Tensor, rate: Tensor, sides: Sides = WHOLE) -> Tensor:
         """Of a tile, the image without its margin."""
-        near = sides.trim(latents, self.margin - 1)
-        cut = self.side // 2
+        y = self.head(self.features(latents, rate, sides))
+        y = F.pixel_shuffle(sides.trim(y, self.side // 2 * self.margin_of_head), 2)
+        near, cut = sides.trim(latents, self.margin - 1), self.side // 2
         image = F.pixel_shuffle(self.linear(near), self.side)[..., cut:-cut, cut:-cut]
-        return sides.trim(image, self.side) + F.pixel_shuffle(
-            sides.trim(self.head(self.features(latents, rate, sides)), 2 * self.margin_8), cut
-        )
+        return sides.trim(image, self.side) + y
 
     def features(self, latents: Tensor, rate: Tensor, sides: Sides = WHOLE) -> Tensor:
-        """What the head is told, (B, 80, 2h, 2w), of a tile with what of its margin it needs."""
+        """What the head looks at, of a tile with what of its margin is needed."""
         dtype = self.enter.weight.dtype
         of_rate = rate_features(rate).to(dtype)
-        r16, r8 = (layer(of_rate)[:, :, None, None] for layer in self.rate)
+        r16, r8, r4 = (layer(of_rate)[:, :, None, None] for layer in self.rate)
         y = sides.trim(self.at16(self.enter(latents.to(dtype)) + r16), self.margin - self.margin_8)
         out: Tensor = self.at8(F.pixel_shuffle(self.up8(y), 2) + r8)
+        if self.blocks_at4:
+            y = sides.trim(out, 2 * (self.margin_8 - self.margin_of_head))
+            out = self.at4(F.pixel_shuffle(self.up4(y), 2) + r4)
         return out
 
 
