@@ -210,10 +210,11 @@ class SdzImageFile(ImageFile.ImageFile):
     def crop(self, box: tuple[float, float, float, float] | None = None) -> Image.Image:
         """A part of the picture, as `Image.crop` has it.
 
-        Before the picture is loaded, only what the part needs is decoded, anew at each call; the
-        file stays open, and the picture unloaded.
+        Before a picture of `mini` is loaded, only what the part needs is decoded, anew at each
+        call; the file stays open, and the picture unloaded.  Those of other models only come whole,
+        and are loaded.
         """
-        if self.tile and box is not None:
+        if self.tile and box is not None and self._header.model == MINI.name:
             left, top, right, bottom = (round(edge) for edge in box)
             inside = max(left, 0), max(top, 0), min(right, self.width), min(bottom, self.height)
             if inside[0] < inside[2] and inside[1] < inside[3] and inside != (0, 0, *self.size):
@@ -268,7 +269,7 @@ class SdzImageFile(ImageFile.ImageFile):
         if not lenient:
             for entry in self._unread:
                 self._reader.data(entry)  # for the CRC
-        self._unread = []
+            self._unread = []
         if self._truncated and (not lenient or len(self._frames) <= self._frame):
             raise OSError(self._truncated)
         from . import codec, models

@@ -74,7 +74,7 @@ def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
     try:
         with Image.open(BytesIO(_pixels_alone(coded)), formats=["PNG"]) as png:
             png.load()
-            return png.convert("L")
+            return png
     except Exception as e:  # whatever Pillow's PNG reader makes of hostile bytes
         msg = f"damaged SDZ file: the PNG in chunk ALPH: {e}"
         raise OSError(msg) from e

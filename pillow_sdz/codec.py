@@ -81,7 +81,7 @@ class Pixels:
 
 def band_rows(model: models.ModelSpec, height: int, width: int) -> int | None:
     """How many rows a band has of latents (height, width); None where there is one band."""
-    limit = min(BAND_ROWS, max(2, BAND_LATENTS // width // 2 * 2))
+    limit = min(BAND_ROWS, BAND_LATENTS // width // 2 * 2)
     if not has_hyperprior(model) or height <= limit:
         return None
     return -(-height // -(-height // limit) // 2) * 2  # about equally many, and even
@@ -393,7 +393,7 @@ class Frames:
             msg = f"damaged SDZ file: chunk BAND in a file of model {model.name}"
             raise OSError(msg)
         # A few bytes decode to as many latents as a header asks for.
-        if has_hyperprior(model) and rows > 2 and rows * columns > BAND_LATENTS:
+        if has_hyperprior(model) and rows * columns > BAND_LATENTS:
             msg = f"damaged SDZ file: bands of {rows}x{columns} latents, more than the limit"
             raise OSError(msg)
         self.header, self.model, self.bands = header, model, bands

@@ -54,7 +54,7 @@ def largest(
         # The size grows about exponentially with a quality; halving every second time
         # bounds the number of tries where it does not.
         growth = too_large.size / best.size
-        part = math.log(max(limit, 1) / best.size) / math.log(growth)
+        part = math.log(limit / best.size) / math.log(growth)
         middle = low + round((high - low) * (0.5 if halve else part))
         middle = min(max(middle, low + 1), high - 1)
         halve = not halve
