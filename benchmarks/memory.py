@@ -3,7 +3,8 @@
     python -m benchmarks.memory --megapixels 1 12 24 100
 
 Every figure is that of a fresh process with one thread, which has imported Pillow, pillow_sdz and
-torch before its memory is looked at for the first time.  The pictures are a photo, repeated with its mirror images.
+torch before its memory is looked at for the first time.  The pictures are a photo, repeated with
+its mirror images.
 """
 
 from __future__ import annotations
@@ -64,10 +65,9 @@ def measure(path: Path, way: str) -> dict[str, float]:
             size = im.size
     else:
         with Image.open(path) as im:
-            size = im.size
             if way.startswith("crop"):
                 left, top = im.width // 2, im.height // 2
-                im.crop((left, top, left + 512, top + 512))
+                size = im.crop((left, top, left + 512, top + 512)).size
             else:
                 if way.startswith("draft"):
                     scale = int(way[-1])

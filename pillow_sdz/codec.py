@@ -423,8 +423,7 @@ class Frames:
             with one_blas_thread():
                 if has_hyperprior(self.model) and self.header.coding == "context":
                     coded = self._integers(number, band, shape)
-                    gain: Latents = models.load(self.model).gain(self.header.quantisation)
-                    return np.divide(coded.symbols, gain, dtype=np.float32, casting="unsafe")
+                    return _without_gain(coded, self.model, self.header.quantisation)
                 if entry.type == container.CHANGES:
                     msg = f"latents of {self.model.name} are not told by their changes"
                     raise DamagedPayload(msg)
@@ -595,9 +594,8 @@ def _decode_latents(
     if coding == "palette":
         return palette.decode(payload, *shape, model.channels, step=quantisation)
     if has_hyperprior(model):
-        symbols = _decode_integers(payload, model, shape, quantisation, None).symbols
-        gain: Latents = models.load(model).gain(quantisation)
-        return np.divide(symbols, gain, dtype=np.float32, casting="unsafe")
+        coded = _decode_integers(payload, model, shape, quantisation, None)
+        return _without_gain(coded, model, quantisation)
     if not payload:
         msg = "it is empty"
         raise DamagedPayload(msg)
@@ -619,3 +617,8 @@ def _decode_integers(
     coded: Coded = models.load(model).prior.code(decoder, *shape, quality, before)
     decoder.finish()
     return coded
+
+
+def _without_gain(coded: Coded, model: models.ModelSpec, quality: int) -> Latents:
+    gain: Latents = models.load(model).gain(quality)
+    return np.divide(coded.symbols, gain, dtype=np.float32, casting="unsafe")
