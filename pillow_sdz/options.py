@@ -59,15 +59,15 @@ Both must share their latent space, as sd1 and taesd do. Its weights need not be
 asked of every file, those of embedded models included: one of another latent space is an OSError.
 """
 
-MEMORY_BUDGET: int = 300_000_000
-"""Bytes that `mini` may take to decode, loaded itself, besides the picture; 100 MB at least.
+MEMORY_BUDGET: int = 340_000_000
+"""Bytes that `mini` may take to decode, loaded itself, besides the picture; 210 MB at least.
 
 It decides how large a part of a picture the networks compute at once: smaller parts take more time,
 and pixels are the same to a grey level. Networks of other models, and effort above 4, take more.
 """
 
 DTYPES = ("float32", "float16", "bfloat16")
-SMALLEST_BUDGET = 100_000_000  # what the smallest tiles take (models.embedded.tile_side)
+SMALLEST_BUDGET = 210_000_000  # what the smallest tiles take (models.embedded.tile_side)
 MAX_STEPS = 1000  # as many as there are in the schedules of Stable Diffusion
 
 _WORDS = {"1": True, "true": True, "yes": True, "on": True}

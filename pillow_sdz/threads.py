@@ -39,9 +39,11 @@ def _in_control() -> Iterator[None]:
     libraries = [x for x in _openblas().lib_controllers if hasattr(x, "clear_controlling_thread")]
     for library in libraries:
         library.clear_controlling_thread(force=True)
-    yield
-    for library in libraries:
-        library.clear_controlling_thread(force=True)
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.clear_controlling_thread(force=True)
 
 
 class _Limit:

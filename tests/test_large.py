@@ -148,10 +148,13 @@ def test_bands_that_are_none(banded: bytes, data: bytes, complaint: str) -> None
 def test_tiles_follow_the_memory_budget() -> None:
     with options.override(MEMORY_BUDGET=options.SMALLEST_BUDGET):
         assert embedded.tile_side(24_000, 13) == embedded.SMALLEST_TILE
-    with options.override(MEMORY_BUDGET=budget_for(50)):
-        assert embedded.tile_side(embedded.DECODER_MEMORY, 13) == 50
+    with options.override(MEMORY_BUDGET=budget_for(80)):
+        assert embedded.tile_side(embedded.DECODER_MEMORY, 13) == 80
+        # A row of latents that takes as much as a row of a tile: n^2 + 106 n = 106^2.
+        columns = 106 * embedded.DECODER_MEMORY // (4 * embedded.CHANNELS)
+        assert embedded.tile_side(embedded.DECODER_MEMORY, 13, columns) == 65 - 26
     with options.override(MEMORY_BUDGET=1 << 40):
-        assert embedded.tile_side(24_000, 13) == embedded.LARGEST_TILE
+        assert embedded.tile_side(24_000, 13, 4096) == embedded.LARGEST_TILE
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
@@ -169,7 +172,7 @@ def test_tiled_pixels_are_those_of_one_piece(scale: int) -> None:
             picture[place] = piece
         pictures.append((len(pieces), picture))
     (one, whole), (many, tiled) = pictures
-    assert (one, many) == (1, 12)
+    assert one == 1 < many
     assert np.abs(whole - tiled).max() <= 1
 
 

@@ -55,10 +55,10 @@ ENCODER_MARGIN, ENCODER_MARGIN_8, ENCODER_MARGIN_16 = 6, 5, 3
 
 SMALLEST_TILE = 2 * DECODER_MARGIN
 # Bytes that each latent of a tile takes, its margin included: to be decoded or encoded with a CNN
-# in float32; in bfloat16 it is a little less.  Then what the model itself and the integers of two
-# bands take.  Measured (benchmarks.memory).
+# in float32; in bfloat16 it is a little less.  Then what the model itself and the integers of
+# bands take, and what is left between them.  Measured (benchmarks.memory).
 DECODER_MEMORY, ENCODER_MEMORY = 24_000, 36_000
-FIXED_MEMORY = 80_000_000
+FIXED_MEMORY = 150_000_000
 
 WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
 PERCEPTUAL_WEIGHTS = WEIGHTS.with_name("mini_perceptual.safetensors")
@@ -436,10 +436,16 @@ def rate_of(quality: int) -> Tensor:
     return torch.tensor([(quality - 100) / 9900], dtype=torch.float32)
 
 
-def tile_side(memory: int, margin: int) -> int:
-    """How many latents along a side fit the memory budget at once, so many bytes for each."""
-    latents = (options.MEMORY_BUDGET - FIXED_MEMORY) // memory
-    return min(max(math.isqrt(max(0, latents)) - 2 * margin, SMALLEST_TILE), LARGEST_TILE)
+def tile_side(memory: int, margin: int, columns: int = 0) -> int:
+    """How many latents along a side fit the memory budget at once, so many bytes for each.
+
+    ``columns`` are those of the latents that are decoded for a row of tiles.
+    """
+    # The positive root of memory n^2 + row n - budget, with n the side and its margins.
+    row = columns * CHANNELS * 4
+    budget = max(0, options.MEMORY_BUDGET - FIXED_MEMORY)
+    side = (math.isqrt(row * row + 4 * memory * budget) - row) // (2 * memory)
+    return min(max(side - 2 * margin, SMALLEST_TILE), LARGEST_TILE)
 
 
 def decoded(
@@ -452,5 +458,5 @@ def decoded(
         out: Tensor = network()(part, rate_of(quality), sides).add_(0.5).mul_(255)
         return out
 
-    side = tile_side(DECODER_MEMORY, DECODER_MARGIN)
+    side = tile_side(DECODER_MEMORY, DECODER_MARGIN, latents.shape[1])
     return tiles.decode(latents, levels, area=area, factor=FACTOR, side=side, margin=DECODER_MARGIN)

@@ -147,6 +147,6 @@ class Reduced:
             levels,
             area=area,
             factor=FACTOR // scale,
-            side=tile_side(DECODER_MEMORY, network.margin),
+            side=tile_side(DECODER_MEMORY, network.margin, latents.shape[1]),
             margin=network.margin,
         )
