@@ -177,6 +177,8 @@ def files() -> dict[str, bytes]:
         "float16-nan": _lossless(nan),
         # what takes long for its bytes: all that is asked for in a few of them
         "latents-of-half-a-megapixel": file(MINI._replace(size=(800, 640)), Chunk(b"LATN", b"")),
+        "latents-of-129x128": file(MINI._replace(size=(2048, 2064)), Chunk(b"LATN", b"")),
+        "latents-of-8191x1": file(SD_MINI._replace(size=(8, 65528)), Chunk(b"LATN", b"\0")),
         "latents-of-64-channels": file(STRANGE._replace(channels=64), Chunk(b"LATN", b"\0")),
         "latents-of-2000-frames": file(
             STRANGE._replace(channels=64, frames=2000), *[Chunk(b"LATN", b"\0")] * 2000

@@ -144,6 +144,7 @@ class SdzImageFile(ImageFile.ImageFile):
                     self._tune = about["tune"] = container.parse_tune(data)
                 elif entry.type == container.ANIMATION:
                     self._animation = Animation.parse(data, header.frames)
+                    self._timestamps = self._animation.timestamps(header.frames)
                     self.info["loop"] = self._animation.loop
                 else:
                     copied.append((entry.type, data))
@@ -175,7 +176,7 @@ class SdzImageFile(ImageFile.ImageFile):
         # No decoder of this name is registered: it only says that the pixels are still to come.
         self.tile = [ImageFile._Tile("sdz", (0, 0, *self.size), 0, None)]
         if self._animation is not None:
-            self.info["timestamp"] = self._animation.timestamp(frame)
+            self.info["timestamp"] = self._timestamps[frame]
             self.info["duration"] = self._animation.duration(frame)
 
     def seek(self, frame: int) -> None:
@@ -270,7 +271,9 @@ class SdzImageFile(ImageFile.ImageFile):
             for entry in self._unread:
                 self._reader.data(entry)  # for the CRC
             self._unread = []
-        if self._truncated and (not lenient or len(self._frames) <= self._frame):
+        # The last frame that there is something of may not be all there, those before it are.
+        last = len(self._frames) - 1
+        if self._truncated and (self._frame > last or (self._frame == last and not lenient)):
             raise OSError(self._truncated)
         from . import codec, models
 

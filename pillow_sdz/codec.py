@@ -337,8 +337,10 @@ class _MiniEncoder:
                     refined = steps[band], hyper[band.start // 2 : -(-band.stop // 2)]
                 else:
                     refined = network.refine(None, latents[band] * gain, quality, effort)
-                new = _BandEncoder(self._model, quality, predict=self._predict)
-                chunks.append(self._bands.setdefault(band.start, new).encode(*refined))
+                if band.start not in self._bands:
+                    new = _BandEncoder(self._model, quality, predict=self._predict)
+                    self._bands[band.start] = new
+                chunks.append(self._bands[band.start].encode(*refined))
         return chunks
 
 
@@ -398,7 +400,7 @@ class Frames:
             raise OSError(msg)
         self.header, self.model, self.bands = header, model, bands
         self._frames, self._read = frames, read
-        # Of every band of which the next frame tells the changes: a frame, and its integers.
+        # Of a band that is told by its changes: a frame, and its integers there.
         self._latest: dict[int, tuple[int, Coded]] = {}
 
     def frame(self, number: int, *, lenient: bool = False) -> FrameLatents:
@@ -451,8 +453,9 @@ class Frames:
                 self._read(entry), self.model, shape, self.header.quantisation, before
             )
         assert coded is not None
-        following = self._frames[number + 1 : number + 2]
-        if any(e.type == container.CHANGES for frame in following for e in frame.bands[band:][:1]):
+        # What a frame is told from may be asked for again, by the next frame or by this one.
+        near = self._frames[number : number + 2]
+        if any(e.type == container.CHANGES for frame in near for e in frame.bands[band:][:1]):
             self._latest[band] = number, coded
         return coded
 

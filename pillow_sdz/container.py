@@ -7,6 +7,7 @@ where; the writing side raises ValueError for what may not be written.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import zlib
@@ -192,10 +193,10 @@ class Animation(NamedTuple):
         """Milliseconds of a frame."""
         return self.durations[frame if len(self.durations) > 1 else 0]
 
-    def timestamp(self, frame: int) -> int:
-        """Milliseconds of all frames before a frame."""
-        alike = len(self.durations) == 1
-        return frame * self.durations[0] if alike else sum(self.durations[:frame])
+    def timestamps(self, frames: int) -> list[int]:
+        """For each of so many frames, the milliseconds of all before it."""
+        durations = (self.duration(frame) for frame in range(frames - 1))
+        return [*itertools.accumulate(durations, initial=0)]
 
 
 # The 2022 article's: the last two or three of 66 steps, 0.04 of the schedule.

@@ -235,7 +235,8 @@ def test_animation_round_trips(durations: tuple[int, ...]) -> None:
     assert data == struct.pack(f">H{len(durations)}I", 3, *durations)
     assert Animation.parse(data, 3) == animation
     assert [animation.duration(n) for n in range(3)] == list((durations * 3)[:3])
-    assert animation.timestamp(2) == sum(animation.duration(n) for n in range(2))
+    first, second, _ = (animation.duration(n) for n in range(3))
+    assert animation.timestamps(3) == [0, first, first + second]
 
 
 @pytest.mark.parametrize("length", [0, 2, 5, 7, 2 + 2 * 4, 2 + 4 * 4])

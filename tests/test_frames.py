@@ -646,13 +646,19 @@ class TestDamage:
                     assert im.getextrema() == ((0, 0),) * 3
 
     def test_a_cut_file(self, animation: bytes) -> None:
+        """Frames before the cut are what they were; the one that it is in, and later ones, fail."""
+        expected = frames_of(animation)
         entries = [e for e in container.Reader(BytesIO(animation)) if e.type in container.CODED]
-        with Image.open(BytesIO(animation[: entries[4].start + 5])) as im:
-            assert im.n_frames == 6
-            for number in (0, 5):
-                im.seek(number)
-                with pytest.raises(OSError, match="truncated"):
-                    im.load()
+        for cut in (entries[4].start + 5, entries[4].end):
+            with Image.open(BytesIO(animation[:cut])) as im:
+                assert im.n_frames == 6
+                for number in (4, 1, 5, 3):
+                    im.seek(number)
+                    if number < 4:
+                        assert im.tobytes() == expected[number].tobytes()
+                        continue
+                    with pytest.raises(OSError, match="truncated"):
+                        im.load()
 
     @pytest.mark.usefixtures("load_truncated")
     def test_what_is_left_of_a_cut_file(self, animation: bytes) -> None:
