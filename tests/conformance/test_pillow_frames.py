@@ -256,7 +256,7 @@ class TestImageSequence:
 class TestImageio:
     """imageio's batches are animations; its tests are named."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def iio(self) -> Any:
         return pytest.importorskip("imageio.v3", reason="needs imageio")
 
