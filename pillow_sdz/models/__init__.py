@@ -41,8 +41,10 @@ class _Entry(NamedTuple):
 
 
 def _load_mini() -> Any:
+    from ..entropy import Tables
     from .embedded import WEIGHTS, Mini
 
+    Tables.shipped()  # here, where one thread at a time is, or each of the first would load them
     hub.check_sha256(WEIGHTS, MINI.digest.hex())
     return Mini(WEIGHTS)
 
