@@ -32,7 +32,7 @@ from PIL import Image
 import pillow_sdz
 from pillow_sdz import demo
 
-THREADS = 16  # as issue 5 asks
+THREADS = 16  # chosen: many more than most cores
 STUCK = 120  # seconds that nothing takes, chosen
 
 

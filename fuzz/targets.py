@@ -110,7 +110,7 @@ def _changes(payload: bytes, shape: tuple[int, int]) -> None:
         format.Entry(format.CHANGES, 1, 1, len(payload)): payload,
     }
     frames = format.frames(coded, bands=1)
-    bands = format.bands(header, None)
+    bands = format.bands(header.latents[1], None)
     found = codec.Frames(header, models.MINI, bands, frames, coded.__getitem__).decode(1, 0)
     assert found.shape == (*shape, models.MINI.channels)
 

@@ -88,8 +88,7 @@ def band_rows(model: models.ModelSpec, height: int, width: int) -> int | None:
 
 
 def _bands(model: models.ModelSpec, height: int, width: int) -> list[slice]:
-    rows = band_rows(model, height, width) or height
-    return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
+    return container.bands(height, band_rows(model, height, width))
 
 
 def encode(

@@ -337,9 +337,8 @@ def pack_bands(rows: int) -> bytes:
     return _BANDS.pack(rows)
 
 
-def bands(header: Header, rows: int | None) -> list[slice]:
-    """The rows of latents of each band of a frame; ``rows`` are those of a BAND chunk, if any."""
-    height = header.latents[1]
+def bands(height: int, rows: int | None) -> list[slice]:
+    """The rows of each band of so many rows of latents; ``rows`` are a BAND chunk's, if any."""
     rows = rows or height
     return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
 
@@ -441,7 +440,7 @@ class Reader:
             msg = f"damaged SDZ file: {self._head} has {self._head.length} bytes"
             raise OSError(msg)
         self.header = Header.parse(self.data(self._head))
-        self.bands = bands(self.header, None)
+        self.bands = bands(self.header.latents[1], None)
 
     def __iter__(self) -> Iterator[Entry]:
         rules = _Rules(self.header)
@@ -520,7 +519,7 @@ class _Rules:
     def __init__(self, header: Header) -> None:
         self._header = header
         self._seen: set[bytes] = set()
-        self.bands = bands(header, None)
+        self.bands = bands(header.latents[1], None)
         self._coded = 0  # LATN and DIFF so far, of all frames
         self._changes = [0]  # of every band, how many DIFF in a row
         self._alphas = 0
@@ -536,7 +535,7 @@ class _Rules:
         # Even, since hyperlatents stand for pairs; and a file has only one form.
         if rows % 2 or not 0 < rows < height:
             return f"bands of {rows} rows of {height}"
-        self.bands = bands(self._header, rows)
+        self.bands = bands(height, rows)
         self._changes = [0] * len(self.bands)
         return None
 

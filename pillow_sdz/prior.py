@@ -20,8 +20,8 @@ from .entropy import SYMBOL_LIMIT, Coder, Ints
 ACTIVATION_LIMIT = (1 << 12) - 1  # wider ones save under 0.1 % (training.export), and cost time
 EXACT = 1 << 53  # float64 holds every integer up to here
 EXACT_SINGLE = 1 << 24  # and float32 up to here
-# Places evaluated at once: 16 MB for the widest layer.  Of 512 to 4096, none is faster than others
-# by more than a percent or two.
+# Places evaluated at once: 16 MB for the widest layer.  Chosen; with 512 to 4096, the integers of a
+# megapixel take 106 to 112 ms of an idle core.
 BLOCK = 1024
 
 
@@ -204,9 +204,9 @@ class HyperPrior:
             hyper = np.zeros(hyper_shape, np.int32)
         else:
             changed = changes.code(coder, *hyper_shape[:2])
-            symbols, hyper = before.symbols.copy(), before.hyper.copy()
             if not changed.any():
                 return before
+            symbols, hyper = before.symbols.copy(), before.hyper.copy()
 
         hyper_scale = (self._hyper_scale[0] + self._hyper_scale[1] * quality) >> 16
         rows, columns = np.nonzero(changed)

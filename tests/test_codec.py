@@ -51,7 +51,7 @@ def decoded_from(
     frames = codec.Frames(
         header,
         MINI,
-        container.bands(header, None),
+        container.bands(header.latents[1], None),
         [container.Frame([entry], [])],
         lambda _: payload,
     )

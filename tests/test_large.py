@@ -107,7 +107,7 @@ def test_every_band_is_a_chunk_of_its_own(photo: Image.Image, banded: bytes) -> 
 
 
 def test_bands_cost_little(photo: Image.Image, banded: bytes) -> None:
-    """Here 25 bytes for each of four cuts, a chunk's 12 among them; usual bands are 64 high."""
+    """Here 20 bytes for each of four cuts, a chunk's 12 among them; usual bands are 64 high."""
     assert 0 < len(banded) - len(encode(photo, quality=60)) <= 40 * (BANDS - 1)
 
 
