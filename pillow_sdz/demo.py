@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import os
 from importlib import resources
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .atomic import replacing
 from .compare import Comparison, compare
 
 # The size at which Stable Diffusion based compression was first shown, for 512x512 pixels.
@@ -52,10 +55,29 @@ def sheet(comparison: Comparison) -> Image.Image:
     return result
 
 
+def check_free(folder: Path) -> None:
+    """FileExistsError if the folder has a file that `write` would write."""
+    for path in _paths(folder):
+        if os.path.lexists(path):
+            msg = f"{path} exists: name another folder with -o"
+            raise FileExistsError(msg)
+
+
 def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write the .sdz file and the sheet into the folder; their paths."""
+    """Write the .sdz file and the sheet into the folder; their paths.
+
+    FileExistsError if one of them exists.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    sdz, picture = folder / "sdz-demo.sdz", folder / "sdz-demo.png"
-    sdz.write_bytes(comparison.versions[0].data)
-    sheet(comparison).save(picture, optimize=True)
-    return [sdz, picture]
+    check_free(folder)
+    png = io.BytesIO()
+    sheet(comparison).save(png, "PNG", optimize=True)
+    paths = _paths(folder)
+    for path, data in zip(paths, (comparison.versions[0].data, png.getvalue()), strict=True):
+        with replacing(path, exclusive=True) as file:
+            file.write(data)
+    return paths
+
+
+def _paths(folder: Path) -> list[Path]:
+    return [folder / "sdz-demo.sdz", folder / "sdz-demo.png"]

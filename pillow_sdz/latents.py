@@ -263,9 +263,9 @@ def imported(part: LatentFile, fp: IO[bytes], *, model: str, **options: Any) -> 
     )
 
 
-def exported(path: Path, format: str) -> LatentFile:
+def exported(fp: str | os.PathLike[str] | IO[bytes], format: str) -> LatentFile:
     """What `interchange.write` needs to write the latents of an `.sdz` file in another format."""
-    found = open_latents(path)
+    found = open_latents(fp)
     provenance = found.info.get("provenance", {})
     if "layout" in provenance:
         origin = Origin.parse(provenance)

@@ -49,6 +49,12 @@ def load_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
 
 
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the command line work in the test's own process, however long the first file takes."""
+    monkeypatch.setattr("pillow_sdz.cli.running.cores", lambda: 1)
+
+
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """The environment in which a child process imports the package under test, wherever it runs."""
