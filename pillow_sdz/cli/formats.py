@@ -6,14 +6,16 @@ table of it, some formats drop what they cannot hold without a word, and other p
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
+from collections.abc import Iterator
 from typing import Any
 
 from PIL import ExifTags, Image
 
 from .messages import reason
-from .metadata import UPRIGHT, metadata, orientation, save_options, upright
+from .metadata import TURNS, metadata, orientation, save_options, upright
 from .pictures import changed_frames, frame_count
 from .reports import Report
 
@@ -61,28 +63,28 @@ class Writer:
         return accepted
 
     def _saved(self, kept: dict[str, bytes]) -> bytes:
-        turn = orientation(self._image) != UPRIGHT and not (
-            "exif" in kept and holds_orientation(self._format)
-        )
-        if turn and ("exif" in kept or "xmp" in kept):
-            turned = metadata(upright(self._image))  # which no longer says that they are turned
+        turn = None
+        if not ("exif" in kept and holds_orientation(self._format)):
+            turn = TURNS.get(orientation(self._image))
+        if turn is not None and kept:
+            turned = metadata(upright(self._image))  # which no longer says how to turn it
             kept = {name: data for name, data in turned.items() if name in kept}
         options = _times(self._image, self._format)
-        picture = self._image
-        if turn or self._mode != picture.mode:
-            picture, others = changed_frames(picture, lambda frame: self._changed(frame, turn=turn))
-            options |= others if options else {}
-        quality = LOSSY_QUALITY.get(self._format)
-        if quality is not None:
-            options["quality"] = quality
+        if self._format in LOSSY_QUALITY:
+            options["quality"] = LOSSY_QUALITY[self._format]
         file = io.BytesIO()
-        picture.save(file, self._format, **options, **save_options(kept, self._format))
+        with _bare(self._image):
+            picture = self._image
+            if turn is not None or self._mode != picture.mode:
+                picture, others = changed_frames(picture, lambda frame: self._changed(frame, turn))
+                options |= others if "save_all" in options else {}
+            picture.save(file, self._format, **options, **save_options(kept, self._format))
         return file.getvalue()
 
-    def _changed(self, frame: Image.Image, *, turn: bool) -> Image.Image:
+    def _changed(self, frame: Image.Image, turn: Image.Transpose | None) -> Image.Image:
         """A frame in the mode of the format, and turned if wanted."""
-        if turn:
-            frame = upright(frame)
+        if turn is not None:
+            frame = frame.transpose(turn)
         if frame.mode.endswith("A") and not self._mode.endswith("A"):
             white = Image.new("RGBA", frame.size, "white")
             info = frame.info
@@ -99,6 +101,17 @@ class Writer:
                     return found
             self._report.warn(f"put on white, because {self._format} holds no transparency")
         return next((m for m in (opaque, "RGB") if holds_mode(self._format, m)), mode)
+
+
+@contextlib.contextmanager
+def _bare(image: Image.Image) -> Iterator[None]:
+    """Keep from formats what they would take from the picture without being told to."""
+    names = ("exif", "xmp", "icc_profile")
+    taken = {name: image.info.pop(name) for name in names if name in image.info}
+    try:
+        yield
+    finally:
+        image.info.update(taken)
 
 
 def _times(image: Image.Image, format: str) -> dict[str, Any]:
@@ -133,7 +146,7 @@ def holds_mode(format: str, mode: str) -> bool:
         picture.save(file, format)
     except Exception:  # Pillow's plugins raise anything
         return False
-    found = _reopened(file, format)
+    found = _reopened(file)
     return found is None or not mode.endswith("A") or found.has_transparency_data
 
 
@@ -148,15 +161,15 @@ def holds_orientation(format: str) -> bool:
         Image.new("RGB", PROBE).save(file, format, **options)
     except Exception:  # as above
         return False
-    found = _reopened(file, format)
+    found = _reopened(file)
     return found is not None and upright(found).size == (PROBE[1], PROBE[0])
 
 
-def _reopened(file: io.BytesIO, format: str) -> Image.Image | None:
+def _reopened(file: io.BytesIO) -> Image.Image | None:
     """The picture in the file; None if Pillow only writes the format."""
     file.seek(0)
     try:
-        with Image.open(file, formats=[format]) as found:
+        with Image.open(file) as found:
             found.load()
             return found
     except Exception:  # as above

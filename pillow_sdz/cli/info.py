@@ -23,7 +23,7 @@ from .running import close, each
 # What is longer is cut in the text, but not in JSON. Chosen: a few lines of a terminal.
 LONGEST = 300
 
-TURNS = {
+SHOWN = {
     2: "mirrored",
     3: "turned by 180 degrees",
     4: "mirrored and turned by 180 degrees",
@@ -135,7 +135,7 @@ def _lines(entry: dict[str, Any]) -> Iterator[tuple[str, str]]:
     sdz = entry["sdz"]
     yield "size", f"{entry['width']}x{entry['height']} {entry['mode']}"
     if entry["orientation"] != UPRIGHT:
-        yield "shown", TURNS[entry["orientation"]]
+        yield "shown", SHOWN[entry["orientation"]]
     if entry["frames"] > 1:
         yield "frames", _frames_text(entry)
     yield "bytes", f"{entry['bytes']:,} ({entry['bits_per_pixel']:.3f} bits per pixel)"

@@ -20,6 +20,17 @@ DESCRIBING = (
 
 UPRIGHT = 1  # EXIF's orientation of pixels that are to be shown as they are
 
+# What turns the pixels of each other orientation (Exif 2.32, 4.6.4 A).
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 
 def metadata(image: Image.Image) -> dict[str, bytes]:
     """The EXIF, XMP and colour profile of a loaded picture, as options for saving it."""
@@ -57,8 +68,16 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture with its pixels turned, so that it needs no orientation; as it is if it is so."""
+    """The picture with its pixels turned and its metadata saying so; as it is if it is upright."""
     return image if orientation(image) == UPRIGHT else ImageOps.exif_transpose(image)
+
+
+def upright_alone(image: Image.Image) -> Image.Image:
+    """A copy of the picture, turned and without metadata that says how, sound or damaged."""
+    plain = upright(image).copy()
+    for name in ("exif", "xmp"):
+        plain.info.pop(name, None)
+    return plain
 
 
 def save_options(kept: dict[str, bytes], format: str) -> dict[str, Any]:
@@ -76,5 +95,4 @@ def save_options(kept: dict[str, bytes], format: str) -> dict[str, Any]:
         if xmp:
             tags[ExifTags.Base.XMLPacket] = xmp
         options["tiffinfo"] = tags
-    # Without these, some formats would take them from the picture.
-    return {"exif": b"", "xmp": b"", "icc_profile": None, **options}
+    return options
