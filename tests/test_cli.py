@@ -470,6 +470,7 @@ def test_info_json(sdz: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "orientation": 1,
         "sdz": described,
         "weights": MINI.digest.hex(),
+        "truncated": None,
         "provenance": None,
         "alpha_mask": False,
         "chunks": [

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from PIL import ExifTags, Image
 
-from ..container import MASK, PROVENANCE, Reader
+from ..container import MASK, PROVENANCE, Reader, TruncatedError
 from .arguments import Commands, add_inputs
 from .files import check_inputs, find, open_sdz, readable, sdz_files, size_of
 from .messages import say, say_json
@@ -66,6 +66,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _describe(path: Path, report: Report) -> None:
     report.result = _description(path)
+    if report.result["truncated"]:
+        report.warn(report.result["truncated"])
+        report.failed = True
 
 
 def _description(path: Path) -> dict[str, Any]:
@@ -109,14 +112,18 @@ def _chunks(source: Path | IO[bytes]) -> dict[str, Any]:
     reader = Reader(source)
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    provenance = None
-    for entry in reader:
-        name = entry.type.decode("ascii")
-        counts[name] += 1
-        sizes[name] += entry.length
-        if entry.type == PROVENANCE:
-            provenance = _provenance(reader.data(entry))
+    provenance = truncated = None
+    try:
+        for entry in reader:
+            name = entry.type.decode("ascii")
+            counts[name] += 1
+            sizes[name] += entry.length
+            if entry.type == PROVENANCE:
+                provenance = _provenance(reader.data(entry))
+    except TruncatedError as error:
+        truncated = str(error)
     return {
+        "truncated": truncated,
         "weights": reader.header.digest.hex(),
         "provenance": provenance,
         "alpha_mask": MASK.decode("ascii") in counts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 
+from .. import __version__
 from .arguments import Commands, output, path
 from .messages import complain, say
 
@@ -55,7 +56,12 @@ def _run_manpage(parser: argparse.ArgumentParser) -> int:
     except ImportError:
         complain("manpage", f"needs argparse-manpage: {NEEDS_EXTRA}")
         return 1
-    for line in str(Manpage(parser)).splitlines():
+    page = Manpage(parser)
+    page.manual = "User Commands"
+    page.source = "pillow-sdz"
+    page.version = __version__
+    page.description = "keep pictures as the latents of an autoencoder"
+    for line in str(page).splitlines():
         say(line)
     return 0
 

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -180,9 +180,7 @@ def _work(connection: Connection, work: Work[Item], threads: int) -> None:
     # The libraries read it when they are imported, which is later. More threads than cores
     # make a network many times slower.
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    while True:
-        try:
-            item = connection.recv()
-        except EOFError:  # the process that gave the work is gone
-            return
-        connection.send(run(work, item))
+    # Until the process that gives the work is gone.
+    with suppress(EOFError, OSError):
+        while True:
+            connection.send(run(work, connection.recv()))
