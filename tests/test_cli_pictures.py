@@ -121,6 +121,19 @@ def test_a_ppm_of_16_bits(
     assert capsys.readouterr().err == "sdz: x.ppm: its 16 bits a channel are scaled to 8\n"
 
 
+def test_an_animation_of_16_bits(deep: np.ndarray[Any, np.dtype[np.uint16]]) -> None:
+    first, second = Image.fromarray(deep), Image.fromarray(deep[::-1].copy())
+    first.save("x.png", save_all=True, append_images=[second], duration=[10, 20])
+    assert main(["encode", "x.png"]) == 0
+    with Image.open("x.sdz") as image, Image.open("x.png") as original:
+        for number in range(2):
+            image.seek(number)
+            original.seek(number)
+            assert image.info["duration"] == 10 * (number + 1)
+            expected = Image.fromarray((np.asarray(original) / 257).round().astype(np.uint8))
+            assert ImageStat.Stat(ImageChops.difference(image, expected)).mean[0] < 6
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif", "ppm", "jpg", "webp"])
 def test_eight_bits_are_no_message(
     photo: Image.Image, suffix: str, capsys: pytest.CaptureFixture[str]

@@ -13,7 +13,7 @@ from .arguments import Commands, add_coding, add_inputs, add_jobs, add_size, giv
 from .files import check_inputs, find, readable
 from .messages import complain, reason, say, say_json
 from .metadata import upright_alone
-from .pictures import eight_bits, open_picture, picture_files, warn_of_frames
+from .pictures import needs_scaling, open_picture, picture_files, scaled, warn_of_frames
 from .reports import Report
 from .running import close, each
 
@@ -97,9 +97,10 @@ class Comparer:
 
         with open_picture(readable(path)) as image:
             warn_of_frames(image, report)
-            picture = eight_bits(image, report)
-            picture.load()
-            comparison = compare.compare(upright_alone(picture), str(path), **self.save_options)
+            deep = needs_scaling(image, report)
+            image.load()
+            picture = upright_alone(scaled(image) if deep else image)
+            comparison = compare.compare(picture, str(path), **self.save_options)
         section = compare.section(comparison) if self.with_section else ""
         report.result = comparison.figures(), section
         if self.with_text:

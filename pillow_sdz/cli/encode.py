@@ -26,14 +26,15 @@ from .arguments import (
 )
 from .files import LATENT_SUFFIXES, Job, find, jobs, readable, size_of, target_file, without_clashes
 from .latents import LatentEncoder, latent_files
-from .metadata import metadata, orientation, upright
+from .metadata import UPRIGHT, metadata, orientation, upright
 from .pictures import (
     changed_frames,
-    eight_bits,
     frame_count,
     is_animation,
+    needs_scaling,
     open_picture,
     picture_files,
+    scaled,
     warn_of_frames,
 )
 from .reports import Report
@@ -147,7 +148,7 @@ class Encoder:
         """The picture as an .sdz file, in memory: a process that is killed leaves no other."""
         encoded = io.BytesIO()
         with open_picture(source) as image:
-            picture = eight_bits(image, report)
+            deep = needs_scaling(image, report)
             frames: dict[str, Any] = {}
             if is_animation(image):
                 # A GIF that does not say how often it is shown is shown once.
@@ -155,10 +156,17 @@ class Encoder:
                 frames = {"save_all": True, "loop": loop}
             else:
                 warn_of_frames(image, report)
-            picture.load()
-            kept = {} if self.strip else _kept(picture, report)
-            if self.strip and orientation(picture) != 1:
-                picture, others = changed_frames(picture, upright)
+            image.load()
+            kept = {} if self.strip else _kept(image, report)
+            turn = self.strip and orientation(image) != UPRIGHT
+            picture: Image.Image = image
+            if deep or turn:
+
+                def changed(frame: Image.Image) -> Image.Image:
+                    frame = scaled(frame) if deep else frame
+                    return upright(frame) if turn else frame
+
+                picture, others = changed_frames(image, changed)
                 frames |= others if frames else {}
             about: dict[str, Any] = {"exif": b"", "xmp": b"", **kept}
             if self.strip:

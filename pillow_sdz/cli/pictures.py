@@ -61,18 +61,21 @@ def open_picture(source: Path | IO[bytes]) -> Image.Image:
     return Image.open(source)
 
 
-def eight_bits(image: Image.Image, report: Report) -> Image.Image:
-    """The picture with 8 bits a channel, scaled if it has 16; the report says so."""
+def needs_scaling(image: Image.Image, report: Report) -> bool:
+    """Whether a picture that is not loaded yet has to be `scaled` to 8 bits a channel.
+
+    The report says that it has 16, also if Pillow itself scales them, as it does for RGB.
+    """
     deep = image.mode.startswith("I;16") or (
         image.mode == "I" and image.format in SIXTEEN_BITS_AS_I
     )
     if deep or _is_read_from_16_bits(image):
         report.warn("its 16 bits a channel are scaled to 8")
-    return _scaled(image) if deep else image
+    return deep
 
 
 def _is_read_from_16_bits(image: Image.Image) -> bool:
-    """Whether Pillow itself scales the channels when it loads the picture, as it does for RGB."""
+    """Whether Pillow scales the channels when it loads the picture."""
     for tile in image.tile if hasattr(image, "tile") else ():
         arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
         if any(isinstance(a, str) and ";16" in a for a in arguments):
@@ -85,19 +88,19 @@ def _is_read_from_16_bits(image: Image.Image) -> bool:
     return False
 
 
-def _scaled(image: Image.Image) -> Image.Image:
+def scaled(image: Image.Image) -> Image.Image:
     """A grey picture of 16 bits in 8, its transparent value as an alpha channel."""
     import numpy as np  # which other pictures need not wait for
 
     values = np.asarray(image).astype(np.uint32)
     levels = ((values * 255 + DEEPEST // 2) // DEEPEST).astype(np.uint8)
-    scaled = Image.fromarray(levels)
+    found = Image.fromarray(levels)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
-        scaled.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
-    scaled.info = {name: value for name, value in image.info.items() if name != "transparency"}
-    scaled.info.update(metadata(image))  # a TIFF has it in its tags
-    return scaled
+        found.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    found.info = {name: value for name, value in image.info.items() if name != "transparency"}
+    found.info.update(metadata(image))  # a TIFF has it in its tags
+    return found
 
 
 def is_animation(image: Image.Image) -> bool:
