@@ -25,9 +25,11 @@ import pillow_sdz  # noqa: F401  # registers the format SDZ
 from benchmarks.codecs import CODECS
 from benchmarks.metrics import measure
 from benchmarks.rate_distortion import load
-from pillow_sdz import codec, container, denoise, models, palette
+from pillow_sdz import catalogue, chunks, codec, container, models
 from pillow_sdz.codec import PALETTE_STEP, EncodedLatents, Latents
+from pillow_sdz.codings import palette
 from pillow_sdz.container import Chunk
+from pillow_sdz.models import denoise
 
 # What is done to latents before they are decoded, by what the table calls it.
 Refinements = Mapping[str, Callable[[Latents], Latents]]
@@ -46,7 +48,7 @@ class Row:
 
 
 def rows(
-    picture: Image.Image, model: models.ModelSpec, rate: float | None, refinements: Refinements
+    picture: Image.Image, model: catalogue.ModelSpec, rate: float | None, refinements: Refinements
 ) -> list[Row]:
     """All rows of one photo of mode RGB."""
     pixels = picture.width * picture.height
@@ -54,15 +56,15 @@ def rows(
     size = {} if rate is None else {"target_size": int(rate * pixels / 8)}
     file = io.BytesIO()
     picture.save(file, "SDZ", model=model.name, coding="palette", **size)
-    payload = next(c.data for c in container.read(file.getvalue()) if c.type == container.LATENTS)
-    chunk = Chunk(container.LATENTS, payload)
+    payload = next(c.data for c in container.read(file.getvalue()) if c.type == chunks.LATENTS)
+    chunk = Chunk(chunks.LATENTS, payload)
     framing = len(file.getvalue()) - container.chunk_size(len(payload))
     budget = size.get("target_size", len(file.getvalue()))
 
     codings = {"palette, dithered": ("palette", EncodedLatents([[chunk]], PALETTE_STEP))}
     if rate is None:
         plain = palette.encode(exact, step=PALETTE_STEP, dither=False)
-        chunk = Chunk(container.LATENTS, plain)
+        chunk = Chunk(chunks.LATENTS, plain)
         codings["palette, not dithered"] = "palette", EncodedLatents([[chunk]], PALETTE_STEP)
     fitted = codec.encode([picture], model=model, max_size=budget - framing)
     codings["context"] = "context", fitted

@@ -27,12 +27,15 @@ from safetensors.numpy import load, load_file, save
 from threadpoolctl import threadpool_limits
 
 from benchmarks.latents import FACTOR, FOLDS
-from pillow_sdz import container, float16, models
-from pillow_sdz.adaptive import AdaptivePrior
-from pillow_sdz.container import Chunk, Header
-from pillow_sdz.entropy import SymbolDecoder, Tables
-from pillow_sdz.lattice import STEP_UNITS, LatticePrior
-from pillow_sdz.quantize import Prior, Quantizer
+from pillow_sdz import chunks, container, models
+from pillow_sdz.codings import float16
+from pillow_sdz.codings.adaptive import AdaptivePrior
+from pillow_sdz.codings.integers import STEP_UNITS
+from pillow_sdz.codings.lattice import LatticePrior
+from pillow_sdz.codings.quantize import Prior, Quantizer
+from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
+from pillow_sdz.container import Chunk
+from pillow_sdz.header import Header
 
 SIZE = 64  # latents a side, of a picture of 512 pixels
 STEPS = (0.1, 0.25, 0.5)
@@ -94,13 +97,13 @@ def sdz_file(payload: bytes, coding: str, quantisation: int) -> bytes:
     header = Header(
         "RGB", size, spec.name, spec.digest, spec.channels, spec.factor, quantisation, coding
     )
-    chunks = [(container.HEAD, header.pack()), (container.LATENTS, payload), (container.DONE, b"")]
+    chunks = [(chunks.HEAD, header.pack()), (chunks.LATENTS, payload), (chunks.DONE, b"")]
     return container.write([Chunk(*chunk) for chunk in chunks])
 
 
 def payload_of(data: bytes) -> bytes:
     reader = container.Reader(io.BytesIO(data))
-    return next(reader.data(entry) for entry in reader if entry.type == container.LATENTS)
+    return next(reader.data(entry) for entry in reader if entry.type == chunks.LATENTS)
 
 
 def lossless() -> Format:

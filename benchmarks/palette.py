@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from pillow_sdz import palette
-from pillow_sdz.lattice import STEP_UNITS
+from pillow_sdz.codings import palette
+from pillow_sdz.codings.integers import STEP_UNITS
 
 STEP = 34  # the article's byte, in 1/1024 of a latent
 SIDE = 64  # latents along each side of the article's pictures

@@ -29,11 +29,12 @@ from tqdm import tqdm
 
 from benchmarks.latents import FOLDS
 from benchmarks.rate_distortion import load, photos_in
-from pillow_sdz import codec, models
-from pillow_sdz.entropy import Floats, Ints, Prediction, SymbolDecoder, Tables
-from pillow_sdz.models.embedded import WEIGHTS
-from pillow_sdz.prior import HyperPrior
-from pillow_sdz.quantize import Quantizer
+from pillow_sdz import catalogue, codec, models
+from pillow_sdz.arrays import Floats, Ints
+from pillow_sdz.codings.hyperprior import HyperPrior
+from pillow_sdz.codings.quantize import Quantizer
+from pillow_sdz.codings.range_coder import Prediction, SymbolDecoder, Tables
+from pillow_sdz.models.mini import WEIGHTS
 from pillow_sdz.threads import one_blas_thread
 
 QUALITIES = (10, 20, 35, 50, 75)
@@ -180,8 +181,8 @@ def order_0(symbols: Ints) -> float:
 
 def measure(photos: list[Photo], quality: float) -> dict[str, float]:
     """Bits per pixel of all photos together, by what codes them."""
-    hundredths = codec.quantisation_of(quality, models.MINI, effort=0)
-    shipped = models.load(models.MINI).prior
+    hundredths = codec.quantisation_of(quality, catalogue.MINI, effort=0)
+    shipped = models.load(catalogue.MINI).prior
     groups_before = [f"hidden{i}.weight3" for i in (1, 2)]  # the fourth of their inputs
     less = {
         "without the groups before": without(groups_before),
@@ -193,7 +194,7 @@ def measure(photos: list[Photo], quality: float) -> dict[str, float]:
     integers = []
     for photo in photos:
         payload = codec.encode_latents(
-            photo.latents, model=models.MINI, coding="context", quantisation=hundredths
+            photo.latents, model=catalogue.MINI, coding="context", quantisation=hundredths
         )
         reader = Reader(payload)
         symbols = shipped.code(reader, *photo.latents.shape[:2], hundredths).symbols
@@ -235,7 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(e))
     if len(paths) < FOLDS:
         parser.error(f"the hand-made model is fitted to other photos: at least {FOLDS} are needed")
-    network = models.load(models.MINI)
+    network = models.load(catalogue.MINI)
     photos = []
     for path in tqdm(paths, "encode", leave=False):
         pixels = np.asarray(load(path))

@@ -17,22 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from pillow_sdz import alpha, codec, container, models, save_latents
-from pillow_sdz.container import Chunk, Header
+from pillow_sdz import alpha, catalogue, chunks, codec, container, save_latents
+from pillow_sdz.container import Chunk
+from pillow_sdz.header import Header
 
 from .seeds import unchanged
 from .targets import latents_of, opened, shown
 
 FOLDER = Path(__file__).parent.parent / "fixtures" / "hostile"
 
-SD_MINI = Header("RGB", (16, 16), "sd-mini", models.SD_MINI.digest, 4, 8, 100)
-MINI = Header("RGB", (16, 16), "mini", models.MINI.digest, 160, 16, 5000)
-STRANGE = SD_MINI._replace(model="strange-1", digest=models.NOT_NAMED)
-LATN = Chunk(container.LATENTS, bytes([codec.SD_MINI]))  # all of them the likeliest
-EMPTY = Chunk(container.LATENTS, b"")  # which are `mini`'s likeliest
+SD_MINI = Header("RGB", (16, 16), "sd-mini", catalogue.SD_MINI.digest, 4, 8, 100)
+MINI = Header("RGB", (16, 16), "mini", catalogue.MINI.digest, 160, 16, 5000)
+STRANGE = SD_MINI._replace(model="strange-1", digest=catalogue.NOT_NAMED)
+LATN = Chunk(chunks.LATENTS, bytes([codec.SD_MINI]))  # all of them the likeliest
+EMPTY = Chunk(chunks.LATENTS, b"")  # which are `mini`'s likeliest
 BANDED = MINI._replace(size=(16, 96))  # six rows of latents
-SAME = Chunk(container.CHANGES, unchanged(1, 1))
-DONE = Chunk(container.DONE, b"")
+SAME = Chunk(chunks.CHANGES, unchanged(1, 1))
+DONE = Chunk(chunks.DONE, b"")
 
 
 def chunk(type: bytes, data: bytes, length: bytes | None = None) -> bytes:
@@ -51,7 +52,7 @@ def _leb128(value: int) -> bytes:
 
 def file(header: Header | bytes, *chunks: Chunk | bytes) -> bytes:
     """A file of a header, chunks or bytes in their place, and DONE."""
-    head = header if isinstance(header, bytes) else chunk(container.HEAD, header.pack())
+    head = header if isinstance(header, bytes) else chunk(chunks.HEAD, header.pack())
     parts = [part if isinstance(part, bytes) else chunk(*part) for part in (*chunks, DONE)]
     return b"".join([container.SIGNATURE, head, *parts])
 
@@ -60,7 +61,7 @@ def _head(position: int, value: bytes) -> bytes:
     """The chunk HEAD of `SD_MINI` with a field that its writer would refuse."""
     data = bytearray(SD_MINI.pack())
     data[position : position + len(value)] = value
-    return chunk(container.HEAD, bytes(data))
+    return chunk(chunks.HEAD, bytes(data))
 
 
 def _png(size: tuple[int, int], pixels: bytes, *others: tuple[bytes, bytes]) -> bytes:
@@ -75,7 +76,7 @@ def _png(size: tuple[int, int], pixels: bytes, *others: tuple[bytes, bytes]) -> 
 
 def _alpha(size: tuple[int, int], png: bytes) -> bytes:
     header = SD_MINI._replace(mode="RGBA", size=size)
-    return file(header, LATN, Chunk(container.ALPHA, b"\1" + png))
+    return file(header, LATN, Chunk(chunks.ALPHA, b"\1" + png))
 
 
 def _texts(count: int) -> list[tuple[bytes, bytes]]:
@@ -91,7 +92,7 @@ def _lossless(values: np.ndarray[Any, Any]) -> bytes:
 
 
 def _latents(payload: bytes, **header: Any) -> bytes:
-    return file(SD_MINI._replace(**header), Chunk(container.LATENTS, payload))
+    return file(SD_MINI._replace(**header), Chunk(chunks.LATENTS, payload))
 
 
 def files() -> dict[str, bytes]:
@@ -103,8 +104,8 @@ def files() -> dict[str, bytes]:
         # what frames the chunks
         "signature-alone": container.SIGNATURE,
         "head-missing": file(b"", LATN),
-        "head-empty": file(chunk(container.HEAD, b"")),
-        "head-twice": file(SD_MINI, Chunk(container.HEAD, SD_MINI.pack()), LATN),
+        "head-empty": file(chunk(chunks.HEAD, b"")),
+        "head-twice": file(SD_MINI, Chunk(chunks.HEAD, SD_MINI.pack()), LATN),
         "length-of-4-gigabytes": file(SD_MINI, chunk(b"LATN", bytes(9), b"\xff\xff\xff\xff\x0f")),
         "length-of-8-megabytes": file(SD_MINI, chunk(b"abcd", bytes(9), b"\x80\x80\x80\x04")),
         "length-not-the-shortest": file(SD_MINI, chunk(b"LATN", b"\2", b"\x81\x00")),
@@ -133,7 +134,7 @@ def files() -> dict[str, bytes]:
             SD_MINI._replace(frames=3), chunk(b"aNIM", bytes(2 + 4 * 2)), *[LATN] * 3
         ),
         "alpha-as-before-the-first": file(
-            MINI._replace(mode="LA"), EMPTY, Chunk(container.ALPHA, alpha.AS_BEFORE)
+            MINI._replace(mode="LA"), EMPTY, Chunk(chunks.ALPHA, alpha.AS_BEFORE)
         ),
         # what the header says
         "size-65535": file(SD_MINI._replace(size=(65535, 65535)), LATN),

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pillow_sdz import alpha, changes, codec, container, models, save_latents
+from pillow_sdz import alpha, catalogue, chunks, codec, container, header, save_latents
+from pillow_sdz.arrays import Ints
+from pillow_sdz.codings import changes
+from pillow_sdz.codings.range_coder import Prediction, SymbolEncoder, Tables
 from pillow_sdz.container import Chunk
-from pillow_sdz.entropy import Ints, Prediction, SymbolEncoder, Tables
 
 from .targets import CASES, MAX_SIDE
 
@@ -67,21 +69,21 @@ def unchanged(height: int, width: int) -> bytes:
 
 def _animation() -> bytes:
     """Three frames in three bands, all of the likeliest latents or of no changes."""
-    model = models.MINI
-    header = container.Header(
+    model = catalogue.MINI
+    header = header.Header(
         "LA", (20, 90), model.name, model.digest, model.channels, model.factor, 5000, frames=3
     )
-    likeliest, same = Chunk(container.LATENTS, b""), Chunk(container.CHANGES, unchanged(2, 2))
-    clear, as_before = Chunk(container.ALPHA, b"\0\xff"), Chunk(container.ALPHA, alpha.AS_BEFORE)
+    likeliest, same = Chunk(chunks.LATENTS, b""), Chunk(chunks.CHANGES, unchanged(2, 2))
+    clear, as_before = Chunk(chunks.ALPHA, b"\0\xff"), Chunk(chunks.ALPHA, alpha.AS_BEFORE)
     return container.write(
         [
-            Chunk(container.HEAD, header.pack()),
-            Chunk(container.BANDS, container.pack_bands(2)),
-            Chunk(container.ANIMATION, container.Animation(0, (40, 80, 40)).pack()),
+            Chunk(chunks.HEAD, header.pack()),
+            Chunk(chunks.BANDS.type, container.pack_bands(2)),
+            Chunk(chunks.ANIMATION.type, chunks.Animation(0, (40, 80, 40)).pack()),
             *[likeliest, likeliest, likeliest, clear],
             *[same, same, same, as_before],
             *[same, likeliest, same, clear],
-            Chunk(container.DONE, b""),
+            Chunk(chunks.DONE, b""),
         ]
     )
 
@@ -111,7 +113,7 @@ def made() -> list[bytes]:
     for lossless in (None, "float16"):
         file = BytesIO()
         save_latents(
-            np.stack([_latents(2, models.SD_MINI.channels)] * 3),
+            np.stack([_latents(2, catalogue.SD_MINI.channels)] * 3),
             file,
             model="sd-mini",
             lossless=lossless,

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
-from pillow_sdz import adaptive, codec, latents, models, open_latents, options
+from pillow_sdz import catalogue, chunks, codec, header, latents, models, open_latents, options
 from pillow_sdz import container as format
-from pillow_sdz.entropy import DamagedPayload, SymbolDecoder, Tables
+from pillow_sdz.codings import adaptive
+from pillow_sdz.codings.range_coder import DamagedPayload, SymbolDecoder, Tables
 
 from .allowed import ALLOWED
 from .mutations import repaired
@@ -31,19 +32,19 @@ MAX_FRAMES = 3  # of a file that are decoded; chosen: one that begins, one that 
 class Case(NamedTuple):
     """What a header would say of a payload of latents, and the prior of the one to begin with."""
 
-    model: models.ModelSpec
+    model: catalogue.ModelSpec
     coding: str
     quantisation: int
     prior: int | None = None
 
 
 # Two channels are the fewest of which one has another before it, and the fewest take least time.
-TWO = models.ModelSpec("two", 2, 8, models.NOT_NAMED, latent_space="two")
+TWO = catalogue.ModelSpec("two", 2, 8, catalogue.NOT_NAMED, latent_space="two")
 
 CASES = (
-    Case(models.MINI, "context", 5000),
-    Case(models.SD_MINI, "context", 250, codec.SD1),
-    Case(models.SD_MINI, "context", 250, codec.SD_MINI),
+    Case(catalogue.MINI, "context", 5000),
+    Case(catalogue.SD_MINI, "context", 250, codec.SD1),
+    Case(catalogue.SD_MINI, "context", 250, codec.SD_MINI),
     Case(TWO, "context", 250, codec.ADAPTIVE),
     Case(TWO, "palette", codec.PALETTE_STEP),
     Case(TWO, "float16", 0),
@@ -64,11 +65,11 @@ def container(data: bytes) -> None:
 
 
 _PARSERS: Mapping[bytes, Callable[[bytes], object]] = {
-    format.HEAD: format.Header.parse,
-    format.DENOISING: format.Denoising.parse,
-    format.PROMPT: format.parse_prompt,
-    format.TUNE: format.parse_tune,
-    format.ANIMATION: lambda data: format.Animation.parse(data, frames=3),
+    chunks.HEAD: header.Header.parse,
+    chunks.DENOISING.type: chunks.Denoising.parse,
+    chunks.PROMPT.type: format.parse_prompt,
+    chunks.TUNE.type: format.parse_tune,
+    chunks.ANIMATION.type: lambda data: chunks.Animation.parse(data, frames=3),
 }
 
 
@@ -101,18 +102,25 @@ def entropy(data: bytes) -> None:
 
 def _changes(payload: bytes, shape: tuple[int, int]) -> None:
     """What changes in a frame of `mini`, after one of the likeliest latents."""
-    height, width = (n * models.MINI.factor for n in shape)
-    header = format.Header(
-        "RGB", (width, height), "mini", models.MINI.digest, 160, models.MINI.factor, 5000, frames=2
+    height, width = (n * catalogue.MINI.factor for n in shape)
+    header = header.Header(
+        "RGB",
+        (width, height),
+        "mini",
+        catalogue.MINI.digest,
+        160,
+        catalogue.MINI.factor,
+        5000,
+        frames=2,
     )
     coded = {
-        format.Entry(format.LATENTS, 0, 0, 0): b"",
-        format.Entry(format.CHANGES, 1, 1, len(payload)): payload,
+        format.Entry(chunks.LATENTS, 0, 0, 0): b"",
+        format.Entry(chunks.CHANGES, 1, 1, len(payload)): payload,
     }
     frames = format.frames(coded, bands=1)
     bands = format.bands(header.latents[1], None)
-    found = codec.Frames(header, models.MINI, bands, frames, coded.__getitem__).decode(1, 0)
-    assert found.shape == (*shape, models.MINI.channels)
+    found = codec.Frames(header, catalogue.MINI, bands, frames, coded.__getitem__).decode(1, 0)
+    assert found.shape == (*shape, catalogue.MINI.channels)
 
 
 def _coder(payload: bytes, _: object) -> None:
@@ -144,7 +152,7 @@ def shown(data: bytes) -> None:
     with Image.open(BytesIO(data), formats=["SDZ"]) as im:
         for frame in islice(ImageSequence.Iterator(im), MAX_FRAMES):
             frame.load()
-            assert frame.mode in format.MODES
+            assert frame.mode in header.MODES
 
 
 def cropped(data: bytes) -> None:
@@ -181,7 +189,7 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
 class _WithoutNetwork:
     """A loaded model whose pictures are grey: the network does not branch on what it is given."""
 
-    def __init__(self, spec: models.ModelSpec) -> None:
+    def __init__(self, spec: catalogue.ModelSpec) -> None:
         self._loaded, self._factor = models.load(spec), spec.factor
 
     def __getattr__(self, name: str) -> Any:
@@ -207,7 +215,7 @@ def light() -> Iterator[None]:
 
     What is beyond the package's own limits is another test's: tests/test_hostile.py.
     """
-    specs = models.MINI, models.MINI_PERCEPTUAL, models.SD_MINI
+    specs = catalogue.MINI, catalogue.MINI_PERCEPTUAL, catalogue.SD_MINI
     grey = {spec: _WithoutNetwork(spec) for spec in specs}
     with ExitStack() as stack:
         for owner, name, value in (

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar
 
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
-from . import __version__, container, models_cli, progress
+from . import __version__, catalogue, chunks, models_cli, progress
 from .atomic import replacing
 
 if TYPE_CHECKING:
@@ -147,12 +147,12 @@ def _size_options(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiv
 
 
 def _coding_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--coding", choices=container.CODINGS, help="default context")
+    parser.add_argument("--coding", choices=catalogue.CODING_NAMES, help="default context")
     parser.add_argument(
         "--effort", type=_integer(0, 9), metavar="N", help="0 (fast) to 9 (small); default 4"
     )
     parser.add_argument(
-        "--tune", choices=container.TUNES, help="what the decoder aims at; default psnr"
+        "--tune", choices=chunks.TUNES, help="what the decoder aims at; default psnr"
     )
 
 

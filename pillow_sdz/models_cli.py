@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import models
+from . import catalogue, models, weights
 from . import options as settings
 from .models import hub, recorded, sources
 
@@ -110,7 +110,7 @@ def _describe(name: str) -> dict[str, Any]:
         "latent_space": spec.latent_space,
         "channels": spec.channels,
         "factor": spec.factor,
-        "digest": None if spec.digest == models.NOT_NAMED else spec.digest.hex(),
+        "digest": None if spec.digest == catalogue.NOT_NAMED else spec.digest.hex(),
         "installed": hint is None,
         "denoiser": denoiser,
         "hint": hint,
@@ -137,13 +137,13 @@ def _fetch(options: argparse.Namespace) -> None:
             )
             raise ValueError(msg)
         snapshot = snapshot._replace(revision=hub.latest(snapshot.repository))
-        weights = hub.fetch(snapshot) / snapshot.files[-1].path
-        pin = recorded.Pin(str(snapshot.revision), hub.sha256(weights))
+        path = hub.fetch(snapshot) / snapshot.files[-1].path
+        pin = recorded.Pin(str(snapshot.revision), weights.sha256(path))
         recorded.write(name, pin)
         print(f"{name}: pinned to {pin.revision}, sha256 {pin.sha256}")
     else:
-        weights = hub.fetch(snapshot) / snapshot.files[-1].path
-    print(f"{name}: {weights}")
+        path = hub.fetch(snapshot) / snapshot.files[-1].path
+    print(f"{name}: {path}")
     if options.denoiser and preset.denoiser is not None:
         print(f"{name}: {hub.fetch(preset.denoiser)}")
 
@@ -151,7 +151,7 @@ def _fetch(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     source = _source(options.name)
     if not isinstance(source, (sources.Directory, sources.Pinned)):
-        source.autoencoder()  # which checks its hash
+        models.load(models.spec(options.name))  # which checks its hash
         print(f"{options.name}: the weights that come with pillow-sdz are sound")
     else:
         print(f"{options.name}: {sources.check_weights(source.folder())} is sound")

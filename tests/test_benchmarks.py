@@ -29,7 +29,7 @@ from benchmarks import (  # noqa: E402
 )
 from benchmarks.codecs import CODECS, Codec  # noqa: E402
 from pillow_sdz import demo  # noqa: E402
-from pillow_sdz.adaptive import AdaptivePrior  # noqa: E402
+from pillow_sdz.codings.adaptive import AdaptivePrior  # noqa: E402
 from sample_latents import correlated_latents  # noqa: E402
 
 

@@ -14,14 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pillow_sdz import codec, container, demo, fidelity, models, options
-from pillow_sdz.container import Header
-from pillow_sdz.entropy import SymbolDecoder, Tables
-from pillow_sdz.models import embedded
+from pillow_sdz import catalogue, chunks, codec, container, demo, fidelity, models, options
+from pillow_sdz.codings.integers import Affine
+from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
+from pillow_sdz.header import Header
 from pillow_sdz.models.tiles import Sides
-from pillow_sdz.prior import Affine
 
-MINI = models.MINI
+MINI = catalogue.MINI
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +42,11 @@ def symbols_of(payload: bytes, size: tuple[int, int], quality: int) -> np.ndarra
 
 
 def decoded_from(
-    payload: bytes, size: tuple[int, int], quality: int, decoder: models.ModelSpec = MINI
+    payload: bytes, size: tuple[int, int], quality: int, decoder: catalogue.ModelSpec = MINI
 ) -> Image.Image:
     """The picture in a payload of one band."""
     header = Header("RGB", size, MINI.name, MINI.digest, MINI.channels, MINI.factor, quality)
-    entry = container.Entry(container.LATENTS, 0, 0, len(payload))
+    entry = container.Entry(chunks.LATENTS, 0, 0, len(payload))
     frames = codec.Frames(
         header,
         MINI,
@@ -129,7 +128,7 @@ def test_a_target_chooses_the_prior_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(models, "load", lambda _: Strange())
     monkeypatch.setattr(codec, "_best_prior", counted)
-    strange = models.ModelSpec("strange", 4, 8, models.NOT_NAMED, latent_space="strange")
+    strange = catalogue.ModelSpec("strange", 4, 8, catalogue.NOT_NAMED, latent_space="strange")
     fitted = codec.encode([Image.new("RGB", (64, 64))], model=strange, max_size=80)
     assert 60 < fitted.size <= 80
     assert len(calls) == 1
@@ -167,9 +166,9 @@ def test_tiles_have_no_seam(real_photo: Image.Image, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("quality", [100, 5000, 10000])
-@pytest.mark.parametrize("spec", [MINI, models.MINI_PERCEPTUAL], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [MINI, catalogue.MINI_PERCEPTUAL], ids=lambda spec: spec.name)
 def test_bfloat16_changes_pixels_by_a_grey_level(
-    real_photo: Image.Image, spec: models.ModelSpec, quality: int
+    real_photo: Image.Image, spec: catalogue.ModelSpec, quality: int
 ) -> None:
     """The CNN's part of the picture is small; the linear path stays in float32.
 
@@ -191,11 +190,11 @@ import hashlib, io, sys
 import torch
 from PIL import Image
 from pillow_sdz import demo, models, codec
-from pillow_sdz.entropy import SymbolDecoder, Tables
+from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
 torch.set_num_threads(int(sys.argv[1]))
 payload = sys.stdin.buffer.read()
 decoder = SymbolDecoder(Tables.shipped(), payload)
-symbols = models.load(models.MINI).prior.code(decoder, 12, 17, 5000).symbols
+symbols = models.load(catalogue.MINI).prior.code(decoder, 12, 17, 5000).symbols
 print(hashlib.sha256(symbols.astype(">i4").tobytes()).hexdigest())
 """
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from pillow_sdz import container
-from pillow_sdz.container import MAX_CHANGES, Animation, Chunk, Denoising, Header
+from pillow_sdz import container, header
+from pillow_sdz.chunks import Animation, Denoising
+from pillow_sdz.container import MAX_CHANGES, Chunk
+from pillow_sdz.header import Header
 from sdz_files import CountingFile, framed
 
 HEADER = Header(
@@ -57,7 +59,7 @@ def test_exact_bytes() -> None:
 
 
 def test_header_round_trips() -> None:
-    for mode in container.MODES:
+    for mode in header.MODES:
         for size in ((1, 1), (65535, 65535)):
             written = header(mode=mode, size=size, channels=65535, factor=255, quantisation=100)
             assert Header.parse(written.pack()) == written

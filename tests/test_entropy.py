@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from pillow_sdz.entropy import (
+from pillow_sdz.arrays import Ints
+from pillow_sdz.codings.range_coder import (
     MEAN_UNITS,
     PHASED_SCALES,
     PHASES,
@@ -19,7 +20,6 @@ from pillow_sdz.entropy import (
     SYMBOL_LIMIT,
     TABLES_FILE,
     DamagedPayload,
-    Ints,
     Prediction,
     SymbolDecoder,
     SymbolEncoder,

@@ -11,9 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from pillow_sdz import float16
-from pillow_sdz.adaptive import AdaptivePrior
-from pillow_sdz.entropy import TABLES_FILE, DamagedPayload, Ints, Prediction, Tables
+from pillow_sdz.arrays import Ints
+from pillow_sdz.codings import float16
+from pillow_sdz.codings.adaptive import AdaptivePrior
+from pillow_sdz.codings.range_coder import TABLES_FILE, DamagedPayload, Prediction, Tables
 from range_coder import RangeDecoder
 from sample_latents import correlated_latents, pinned_symbols
 

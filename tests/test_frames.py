@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 
 from pillow_sdz import (
     SdzImagePlugin,
-    changes,
+    catalogue,
+    chunks,
     codec,
     container,
     demo,
@@ -24,9 +25,10 @@ from pillow_sdz import (
     open_latents,
     save_latents,
 )
-from pillow_sdz.entropy import TABLES_FILE, DamagedPayload, SymbolDecoder, Tables
-from pillow_sdz.prior import Coded
-from pillow_sdz.quantize import Quantizer
+from pillow_sdz.codings import changes
+from pillow_sdz.codings.hyperprior import Coded
+from pillow_sdz.codings.quantize import Quantizer
+from pillow_sdz.codings.range_coder import TABLES_FILE, DamagedPayload, SymbolDecoder, Tables
 from range_coder import RangeDecoder
 from sdz_files import CountingFile, assert_similar, decode, encode, framed
 
@@ -66,23 +68,23 @@ def frames_of(data: bytes) -> list[Image.Image]:
 
 def types(data: bytes) -> list[str]:
     """The types of the chunks that frames are made of."""
-    return [c.type.decode() for c in container.read(data) if c.type in container.FRAME]
+    return [c.type.decode() for c in container.read(data) if c.type in chunks.FRAME]
 
 
 def payloads(data: bytes) -> list[bytes]:
-    return [c.data for c in container.read(data) if c.type in container.CODED]
+    return [c.data for c in container.read(data) if c.type in chunks.CODED]
 
 
 def integers(data: bytes) -> list[Coded]:
     """Of every frame of a file of one band, each told from the one before."""
     reader = container.Reader(BytesIO(data))
     _, height, width = reader.header.latents
-    prior = models.load(models.MINI).prior
+    prior = models.load(catalogue.MINI).prior
     found: list[Coded] = []
     for entry in reader:
-        if entry.type in container.CODED:
+        if entry.type in chunks.CODED:
             decoder = SymbolDecoder(Tables.shipped(), reader.data(entry))
-            before = found[-1] if entry.type == container.CHANGES else None
+            before = found[-1] if entry.type == chunks.CHANGES else None
             found.append(prior.code(decoder, height, width, reader.header.quantisation, before))
             decoder.finish()
     return found
@@ -110,7 +112,7 @@ class TestWhatIsCoded:
         self, moving: list[Image.Image], animation: bytes
     ) -> None:
         """And their integers exactly, whichever it is."""
-        network = models.load(models.MINI)
+        network = models.load(catalogue.MINI)
         gain = network.gain(7500)
         found = integers(animation)
         for number, (before, now) in enumerate(itertools.pairwise(found), 1):
@@ -168,7 +170,7 @@ class TestWhatIsCoded:
         data = encode_all([picture] * 7)
         coded = [type for type in types(data) if type != "ALPH"]
         assert coded == ["LATN", "DIFF", "DIFF"] * 2 + ["LATN"]
-        alphas = [len(c.data) for c in container.read(data) if c.type == container.ALPHA]
+        alphas = [len(c.data) for c in container.read(data) if c.type == chunks.ALPHA]
         assert [length == 1 for length in alphas] == [False, True, True] * 2 + [False]
         expected = decode(encode(picture)).tobytes()
         assert all(frame.tobytes() == expected for frame in frames_of(data))
@@ -215,7 +217,7 @@ class TestWhatIsCoded:
     def test_latents_of_all_frames(self, animation: bytes) -> None:
         """Of files that tell changes, too."""
         found = open_latents(BytesIO(animation))
-        gain = models.load(models.MINI).gain(7500)
+        gain = models.load(catalogue.MINI).gain(7500)
         for latents, coded in zip(found.latents, integers(animation), strict=True):
             np.testing.assert_allclose(
                 latents.transpose(1, 2, 0) * gain, coded.symbols, rtol=1e-5, atol=1e-5
@@ -438,7 +440,7 @@ class TestModes:
             pictures.append(scene.copy())
             pictures[-1].putalpha(alpha)
         data = encode_all(pictures)
-        stored = [c.data for c in container.read(data) if c.type == container.ALPHA]
+        stored = [c.data for c in container.read(data) if c.type == chunks.ALPHA]
         assert [len(alpha) == 1 for alpha in stored] == [False, True, False, False, False]
         with Image.open(BytesIO(data)) as im:
             for number in (4, 1, 0, 3, 2):
@@ -607,7 +609,7 @@ class TestDamage:
     def rewritten(self, data: bytes, number: int, payload: bytes) -> bytes:
         """The file with other data in the chunk of a frame, its CRC right."""
         chunks = container.read(data)
-        places = [n for n, c in enumerate(chunks) if c.type in container.CODED]
+        places = [n for n, c in enumerate(chunks) if c.type in chunks.CODED]
         chunks[places[number]] = chunks[places[number]]._replace(data=payload)
         return framed(chunks)
 
@@ -648,7 +650,7 @@ class TestDamage:
     def test_a_cut_file(self, animation: bytes) -> None:
         """Frames before the cut are what they were; the one that it is in, and later ones, fail."""
         expected = frames_of(animation)
-        entries = [e for e in container.Reader(BytesIO(animation)) if e.type in container.CODED]
+        entries = [e for e in container.Reader(BytesIO(animation)) if e.type in chunks.CODED]
         for cut in (entries[4].start + 5, entries[4].end):
             with Image.open(BytesIO(animation[:cut])) as im:
                 assert im.n_frames == 6
@@ -663,7 +665,7 @@ class TestDamage:
     @pytest.mark.usefixtures("load_truncated")
     def test_what_is_left_of_a_cut_file(self, animation: bytes) -> None:
         expected = frames_of(animation)
-        entries = [e for e in container.Reader(BytesIO(animation)) if e.type in container.CODED]
+        entries = [e for e in container.Reader(BytesIO(animation)) if e.type in chunks.CODED]
         with Image.open(BytesIO(animation[: entries[4].start + 5])) as im:
             for number in range(4):
                 im.seek(number)

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pillow_sdz import alpha, codec, container, models
-from pillow_sdz.container import Chunk, Header
+from pillow_sdz import alpha, catalogue, chunks, codec, container, models
+from pillow_sdz.container import Chunk
+from pillow_sdz.header import Header
 from sdz_files import CountingFile
 
 # Fuzzing is no part of the installed package, so that only the checkout has it.
@@ -194,7 +195,7 @@ def honest(header: Header) -> bytes:
     generator = np.random.default_rng(0)
     model = models.spec(header.model)
     channels, height, width = header.latents
-    chunks = [Chunk(container.HEAD, header._replace(digest=model.digest).pack())]
+    chunks = [Chunk(chunks.HEAD, header._replace(digest=model.digest).pack())]
     coded = codec.encode_bands(
         generator.normal(0, 1, (height, width, channels)).astype(np.float16),
         model=model,
@@ -202,13 +203,13 @@ def honest(header: Header) -> bytes:
         quantisation=header.quantisation,
     )
     if (rows := codec.band_rows(model, height, width)) is not None:
-        chunks.append(Chunk(container.BANDS, container.pack_bands(rows)))
+        chunks.append(Chunk(chunks.BANDS.type, container.pack_bands(rows)))
     coded_alpha = alpha.encode(Image.effect_noise(header.size, 50)) if header.has_alpha else None
     for _ in range(header.frames):
         chunks += coded
         if coded_alpha is not None:
-            chunks.append(Chunk(container.ALPHA, coded_alpha))
-    return container.write([*chunks, Chunk(container.DONE, b"")])
+            chunks.append(Chunk(chunks.ALPHA, coded_alpha))
+    return container.write([*chunks, Chunk(chunks.DONE, b"")])
 
 
 def seconds(use: Callable[[bytes], None], data: bytes) -> float:
@@ -242,7 +243,7 @@ def costly() -> list[str]:
     return [
         name
         for name, data in embedded.items()
-        if container.Reader(CountingFile(data)).header.model in models.EMBEDDED
+        if container.Reader(CountingFile(data)).header.model in catalogue.EMBEDDED
     ]
 
 

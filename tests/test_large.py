@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from benchmarks import memory
-from pillow_sdz import codec, container, demo, models, options
-from pillow_sdz.container import Chunk, Header
-from pillow_sdz.models import embedded
-from pillow_sdz.models.embedded import Mini
+from pillow_sdz import catalogue, chunks, codec, container, demo, models, options
+from pillow_sdz.container import Chunk
+from pillow_sdz.header import Header
+from pillow_sdz.models.mini import Mini
 from sdz_files import CountingFile, decode, encode, framed
 
 BANDS = 5
@@ -59,7 +59,7 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def mini() -> Mini:
-    network: Mini = models.load(models.MINI)
+    network: Mini = models.load(catalogue.MINI)
     return network
 
 
@@ -85,8 +85,8 @@ def budget_for(side: int) -> int:
     ],
 )
 def test_bands_are_bounded(height: int, width: int, rows: int | None) -> None:
-    assert codec.band_rows(models.MINI, height, width) == rows
-    assert codec.band_rows(models.SD_MINI, height, width) is None
+    assert codec.band_rows(catalogue.MINI, height, width) == rows
+    assert codec.band_rows(catalogue.SD_MINI, height, width) is None
     found = rows or height
     assert found * width <= codec.BAND_LATENTS
 
@@ -118,7 +118,7 @@ def test_no_seam_between_bands(photo: Image.Image, banded: bytes) -> None:
 
 def test_bands_too_large_are_refused() -> None:
     """60 bytes must not decode to as many latents as they like."""
-    header = Header("RGB", (4096, 4096), "mini", models.MINI.digest, 160, 16, 5000)
+    header = Header("RGB", (4096, 4096), "mini", catalogue.MINI.digest, 160, 16, 5000)
     chunks = [Chunk(b"HEAD", header.pack()), Chunk(b"LATN", b""), Chunk(b"DONE", b"")]
     with pytest.raises(OSError, match="bands of 256x256 latents, more than the limit"):
         decode(framed(chunks))
@@ -255,7 +255,7 @@ def test_of_other_models_a_crop_loads_the_picture(photo: Image.Image) -> None:
 
 def test_of_a_damaged_file_the_other_parts(banded: bytes) -> None:
     """A band that is damaged is none of those that a part needs."""
-    entries = [e for e in container.Reader(BytesIO(banded)) if e.type == container.LATENTS]
+    entries = [e for e in container.Reader(BytesIO(banded)) if e.type == chunks.LATENTS]
     damaged = bytearray(banded)
     damaged[entries[-1].start] ^= 1
     with Image.open(BytesIO(banded)) as im:
@@ -268,7 +268,7 @@ def test_of_a_damaged_file_the_other_parts(banded: bytes) -> None:
 
 @pytest.mark.usefixtures("load_truncated")
 def test_damaged_bands_are_black(banded: bytes) -> None:
-    entries = [e for e in container.Reader(BytesIO(banded)) if e.type == container.LATENTS]
+    entries = [e for e in container.Reader(BytesIO(banded)) if e.type == chunks.LATENTS]
     damaged = bytearray(banded)
     damaged[entries[2].start] ^= 1
     whole, found = (np.asarray(decode(bytes(data))) for data in (banded, damaged))

@@ -15,9 +15,11 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from pillow_sdz.entropy import DamagedPayload, Ints, SymbolDecoder, Tables
-from pillow_sdz.lattice import SD1_FILE, STEP_UNITS, LatticePrior, logarithm
-from pillow_sdz.quantize import Quantizer
+from pillow_sdz.arrays import Ints
+from pillow_sdz.codings.integers import STEP_UNITS, logarithm
+from pillow_sdz.codings.lattice import SD1_FILE, LatticePrior
+from pillow_sdz.codings.quantize import Quantizer
+from pillow_sdz.codings.range_coder import DamagedPayload, SymbolDecoder, Tables
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "lattice.safetensors"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from model_registry import autoencoder_directory, hub_cache, no_network, registry
-from pillow_sdz import models, options
+from pillow_sdz import catalogue, models, options, weights
+from pillow_sdz.catalogue import PRESETS, WEIGHTS, File, Preset, Snapshot
 from pillow_sdz.cli import main
 from pillow_sdz.models import hub, recorded, sources
-from pillow_sdz.models.presets import PRESETS, WEIGHTS, File, Preset, Snapshot
 
 __all__ = ["hub_cache", "no_network", "registry"]
 
@@ -97,15 +97,15 @@ def test_fetch_without_a_hash_must_be_told_to_trust(
     assert "no hash to check the weights of 'sd3' with" in message
     assert "'sdz models fetch sd3 --pin' trusts what tiny/sd3 has today" in message
     assert "'sdz models add sd3 DIRECTORY' takes what you have" in message
-    assert models.spec("sd3").digest == models.NOT_NAMED
+    assert models.spec("sd3").digest == catalogue.NOT_NAMED
 
 
 def test_fetch_and_pin(presets: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sha256 = hub.sha256(weights(presets, "sd3"))
+    sha256 = weights.sha256(weights(presets, "sd3"))
     pinned = told(capsys, "fetch", "sd3", "--pin").splitlines()[0]
     assert pinned == f"sd3: pinned to {REVISION}, sha256 {sha256}"
     assert models.spec("sd3").digest.hex() == sha256[:8]
-    assert models.decoder_for("sd3", models.NOT_NAMED, 4, 8) == models.spec("sd3")
+    assert models.decoder_for("sd3", catalogue.NOT_NAMED, 4, 8) == models.spec("sd3")
     # From now on it is checked, and not pinned to anything else.
     weights(presets, "sd3").resolve().write_bytes(b"others")
     for arguments in (["fetch", "sd3"], ["fetch", "sd3", "--pin"], ["verify", "sd3"]):
@@ -200,7 +200,7 @@ def test_add(
 ) -> None:
     autoencoder_directory(tmp_path / "ours" / "vae")
     monkeypatch.chdir(tmp_path)
-    digest = hub.sha256(Path("ours", "vae", WEIGHTS))
+    digest = weights.sha256(Path("ours", "vae", WEIGHTS))
     assert told(capsys, "add", "ours", "ours", "--latent-space", "sd1") == (
         f"ours: 4 channels at 1/8, latent space sd1, weights {digest[:8]}\n"
     )

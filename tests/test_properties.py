@@ -19,8 +19,9 @@ import torch
 from PIL import Image, ImageFile
 from threadpoolctl import threadpool_limits
 
-from pillow_sdz import container, open_latents
-from pillow_sdz.container import Chunk, Header
+from pillow_sdz import chunks, container, header, open_latents
+from pillow_sdz.container import Chunk
+from pillow_sdz.header import Header
 from sdz_files import decode, encode, framed
 
 pytest.importorskip("hypothesis", reason='needs pip install ".[test]"')
@@ -43,7 +44,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 headers = st.builds(
     Header,
-    mode=st.sampled_from(container.MODES),
+    mode=st.sampled_from(header.MODES),
     size=st.tuples(st.integers(1, 65535), st.integers(1, 65535)),
     model=st.from_regex(r"[a-z0-9][a-z0-9._-]{0,31}", fullmatch=True),
     digest=st.binary(min_size=4, max_size=4),
@@ -66,19 +67,19 @@ def sound(draw: st.DrawFn) -> list[Chunk]:
     """What a writer may write: metadata and unknown chunks, then the frames, then DONE."""
     header = draw(headers)
     data = st.binary(max_size=300)
-    unknown = st.from_regex(rb"[a-z][A-Za-z]{3}", fullmatch=True).filter(container.is_skippable)
+    unknown = st.from_regex(rb"[a-z][A-Za-z]{3}", fullmatch=True).filter(chunks.is_skippable)
     others = st.lists(st.builds(Chunk, unknown, data), max_size=3)
     metadata = st.lists(
         st.builds(Chunk, st.sampled_from(sorted(container.METADATA)), data),
         max_size=3,
         unique_by=lambda chunk: chunk.type,
     )
-    found = [Chunk(container.HEAD, header.pack()), *draw(others), *draw(metadata), *draw(others)]
+    found = [Chunk(chunks.HEAD, header.pack()), *draw(others), *draw(metadata), *draw(others)]
     for _ in range(header.frames):
-        found += [Chunk(container.LATENTS, draw(data)), *draw(others)]
+        found += [Chunk(chunks.LATENTS, draw(data)), *draw(others)]
         if header.has_alpha:
-            found += [Chunk(container.ALPHA, draw(data)), *draw(others)]
-    return [*found, Chunk(container.DONE, b"")]
+            found += [Chunk(chunks.ALPHA, draw(data)), *draw(others)]
+    return [*found, Chunk(chunks.DONE, b"")]
 
 
 @given(sound())
@@ -92,7 +93,7 @@ def test_chunks_are_read_as_they_were_written(written: list[Chunk]) -> None:
 @given(headers, chunks)
 def test_what_may_not_be_written_is_not_read(header: Header, others: list[Chunk]) -> None:
     """The rules are the same ones, whatever stands wherever."""
-    chunks = [Chunk(container.HEAD, header.pack()), *others]
+    chunks = [Chunk(chunks.HEAD, header.pack()), *others]
     data = framed(chunks)
     try:
         written = container.write(chunks)

@@ -12,13 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pillow_sdz import demo, fidelity, models
-from pillow_sdz.entropy import Tables
-from pillow_sdz.models import embedded, refinement
-from pillow_sdz.models.embedded import Mini
-from pillow_sdz.models.refinement import RateModel
-from pillow_sdz.quantize import Quantizer
-from pillow_sdz.ssimulacra2 import ssimulacra2
+from pillow_sdz import catalogue, demo, fidelity, models
+from pillow_sdz.codings.quantize import Quantizer
+from pillow_sdz.codings.range_coder import Tables
+from pillow_sdz.models.mini import Mini, refinement
+from pillow_sdz.models.mini.refinement import RateModel
+from pillow_sdz.models.ssimulacra2 import ssimulacra2
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def photo() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def mini() -> Mini:
-    network = models.load(models.MINI)
+    network = models.load(catalogue.MINI)
     assert isinstance(network, Mini)
     return network
 

@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pillow_sdz import codec, container, demo, fidelity, models, open_latents, options
+from pillow_sdz import catalogue, codec, container, demo, fidelity, models, open_latents, options
 from pillow_sdz.models import sd_mini, sources
 from sdz_files import decode, encode
 
-SD_MINI = models.SD_MINI
+SD_MINI = catalogue.SD_MINI
 FOLDER = sd_mini.WEIGHTS.parent
 
 
@@ -40,7 +40,7 @@ def article(real_photo: Image.Image) -> bytes:
 
 
 @pytest.fixture
-def with_unet() -> models.ModelSpec:
+def with_unet() -> catalogue.ModelSpec:
     pytest.importorskip("diffusers", reason="the U-Net is diffusers'")
     return SD_MINI
 
@@ -116,9 +116,9 @@ def test_a_palette_recommends_denoising(article: bytes, real_photo: Image.Image)
 
 
 def test_denoising_brings_the_latents_back(
-    article: bytes, exact: NDArray[np.float32], with_unet: models.ModelSpec
+    article: bytes, exact: NDArray[np.float32], with_unet: catalogue.ModelSpec
 ) -> None:
-    from pillow_sdz.denoise import denoise
+    from pillow_sdz.models.denoise import denoise
 
     coded = latents_of(article)
     denoiser = models.load_denoiser(with_unet)
@@ -128,7 +128,7 @@ def test_denoising_brings_the_latents_back(
 
 
 def test_denoising_is_closer_to_the_photo(
-    article: bytes, real_photo: Image.Image, with_unet: models.ModelSpec
+    article: bytes, real_photo: Image.Image, with_unet: catalogue.ModelSpec
 ) -> None:
     """In SSIMULACRA2, which sees the dither's grain."""
     pytest.importorskip("ssimulacra2")
@@ -140,7 +140,7 @@ def test_denoising_is_closer_to_the_photo(
     assert ssimulacra2(real_photo, denoised) > ssimulacra2(real_photo, grainy)
 
 
-def test_denoising_is_as_the_options_say(article: bytes, with_unet: models.ModelSpec) -> None:
+def test_denoising_is_as_the_options_say(article: bytes, with_unet: catalogue.ModelSpec) -> None:
     def decoded(**settings: object) -> bytes:
         with options.override(**settings):
             return decode(article).tobytes()
@@ -155,7 +155,7 @@ def test_denoising_is_as_the_options_say(article: bytes, with_unet: models.Model
 
 
 def test_a_file_that_recommends_nothing_is_denoised_on_request(
-    real_photo: Image.Image, with_unet: models.ModelSpec
+    real_photo: Image.Image, with_unet: catalogue.ModelSpec
 ) -> None:
     data = encode(real_photo, model="sd-mini", quality=20)
     plain = decode(data)
@@ -166,7 +166,7 @@ def test_a_file_that_recommends_nothing_is_denoised_on_request(
 def test_without_a_unet_a_recommendation_is_none(
     article: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(spec: models.ModelSpec) -> None:
+    def missing(spec: catalogue.ModelSpec) -> None:
         msg = "no U-Net here"
         raise sources.NotInstalled(msg)
 
@@ -212,7 +212,7 @@ def test_fidelity(real_photo: Image.Image) -> None:
 
 
 def test_damaged_unet_is_not_used(
-    article: bytes, with_unet: models.ModelSpec, monkeypatch: pytest.MonkeyPatch
+    article: bytes, with_unet: catalogue.ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "_denoisers", {})
     entry = models._EMBEDDED[SD_MINI.name]

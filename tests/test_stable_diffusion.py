@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 
 import tiny_models as tiny
 from model_registry import hub_cache, no_network, registry
-from pillow_sdz import denoise, models, options, register_model
-from pillow_sdz.models import hub, stable_diffusion
-from pillow_sdz.models.presets import PRESETS
+from pillow_sdz import catalogue, models, options, register_model
+from pillow_sdz.catalogue import PRESETS
+from pillow_sdz.models import denoise, hub, stable_diffusion
 from pillow_sdz.models.sources import Folder
 from pillow_sdz.models.stable_diffusion import DiffusersAutoencoder
 
@@ -412,7 +412,7 @@ def test_a_device_that_is_not_there(kl: Path, name: str) -> None:
 # denoisers
 
 
-def embedding(spec: models.ModelSpec, prompt: str) -> torch.Tensor:
+def embedding(spec: catalogue.ModelSpec, prompt: str) -> torch.Tensor:
     embed = models.load_denoiser(spec).embed
     assert embed is not None
     return embed(prompt)
@@ -551,7 +551,7 @@ def test_networks_in_training_mode_are_refused() -> None:
 # running U-Nets
 
 
-def refined(spec: models.ModelSpec) -> NDArray[np.float32]:
+def refined(spec: catalogue.ModelSpec) -> NDArray[np.float32]:
     refine = denoise.refiner(spec, None, "")
     assert refine is not None
     return refine(latents())
@@ -564,14 +564,14 @@ def denoising() -> Iterator[None]:
 
 
 @pytest.fixture
-def unconditional(tmp_path: Path, denoising: None) -> models.ModelSpec:
+def unconditional(tmp_path: Path, denoising: None) -> catalogue.ModelSpec:
     """A model whose directory has a U-Net that takes no text."""
     return register_model("ours", tiny.save_pipeline(tmp_path / "pipeline", conditional=False))
 
 
 @pytest.mark.parametrize("error", [RuntimeError, TypeError, ValueError])
 def test_what_a_unet_raises(
-    unconditional: models.ModelSpec, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    unconditional: catalogue.ModelSpec, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     def failing(*_: object, **__: object) -> Any:
         raise error("broken")
@@ -582,7 +582,7 @@ def test_what_a_unet_raises(
 
 
 def test_what_a_unet_returns_is_checked(
-    unconditional: models.ModelSpec, monkeypatch: pytest.MonkeyPatch
+    unconditional: catalogue.ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tiny.diffusers.UNet2DModel.forward
 
@@ -613,7 +613,7 @@ def out_of_memory_on_meta(monkeypatch: pytest.MonkeyPatch, everywhere: bool = Fa
 
 
 def test_a_unet_that_ran_out_of_memory_stays_on_the_cpu(
-    unconditional: models.ModelSpec, monkeypatch: pytest.MonkeyPatch
+    unconditional: catalogue.ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = refined(unconditional)
     models._denoisers.clear()
@@ -626,7 +626,7 @@ def test_a_unet_that_ran_out_of_memory_stays_on_the_cpu(
 
 
 def test_a_unet_that_fits_nowhere(
-    unconditional: models.ModelSpec, monkeypatch: pytest.MonkeyPatch
+    unconditional: catalogue.ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out_of_memory_on_meta(monkeypatch, everywhere=True)
     with (
@@ -698,7 +698,7 @@ def in_cache(cache: Path, name: str) -> Path:
 
 
 def test_a_preset_in_the_cache(cached: Path, pixels: NDArray[np.uint8]) -> None:
-    spec = models.decoder_for("sd1", models.NOT_NAMED, 4, 8)
+    spec = models.decoder_for("sd1", catalogue.NOT_NAMED, 4, 8)
     expected = DiffusersAutoencoder(tiny.autoencoder_kl()).encode(pixels)
     np.testing.assert_array_equal(models.load(spec).encode(pixels), expected)
     assert embedding(spec, "a cat").shape == (1, tiny.TOKENS, 8)
@@ -708,13 +708,13 @@ def test_a_preset_in_the_cache(cached: Path, pixels: NDArray[np.uint8]) -> None:
 def test_an_incomplete_cache(cached: Path, name: str) -> None:
     in_cache(cached, name).unlink()
     with pytest.raises(OSError, match="'sd1' is not installed: run 'sdz models fetch sd1'"):
-        models.decoder_for("sd1", models.NOT_NAMED, 4, 8)
+        models.decoder_for("sd1", catalogue.NOT_NAMED, 4, 8)
 
 
 @pytest.mark.parametrize("name", ["unet/config.json", "tokenizer/vocab.json"])
 def test_an_incomplete_denoiser_in_the_cache(cached: Path, name: str) -> None:
     in_cache(cached, name).unlink()
-    spec = models.decoder_for("sd1", models.NOT_NAMED, 4, 8)
+    spec = models.decoder_for("sd1", catalogue.NOT_NAMED, 4, 8)
     models.load(spec)
     with pytest.raises(OSError, match="run 'sdz models fetch sd1 --denoiser'"):
         models.load_denoiser(spec)
@@ -779,7 +779,7 @@ def test_downloads_happen_only_where_they_are_allowed(
 def test_what_is_not_pinned_is_not_downloaded(
     cached: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preset = models.PRESETS["sd1"]
+    preset = catalogue.PRESETS["sd1"]
     loose = dataclasses.replace(preset, autoencoder=preset.autoencoder._replace(revision=None))
     monkeypatch.setattr(models, "PRESETS", {"sd1": loose})
     with (
@@ -798,15 +798,15 @@ def refuse(*arguments, **_):
 socket.socket.connect = socket.getaddrinfo = refuse
 import numpy as np
 from pillow_sdz import models
-from pillow_sdz.models.presets import PRESETS, File, Preset, Snapshot
+from pillow_sdz.catalogue import PRESETS, File, Preset, Snapshot
 
 def snapshot(repository, revision, files):
     return Snapshot(repository, revision, tuple(File(*file) for file in files))
 
 given = json.load(sys.stdin)
 snapshots = {name: snapshot(*given.pop(name)) for name in ("autoencoder", "denoiser")}
-models.PRESETS = {"sd1": Preset(**given, **snapshots)}
-model = models.load(models.decoder_for("sd1", models.NOT_NAMED, 4, 8))
+catalogue.PRESETS = {"sd1": Preset(**given, **snapshots)}
+model = models.load(models.decoder_for("sd1", catalogue.NOT_NAMED, 4, 8))
 denoiser = models.load_denoiser(models.spec("sd1"))
 latents = model.encode(np.zeros((8, 8, 3), np.uint8))
 print(model.decode(latents).shape, tuple(denoiser.embed("a cat").shape))
@@ -824,7 +824,7 @@ def test_offline_with_the_hubs_own_variables(cached: Path, environment: dict[str
     offline = {"HF_HOME": str(cached.parent / "home"), "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(
         [sys.executable, "-c", OFFLINE],
-        input=json.dumps(dataclasses.asdict(models.PRESETS["sd1"])),
+        input=json.dumps(dataclasses.asdict(catalogue.PRESETS["sd1"])),
         env={**environment, **offline},
         capture_output=True,
         text=True,

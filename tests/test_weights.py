@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 
 import tiny_models as tiny
 from model_registry import no_network, registry
-from pillow_sdz import entropy, lattice, models, register_model
-from pillow_sdz.entropy import Tables
-from pillow_sdz.lattice import LatticePrior
-from pillow_sdz.models import embedded, recorded, reduced, sd_mini
+from pillow_sdz import catalogue, models, register_model
+from pillow_sdz.codings import lattice
+from pillow_sdz.codings.lattice import LatticePrior
+from pillow_sdz.codings.range_coder import Tables
+from pillow_sdz.models import recorded, sd_mini
+from pillow_sdz.models.mini import reduced
 
 __all__ = ["no_network", "registry"]
 
@@ -74,7 +76,7 @@ def test_embedded_autoencoders(
 
 
 def load_reduced() -> None:
-    models.load(models.MINI).decode_area(np.zeros((1, 1, embedded.CHANNELS)), 5000, scale=8)
+    models.load(catalogue.MINI).decode_area(np.zeros((1, 1, embedded.CHANNELS)), 5000, scale=8)
 
 
 @pytest.mark.parametrize("harm", [damaged, swapped])
@@ -117,7 +119,7 @@ def weights(folder: Path) -> Path:
     return path
 
 
-def use(spec: models.ModelSpec, part: str) -> None:
+def use(spec: catalogue.ModelSpec, part: str) -> None:
     if part == "vae":
         models.load(spec)
         return
@@ -126,11 +128,11 @@ def use(spec: models.ModelSpec, part: str) -> None:
     embed("a")
 
 
-def register(pipeline: Path) -> models.ModelSpec:
+def register(pipeline: Path) -> catalogue.ModelSpec:
     return register_model("ours", pipeline)
 
 
-def record(pipeline: Path) -> models.ModelSpec:
+def record(pipeline: Path) -> catalogue.ModelSpec:
     return models.record_model("ours", pipeline)
 
 
@@ -140,7 +142,7 @@ PARTS = ["vae", "unet", "text_encoder"]
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("known", [register, record])
 def test_a_part_that_has_changed_since_it_was_made_known(
-    part: str, known: Callable[[Path], models.ModelSpec], pipeline: Path
+    part: str, known: Callable[[Path], catalogue.ModelSpec], pipeline: Path
 ) -> None:
     spec = known(pipeline)
     use(spec, part)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pillow_sdz.entropy import Tables
-from pillow_sdz.models.embedded import WEIGHTS, Mini
-from pillow_sdz.quantize import Quantizer
+from pillow_sdz.codings.quantize import Quantizer
+from pillow_sdz.codings.range_coder import Tables
+from pillow_sdz.models.mini import WEIGHTS, Mini
 from training import data
 from training.mini import PRIOR, Model
 from training.quantize_prior import calibrate, integers

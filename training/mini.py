@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pillow_sdz.models.embedded import CHANNELS, FACTOR, WEIGHTS, Autoencoder
-from pillow_sdz.ssimulacra2 import ssimulacra2
+from pillow_sdz.models.mini import WEIGHTS
+from pillow_sdz.models.mini.network import CHANNELS, FACTOR, Autoencoder
+from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from training import data
 from training.prior import Prior
 from training.run import Run, add_options

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from pillow_sdz import palette
 from pillow_sdz.codec import PALETTE_STEP
+from pillow_sdz.codings import palette
 from training import data
 
 PART = 32

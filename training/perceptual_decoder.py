@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from benchmarks.feature_distance import FeatureDistance
-from pillow_sdz.models.embedded import CHANNELS, Autoencoder, Decoder
-from pillow_sdz.ssimulacra2 import ssimulacra2
+from pillow_sdz.models.mini.network import CHANNELS, Autoencoder, Decoder
+from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from training import data
 from training.features import Classifier
 from training.mini import BATCH, distortion_weight, shipped

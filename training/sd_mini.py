@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pillow_sdz.models.sd_mini import CHANNELS, FACTOR, Autoencoder
-from pillow_sdz.ssimulacra2 import ssimulacra2
+from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from training import data
 from training.run import Run, add_options
 

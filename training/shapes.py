@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pillow_sdz.models import embedded
 from training import data
 from training.mini import BATCH, Model, channels_last, initialise, loss_of, score
 from training.run import average

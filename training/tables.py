@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from pillow_sdz.entropy import (
+from pillow_sdz.codings.range_coder import (
     FREQUENCY_BITS,
     MEAN_UNITS,
     PHASED_SCALES,

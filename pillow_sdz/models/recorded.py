@@ -15,14 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..atomic import replacing
+from ..header import MAX_CHANNELS, MAX_FACTOR, NAME
 
-# What a file can name; no path and no hub repository has such a name.
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 REVISION = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-# The largest that a file can hold.
-_MAX_CHANNELS, _MAX_FACTOR = 0xFFFF, 0xFF
 
 
 @dataclass(frozen=True)
@@ -45,8 +41,8 @@ class Directory:
             os.path.isabs(self.directory)
             and bool(_SHA256.fullmatch(self.sha256))
             and bool(NAME.fullmatch(self.latent_space))
-            and 1 <= self.channels <= _MAX_CHANNELS
-            and 1 <= self.factor <= _MAX_FACTOR
+            and 1 <= self.channels <= MAX_CHANNELS
+            and 1 <= self.factor <= MAX_FACTOR
             and all(not sha or _SHA256.fullmatch(sha) for sha in (self.unet, self.text_encoder))
         )
 

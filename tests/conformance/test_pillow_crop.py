@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from pillow_sdz import codec, container, demo
+from pillow_sdz import chunks, codec, container, demo
 from sdz_files import decode, encode
 
 SIZE = (301, 263)
@@ -65,7 +65,7 @@ def assert_same_but_for_rounding(a: Image.Image, b: Image.Image) -> None:
 def test_bands(files: dict[str, bytes]) -> None:
     """What the others presuppose."""
     for data in files.values():
-        assert [chunk.type for chunk in container.read(data)].count(container.LATENTS) == 5
+        assert [chunk.type for chunk in container.read(data)].count(chunks.LATENTS) == 5
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA"])

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .entropy import MEAN_UNITS, Coder, DamagedPayload, Floats, Ints, Prediction, Tables
+from ..arrays import Floats, Ints
+from .range_coder import MEAN_UNITS, Coder, DamagedPayload, Prediction, Tables
 
 # A cell is coded where that takes more off its squared error, in squared steps, than so much for
 # each of its bits.  Theory has 0.1155 for fine steps (see `quantize`), but what stays behind where
@@ -57,7 +58,7 @@ def _mean(changed: int, cells: int) -> int:
 
 
 class Counted:
-    """An `entropy.Coder` that has another one code, and notes the ``bits`` of every cell."""
+    """A `range_coder.Coder` that has another one code, and notes the ``bits`` of every cell."""
 
     def __init__(self, coder: Coder, height: int, width: int) -> None:
         """Of a map (height, width)."""
