@@ -29,12 +29,14 @@ from tqdm import tqdm
 
 from benchmarks.latents import FOLDS
 from benchmarks.rate_distortion import load, photos_in
-from pillow_sdz import catalogue, codec, models
+from pillow_sdz import catalogue, models, weights
 from pillow_sdz.arrays import Floats, Ints
+from pillow_sdz.codings.banded import Banded
+from pillow_sdz.codings.coding import Frame
 from pillow_sdz.codings.hyperprior import HyperPrior
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import Prediction, SymbolDecoder, Tables
-from pillow_sdz.models.mini import WEIGHTS
+from pillow_sdz.models.mini import Mini
 from pillow_sdz.threads import one_blas_thread
 
 QUALITIES = (10, 20, 35, 50, 75)
@@ -164,7 +166,7 @@ def without(names: Iterable[str]) -> HyperPrior:
     """mini's prior, these of its tensors zero."""
     tensors = {
         name.removeprefix("prior."): tensor
-        for name, tensor in load_file(WEIGHTS).items()
+        for name, tensor in load_file(weights.MINI.checked()).items()
         if name.startswith("prior.")
     }
     return HyperPrior(tensors | {name: np.zeros_like(tensors[name]) for name in names})
@@ -181,8 +183,10 @@ def order_0(symbols: Ints) -> float:
 
 def measure(photos: list[Photo], quality: float) -> dict[str, float]:
     """Bits per pixel of all photos together, by what codes them."""
-    hundredths = codec.quantisation_of(quality, catalogue.MINI, effort=0)
-    shipped = models.load(catalogue.MINI).prior
+    hundredths = round(100 * quality)
+    mini = models.load(catalogue.MINI)
+    assert isinstance(mini, Mini)
+    shipped, encode = mini.prior, Banded(catalogue.HYPERPRIOR, mini).encoder(hundredths, effort=4)
     groups_before = [f"hidden{i}.weight3" for i in (1, 2)]  # the fourth of their inputs
     less = {
         "without the groups before": without(groups_before),
@@ -193,9 +197,7 @@ def measure(photos: list[Photo], quality: float) -> dict[str, float]:
     bits = dict.fromkeys(names, 0.0)
     integers = []
     for photo in photos:
-        payload = codec.encode_latents(
-            photo.latents, model=catalogue.MINI, coding="context", quantisation=hundredths
-        )
+        payload = b"".join(chunk.data for chunk in encode(Frame(photo.latents)))
         reader = Reader(payload)
         symbols = shipped.code(reader, *photo.latents.shape[:2], hundredths).symbols
         integers.append(symbols)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pillow_sdz import alpha, catalogue, chunks, codec, container, save_latents
+from pillow_sdz import alpha, catalogue, chunks, container, save_latents
 from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
 
@@ -29,7 +29,7 @@ FOLDER = Path(__file__).parent.parent / "fixtures" / "hostile"
 SD_MINI = Header("RGB", (16, 16), "sd-mini", catalogue.SD_MINI.digest, 4, 8, 100)
 MINI = Header("RGB", (16, 16), "mini", catalogue.MINI.digest, 160, 16, 5000)
 STRANGE = SD_MINI._replace(model="strange-1", digest=catalogue.NOT_NAMED)
-LATN = Chunk(chunks.LATENTS, bytes([codec.SD_MINI]))  # all of them the likeliest
+LATN = Chunk(chunks.LATENTS, bytes([2]))  # the prior of sd-mini, all of them the likeliest
 EMPTY = Chunk(chunks.LATENTS, b"")  # which are `mini`'s likeliest
 BANDED = MINI._replace(size=(16, 96))  # six rows of latents
 SAME = Chunk(chunks.CHANGES, unchanged(1, 1))
@@ -50,11 +50,11 @@ def _leb128(value: int) -> bytes:
     return bytes([*encoded, value])
 
 
-def file(header: Header | bytes, *chunks: Chunk | bytes) -> bytes:
+def file(header: Header | bytes, *parts: Chunk | bytes) -> bytes:
     """A file of a header, chunks or bytes in their place, and DONE."""
     head = header if isinstance(header, bytes) else chunk(chunks.HEAD, header.pack())
-    parts = [part if isinstance(part, bytes) else chunk(*part) for part in (*chunks, DONE)]
-    return b"".join([container.SIGNATURE, head, *parts])
+    packed = [part if isinstance(part, bytes) else chunk(*part) for part in (*parts, DONE)]
+    return b"".join([container.SIGNATURE, head, *packed])
 
 
 def _head(position: int, value: bytes) -> bytes:

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pillow_sdz import alpha, catalogue, chunks, codec, container, header, save_latents
+from pillow_sdz import alpha, catalogue, chunks, container, save_latents
 from pillow_sdz.arrays import Ints
 from pillow_sdz.codings import changes
+from pillow_sdz.codings.coding import Frame
 from pillow_sdz.codings.range_coder import Prediction, SymbolEncoder, Tables
 from pillow_sdz.container import Chunk
+from pillow_sdz.header import Header
 
 from .targets import CASES, MAX_SIDE
 
@@ -38,18 +40,13 @@ def _latents(side: int, channels: int) -> NDArray[np.float16]:
 
 def _entropy_input(number: int, side: int) -> bytes:
     case = CASES[number]
-    payload = codec.encode_latents(
-        _latents(side, case.model.channels).transpose(1, 2, 0).astype(np.float32),
-        model=case.model,
-        coding=case.coding,
-        quantisation=case.quantisation,
-        prior=case.prior,
-    )
-    return bytes([number, side - 1 << 4 | side - 1]) + payload
+    latents = _latents(side, case.model.channels).transpose(1, 2, 0).astype(np.float32)
+    (chunk,) = case.coder().encoder(case.quantisation, effort=4)(Frame(latents))
+    return bytes([number, side - 1 << 4 | side - 1]) + chunk.data
 
 
 class _Zeros:
-    """An `entropy.Coder` that writes zeros."""
+    """A `range_coder.Coder` that writes zeros."""
 
     def __init__(self) -> None:
         self.encoder = SymbolEncoder(Tables.shipped())
@@ -70,22 +67,21 @@ def unchanged(height: int, width: int) -> bytes:
 def _animation() -> bytes:
     """Three frames in three bands, all of the likeliest latents or of no changes."""
     model = catalogue.MINI
-    header = header.Header(
+    header = Header(
         "LA", (20, 90), model.name, model.digest, model.channels, model.factor, 5000, frames=3
     )
     likeliest, same = Chunk(chunks.LATENTS, b""), Chunk(chunks.CHANGES, unchanged(2, 2))
     clear, as_before = Chunk(chunks.ALPHA, b"\0\xff"), Chunk(chunks.ALPHA, alpha.AS_BEFORE)
-    return container.write(
-        [
-            Chunk(chunks.HEAD, header.pack()),
-            Chunk(chunks.BANDS.type, container.pack_bands(2)),
-            Chunk(chunks.ANIMATION.type, chunks.Animation(0, (40, 80, 40)).pack()),
-            *[likeliest, likeliest, likeliest, clear],
-            *[same, same, same, as_before],
-            *[same, likeliest, same, clear],
-            Chunk(chunks.DONE, b""),
-        ]
-    )
+    about = [
+        Chunk(chunks.BANDS.type, chunks.BANDS.pack(2)),
+        Chunk(chunks.ANIMATION.type, chunks.Animation(0, (40, 80, 40)).pack()),
+    ]
+    frames = [
+        [likeliest, likeliest, likeliest, clear],
+        [same, same, same, as_before],
+        [same, likeliest, same, clear],
+    ]
+    return container.write(container.assemble(header, about, frames))
 
 
 def made() -> list[bytes]:
@@ -105,8 +101,8 @@ def made() -> list[bytes]:
         "icc_profile": b"profile",
     }
     save(quality=1, tune="perceptual", chunks=[(b"teSt", b"unknown")], **about)
-    for coding in container.CODINGS:
-        save(model="sd-mini", coding=coding, denoise=0.04, prompt="x")
+    for coding in catalogue.SD_MINI.space.codings:
+        save(model="sd-mini", coding=coding.name, denoise=0.04, prompt="x")
     files.append(_animation())
     mask = np.ones((16, 16), np.float32)
     mask[3:5] = 0

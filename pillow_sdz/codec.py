@@ -11,7 +11,7 @@ from PIL import Image
 
 from . import chunks, container, models
 from .arrays import Area, Box, Latents, Pixels
-from .catalogue import CodingSpec, ModelSpec, known
+from .catalogue import CodingSpec, ModelSpec, judge, known
 from .codings import CODINGS
 from .codings.coding import Coding, Frame
 from .codings.range_coder import DamagedPayload
@@ -123,6 +123,16 @@ def check_others_can_scale(model: ModelSpec) -> None:
 def is_unscaled(coding: CodingSpec, quantisation: int) -> bool:
     """Whether latents of this quantisation are stored as the VAE encodes them."""
     return coding.unscaled == quantisation
+
+
+def write(file: Sequence[Chunk]) -> bytes:
+    """The file made of these chunks; ValueError for what a reader would refuse."""
+    data = container.write(file)
+    try:
+        judge(Header.parse(file[0].data))
+    except OSError as e:
+        raise ValueError(str(e)) from e
+    return data
 
 
 class Frames:

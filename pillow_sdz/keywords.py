@@ -50,7 +50,7 @@ def coding_for(name: object, model: ModelSpec) -> CodingSpec:
     found = model.space.coding(name) if isinstance(name, str) else None
     if found is None:
         names = ", ".join(coding.name for coding in codings)
-        msg = f"coding of model {model.name!r} must be one of {names}, not {name!r}"
+        msg = f"coding must be one of {names} with model {model.name!r}, not {name!r}"
         raise ValueError(msg)
     return found
 
@@ -61,7 +61,7 @@ def tune(value: object, model: ModelSpec) -> str:
     if value is None:
         return tunes[0]
     if not isinstance(value, str) or value not in tunes:
-        msg = f"tune of model {model.name!r} must be one of {', '.join(tunes)}, not {value!r}"
+        msg = f"tune must be one of {', '.join(tunes)} with model {model.name!r}, not {value!r}"
         raise ValueError(msg)
     return value
 

@@ -169,7 +169,7 @@ def save_latents(
     coded = [encode(Frame(frame.transpose(1, 2, 0))) for frame in frames]
     if complaint := _too_much_work(header, coder, (chunk for frame in coded for chunk in frame)):
         raise ValueError(complaint)
-    data = container.write(container.assemble(header, about, coded))
+    data = codec.write(container.assemble(header, about, coded))
     if isinstance(fp, (str, os.PathLike)):
         with replacing(Path(fp)) as file:
             file.write(data)

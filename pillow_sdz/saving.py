@@ -201,7 +201,7 @@ def _write(
         file = _encoded(encoder, pictures, shell)
     else:
         file = _fitted(encoder, pictures, shell, target_size)
-    fp.write(container.write(file))
+    fp.write(codec.write(file))
 
 
 def _encoded(encoder: codec.Encoder, pictures: Iterable[_Picture], shell: _Shell) -> list[Chunk]:

@@ -24,11 +24,13 @@ from pillow_sdz import (
     models,
     open_latents,
     save_latents,
+    weights,
 )
 from pillow_sdz.codings import changes
+from pillow_sdz.codings.banded import Banded
 from pillow_sdz.codings.hyperprior import Coded
 from pillow_sdz.codings.quantize import Quantizer
-from pillow_sdz.codings.range_coder import TABLES_FILE, DamagedPayload, SymbolDecoder, Tables
+from pillow_sdz.codings.range_coder import DamagedPayload, SymbolDecoder, Tables
 from range_coder import RangeDecoder
 from sdz_files import CountingFile, assert_similar, decode, encode, framed
 
@@ -236,7 +238,7 @@ class TestMapOfChanges:
         """Read from docs/format.md alone: contexts, counts, means, and a row's symbols by table."""
         changed = np.random.default_rng(1).random((20, 15)) < part
         decoder = RangeDecoder(self.encoded(changed))
-        tables = load_file(TABLES_FILE)
+        tables = load_file(weights.TABLES.path)
         starts = np.cumsum([0, *(2 * tables["reach"].astype(int) + 2)])
         met, changing = [16, 4, 4, 4], [1, 2, 2, 3]
         above = [0] * 17
@@ -314,7 +316,7 @@ class TestHowLittleIsDecoded:
     def decoded(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         """What is decoded, as it happens: "integers" of a frame, and "pixels"."""
         done: list[str] = []
-        integers, pixels = codec._decode_integers, codec.decode
+        integers, pixels = Banded.decode, codec.decode
 
         def counted_integers(*arguments: Any) -> Coded:
             done.append("integers")
@@ -324,7 +326,7 @@ class TestHowLittleIsDecoded:
             done.append("pixels")
             return pixels(*arguments, **options)
 
-        monkeypatch.setattr(codec, "_decode_integers", counted_integers)
+        monkeypatch.setattr(Banded, "decode", counted_integers)
         monkeypatch.setattr(codec, "decode", counted_pixels)
         return done
 

@@ -36,7 +36,7 @@ HEADER = Header(
     channels=4,
     factor=8,
     quantisation=6050,
-    coding="context",
+    coding=0,
 )
 CHUNKS = [
     Chunk(b"HEAD", HEADER.pack()),

@@ -21,14 +21,16 @@ from pillow_sdz import (
     chunks,
     codec,
     container,
-    header,
     models,
     open_latents,
     options,
     save_latents,
 )
-from pillow_sdz.codings import adaptive
+from pillow_sdz.catalogue import CONTEXT, FLOAT16, PALETTE, CodingSpec
+from pillow_sdz.codings import Context, DitheredPalette, Float16, adaptive
+from pillow_sdz.codings.coding import Frame
 from pillow_sdz.container import Chunk
+from pillow_sdz.header import Header
 from sdz_files import decode, encode, framed, replaced
 
 Array = NDArray[Any]
@@ -343,7 +345,7 @@ def test_unscaled_latents_are_the_same_picture(tiny: str, monkeypatch: pytest.Mo
 def test_no_model_and_no_torch_are_needed(tmp_path: Path, environment: dict[str, str]) -> None:
     """To save and to open latents, also of a model that nobody here knows."""
     known = saved(latents()).getvalue()
-    header = header.Header.parse(container.read(known)[0].data)
+    header = Header.parse(container.read(known)[0].data)
     stranger = header._replace(model="strange-1", digest=b"1234")
     path = tmp_path / "x.sdz"
     path.write_bytes(replaced(known, chunks.HEAD, stranger.pack()))
@@ -397,7 +399,7 @@ print(found.model, found.latents.shape, *{"torch", "diffusers"} & sys.modules.ke
         (latents(), {"step": 0.3, "quality": 75}, "quality and step exclude each other"),
         (latents(), {"step": 0.3, "lossless": "float16"}, "step and lossless exclude"),
         (latents(), {"lossless": "float32"}, "lossless must be 'float16'"),
-        (latents(), {"lossless": "float16", "coding": "palette"}, "lossless must be 'float16'"),
+        (latents(), {"lossless": "float16", "coding": "palette"}, "exclude each other"),
         (latents(), {"coding": "palette", "step": 0.3}, "takes no step"),
         (latents(), {"coding": "nonsense"}, "coding must be one of"),
         (latents(), {"effort": 10}, "effort must be"),
@@ -485,34 +487,31 @@ def test_a_header_may_not_ask_for_gigabytes() -> None:
 def relabelled(data: bytes, **change: Any) -> BytesIO:
     """The file with other values in its header, and as many frames as that says."""
     head, *_, latn, done = container.read(data)
-    header = header.Header.parse(head.data)._replace(**change)
-    chunks = [Chunk(chunks.HEAD, header.pack()), *[latn] * header.frames, done]
-    return BytesIO(framed(chunks))
+    header = Header.parse(head.data)._replace(**change)
+    return BytesIO(framed([Chunk(chunks.HEAD, header.pack()), *[latn] * header.frames, done]))
 
 
 @pytest.mark.parametrize("channels", [65, 256, 1024, 65535])
-@pytest.mark.parametrize(
-    ("coding", "quantisation"), [("context", 300), ("palette", 34), ("float16", 0)]
-)
+@pytest.mark.parametrize(("coding", "quantisation"), [(CONTEXT, 300), (PALETTE, 34), (FLOAT16, 0)])
 def test_channels_are_limited(
-    channels: int, coding: str, quantisation: int, monkeypatch: pytest.MonkeyPatch
+    channels: int, coding: CodingSpec, quantisation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They cost a reader their square, and a header of a few bytes may ask for any number."""
     monkeypatch.setattr(sys.modules["pillow_sdz.latents"], "FREE_WORK", 1 << 60)
-    monkeypatch.setattr(codec, "_decode_latents", None)  # no work is begun
+    for one in (Context, DitheredPalette, Float16):
+        monkeypatch.setattr(one, "stored", None)  # no work is begun
     data = replaced(saved(latents(4, 1, 1)).getvalue(), chunks.LATENTS, b"\0")
-    header = {"channels": channels, "coding": coding, "quantisation": quantisation}
+    header = {"channels": channels, "coding": coding.number, "quantisation": quantisation}
     with pytest.raises(OSError, match=f"{channels} channels, more than the limit of 64"):
         open_latents(relabelled(data, model="strange-1", **header))
 
 
 def test_channels_are_limited_for_writers() -> None:
     wide = catalogue.ModelSpec("wide", 65, 8, catalogue.NOT_NAMED, latent_space="wide")
-    for coding in ("context", "palette", "float16"):
+    for coding in (CONTEXT, PALETTE, FLOAT16):
+        encode = codec.coder_of(wide, coding).encoder(34, effort=4)
         with pytest.raises(ValueError, match="65 channels, more than the limit of 64"):
-            codec.encode_latents(
-                np.zeros((1, 1, 65), np.float32), model=wide, coding=coding, quantisation=34
-            )
+            encode(Frame(np.zeros((1, 1, 65), np.float32)))
 
 
 @pytest.mark.parametrize(
@@ -526,7 +525,8 @@ def test_channels_are_limited_for_writers() -> None:
 def test_time_is_limited_by_the_bytes_of_a_file(
     change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(codec, "_decode_latents", None)  # no work is begun
+    for one in (Context, DitheredPalette, Float16):
+        monkeypatch.setattr(one, "stored", None)  # no work is begun
     data = replaced(saved(latents(4, 1, 1)).getvalue(), chunks.LATENTS, b"\0")
     header = {"model": "strange-1", "factor": 1, "quantisation": 300, **change}
     with pytest.raises(OSError, match=r"frames of latents .* in \d+ bytes are too many"):

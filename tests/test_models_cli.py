@@ -46,7 +46,7 @@ def presets(hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return hub_cache
 
 
-def weights(cache: Path, repository: str) -> Path:
+def weights_in(cache: Path, repository: str) -> Path:
     (path,) = cache.glob(f"models--tiny--{repository}/snapshots/*/**/*.safetensors")
     return path
 

@@ -13,10 +13,10 @@ from PIL import Image, ImageChops, ImageFile, ImageStat
 import tiny_models as tiny
 from model_registry import hub_cache, no_network, registry
 from pillow_sdz import chunks, container, models, options, register_model
-from pillow_sdz.catalogue import PRESETS, ModelSpec
+from pillow_sdz.catalogue import CODING_NAMES, PRESETS, ModelSpec
 from pillow_sdz.header import Header
 from pillow_sdz.models import hub
-from sdz_files import decode, encode, replaced
+from sdz_files import decode, encode, replaced, shown
 
 __all__ = ["hub_cache", "no_network", "registry"]
 
@@ -39,7 +39,7 @@ def with_header(data: bytes, **fields: object) -> bytes:
     return replaced(data, chunks.HEAD, header._replace(**fields).pack())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("coding", container.CODINGS)
+@pytest.mark.parametrize("coding", CODING_NAMES)
 @pytest.mark.parametrize("make", [tiny.autoencoder_kl, tiny.autoencoder_tiny])
 def test_save_and_load(photo: Image.Image, make: object, coding: str) -> None:
     spec = register_model("ours", make())  # type: ignore[operator]
@@ -57,7 +57,7 @@ def test_fine_latents_decode_as_the_autoencoder_does(photo: Image.Image, ours: M
     import numpy as np
 
     network = models.load(ours)
-    pixels = network.decode(network.encode(np.asarray(photo)))
+    pixels = shown(network, network.encode(np.asarray(photo)))
     expected = Image.fromarray(pixels[: photo.height, : photo.width])
     decoded = decode(encode(photo, model="ours", coding="float16"))
     difference = ImageStat.Stat(ImageChops.difference(decoded, expected)).mean

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from pillow_sdz import catalogue, demo, models
+from pillow_sdz import catalogue, demo, models, weights
 from pillow_sdz.arrays import Ints
+from pillow_sdz.codings import hyperprior
 from pillow_sdz.codings.hyperprior import ACTIVATION_LIMIT, PARITIES, HyperPrior
 from pillow_sdz.codings.integers import EXACT_SINGLE, Affine
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import SYMBOL_LIMIT, SymbolDecoder, Tables
-from pillow_sdz.models.mini import WEIGHTS
 
 TABLES = Tables.shipped()
 Tensors = Mapping[str, NDArray[Any]]
@@ -37,8 +37,8 @@ CASES = ["low", "high", "wild"]
 @functools.cache
 def shipped() -> Tensors:
     part = "prior."
-    weights = load_file(WEIGHTS)
-    return {k.removeprefix(part): v for k, v in weights.items() if k.startswith(part)}
+    tensors = load_file(weights.MINI.path)
+    return {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
 
 
 @functools.cache
@@ -107,7 +107,7 @@ class InIntegers(Affine):
 def expected(name: str) -> tuple[bytes, Ints]:
     """As `encoded`, by integer arithmetic."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prior, "Affine", InIntegers)
+        patch.setattr(hyperprior, "Affine", InIntegers)
         return encoded(HyperPrior(shipped()), name)
 
 
@@ -150,7 +150,7 @@ def test_any_number_of_threads(threads: int) -> None:
 def test_any_number_of_places_at_once(
     name: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prior, "BLOCK", block)
+    monkeypatch.setattr(hyperprior, "BLOCK", block)
     check(HyperPrior(shipped()), name)
 
 

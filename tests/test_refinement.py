@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pillow_sdz import catalogue, demo, fidelity, models
+from pillow_sdz import catalogue, demo, fidelity, models, weights
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import Tables
 from pillow_sdz.models.mini import Mini, refinement
@@ -164,7 +164,7 @@ def test_what_the_caller_has_set_for_its_own_networks_changes_nothing(
 @pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS)
 def test_nor_where_the_model_is_loaded(photo: Image.Image, caller: Any) -> None:
     with caller():
-        network = Mini(embedded.WEIGHTS)
+        network = Mini(weights.MINI.path)
         steps = network.encode(np.asarray(photo)) * network.gain(3000)
         inside = network.refine(np.asarray(photo), steps, 3000, effort=5)
     again = network.refine(np.asarray(photo), steps, 3000, effort=5)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pillow_sdz import catalogue, codec, container, demo, fidelity, models, open_latents, options
+from pillow_sdz.codings.coding import Frame
 from pillow_sdz.models import sd_mini, sources
-from sdz_files import decode, encode
+from sdz_files import decode, encode, shown
 
 SD_MINI = catalogue.SD_MINI
 FOLDER = sd_mini.WEIGHTS.parent
@@ -87,10 +88,10 @@ def test_tiles_have_no_seam(
 ) -> None:
     """Tile by tile, the same but for the order of sums: one grey level, 1e-4 of a latent."""
     network = models.load(SD_MINI)
-    whole = network.decode(exact)
+    whole = shown(network, exact)
     monkeypatch.setattr(sd_mini, "TILE", 2 * sd_mini.DECODER_MARGIN)
     assert np.abs(network.encode(np.asarray(real_photo)) - exact).max() < 1e-4
-    assert np.abs(network.decode(exact).astype(int) - whole).max() <= 1
+    assert np.abs(shown(network, exact).astype(int) - whole).max() <= 1
 
 
 def test_the_articles_size(article: bytes) -> None:
@@ -196,10 +197,10 @@ def test_size_falls_with_effort_at_one_fidelity(exact: NDArray[np.float32]) -> N
     """At one quality, the error stays within a tenth and the bytes fall."""
     sizes, errors = [], []
     for effort in (0, 4, 6):
-        quantisation = codec.quantisation_of(50, SD_MINI, effort)
-        how = {"model": SD_MINI, "coding": "context", "quantisation": quantisation}
-        payload = codec.encode_latents(exact, effort=effort, **how)
-        found = codec.decode_latents(payload, shape=(64, 64), **how)
+        coder = codec.coder_of(SD_MINI, catalogue.CONTEXT)
+        quantisation = coder.quantisation(50, effort)
+        ((_, payload),) = coder.encoder(quantisation, effort)(Frame(exact))
+        found = coder.decode(payload, (64, 64), quantisation)
         sizes.append(len(payload))
         errors.append(float(np.mean((found - exact) ** 2)))
     assert sizes == sorted(set(sizes), reverse=True)

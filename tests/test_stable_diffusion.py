@@ -26,6 +26,7 @@ from pillow_sdz.catalogue import PRESETS
 from pillow_sdz.models import denoise, hub, stable_diffusion
 from pillow_sdz.models.sources import Folder
 from pillow_sdz.models.stable_diffusion import DiffusersAutoencoder
+from sdz_files import shown
 
 __all__ = ["hub_cache", "no_network", "registry"]
 
@@ -83,7 +84,7 @@ def test_latents_are_scaled_as_pipelines_do(
     assert latents.dtype == np.float32
     np.testing.assert_allclose(latents, expected[0].permute(1, 2, 0), atol=1e-6)
 
-    decoded = autoencoder.decode(latents)
+    decoded = shown(autoencoder, latents)
     assert decoded.shape == (64, 48, 3)
     assert decoded.dtype == np.uint8
     images = module.decode(expected / scale + shift).sample
@@ -99,14 +100,14 @@ def test_autoencoder_tiny(pixels: NDArray[np.uint8], channels: int) -> None:
     expected = module.encode(as_images(pixels)).latents[0].permute(1, 2, 0)
     np.testing.assert_array_equal(latents, expected)
     images = module.decode(expected.permute(2, 0, 1)[None]).sample
-    np.testing.assert_array_equal(autoencoder.decode(latents), as_pixels(images))
+    np.testing.assert_array_equal(shown(autoencoder, latents), as_pixels(images))
 
 
 def test_one_pixel(kl: Path) -> None:
     autoencoder = DiffusersAutoencoder(Folder(kl))
     latents = autoencoder.encode(np.zeros((1, 1, 3), np.uint8))
     assert latents.shape == (1, 1, 4)
-    assert autoencoder.decode(latents).shape == (8, 8, 3)
+    assert shown(autoencoder, latents).shape == (8, 8, 3)
 
 
 def test_a_directory_and_its_module_agree(kl: Path, pixels: NDArray[np.uint8]) -> None:
@@ -188,7 +189,7 @@ def test_weights_that_are_no_numbers(kl: Path, value: float) -> None:
 def test_latents_that_are_no_numbers() -> None:
     autoencoder = DiffusersAutoencoder(tiny.autoencoder_kl())
     with pytest.raises(OSError, match="AutoencoderKL returned infinite values or none"):
-        autoencoder.decode(np.full((2, 2, 4), np.nan, np.float32))
+        shown(autoencoder, np.full((2, 2, 4), np.nan, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def test_large_images_are_tiled_by_diffusers(
     whole = autoencoder.encode(pixels)  # at the limit
     monkeypatch.setattr(stable_diffusion, "TILE_ABOVE", 64 * 48 - 1)
     tiled = autoencoder.encode(pixels)
-    decoded = autoencoder.decode(tiled)
+    decoded = shown(autoencoder, tiled)
     assert np.abs(whole - tiled).max() > 0
     assert not module.use_tiling
 
@@ -258,7 +259,7 @@ def test_large_images_are_tiled_by_diffusers(
     reference.enable_tiling()
     reference.tile_sample_min_size, reference.tile_latent_min_size = 32, 4
     np.testing.assert_array_equal(tiled, DiffusersAutoencoder(reference).encode(pixels))
-    np.testing.assert_array_equal(decoded, DiffusersAutoencoder(reference).decode(tiled))
+    np.testing.assert_array_equal(decoded, shown(DiffusersAutoencoder(reference), tiled))
 
 
 CUDA = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
@@ -291,12 +292,12 @@ def test_out_of_memory_is_tried_in_tiles(
     autoencoder = DiffusersAutoencoder(tiny.autoencoder_kl())
     with monkeypatch.context() as patch:
         patch.setattr(stable_diffusion, "TILE_ABOVE", 0)
-        expected = autoencoder.decode(latents())
+        expected = shown(autoencoder, latents())
     scarce(monkeypatch, error, lambda module, _: not module.use_tiling)
     with pytest.warns(
         UserWarning, match="out of memory on cpu, running the AutoencoderKL in tiles"
     ):
-        decoded = autoencoder.decode(latents())
+        decoded = shown(autoencoder, latents())
     np.testing.assert_array_equal(decoded, expected)
 
 
@@ -313,11 +314,11 @@ def test_out_of_memory_is_tried_on_the_cpu(
     autoencoder = DiffusersAutoencoder(Folder(kl) if from_directory else module)
     with monkeypatch.context() as patch:
         patch.setattr(stable_diffusion, "TILE_ABOVE", 0)
-        expected = autoencoder.decode(latents())
+        expected = shown(autoencoder, latents())
     monkeypatch.setattr(autoencoder, "_preferred", lambda: (META, torch.float16))
     scarce(monkeypatch, error, lambda _, latents: latents.device == META)
     with pytest.warns(UserWarning, match="out of memory") as warned:
-        decoded = autoencoder.decode(latents())
+        decoded = shown(autoencoder, latents())
     assert [str(warning.message) for warning in warned] == [
         "out of memory on meta, running the AutoencoderKL in tiles instead",
         "out of memory on meta, running the AutoencoderKL on the CPU instead",
@@ -332,7 +333,7 @@ def test_no_memory_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.warns(UserWarning, match="in tiles"),
         pytest.raises(OSError, match="needs more memory than there is"),
     ):
-        autoencoder.decode(latents())
+        shown(autoencoder, latents())
 
 
 def test_tiles_that_diffusers_cannot_do_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,12 +348,12 @@ def test_other_failures_are_reported_once(monkeypatch: pytest.MonkeyPatch) -> No
     autoencoder = DiffusersAutoencoder(tiny.autoencoder_kl())
     scarce(monkeypatch, RuntimeError("cuDNN error"), lambda *_: True)
     with pytest.raises(OSError, match="the AutoencoderKL failed: cuDNN error"):
-        autoencoder.decode(latents())
+        shown(autoencoder, latents())
 
 
 def test_what_leaves_float16s_range_is_run_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     module = tiny.autoencoder_kl().half()
-    expected = DiffusersAutoencoder(tiny.autoencoder_kl().half().float()).decode(latents())
+    expected = shown(DiffusersAutoencoder(tiny.autoencoder_kl().half().float()), latents())
     autoencoder = DiffusersAutoencoder(module)
     decode = tiny.diffusers.AutoencoderKL.decode
 
@@ -364,10 +365,10 @@ def test_what_leaves_float16s_range_is_run_in_float32(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(tiny.diffusers.AutoencoderKL, "decode", overflowing)
     with pytest.warns(UserWarning, match=r"leaves the range of torch\.float16"):
-        np.testing.assert_array_equal(autoencoder.decode(latents()), expected)
+        np.testing.assert_array_equal(shown(autoencoder, latents()), expected)
     with warnings.catch_warnings():  # it is remembered
         warnings.simplefilter("error")
-        np.testing.assert_array_equal(autoencoder.decode(latents()), expected)
+        np.testing.assert_array_equal(shown(autoencoder, latents()), expected)
 
 
 def test_device_and_dtype(kl: Path, pixels: NDArray[np.uint8]) -> None:
@@ -406,7 +407,7 @@ def test_a_device_that_is_not_there(kl: Path, name: str) -> None:
         options.override(DEVICE=name),
         pytest.raises(ValueError, match=rf"options\.DEVICE is '{name}', which torch does not have"),
     ):
-        DiffusersAutoencoder(Folder(kl)).decode(latents())
+        shown(DiffusersAutoencoder(Folder(kl)), latents())
 
 
 # denoisers
@@ -809,7 +810,7 @@ catalogue.PRESETS = {"sd1": Preset(**given, **snapshots)}
 model = models.load(models.decoder_for("sd1", catalogue.NOT_NAMED, 4, 8))
 denoiser = models.load_denoiser(models.spec("sd1"))
 latents = model.encode(np.zeros((8, 8, 3), np.uint8))
-print(model.decode(latents).shape, tuple(denoiser.embed("a cat").shape))
+print(next(model.decode(latents))[1].shape, tuple(denoiser.embed("a cat").shape))
 """
 
 

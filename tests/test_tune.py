@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image, ImageFile
 
-from pillow_sdz import catalogue, chunks, container, demo, header, open_latents, options
+from pillow_sdz import catalogue, chunks, container, demo, open_latents, options, weights
 from pillow_sdz.container import Chunk
+from pillow_sdz.header import Header
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +31,14 @@ def pixels(data: bytes) -> bytes:
 
 
 def with_tune(data: bytes, tune: bytes) -> bytes:
-    chunks = container.read(data)
+    parts = container.read(data)
     return container.write(
-        [Chunk(chunks.TUNE.type, tune) if c.type == chunks.TUNE.type else c for c in chunks]
+        [Chunk(chunks.TUNE.type, tune) if c.type == chunks.TUNE.type else c for c in parts]
     )
 
 
 def test_registry_names_the_weights_that_ship() -> None:
-    content = embedded.PERCEPTUAL_WEIGHTS.read_bytes()
+    content = weights.MINI_PERCEPTUAL.path.read_bytes()
     assert hashlib.sha256(content).digest()[:4] == catalogue.MINI_PERCEPTUAL.digest
     assert len(content) <= 5_000_000
 
@@ -120,10 +121,10 @@ def test_the_decoder_is_no_model_to_save_with(photo: Image.Image) -> None:
 
 def test_a_file_cannot_name_it_as_its_model(photo: Image.Image) -> None:
     spec = catalogue.MINI_PERCEPTUAL
-    chunks = container.read(encode(photo))
-    header = header.Header.parse(chunks[0].data)
+    parts = container.read(encode(photo))
+    header = Header.parse(parts[0].data)
     named = header._replace(model=spec.name, digest=spec.digest)
-    data = container.write([Chunk(chunks.HEAD, named.pack()), *chunks[1:]])
+    data = container.write([Chunk(chunks.HEAD, named.pack()), *parts[1:]])
     for read in (Image.open, open_latents):
         with pytest.raises(OSError, match="'mini-perceptual' decodes the latents of 'mini'"):
             read(io.BytesIO(data))

@@ -17,12 +17,11 @@ from safetensors.torch import load_file, save_file
 
 import tiny_models as tiny
 from model_registry import no_network, registry
-from pillow_sdz import catalogue, models, register_model
-from pillow_sdz.codings import lattice
+from pillow_sdz import catalogue, models, register_model, weights
 from pillow_sdz.codings.lattice import LatticePrior
 from pillow_sdz.codings.range_coder import Tables
-from pillow_sdz.models import recorded, sd_mini
-from pillow_sdz.models.mini import reduced
+from pillow_sdz.models import recorded
+from pillow_sdz.models.mini import Mini
 
 __all__ = ["no_network", "registry"]
 
@@ -36,11 +35,10 @@ def damaged(path: Path) -> None:
 
 def swapped(path: Path) -> None:
     """Another file of the package under this one's name, sound in itself."""
-    shutil.copyfile(lattice.SD1_FILE if path.name != "sd1_prior.safetensors" else tables(), path)
-
-
-def tables() -> Path:
-    return lattice.SD1_FILE.with_name("tables.safetensors")
+    shutil.copyfile(
+        weights.SD1_PRIOR.path if path.name != "sd1_prior.safetensors" else weights.TABLES.path,
+        path,
+    )
 
 
 def no_numbers(path: Path) -> None:
@@ -50,58 +48,61 @@ def no_numbers(path: Path) -> None:
     save_file(tensors, path)
 
 
+def harmed(
+    name: str, harm: Callable[[Path], None], folder: Path, patch: pytest.MonkeyPatch
+) -> Path:
+    """A copy of a file of weights with some harm done to it, which the package now takes."""
+    patch.setattr(weights, "FOLDER", folder)
+    path = folder / getattr(weights, name).name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(FOLDER / getattr(weights, name).name, path)
+    harm(path)
+    return path
+
+
+FOLDER = weights.FOLDER
+
+
 @pytest.mark.parametrize("harm", [damaged, swapped, no_numbers])
-@pytest.mark.parametrize(
-    ("module", "constant", "name"),
-    [
-        (embedded, "WEIGHTS", "mini"),
-        (embedded, "PERCEPTUAL_WEIGHTS", "mini-perceptual"),
-        (sd_mini, "WEIGHTS", "sd-mini"),
-    ],
-)
+@pytest.mark.parametrize("spec", catalogue.EMBEDDED.values(), ids=lambda spec: spec.name)
 def test_embedded_autoencoders(
     harm: Callable[[Path], None],
-    module: object,
-    constant: str,
-    name: str,
+    spec: catalogue.ModelSpec,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = tmp_path / "weights.safetensors"
-    shutil.copyfile(getattr(module, constant), path)
-    harm(path)
-    monkeypatch.setattr(module, constant, path)
+    models.load(catalogue.MINI)  # which the perceptual decoder shares
+    name = spec.name.replace("-", "_").upper()
+    path = harmed(name, harm, tmp_path, monkeypatch)
+    monkeypatch.delitem(models._loaded, spec, raising=False)
     with pytest.raises(OSError, match=f"{path} is damaged: its sha256 is .* instead of"):
-        models.load(models.spec(name))
+        models.load(spec)
 
 
 def load_reduced() -> None:
-    models.load(catalogue.MINI).decode_area(np.zeros((1, 1, embedded.CHANNELS)), 5000, scale=8)
+    mini = Mini(FOLDER / weights.MINI.name)
+    mini.decode(np.zeros((1, 1, catalogue.MINI.channels)), 5000, scale=8)
 
 
 @pytest.mark.parametrize("harm", [damaged, swapped])
 @pytest.mark.parametrize(
-    ("module", "constant", "load"),
+    ("name", "load"),
     [
-        (lattice, "SD1_FILE", lambda: LatticePrior.sd1.__wrapped__(LatticePrior)),
-        (lattice, "SD_MINI_FILE", lambda: LatticePrior.sd_mini.__wrapped__(LatticePrior)),
-        (entropy, "TABLES_FILE", lambda: Tables.shipped.__wrapped__(Tables)),
-        (reduced, "WEIGHTS", load_reduced),
+        ("SD1_PRIOR", lambda: LatticePrior.sd1.__wrapped__(LatticePrior)),
+        ("SD_MINI_PRIOR", lambda: LatticePrior.sd_mini.__wrapped__(LatticePrior)),
+        ("TABLES", lambda: Tables.shipped.__wrapped__(Tables)),
+        ("MINI_REDUCED", load_reduced),
     ],
 )
 def test_what_embedded_models_have_besides(
     harm: Callable[[Path], None],
-    module: object,
-    constant: str,
+    name: str,
     load: Callable[[], object],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Priors and tables hold integers: each would decode to something."""
-    path = tmp_path / getattr(module, constant).name
-    shutil.copyfile(getattr(module, constant), path)
-    harm(path)
-    monkeypatch.setattr(module, constant, path)
+    path = harmed(name, harm, tmp_path, monkeypatch)
     with pytest.raises(OSError, match=f"{path} is damaged: its sha256 is .* instead of"):
         load()
 

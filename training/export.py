@@ -21,7 +21,8 @@ from torch import Tensor
 
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import Tables
-from pillow_sdz.models.mini import WEIGHTS, Mini
+from pillow_sdz.models.mini import Mini
+from pillow_sdz.weights import MINI
 from training import data
 from training.mini import PRIOR, Model
 from training.quantize_prior import calibrate, integers
@@ -71,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--output", type=Path, default=WEIGHTS)
+    parser.add_argument("--output", type=Path, default=MINI.path)
     options = parser.parse_args()
     model = Model().eval()
     weights = load_file(options.run / "averaged.safetensors")

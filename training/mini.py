@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pillow_sdz.models.mini import WEIGHTS
 from pillow_sdz.models.mini.network import CHANNELS, FACTOR, Autoencoder
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
+from pillow_sdz.weights import MINI
 from training import data
 from training.prior import Prior
 from training.run import Run, add_options
@@ -39,7 +39,7 @@ PRIOR = Path(__file__).parent / "mini_prior.safetensors"
 
 def shipped() -> dict[str, Tensor]:
     """The weights that ship, as training takes them up again."""
-    tensors = load_file(WEIGHTS)
+    tensors = load_file(MINI.path)
     weights = {k: v for k, v in tensors.items() if k.startswith("autoencoder.")}
     weights |= {f"prior.{k}": v for k, v in tensors.items() if k.startswith("analysis.")}
     return weights | load_file(PRIOR)

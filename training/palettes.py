@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from pillow_sdz.codec import PALETTE_STEP
-from pillow_sdz.codings import palette
+from pillow_sdz.codings import dithering
+from pillow_sdz.codings.dithering import STEP
 from training import data
 
 PART = 32
@@ -59,8 +59,8 @@ def main() -> None:
             pixels = photos[name][y : y + FACTOR * PART, x : x + FACTOR * PART]
             examples["exact"].append(part)
             examples["pixels"].append(pixels.transpose(2, 0, 1))
-        payload = palette.encode(picture, step=PALETTE_STEP)
-        decoded = palette.decode(payload, *picture.shape, step=PALETTE_STEP)
+        payload = dithering.encode(picture, step=STEP)
+        decoded = dithering.decode(payload, *picture.shape, step=STEP)
         for place in places:
             examples["coded"].append(decoded[place].transpose(2, 0, 1).astype(np.float16))
     # safetensors writes memory as it lies: stacks of transposed views would be shuffled.

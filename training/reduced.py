@@ -133,6 +133,7 @@ def main() -> None:
     paths = photo_paths(options_given.images, held_out=False)
     random.shuffle(paths)
     mini = models.load(catalogue.MINI)
+    assert isinstance(mini, Mini)
     with torch.inference_mode():
         fitted = fit(mini, paths[: options_given.limit])
         tensors = {

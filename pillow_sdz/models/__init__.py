@@ -45,7 +45,7 @@ class _Entry(NamedTuple):
 def _mini() -> Network:
     from .mini import Mini
 
-    return Mini()
+    return Mini(weights.MINI.checked())
 
 
 def _mini_perceptual() -> Network:
@@ -53,13 +53,13 @@ def _mini_perceptual() -> Network:
 
     mini = load(MINI)
     assert isinstance(mini, Mini)
-    return MiniPerceptual(mini)
+    return MiniPerceptual(weights.MINI_PERCEPTUAL.checked(), mini)
 
 
 def _sd_mini() -> Network:
     from .sd_mini import SdMini
 
-    return SdMini()
+    return SdMini(weights.SD_MINI.checked())
 
 
 #: What loads each embedded model; they import torch.

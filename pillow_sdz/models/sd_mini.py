@@ -8,13 +8,13 @@ training/README.md for how both were trained.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .. import weights
 from ..arrays import Area, Latents, Pixels, Samples
 from . import tiles
 from .blocks import blocks
@@ -85,9 +85,9 @@ class Autoencoder(nn.Module):
 class SdMini:
     """`sd-mini`, loaded: pixels <-> latents of unit variance, in numpy arrays."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Path) -> None:
         self._autoencoder = Autoencoder()
-        self._autoencoder.load_state_dict(load_file(weights.SD_MINI.checked()))
+        self._autoencoder.load_state_dict(load_file(weights))
         self._autoencoder.float().eval().requires_grad_(False)
         self._autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ... import weights
 from ...arrays import Area, Pixels, Samples
 from ...codings.hyperprior import HyperPrior
 from ...codings.range_coder import Tables
@@ -40,9 +40,9 @@ class Mini:
 
     @torch.inference_mode(False)
     @undisturbed
-    def __init__(self) -> None:
+    def __init__(self, weights: Path) -> None:
         Tables.shipped()  # here, where one thread at a time is, or each of the first would load them
-        tensors = load_file(weights.MINI.checked())
+        tensors = load_file(weights)
 
         def part(name: str) -> dict[str, Tensor]:
             return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
@@ -143,9 +143,9 @@ class MiniPerceptual:
 
     @torch.inference_mode(False)
     @undisturbed
-    def __init__(self, mini: Mini) -> None:
+    def __init__(self, weights: Path, mini: Mini) -> None:
         decoder = Decoder()
-        tensors = load_file(weights.MINI_PERCEPTUAL.checked())
+        tensors = load_file(weights)
         decoder.load_state_dict({k.removeprefix("decoder."): v for k, v in tensors.items()})
         self.decoder = Computing(decoder)
         self._mini = mini
