@@ -710,7 +710,7 @@ def test_progress_for_more_than_one_file(
 def test_progress_within_a_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that takes its time: each stage, by its parts."""
     monkeypatch.setattr("pillow_sdz.cli.PATIENCE", 0)
-    monkeypatch.setattr("pillow_sdz.models.embedded.LARGEST_TILE", 26)
+    monkeypatch.setattr("pillow_sdz.models.mini.memory.LARGEST_TILE", 26)
     monkeypatch.setattr("pillow_sdz.codings.banded.BAND_ROWS", 32)
     Image.open("a.jpg").resize((500, 900)).save("large.png")
     terminal = Terminal()

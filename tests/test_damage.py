@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from pillow_sdz import codec, container
+from pillow_sdz.arrays import Box
 from pillow_sdz.container import Chunk
 from sdz_files import decode, encode, framed, replaced
 
@@ -54,8 +55,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     calls = 0
 
     def decode(
-        latents: codec.FrameLatents, *, box: codec.Box, **options: object
-    ) -> Iterator[tuple[codec.Box, NDArray[np.uint8]]]:
+        latents: codec.FrameLatents, *, box: Box, **options: object
+    ) -> Iterator[tuple[Box, NDArray[np.uint8]]]:
         nonlocal calls
         calls += 1
         assert latents[:, :].shape == latents.shape

@@ -26,7 +26,7 @@ from pillow_sdz import (
     save_latents,
     weights,
 )
-from pillow_sdz.codings import changes
+from pillow_sdz.codings import banded, changes
 from pillow_sdz.codings.banded import Banded
 from pillow_sdz.codings.hyperprior import Coded
 from pillow_sdz.codings.quantize import Quantizer
@@ -180,7 +180,7 @@ class TestWhatIsCoded:
     def test_bands_change_by_themselves(
         self, moving: list[Image.Image], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(codec, "BAND_ROWS", 4)
+        monkeypatch.setattr(banded, "BAND_ROWS", 4)
         data = encode_all(moving)
         assert types(data) == ["LATN", "LATN", *["DIFF", "DIFF"] * 5]
         upper, lower = payloads(data)[2::2], payloads(data)[3::2]
@@ -380,7 +380,7 @@ class TestHowLittleIsDecoded:
         self, scene: Image.Image, decoded: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Of the bands that it needs, and frames stay what they are."""
-        monkeypatch.setattr(codec, "BAND_ROWS", 10)
+        monkeypatch.setattr(banded, "BAND_ROWS", 10)
         tall = scene.resize((32, 800))
         data = encode_all([tall, tall.rotate(180), tall, tall])
         whole = frames_of(data)[3]
@@ -510,7 +510,7 @@ class TestSources:
             encode(scene, save_all=True, append_images=wrong)
 
     def test_too_many(self, scene: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(container, "MAX_FRAMES", 3)
+        monkeypatch.setattr("pillow_sdz.keywords.MAX_FRAMES", 3)
         small = scene.resize((16, 16))
         assert len(frames_of(encode_all([small] * 3))) == 3
         with pytest.raises(ValueError, match="more than 3 frames"):
@@ -610,10 +610,10 @@ class TestTiming:
 class TestDamage:
     def rewritten(self, data: bytes, number: int, payload: bytes) -> bytes:
         """The file with other data in the chunk of a frame, its CRC right."""
-        chunks = container.read(data)
-        places = [n for n, c in enumerate(chunks) if c.type in chunks.CODED]
-        chunks[places[number]] = chunks[places[number]]._replace(data=payload)
-        return framed(chunks)
+        file = container.read(data)
+        places = [n for n, c in enumerate(file) if c.type in chunks.CODED]
+        file[places[number]] = file[places[number]]._replace(data=payload)
+        return framed(file)
 
     @pytest.mark.parametrize("seed", range(12))
     def test_any_changes_decode_or_are_an_oserror(self, animation: bytes, seed: int) -> None:

@@ -45,7 +45,7 @@ NOT_OPENED = {
     "type-not-of-letters": "bad chunk type",
     "type-unknown-and-critical": "unknown critical chunk NEWS",
     "bytes-after-the-end": "4 bytes after its end",
-    "chunks-1001": "more than 1000 parts",
+    "chunks-1001": "more than 1000 chunks",
     "bands-odd": "bands of 3 rows of 6",
     "bands-of-all-rows": "bands of 6 rows of 6",
     "bands-of-no-rows": "bands of 0 rows of 6",
@@ -60,7 +60,7 @@ NOT_OPENED = {
     "frames-0": "0 frames",
     "frames-65535-of-1": "DONE after 1 LATN of 65535",
     "frames-1-of-2": "more LATN than frames",
-    "model-is-a-path": r"model name b'\.\./\.\./x'",
+    "model-is-a-path": r"model name '\.\./\.\./x'",
     "model-of-other-channels": "4 channels at a factor of 16, but model mini has 160 at 16",
     "model-without-latents": "'mini-perceptual' decodes the latents of 'mini', it has none",
     "quantisation-0": "coding context with a quantisation of 0",
@@ -79,7 +79,7 @@ NOT_SHOWN = {
     "latents-of-8191x1": r"latents \(4, 8191, 1\) in 1 bytes are too many",
     "float16-nan": "latents that are infinite or not a number",
     "bands-of-another-model": "chunk BAND in a file of model sd-mini",
-    "changes-of-another-model": "latents of sd-mini are not told by their changes",
+    "changes-of-another-model": "latents of sd-mini are not stored as changes",
     "alpha-as-before-the-first": "ALPH is that of the frame before, which has none",
     "changes-that-are-none": "chunk DIFF at byte 49: a cell neither changes nor stays",
     "channels-65535": "needs the model 'strange-1', which is not known here",
@@ -99,11 +99,11 @@ NOT_SHOWN = {
 }
 
 # Why `open_latents` refuses a file, where the reason is another one; None where it does not. It
-# looks at provenance and masks, and at no alpha and no tuning.
+# looks at provenance and masks, and at no alpha.
 LATENTS = {
     "float16-nan": None,
     "channels-65535": r"latents \(65535, 2, 2\) in 1 bytes are too many",
-    "model-of-other-weights": "needs 'mini' with the weights 01020304",
+    "model-of-other-weights": "needs the model 'mini' with the weights 01020304",
     "frames-7000": "7000 frames .* in 0 bytes are too many",
     "latents-of-2000-frames": "2000 frames .* in 2000 bytes are too many",
     "size-65535": r"latents \(4, 8192, 8192\) in 1 bytes are too many",
@@ -113,8 +113,6 @@ LATENTS = {
     "alpha-of-another-size": None,
     "alpha-ends-early": None,
     "alpha-as-before-the-first": None,
-    "animation-of-other-frames": None,
-    "tune-of-2-bytes": None,
 }
 
 # What is a picture. The texts and the rest of the pixels in a PNG of an alpha channel are not read;

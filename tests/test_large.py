@@ -16,6 +16,7 @@ from PIL import Image
 
 from benchmarks import memory
 from pillow_sdz import catalogue, chunks, codec, container, demo, models, options
+from pillow_sdz.arrays import Latents
 from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
 from pillow_sdz.models.mini import Mini
@@ -36,7 +37,7 @@ def photo() -> Image.Image:
 def banded(photo: Image.Image) -> bytes:
     """A file of several bands, as larger pictures have them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codec, "BAND_ROWS", ROWS)
+        patch.setattr("pillow_sdz.codings.banded.BAND_ROWS", ROWS)
         return encode(photo, quality=60)
 
 
@@ -46,7 +47,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers: list[int] = []
     decode_stored = codec.Frames.decode_stored
 
-    def noted(self: codec.Frames, number: int, band: int) -> codec.Latents:
+    def noted(self: codec.Frames, number: int, band: int) -> Latents:
         numbers.append(band)
         return decode_stored(self, number, band)
 

@@ -86,7 +86,7 @@ def test_sixteen_threads_do_as_one(environment: dict[str, str], tmp_path: Path) 
 
 
 LOADS = """
-from pillow_sdz.models import hub
+from pillow_sdz import weights
 calls = []
 checked = weights.sha256
 def counting(path):

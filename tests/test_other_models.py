@@ -158,7 +158,7 @@ def test_names_like_paths_are_names(
 def test_names_of_repositories_do_not_even_open(photo: Image.Image, ours: ModelSpec) -> None:
     data = encode(photo, model="ours")
     head = container.read(data)[0].data.replace(b"ours", b"o/rs")
-    with pytest.raises(OSError, match="damaged SDZ header: model name b'o/rs'"):
+    with pytest.raises(OSError, match="damaged SDZ header: model name 'o/rs'"):
         Image.open(BytesIO(replaced(data, chunks.HEAD, head)))
 
 

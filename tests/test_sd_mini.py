@@ -12,13 +12,23 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pillow_sdz import catalogue, codec, container, demo, fidelity, models, open_latents, options
+from pillow_sdz import (
+    catalogue,
+    codec,
+    container,
+    demo,
+    fidelity,
+    models,
+    open_latents,
+    options,
+    weights,
+)
 from pillow_sdz.codings.coding import Frame
 from pillow_sdz.models import sd_mini, sources
 from sdz_files import decode, encode, shown
 
 SD_MINI = catalogue.SD_MINI
-FOLDER = sd_mini.WEIGHTS.parent
+FOLDER = weights.SD_MINI.path.parent
 
 
 @pytest.fixture(scope="module")
@@ -51,23 +61,23 @@ def latents_of(data: bytes) -> NDArray[np.float32]:
 
 
 def test_autoencoder_and_unet_take_at_most_10_megabytes() -> None:
-    weights = sorted(FOLDER.rglob("*.safetensors"))
-    names = [path.relative_to(FOLDER).as_posix() for path in weights]
+    paths = sorted(FOLDER.rglob("*.safetensors"))
+    names = [path.relative_to(FOLDER).as_posix() for path in paths]
     assert names == [
         "autoencoder.safetensors",
         "prior.safetensors",
         "unet/diffusion_pytorch_model.safetensors",
     ]
-    assert sum(path.stat().st_size for path in weights) <= 10_000_000
+    assert sum(path.stat().st_size for path in paths) <= 10_000_000
 
 
 def test_registry_names_the_weights_that_ship() -> None:
     def sha256(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    assert sha256(sd_mini.WEIGHTS).startswith(SD_MINI.digest.hex())
+    assert sha256(weights.SD_MINI.path).startswith(SD_MINI.digest.hex())
     unet = FOLDER / "unet" / "diffusion_pytorch_model.safetensors"
-    assert sha256(unet) == models.SD_MINI_UNET
+    assert sha256(unet) == weights.SD_MINI_UNET.sha256
 
 
 def test_latents_have_about_unit_variance(exact: NDArray[np.float32]) -> None:
@@ -216,19 +226,16 @@ def test_damaged_unet_is_not_used(
     article: bytes, with_unet: catalogue.ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "_denoisers", {})
-    entry = models._EMBEDDED[SD_MINI.name]
-    assert entry.source.denoiser() is not None
-    unet = entry.source.denoiser().unet._replace(sha256="0" * 64)
-    parts = sources.DenoiserParts(unet, entry.source.denoiser().scheduler)
-    damaged = entry._replace(source=sources.Embedded(entry.source.autoencoder, parts))
-    monkeypatch.setitem(models._EMBEDDED, SD_MINI.name, damaged)
+    parts = models.DENOISERS[SD_MINI.name]
+    damaged = sources.DenoiserParts(parts.unet._replace(sha256="0" * 64), parts.scheduler)
+    monkeypatch.setitem(models.DENOISERS, SD_MINI.name, damaged)
     with options.override(DENOISE=True), pytest.raises(OSError, match="sha256"):
         decode(article)
 
 
 def test_container_says_what_it_is(article: bytes) -> None:
     header = container.Reader(BytesIO(article)).header
-    assert (header.model, header.coding, header.latents) == ("sd-mini", "palette", (4, 64, 64))
+    assert (header.model, header.coding, header.latents) == ("sd-mini", 1, (4, 64, 64))
 
 
 def test_a_larger_palette_fills_the_target_size(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -31,6 +30,8 @@ from sdz_files import shown
 __all__ = ["hub_cache", "no_network", "registry"]
 
 META = torch.device("meta")  # stands for a GPU
+
+SD1 = catalogue.known("sd1")
 
 
 @pytest.fixture(scope="module")
@@ -699,7 +700,7 @@ def in_cache(cache: Path, name: str) -> Path:
 
 
 def test_a_preset_in_the_cache(cached: Path, pixels: NDArray[np.uint8]) -> None:
-    spec = models.decoder_for("sd1", catalogue.NOT_NAMED, 4, 8)
+    spec = models.decoder_for(SD1, catalogue.NOT_NAMED, "psnr")
     expected = DiffusersAutoencoder(tiny.autoencoder_kl()).encode(pixels)
     np.testing.assert_array_equal(models.load(spec).encode(pixels), expected)
     assert embedding(spec, "a cat").shape == (1, tiny.TOKENS, 8)
@@ -709,13 +710,13 @@ def test_a_preset_in_the_cache(cached: Path, pixels: NDArray[np.uint8]) -> None:
 def test_an_incomplete_cache(cached: Path, name: str) -> None:
     in_cache(cached, name).unlink()
     with pytest.raises(OSError, match="'sd1' is not installed: run 'sdz models fetch sd1'"):
-        models.decoder_for("sd1", catalogue.NOT_NAMED, 4, 8)
+        models.decoder_for(SD1, catalogue.NOT_NAMED, "psnr")
 
 
 @pytest.mark.parametrize("name", ["unet/config.json", "tokenizer/vocab.json"])
 def test_an_incomplete_denoiser_in_the_cache(cached: Path, name: str) -> None:
     in_cache(cached, name).unlink()
-    spec = models.decoder_for("sd1", catalogue.NOT_NAMED, 4, 8)
+    spec = models.decoder_for(SD1, catalogue.NOT_NAMED, "psnr")
     models.load(spec)
     with pytest.raises(OSError, match="run 'sdz models fetch sd1 --denoiser'"):
         models.load_denoiser(spec)
@@ -781,7 +782,7 @@ def test_what_is_not_pinned_is_not_downloaded(
     cached: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preset = catalogue.PRESETS["sd1"]
-    loose = dataclasses.replace(preset, autoencoder=preset.autoencoder._replace(revision=None))
+    loose = preset._replace(autoencoder=preset.autoencoder._replace(revision=None))
     monkeypatch.setattr(models, "PRESETS", {"sd1": loose})
     with (
         options.override(ALLOW_DOWNLOADS=True),
@@ -806,8 +807,9 @@ def snapshot(repository, revision, files):
 
 given = json.load(sys.stdin)
 snapshots = {name: snapshot(*given.pop(name)) for name in ("autoencoder", "denoiser")}
-catalogue.PRESETS = {"sd1": Preset(**given, **snapshots)}
-model = models.load(models.decoder_for("sd1", catalogue.NOT_NAMED, 4, 8))
+models.PRESETS = {"sd1": Preset(**given, **snapshots)}
+sd1 = models.spec("sd1")
+model = models.load(models.decoder_for(sd1, sd1.digest, "psnr"))
 denoiser = models.load_denoiser(models.spec("sd1"))
 latents = model.encode(np.zeros((8, 8, 3), np.uint8))
 print(next(model.decode(latents))[1].shape, tuple(denoiser.embed("a cat").shape))
@@ -825,7 +827,7 @@ def test_offline_with_the_hubs_own_variables(cached: Path, environment: dict[str
     offline = {"HF_HOME": str(cached.parent / "home"), "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(
         [sys.executable, "-c", OFFLINE],
-        input=json.dumps(dataclasses.asdict(catalogue.PRESETS["sd1"])),
+        input=json.dumps(models.PRESETS["sd1"]._asdict()),
         env={**environment, **offline},
         capture_output=True,
         text=True,

@@ -110,7 +110,7 @@ def test_what_is_lost_with_a_wrong_crc_is_only_the_recommendation(
 
 
 def test_only_mini_has_the_choice(photo: Image.Image) -> None:
-    with pytest.raises(ValueError, match="tune 'perceptual' is for model 'mini'"):
+    with pytest.raises(ValueError, match="tune must be one of psnr with model 'sd-mini'"):
         encode(photo.resize((16, 16)), model="sd-mini", tune="perceptual")
 
 

@@ -25,6 +25,8 @@ from pillow_sdz.models.mini import Mini
 
 __all__ = ["no_network", "registry"]
 
+FOLDER = weights.FOLDER
+
 
 def damaged(path: Path) -> None:
     """One bit of the last weight: the file is as long and as readable as it was."""
@@ -35,10 +37,8 @@ def damaged(path: Path) -> None:
 
 def swapped(path: Path) -> None:
     """Another file of the package under this one's name, sound in itself."""
-    shutil.copyfile(
-        weights.SD1_PRIOR.path if path.name != "sd1_prior.safetensors" else weights.TABLES.path,
-        path,
-    )
+    other = weights.TABLES if path.name == weights.SD1_PRIOR.name else weights.SD1_PRIOR
+    shutil.copyfile(FOLDER / other.name, path)
 
 
 def no_numbers(path: Path) -> None:
@@ -58,9 +58,6 @@ def harmed(
     shutil.copyfile(FOLDER / getattr(weights, name).name, path)
     harm(path)
     return path
-
-
-FOLDER = weights.FOLDER
 
 
 @pytest.mark.parametrize("harm", [damaged, swapped, no_numbers])
@@ -115,7 +112,7 @@ def pipeline(tmp_path: Path) -> Path:
     return tiny.save_pipeline(tmp_path / "pipeline")
 
 
-def weights(folder: Path) -> Path:
+def weights_in(folder: Path) -> Path:
     (path,) = folder.glob("*.safetensors")
     return path
 
@@ -149,8 +146,8 @@ def test_a_part_that_has_changed_since_it_was_made_known(
     use(spec, part)
     models._loaded.clear()
     models._denoisers.clear()
-    damaged(weights(pipeline / part))
-    with pytest.raises(OSError, match=f"{weights(pipeline / part)} is damaged: its sha256 is"):
+    damaged(weights_in(pipeline / part))
+    with pytest.raises(OSError, match=f"{weights_in(pipeline / part)} is damaged: its sha256 is"):
         use(spec, part)
 
 
@@ -158,15 +155,15 @@ def test_a_part_that_has_changed_since_it_was_made_known(
 def test_weights_of_another_part(part: str, pipeline: Path) -> None:
     """Before they are made known, so that no hash tells: the tensors do, by name or by shape."""
     other = PARTS[(PARTS.index(part) + 1) % len(PARTS)]
-    shutil.copyfile(weights(pipeline / other), weights(pipeline / part))
+    shutil.copyfile(weights_in(pipeline / other), weights_in(pipeline / part))
     with pytest.raises(OSError, match=rf"pipeline/{part}.*(lacks|could not be loaded)"):
         use(register(pipeline), part)
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_weights_that_are_no_numbers(part: str, pipeline: Path) -> None:
-    no_numbers(weights(pipeline / part))
-    with pytest.raises(OSError, match=f"{weights(pipeline / part)} is damaged: .*NaN"):
+    no_numbers(weights_in(pipeline / part))
+    with pytest.raises(OSError, match=f"{weights_in(pipeline / part)} is damaged: .*NaN"):
         use(register(pipeline), part)
 
 
@@ -194,5 +191,5 @@ def test_records_without_hashes_of_the_parts(pipeline: Path) -> None:
     entry = recorded.read()["ours"]
     assert isinstance(entry, recorded.Directory)
     recorded.write("ours", dataclasses.replace(entry, unet="", text_encoder=""))
-    damaged(weights(pipeline / "unet"))
+    damaged(weights_in(pipeline / "unet"))
     use(spec, "unet")

@@ -6,7 +6,6 @@ Stable Diffusion 1's have.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -189,8 +188,7 @@ def cached(cache: Path, repository: str, revision: str, folder: Path) -> Snapsho
 
 def pinned(preset: Preset, cache: Path, autoencoder: Path, denoiser: Path | None = None) -> Preset:
     """A preset like this one, with the files of these folders in the cache instead of its own."""
-    return dataclasses.replace(
-        preset,
+    return preset._replace(
         autoencoder=cached(cache, "tiny/autoencoder", "1" * 40, autoencoder),
         denoiser=cached(cache, "tiny/denoiser", "2" * 40, denoiser) if denoiser else None,
     )

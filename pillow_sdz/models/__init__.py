@@ -30,10 +30,10 @@ from ..catalogue import (
 )
 from ..header import NAME
 from . import recorded, sources
-from .network import Network
 from .sources import DenoiserParts, Folder, NotInstalled, Source
 
 if TYPE_CHECKING:
+    from .network import Network
     from .stable_diffusion import Denoiser as Denoiser
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from pillow_sdz import chunks, codec, container, demo
+from pillow_sdz import chunks, container, demo
 from sdz_files import decode, encode
 
 SIZE = (301, 263)
@@ -51,7 +51,7 @@ def files() -> dict[str, bytes]:
     photo = demo.photo().crop((150, 100, 150 + SIZE[0], 100 + SIZE[1]))
     photo.putalpha(Image.linear_gradient("L").resize(SIZE))
     with pytest.MonkeyPatch.context() as context:
-        context.setattr(codec, "BAND_ROWS", 4)
+        context.setattr("pillow_sdz.codings.banded.BAND_ROWS", 4)
         return {mode: encode(photo.convert(mode), effort=0) for mode in ("L", "RGB", "RGBA")}
 
 
