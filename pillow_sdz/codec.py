@@ -53,7 +53,7 @@ def step_of(quality: float) -> int:
     """The quantisation step, in 1/1024 of the latents' unit, of a quality of 1 to 100.
 
     Chosen: 20 qualities halve the step, and 100 is an eighth of the unit.  What steps take of
-    latents like Stable Diffusion 1's is in docs/stable-diffusion.md (benchmarks.latents).
+    latents like Stable Diffusion 1's is in the README (benchmarks.latents).
     """
     return round(STEP_UNITS * 2 ** ((40 - quality) / 20))
 
