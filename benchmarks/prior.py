@@ -199,7 +199,8 @@ def measure(photos: list[Photo], quality: float) -> dict[str, float]:
     for photo in photos:
         payload = b"".join(chunk.data for chunk in encode(Frame(photo.latents)))
         reader = Reader(payload)
-        symbols = shipped.code(reader, *photo.latents.shape[:2], hundredths).symbols
+        rows, columns, _ = photo.latents.shape
+        symbols = shipped.code(reader, rows, columns, hundredths).symbols
         integers.append(symbols)
         if payload_of(shipped, symbols, reader.hyper, hundredths) != payload:
             msg = "the payload's integers are not encoded to it again"

@@ -201,7 +201,7 @@ class Reader:
         return data
 
     def _read(self, count: int) -> bytes:
-        """So many bytes, or those up to the end: a raw file may return fewer than it is asked for."""
+        """So many bytes, or those up to the end; one read of a raw file may return fewer."""
         parts = []
         while count and (part := self._fp.read(count)):
             parts.append(part)

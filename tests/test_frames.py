@@ -15,7 +15,6 @@ from PIL import Image, ImageSequence, features
 from safetensors.numpy import load_file
 
 from pillow_sdz import (
-    SdzImagePlugin,
     catalogue,
     chunks,
     codec,
@@ -24,6 +23,7 @@ from pillow_sdz import (
     models,
     open_latents,
     save_latents,
+    saving,
     weights,
 )
 from pillow_sdz.codings import banded, changes
@@ -165,7 +165,7 @@ class TestWhatIsCoded:
 
     def test_a_new_beginning(self, scene: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
         """A reader never has to decode more than so many chunks for a frame, nor for its alpha."""
-        for module in (container, SdzImagePlugin):
+        for module in (container, saving):
             monkeypatch.setattr(module, "MAX_CHANGES", 2)
         picture = scene.copy()
         picture.putalpha(Image.radial_gradient("L").resize(SIZE))

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from evaluation.photos import photo_paths
 from pillow_sdz.models.mini.network import CHANNELS, FACTOR, Autoencoder
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from pillow_sdz.weights import MINI
@@ -181,8 +182,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     options.run.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
-    photos = data.load(data.photo_paths(options.photos, held_out=False))
-    held_out = data.load(data.photo_paths(options.photos, held_out=True))[::3]
+    photos = data.load(photo_paths(options.photos, held_out=False))
+    held_out = data.load(photo_paths(options.photos, held_out=True))[::3]
     model = Model()
     if options.warm_start:
         weights = shipped() if options.warm_start == "shipped" else load_file(options.warm_start)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from evaluation.photos import photo_paths
 from pillow_sdz.codings import dithering
 from pillow_sdz.codings.dithering import STEP
 from training import data
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=600, help="pictures")
     options = parser.parse_args()
     latents = {k: x for k, x in load_file(options.latents).items() if min(x.shape[1:]) >= PART}
-    paths = data.photo_paths(options.photos, held_out=options.held_out)
+    paths = photo_paths(options.photos, held_out=options.held_out)
     photos = {path.stem: photo for path, photo in zip(paths, data.load(paths), strict=True)}
     rng = random.Random(0)
     examples: dict[str, list[np.ndarray]] = {"exact": [], "coded": [], "pixels": []}

@@ -21,11 +21,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from evaluation.photos import photo_paths
 from pillow_sdz import catalogue, models, options
 from pillow_sdz.models.mini import Mini
 from pillow_sdz.models.mini.network import rate_of
 from pillow_sdz.models.mini.reduced import Eighth, Reducing
-from training.data import photo_paths
 
 SCALES = (2, 4, 8)
 SIDE = 384  # of a crop, in pixels

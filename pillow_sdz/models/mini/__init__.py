@@ -41,7 +41,8 @@ class Mini:
     @torch.inference_mode(False)
     @undisturbed
     def __init__(self, weights: Path) -> None:
-        Tables.shipped()  # here, where one thread at a time is, or each of the first would load them
+        # Here, under the lock of `models.load`: otherwise each of the first threads would load them.
+        Tables.shipped()
         tensors = load_file(weights)
 
         def part(name: str) -> dict[str, Tensor]:

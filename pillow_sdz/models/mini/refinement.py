@@ -159,7 +159,7 @@ def _rectified(x: Tensor) -> Tensor:
 
 
 def _bits(symbols: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """Bits in all, as the tables would have them; ``scale`` is their index (`range_coder.SCALES`)."""
+    """Bits in all, as the tables would have them; ``scale`` is their index."""
     spread = torch.exp2(scale.clamp(0, SCALES - 1) / 8 - 5)
     # The upper tail is computed as the lower one, where a difference of sigmoids is precise.
     distance = -(symbols - mean).abs()
