@@ -70,7 +70,7 @@ class Header(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> Header:
-        """The header in the data of a HEAD chunk; OSError if it is damaged or of a newer version."""
+        """The header in the data of a HEAD chunk; OSError if it is damaged or of a newer one."""
         if data and data[0] != VERSION:
             msg = (
                 f"SDZ format version {data[0]}: a newer version of pillow-sdz is needed, "

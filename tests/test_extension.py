@@ -1,6 +1,6 @@
 """What an extension costs: a toy model and a toy coding, added by this file alone.
 
-A coding is a class and two rows, an embedded model is a class and three rows: nothing in the plugin,
+A coding is a class and two rows; an embedded model is a class and three.  Nothing in the plugin,
 in saving, in the codec or in the keywords knows of them.  CONTRIBUTING.md has the recipes.
 """
 

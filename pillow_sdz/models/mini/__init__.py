@@ -41,7 +41,7 @@ class Mini:
     @torch.inference_mode(False)
     @undisturbed
     def __init__(self, weights: Path) -> None:
-        # Here, under the lock of `models.load`: otherwise each of the first threads would load them.
+        # Under the lock of `models.load`; otherwise each of the first threads would load them.
         Tables.shipped()
         tensors = load_file(weights)
 
