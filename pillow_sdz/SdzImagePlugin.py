@@ -6,6 +6,8 @@ registry and torch are imported, when the pixels are first needed.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
@@ -229,6 +231,11 @@ class SdzImageFile(ImageFile.ImageFile):
 
         OSError where it is damaged, unless LOAD_TRUNCATED_IMAGES is set: then black, or opaque.
         """
+        handled = sys.exc_info()[1]
+        if self._truncated and isinstance(handled, OSError) and getattr(self.fp, "closed", False):
+            # ImageFile.Parser opens what it has so far, and loads that in a `finally` after it
+            # has failed to open the whole file: why it has failed must not be hidden.
+            raise handled
         if self.fp is None or getattr(self.fp, "closed", False):  # not every file object has it
             msg = "the pixels of a closed image cannot be decoded"
             raise ValueError(msg)
@@ -261,7 +268,7 @@ class SdzImageFile(ImageFile.ImageFile):
                 self._coding,
                 self._reader.bands,
                 self._frames,
-                self._reader.data,
+                self._reader,
             )
         latents = self._latents.frame(self._frame, lenient=lenient)
         size = box[2] - box[0], box[3] - box[1]
@@ -270,11 +277,13 @@ class SdzImageFile(ImageFile.ImageFile):
             latents, decoder=decoder, box=box, scale=self._scale, refine=refine
         ):
             found.paste(Image.fromarray(pixels).convert(found.mode), place)
-        for rows in latents.damaged:
-            top, bottom = (
-                n * header.factor // self._scale - box[1] for n in (rows.start, rows.stop)
-            )
-            found.paste(0, (0, max(top, 0), size[0], max(bottom, 0)))
+        for rows, reason, shown in latents.losses:
+            top, bottom = (n * header.factor // self._scale for n in (rows.start, rows.stop))
+            what = "guessed in part" if shown else "black"
+            message = f"{reason}: the rows {top} to {min(bottom, self.height)} are {what}"
+            warnings.warn(message, stacklevel=4)
+            if not shown:
+                found.paste(0, (0, max(top - box[1], 0), size[0], max(bottom - box[1], 0)))
         if alpha is not None:
             found.putalpha(alpha)
         return found
@@ -283,9 +292,10 @@ class SdzImageFile(ImageFile.ImageFile):
         """A part of the alpha channel; opaque where it is lost and LOAD_TRUNCATED_IMAGES is set."""
         try:
             whole = self._whole_alpha()
-        except OSError:
+        except OSError as e:
             if not ImageFile.LOAD_TRUNCATED_IMAGES:
                 raise
+            warnings.warn(f"{e}: the picture is opaque", stacklevel=5)
             whole = Image.new("L", self._header.size, 255)
         return (whole.reduce(self._scale) if self._scale > 1 else whole).crop(box)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,11 +136,19 @@ def write(file: Sequence[Chunk]) -> bytes:
     return data
 
 
+class ChunkReader(Protocol):
+    """What gives the data of chunks; see `container.Reader`."""
+
+    def data(self, entry: container.Entry) -> bytes: ...
+
+    def beginning(self, entry: container.Entry) -> bytes: ...
+
+
 class Frames:
     """The latents of a file's frames, decoded where and when they are asked for.
 
-    ``bands`` are the rows of a frame's bands, ``frames`` where their chunks lie, ``read`` gives a
-    chunk's data.  OSError for bands that the coding does not have, or too large ones, and if the
+    ``bands`` are the rows of a frame's bands, ``frames`` where their chunks lie in the file of
+    ``reader``.  OSError for bands that the coding does not have, or too large ones, and if the
     coding needs other weights than are on this computer.
     """
 
@@ -150,7 +159,7 @@ class Frames:
         coding: CodingSpec,
         bands: Sequence[slice],
         frames: Sequence[container.Frame],
-        read: Callable[[container.Entry], bytes],
+        reader: ChunkReader,
     ) -> None:
         rows, columns = bands[0].stop, header.latents[2]
         if coding.band_latents is None:
@@ -168,7 +177,7 @@ class Frames:
             )
             raise OSError(msg)
         self.header, self.model, self.coding, self.bands = header, model, coding, bands
-        self._frames, self._read = frames, read
+        self._frames, self._reader = frames, reader
         self.coder = coder_of(model, coding)
         # Of a band that is stored as changes: a frame, and its integers there.
         self._latest: dict[int, tuple[int, Any]] = {}
@@ -177,9 +186,12 @@ class Frames:
         """One frame; with ``lenient``, what is damaged of it is 0, and listed."""
         return FrameLatents(self, number, lenient=lenient)
 
-    def decode(self, number: int, band: int) -> Latents:
-        """The latents (h, w, C) of a band, as pipelines have them; OSError if it is damaged."""
-        return self.as_pipelines_have(self.decode_stored(number, band))
+    def decode(self, number: int, band: int, *, complete: bool = True) -> Latents:
+        """The latents (h, w, C) of a band, as pipelines have them; OSError if it is damaged.
+
+        Of the last chunk of a truncated file, which is not ``complete``, it is what there is.
+        """
+        return self.as_pipelines_have(self.decode_stored(number, band, complete=complete))
 
     def as_pipelines_have(self, stored: NDArray[Any]) -> Latents:
         """Stored latents, scaled and in float32; OSError if their scaling is not known."""
@@ -191,7 +203,7 @@ class Frames:
             msg = f"SDZ file of unscaled latents: {e}"
             raise OSError(msg) from e
 
-    def decode_stored(self, number: int, band: int) -> NDArray[Any]:
+    def decode_stored(self, number: int, band: int, *, complete: bool = True) -> NDArray[Any]:
         """As `decode`, but in the coding's own dtype, and not scaled if they are stored so."""
         if len(self._frames[number].bands) <= band:
             msg = "truncated SDZ file: it ends before the latents do"
@@ -200,22 +212,26 @@ class Frames:
         rows = self.bands[band]
         shape = rows.stop - rows.start, self.header.latents[2]
         try:
-            integers = self._integers(number, band, shape)
+            integers = self._integers(number, band, shape, complete=complete)
         except DamagedPayload as e:
             msg = f"damaged SDZ file: {entry}: {e}"
             raise OSError(msg) from e
         return self.coder.latents(integers, self.header.quantisation)
 
-    def _integers(self, number: int, band: int, shape: tuple[int, int]) -> Any:
+    def _integers(self, number: int, band: int, shape: tuple[int, int], *, complete: bool) -> Any:
         """A band's in a frame; those of the frames before it are decoded where it changes them."""
         latest, integers = self._latest.pop(band, (-1, None))
         first = number  # the frame whose LATN all others up to this one change
         while first != latest and self._is_changes(first, band):
             first -= 1
         for frame in range(first + (first == latest), number + 1):
-            data = self._read(self._frames[frame].bands[band])
+            entry = self._frames[frame].bands[band]
             before = integers if self._is_changes(frame, band) else None
-            integers = self.coder.decode(data, shape, self.header.quantisation, before)
+            is_whole = complete or frame < number
+            data = self._reader.data(entry) if is_whole else self._reader.beginning(entry)
+            integers = self.coder.decode(
+                data, shape, self.header.quantisation, before, complete=is_whole
+            )
         # What a frame changes may be asked for again, by the next frame or by this one.
         if any(self._is_changes(near, band) for near in (number, number + 1)):
             self._latest[band] = number, integers
@@ -232,6 +248,14 @@ class Frames:
         return found
 
 
+class Loss(NamedTuple):
+    """What a frame lacks: rows of latents, why, and whether anything of them is shown."""
+
+    rows: slice
+    reason: str
+    shown: bool
+
+
 class FrameLatents:
     """The latents (h, w, C) of one frame, decoded band by band as areas of them are sliced."""
 
@@ -240,7 +264,7 @@ class FrameLatents:
         self._frames, self._number, self._lenient = frames, number, lenient
         channels, height, width = frames.header.latents
         self.shape = height, width, channels
-        self.damaged: list[slice] = []  # rows of bands
+        self.losses: list[Loss] = []
         self._decoded: dict[int, Latents] = {}
 
     def __getitem__(self, area: Area) -> Latents:
@@ -259,14 +283,22 @@ class FrameLatents:
         if number not in self._decoded:
             try:
                 self._decoded[number] = self._frames.decode(self._number, number)
-            except OSError:
+            except OSError as e:
                 if not self._lenient:
                     raise
-                rows = self._frames.bands[number]
-                self.damaged.append(rows)
-                shape = rows.stop - rows.start, *self.shape[1:]
-                self._decoded[number] = np.zeros(shape, np.float32)
+                self._decoded[number] = self._rescued(number, e)
         return self._decoded[number]
+
+    def _rescued(self, number: int, error: OSError) -> Latents:
+        """What is left of a damaged band: the beginning of one that was cut, or zeros."""
+        rows = self._frames.bands[number]
+        if isinstance(error, container.TruncatedError):
+            with suppress(OSError):
+                begun = self._frames.decode(self._number, number, complete=False)
+                self.losses.append(Loss(rows, str(error), shown=True))
+                return begun
+        self.losses.append(Loss(rows, str(error), shown=False))
+        return np.zeros((rows.stop - rows.start, *self.shape[1:]), np.float32)
 
 
 def decode(

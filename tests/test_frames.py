@@ -318,9 +318,9 @@ class TestHowLittleIsDecoded:
         done: list[str] = []
         integers, pixels = Banded.decode, codec.decode
 
-        def counted_integers(*arguments: Any) -> Coded:
+        def counted_integers(*arguments: Any, **options: Any) -> Coded:
             done.append("integers")
-            return integers(*arguments)
+            return integers(*arguments, **options)
 
         def counted_pixels(*arguments: Any, **options: Any) -> Iterator[Any]:
             done.append("pixels")
@@ -673,7 +673,10 @@ class TestDamage:
                 im.seek(number)
                 assert im.tobytes() == expected[number].tobytes()
             im.seek(4)
-            assert im.getextrema() == ((0, 0),) * 3
+            with pytest.warns(UserWarning, match="truncated SDZ file: .* are guessed in part"):
+                im.load()
+            # What it does not say has not changed.
+            assert_similar(im, expected[3], LOSS)
             im.seek(5)
             with pytest.raises(OSError, match="truncated"):
                 im.load()

@@ -18,7 +18,7 @@ from . import changes
 from .coding import Frame, FrameEncoder
 from .hyperprior import Coded, HyperPrior
 from .quantize import Quantizer
-from .range_coder import SymbolDecoder, Tables
+from .range_coder import Tables, decoder_of
 from .target_size import EncodedLatents, largest, largest_of_slow
 
 # A band has at most so many rows of latents: what a region costs beyond itself.  Chosen.
@@ -97,9 +97,11 @@ class Banded:
         shape: tuple[int, int],
         quantisation: int,
         before: Coded | None = None,
+        *,
+        complete: bool = True,
     ) -> Coded:
         with one_blas_thread():
-            decoder = SymbolDecoder(Tables.shipped(), payload)
+            decoder = decoder_of(payload, complete=complete)
             coded = self._network.prior.code(decoder, *shape, quantisation, before)
             decoder.finish()
         return coded

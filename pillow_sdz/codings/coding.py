@@ -64,11 +64,18 @@ class Coding(Protocol):
         ...
 
     def decode(
-        self, payload: bytes, shape: tuple[int, int], quantisation: int, before: Any = None
+        self,
+        payload: bytes,
+        shape: tuple[int, int],
+        quantisation: int,
+        before: Any = None,
+        *,
+        complete: bool = True,
     ) -> Any:
         """The integers of a band of latents of ``shape`` (h, w); `DamagedPayload` if it has none.
 
-        ``before`` are those of the same band in the frame before, in a chunk of what changes.
+        ``before`` are those of the same band in the frame before, in a chunk of what changes.  If
+        the payload is not ``complete``, what it lacks is what is likeliest.
         """
         ...
 
