@@ -25,9 +25,12 @@ import pillow_sdz  # noqa: F401  # registers the format SDZ
 from benchmarks.codecs import CODECS
 from benchmarks.metrics import measure
 from benchmarks.rate_distortion import load
-from pillow_sdz import codec, container, denoise, models, palette
-from pillow_sdz.codec import PALETTE_STEP, EncodedLatents, Latents
+from pillow_sdz import catalogue, chunks, codec, container, models
+from pillow_sdz.arrays import Latents
+from pillow_sdz.codings.dithering import STEP, encode
+from pillow_sdz.codings.target_size import EncodedLatents
 from pillow_sdz.container import Chunk
+from pillow_sdz.models import denoise, tiles
 
 # What is done to latents before they are decoded, by what the table calls it.
 Refinements = Mapping[str, Callable[[Latents], Latents]]
@@ -46,7 +49,7 @@ class Row:
 
 
 def rows(
-    picture: Image.Image, model: models.ModelSpec, rate: float | None, refinements: Refinements
+    picture: Image.Image, model: catalogue.ModelSpec, rate: float | None, refinements: Refinements
 ) -> list[Row]:
     """All rows of one photo of mode RGB."""
     pixels = picture.width * picture.height
@@ -54,32 +57,30 @@ def rows(
     size = {} if rate is None else {"target_size": int(rate * pixels / 8)}
     file = io.BytesIO()
     picture.save(file, "SDZ", model=model.name, coding="palette", **size)
-    payload = next(c.data for c in container.read(file.getvalue()) if c.type == container.LATENTS)
-    chunk = Chunk(container.LATENTS, payload)
+    payload = next(c.data for c in container.read(file.getvalue()) if c.type == chunks.LATENTS)
+    chunk = Chunk(chunks.LATENTS, payload)
     framing = len(file.getvalue()) - container.chunk_size(len(payload))
     budget = size.get("target_size", len(file.getvalue()))
 
-    codings = {"palette, dithered": ("palette", EncodedLatents([[chunk]], PALETTE_STEP))}
+    codings = {"palette, dithered": (catalogue.PALETTE, EncodedLatents([[chunk]], STEP))}
     if rate is None:
-        plain = palette.encode(exact, step=PALETTE_STEP, dither=False)
-        chunk = Chunk(container.LATENTS, plain)
-        codings["palette, not dithered"] = "palette", EncodedLatents([[chunk]], PALETTE_STEP)
-    fitted = codec.encode([picture], model=model, max_size=budget - framing)
-    codings["context"] = "context", fitted
+        plain = encode(exact, step=STEP, dither=False)
+        chunk = Chunk(chunks.LATENTS, plain)
+        codings["palette, not dithered"] = catalogue.PALETTE, EncodedLatents([[chunk]], STEP)
+    encoder = codec.Encoder(model, catalogue.CONTEXT)
+    codings["context"] = catalogue.CONTEXT, encoder.fit([picture], budget - framing)
 
     found = []
     for name, (coding, encoded) in codings.items():
-        latents = codec.decode_latents(
-            encoded.frames[0][0].data,
-            model=model,
-            shape=exact.shape[:2],
-            coding=coding,
-            quantisation=encoded.quantisation,
-        )
+        coder, quantisation = codec.coder_of(model, coding), encoded.quantisation
+        integers = coder.decode(encoded.frames[0][0].data, exact.shape[:2], quantisation)
+        latents = coder.latents(integers, quantisation)
         bpp = 8 * (len(encoded.frames[0][0].data) + framing) / pixels
         refined = {f"{name}, {label}": refine(latents) for label, refine in refinements.items()}
         for label, decoded in {name: latents, **refined}.items():
-            decoded_pixels = models.load(model).decode(decoded)[: picture.height, : picture.width]
+            pieces = models.load(model).decode(decoded, quantisation)
+            whole = tiles.assembled(pieces, decoded, model.factor)
+            decoded_pixels = whole[: picture.height, : picture.width]
             error = float(np.mean((decoded - exact) ** 2))
             found.append(_row(label, bpp, error, picture, Image.fromarray(decoded_pixels)))
     for name in ("jpeg", "webp"):

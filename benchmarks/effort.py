@@ -24,8 +24,9 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from benchmarks.latents import FOLDS, decode
-from pillow_sdz import quantize
-from pillow_sdz.lattice import STEP_UNITS, LatticePrior
+from pillow_sdz.codings import quantize
+from pillow_sdz.codings.integers import STEP_UNITS
+from pillow_sdz.codings.lattice import LatticePrior
 from pillow_sdz.threads import one_blas_thread
 
 STEPS = (0.25, 0.5, 1.0)

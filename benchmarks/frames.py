@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import pillow_sdz  # noqa: F401  # registers the format SDZ
 from benchmarks.metrics import ssimulacra2
-from training.data import photo_paths
+from evaluation.photos import photo_paths
 
 SIZE = 384, 256
 FRAMES = 16

@@ -27,12 +27,16 @@ from safetensors.numpy import load, load_file, save
 from threadpoolctl import threadpool_limits
 
 from benchmarks.latents import FACTOR, FOLDS
-from pillow_sdz import container, float16, models
-from pillow_sdz.adaptive import AdaptivePrior
-from pillow_sdz.container import Chunk, Header
-from pillow_sdz.entropy import SymbolDecoder, Tables
-from pillow_sdz.lattice import STEP_UNITS, LatticePrior
-from pillow_sdz.quantize import Prior, Quantizer
+from pillow_sdz import chunks, container, models
+from pillow_sdz.catalogue import CONTEXT, FLOAT16, CodingSpec
+from pillow_sdz.codings import float16
+from pillow_sdz.codings.adaptive import AdaptivePrior
+from pillow_sdz.codings.integers import STEP_UNITS
+from pillow_sdz.codings.lattice import LatticePrior
+from pillow_sdz.codings.quantize import Prior, Quantizer
+from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
+from pillow_sdz.container import Chunk
+from pillow_sdz.header import Header
 
 SIZE = 64  # latents a side, of a picture of 512 pixels
 STEPS = (0.1, 0.25, 0.5)
@@ -87,26 +91,25 @@ def lzma_of_bytes() -> Format:
     return Format("LZMA of bytes apart, float16", encode, decode)
 
 
-def sdz_file(payload: bytes, coding: str, quantisation: int) -> bytes:
+def sdz_file(payload: bytes, coding: CodingSpec, quantisation: int) -> bytes:
     """What `pillow_sdz.save_latents` writes."""
     spec = models.spec("sd1")
     size = (FACTOR * SIZE, FACTOR * SIZE)
     header = Header(
-        "RGB", size, spec.name, spec.digest, spec.channels, spec.factor, quantisation, coding
+        "RGB", size, spec.name, spec.digest, spec.channels, spec.factor, quantisation, coding.number
     )
-    chunks = [(container.HEAD, header.pack()), (container.LATENTS, payload), (container.DONE, b"")]
-    return container.write([Chunk(*chunk) for chunk in chunks])
+    return container.write(container.assemble(header, [], [[Chunk(chunks.LATENTS, payload)]]))
 
 
 def payload_of(data: bytes) -> bytes:
     reader = container.Reader(io.BytesIO(data))
-    return next(reader.data(entry) for entry in reader if entry.type == container.LATENTS)
+    return next(reader.data(entry) for entry in reader if entry.type == chunks.LATENTS)
 
 
 def lossless() -> Format:
     def encode(latents: Latents, photo: int) -> bytes:
         halves = latents.transpose(1, 2, 0).astype(np.float16)
-        return sdz_file(float16.encode(halves), "float16", 0)
+        return sdz_file(float16.encode(halves), FLOAT16, 0)
 
     def decode(data: bytes, photo: int) -> Latents:
         return float16.decode(payload_of(data), SIZE, SIZE, 4).transpose(2, 0, 1)
@@ -122,7 +125,7 @@ def quantised(name: str, number: int, priors: list[Prior], step: float) -> Forma
         steps = latents.transpose(1, 2, 0).astype(np.float64) * (STEP_UNITS / units)
         quantizer = Quantizer(Tables.shipped(), steps, np.zeros(0))
         priors[photo % len(priors)].code(quantizer, SIZE, SIZE, units)
-        return sdz_file(bytes([number]) + quantizer.bytes(), "context", units)
+        return sdz_file(bytes([number]) + quantizer.bytes(), CONTEXT, units)
 
     def decode(data: bytes, photo: int) -> Latents:
         decoder = SymbolDecoder(Tables.shipped(), payload_of(data)[1:])

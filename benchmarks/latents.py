@@ -34,10 +34,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
 
-from pillow_sdz.adaptive import AdaptivePrior
-from pillow_sdz.entropy import Ints, SymbolDecoder, Tables
-from pillow_sdz.lattice import STEP_UNITS, LatticePrior
-from pillow_sdz.quantize import Prior, Quantizer
+from pillow_sdz.arrays import Ints
+from pillow_sdz.codings.adaptive import AdaptivePrior
+from pillow_sdz.codings.integers import STEP_UNITS
+from pillow_sdz.codings.lattice import LatticePrior
+from pillow_sdz.codings.quantize import Prior, Quantizer
+from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
 
 STEPS = (0.25, 0.5, 1.0)  # those of the project's figures
 FACTOR = 8  # pixels a side for each latent

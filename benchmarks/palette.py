@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from pillow_sdz import palette
-from pillow_sdz.lattice import STEP_UNITS
+from pillow_sdz.codings import dithering, palette
+from pillow_sdz.codings.integers import STEP_UNITS
 
 STEP = 34  # the article's byte, in 1/1024 of a latent
 SIDE = 64  # latents along each side of the article's pictures
@@ -51,9 +51,9 @@ def means(values: NDArray[Any]) -> NDArray[Any]:
 def measure(latents: Latents, entries: int, dither: bool) -> dict[str, float]:
     """Bytes, errors and milliseconds of one picture."""
     start = time.process_time()
-    payload = palette.encode(latents, step=STEP, entries=entries, dither=dither)
+    payload = dithering.encode(latents, step=STEP, entries=entries, dither=dither)
     encoded = time.process_time()
-    decoded = palette.decode(payload, *latents.shape, step=STEP)
+    decoded = dithering.decode(payload, *latents.shape, step=STEP)
     end = time.process_time()
     colours, indices = palette.unpack(payload, *latents.shape)
     if palette.pack(colours, indices) != payload:

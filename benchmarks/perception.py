@@ -28,10 +28,10 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from benchmarks import feature_distance
 from benchmarks.codecs import CODECS
 from benchmarks.metrics import BUTTERAUGLI, butteraugli, measure
 from benchmarks.rate_distortion import load, photos_in
+from evaluation import feature_distance
 from pillow_sdz import options as settings
 
 RATES = (0.05, 0.10, 0.15, 0.25)  # bits per pixel: where decoders have texture to invent

@@ -29,11 +29,14 @@ from tqdm import tqdm
 
 from benchmarks.latents import FOLDS
 from benchmarks.rate_distortion import load, photos_in
-from pillow_sdz import codec, models
-from pillow_sdz.entropy import Floats, Ints, Prediction, SymbolDecoder, Tables
-from pillow_sdz.models.embedded import WEIGHTS
-from pillow_sdz.prior import HyperPrior
-from pillow_sdz.quantize import Quantizer
+from pillow_sdz import catalogue, models, weights
+from pillow_sdz.arrays import Floats, Ints
+from pillow_sdz.codings.banded import Banded
+from pillow_sdz.codings.coding import Frame
+from pillow_sdz.codings.hyperprior import HyperPrior
+from pillow_sdz.codings.quantize import Quantizer
+from pillow_sdz.codings.range_coder import Prediction, SymbolDecoder, Tables
+from pillow_sdz.models.mini import Mini
 from pillow_sdz.threads import one_blas_thread
 
 QUALITIES = (10, 20, 35, 50, 75)
@@ -163,7 +166,7 @@ def without(names: Iterable[str]) -> HyperPrior:
     """mini's prior, these of its tensors zero."""
     tensors = {
         name.removeprefix("prior."): tensor
-        for name, tensor in load_file(WEIGHTS).items()
+        for name, tensor in load_file(weights.MINI.checked()).items()
         if name.startswith("prior.")
     }
     return HyperPrior(tensors | {name: np.zeros_like(tensors[name]) for name in names})
@@ -180,8 +183,10 @@ def order_0(symbols: Ints) -> float:
 
 def measure(photos: list[Photo], quality: float) -> dict[str, float]:
     """Bits per pixel of all photos together, by what codes them."""
-    hundredths = codec.quantisation_of(quality, models.MINI, effort=0)
-    shipped = models.load(models.MINI).prior
+    hundredths = round(100 * quality)
+    mini = models.load(catalogue.MINI)
+    assert isinstance(mini, Mini)
+    shipped, encode = mini.prior, Banded(catalogue.HYPERPRIOR, mini).encoder(hundredths, effort=4)
     groups_before = [f"hidden{i}.weight3" for i in (1, 2)]  # the fourth of their inputs
     less = {
         "without the groups before": without(groups_before),
@@ -192,11 +197,10 @@ def measure(photos: list[Photo], quality: float) -> dict[str, float]:
     bits = dict.fromkeys(names, 0.0)
     integers = []
     for photo in photos:
-        payload = codec.encode_latents(
-            photo.latents, model=models.MINI, coding="context", quantisation=hundredths
-        )
+        payload = b"".join(chunk.data for chunk in encode(Frame(photo.latents)))
         reader = Reader(payload)
-        symbols = shipped.code(reader, *photo.latents.shape[:2], hundredths).symbols
+        rows, columns, _ = photo.latents.shape
+        symbols = shipped.code(reader, rows, columns, hundredths).symbols
         integers.append(symbols)
         if payload_of(shipped, symbols, reader.hyper, hundredths) != payload:
             msg = "the payload's integers are not encoded to it again"
@@ -235,7 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(e))
     if len(paths) < FOLDS:
         parser.error(f"the hand-made model is fitted to other photos: at least {FOLDS} are needed")
-    network = models.load(models.MINI)
+    network = models.load(catalogue.MINI)
     photos = []
     for path in tqdm(paths, "encode", leave=False):
         pixels = np.asarray(load(path))

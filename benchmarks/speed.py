@@ -68,10 +68,10 @@ from PIL import Image
 done("import pillow_sdz and Pillow")
 image = Image.open({file!r})
 done("open")
-from pillow_sdz import codec, models
-from pillow_sdz.models import embedded
+from pillow_sdz import catalogue, codec, models
+from pillow_sdz.models import mini
 done("import the codec, with numpy, constriction and safetensors")
-models.load(models.MINI)
+models.load(catalogue.MINI)
 done("load the model, its hash checked")
 image.load()
 done("load the pixels")

@@ -17,22 +17,24 @@ from typing import Any
 
 import numpy as np
 
-from pillow_sdz import alpha, codec, container, models, save_latents
-from pillow_sdz.container import Chunk, Header
+from pillow_sdz import alpha, catalogue, chunks, container, save_latents
+from pillow_sdz.container import Chunk
+from pillow_sdz.header import Header
 
-from .seeds import unchanged
+from .seeds import all_changed, unchanged
 from .targets import latents_of, opened, shown
 
 FOLDER = Path(__file__).parent.parent / "fixtures" / "hostile"
 
-SD_MINI = Header("RGB", (16, 16), "sd-mini", models.SD_MINI.digest, 4, 8, 100)
-MINI = Header("RGB", (16, 16), "mini", models.MINI.digest, 160, 16, 5000)
-STRANGE = SD_MINI._replace(model="strange-1", digest=models.NOT_NAMED)
-LATN = Chunk(container.LATENTS, bytes([codec.SD_MINI]))  # all of them the likeliest
-EMPTY = Chunk(container.LATENTS, b"")  # which are `mini`'s likeliest
+SD_MINI = Header("RGB", (16, 16), "sd-mini", catalogue.SD_MINI.digest, 4, 8, 100)
+MINI = Header("RGB", (16, 16), "mini", catalogue.MINI.digest, 160, 16, 5000)
+STRANGE = SD_MINI._replace(model="strange-1", digest=catalogue.NOT_NAMED)
+LATN = Chunk(chunks.LATENTS, bytes([2]))  # the prior of sd-mini, all of them the likeliest
+EMPTY = Chunk(chunks.LATENTS, b"")  # which are `mini`'s likeliest
 BANDED = MINI._replace(size=(16, 96))  # six rows of latents
-SAME = Chunk(container.CHANGES, unchanged(1, 1))
-DONE = Chunk(container.DONE, b"")
+SAME = Chunk(chunks.CHANGES, unchanged(1, 1))
+ALL_CHANGED = Chunk(chunks.CHANGES, all_changed(8, 8))
+DONE = Chunk(chunks.DONE, b"")
 
 
 def chunk(type: bytes, data: bytes, length: bytes | None = None) -> bytes:
@@ -49,18 +51,18 @@ def _leb128(value: int) -> bytes:
     return bytes([*encoded, value])
 
 
-def file(header: Header | bytes, *chunks: Chunk | bytes) -> bytes:
+def file(header: Header | bytes, *parts: Chunk | bytes) -> bytes:
     """A file of a header, chunks or bytes in their place, and DONE."""
-    head = header if isinstance(header, bytes) else chunk(container.HEAD, header.pack())
-    parts = [part if isinstance(part, bytes) else chunk(*part) for part in (*chunks, DONE)]
-    return b"".join([container.SIGNATURE, head, *parts])
+    head = header if isinstance(header, bytes) else chunk(chunks.HEAD, header.pack())
+    packed = [part if isinstance(part, bytes) else chunk(*part) for part in (*parts, DONE)]
+    return b"".join([container.SIGNATURE, head, *packed])
 
 
 def _head(position: int, value: bytes) -> bytes:
     """The chunk HEAD of `SD_MINI` with a field that its writer would refuse."""
     data = bytearray(SD_MINI.pack())
     data[position : position + len(value)] = value
-    return chunk(container.HEAD, bytes(data))
+    return chunk(chunks.HEAD, bytes(data))
 
 
 def _png(size: tuple[int, int], pixels: bytes, *others: tuple[bytes, bytes]) -> bytes:
@@ -75,7 +77,7 @@ def _png(size: tuple[int, int], pixels: bytes, *others: tuple[bytes, bytes]) -> 
 
 def _alpha(size: tuple[int, int], png: bytes) -> bytes:
     header = SD_MINI._replace(mode="RGBA", size=size)
-    return file(header, LATN, Chunk(container.ALPHA, b"\1" + png))
+    return file(header, LATN, Chunk(chunks.ALPHA, b"\1" + png))
 
 
 def _texts(count: int) -> list[tuple[bytes, bytes]]:
@@ -91,7 +93,12 @@ def _lossless(values: np.ndarray[Any, Any]) -> bytes:
 
 
 def _latents(payload: bytes, **header: Any) -> bytes:
-    return file(SD_MINI._replace(**header), Chunk(container.LATENTS, payload))
+    return file(SD_MINI._replace(**header), Chunk(chunks.LATENTS, payload))
+
+
+# A second IHDR in a PNG of 16x16 grey pixels: of more pixels, and of colours.
+OTHER_SIZE = b"IHDR", struct.pack(">II5B", 8192, 8192, 8, 0, 0, 0, 0)
+OTHER_KIND = b"IHDR", struct.pack(">II5B", 16, 16, 8, 6, 0, 0, 0)
 
 
 def files() -> dict[str, bytes]:
@@ -103,8 +110,8 @@ def files() -> dict[str, bytes]:
         # what frames the chunks
         "signature-alone": container.SIGNATURE,
         "head-missing": file(b"", LATN),
-        "head-empty": file(chunk(container.HEAD, b"")),
-        "head-twice": file(SD_MINI, Chunk(container.HEAD, SD_MINI.pack()), LATN),
+        "head-empty": file(chunk(chunks.HEAD, b"")),
+        "head-twice": file(SD_MINI, Chunk(chunks.HEAD, SD_MINI.pack()), LATN),
         "length-of-4-gigabytes": file(SD_MINI, chunk(b"LATN", bytes(9), b"\xff\xff\xff\xff\x0f")),
         "length-of-8-megabytes": file(SD_MINI, chunk(b"abcd", bytes(9), b"\x80\x80\x80\x04")),
         "length-not-the-shortest": file(SD_MINI, chunk(b"LATN", b"\2", b"\x81\x00")),
@@ -127,13 +134,16 @@ def files() -> dict[str, bytes]:
         "changes-first": file(MINI, chunk(b"DIFF", b"")),
         "changes-without-end": file(MINI._replace(frames=300), EMPTY, *[SAME] * 299),
         "changes-of-all-frames": file(MINI._replace(frames=256), EMPTY, *[SAME] * 255),
+        "changes-of-all-latents": file(
+            MINI._replace(size=(128, 128), frames=6), EMPTY, *[ALL_CHANGED] * 5
+        ),
         "changes-that-are-none": file(MINI._replace(frames=2), EMPTY, chunk(b"DIFF", b"")),
         "changes-of-another-model": file(SD_MINI._replace(frames=2), LATN, chunk(b"DIFF", b"")),
         "animation-of-other-frames": file(
             SD_MINI._replace(frames=3), chunk(b"aNIM", bytes(2 + 4 * 2)), *[LATN] * 3
         ),
         "alpha-as-before-the-first": file(
-            MINI._replace(mode="LA"), EMPTY, Chunk(container.ALPHA, alpha.AS_BEFORE)
+            MINI._replace(mode="LA"), EMPTY, Chunk(chunks.ALPHA, alpha.AS_BEFORE)
         ),
         # what the header says
         "size-65535": file(SD_MINI._replace(size=(65535, 65535)), LATN),
@@ -164,6 +174,11 @@ def files() -> dict[str, bytes]:
         "alpha-missing": file(SD_MINI._replace(mode="RGBA"), LATN),
         "alpha-of-another-size": _alpha((16, 16), _png((65535, 65535), bytes(99))),
         "alpha-inflates": _alpha((250, 40), _png((250, 40), bytes(4 << 20))),
+        "alpha-with-a-second-size": _alpha((16, 16), _png((16, 16), bytes(9000), OTHER_SIZE)),
+        "alpha-with-a-second-kind": _alpha((16, 16), _png((16, 16), bytes(9000), OTHER_KIND)),
+        "mask-with-a-second-size": file(
+            SD_MINI, chunk(b"mASK", b"\1" + _png((16, 16), bytes(1 << 20), OTHER_SIZE)), LATN
+        ),
         "alpha-with-texts": _alpha((250, 40), _png((250, 40), bytes(251 * 40), *_texts(8))),
         "alpha-ends-early": _alpha((16, 16), _png((16, 16), bytes(17 * 16))[:-30]),
         # what codes the latents
@@ -171,9 +186,9 @@ def files() -> dict[str, bytes]:
         "latents-of-no-prior": _latents(b"\3"),
         "latents-that-go-on": _latents(b"\2" + b"\x55" * 40),
         "latents-that-do-not-decode": _latents(b"\1" + b"\xff" * 40),
-        "palette-for-too-few-places": _latents(b"\x1f" * 40, coding="palette"),
-        "palette-of-zeros": _latents(bytes(6), coding="palette"),
-        "float16-beyond-its-bits": _latents(b"\x0b\x00", coding="float16", quantisation=0),
+        "palette-for-too-few-places": _latents(b"\x1f" * 40, coding=1),
+        "palette-of-zeros": _latents(bytes(6), coding=1),
+        "float16-beyond-its-bits": _latents(b"\x0b\x00", coding=2, quantisation=0),
         "float16-nan": _lossless(nan),
         # what takes long for its bytes: all that is asked for in a few of them
         "latents-of-half-a-megapixel": file(MINI._replace(size=(800, 640)), Chunk(b"LATN", b"")),

@@ -10,9 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pillow_sdz import alpha, changes, codec, container, models, save_latents
+from pillow_sdz import alpha, catalogue, chunks, container, models, save_latents
+from pillow_sdz.arrays import Ints
+from pillow_sdz.codings import changes
+from pillow_sdz.codings.coding import Frame
+from pillow_sdz.codings.hyperprior import Coded
+from pillow_sdz.codings.range_coder import Prediction, SymbolEncoder, Tables
 from pillow_sdz.container import Chunk
-from pillow_sdz.entropy import Ints, Prediction, SymbolEncoder, Tables
+from pillow_sdz.header import Header
+from pillow_sdz.models.mini import Mini
 
 from .targets import CASES, MAX_SIDE
 
@@ -36,24 +42,20 @@ def _latents(side: int, channels: int) -> NDArray[np.float16]:
 
 def _entropy_input(number: int, side: int) -> bytes:
     case = CASES[number]
-    payload = codec.encode_latents(
-        _latents(side, case.model.channels).transpose(1, 2, 0).astype(np.float32),
-        model=case.model,
-        coding=case.coding,
-        quantisation=case.quantisation,
-        prior=case.prior,
-    )
-    return bytes([number, side - 1 << 4 | side - 1]) + payload
+    latents = _latents(side, case.model.channels).transpose(1, 2, 0).astype(np.float32)
+    (chunk,) = case.coder().encoder(case.quantisation, effort=4)(Frame(latents))
+    return bytes([number, side - 1 << 4 | side - 1]) + chunk.data
 
 
 class _Zeros:
-    """An `entropy.Coder` that writes zeros."""
+    """A `range_coder.Coder` that writes zeros, or ones where a map says what changes."""
 
-    def __init__(self) -> None:
+    def __init__(self, changed: int = 0) -> None:
         self.encoder = SymbolEncoder(Tables.shipped())
+        self._changed = changed
 
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
-        symbols = np.zeros(len(mean), np.int64)
+        symbols = np.full(len(mean), self._changed * (volume == "changed"), np.int64)
         self.encoder.encode(symbols, Prediction.of(mean, scale))
         return symbols
 
@@ -65,25 +67,35 @@ def unchanged(height: int, width: int) -> bytes:
     return coder.encoder.bytes()
 
 
+def all_changed(height: int, width: int) -> bytes:
+    """The data of a DIFF chunk in which all latents (height, width) of `mini` change, to zeros."""
+    mini = models.load(catalogue.MINI)
+    assert isinstance(mini, Mini)
+    shape = mini.prior.hyper_shape(height, width)
+    before = Coded(np.zeros((height, width, catalogue.MINI.channels), int), np.zeros(shape, int))
+    coder = _Zeros(changed=1)
+    mini.prior.code(coder, height, width, 5000, before)
+    return coder.encoder.bytes()
+
+
 def _animation() -> bytes:
     """Three frames in three bands, all of the likeliest latents or of no changes."""
-    model = models.MINI
-    header = container.Header(
+    model = catalogue.MINI
+    header = Header(
         "LA", (20, 90), model.name, model.digest, model.channels, model.factor, 5000, frames=3
     )
-    likeliest, same = Chunk(container.LATENTS, b""), Chunk(container.CHANGES, unchanged(2, 2))
-    clear, as_before = Chunk(container.ALPHA, b"\0\xff"), Chunk(container.ALPHA, alpha.AS_BEFORE)
-    return container.write(
-        [
-            Chunk(container.HEAD, header.pack()),
-            Chunk(container.BANDS, container.pack_bands(2)),
-            Chunk(container.ANIMATION, container.Animation(0, (40, 80, 40)).pack()),
-            *[likeliest, likeliest, likeliest, clear],
-            *[same, same, same, as_before],
-            *[same, likeliest, same, clear],
-            Chunk(container.DONE, b""),
-        ]
-    )
+    likeliest, same = Chunk(chunks.LATENTS, b""), Chunk(chunks.CHANGES, unchanged(2, 2))
+    clear, as_before = Chunk(chunks.ALPHA, b"\0\xff"), Chunk(chunks.ALPHA, alpha.AS_BEFORE)
+    about = [
+        Chunk(chunks.BANDS.type, chunks.BANDS.pack(2)),
+        Chunk(chunks.ANIMATION.type, chunks.Animation(0, (40, 80, 40)).pack()),
+    ]
+    frames = [
+        [likeliest, likeliest, likeliest, clear],
+        [same, same, same, as_before],
+        [same, likeliest, same, clear],
+    ]
+    return container.write(container.assemble(header, about, frames))
 
 
 def made() -> list[bytes]:
@@ -103,15 +115,15 @@ def made() -> list[bytes]:
         "icc_profile": b"profile",
     }
     save(quality=1, tune="perceptual", chunks=[(b"teSt", b"unknown")], **about)
-    for coding in container.CODINGS:
-        save(model="sd-mini", coding=coding, denoise=0.04, prompt="x")
+    for coding in catalogue.SD_MINI.space.codings:
+        save(model="sd-mini", coding=coding.name, denoise=0.04, prompt="x")
     files.append(_animation())
     mask = np.ones((16, 16), np.float32)
     mask[3:5] = 0
     for lossless in (None, "float16"):
         file = BytesIO()
         save_latents(
-            np.stack([_latents(2, models.SD_MINI.channels)] * 3),
+            np.stack([_latents(2, catalogue.SD_MINI.channels)] * 3),
             file,
             model="sd-mini",
             lossless=lossless,

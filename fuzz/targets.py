@@ -17,9 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
-from pillow_sdz import adaptive, codec, latents, models, open_latents, options
+from pillow_sdz import catalogue, chunks, codec, latents, models, open_latents, options
 from pillow_sdz import container as format
-from pillow_sdz.entropy import DamagedPayload, SymbolDecoder, Tables
+from pillow_sdz.arrays import Area
+from pillow_sdz.codings import adaptive
+from pillow_sdz.codings.coding import Coding
+from pillow_sdz.codings.context import Context
+from pillow_sdz.codings.range_coder import DamagedPayload, SymbolDecoder, Tables
+from pillow_sdz.container import Chunk
+from pillow_sdz.header import MODES, Header
 
 from .allowed import ALLOWED
 from .mutations import repaired
@@ -29,24 +35,30 @@ MAX_FRAMES = 3  # of a file that are decoded; chosen: one that begins, one that 
 
 
 class Case(NamedTuple):
-    """What a header would say of a payload of latents, and the prior of the one to begin with."""
+    """What a header would say of a payload of latents, and the coding that makes one."""
 
-    model: models.ModelSpec
-    coding: str
+    model: catalogue.ModelSpec
+    coding: catalogue.CodingSpec
     quantisation: int
     prior: int | None = None
 
+    def coder(self) -> Coding:
+        """The coding, with one prior if that is named."""
+        if self.prior is None:
+            return codec.coder_of(self.model, self.coding)
+        return Context(self.model.channels, [self.prior])
+
 
 # Two channels are the fewest of which one has another before it, and the fewest take least time.
-TWO = models.ModelSpec("two", 2, 8, models.NOT_NAMED, latent_space="two")
+TWO = catalogue.ModelSpec("two", 2, 8, catalogue.NOT_NAMED, latent_space="two")
 
 CASES = (
-    Case(models.MINI, "context", 5000),
-    Case(models.SD_MINI, "context", 250, codec.SD1),
-    Case(models.SD_MINI, "context", 250, codec.SD_MINI),
-    Case(TWO, "context", 250, codec.ADAPTIVE),
-    Case(TWO, "palette", codec.PALETTE_STEP),
-    Case(TWO, "float16", 0),
+    Case(catalogue.MINI, catalogue.HYPERPRIOR, 5000),
+    Case(catalogue.SD_MINI, catalogue.CONTEXT, 250, prior=1),
+    Case(catalogue.SD_MINI, catalogue.CONTEXT, 250, prior=2),
+    Case(TWO, catalogue.CONTEXT, 250, prior=0),
+    Case(TWO, catalogue.PALETTE, 34),
+    Case(TWO, catalogue.FLOAT16, 0),
 )
 
 
@@ -54,22 +66,18 @@ def container(data: bytes) -> None:
     """Bytes to chunks, as they are and with right CRCs; what is read is written to the byte."""
     for file in (data, repaired(data)):
         try:
-            chunks = format.read(file)
+            found = format.read(file)
         except ALLOWED:
             continue
-        assert format.write(chunks) == file
-        for chunk in chunks:
-            with suppress(*ALLOWED):
-                _PARSERS.get(chunk.type, bytes)(chunk.data)
-
-
-_PARSERS: Mapping[bytes, Callable[[bytes], object]] = {
-    format.HEAD: format.Header.parse,
-    format.DENOISING: format.Denoising.parse,
-    format.PROMPT: format.parse_prompt,
-    format.TUNE: format.parse_tune,
-    format.ANIMATION: lambda data: format.Animation.parse(data, frames=3),
-}
+        assert format.write(found) == file
+        header = Header.parse(found[0].data)
+        with suppress(*ALLOWED):
+            catalogue.judge(header)
+        for chunk in found:
+            kind = chunks.KINDS.get(chunk.type)
+            if kind is not None and kind.at_open:
+                with suppress(*ALLOWED):
+                    kind.parse(chunk.data, header)
 
 
 def entropy(data: bytes) -> None:
@@ -85,34 +93,35 @@ def entropy(data: bytes) -> None:
         return
     case = CASES[number]
     try:
-        found = codec.decode_latents(
-            payload,
-            model=case.model,
-            shape=shape,
-            coding=case.coding,
-            quantisation=case.quantisation,
-        )
-    except ALLOWED:
+        coder = case.coder()
+        integers = coder.decode(payload, shape, case.quantisation)
+    except (*ALLOWED, DamagedPayload):
         return
+    found = coder.latents(integers, case.quantisation)
     assert found.shape == (*shape, case.model.channels)
-    assert found.dtype == np.float32
-    assert case.coding == "float16" or np.isfinite(found).all()
+    assert found.dtype.name == (case.coding.lossless or "float32")
+    assert case.coding.lossless or np.isfinite(found).all()
 
 
 def _changes(payload: bytes, shape: tuple[int, int]) -> None:
     """What changes in a frame of `mini`, after one of the likeliest latents."""
-    height, width = (n * models.MINI.factor for n in shape)
-    header = format.Header(
-        "RGB", (width, height), "mini", models.MINI.digest, 160, models.MINI.factor, 5000, frames=2
+    height, width = (n * catalogue.MINI.factor for n in shape)
+    header = Header(
+        "RGB",
+        (width, height),
+        "mini",
+        catalogue.MINI.digest,
+        160,
+        catalogue.MINI.factor,
+        5000,
+        frames=2,
     )
-    coded = {
-        format.Entry(format.LATENTS, 0, 0, 0): b"",
-        format.Entry(format.CHANGES, 1, 1, len(payload)): payload,
-    }
-    frames = format.frames(coded, bands=1)
-    bands = format.bands(header.latents[1], None)
-    found = codec.Frames(header, models.MINI, bands, frames, coded.__getitem__).decode(1, 0)
-    assert found.shape == (*shape, models.MINI.channels)
+    latents = [[Chunk(chunks.LATENTS, b"")], [Chunk(chunks.CHANGES, payload)]]
+    reader = format.Reader(BytesIO(format.write(format.assemble(header, [], latents))))
+    frames = format.frames(reader, bands=1)
+    model, coding = catalogue.judge(header)
+    found = codec.Frames(header, model, coding, reader.bands, frames, reader).decode(1, 0)
+    assert found.shape == (*shape, catalogue.MINI.channels)
 
 
 def _coder(payload: bytes, _: object) -> None:
@@ -144,7 +153,7 @@ def shown(data: bytes) -> None:
     with Image.open(BytesIO(data), formats=["SDZ"]) as im:
         for frame in islice(ImageSequence.Iterator(im), MAX_FRAMES):
             frame.load()
-            assert frame.mode in format.MODES
+            assert frame.mode in MODES
 
 
 def cropped(data: bytes) -> None:
@@ -181,22 +190,22 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
 class _WithoutNetwork:
     """A loaded model whose pictures are grey: the network does not branch on what it is given."""
 
-    def __init__(self, spec: models.ModelSpec) -> None:
+    def __init__(self, spec: catalogue.ModelSpec) -> None:
         self._loaded, self._factor = models.load(spec), spec.factor
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loaded, name)
 
-    def decode(self, found: NDArray[Any]) -> NDArray[np.uint8]:
-        height, width = (n * self._factor for n in found.shape[:2])
-        return np.full((height, width, 3), 128, np.uint8)
-
-    def decode_area(
-        self, found: Any, _quality: int, *, area: codec.Area, scale: int
-    ) -> Iterator[tuple[codec.Area, NDArray[np.uint8]]]:
+    def decode(
+        self, found: Any, _quantisation: int, *, area: Area | None = None, scale: int = 1
+    ) -> Iterator[tuple[Area, NDArray[np.uint8]]]:
         side = self._factor // scale
-        rows, columns = (slice(part.start * side, part.stop * side) for part in area)
-        found[area]  # which decodes them
+        rows, columns = (
+            slice(part.start * side, part.stop * side)
+            for part in area or (slice(0, found.shape[0]), slice(0, found.shape[1]))
+        )
+        if area is not None:
+            found[area]  # which decodes them
         shape = rows.stop - rows.start, columns.stop - columns.start, 3
         yield (rows, columns), np.full(shape, 128, np.uint8)
 
@@ -207,7 +216,7 @@ def light() -> Iterator[None]:
 
     What is beyond the package's own limits is another test's: tests/test_hostile.py.
     """
-    specs = models.MINI, models.MINI_PERCEPTUAL, models.SD_MINI
+    specs = catalogue.MINI, catalogue.MINI_PERCEPTUAL, catalogue.SD_MINI
     grey = {spec: _WithoutNetwork(spec) for spec in specs}
     with ExitStack() as stack:
         for owner, name, value in (

@@ -44,9 +44,10 @@ def _png_start(size: tuple[int, int]) -> bytes:
 
 
 def _pixels_alone(png: bytes) -> bytes:
-    """A PNG without chunks other than IHDR, IDAT and IEND; ValueError where it has no IEND.
+    """A PNG that starts with IHDR, without chunks other than that, IDAT and IEND.
 
-    They say nothing of alpha, and Pillow would inflate up to 64 MiB of texts among them.
+    The others say nothing of alpha, and Pillow would inflate up to 64 MiB of texts among them.
+    ValueError for a PNG without IEND, and for a second IHDR: Pillow would believe that one.
     """
     parts = [png[:8]]
     at, type = 8, b""
@@ -55,6 +56,9 @@ def _pixels_alone(png: bytes) -> bytes:
             msg = f"it ends at byte {len(png)}"
             raise ValueError(msg)
         length, type = struct.unpack_from(">I4s", png, at)
+        if type == b"IHDR" and len(parts) > 1:
+            msg = f"it has a second IHDR at byte {at}"
+            raise ValueError(msg)
         end = at + 12 + length
         if type in (b"IHDR", b"IDAT", b"IEND"):
             parts.append(png[at:end])
@@ -73,6 +77,9 @@ def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
         raise OSError(msg)
     try:
         with Image.open(BytesIO(_pixels_alone(coded)), formats=["PNG"]) as png:
+            if (png.mode, png.size) != ("L", size):  # what is decoded, whatever was compared
+                msg = f"it is of mode {png.mode} and of the size {png.size}"
+                raise ValueError(msg)
             png.load()
             return png
     except Exception as e:  # whatever Pillow's PNG reader makes of hostile bytes

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, features
 
 from .fidelity import WINDOW, psnr, ssim
-from .SdzImagePlugin import CONVERT_FIRST
+from .saving import CONVERT_FIRST
 
 WEBP_LARGEST_SIDE = 16383  # WEBP_MAX_DIMENSION of libwebp's encode.h
 

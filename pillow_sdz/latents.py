@@ -6,13 +6,10 @@ priors, whatever autoencoder they belong to. (Those of `mini` alone need its net
 
 from __future__ import annotations
 
-import json
 import operator
 import os
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,13 +17,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from . import adaptive, alpha, codec, container, interchange, models, save_options
+from . import catalogue, chunks, codec, container, interchange, keywords
 from .atomic import replacing
-from .container import Chunk, Denoising, Header
-from .entropy import SYMBOL_LIMIT
+from .catalogue import ModelSpec
+from .codings import adaptive
+from .codings.coding import Coding, Frame
+from .container import Chunk
+from .header import MAX_FRAMES, Header
 from .interchange import LatentFile, Origin
-from .models.presets import PRESETS
-from .SdzImagePlugin import check_shape
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +74,7 @@ class Latents:
         """
         if self._stored is not None:
             return self._stored
-        return codec.unscaled(self.latents, save_options.model_named(self.model))
+        return codec.unscaled(self.latents, keywords.model_named(self.model))
 
 
 def save_latents(
@@ -88,7 +86,7 @@ def save_latents(
     quality: float | None = None,
     step: float | None = None,
     lossless: str | None = None,
-    coding: str = "context",
+    coding: str | None = None,
     effort: int | None = None,
     scaled: bool = True,
     prompt: str | None = None,
@@ -126,32 +124,34 @@ def save_latents(
 
     ValueError for what cannot be written, before anything is.
     """
-    spec = save_options.model_named(model)
+    spec = keywords.model_named(model)
     frames = _frames(latents, spec)
     size = _checked_size(size, frames.shape[-2:], spec.factor)
     # Who gives a step counts on it; a quality is free to be reached with another one.
-    effort = save_options.effort(effort, save_options.DEFAULT_EFFORT if step is None else 0)
-    coding, quantisation = _precision(spec, coding, quality, step, lossless, effort)
-    if coding == "float16":
-        frames = _exact_halves(frames)
-        if not scaled:
-            _check_scaling_is_known(spec)
-            quantisation = codec.UNSCALED
-    else:
+    effort = keywords.effort(effort, keywords.DEFAULT_EFFORT if step is None else 0)
+    found, quantisation = keywords.precision(
+        spec, coding, quality=quality, step=step, lossless=lossless
+    )
+    quality = keywords.quality(quality)
+    if not scaled and found.unscaled is not None:
+        codec.check_others_can_scale(spec)
+        quantisation = found.unscaled
+    elif not scaled:
         with np.errstate(over="ignore"):  # infinite values are refused below
-            frames = frames.astype(np.float32)
-            if not scaled:
-                frames = codec.scaled(frames, spec)
-        _check_values(frames, coding, quantisation, spec)
+            frames = codec.scaled(frames, spec)
 
     options = {"exif": exif, "icc_profile": icc_profile, "xmp": xmp}
     for_decoding = {"prompt": prompt, "denoise": denoise}
     about = [
-        *save_options.known_metadata(options),
-        *save_options.for_decoding(for_decoding, spec, coding),
+        *keywords.known_metadata(options),
+        *keywords.for_decoding(for_decoding, spec, found),
         *_provenance_chunk(provenance),
         *_mask_chunk(alpha_mask, size),
     ]
+    coder = codec.coder_of(spec, found)
+    if quantisation is None:
+        quantisation = coder.quantisation(quality, effort)
+    frames = coder.prepare(frames, quantisation)
     header = Header(
         "RGB",
         size,
@@ -160,27 +160,17 @@ def save_latents(
         spec.channels,
         spec.factor,
         quantisation,
-        coding,
+        found.number,
         len(frames),
     )
-    head = Chunk(container.HEAD, header.pack())
-    coded = [
-        chunk
-        for frame in frames
-        for chunk in codec.encode_bands(
-            frame.transpose(1, 2, 0),
-            model=spec,
-            coding=coding,
-            quantisation=quantisation,
-            effort=effort,
-        )
-    ]
-    rows = codec.band_rows(spec, *header.latents[1:])
-    if rows is not None:
-        about.append(Chunk(container.BANDS, container.pack_bands(rows)))
-    if complaint := _too_much_work(header, coded):
+    if (rows := coder.band_rows(*header.latents[1:])) is not None:
+        about.append(keywords.chunk(chunks.BANDS, rows))
+    encode = coder.encoder(quantisation, effort)
+    coded = [encode(Frame(frame.transpose(1, 2, 0))) for frame in frames]
+    written = sum(len(chunk.data) for frame in coded for chunk in frame)
+    if complaint := _too_much_work(header, coder, written):
         raise ValueError(complaint)
-    data = container.write([head, *about, *coded, Chunk(container.DONE, b"")])
+    data = codec.write(container.assemble(header, about, coded))
     if isinstance(fp, (str, os.PathLike)):
         with replacing(Path(fp)) as file:
             file.write(data)
@@ -200,58 +190,56 @@ def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
             return open_latents(file)
     reader = container.Reader(fp)
     header = reader.header
-    check_shape(header)
+    model, coding = catalogue.judge(header)
     channels, *shape = header.latents
     if header.frames * channels * shape[0] * shape[1] > MAX_VALUES:
         msg = f"{header.frames} frames of latents {header.latents} are more than the limit"
         raise OSError(msg)
-    spec = _spec(header)
 
-    coded: dict[container.Entry, Chunk] = {}
+    entries: list[container.Entry] = []
     info: dict[str, Any] = {}
     for entry in reader:
-        data = reader.data(entry)
-        if entry.type in container.CODED:
-            coded[entry] = Chunk(entry.type, data)
-        else:
-            info |= _info(entry.type, data, header.size)
-    if complaint := _too_much_work(header, coded.values()):
+        entries.append(entry)
+        if kind := chunks.KINDS.get(entry.type):
+            info[kind.keyword] = kind.parse(reader.data(entry), header)
+        elif entry.type not in chunks.CODED:
+            reader.data(entry)  # for the CRC
+    frames = container.frames(entries, len(reader.bands))
+    found = codec.Frames(header, model, coding, reader.bands, frames, reader)
+    sizes = [entry.length for entry in entries if entry.type in chunks.CODED]
+    if complaint := _too_much_work(header, found.coder, sum(sizes)):
         raise OSError(complaint)
-    found = codec.Frames(
-        header,
-        spec,
-        reader.bands,
-        container.frames(coded, len(reader.bands)),
-        lambda entry: coded[entry].data,
-    )
-    frames = [
-        np.concatenate([found.decode_stored(n, band) for band in range(len(reader.bands))])
-        for n in range(header.frames)
-    ]
-    frames = [frame.transpose(2, 0, 1) for frame in frames]
-    stored: Array = np.stack(frames) if len(frames) > 1 else frames[0]
-    latents: Array = codec.as_pipelines_have(stored, spec, header.coding, header.quantisation)
-    unscaled = False
-    if header.coding == "float16":
-        stored = stored.astype(np.float16)
-        unscaled = header.quantisation == codec.UNSCALED
-        latents = latents if unscaled else stored
-    stepped = header.coding == "context" and not codec.has_hyperprior(spec)
+    stored = _stored(found)
+    is_unscaled = codec.is_unscaled(coding, header.quantisation)
     return Latents(
-        latents,
+        found.as_pipelines_have(stored) if is_unscaled else stored,
         header.model,
         header.size,
         header.factor,
-        header.coding,
-        header.step if stepped else None,
-        info,
-        stored if unscaled else None,
+        coding.name,
+        coding.step(header.quantisation),
+        _info(info),
+        stored if is_unscaled else None,
     )
+
+
+def _stored(frames: codec.Frames) -> Array:
+    """All latents (C, h, w) or (B, C, h, w), in little more memory than they take."""
+    header = frames.header
+    stored: Array | None = None
+    for number in range(header.frames):
+        for band, rows in enumerate(frames.bands):
+            part = frames.decode_stored(number, band)
+            if stored is None:
+                stored = np.empty((header.frames, *header.latents), part.dtype)
+            stored[number, :, rows] = part.transpose(2, 0, 1)
+    assert stored is not None  # a file has a frame, and a frame a band
+    return stored if header.frames > 1 else stored[0]
 
 
 def imported(part: LatentFile, fp: IO[bytes], *, model: str, **options: Any) -> None:
     """Save what `interchange.read` found; ``options`` are those of `save_latents`."""
-    space = save_options.model_named(model).latent_space
+    space = keywords.model_named(model).latent_space
     save_latents(
         part.latents,
         fp,
@@ -274,7 +262,7 @@ def exported(fp: str | os.PathLike[str] | IO[bytes], format: str) -> LatentFile:
     layout = interchange.layout_for(format, origin)
     latents: Array = found.latents
     if layout != "plain" and not interchange.is_scaled(
-        layout, save_options.model_named(found.model).latent_space
+        layout, keywords.model_named(found.model).latent_space
     ):
         latents = found.unscaled()
     return LatentFile(latents, origin, found.info.get("alpha_mask"))
@@ -283,7 +271,7 @@ def exported(fp: str | os.PathLike[str] | IO[bytes], format: str) -> LatentFile:
 # what is to be written
 
 
-def _frames(latents: Any, spec: models.ModelSpec) -> Array:
+def _frames(latents: Any, spec: ModelSpec) -> Array:
     """The latents as (B, C, h, w) in an array, of the dtype that they have."""
     if hasattr(latents, "detach"):  # torch's, which is not imported for others
         tensor = latents.detach().cpu()
@@ -301,7 +289,7 @@ def _frames(latents: Any, spec: models.ModelSpec) -> Array:
     if frames.shape[1] != spec.channels:
         msg = f"model {spec.name} has latents of {spec.channels} channels, not {frames.shape[1]}"
         raise ValueError(msg)
-    if len(frames) > container.MAX_FRAMES or frames.size > MAX_VALUES:
+    if len(frames) > MAX_FRAMES or frames.size > MAX_VALUES:
         msg = f"latents of the shape {frames.shape} are too many for one file: write several"
         raise ValueError(msg)
     return frames
@@ -325,93 +313,10 @@ def _checked_size(size: Any, shape: tuple[int, ...], factor: int) -> tuple[int, 
     return given_width, given_height
 
 
-def _precision(
-    spec: models.ModelSpec,
-    coding: object,
-    quality: float | None,
-    step: float | None,
-    lossless: str | None,
-    effort: int,
-) -> tuple[str, int]:
-    """The coding and the header's quantisation; of a palette and of `mini`, theirs."""
-    given = [
-        n
-        for n, v in (("quality", quality), ("step", step), ("lossless", lossless))
-        if v is not None
-    ]
-    if len(given) > 1:
-        msg = f"{' and '.join(given)} exclude each other"
-        raise ValueError(msg)
-    if lossless is not None:
-        if lossless != "float16" or coding not in ("context", "float16"):
-            msg = f"lossless must be 'float16', without another coding, not {lossless!r}"
-            raise ValueError(msg)
-        return save_options.coding_for("float16", spec), 0
-    coding = save_options.coding_for(coding, spec)
-    if coding == "float16":
-        return coding, 0
-    if coding == "palette":
-        if given:
-            msg = f"the coding 'palette' has one precision; it takes no {given[0]}"
-            raise ValueError(msg)
-        return coding, codec.PALETTE_STEP
-    if step is None:
-        return coding, codec.quantisation_of(save_options.quality(quality), spec, effort)
-    if codec.has_hyperprior(spec):
-        msg = "the latents of mini are quantised by quality, not by step"
-        raise ValueError(msg)
-    # Written so that NaN fails too.
-    if isinstance(step, bool) or not isinstance(step, Real) or not 0 < step < 64:
-        msg = f"step must be a number above 0 and below 64, not {step!r}"
-        raise ValueError(msg)
-    quantisation = round(float(step) * container.STEP_UNITS)
-    if not 1 <= quantisation <= 0xFFFF:
-        msg = f"step must be 1/{container.STEP_UNITS} to 63.99, not {step!r}"
-        raise ValueError(msg)
-    return coding, quantisation
-
-
-def _exact_halves(frames: Array) -> Array:
-    with np.errstate(over="ignore"):
-        halves = frames.astype(np.float16)
-    if not np.array_equal(halves.astype(frames.dtype), frames, equal_nan=True):
-        msg = (
-            f"these {frames.dtype} latents are not exact in float16: convert them to float16 "
-            "first if that is precise enough, or give a step instead"
-        )
-        raise ValueError(msg)
-    return halves
-
-
-def _check_values(frames: Array, coding: str, quantisation: int, spec: models.ModelSpec) -> None:
-    largest = float(np.abs(frames).max())
-    if not np.isfinite(largest):
-        msg = "latents have values that are infinite or not a number"
-        raise ValueError(msg)
-    stepped = coding == "context" and not codec.has_hyperprior(spec)
-    if stepped and largest * container.STEP_UNITS > SYMBOL_LIMIT * quantisation:
-        msg = f"latents of {largest:g} are more than {SYMBOL_LIMIT} steps from 0"
-        raise ValueError(msg)
-
-
-def _check_scaling_is_known(spec: models.ModelSpec) -> None:
-    """ValueError where only this computer's registry knows it: readers need it too."""
-    codec.scaling(spec)
-    if spec.name not in models.EMBEDDED and spec.name not in PRESETS:
-        msg = (
-            f"how latents of {spec.name} are scaled is not known to other computers, so that "
-            "without loss they cannot be kept unscaled"
-        )
-        raise ValueError(msg)
-
-
-def _too_much_work(header: Header, coded: Iterable[Chunk]) -> str | None:
-    """What is wrong where so few bytes would take so long to decode."""
-    if header.model == models.MINI.name:  # coded without waves
-        return None
-    channels, height, width = header.latents
-    size = sum(len(chunk.data) for chunk in coded)
-    work = header.frames * adaptive.work(height, width, channels)
+def _too_much_work(header: Header, coder: Coding, size: int) -> str | None:
+    """What is wrong if latents take long to decode for the few bytes that they have, or None."""
+    _, height, width = header.latents
+    work = header.frames * coder.work(height, width)
     if work <= FREE_WORK + adaptive.WORK_PER_BYTE * size:
         return None
     return f"{header.frames} frames of latents {header.latents} in {size} bytes are too many"
@@ -421,34 +326,7 @@ def _too_much_work(header: Header, coded: Iterable[Chunk]) -> str | None:
 
 
 def _provenance_chunk(provenance: Mapping[str, Any] | None) -> list[Chunk]:
-    if not provenance:
-        return []
-    try:
-        text = json.dumps(dict(provenance), separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as e:
-        msg = f"provenance must be an object that JSON knows: {e}"
-        raise ValueError(msg) from e
-    if len(text) > container.MAX_METADATA:
-        msg = f"provenance has {len(text)} bytes, more than {container.MAX_METADATA}"
-        raise ValueError(msg)
-    return [Chunk(container.PROVENANCE, zlib.compress(text.encode("ascii"), 9))]
-
-
-def _parse_provenance(data: bytes) -> dict[str, Any]:
-    inflater = zlib.decompressobj()
-    try:
-        text = inflater.decompress(data, container.MAX_METADATA)
-        if not inflater.eof or inflater.unused_data:
-            msg = "it does not end where it should"
-            raise ValueError(msg)
-        parsed = json.loads(text)
-    except (zlib.error, ValueError, RecursionError) as e:
-        msg = f"damaged SDZ file: chunk oRIG: {e}"
-        raise OSError(msg) from e
-    if not isinstance(parsed, dict):
-        msg = "damaged SDZ file: chunk oRIG is no JSON object"
-        raise OSError(msg)
-    return parsed
+    return [keywords.chunk(chunks.PROVENANCE, provenance)] if provenance else []
 
 
 def _mask_chunk(mask: ArrayLike | None, size: tuple[int, int]) -> list[Chunk]:
@@ -463,58 +341,24 @@ def _mask_chunk(mask: ArrayLike | None, size: tuple[int, int]) -> list[Chunk]:
     if exact:
         with np.errstate(invalid="ignore"):  # NaN becomes something else, and is found so
             levels = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
-        exact = np.array_equal(_mask_of(levels), values)
+        exact = np.array_equal(chunks.mask_of(levels), values)
     if not exact:
         msg = "alpha_mask has values other than n/255, which cannot be kept exactly"
         raise ValueError(msg)
-    return [Chunk(container.MASK, alpha.encode(Image.fromarray(levels)))]
-
-
-def _parse_mask(data: bytes, size: tuple[int, int]) -> NDArray[np.float32]:
-    # A mask is pixels, of which two bytes may ask for as many as the header says.
-    Image._decompression_bomb_check(size)
-    try:
-        return _mask_of(np.asarray(alpha.decode(data, size)))
-    except OSError as e:
-        msg = "damaged SDZ file: chunk mASK is no alpha channel of the picture's size"
-        raise OSError(msg) from e
-
-
-def _mask_of(levels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return levels.astype(np.float32) / np.float32(255)
+    return [keywords.chunk(chunks.MASK, levels)]
 
 
 # what has been read
 
 
-def _spec(header: Header) -> models.ModelSpec:
-    """The file's model, or what can be said of one that is not known here."""
-    try:
-        spec = models.spec(header.model)
-    except KeyError:
-        return models.ModelSpec(
-            header.model, header.channels, header.factor, header.digest, latent_space=header.model
-        )
-    if spec == models.MINI and header.digest != spec.digest:
-        msg = f"this SDZ file needs 'mini' with the weights {header.digest.hex()}, not installed"
-        raise OSError(msg)
-    return spec
+def _info(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the chunks before the latents say, named as the keywords of `save_latents`."""
+    info = {keyword: found[keyword] for keyword in _KEYWORDS if keyword in found}
+    if chunks.DENOISING.keyword in found:
+        info[chunks.DENOISING.keyword] = found[chunks.DENOISING.keyword].strength / 1000
+    return info
 
 
-def _info(type: bytes, data: bytes, size: tuple[int, int]) -> dict[str, Any]:
-    """What a chunk before the latents says, named as the keyword of `save_latents`."""
-    if type == container.EXIF:
-        return {"exif": container.EXIF_PREFIX + data}
-    if type == container.ICC_PROFILE:
-        return {"icc_profile": data}
-    if type == container.XMP:
-        return {"xmp": data}
-    if type == container.PROMPT:
-        return {"prompt": container.parse_prompt(data)}
-    if type == container.DENOISING:
-        return {"denoise": Denoising.parse(data).strength / 1000}
-    if type == container.PROVENANCE:
-        return {"provenance": _parse_provenance(data)}
-    if type == container.MASK:
-        return {"alpha_mask": _parse_mask(data, size)}
-    return {}
+_KEYWORDS = [
+    kind.keyword for kind in (*chunks.METADATA, chunks.PROMPT, chunks.PROVENANCE, chunks.MASK)
+]

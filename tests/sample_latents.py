@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pillow_sdz.entropy import Ints
+from pillow_sdz.arrays import Ints
 
 
 def correlated_latents(height: int, width: int, channels: int) -> NDArray[np.float64]:

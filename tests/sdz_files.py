@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageStat
 
-from pillow_sdz import container
+from pillow_sdz import codec, container
+from pillow_sdz.catalogue import ModelSpec
+from pillow_sdz.codec import EncodedLatents
 from pillow_sdz.container import Chunk
+
+if TYPE_CHECKING:
+    from pillow_sdz.models.network import Network
 
 
 class CountingFile(BytesIO):
@@ -67,3 +75,27 @@ def assert_similar(a: Image.Image, b: Image.Image, tolerance: float) -> None:
     assert (a.mode, a.size) == (b.mode, b.size)
     difference = ImageStat.Stat(ImageChops.difference(a, b)).mean
     assert max(difference) <= tolerance, f"mean difference per band: {difference}"
+
+
+def encoded(
+    images: Sequence[Image.Image],
+    model: ModelSpec,
+    *,
+    quality: float = 75,
+    max_size: int | None = None,
+) -> EncodedLatents:
+    """The chunks of images of mode RGB, with the model's first coding."""
+    encoder = codec.Encoder(model, model.space.codings[0], quality=quality)
+    if max_size is not None:
+        return encoder.fit(images, max_size)
+    return EncodedLatents([*map(encoder.encode, images)], encoder.quantisation)
+
+
+def shown(network: Network, latents: NDArray[Any], quantisation: int = 0) -> NDArray[np.uint8]:
+    """The whole picture (H, W, 3) of latents (h, w, C)."""
+    pieces = list(network.decode(latents, quantisation))
+    rows, columns = (max(place[axis].stop for place, _ in pieces) for axis in (0, 1))
+    pixels = np.empty((rows, columns, 3), np.uint8)
+    for place, piece in pieces:
+        pixels[place] = piece
+    return pixels

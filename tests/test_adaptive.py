@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pillow_sdz.adaptive import AdaptivePrior, solve
-from pillow_sdz.entropy import DamagedPayload, Ints, SymbolDecoder, Tables
-from pillow_sdz.lattice import STEP_UNITS
-from pillow_sdz.quantize import Quantizer
+from pillow_sdz.arrays import Ints
+from pillow_sdz.codings.adaptive import AdaptivePrior, solve
+from pillow_sdz.codings.integers import STEP_UNITS
+from pillow_sdz.codings.quantize import Quantizer
+from pillow_sdz.codings.range_coder import DamagedPayload, SymbolDecoder, Tables
 from sample_latents import correlated_latents, pinned_symbols
 
 Shape = tuple[int, int, int]

@@ -19,7 +19,6 @@ sys.path.append(str(Path(__file__).parent.parent))
 
 from benchmarks import (  # noqa: E402
     effort,
-    feature_distance,
     latent_cache,
     metrics,
     perception,
@@ -28,8 +27,9 @@ from benchmarks import (  # noqa: E402
     speed,
 )
 from benchmarks.codecs import CODECS, Codec  # noqa: E402
+from evaluation import feature_distance  # noqa: E402
 from pillow_sdz import demo  # noqa: E402
-from pillow_sdz.adaptive import AdaptivePrior  # noqa: E402
+from pillow_sdz.codings.adaptive import AdaptivePrior  # noqa: E402
 from sample_latents import correlated_latents  # noqa: E402
 
 

@@ -20,9 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pillow_sdz import __version__, interchange, open_latents, save_latents
+from pillow_sdz.catalogue import MINI
 from pillow_sdz.cli import main
 from pillow_sdz.cli.arguments import byte_count
-from pillow_sdz.models import MINI
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -741,8 +741,8 @@ def test_progress_for_more_than_one_file(
 def test_progress_within_a_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that takes its time: each stage, by its parts."""
     monkeypatch.setattr("pillow_sdz.cli.running.PATIENCE", 0)
-    monkeypatch.setattr("pillow_sdz.models.embedded.LARGEST_TILE", 26)
-    monkeypatch.setattr("pillow_sdz.codec.BAND_ROWS", 32)
+    monkeypatch.setattr("pillow_sdz.models.mini.memory.LARGEST_TILE", 26)
+    monkeypatch.setattr("pillow_sdz.codings.banded.BAND_ROWS", 32)
     Image.open("a.jpg").resize((500, 900)).save("large.png")
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)

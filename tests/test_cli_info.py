@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from pillow_sdz import container, models, save_latents
+from pillow_sdz import container, save_latents
+from pillow_sdz.catalogue import SD_MINI
 from pillow_sdz.cli import main
 
 
@@ -59,7 +60,7 @@ def test_what_the_decoder_is_told(photo: Image.Image, capsys: pytest.CaptureFixt
     assert text["prompt"] == "a cat"
     assert text["denoise"] == "strength 0.04, 3 steps"
     assert entry["sdz"]["denoise"] == {"strength": 0.04, "steps": 3}
-    assert text["weights"] == entry["weights"] == models.SD_MINI.digest.hex()
+    assert text["weights"] == entry["weights"] == SD_MINI.digest.hex()
     photo.save("x.sdz", tune="perceptual")
     text, entry = told(capsys)
     assert text["tune"] == entry["sdz"]["tune"] == "perceptual"

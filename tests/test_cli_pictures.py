@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageChops, ImageOps, ImageStat
 
+from pillow_sdz.chunks import MAX_METADATA
 from pillow_sdz.cli import main
-from pillow_sdz.container import MAX_METADATA
 from sdz_files import encode
 
 pytestmark = pytest.mark.usefixtures("one_process")

@@ -14,14 +14,18 @@ import pytest
 import torch
 from PIL import Image
 
-from pillow_sdz import codec, container, demo, fidelity, models, options
-from pillow_sdz.container import Header
-from pillow_sdz.entropy import SymbolDecoder, Tables
-from pillow_sdz.models import embedded
+from pillow_sdz import catalogue, chunks, codec, container, demo, fidelity, models, options, weights
+from pillow_sdz.codings.context import Context
+from pillow_sdz.codings.integers import Affine
+from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
+from pillow_sdz.container import Chunk
+from pillow_sdz.header import Header
+from pillow_sdz.models.mini import memory, network
+from pillow_sdz.models.mini.network import DECODER_MARGIN
 from pillow_sdz.models.tiles import Sides
-from pillow_sdz.prior import Affine
+from sdz_files import encoded, shown
 
-MINI = models.MINI
+MINI = catalogue.MINI
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +47,14 @@ def symbols_of(payload: bytes, size: tuple[int, int], quality: int) -> np.ndarra
 
 
 def decoded_from(
-    payload: bytes, size: tuple[int, int], quality: int, decoder: models.ModelSpec = MINI
+    payload: bytes, size: tuple[int, int], quality: int, decoder: catalogue.ModelSpec = MINI
 ) -> Image.Image:
     """The picture in a payload of one band."""
     header = Header("RGB", size, MINI.name, MINI.digest, MINI.channels, MINI.factor, quality)
-    entry = container.Entry(container.LATENTS, 0, 0, len(payload))
-    frames = codec.Frames(
-        header,
-        MINI,
-        container.bands(header.latents[1], None),
-        [container.Frame([entry], [])],
-        lambda _: payload,
-    )
+    file = container.assemble(header, [], [[Chunk(chunks.LATENTS, payload)]])
+    reader = container.Reader(io.BytesIO(container.write(file)))
+    found = container.frames(reader, bands=1)
+    frames = codec.Frames(header, MINI, catalogue.HYPERPRIOR, reader.bands, found, reader)
     picture = Image.new("RGB", size)
     for place, pixels in codec.decode(frames.frame(0), decoder=decoder, box=(0, 0, *size)):
         picture.paste(Image.fromarray(pixels), place)
@@ -62,17 +62,17 @@ def decoded_from(
 
 
 def test_registry_names_the_weights_that_ship() -> None:
-    content = embedded.WEIGHTS.read_bytes()
+    content = weights.MINI.path.read_bytes()
     assert hashlib.sha256(content).digest()[:4] == MINI.digest
     assert len(content) <= 10_000_000
-    assert (MINI.channels, MINI.factor) == (embedded.CHANNELS, embedded.FACTOR)
+    assert (MINI.channels, MINI.factor) == (network.CHANNELS, network.FACTOR)
 
 
 @pytest.mark.parametrize("quality", [1, 20, 50, 75, 100])
 def test_fidelity(real_photo: Image.Image, quality: int) -> None:
     """Well above what a broken stage would leave: 20 dB is a blur of the photo."""
-    encoded = codec.encode([real_photo], model=MINI, quality=quality)
-    decoded = decoded_from(encoded.frames[0][0].data, real_photo.size, encoded.quantisation)
+    made = encoded([real_photo], MINI, quality=quality)
+    decoded = decoded_from(made.frames[0][0].data, real_photo.size, made.quantisation)
     assert decoded.size == real_photo.size
     assert psnr(real_photo, decoded) > 20 + quality / 10
 
@@ -80,9 +80,9 @@ def test_fidelity(real_photo: Image.Image, quality: int) -> None:
 def test_quality_is_monotone(real_photo: Image.Image) -> None:
     sizes, fidelities = [], []
     for quality in range(1, 101, 9):
-        encoded = codec.encode([real_photo], model=MINI, quality=quality)
-        decoded = decoded_from(encoded.frames[0][0].data, real_photo.size, encoded.quantisation)
-        sizes.append(encoded.size)
+        made = encoded([real_photo], MINI, quality=quality)
+        decoded = decoded_from(made.frames[0][0].data, real_photo.size, made.quantisation)
+        sizes.append(made.size)
         fidelities.append(psnr(real_photo, decoded))
     assert sizes == sorted(set(sizes))
     assert fidelities == sorted(fidelities)
@@ -90,10 +90,10 @@ def test_quality_is_monotone(real_photo: Image.Image) -> None:
 
 @pytest.mark.parametrize("limit", [600, 1500, 3001])
 def test_largest_payload_that_fits(real_photo: Image.Image, limit: int) -> None:
-    fitted = codec.encode([real_photo], model=MINI, max_size=limit)
+    fitted = encoded([real_photo], MINI, max_size=limit)
     assert fitted.size <= limit
     # A tenth of a quality step more does not fit.
-    more = codec.encode([real_photo], model=MINI, quality=(fitted.quantisation + 10) / 100)
+    more = encoded([real_photo], MINI, quality=(fitted.quantisation + 10) / 100)
     assert more.size > limit
 
 
@@ -101,14 +101,14 @@ def test_target_needs_the_network_once(
     real_photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    original = embedded.Encoder.forward
+    original = network.Encoder.forward
 
-    def counted(self: embedded.Encoder, x: torch.Tensor, sides: Sides) -> torch.Tensor:
+    def counted(self: network.Encoder, x: torch.Tensor, sides: Sides) -> torch.Tensor:
         calls.append(x.shape)
         return original(self, x, sides)
 
-    monkeypatch.setattr(embedded.Encoder, "forward", counted)
-    codec.encode([real_photo], model=MINI, max_size=2000)
+    monkeypatch.setattr(network.Encoder, "forward", counted)
+    encoded([real_photo], MINI, max_size=2000)
     assert len(calls) == 1
 
 
@@ -121,33 +121,34 @@ def test_a_target_chooses_the_prior_once(monkeypatch: pytest.MonkeyPatch) -> Non
             return latents.astype(np.float32)
 
     calls = []
-    original = codec._best_prior
+    original = Context._best
 
-    def counted(*arguments: object) -> int:
-        calls.append(arguments)
-        return original(*arguments)
+    def counted(self: Context, latents: np.ndarray, quantisation: int) -> int:
+        if len(self._numbers) > 1:
+            calls.append(quantisation)
+        return original(self, latents, quantisation)
 
     monkeypatch.setattr(models, "load", lambda _: Strange())
-    monkeypatch.setattr(codec, "_best_prior", counted)
-    strange = models.ModelSpec("strange", 4, 8, models.NOT_NAMED, latent_space="strange")
-    fitted = codec.encode([Image.new("RGB", (64, 64))], model=strange, max_size=80)
+    monkeypatch.setattr(Context, "_best", counted)
+    strange = catalogue.ModelSpec("strange", 4, 8, catalogue.NOT_NAMED, latent_space="strange")
+    fitted = encoded([Image.new("RGB", (64, 64))], strange, max_size=80)
     assert 60 < fitted.size <= 80
     assert len(calls) == 1
 
 
 def test_nothing_fits(real_photo: Image.Image) -> None:
-    smallest = codec.encode([real_photo], model=MINI, quality=1).size
+    smallest = encoded([real_photo], MINI, quality=1).size
     with pytest.raises(codec.DoesNotFit) as caught:
-        codec.encode([real_photo], model=MINI, max_size=smallest - 1)
+        encoded([real_photo], MINI, max_size=smallest - 1)
     assert caught.value.smallest == smallest
-    assert codec.encode([real_photo], model=MINI, max_size=smallest).size == smallest
+    assert encoded([real_photo], MINI, max_size=smallest).size == smallest
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (16, 16), (17, 1), (33, 31), (48, 16)])
 def test_any_size(real_photo: Image.Image, size: tuple[int, int]) -> None:
     image = real_photo.resize(size)
-    encoded = codec.encode([image], model=MINI, quality=90)
-    decoded = decoded_from(encoded.frames[0][0].data, size, encoded.quantisation)
+    made = encoded([image], MINI, quality=90)
+    decoded = decoded_from(made.frames[0][0].data, size, made.quantisation)
     assert decoded.size == size
     assert psnr(image, decoded) > 22
 
@@ -156,32 +157,32 @@ def test_tiles_have_no_seam(real_photo: Image.Image, monkeypatch: pytest.MonkeyP
     """Tiles are computed with as much around them as a pixel sees, and a latent by 1e-4."""
     monkeypatch.setattr(options, "DTYPE", "float32")
     pixels = np.asarray(real_photo.resize((1000, 700)))
-    network = models.load(MINI)
-    whole = network.encode(pixels)
-    picture = network.decode(whole, 5000)
-    monkeypatch.setattr(embedded, "LARGEST_TILE", 2 * embedded.DECODER_MARGIN)
-    np.testing.assert_allclose(network.encode(pixels), whole, rtol=0, atol=1e-4)
-    tiled = network.decode(whole, 5000)
+    mini = models.load(MINI)
+    whole = mini.encode(pixels)
+    picture = shown(mini, whole, 5000)
+    monkeypatch.setattr(memory, "LARGEST_TILE", 2 * DECODER_MARGIN)
+    np.testing.assert_allclose(mini.encode(pixels), whole, rtol=0, atol=1e-4)
+    tiled = shown(mini, whole, 5000)
     # Sums in another order differ by roundings only.
     assert np.abs(tiled.astype(int) - picture).max() <= 1
 
 
 @pytest.mark.parametrize("quality", [100, 5000, 10000])
-@pytest.mark.parametrize("spec", [MINI, models.MINI_PERCEPTUAL], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [MINI, catalogue.MINI_PERCEPTUAL], ids=lambda spec: spec.name)
 def test_bfloat16_changes_pixels_by_a_grey_level(
-    real_photo: Image.Image, spec: models.ModelSpec, quality: int
+    real_photo: Image.Image, spec: catalogue.ModelSpec, quality: int
 ) -> None:
     """The CNN's part of the picture is small; the linear path stays in float32.
 
     The perceptual decoder's is larger, and some of its values change by two.
     """
-    network, decoder = models.load(MINI), models.load(spec)
-    gain = network.gain(quality)
+    mini, decoder = models.load(MINI), models.load(spec)
+    gain = mini.gain(quality)
     with options.override(DTYPE="float32"):
-        latents = np.rint(network.encode(np.asarray(real_photo)) * gain) / gain
-        exact = decoder.decode(latents, quality).astype(int)
+        latents = np.rint(mini.encode(np.asarray(real_photo)) * gain) / gain
+        exact = shown(decoder, latents, quality).astype(int)
     with options.override(DTYPE="bfloat16"):
-        difference = np.abs(decoder.decode(latents, quality) - exact)
+        difference = np.abs(shown(decoder, latents, quality) - exact)
     assert difference.max() <= (1 if spec is MINI else 2)
     assert 0 < difference.mean() < 0.1  # measured: 0.04 to 0.07
 
@@ -190,12 +191,12 @@ CHILD = """
 import hashlib, io, sys
 import torch
 from PIL import Image
-from pillow_sdz import demo, models, codec
-from pillow_sdz.entropy import SymbolDecoder, Tables
+from pillow_sdz import catalogue, models
+from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
 torch.set_num_threads(int(sys.argv[1]))
 payload = sys.stdin.buffer.read()
 decoder = SymbolDecoder(Tables.shipped(), payload)
-symbols = models.load(models.MINI).prior.code(decoder, 12, 17, 5000).symbols
+symbols = models.load(catalogue.MINI).prior.code(decoder, 12, 17, 5000).symbols
 print(hashlib.sha256(symbols.astype(">i4").tobytes()).hexdigest())
 """
 
@@ -203,7 +204,7 @@ print(hashlib.sha256(symbols.astype(">i4").tobytes()).hexdigest())
 def test_same_integers_with_any_number_of_threads(
     real_photo: Image.Image, environment: dict[str, str]
 ) -> None:
-    payload = codec.encode([real_photo], model=MINI, quality=50).frames[0][0].data
+    payload = encoded([real_photo], MINI, quality=50).frames[0][0].data
     expected = symbols_of(payload, real_photo.size, 5000)
     digests = set()
     for threads in ("1", "2", "7"):
@@ -221,12 +222,10 @@ def test_same_integers_with_any_number_of_threads(
 
 
 def test_threads_share_the_model(real_photo: Image.Image) -> None:
-    encoded = codec.encode([real_photo], model=MINI, quality=30)
+    made = encoded([real_photo], MINI, quality=30)
 
     def decode(_: int) -> bytes:
-        return decoded_from(
-            encoded.frames[0][0].data, real_photo.size, encoded.quantisation
-        ).tobytes()
+        return decoded_from(made.frames[0][0].data, real_photo.size, made.quantisation).tobytes()
 
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(decode, range(8)))) == 1
@@ -242,10 +241,10 @@ def test_any_payload_decodes_or_is_an_oserror(real_photo: Image.Image, length: i
 
 
 def test_words_left_over_are_an_error(real_photo: Image.Image) -> None:
-    encoded = codec.encode([real_photo], model=MINI, quality=20)
-    payload = encoded.frames[0][0].data + bytes(range(1, 200))
+    made = encoded([real_photo], MINI, quality=20)
+    payload = made.frames[0][0].data + bytes(range(1, 200))
     with pytest.raises(OSError, match=r"LATN at byte .*: the words do not end"):
-        decoded_from(payload, real_photo.size, encoded.quantisation)
+        decoded_from(payload, real_photo.size, made.quantisation)
 
 
 def test_layers_that_may_not_be_exact_are_refused() -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from pillow_sdz import container
-from pillow_sdz.container import MAX_CHANGES, Animation, Chunk, Denoising, Header
+from pillow_sdz.chunks import BANDS, PROMPT, Animation, Denoising
+from pillow_sdz.container import MAX_CHANGES, Chunk
+from pillow_sdz.header import MODES, Header
 from sdz_files import CountingFile, framed
 
 HEADER = Header(
@@ -57,7 +59,7 @@ def test_exact_bytes() -> None:
 
 
 def test_header_round_trips() -> None:
-    for mode in container.MODES:
+    for mode in MODES:
         for size in ((1, 1), (65535, 65535)):
             written = header(mode=mode, size=size, channels=65535, factor=255, quantisation=100)
             assert Header.parse(written.pack()) == written
@@ -159,7 +161,7 @@ def test_many_frames_are_no_many_chunks() -> None:
 
 
 def band(rows: int) -> Chunk:
-    return Chunk(b"BAND", container.pack_bands(rows))
+    return Chunk(b"BAND", BANDS.pack(rows))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +235,7 @@ def test_animation_round_trips(durations: tuple[int, ...]) -> None:
     animation = Animation(3, durations)
     data = animation.pack()
     assert data == struct.pack(f">H{len(durations)}I", 3, *durations)
-    assert Animation.parse(data, 3) == animation
+    assert Animation.parse(data, header(frames=3)) == animation
     assert [animation.duration(n) for n in range(3)] == list((durations * 3)[:3])
     first, second, _ = (animation.duration(n) for n in range(3))
     assert animation.timestamps(3) == [0, first, first + second]
@@ -242,26 +244,26 @@ def test_animation_round_trips(durations: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("length", [0, 2, 5, 7, 2 + 2 * 4, 2 + 4 * 4])
 def test_durations_of_other_frames_are_refused(length: int) -> None:
     with pytest.raises(OSError, match=f"aNIM of {length} bytes for 3 frames"):
-        Animation.parse(bytes(length), 3)
+        Animation.parse(bytes(length), header(frames=3))
 
 
 def test_recommended_denoising_is_bounded() -> None:
-    assert Denoising.parse(Denoising(40, 3).pack()) == (40, 3)
+    assert Denoising.parse(Denoising(40, 3).pack(), HEADER) == (40, 3)
     for bad in (Denoising(0, 3), Denoising(201, 3), Denoising(40, 0), Denoising(40, 21)):
         with pytest.raises(ValueError, match="denoising"):
             bad.pack()
         with pytest.raises(OSError, match="dNOI"):
-            Denoising.parse(struct.pack(">HB", *bad))
+            Denoising.parse(struct.pack(">HB", *bad), HEADER)
     with pytest.raises(OSError, match="dNOI of 2 bytes"):
-        Denoising.parse(b"\0\1")
+        Denoising.parse(b"\0\1", HEADER)
 
 
 def test_prompts_are_utf8_and_not_endless() -> None:
-    assert container.parse_prompt(container.pack_prompt("ein Café")) == "ein Café"
+    assert PROMPT.parse(PROMPT.pack("ein Café"), HEADER) == "ein Café"
     with pytest.raises(ValueError, match="8193 bytes, more than the limit of 8192"):
-        container.pack_prompt("x" * 8193)
+        PROMPT.pack("x" * 8193)
     with pytest.raises(OSError, match="pRMT is not UTF-8"):
-        container.parse_prompt(b"\xff")
+        PROMPT.parse(b"\xff", HEADER)
 
 
 def test_write_needs_the_end() -> None:
@@ -283,7 +285,6 @@ def test_bytes_after_the_end_are_refused() -> None:
         (1, 4, "unknown mode 4"),
         (7, 0, "0 frames"),
         (9, ord("M"), "model name"),
-        (20, 3, "coding 3 is not known"),
         (19, 0, "factor 0"),
     ],
 )
@@ -306,11 +307,9 @@ def test_bad_header_fields_are_refused(position: int, value: int, complaint: str
         ({"digest": b"abc"}, "digest"),
         ({"channels": 0}, "0 latent channels"),
         ({"factor": 256}, "factor 256"),
-        ({"coding": "jpeg"}, "coding jpeg"),
+        ({"coding": 256}, "coding 256"),
         ({"quantisation": -1}, "quantisation of -1"),
         ({"quantisation": 65536}, "quantisation of 65536"),
-        ({"quantisation": 0}, "coding context with a quantisation of 0"),
-        ({"coding": "float16"}, "coding float16 with a quantisation of 7500"),
         ({"frames": 0}, "0 frames"),
         ({"frames": 65536}, "65536 frames"),
     ],

@@ -11,15 +11,15 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from pillow_sdz.entropy import (
+from pillow_sdz import weights
+from pillow_sdz.arrays import Ints
+from pillow_sdz.codings.range_coder import (
     MEAN_UNITS,
     PHASED_SCALES,
     PHASES,
     SCALES,
     SYMBOL_LIMIT,
-    TABLES_FILE,
     DamagedPayload,
-    Ints,
     Prediction,
     SymbolDecoder,
     SymbolEncoder,
@@ -45,7 +45,7 @@ def some_symbols(count: int, seed: int) -> tuple[Ints, Ints, Ints]:
 def tables() -> list[NDArray[np.int64]]:
     """The frequencies of each table."""
     ends = np.cumsum(2 * TABLES.reach + 2)
-    return np.split(load_file(TABLES_FILE)["frequencies"].astype(np.int64), ends[:-1])
+    return np.split(load_file(weights.TABLES.path)["frequencies"].astype(np.int64), ends[:-1])
 
 
 def encoded(symbols: Ints, mean: Ints, scale: Ints) -> bytes:
@@ -85,7 +85,7 @@ def test_largest_symbols_round_trip() -> None:
 
 def test_tables_of_record() -> None:
     digest = "b3a476cc2bcd62d0df707d12a498ba7cb171ae1752a82befee4f021dfa3256cb"
-    assert hashlib.sha256(TABLES_FILE.read_bytes()).hexdigest() == digest
+    assert hashlib.sha256(weights.TABLES.path.read_bytes()).hexdigest() == digest
 
 
 def test_golden_words() -> None:

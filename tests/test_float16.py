@@ -11,9 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from pillow_sdz import float16
-from pillow_sdz.adaptive import AdaptivePrior
-from pillow_sdz.entropy import TABLES_FILE, DamagedPayload, Ints, Prediction, Tables
+from pillow_sdz import weights
+from pillow_sdz.arrays import Ints
+from pillow_sdz.codings import float16
+from pillow_sdz.codings.adaptive import AdaptivePrior
+from pillow_sdz.codings.range_coder import DamagedPayload, Prediction, Tables
 from range_coder import RangeDecoder
 from sample_latents import correlated_latents, pinned_symbols
 
@@ -127,7 +129,7 @@ def floats_by_the_specification(payload: bytes, shape: tuple[int, int, int]) -> 
     words = RangeDecoder(payload[2:])
     reach = Tables.shipped().reach.tolist()
     ends = np.cumsum([2 * r + 2 for r in reach])
-    tables = np.split(load_file(TABLES_FILE)["frequencies"].astype(np.int64), ends[:-1])
+    tables = np.split(load_file(weights.TABLES.path)["frequencies"].astype(np.int64), ends[:-1])
 
     def uniform(size: int) -> int:
         return words.decode([2**24 // size] * size)

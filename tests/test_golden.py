@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from pillow_sdz import container, models, open_latents, options
-from pillow_sdz.container import Chunk, Header
-from pillow_sdz.entropy import Ints, Prediction, SymbolDecoder, SymbolEncoder, Tables
-from pillow_sdz.prior import Coded
+from pillow_sdz import catalogue, chunks, container, models, open_latents, options
+from pillow_sdz.arrays import Ints
+from pillow_sdz.codings.hyperprior import Coded
+from pillow_sdz.codings.range_coder import Prediction, SymbolDecoder, SymbolEncoder, Tables
+from pillow_sdz.container import Chunk
+from pillow_sdz.header import Header
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 ALL = sorted(FIXTURES.glob("*.sdz"))
@@ -34,7 +36,7 @@ HEADER = Header(
     channels=4,
     factor=8,
     quantisation=6050,
-    coding="context",
+    coding=0,
 )
 CHUNKS = [
     Chunk(b"HEAD", HEADER.pack()),
@@ -150,9 +152,9 @@ def test_integers_of_record(name: str) -> None:
     """The exact integers are read, and from them the exact bytes are written."""
     quality, digest, some = MINI_FILES[name]
     data = (FIXTURES / f"{name}.sdz").read_bytes()
-    chunks = container.read(data)
-    header = Header.parse(chunks[0].data)
-    payload = next(chunk.data for chunk in chunks if chunk.type == container.LATENTS)
+    parts = container.read(data)
+    header = Header.parse(parts[0].data)
+    payload = next(chunk.data for chunk in parts if chunk.type == chunks.LATENTS)
     assert (header.quantisation, header.model) == (quality, "mini")
 
     symbols = symbols_of(payload, header)
@@ -161,9 +163,9 @@ def test_integers_of_record(name: str) -> None:
 
     both = Both(payload)
     _, rows, columns = header.latents
-    models.load(models.MINI).prior.code(both, rows, columns, quality)
+    models.load(catalogue.MINI).prior.code(both, rows, columns, quality)
     written = [
-        Chunk(c.type, both.encoder.bytes()) if c.type == container.LATENTS else c for c in chunks
+        Chunk(c.type, both.encoder.bytes()) if c.type == chunks.LATENTS else c for c in parts
     ]
     assert container.write(written) == data
 
@@ -216,35 +218,35 @@ FRAME_DIGESTS = [
 def test_frames_of_record() -> None:
     """Exact integers, of bands that are coded by themselves and that tell changes; and back."""
     data = FRAMES.read_bytes()
-    chunks = container.read(data)
+    parts = container.read(data)
     reader = container.Reader(BytesIO(data))
-    assert len(list(reader)) == len(chunks)
-    found = [(c.type.decode(), len(c.data)) for c in chunks if c.type in container.FRAME]
+    assert len(list(reader)) == len(parts)
+    found = [(c.type.decode(), len(c.data)) for c in parts if c.type in chunks.FRAME]
     assert found == CHUNKS_OF_FRAMES
     assert reader.bands == [slice(0, 4), slice(4, 6)]
 
-    prior = models.load(models.MINI).prior
+    prior = models.load(catalogue.MINI).prior
     _, _, width = reader.header.latents
     before: list[Coded | None] = [None, None]
     coded = 0
     frames: list[list[Ints]] = [[] for _ in range(reader.header.frames)]
-    for place, chunk in enumerate(chunks):
-        if chunk.type in container.CODED:
+    for place, chunk in enumerate(parts):
+        if chunk.type in chunks.CODED:
             frame, band = divmod(coded, len(reader.bands))
             rows = reader.bands[band].stop - reader.bands[band].start
             both = Both(chunk.data)
-            told = before[band] if chunk.type == container.CHANGES else None
+            told = before[band] if chunk.type == chunks.CHANGES else None
             now = prior.code(both, rows, width, reader.header.quantisation, told)
             before[band] = now
             frames[frame].append(now.symbols)
-            chunks[place] = chunk._replace(data=both.encoder.bytes())
+            parts[place] = chunk._replace(data=both.encoder.bytes())
             coded += 1
     digests = [
         hashlib.sha256(np.concatenate(bands).astype(">i4").tobytes()).hexdigest()
         for bands in frames
     ]
     assert digests == FRAME_DIGESTS
-    assert container.write(chunks) == data
+    assert container.write(parts) == data
 
 
 def test_shown_as_of_record() -> None:

@@ -15,10 +15,13 @@ import torch
 from PIL import Image
 
 from benchmarks import memory
-from pillow_sdz import codec, container, demo, models, options
-from pillow_sdz.container import Chunk, Header
-from pillow_sdz.models import embedded
-from pillow_sdz.models.embedded import Mini
+from pillow_sdz import catalogue, chunks, codec, container, demo, models, options
+from pillow_sdz.arrays import Latents
+from pillow_sdz.container import Chunk
+from pillow_sdz.header import Header
+from pillow_sdz.models.mini import Mini
+from pillow_sdz.models.mini import memory as tile_memory
+from pillow_sdz.models.mini import network as mini_network
 from sdz_files import CountingFile, decode, encode, framed
 
 BANDS = 5
@@ -34,7 +37,7 @@ def photo() -> Image.Image:
 def banded(photo: Image.Image) -> bytes:
     """A file of several bands, as larger pictures have them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codec, "BAND_ROWS", ROWS)
+        patch.setattr("pillow_sdz.codings.banded.BAND_ROWS", ROWS)
         return encode(photo, quality=60)
 
 
@@ -44,9 +47,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers: list[int] = []
     decode_stored = codec.Frames.decode_stored
 
-    def noted(self: codec.Frames, number: int, band: int) -> codec.Latents:
+    def noted(self: codec.Frames, number: int, band: int, **options: bool) -> Latents:
         numbers.append(band)
-        return decode_stored(self, number, band)
+        return decode_stored(self, number, band, **options)
 
     monkeypatch.setattr(codec.Frames, "decode_stored", noted)
     return numbers
@@ -59,13 +62,13 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def mini() -> Mini:
-    network: Mini = models.load(models.MINI)
+    network: Mini = models.load(catalogue.MINI)
     return network
 
 
 def budget_for(side: int) -> int:
     """The smallest budget with which tiles of the decoder have at least such a side."""
-    return embedded.FIXED_MEMORY + embedded.DECODER_MEMORY * (side + 26) ** 2
+    return tile_memory.FIXED_MEMORY + tile_memory.DECODER_MEMORY * (side + 26) ** 2
 
 
 # Bands
@@ -85,18 +88,20 @@ def budget_for(side: int) -> int:
     ],
 )
 def test_bands_are_bounded(height: int, width: int, rows: int | None) -> None:
-    assert codec.band_rows(models.MINI, height, width) == rows
-    assert codec.band_rows(models.SD_MINI, height, width) is None
+    limit = catalogue.HYPERPRIOR.band_latents
+    assert limit is not None
+    assert codec.coder_of(catalogue.MINI, catalogue.HYPERPRIOR).band_rows(height, width) == rows
+    assert codec.coder_of(catalogue.SD_MINI, catalogue.CONTEXT).band_rows(height, width) is None
     found = rows or height
-    assert found * width <= codec.BAND_LATENTS
+    assert found * width <= limit
 
 
 def test_every_band_is_a_chunk_of_its_own(photo: Image.Image, banded: bytes) -> None:
-    chunks = container.read(banded)
-    header = Header.parse(chunks[0].data)
-    assert [c.type for c in chunks] == [b"HEAD", b"BAND", *[b"LATN"] * BANDS, b"DONE"]
-    assert chunks[1].data == bytes([0, ROWS])
-    for number, chunk in enumerate(chunks[2:-1]):
+    parts = container.read(banded)
+    header = Header.parse(parts[0].data)
+    assert [c.type for c in parts] == [b"HEAD", b"BAND", *[b"LATN"] * BANDS, b"DONE"]
+    assert parts[1].data == bytes([0, ROWS])
+    for number, chunk in enumerate(parts[2:-1]):
         alone = header._replace(size=(photo.width, ROWS * 16))
         file = container.write([Chunk(b"HEAD", alone.pack()), chunk, Chunk(b"DONE", b"")])
         # As a picture it shows the same place, but for what the decoder sees of its neighbours.
@@ -118,10 +123,10 @@ def test_no_seam_between_bands(photo: Image.Image, banded: bytes) -> None:
 
 def test_bands_too_large_are_refused() -> None:
     """60 bytes must not decode to as many latents as they like."""
-    header = Header("RGB", (4096, 4096), "mini", models.MINI.digest, 160, 16, 5000)
-    chunks = [Chunk(b"HEAD", header.pack()), Chunk(b"LATN", b""), Chunk(b"DONE", b"")]
+    header = Header("RGB", (4096, 4096), "mini", catalogue.MINI.digest, 160, 16, 5000)
+    parts = [Chunk(b"HEAD", header.pack()), Chunk(b"LATN", b""), Chunk(b"DONE", b"")]
     with pytest.raises(OSError, match="bands of 256x256 latents, more than the limit"):
-        decode(framed(chunks))
+        decode(framed(parts))
 
 
 @pytest.mark.parametrize(
@@ -134,12 +139,12 @@ def test_bands_too_large_are_refused() -> None:
     ],
 )
 def test_bands_that_are_none(banded: bytes, data: bytes, complaint: str) -> None:
-    chunks = container.read(banded)
-    chunks[1] = Chunk(b"BAND", data)
+    parts = container.read(banded)
+    parts[1] = Chunk(b"BAND", data)
     with pytest.raises(OSError, match=complaint):
-        decode(framed(chunks))
+        decode(framed(parts))
     with pytest.raises(ValueError, match=complaint):
-        container.write(chunks)
+        container.write(parts)
 
 
 # Tiles
@@ -147,14 +152,14 @@ def test_bands_that_are_none(banded: bytes, data: bytes, complaint: str) -> None
 
 def test_tiles_follow_the_memory_budget() -> None:
     with options.override(MEMORY_BUDGET=options.SMALLEST_BUDGET):
-        assert embedded.tile_side(24_000, 13) == embedded.SMALLEST_TILE
+        assert tile_memory.tile_side(24_000, 13) == tile_memory.SMALLEST_TILE
     with options.override(MEMORY_BUDGET=budget_for(80)):
-        assert embedded.tile_side(embedded.DECODER_MEMORY, 13) == 80
+        assert tile_memory.tile_side(tile_memory.DECODER_MEMORY, 13) == 80
         # A row of latents that takes as much as a row of a tile: n^2 + 106 n = 106^2.
-        columns = 106 * embedded.DECODER_MEMORY // (4 * embedded.CHANNELS)
-        assert embedded.tile_side(embedded.DECODER_MEMORY, 13, columns) == 65 - 26
+        columns = 106 * tile_memory.DECODER_MEMORY // (4 * mini_network.CHANNELS)
+        assert tile_memory.tile_side(tile_memory.DECODER_MEMORY, 13, columns) == 65 - 26
     with options.override(MEMORY_BUDGET=1 << 40):
-        assert embedded.tile_side(24_000, 13, 4096) == embedded.LARGEST_TILE
+        assert tile_memory.tile_side(24_000, 13, 4096) == tile_memory.LARGEST_TILE
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
@@ -167,7 +172,7 @@ def test_tiled_pixels_are_those_of_one_piece(scale: int) -> None:
     for budget in (1 << 40, options.SMALLEST_BUDGET):
         picture = np.empty((1008 // scale, 1296 // scale, 3), int)
         with options.override(MEMORY_BUDGET=budget):
-            pieces = list(mini().decode_area(latents, 5000, scale=scale))
+            pieces = list(mini().decode(latents, 5000, scale=scale))
         for place, piece in pieces:
             picture[place] = piece
         pictures.append((len(pieces), picture))
@@ -184,15 +189,15 @@ def test_margins_are_not_too_narrow(scale: int) -> None:
     """
     if scale == 1:
         network: torch.nn.Module = mini().decoder.in_float32
-        margin = embedded.DECODER_MARGIN
+        margin = mini_network.DECODER_MARGIN
     else:
         network = mini()._reduced._networks[scale].in_float32
         margin = network.margin
     network = copy.deepcopy(network).double()
     size = 2 * margin + 9
-    latents = torch.zeros(1, embedded.CHANNELS, size, size, dtype=torch.float64)
+    latents = torch.zeros(1, mini_network.CHANNELS, size, size, dtype=torch.float64)
     middle = size // 2
-    rate = embedded.rate_of(5000).double()
+    rate = mini_network.rate_of(5000).double()
     side = 16 // scale
     seen = slice(middle * side, (middle + 1) * side)
     with torch.inference_mode():
@@ -232,13 +237,13 @@ def test_crop_computes_the_tiles_that_it_needs(
 ) -> None:
     """In latents: 13 more on each side than the box has, and no more."""
     seen = []
-    forward = embedded.Decoder.forward
+    forward = mini_network.Decoder.forward
 
-    def noted(self: embedded.Decoder, latents: torch.Tensor, *others: Any) -> torch.Tensor:
+    def noted(self: mini_network.Decoder, latents: torch.Tensor, *others: Any) -> torch.Tensor:
         seen.append(tuple(latents.shape[2:]))
         return forward(self, latents, *others)
 
-    monkeypatch.setattr(embedded.Decoder, "forward", noted)
+    monkeypatch.setattr(mini_network.Decoder, "forward", noted)
     wide = demo.photo().resize((1200, 960))
     with Image.open(BytesIO(encode(wide, effort=0))) as im:
         im.crop((600, 480, 608, 488))
@@ -255,7 +260,7 @@ def test_of_other_models_a_crop_loads_the_picture(photo: Image.Image) -> None:
 
 def test_of_a_damaged_file_the_other_parts(banded: bytes) -> None:
     """A band that is damaged is none of those that a part needs."""
-    entries = [e for e in container.Reader(BytesIO(banded)) if e.type == container.LATENTS]
+    entries = [e for e in container.Reader(BytesIO(banded)) if e.type == chunks.LATENTS]
     damaged = bytearray(banded)
     damaged[entries[-1].start] ^= 1
     with Image.open(BytesIO(banded)) as im:
@@ -268,19 +273,26 @@ def test_of_a_damaged_file_the_other_parts(banded: bytes) -> None:
 
 @pytest.mark.usefixtures("load_truncated")
 def test_damaged_bands_are_black(banded: bytes) -> None:
-    entries = [e for e in container.Reader(BytesIO(banded)) if e.type == container.LATENTS]
+    entries = [e for e in container.Reader(BytesIO(banded)) if e.type == chunks.LATENTS]
     damaged = bytearray(banded)
     damaged[entries[2].start] ^= 1
-    whole, found = (np.asarray(decode(bytes(data))) for data in (banded, damaged))
+    whole = np.asarray(decode(banded))
+    with pytest.warns(UserWarning, match="CRC does not match: the rows 128 to 192 are black"):
+        found = np.asarray(decode(bytes(damaged)))
     top, bottom = 2 * ROWS * 16, 3 * ROWS * 16
     assert not found[top:bottom].any()
     # What the decoder looks at is out of its sight in the first and the last row.
     assert np.array_equal(found[0], whole[0]) or np.abs(found[0].astype(int) - whole[0]).max() <= 1
     assert found[:top].any(axis=2).mean() > 0.9
     assert found[bottom:].any(axis=2).mean() > 0.9
-    cut = decode(banded[: entries[3].start])
-    assert not np.asarray(cut)[3 * ROWS * 16 :].any()
-    assert np.asarray(cut)[: 3 * ROWS * 16].any(axis=2).mean() > 0.9
+    with pytest.warns(UserWarning, match="truncated SDZ file") as warned:
+        cut = np.asarray(decode(banded[: entries[3].start]))
+    assert [str(one.message).partition("the rows ")[2] for one in warned] == [
+        "192 to 256 are guessed in part",  # of its chunk nothing is there but the framing
+        "256 to 320 are black",
+    ]
+    assert not cut[4 * ROWS * 16 :].any()
+    assert cut[: 3 * ROWS * 16].any(axis=2).mean() > 0.9
 
 
 # Memory

@@ -16,8 +16,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import pillow_sdz
-from pillow_sdz import adaptive, codec, container, models, open_latents, options, save_latents
+from pillow_sdz import (
+    catalogue,
+    chunks,
+    codec,
+    container,
+    models,
+    open_latents,
+    options,
+    save_latents,
+)
+from pillow_sdz.catalogue import CONTEXT, FLOAT16, PALETTE, CodingSpec
+from pillow_sdz.codings import Context, DitheredPalette, Float16, adaptive
+from pillow_sdz.codings.coding import Frame
 from pillow_sdz.container import Chunk
+from pillow_sdz.header import Header
 from sdz_files import decode, encode, framed, replaced
 
 Array = NDArray[Any]
@@ -332,10 +345,10 @@ def test_unscaled_latents_are_the_same_picture(tiny: str, monkeypatch: pytest.Mo
 def test_no_model_and_no_torch_are_needed(tmp_path: Path, environment: dict[str, str]) -> None:
     """To save and to open latents, also of a model that nobody here knows."""
     known = saved(latents()).getvalue()
-    header = container.Header.parse(container.read(known)[0].data)
+    header = Header.parse(container.read(known)[0].data)
     stranger = header._replace(model="strange-1", digest=b"1234")
     path = tmp_path / "x.sdz"
-    path.write_bytes(replaced(known, container.HEAD, stranger.pack()))
+    path.write_bytes(replaced(known, chunks.HEAD, stranger.pack()))
     script = """
 import sys, numpy, pillow_sdz
 found = pillow_sdz.open_latents(sys.argv[1])
@@ -386,7 +399,7 @@ print(found.model, found.latents.shape, *{"torch", "diffusers"} & sys.modules.ke
         (latents(), {"step": 0.3, "quality": 75}, "quality and step exclude each other"),
         (latents(), {"step": 0.3, "lossless": "float16"}, "step and lossless exclude"),
         (latents(), {"lossless": "float32"}, "lossless must be 'float16'"),
-        (latents(), {"lossless": "float16", "coding": "palette"}, "lossless must be 'float16'"),
+        (latents(), {"lossless": "float16", "coding": "palette"}, "exclude each other"),
         (latents(), {"coding": "palette", "step": 0.3}, "takes no step"),
         (latents(), {"coding": "nonsense"}, "coding must be one of"),
         (latents(), {"effort": 10}, "effort must be"),
@@ -444,18 +457,18 @@ def test_flipped_bits_are_refused() -> None:
 @pytest.mark.parametrize(
     ("type", "data"),
     [
-        (container.PROVENANCE, b"no zlib"),
-        (container.PROVENANCE, zlib.compress(b"no JSON")),
-        (container.PROVENANCE, zlib.compress(b"[1, 2]")),
-        (container.PROVENANCE, zlib.compress(b"{}") + b"more"),
-        (container.PROVENANCE, zlib.compress(b"{}")[:-1]),
-        (container.PROVENANCE, zlib.compress(b'{"a":' * 100_000)),
-        (container.PROVENANCE, zlib.compress(b'{"a": ' + b" " * (8 << 20) + b"1}")),
-        (container.MASK, b""),
-        (container.MASK, b"\0"),
-        (container.MASK, b"\1PNG"),
-        (container.PROMPT, b"\xff"),
-        (container.DENOISING, b"\0"),
+        (chunks.PROVENANCE.type, b"no zlib"),
+        (chunks.PROVENANCE.type, zlib.compress(b"no JSON")),
+        (chunks.PROVENANCE.type, zlib.compress(b"[1, 2]")),
+        (chunks.PROVENANCE.type, zlib.compress(b"{}") + b"more"),
+        (chunks.PROVENANCE.type, zlib.compress(b"{}")[:-1]),
+        (chunks.PROVENANCE.type, zlib.compress(b'{"a":' * 100_000)),
+        (chunks.PROVENANCE.type, zlib.compress(b'{"a": ' + b" " * (8 << 20) + b"1}")),
+        (chunks.MASK.type, b""),
+        (chunks.MASK.type, b"\0"),
+        (chunks.MASK.type, b"\1PNG"),
+        (chunks.PROMPT.type, b"\xff"),
+        (chunks.DENOISING.type, b"\0"),
     ],
 )
 def test_damage_behind_a_sound_framing(type: bytes, data: bytes) -> None:
@@ -474,34 +487,31 @@ def test_a_header_may_not_ask_for_gigabytes() -> None:
 def relabelled(data: bytes, **change: Any) -> BytesIO:
     """The file with other values in its header, and as many frames as that says."""
     head, *_, latn, done = container.read(data)
-    header = container.Header.parse(head.data)._replace(**change)
-    chunks = [Chunk(container.HEAD, header.pack()), *[latn] * header.frames, done]
-    return BytesIO(framed(chunks))
+    header = Header.parse(head.data)._replace(**change)
+    return BytesIO(framed([Chunk(chunks.HEAD, header.pack()), *[latn] * header.frames, done]))
 
 
 @pytest.mark.parametrize("channels", [65, 256, 1024, 65535])
-@pytest.mark.parametrize(
-    ("coding", "quantisation"), [("context", 300), ("palette", 34), ("float16", 0)]
-)
+@pytest.mark.parametrize(("coding", "quantisation"), [(CONTEXT, 300), (PALETTE, 34), (FLOAT16, 0)])
 def test_channels_are_limited(
-    channels: int, coding: str, quantisation: int, monkeypatch: pytest.MonkeyPatch
+    channels: int, coding: CodingSpec, quantisation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They cost a reader their square, and a header of a few bytes may ask for any number."""
     monkeypatch.setattr(sys.modules["pillow_sdz.latents"], "FREE_WORK", 1 << 60)
-    monkeypatch.setattr(codec, "_decode_latents", None)  # no work is begun
-    data = replaced(saved(latents(4, 1, 1)).getvalue(), container.LATENTS, b"\0")
-    header = {"channels": channels, "coding": coding, "quantisation": quantisation}
+    for one in (Context, DitheredPalette, Float16):
+        monkeypatch.setattr(one, "stored", None)  # no work is begun
+    data = replaced(saved(latents(4, 1, 1)).getvalue(), chunks.LATENTS, b"\0")
+    header = {"channels": channels, "coding": coding.number, "quantisation": quantisation}
     with pytest.raises(OSError, match=f"{channels} channels, more than the limit of 64"):
         open_latents(relabelled(data, model="strange-1", **header))
 
 
 def test_channels_are_limited_for_writers() -> None:
-    wide = models.ModelSpec("wide", 65, 8, models.NOT_NAMED, latent_space="wide")
-    for coding in ("context", "palette", "float16"):
+    wide = catalogue.ModelSpec("wide", 65, 8, catalogue.NOT_NAMED, latent_space="wide")
+    for coding in (CONTEXT, PALETTE, FLOAT16):
+        encode = codec.coder_of(wide, coding).encoder(34, effort=4)
         with pytest.raises(ValueError, match="65 channels, more than the limit of 64"):
-            codec.encode_latents(
-                np.zeros((1, 1, 65), np.float32), model=wide, coding=coding, quantisation=34
-            )
+            encode(Frame(np.zeros((1, 1, 65), np.float32)))
 
 
 @pytest.mark.parametrize(
@@ -515,8 +525,9 @@ def test_channels_are_limited_for_writers() -> None:
 def test_time_is_limited_by_the_bytes_of_a_file(
     change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(codec, "_decode_latents", None)  # no work is begun
-    data = replaced(saved(latents(4, 1, 1)).getvalue(), container.LATENTS, b"\0")
+    for one in (Context, DitheredPalette, Float16):
+        monkeypatch.setattr(one, "stored", None)  # no work is begun
+    data = replaced(saved(latents(4, 1, 1)).getvalue(), chunks.LATENTS, b"\0")
     header = {"model": "strange-1", "factor": 1, "quantisation": 300, **change}
     with pytest.raises(OSError, match=r"frames of latents .* in \d+ bytes are too many"):
         open_latents(relabelled(data, **header))

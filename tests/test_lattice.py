@@ -15,9 +15,12 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from pillow_sdz.entropy import DamagedPayload, Ints, SymbolDecoder, Tables
-from pillow_sdz.lattice import SD1_FILE, STEP_UNITS, LatticePrior, logarithm
-from pillow_sdz.quantize import Quantizer
+from pillow_sdz import weights
+from pillow_sdz.arrays import Ints
+from pillow_sdz.codings.integers import STEP_UNITS, logarithm
+from pillow_sdz.codings.lattice import LatticePrior
+from pillow_sdz.codings.quantize import Quantizer
+from pillow_sdz.codings.range_coder import DamagedPayload, SymbolDecoder, Tables
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "lattice.safetensors"
 
@@ -172,7 +175,7 @@ def test_the_largest_symbols_do_not_overflow() -> None:
 def stages_by_the_specification(symbols: Ints, step: int) -> list[Stage]:
     """docs/lattice.md, one place at a time."""
     height, width, channels = symbols.shape
-    tensors = load_file(SD1_FILE)
+    tensors = load_file(weights.SD1_PRIOR.path)
     coded = np.zeros(symbols.shape, bool)
     stages: list[Stage] = []
 

@@ -86,13 +86,13 @@ def test_sixteen_threads_do_as_one(environment: dict[str, str], tmp_path: Path) 
 
 
 LOADS = """
-from pillow_sdz.models import hub
+from pillow_sdz import weights
 calls = []
-checked = hub.sha256
+checked = weights.sha256
 def counting(path):
     calls.append(path.name)
     return checked(path)
-hub.sha256 = counting  # of the weights: called whenever they are read
+weights.sha256 = counting  # of the weights: called whenever they are read
 
 together = threading.Barrier(16)
 pictures = []

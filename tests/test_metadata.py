@@ -163,8 +163,16 @@ def test_bad_chunks_are_refused(photo: Image.Image, chunks: Any) -> None:
 
 
 def test_as_many_chunks_as_may_be(photo: Image.Image) -> None:
-    chunks = [(b"abCd", b"")] * 992
-    assert roundtrip(photo, chunks=chunks, **KINDS).info["sdz_chunks"] == chunks
+    most = [(b"abCd", b"")] * 988  # of 1,000, which are HEAD, DONE and one of each known kind
+    assert roundtrip(photo, chunks=most, **KINDS).info["sdz_chunks"] == most
+
+
+def test_more_chunks_are_refused_before_anything_is_encoded(
+    photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pillow_sdz.codec.Encoder", None)
+    with pytest.raises(ValueError, match="chunks must be at most 988, not 992"):
+        encode(photo, chunks=[(b"abCd", b"")] * 992)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (64, 48)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -11,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from model_registry import autoencoder_directory, hub_cache, no_network, registry
-from pillow_sdz import models, options
+from pillow_sdz import catalogue, models, options, weights
+from pillow_sdz.catalogue import PRESETS, WEIGHTS, File, Preset, Snapshot
 from pillow_sdz.cli import main
 from pillow_sdz.models import hub, recorded, sources
-from pillow_sdz.models.presets import PRESETS, WEIGHTS, File, Preset, Snapshot
 
 __all__ = ["hub_cache", "no_network", "registry"]
 
 REVISION = "1" * 40
+
+SD3 = catalogue.known("sd3")
 
 
 @pytest.fixture
@@ -31,16 +32,13 @@ def presets(hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     vae = autoencoder_directory(tmp_path / "vae")
     unet = autoencoder_directory(tmp_path / "pipeline" / "unet", b"U-Net")
-    sd1 = dataclasses.replace(
-        PRESETS["sd1"],
+    sd1 = PRESETS["sd1"]._replace(
         autoencoder=cached(hub_cache, "tiny/sd1", REVISION, vae),
         denoiser=cached(hub_cache, "tiny/unet", REVISION, unet.parent),
     )
     cached(hub_cache, "tiny/sd3", REVISION, vae)
     files = (File("config.json"), File(WEIGHTS))
-    sd3 = dataclasses.replace(
-        PRESETS["sd3"], channels=4, autoencoder=Snapshot("tiny/sd3", None, files)
-    )
+    sd3 = PRESETS["sd3"]._replace(autoencoder=Snapshot("tiny/sd3", None, files))
     presets: dict[str, Preset] = {"sd1": sd1, "sd3": sd3}
     monkeypatch.setattr(models, "PRESETS", presets)
     monkeypatch.setattr(hub, "latest", lambda repository: REVISION)
@@ -48,7 +46,7 @@ def presets(hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return hub_cache
 
 
-def weights(cache: Path, repository: str) -> Path:
+def weights_in(cache: Path, repository: str) -> Path:
     (path,) = cache.glob(f"models--tiny--{repository}/snapshots/*/**/*.safetensors")
     return path
 
@@ -63,7 +61,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -
 
 def test_list(presets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models.record_model("ours", autoencoder_directory(tmp_path / "ours"), "sd1")
-    weights(presets, "unet").unlink()
+    weights_in(presets, "unet").unlink()
     listed = {model["name"]: model for model in json.loads(told(capsys, "list", "--json"))}
     assert listed.keys() == {"mini", "mini-perceptual", "sd-mini", "ours", "sd1", "sd3"}
     assert listed["ours"] == {
@@ -86,9 +84,9 @@ def test_list(presets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_fetch(presets: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert told(capsys, "fetch", "sd1") == f"sd1: {weights(presets, 'sd1')}\n"
+    assert told(capsys, "fetch", "sd1") == f"sd1: {weights_in(presets, 'sd1')}\n"
     fetched = told(capsys, "fetch", "sd1", "--denoiser").splitlines()
-    assert fetched[1] == f"sd1: {weights(presets, 'unet').parents[1]}"
+    assert fetched[1] == f"sd1: {weights_in(presets, 'unet').parents[1]}"
     assert not recorded.path().exists()
 
 
@@ -99,23 +97,23 @@ def test_fetch_without_a_hash_must_be_told_to_trust(
     assert "no hash to check the weights of 'sd3' with" in message
     assert "'sdz models fetch sd3 --pin' trusts what tiny/sd3 has today" in message
     assert "'sdz models add sd3 DIRECTORY' takes what you have" in message
-    assert models.spec("sd3").digest == models.NOT_NAMED
+    assert models.spec("sd3").digest == catalogue.NOT_NAMED
 
 
 def test_fetch_and_pin(presets: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sha256 = hub.sha256(weights(presets, "sd3"))
+    sha256 = weights.sha256(weights_in(presets, "sd3"))
     pinned = told(capsys, "fetch", "sd3", "--pin").splitlines()[0]
     assert pinned == f"sd3: pinned to {REVISION}, sha256 {sha256}"
     assert models.spec("sd3").digest.hex() == sha256[:8]
-    assert models.decoder_for("sd3", models.NOT_NAMED, 4, 8) == models.spec("sd3")
+    assert models.decoder_for(SD3, catalogue.NOT_NAMED, "psnr") == models.spec("sd3")
     # From now on it is checked, and not pinned to anything else.
-    weights(presets, "sd3").resolve().write_bytes(b"others")
+    weights_in(presets, "sd3").resolve().write_bytes(b"others")
     for arguments in (["fetch", "sd3"], ["fetch", "sd3", "--pin"], ["verify", "sd3"]):
         assert f"instead of {sha256}" in told(capsys, *arguments, status=1)
 
 
 def test_fetch_checks_what_it_gets(presets: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = weights(presets, "sd1").resolve()
+    path = weights_in(presets, "sd1").resolve()
     path.write_bytes(path.read_bytes()[:-1])
     assert told(capsys, "fetch", "sd1", status=1) == (
         f"sdz: models: {path} is damaged: it has 6 bytes instead of 7: delete it\n"
@@ -125,7 +123,7 @@ def test_fetch_checks_what_it_gets(presets: Path, capsys: pytest.CaptureFixture[
 
 
 def test_fetch_while_offline(presets: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights(presets, "sd1").unlink()
+    weights_in(presets, "sd1").unlink()
     message = told(capsys, "fetch", "sd1", status=1)
     assert message.startswith(
         f"sdz: models: tiny/sd1 has no {WEIGHTS}, or it cannot be reached; "
@@ -138,7 +136,7 @@ def test_only_fetch_downloads(
 ) -> None:
     monkeypatch.setattr(options, "ALLOW_DOWNLOADS", True)
     monkeypatch.setattr(hub, "fetch", lambda snapshot: pytest.fail("it downloads"))
-    weights(presets, "sd1").unlink()
+    weights_in(presets, "sd1").unlink()
     assert "sd1" in told(capsys, "list")
     for action in ("path", "verify"):
         assert "run 'sdz models fetch sd1'" in told(capsys, action, "sd1", status=1)
@@ -161,13 +159,13 @@ def test_what_cannot_be_fetched(
 
 def test_verify(presets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told(capsys, "verify", "mini").endswith("are sound\n")
-    both = [weights(presets, name).resolve() for name in ("sd1", "unet")]
+    both = [weights_in(presets, name).resolve() for name in ("sd1", "unet")]
     assert told(capsys, "verify", "sd1") == "".join(f"sd1: {path} is sound\n" for path in both)
 
     both[1].write_bytes(b"other")
     assert main(["models", "verify", "sd1"]) == 1
     assert f"{both[1]} is damaged" in capsys.readouterr().err
-    weights(presets, "unet").unlink()
+    weights_in(presets, "unet").unlink()
     assert told(capsys, "verify", "sd1") == f"sd1: {both[0]} is sound\n"
 
     ours = autoencoder_directory(tmp_path / "ours")
@@ -182,11 +180,9 @@ def test_verify_checks_the_embedded_unet(
 ) -> None:
     lines = told(capsys, "verify", "sd-mini").splitlines()
     assert lines[1].endswith("unet/diffusion_pytorch_model.safetensors is sound")
-    parts = models._SD_MINI_DENOISER
+    parts = models.DENOISERS["sd-mini"]
     damaged = sources.DenoiserParts(parts.unet._replace(sha256="0" * 64), parts.scheduler)
-    entry = models._EMBEDDED["sd-mini"]
-    embedded = sources.Embedded(entry.source.autoencoder, damaged)
-    monkeypatch.setitem(models._EMBEDDED, "sd-mini", entry._replace(source=embedded))
+    monkeypatch.setitem(models.DENOISERS, "sd-mini", damaged)
     assert main(["models", "verify", "sd-mini"]) == 1
     assert "unet/diffusion_pytorch_model.safetensors is damaged" in capsys.readouterr().err
 
@@ -202,7 +198,7 @@ def test_add(
 ) -> None:
     autoencoder_directory(tmp_path / "ours" / "vae")
     monkeypatch.chdir(tmp_path)
-    digest = hub.sha256(Path("ours", "vae", WEIGHTS))
+    digest = weights.sha256(Path("ours", "vae", WEIGHTS))
     assert told(capsys, "add", "ours", "ours", "--latent-space", "sd1") == (
         f"ours: 4 channels at 1/8, latent space sd1, weights {digest[:8]}\n"
     )
@@ -238,7 +234,7 @@ def test_what_cannot_be_added(
 
 def test_path(presets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told(capsys, "path") == f"{recorded.path()}\n"
-    assert told(capsys, "path", "sd1") == f"{weights(presets, 'sd1').parent}\n"
+    assert told(capsys, "path", "sd1") == f"{weights_in(presets, 'sd1').parent}\n"
     assert "are part of pillow-sdz" in told(capsys, "path", "mini", status=1)
 
 

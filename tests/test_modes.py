@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 from PIL import Image
 
-from pillow_sdz.SdzImagePlugin import CONVERT_FIRST, SAVED_AS
+from pillow_sdz.saving import CONVERT_FIRST, SAVED_AS
 from sdz_files import assert_similar, decode, encode, roundtrip
 
 # Mean grey levels per band at the default quality. Far above what a smooth picture loses, far below

@@ -12,11 +12,11 @@ from PIL import Image, ImageChops, ImageFile, ImageStat
 
 import tiny_models as tiny
 from model_registry import hub_cache, no_network, registry
-from pillow_sdz import container, models, options, register_model
-from pillow_sdz.container import Header
-from pillow_sdz.models import ModelSpec, hub
-from pillow_sdz.models.presets import PRESETS
-from sdz_files import decode, encode, replaced
+from pillow_sdz import chunks, container, models, options, register_model
+from pillow_sdz.catalogue import CODING_NAMES, PRESETS, ModelSpec
+from pillow_sdz.header import Header
+from pillow_sdz.models import hub
+from sdz_files import decode, encode, replaced, shown
 
 __all__ = ["hub_cache", "no_network", "registry"]
 
@@ -36,10 +36,10 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_header(data: bytes, **fields: object) -> bytes:
     header = Header.parse(container.read(data)[0].data)
-    return replaced(data, container.HEAD, header._replace(**fields).pack())  # type: ignore[arg-type]
+    return replaced(data, chunks.HEAD, header._replace(**fields).pack())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("coding", container.CODINGS)
+@pytest.mark.parametrize("coding", CODING_NAMES)
 @pytest.mark.parametrize("make", [tiny.autoencoder_kl, tiny.autoencoder_tiny])
 def test_save_and_load(photo: Image.Image, make: object, coding: str) -> None:
     spec = register_model("ours", make())  # type: ignore[operator]
@@ -57,7 +57,7 @@ def test_fine_latents_decode_as_the_autoencoder_does(photo: Image.Image, ours: M
     import numpy as np
 
     network = models.load(ours)
-    pixels = network.decode(network.encode(np.asarray(photo)))
+    pixels = shown(network, network.encode(np.asarray(photo)))
     expected = Image.fromarray(pixels[: photo.height, : photo.width])
     decoded = decode(encode(photo, model="ours", coding="float16"))
     difference = ImageStat.Stat(ImageChops.difference(decoded, expected)).mean
@@ -137,7 +137,7 @@ def test_names_that_no_model_can_have(photo: Image.Image, ours: ModelSpec, name:
     data = encode(photo, model="ours")
     head = container.read(data)[0].data
     with pytest.raises(OSError, match="model name"):
-        decode(replaced(data, container.HEAD, head.replace(b"ours", name)))
+        decode(replaced(data, chunks.HEAD, head.replace(b"ours", name)))
 
 
 @pytest.mark.parametrize("name", ["sd1.safetensors", "vae", "0..0"])
@@ -158,8 +158,8 @@ def test_names_like_paths_are_names(
 def test_names_of_repositories_do_not_even_open(photo: Image.Image, ours: ModelSpec) -> None:
     data = encode(photo, model="ours")
     head = container.read(data)[0].data.replace(b"ours", b"o/rs")
-    with pytest.raises(OSError, match="damaged SDZ header: model name b'o/rs'"):
-        Image.open(BytesIO(replaced(data, container.HEAD, head)))
+    with pytest.raises(OSError, match="damaged SDZ header: model name 'o/rs'"):
+        Image.open(BytesIO(replaced(data, chunks.HEAD, head)))
 
 
 def test_nothing_is_downloaded(

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pillow_sdz import palette
-from pillow_sdz.entropy import DamagedPayload, Ints
-from pillow_sdz.palette import Palette, decode, encode, pack, unpack
+from pillow_sdz.arrays import Ints
+from pillow_sdz.codings import palette
+from pillow_sdz.codings.dithering import decode, encode
+from pillow_sdz.codings.palette import Palette, pack, unpack
+from pillow_sdz.codings.range_coder import DamagedPayload
 from range_coder import RangeDecoder
 
 STEP = 34  # the article's

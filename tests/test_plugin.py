@@ -15,7 +15,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 import pillow_sdz
 from pillow_sdz import container, models
-from pillow_sdz.container import Chunk, Header
+from pillow_sdz.container import Chunk
+from pillow_sdz.header import Header
 from sdz_files import assert_similar, decode, encode, framed, roundtrip
 
 

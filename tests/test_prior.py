@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from pillow_sdz import demo, models, prior
-from pillow_sdz.entropy import SYMBOL_LIMIT, Ints, SymbolDecoder, Tables
-from pillow_sdz.models.embedded import WEIGHTS
-from pillow_sdz.prior import ACTIVATION_LIMIT, EXACT_SINGLE, PARITIES, Affine, HyperPrior
-from pillow_sdz.quantize import Quantizer
+from pillow_sdz import catalogue, demo, models, weights
+from pillow_sdz.arrays import Ints
+from pillow_sdz.codings import hyperprior
+from pillow_sdz.codings.hyperprior import ACTIVATION_LIMIT, PARITIES, HyperPrior
+from pillow_sdz.codings.integers import EXACT_SINGLE, Affine
+from pillow_sdz.codings.quantize import Quantizer
+from pillow_sdz.codings.range_coder import SYMBOL_LIMIT, SymbolDecoder, Tables
 
 TABLES = Tables.shipped()
 Tensors = Mapping[str, NDArray[Any]]
@@ -35,8 +37,8 @@ CASES = ["low", "high", "wild"]
 @functools.cache
 def shipped() -> Tensors:
     part = "prior."
-    weights = load_file(WEIGHTS)
-    return {k.removeprefix(part): v for k, v in weights.items() if k.startswith(part)}
+    tensors = load_file(weights.MINI.path)
+    return {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
 
 
 @functools.cache
@@ -48,7 +50,7 @@ def case(name: str) -> tuple[Ints, Ints, int]:
         symbols, hyper = (rng.integers(-WILD, WILD, shape) for shape in shapes)
         return symbols, hyper, HIGH
     quality = LOW if name == "low" else HIGH
-    network = models.load(models.MINI)
+    network = models.load(catalogue.MINI)
     steps = network.encode(np.asarray(demo.photo().crop((150, 100, 390, 308))))
     steps = steps * network.gain(quality)
     symbols, hyper = (np.rint(x).astype(np.int64) for x in (steps, network.hyperlatents(steps)))
@@ -105,7 +107,7 @@ class InIntegers(Affine):
 def expected(name: str) -> tuple[bytes, Ints]:
     """As `encoded`, by integer arithmetic."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prior, "Affine", InIntegers)
+        patch.setattr(hyperprior, "Affine", InIntegers)
         return encoded(HyperPrior(shipped()), name)
 
 
@@ -148,7 +150,7 @@ def test_any_number_of_threads(threads: int) -> None:
 def test_any_number_of_places_at_once(
     name: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prior, "BLOCK", block)
+    monkeypatch.setattr(hyperprior, "BLOCK", block)
     check(HyperPrior(shipped()), name)
 
 

@@ -19,8 +19,10 @@ import torch
 from PIL import Image, ImageFile
 from threadpoolctl import threadpool_limits
 
-from pillow_sdz import container, open_latents
-from pillow_sdz.container import Chunk, Header
+from pillow_sdz import chunks, container, open_latents
+from pillow_sdz.catalogue import CODING_NAMES
+from pillow_sdz.container import Chunk
+from pillow_sdz.header import MODES, Header
 from sdz_files import decode, encode, framed
 
 pytest.importorskip("hypothesis", reason='needs pip install ".[test]"')
@@ -43,22 +45,22 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 headers = st.builds(
     Header,
-    mode=st.sampled_from(container.MODES),
+    mode=st.sampled_from(MODES),
     size=st.tuples(st.integers(1, 65535), st.integers(1, 65535)),
     model=st.from_regex(r"[a-z0-9][a-z0-9._-]{0,31}", fullmatch=True),
     digest=st.binary(min_size=4, max_size=4),
     channels=st.integers(1, 65535),
     factor=st.integers(1, 255),
     quantisation=st.integers(1, 65535),
-    coding=st.sampled_from(["context", "palette"]),
+    coding=st.integers(0, 255),
     frames=st.integers(1, 3),
 )
 types = st.one_of(
-    st.sampled_from(sorted(container.KNOWN)),
+    st.sampled_from([*chunks.KINDS, *sorted(chunks.FRAME), chunks.HEAD, chunks.DONE]),
     st.from_regex(rb"[A-Za-z]{4}", fullmatch=True),
     st.binary(min_size=4, max_size=4),
 )
-chunks = st.lists(st.builds(Chunk, types, st.binary(max_size=300)), max_size=8)
+parts = st.lists(st.builds(Chunk, types, st.binary(max_size=300)), max_size=8)
 
 
 @st.composite
@@ -66,19 +68,19 @@ def sound(draw: st.DrawFn) -> list[Chunk]:
     """What a writer may write: metadata and unknown chunks, then the frames, then DONE."""
     header = draw(headers)
     data = st.binary(max_size=300)
-    unknown = st.from_regex(rb"[a-z][A-Za-z]{3}", fullmatch=True).filter(container.is_skippable)
+    unknown = st.from_regex(rb"[a-z][A-Za-z]{3}", fullmatch=True).filter(chunks.is_skippable)
     others = st.lists(st.builds(Chunk, unknown, data), max_size=3)
     metadata = st.lists(
-        st.builds(Chunk, st.sampled_from(sorted(container.METADATA)), data),
+        st.builds(Chunk, st.sampled_from([kind.type for kind in chunks.METADATA]), data),
         max_size=3,
         unique_by=lambda chunk: chunk.type,
     )
-    found = [Chunk(container.HEAD, header.pack()), *draw(others), *draw(metadata), *draw(others)]
+    found = [Chunk(chunks.HEAD, header.pack()), *draw(others), *draw(metadata), *draw(others)]
     for _ in range(header.frames):
-        found += [Chunk(container.LATENTS, draw(data)), *draw(others)]
+        found += [Chunk(chunks.LATENTS, draw(data)), *draw(others)]
         if header.has_alpha:
-            found += [Chunk(container.ALPHA, draw(data)), *draw(others)]
-    return [*found, Chunk(container.DONE, b"")]
+            found += [Chunk(chunks.ALPHA, draw(data)), *draw(others)]
+    return [*found, Chunk(chunks.DONE, b"")]
 
 
 @given(sound())
@@ -89,19 +91,19 @@ def test_chunks_are_read_as_they_were_written(written: list[Chunk]) -> None:
     assert len(data) == container.size(written)
 
 
-@given(headers, chunks)
+@given(headers, parts)
 def test_what_may_not_be_written_is_not_read(header: Header, others: list[Chunk]) -> None:
     """The rules are the same ones, whatever stands wherever."""
-    chunks = [Chunk(container.HEAD, header.pack()), *others]
-    data = framed(chunks)
+    parts = [Chunk(chunks.HEAD, header.pack()), *others]
+    data = framed(parts)
     try:
-        written = container.write(chunks)
+        written = container.write(parts)
     except ValueError:
         with pytest.raises(OSError, match="SDZ"):
             container.read(data)
     else:
         assert written == data
-        assert container.read(data) == chunks
+        assert container.read(data) == parts
 
 
 # damage
@@ -115,7 +117,7 @@ def small_files() -> list[bytes]:
     return [
         encode(picture, quality=20, **about),
         encode(picture.convert("L"), quality=90, chunks=[(b"teSt", b"unknown")]),
-        *(encode(picture.convert("RGB"), model="sd-mini", coding=c) for c in container.CODINGS),
+        *(encode(picture.convert("RGB"), model="sd-mini", coding=c) for c in CODING_NAMES),
     ]
 
 

@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pillow_sdz.entropy import (
+from pillow_sdz.arrays import Ints
+from pillow_sdz.codings.integers import STEP_UNITS
+from pillow_sdz.codings.lattice import LatticePrior
+from pillow_sdz.codings.quantize import RATE_WEIGHT, Quantizer, RateDistortionQuantizer, encode
+from pillow_sdz.codings.range_coder import (
     MEAN_UNITS,
     SCALES,
     SYMBOL_LIMIT,
-    Ints,
     Prediction,
     SymbolDecoder,
     SymbolEncoder,
     Tables,
 )
-from pillow_sdz.lattice import STEP_UNITS, LatticePrior
-from pillow_sdz.quantize import RATE_WEIGHT, Quantizer, RateDistortionQuantizer, encode
 
 TABLES = Tables.shipped()
 PRIOR = LatticePrior.sd1()

@@ -1,8 +1,13 @@
-"""Every snippet in the README runs: Python as it stands, `sdz` lines through the command line."""
+"""Every snippet in the documentation runs: Python as it stands, `sdz` through the command line.
+
+Each page stands by itself. Its snippets run in the order in which they are read, in one namespace
+and one folder, beside a ``photo.jpg``.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shlex
 import subprocess
@@ -13,39 +18,80 @@ import numpy as np
 import pytest
 from PIL import Image, ImageShow
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
-# What a bash block may hold besides `sdz`, and why it is not run here.
+BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+PAGES = sorted(
+    page.relative_to(ROOT).as_posix()
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"))
+    if BLOCK.search(page.read_text())
+)
+
+# Pages for readers who have a pipeline of diffusers, which their snippets call `pipe`.
+WITH_PIPELINE = ("README.md", "docs/stable-diffusion.md")
+
+# What a bash block may hold besides `sdz` and `python -m`, and why it is not run here.
 NOT_RUN = {
     "pip": "would install into the environment that runs the tests",
     "pytest": "would run this test within itself",
     "sdz models fetch": "would download",
+    "git": "would change the checkout",
+    "cd": "leads into a checkout that was not made",
+    ".": "activates an environment that was not made",
+    "python -m venv": "would make an environment",
+    "python -m build": "would write to the checkout",
+    "bash .ci/run": "runs all tests, this one included",
+    "ruff": "is a check of its own in .ci/run",
+    "mypy": "is a check of its own in .ci/run",
+    "python examples/server.py": "serves until it is stopped; tests/test_server.py has it",
+    "curl": "asks the server that was not started",
 }
 
 # Python blocks with an import of these are run by tests/conformance, where these are installed.
 OTHER_TOOLS = re.compile(r"^(from|import) (imageio|matplotlib|django|torchvision|datasets)", re.M)
 
-BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+# Commands of the checkout, in blocks or within a sentence.
+MODULE = re.compile(r"python -m ((?:benchmarks|fuzz|pillow_sdz|training)[a-z0-9_.]*)")
 
 
 def commands(text: str) -> list[list[str]]:
     """A bash block's commands as words, one for each side of an `&&`."""
-    lines = (line.removeprefix("$ ") for line in text.replace("\\\n", " ").splitlines())
+    lines = text.replace("\\\n", " ").splitlines()
     parts = (part for line in lines for part in line.split("&&"))
     return [words for part in parts if (words := shlex.split(part, comments=True))]
 
 
+@functools.cache
+def help_of(module: str) -> str:
+    """What ``python -m module --help`` prints."""
+    return subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+
+
 def run(words: list[str], environment: dict[str, str]) -> None:
-    if words[0] in NOT_RUN or " ".join(words[:3]) in NOT_RUN:
+    """Run the command, or check as much of it as can be checked without running it."""
+    if any(" ".join(words[:length]) in NOT_RUN for length in (1, 2, 3)):
+        return
+    if words[:3] == ["python", "-m", "pytest"]:
+        missing = [
+            word
+            for word in words[3:]
+            if word.startswith("tests/") and not (ROOT / word.partition("::")[0]).exists()
+        ]
+        assert not missing, shlex.join(words)
         return
     if words[:2] == ["python", "-m"]:
         # Benchmarks take long, and photos that are not in the tree: shown to be there.
-        subprocess.run(
-            [sys.executable, "-m", words[2], "--help"],
-            cwd=README.parent,
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
+        known = help_of(words[2])
+        unknown = [word for word in words[3:] if word.startswith("--") and word not in known]
+        assert not unknown, f"{shlex.join(words)}: no {unknown} in its help"
         return
     assert words[0] == "sdz", f"no rule for {shlex.join(words)}"
     done = subprocess.run(
@@ -58,40 +104,69 @@ def run(words: list[str], environment: dict[str, str]) -> None:
     assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
 
 
+def pipeline(folder: Path) -> functools.partial[object]:
+    """The reader's own pipeline, of the sizes and with the settings that make it quick.
+
+    It is also in ``folder``/my-pipeline.
+    """
+    tiny_models = pytest.importorskip("tiny_models", reason="needs the extra sd")
+    pipe = tiny_models.diffusers.StableDiffusionPipeline(
+        **tiny_models.pipeline_parts(folder / "parts")
+    )
+    pipe.set_progress_bar_config(disable=True)
+    quick = functools.partial(pipe, height=64, width=64, num_inference_steps=2)
+    vars(quick).update(pipe.components)
+    tiny_models.save_pipeline(folder / "my-pipeline")
+    return quick
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_snippets(
+    page: str,
     photo: Image.Image,
     tmp_path: Path,
     environment: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The reader's own pipeline, of the sizes and with the settings that make it quick.
-    tiny_models = pytest.importorskip("tiny_models", reason="needs the extra sd")
-    parts = tiny_models.pipeline_parts(tmp_path / "parts")
-    pipe = tiny_models.diffusers.StableDiffusionPipeline(**parts)
-    pipe.set_progress_bar_config(disable=True)
-    quick = functools.partial(pipe, height=64, width=64, num_inference_steps=2)
-    vars(quick).update(pipe.components)
-    tiny_models.save_pipeline(tmp_path / "my-pipeline")
-    (tmp_path / "cache").mkdir()
-    cached = np.random.default_rng(0).normal(size=(4, 8, 8)).astype(np.float32)
-    np.savez(tmp_path / "cache" / "a_sd.npz", latents=cached, original_size=(64, 64))
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    if page in WITH_PIPELINE:
+        namespace["pipe"] = pipeline(tmp_path)
     monkeypatch.setenv("SDZ_MODELS", str(tmp_path / "models.json"))
     environment = {**environment, "SDZ_MODELS": str(tmp_path / "models.json")}
 
     monkeypatch.chdir(tmp_path)
     # As a viewer does, which also closes the file.
     monkeypatch.setattr(ImageShow, "show", lambda image, *args: bool(image.load()))
+    # What the reader has: a photo, a folder of photos, and a cache of latents.
     photo.resize((128, 96)).save("photo.jpg")
+    Path("photos").mkdir()
+    photo.save("photos/one.jpg")
+    Path("cache").mkdir()
+    latents = np.random.default_rng(0).normal(size=(4, 8, 8)).astype(np.float32)
+    np.savez("cache/a_sd.npz", latents=latents, original_size=(64, 64))
 
-    snippets = BLOCK.findall(README.read_text())
-    assert {language for language, _ in snippets} == {"python", "bash"}
-    # In the order in which they are read: a later one may use what an earlier one made.
-    namespace: dict[str, object] = {"__name__": "__main__", "pipe": quick}
-    for number, (language, text) in enumerate(snippets, 1):
+    for number, (language, text) in enumerate(BLOCK.findall((ROOT / page).read_text()), 1):
         if language == "python" and OTHER_TOOLS.search(text):
             continue
         if language == "python":
-            exec(compile(text, f"README.md, snippet {number}", "exec"), namespace)
+            exec(compile(text, f"{page}, snippet {number}", "exec"), namespace)
         else:
             for words in commands(text):
                 run(words, environment)
+
+
+def test_pages() -> None:
+    """The pages that newcomers are sent to have snippets, so that they are among these."""
+    names = ("saving", "quality", "speed", "large", "tools", "stable-diffusion", "many", "security")
+    assert {"README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in names)} <= set(PAGES)
+
+
+def test_modules() -> None:
+    """Every ``python -m ...`` that a page names is in the checkout."""
+    pages = (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "training" / "README.md")
+    for page in pages:
+        for module in MODULE.findall(page.read_text()):
+            path = ROOT / module.rstrip(".").replace(".", "/")
+            assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), (
+                f"{page.name} has python -m {module}"
+            )

@@ -12,13 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pillow_sdz import demo, fidelity, models
-from pillow_sdz.entropy import Tables
-from pillow_sdz.models import embedded, refinement
-from pillow_sdz.models.embedded import Mini
-from pillow_sdz.models.refinement import RateModel
-from pillow_sdz.quantize import Quantizer
-from pillow_sdz.ssimulacra2 import ssimulacra2
+from pillow_sdz import catalogue, demo, fidelity, models, weights
+from pillow_sdz.codings.quantize import Quantizer
+from pillow_sdz.codings.range_coder import Tables
+from pillow_sdz.models.mini import Mini, refinement
+from pillow_sdz.models.mini.refinement import RateModel
+from pillow_sdz.models.ssimulacra2 import ssimulacra2
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def photo() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def mini() -> Mini:
-    network = models.load(models.MINI)
+    network = models.load(catalogue.MINI)
     assert isinstance(network, Mini)
     return network
 
@@ -165,7 +164,7 @@ def test_what_the_caller_has_set_for_its_own_networks_changes_nothing(
 @pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS)
 def test_nor_where_the_model_is_loaded(photo: Image.Image, caller: Any) -> None:
     with caller():
-        network = Mini(embedded.WEIGHTS)
+        network = Mini(weights.MINI.path)
         steps = network.encode(np.asarray(photo)) * network.gain(3000)
         inside = network.refine(np.asarray(photo), steps, 3000, effort=5)
     again = network.refine(np.asarray(photo), steps, 3000, effort=5)

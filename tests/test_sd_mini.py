@@ -12,12 +12,23 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pillow_sdz import codec, container, demo, fidelity, models, open_latents, options
+from pillow_sdz import (
+    catalogue,
+    codec,
+    container,
+    demo,
+    fidelity,
+    models,
+    open_latents,
+    options,
+    weights,
+)
+from pillow_sdz.codings.coding import Frame
 from pillow_sdz.models import sd_mini, sources
-from sdz_files import decode, encode
+from sdz_files import decode, encode, shown
 
-SD_MINI = models.SD_MINI
-FOLDER = sd_mini.WEIGHTS.parent
+SD_MINI = catalogue.SD_MINI
+FOLDER = weights.SD_MINI.path.parent
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +51,7 @@ def article(real_photo: Image.Image) -> bytes:
 
 
 @pytest.fixture
-def with_unet() -> models.ModelSpec:
+def with_unet() -> catalogue.ModelSpec:
     pytest.importorskip("diffusers", reason="the U-Net is diffusers'")
     return SD_MINI
 
@@ -50,23 +61,23 @@ def latents_of(data: bytes) -> NDArray[np.float32]:
 
 
 def test_autoencoder_and_unet_take_at_most_10_megabytes() -> None:
-    weights = sorted(FOLDER.rglob("*.safetensors"))
-    names = [path.relative_to(FOLDER).as_posix() for path in weights]
+    paths = sorted(FOLDER.rglob("*.safetensors"))
+    names = [path.relative_to(FOLDER).as_posix() for path in paths]
     assert names == [
         "autoencoder.safetensors",
         "prior.safetensors",
         "unet/diffusion_pytorch_model.safetensors",
     ]
-    assert sum(path.stat().st_size for path in weights) <= 10_000_000
+    assert sum(path.stat().st_size for path in paths) <= 10_000_000
 
 
 def test_registry_names_the_weights_that_ship() -> None:
     def sha256(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    assert sha256(sd_mini.WEIGHTS).startswith(SD_MINI.digest.hex())
+    assert sha256(weights.SD_MINI.path).startswith(SD_MINI.digest.hex())
     unet = FOLDER / "unet" / "diffusion_pytorch_model.safetensors"
-    assert sha256(unet) == models.SD_MINI_UNET
+    assert sha256(unet) == weights.SD_MINI_UNET.sha256
 
 
 def test_latents_have_about_unit_variance(exact: NDArray[np.float32]) -> None:
@@ -87,10 +98,10 @@ def test_tiles_have_no_seam(
 ) -> None:
     """Tile by tile, the same but for the order of sums: one grey level, 1e-4 of a latent."""
     network = models.load(SD_MINI)
-    whole = network.decode(exact)
+    whole = shown(network, exact)
     monkeypatch.setattr(sd_mini, "TILE", 2 * sd_mini.DECODER_MARGIN)
     assert np.abs(network.encode(np.asarray(real_photo)) - exact).max() < 1e-4
-    assert np.abs(network.decode(exact).astype(int) - whole).max() <= 1
+    assert np.abs(shown(network, exact).astype(int) - whole).max() <= 1
 
 
 def test_the_articles_size(article: bytes) -> None:
@@ -116,9 +127,9 @@ def test_a_palette_recommends_denoising(article: bytes, real_photo: Image.Image)
 
 
 def test_denoising_brings_the_latents_back(
-    article: bytes, exact: NDArray[np.float32], with_unet: models.ModelSpec
+    article: bytes, exact: NDArray[np.float32], with_unet: catalogue.ModelSpec
 ) -> None:
-    from pillow_sdz.denoise import denoise
+    from pillow_sdz.models.denoise import denoise
 
     coded = latents_of(article)
     denoiser = models.load_denoiser(with_unet)
@@ -128,7 +139,7 @@ def test_denoising_brings_the_latents_back(
 
 
 def test_denoising_is_closer_to_the_photo(
-    article: bytes, real_photo: Image.Image, with_unet: models.ModelSpec
+    article: bytes, real_photo: Image.Image, with_unet: catalogue.ModelSpec
 ) -> None:
     """In SSIMULACRA2, which sees the dither's grain."""
     pytest.importorskip("ssimulacra2")
@@ -140,7 +151,7 @@ def test_denoising_is_closer_to_the_photo(
     assert ssimulacra2(real_photo, denoised) > ssimulacra2(real_photo, grainy)
 
 
-def test_denoising_is_as_the_options_say(article: bytes, with_unet: models.ModelSpec) -> None:
+def test_denoising_is_as_the_options_say(article: bytes, with_unet: catalogue.ModelSpec) -> None:
     def decoded(**settings: object) -> bytes:
         with options.override(**settings):
             return decode(article).tobytes()
@@ -155,7 +166,7 @@ def test_denoising_is_as_the_options_say(article: bytes, with_unet: models.Model
 
 
 def test_a_file_that_recommends_nothing_is_denoised_on_request(
-    real_photo: Image.Image, with_unet: models.ModelSpec
+    real_photo: Image.Image, with_unet: catalogue.ModelSpec
 ) -> None:
     data = encode(real_photo, model="sd-mini", quality=20)
     plain = decode(data)
@@ -166,7 +177,7 @@ def test_a_file_that_recommends_nothing_is_denoised_on_request(
 def test_without_a_unet_a_recommendation_is_none(
     article: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(spec: models.ModelSpec) -> None:
+    def missing(spec: catalogue.ModelSpec) -> None:
         msg = "no U-Net here"
         raise sources.NotInstalled(msg)
 
@@ -196,10 +207,10 @@ def test_size_falls_with_effort_at_one_fidelity(exact: NDArray[np.float32]) -> N
     """At one quality, the error stays within a tenth and the bytes fall."""
     sizes, errors = [], []
     for effort in (0, 4, 6):
-        quantisation = codec.quantisation_of(50, SD_MINI, effort)
-        how = {"model": SD_MINI, "coding": "context", "quantisation": quantisation}
-        payload = codec.encode_latents(exact, effort=effort, **how)
-        found = codec.decode_latents(payload, shape=(64, 64), **how)
+        coder = codec.coder_of(SD_MINI, catalogue.CONTEXT)
+        quantisation = coder.quantisation(50, effort)
+        ((_, payload),) = coder.encoder(quantisation, effort)(Frame(exact))
+        found = coder.decode(payload, (64, 64), quantisation)
         sizes.append(len(payload))
         errors.append(float(np.mean((found - exact) ** 2)))
     assert sizes == sorted(set(sizes), reverse=True)
@@ -212,22 +223,19 @@ def test_fidelity(real_photo: Image.Image) -> None:
 
 
 def test_damaged_unet_is_not_used(
-    article: bytes, with_unet: models.ModelSpec, monkeypatch: pytest.MonkeyPatch
+    article: bytes, with_unet: catalogue.ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "_denoisers", {})
-    entry = models._EMBEDDED[SD_MINI.name]
-    assert entry.source.denoiser() is not None
-    unet = entry.source.denoiser().unet._replace(sha256="0" * 64)
-    parts = sources.DenoiserParts(unet, entry.source.denoiser().scheduler)
-    damaged = entry._replace(source=sources.Embedded(entry.source.autoencoder, parts))
-    monkeypatch.setitem(models._EMBEDDED, SD_MINI.name, damaged)
+    parts = models.DENOISERS[SD_MINI.name]
+    damaged = sources.DenoiserParts(parts.unet._replace(sha256="0" * 64), parts.scheduler)
+    monkeypatch.setitem(models.DENOISERS, SD_MINI.name, damaged)
     with options.override(DENOISE=True), pytest.raises(OSError, match="sha256"):
         decode(article)
 
 
 def test_container_says_what_it_is(article: bytes) -> None:
     header = container.Reader(BytesIO(article)).header
-    assert (header.model, header.coding, header.latents) == ("sd-mini", "palette", (4, 64, 64))
+    assert (header.model, header.coding, header.latents) == ("sd-mini", 1, (4, 64, 64))
 
 
 def test_a_larger_palette_fills_the_target_size(

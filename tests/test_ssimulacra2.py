@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from pillow_sdz import demo
-from pillow_sdz.ssimulacra2 import WEIGHTS, Reference, Weights
-from pillow_sdz.ssimulacra2 import ssimulacra2 as score
+from pillow_sdz.models.ssimulacra2 import WEIGHTS, Reference, Weights
+from pillow_sdz.models.ssimulacra2 import ssimulacra2 as score
 
 reference = pytest.importorskip("ssimulacra2", reason="the extra 'bench' is not installed")
 

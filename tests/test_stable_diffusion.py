@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -21,15 +20,18 @@ from safetensors.torch import load_file, save_file
 
 import tiny_models as tiny
 from model_registry import hub_cache, no_network, registry
-from pillow_sdz import denoise, models, options, register_model
-from pillow_sdz.models import hub, stable_diffusion
-from pillow_sdz.models.presets import PRESETS
+from pillow_sdz import catalogue, models, options, register_model
+from pillow_sdz.catalogue import PRESETS
+from pillow_sdz.models import denoise, hub, stable_diffusion
 from pillow_sdz.models.sources import Folder
 from pillow_sdz.models.stable_diffusion import DiffusersAutoencoder
+from sdz_files import shown
 
 __all__ = ["hub_cache", "no_network", "registry"]
 
 META = torch.device("meta")  # stands for a GPU
+
+SD1 = catalogue.known("sd1")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_latents_are_scaled_as_pipelines_do(
     assert latents.dtype == np.float32
     np.testing.assert_allclose(latents, expected[0].permute(1, 2, 0), atol=1e-6)
 
-    decoded = autoencoder.decode(latents)
+    decoded = shown(autoencoder, latents)
     assert decoded.shape == (64, 48, 3)
     assert decoded.dtype == np.uint8
     images = module.decode(expected / scale + shift).sample
@@ -99,14 +101,14 @@ def test_autoencoder_tiny(pixels: NDArray[np.uint8], channels: int) -> None:
     expected = module.encode(as_images(pixels)).latents[0].permute(1, 2, 0)
     np.testing.assert_array_equal(latents, expected)
     images = module.decode(expected.permute(2, 0, 1)[None]).sample
-    np.testing.assert_array_equal(autoencoder.decode(latents), as_pixels(images))
+    np.testing.assert_array_equal(shown(autoencoder, latents), as_pixels(images))
 
 
 def test_one_pixel(kl: Path) -> None:
     autoencoder = DiffusersAutoencoder(Folder(kl))
     latents = autoencoder.encode(np.zeros((1, 1, 3), np.uint8))
     assert latents.shape == (1, 1, 4)
-    assert autoencoder.decode(latents).shape == (8, 8, 3)
+    assert shown(autoencoder, latents).shape == (8, 8, 3)
 
 
 def test_a_directory_and_its_module_agree(kl: Path, pixels: NDArray[np.uint8]) -> None:
@@ -188,7 +190,7 @@ def test_weights_that_are_no_numbers(kl: Path, value: float) -> None:
 def test_latents_that_are_no_numbers() -> None:
     autoencoder = DiffusersAutoencoder(tiny.autoencoder_kl())
     with pytest.raises(OSError, match="AutoencoderKL returned infinite values or none"):
-        autoencoder.decode(np.full((2, 2, 4), np.nan, np.float32))
+        shown(autoencoder, np.full((2, 2, 4), np.nan, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ def test_large_images_are_tiled_by_diffusers(
     whole = autoencoder.encode(pixels)  # at the limit
     monkeypatch.setattr(stable_diffusion, "TILE_ABOVE", 64 * 48 - 1)
     tiled = autoencoder.encode(pixels)
-    decoded = autoencoder.decode(tiled)
+    decoded = shown(autoencoder, tiled)
     assert np.abs(whole - tiled).max() > 0
     assert not module.use_tiling
 
@@ -258,7 +260,7 @@ def test_large_images_are_tiled_by_diffusers(
     reference.enable_tiling()
     reference.tile_sample_min_size, reference.tile_latent_min_size = 32, 4
     np.testing.assert_array_equal(tiled, DiffusersAutoencoder(reference).encode(pixels))
-    np.testing.assert_array_equal(decoded, DiffusersAutoencoder(reference).decode(tiled))
+    np.testing.assert_array_equal(decoded, shown(DiffusersAutoencoder(reference), tiled))
 
 
 CUDA = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
@@ -291,12 +293,12 @@ def test_out_of_memory_is_tried_in_tiles(
     autoencoder = DiffusersAutoencoder(tiny.autoencoder_kl())
     with monkeypatch.context() as patch:
         patch.setattr(stable_diffusion, "TILE_ABOVE", 0)
-        expected = autoencoder.decode(latents())
+        expected = shown(autoencoder, latents())
     scarce(monkeypatch, error, lambda module, _: not module.use_tiling)
     with pytest.warns(
         UserWarning, match="out of memory on cpu, running the AutoencoderKL in tiles"
     ):
-        decoded = autoencoder.decode(latents())
+        decoded = shown(autoencoder, latents())
     np.testing.assert_array_equal(decoded, expected)
 
 
@@ -313,11 +315,11 @@ def test_out_of_memory_is_tried_on_the_cpu(
     autoencoder = DiffusersAutoencoder(Folder(kl) if from_directory else module)
     with monkeypatch.context() as patch:
         patch.setattr(stable_diffusion, "TILE_ABOVE", 0)
-        expected = autoencoder.decode(latents())
+        expected = shown(autoencoder, latents())
     monkeypatch.setattr(autoencoder, "_preferred", lambda: (META, torch.float16))
     scarce(monkeypatch, error, lambda _, latents: latents.device == META)
     with pytest.warns(UserWarning, match="out of memory") as warned:
-        decoded = autoencoder.decode(latents())
+        decoded = shown(autoencoder, latents())
     assert [str(warning.message) for warning in warned] == [
         "out of memory on meta, running the AutoencoderKL in tiles instead",
         "out of memory on meta, running the AutoencoderKL on the CPU instead",
@@ -332,7 +334,7 @@ def test_no_memory_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.warns(UserWarning, match="in tiles"),
         pytest.raises(OSError, match="needs more memory than there is"),
     ):
-        autoencoder.decode(latents())
+        shown(autoencoder, latents())
 
 
 def test_tiles_that_diffusers_cannot_do_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,12 +349,12 @@ def test_other_failures_are_reported_once(monkeypatch: pytest.MonkeyPatch) -> No
     autoencoder = DiffusersAutoencoder(tiny.autoencoder_kl())
     scarce(monkeypatch, RuntimeError("cuDNN error"), lambda *_: True)
     with pytest.raises(OSError, match="the AutoencoderKL failed: cuDNN error"):
-        autoencoder.decode(latents())
+        shown(autoencoder, latents())
 
 
 def test_what_leaves_float16s_range_is_run_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     module = tiny.autoencoder_kl().half()
-    expected = DiffusersAutoencoder(tiny.autoencoder_kl().half().float()).decode(latents())
+    expected = shown(DiffusersAutoencoder(tiny.autoencoder_kl().half().float()), latents())
     autoencoder = DiffusersAutoencoder(module)
     decode = tiny.diffusers.AutoencoderKL.decode
 
@@ -364,10 +366,10 @@ def test_what_leaves_float16s_range_is_run_in_float32(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(tiny.diffusers.AutoencoderKL, "decode", overflowing)
     with pytest.warns(UserWarning, match=r"leaves the range of torch\.float16"):
-        np.testing.assert_array_equal(autoencoder.decode(latents()), expected)
+        np.testing.assert_array_equal(shown(autoencoder, latents()), expected)
     with warnings.catch_warnings():  # it is remembered
         warnings.simplefilter("error")
-        np.testing.assert_array_equal(autoencoder.decode(latents()), expected)
+        np.testing.assert_array_equal(shown(autoencoder, latents()), expected)
 
 
 def test_device_and_dtype(kl: Path, pixels: NDArray[np.uint8]) -> None:
@@ -406,13 +408,13 @@ def test_a_device_that_is_not_there(kl: Path, name: str) -> None:
         options.override(DEVICE=name),
         pytest.raises(ValueError, match=rf"options\.DEVICE is '{name}', which torch does not have"),
     ):
-        DiffusersAutoencoder(Folder(kl)).decode(latents())
+        shown(DiffusersAutoencoder(Folder(kl)), latents())
 
 
 # denoisers
 
 
-def embedding(spec: models.ModelSpec, prompt: str) -> torch.Tensor:
+def embedding(spec: catalogue.ModelSpec, prompt: str) -> torch.Tensor:
     embed = models.load_denoiser(spec).embed
     assert embed is not None
     return embed(prompt)
@@ -551,7 +553,7 @@ def test_networks_in_training_mode_are_refused() -> None:
 # running U-Nets
 
 
-def refined(spec: models.ModelSpec) -> NDArray[np.float32]:
+def refined(spec: catalogue.ModelSpec) -> NDArray[np.float32]:
     refine = denoise.refiner(spec, None, "")
     assert refine is not None
     return refine(latents())
@@ -564,14 +566,14 @@ def denoising() -> Iterator[None]:
 
 
 @pytest.fixture
-def unconditional(tmp_path: Path, denoising: None) -> models.ModelSpec:
+def unconditional(tmp_path: Path, denoising: None) -> catalogue.ModelSpec:
     """A model whose directory has a U-Net that takes no text."""
     return register_model("ours", tiny.save_pipeline(tmp_path / "pipeline", conditional=False))
 
 
 @pytest.mark.parametrize("error", [RuntimeError, TypeError, ValueError])
 def test_what_a_unet_raises(
-    unconditional: models.ModelSpec, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    unconditional: catalogue.ModelSpec, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     def failing(*_: object, **__: object) -> Any:
         raise error("broken")
@@ -582,7 +584,7 @@ def test_what_a_unet_raises(
 
 
 def test_what_a_unet_returns_is_checked(
-    unconditional: models.ModelSpec, monkeypatch: pytest.MonkeyPatch
+    unconditional: catalogue.ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tiny.diffusers.UNet2DModel.forward
 
@@ -613,7 +615,7 @@ def out_of_memory_on_meta(monkeypatch: pytest.MonkeyPatch, everywhere: bool = Fa
 
 
 def test_a_unet_that_ran_out_of_memory_stays_on_the_cpu(
-    unconditional: models.ModelSpec, monkeypatch: pytest.MonkeyPatch
+    unconditional: catalogue.ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = refined(unconditional)
     models._denoisers.clear()
@@ -626,7 +628,7 @@ def test_a_unet_that_ran_out_of_memory_stays_on_the_cpu(
 
 
 def test_a_unet_that_fits_nowhere(
-    unconditional: models.ModelSpec, monkeypatch: pytest.MonkeyPatch
+    unconditional: catalogue.ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out_of_memory_on_meta(monkeypatch, everywhere=True)
     with (
@@ -698,7 +700,7 @@ def in_cache(cache: Path, name: str) -> Path:
 
 
 def test_a_preset_in_the_cache(cached: Path, pixels: NDArray[np.uint8]) -> None:
-    spec = models.decoder_for("sd1", models.NOT_NAMED, 4, 8)
+    spec = models.decoder_for(SD1, catalogue.NOT_NAMED, "psnr")
     expected = DiffusersAutoencoder(tiny.autoencoder_kl()).encode(pixels)
     np.testing.assert_array_equal(models.load(spec).encode(pixels), expected)
     assert embedding(spec, "a cat").shape == (1, tiny.TOKENS, 8)
@@ -708,13 +710,13 @@ def test_a_preset_in_the_cache(cached: Path, pixels: NDArray[np.uint8]) -> None:
 def test_an_incomplete_cache(cached: Path, name: str) -> None:
     in_cache(cached, name).unlink()
     with pytest.raises(OSError, match="'sd1' is not installed: run 'sdz models fetch sd1'"):
-        models.decoder_for("sd1", models.NOT_NAMED, 4, 8)
+        models.decoder_for(SD1, catalogue.NOT_NAMED, "psnr")
 
 
 @pytest.mark.parametrize("name", ["unet/config.json", "tokenizer/vocab.json"])
 def test_an_incomplete_denoiser_in_the_cache(cached: Path, name: str) -> None:
     in_cache(cached, name).unlink()
-    spec = models.decoder_for("sd1", models.NOT_NAMED, 4, 8)
+    spec = models.decoder_for(SD1, catalogue.NOT_NAMED, "psnr")
     models.load(spec)
     with pytest.raises(OSError, match="run 'sdz models fetch sd1 --denoiser'"):
         models.load_denoiser(spec)
@@ -779,8 +781,8 @@ def test_downloads_happen_only_where_they_are_allowed(
 def test_what_is_not_pinned_is_not_downloaded(
     cached: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preset = models.PRESETS["sd1"]
-    loose = dataclasses.replace(preset, autoencoder=preset.autoencoder._replace(revision=None))
+    preset = catalogue.PRESETS["sd1"]
+    loose = preset._replace(autoencoder=preset.autoencoder._replace(revision=None))
     monkeypatch.setattr(models, "PRESETS", {"sd1": loose})
     with (
         options.override(ALLOW_DOWNLOADS=True),
@@ -798,7 +800,7 @@ def refuse(*arguments, **_):
 socket.socket.connect = socket.getaddrinfo = refuse
 import numpy as np
 from pillow_sdz import models
-from pillow_sdz.models.presets import PRESETS, File, Preset, Snapshot
+from pillow_sdz.catalogue import PRESETS, File, Preset, Snapshot
 
 def snapshot(repository, revision, files):
     return Snapshot(repository, revision, tuple(File(*file) for file in files))
@@ -806,10 +808,11 @@ def snapshot(repository, revision, files):
 given = json.load(sys.stdin)
 snapshots = {name: snapshot(*given.pop(name)) for name in ("autoencoder", "denoiser")}
 models.PRESETS = {"sd1": Preset(**given, **snapshots)}
-model = models.load(models.decoder_for("sd1", models.NOT_NAMED, 4, 8))
+sd1 = models.spec("sd1")
+model = models.load(models.decoder_for(sd1, sd1.digest, "psnr"))
 denoiser = models.load_denoiser(models.spec("sd1"))
 latents = model.encode(np.zeros((8, 8, 3), np.uint8))
-print(model.decode(latents).shape, tuple(denoiser.embed("a cat").shape))
+print(next(model.decode(latents))[1].shape, tuple(denoiser.embed("a cat").shape))
 """
 
 
@@ -824,7 +827,7 @@ def test_offline_with_the_hubs_own_variables(cached: Path, environment: dict[str
     offline = {"HF_HOME": str(cached.parent / "home"), "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(
         [sys.executable, "-c", OFFLINE],
-        input=json.dumps(dataclasses.asdict(models.PRESETS["sd1"])),
+        input=json.dumps(models.PRESETS["sd1"]._asdict()),
         env={**environment, **offline},
         capture_output=True,
         text=True,

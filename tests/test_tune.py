@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image, ImageFile
 
-from pillow_sdz import container, demo, models, open_latents, options
+from pillow_sdz import catalogue, chunks, container, demo, open_latents, options, weights
 from pillow_sdz.container import Chunk
-from pillow_sdz.models import embedded
+from pillow_sdz.header import Header
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +31,21 @@ def pixels(data: bytes) -> bytes:
 
 
 def with_tune(data: bytes, tune: bytes) -> bytes:
-    chunks = container.read(data)
+    parts = container.read(data)
     return container.write(
-        [Chunk(container.TUNE, tune) if c.type == container.TUNE else c for c in chunks]
+        [Chunk(chunks.TUNE.type, tune) if c.type == chunks.TUNE.type else c for c in parts]
     )
 
 
 def test_registry_names_the_weights_that_ship() -> None:
-    content = embedded.PERCEPTUAL_WEIGHTS.read_bytes()
-    assert hashlib.sha256(content).digest()[:4] == models.MINI_PERCEPTUAL.digest
+    content = weights.MINI_PERCEPTUAL.path.read_bytes()
+    assert hashlib.sha256(content).digest()[:4] == catalogue.MINI_PERCEPTUAL.digest
     assert len(content) <= 5_000_000
 
 
 def test_the_latents_are_the_same(photo: Image.Image) -> None:
     plain, tuned = container.read(encode(photo)), container.read(encode(photo, tune="perceptual"))
-    assert [c for c in tuned if c.type != container.TUNE] == plain
+    assert [c for c in tuned if c.type != chunks.TUNE.type] == plain
     assert len(encode(photo, tune="perceptual")) == len(encode(photo)) + 10
 
 
@@ -79,11 +79,11 @@ def test_it_is_not_kept_from_the_picture_that_was_opened(photo: Image.Image) -> 
     """As with quality: how a picture is saved is said when it is saved."""
     with Image.open(io.BytesIO(encode(photo, tune="perceptual"))) as image:
         again = encode(image)
-    assert container.TUNE not in {c.type for c in container.read(again)}
+    assert chunks.TUNE.type not in {c.type for c in container.read(again)}
 
 
 def test_readers_that_do_not_know_it_ignore_it() -> None:
-    assert not container.is_critical(container.TUNE)
+    assert not chunks.is_critical(chunks.TUNE.type)
 
 
 @pytest.mark.parametrize("tune", [b"", b"\1\0"])
@@ -102,7 +102,7 @@ def test_what_is_lost_with_a_wrong_crc_is_only_the_recommendation(
     photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = bytearray(encode(photo, tune="perceptual"))
-    data[data.index(container.TUNE) + 5] ^= 1  # the CRC's first byte
+    data[data.index(chunks.TUNE.type) + 5] ^= 1  # the CRC's first byte
     with pytest.raises(OSError, match="tUNE"):
         Image.open(io.BytesIO(data))
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
@@ -110,7 +110,7 @@ def test_what_is_lost_with_a_wrong_crc_is_only_the_recommendation(
 
 
 def test_only_mini_has_the_choice(photo: Image.Image) -> None:
-    with pytest.raises(ValueError, match="tune 'perceptual' is for model 'mini'"):
+    with pytest.raises(ValueError, match="tune must be one of psnr with model 'sd-mini'"):
         encode(photo.resize((16, 16)), model="sd-mini", tune="perceptual")
 
 
@@ -120,11 +120,11 @@ def test_the_decoder_is_no_model_to_save_with(photo: Image.Image) -> None:
 
 
 def test_a_file_cannot_name_it_as_its_model(photo: Image.Image) -> None:
-    spec = models.MINI_PERCEPTUAL
-    chunks = container.read(encode(photo))
-    header = container.Header.parse(chunks[0].data)
+    spec = catalogue.MINI_PERCEPTUAL
+    parts = container.read(encode(photo))
+    header = Header.parse(parts[0].data)
     named = header._replace(model=spec.name, digest=spec.digest)
-    data = container.write([Chunk(container.HEAD, named.pack()), *chunks[1:]])
+    data = container.write([Chunk(chunks.HEAD, named.pack()), *parts[1:]])
     for read in (Image.open, open_latents):
         with pytest.raises(OSError, match="'mini-perceptual' decodes the latents of 'mini'"):
             read(io.BytesIO(data))

@@ -17,12 +17,15 @@ from safetensors.torch import load_file, save_file
 
 import tiny_models as tiny
 from model_registry import no_network, registry
-from pillow_sdz import entropy, lattice, models, register_model
-from pillow_sdz.entropy import Tables
-from pillow_sdz.lattice import LatticePrior
-from pillow_sdz.models import embedded, recorded, reduced, sd_mini
+from pillow_sdz import catalogue, models, register_model, weights
+from pillow_sdz.codings.lattice import LatticePrior
+from pillow_sdz.codings.range_coder import Tables
+from pillow_sdz.models import recorded
+from pillow_sdz.models.mini import Mini
 
 __all__ = ["no_network", "registry"]
+
+FOLDER = weights.FOLDER
 
 
 def damaged(path: Path) -> None:
@@ -34,11 +37,8 @@ def damaged(path: Path) -> None:
 
 def swapped(path: Path) -> None:
     """Another file of the package under this one's name, sound in itself."""
-    shutil.copyfile(lattice.SD1_FILE if path.name != "sd1_prior.safetensors" else tables(), path)
-
-
-def tables() -> Path:
-    return lattice.SD1_FILE.with_name("tables.safetensors")
+    other = weights.TABLES if path.name == weights.SD1_PRIOR.name else weights.SD1_PRIOR
+    shutil.copyfile(FOLDER / other.name, path)
 
 
 def no_numbers(path: Path) -> None:
@@ -48,58 +48,58 @@ def no_numbers(path: Path) -> None:
     save_file(tensors, path)
 
 
+def harmed(
+    name: str, harm: Callable[[Path], None], folder: Path, patch: pytest.MonkeyPatch
+) -> Path:
+    """A copy of a file of weights with some harm done to it, which the package now takes."""
+    patch.setattr(weights, "FOLDER", folder)
+    path = folder / getattr(weights, name).name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(FOLDER / getattr(weights, name).name, path)
+    harm(path)
+    return path
+
+
 @pytest.mark.parametrize("harm", [damaged, swapped, no_numbers])
-@pytest.mark.parametrize(
-    ("module", "constant", "name"),
-    [
-        (embedded, "WEIGHTS", "mini"),
-        (embedded, "PERCEPTUAL_WEIGHTS", "mini-perceptual"),
-        (sd_mini, "WEIGHTS", "sd-mini"),
-    ],
-)
+@pytest.mark.parametrize("spec", catalogue.EMBEDDED.values(), ids=lambda spec: spec.name)
 def test_embedded_autoencoders(
     harm: Callable[[Path], None],
-    module: object,
-    constant: str,
-    name: str,
+    spec: catalogue.ModelSpec,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = tmp_path / "weights.safetensors"
-    shutil.copyfile(getattr(module, constant), path)
-    harm(path)
-    monkeypatch.setattr(module, constant, path)
+    models.load(catalogue.MINI)  # which the perceptual decoder shares
+    name = spec.name.replace("-", "_").upper()
+    path = harmed(name, harm, tmp_path, monkeypatch)
+    monkeypatch.delitem(models._loaded, spec, raising=False)
     with pytest.raises(OSError, match=f"{path} is damaged: its sha256 is .* instead of"):
-        models.load(models.spec(name))
+        models.load(spec)
 
 
 def load_reduced() -> None:
-    models.load(models.MINI).decode_area(np.zeros((1, 1, embedded.CHANNELS)), 5000, scale=8)
+    mini = Mini(FOLDER / weights.MINI.name)
+    mini.decode(np.zeros((1, 1, catalogue.MINI.channels)), 5000, scale=8)
 
 
 @pytest.mark.parametrize("harm", [damaged, swapped])
 @pytest.mark.parametrize(
-    ("module", "constant", "load"),
+    ("name", "load"),
     [
-        (lattice, "SD1_FILE", lambda: LatticePrior.sd1.__wrapped__(LatticePrior)),
-        (lattice, "SD_MINI_FILE", lambda: LatticePrior.sd_mini.__wrapped__(LatticePrior)),
-        (entropy, "TABLES_FILE", lambda: Tables.shipped.__wrapped__(Tables)),
-        (reduced, "WEIGHTS", load_reduced),
+        ("SD1_PRIOR", lambda: LatticePrior.sd1.__wrapped__(LatticePrior)),
+        ("SD_MINI_PRIOR", lambda: LatticePrior.sd_mini.__wrapped__(LatticePrior)),
+        ("TABLES", lambda: Tables.shipped.__wrapped__(Tables)),
+        ("MINI_REDUCED", load_reduced),
     ],
 )
 def test_what_embedded_models_have_besides(
     harm: Callable[[Path], None],
-    module: object,
-    constant: str,
+    name: str,
     load: Callable[[], object],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Priors and tables hold integers: each would decode to something."""
-    path = tmp_path / getattr(module, constant).name
-    shutil.copyfile(getattr(module, constant), path)
-    harm(path)
-    monkeypatch.setattr(module, constant, path)
+    path = harmed(name, harm, tmp_path, monkeypatch)
     with pytest.raises(OSError, match=f"{path} is damaged: its sha256 is .* instead of"):
         load()
 
@@ -112,12 +112,12 @@ def pipeline(tmp_path: Path) -> Path:
     return tiny.save_pipeline(tmp_path / "pipeline")
 
 
-def weights(folder: Path) -> Path:
+def weights_in(folder: Path) -> Path:
     (path,) = folder.glob("*.safetensors")
     return path
 
 
-def use(spec: models.ModelSpec, part: str) -> None:
+def use(spec: catalogue.ModelSpec, part: str) -> None:
     if part == "vae":
         models.load(spec)
         return
@@ -126,11 +126,11 @@ def use(spec: models.ModelSpec, part: str) -> None:
     embed("a")
 
 
-def register(pipeline: Path) -> models.ModelSpec:
+def register(pipeline: Path) -> catalogue.ModelSpec:
     return register_model("ours", pipeline)
 
 
-def record(pipeline: Path) -> models.ModelSpec:
+def record(pipeline: Path) -> catalogue.ModelSpec:
     return models.record_model("ours", pipeline)
 
 
@@ -140,14 +140,14 @@ PARTS = ["vae", "unet", "text_encoder"]
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("known", [register, record])
 def test_a_part_that_has_changed_since_it_was_made_known(
-    part: str, known: Callable[[Path], models.ModelSpec], pipeline: Path
+    part: str, known: Callable[[Path], catalogue.ModelSpec], pipeline: Path
 ) -> None:
     spec = known(pipeline)
     use(spec, part)
     models._loaded.clear()
     models._denoisers.clear()
-    damaged(weights(pipeline / part))
-    with pytest.raises(OSError, match=f"{weights(pipeline / part)} is damaged: its sha256 is"):
+    damaged(weights_in(pipeline / part))
+    with pytest.raises(OSError, match=f"{weights_in(pipeline / part)} is damaged: its sha256 is"):
         use(spec, part)
 
 
@@ -155,15 +155,15 @@ def test_a_part_that_has_changed_since_it_was_made_known(
 def test_weights_of_another_part(part: str, pipeline: Path) -> None:
     """Before they are made known, so that no hash tells: the tensors do, by name or by shape."""
     other = PARTS[(PARTS.index(part) + 1) % len(PARTS)]
-    shutil.copyfile(weights(pipeline / other), weights(pipeline / part))
+    shutil.copyfile(weights_in(pipeline / other), weights_in(pipeline / part))
     with pytest.raises(OSError, match=rf"pipeline/{part}.*(lacks|could not be loaded)"):
         use(register(pipeline), part)
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_weights_that_are_no_numbers(part: str, pipeline: Path) -> None:
-    no_numbers(weights(pipeline / part))
-    with pytest.raises(OSError, match=f"{weights(pipeline / part)} is damaged: .*NaN"):
+    no_numbers(weights_in(pipeline / part))
+    with pytest.raises(OSError, match=f"{weights_in(pipeline / part)} is damaged: .*NaN"):
         use(register(pipeline), part)
 
 
@@ -191,5 +191,5 @@ def test_records_without_hashes_of_the_parts(pipeline: Path) -> None:
     entry = recorded.read()["ours"]
     assert isinstance(entry, recorded.Directory)
     recorded.write("ours", dataclasses.replace(entry, unet="", text_encoder=""))
-    damaged(weights(pipeline / "unet"))
+    damaged(weights_in(pipeline / "unet"))
     use(spec, "unet")

@@ -6,7 +6,6 @@ Stable Diffusion 1's have.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -17,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from pillow_sdz.models import presets
-from pillow_sdz.models.presets import File, Preset, Snapshot
+from pillow_sdz import catalogue
+from pillow_sdz.catalogue import File, Preset, Snapshot
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra sd")
 transformers = pytest.importorskip("transformers", reason="needs the extra sd")
 
-WEIGHTS = presets.WEIGHTS
+WEIGHTS = catalogue.WEIGHTS
 TOKENS = 77  # of a prompt, as in CLIP
 
 
@@ -189,8 +188,7 @@ def cached(cache: Path, repository: str, revision: str, folder: Path) -> Snapsho
 
 def pinned(preset: Preset, cache: Path, autoencoder: Path, denoiser: Path | None = None) -> Preset:
     """A preset like this one, with the files of these folders in the cache instead of its own."""
-    return dataclasses.replace(
-        preset,
+    return preset._replace(
         autoencoder=cached(cache, "tiny/autoencoder", "1" * 40, autoencoder),
         denoiser=cached(cache, "tiny/denoiser", "2" * 40, denoiser) if denoiser else None,
     )

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pillow_sdz.entropy import Tables
-from pillow_sdz.models.embedded import WEIGHTS, Mini
-from pillow_sdz.quantize import Quantizer
+from evaluation.photos import photo_paths
+from pillow_sdz.codings.quantize import Quantizer
+from pillow_sdz.codings.range_coder import Tables
+from pillow_sdz.models.mini import Mini
+from pillow_sdz.weights import MINI
 from training import data
 from training.mini import PRIOR, Model
 from training.quantize_prior import calibrate, integers
@@ -71,12 +73,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--output", type=Path, default=WEIGHTS)
+    parser.add_argument("--output", type=Path, default=MINI.path)
     options = parser.parse_args()
     model = Model().eval()
     weights = load_file(options.run / "averaged.safetensors")
     model.load_state_dict({k: v.float() for k, v in weights.items()})
-    paths = data.photo_paths(options.photos, held_out=False)
+    paths = photo_paths(options.photos, held_out=False)
     images = [data.to_tensor(even(p)) for p in data.load(paths[::120])]
 
     tensors: dict[str, Tensor] = {}
@@ -92,7 +94,7 @@ def main() -> None:
     save_file(floats, PRIOR)
     content = options.output.read_bytes()
     print(f"{options.output}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
-    held_out = [even(p) for p in data.load(data.photo_paths(options.photos, held_out=True)[::3])]
+    held_out = [even(p) for p in data.load(photo_paths(options.photos, held_out=True)[::3])]
     compare(model, Mini(options.output), held_out)
 
 

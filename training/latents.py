@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from evaluation.photos import photo_paths
 from pillow_sdz.models.sd_mini import SdMini
 from training import data
 
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--held-out", action="store_true")
     options = parser.parse_args()
     network = SdMini(options.autoencoder)
-    paths = data.photo_paths(options.photos, held_out=options.held_out)
+    paths = photo_paths(options.photos, held_out=options.held_out)
     tensors = {}
     for path, photo in zip(paths, data.load(paths), strict=True):
         height, width = (n // 8 * 8 for n in photo.shape[:2])

@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pillow_sdz.models.embedded import CHANNELS, FACTOR, WEIGHTS, Autoencoder
-from pillow_sdz.ssimulacra2 import ssimulacra2
+from evaluation.photos import photo_paths
+from pillow_sdz.models.mini.network import CHANNELS, FACTOR, Autoencoder
+from pillow_sdz.models.ssimulacra2 import ssimulacra2
+from pillow_sdz.weights import MINI
 from training import data
 from training.prior import Prior
 from training.run import Run, add_options
@@ -38,7 +40,7 @@ PRIOR = Path(__file__).parent / "mini_prior.safetensors"
 
 def shipped() -> dict[str, Tensor]:
     """The weights that ship, as training takes them up again."""
-    tensors = load_file(WEIGHTS)
+    tensors = load_file(MINI.path)
     weights = {k: v for k, v in tensors.items() if k.startswith("autoencoder.")}
     weights |= {f"prior.{k}": v for k, v in tensors.items() if k.startswith("analysis.")}
     return weights | load_file(PRIOR)
@@ -180,8 +182,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     options.run.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
-    photos = data.load(data.photo_paths(options.photos, held_out=False))
-    held_out = data.load(data.photo_paths(options.photos, held_out=True))[::3]
+    photos = data.load(photo_paths(options.photos, held_out=False))
+    held_out = data.load(photo_paths(options.photos, held_out=True))[::3]
     model = Model()
     if options.warm_start:
         weights = shipped() if options.warm_start == "shipped" else load_file(options.warm_start)

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from pillow_sdz import palette
-from pillow_sdz.codec import PALETTE_STEP
+from evaluation.photos import photo_paths
+from pillow_sdz.codings import dithering
+from pillow_sdz.codings.dithering import STEP
 from training import data
 
 PART = 32
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=600, help="pictures")
     options = parser.parse_args()
     latents = {k: x for k, x in load_file(options.latents).items() if min(x.shape[1:]) >= PART}
-    paths = data.photo_paths(options.photos, held_out=options.held_out)
+    paths = photo_paths(options.photos, held_out=options.held_out)
     photos = {path.stem: photo for path, photo in zip(paths, data.load(paths), strict=True)}
     rng = random.Random(0)
     examples: dict[str, list[np.ndarray]] = {"exact": [], "coded": [], "pixels": []}
@@ -59,8 +60,8 @@ def main() -> None:
             pixels = photos[name][y : y + FACTOR * PART, x : x + FACTOR * PART]
             examples["exact"].append(part)
             examples["pixels"].append(pixels.transpose(2, 0, 1))
-        payload = palette.encode(picture, step=PALETTE_STEP)
-        decoded = palette.decode(payload, *picture.shape, step=PALETTE_STEP)
+        payload = dithering.encode(picture, step=STEP)
+        decoded = dithering.decode(payload, *picture.shape, step=STEP)
         for place in places:
             examples["coded"].append(decoded[place].transpose(2, 0, 1).astype(np.float16))
     # safetensors writes memory as it lies: stacks of transposed views would be shuffled.

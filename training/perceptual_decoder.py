@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from benchmarks.feature_distance import FeatureDistance
-from pillow_sdz.models.embedded import CHANNELS, Autoencoder, Decoder
-from pillow_sdz.ssimulacra2 import ssimulacra2
+from evaluation.feature_distance import FeatureDistance
+from evaluation.photos import photo_paths
+from pillow_sdz.models.mini.network import CHANNELS, Autoencoder, Decoder
+from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from training import data
 from training.features import Classifier
 from training.mini import BATCH, distortion_weight, shipped
@@ -252,8 +253,8 @@ def main() -> None:
     torch.manual_seed(0)
     options.run.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
-    photos = data.load(data.photo_paths(options.photos, held_out=False))
-    held_out = data.load(data.photo_paths(options.photos, held_out=True))[::3]
+    photos = data.load(photo_paths(options.photos, held_out=False))
+    held_out = data.load(photo_paths(options.photos, held_out=True))[::3]
     weights = load_file(options.autoencoder) if options.autoencoder else shipped()
     own = {k: v.float() for k, v in weights.items() if k.startswith("autoencoder.")}
     autoencoder = Autoencoder()

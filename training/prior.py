@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pillow_sdz.models.embedded import CHANNELS, HyperAnalysis
+from pillow_sdz.models.mini.network import CHANNELS, HyperAnalysis
 
 HYPER_CHANNELS = 32
 FEATURES = 96

@@ -15,15 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pillow_sdz.entropy import MEAN_UNITS
-from pillow_sdz.prior import (
-    ACTIVATION_LIMIT,
-    CHECKERBOARD,
-    EXACT_SINGLE,
-    PARITIES,
-    SQUARE,
-    quadrant,
-)
+from pillow_sdz.codings.hyperprior import ACTIVATION_LIMIT, CHECKERBOARD, PARITIES, SQUARE, quadrant
+from pillow_sdz.codings.integers import EXACT_SINGLE
+from pillow_sdz.codings.range_coder import MEAN_UNITS
 from training.prior import GROUPS, Prior, checkerboard
 
 # Largest multiplier kept: 20 bits are precise to a millionth and leave room in 62.

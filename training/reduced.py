@@ -21,10 +21,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pillow_sdz import models, options
-from pillow_sdz.models.embedded import Mini, rate_of
-from pillow_sdz.models.reduced import Eighth, Reducing
-from training.data import photo_paths
+from evaluation.photos import photo_paths
+from pillow_sdz import catalogue, models, options
+from pillow_sdz.models.mini import Mini
+from pillow_sdz.models.mini.network import rate_of
+from pillow_sdz.models.mini.reduced import Eighth, Reducing
 
 SCALES = (2, 4, 8)
 SIDE = 384  # of a crop, in pixels
@@ -131,7 +132,8 @@ def main() -> None:
     random.seed(0)
     paths = photo_paths(options_given.images, held_out=False)
     random.shuffle(paths)
-    mini = models.load(models.MINI)
+    mini = models.load(catalogue.MINI)
+    assert isinstance(mini, Mini)
     with torch.inference_mode():
         fitted = fit(mini, paths[: options_given.limit])
         tensors = {

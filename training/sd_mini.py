@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from evaluation.photos import photo_paths
 from pillow_sdz.models.sd_mini import CHANNELS, FACTOR, Autoencoder
-from pillow_sdz.ssimulacra2 import ssimulacra2
+from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from training import data
 from training.run import Run, add_options
 
@@ -111,8 +112,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     options.run.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
-    photos = data.load(data.photo_paths(options.photos, held_out=False))
-    held_out = data.load(data.photo_paths(options.photos, held_out=True))[::3]
+    photos = data.load(photo_paths(options.photos, held_out=False))
+    held_out = data.load(photo_paths(options.photos, held_out=True))[::3]
     torch.manual_seed(0)
     model = Model()
     if options.warm_start:

@@ -20,7 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pillow_sdz.models import embedded
+from evaluation.photos import photo_paths
+from pillow_sdz.models import blocks
+from pillow_sdz.models.mini import network
+from pillow_sdz.models.running import Computing
 from training import data
 from training.mini import BATCH, Model, channels_last, initialise, loss_of, score
 from training.run import average
@@ -42,7 +45,7 @@ class DepthwiseBlock(nn.Module):
         return x + y
 
 
-class SmoothBlock(embedded.ResidualBlock):
+class SmoothBlock(blocks.ResidualBlock):
     """x + conv(silu(conv(x)))."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +59,7 @@ class Shape(NamedTuple):
     widths: tuple[int, int, int]
     encoder: tuple[int, int, int]
     decoder: tuple[int, int, int]
-    block: type[nn.Module] = embedded.ResidualBlock
+    block: type[nn.Module] = blocks.ResidualBlock
 
 
 SHAPES = {
@@ -71,8 +74,8 @@ SHAPES = {
 
 def decoding_ms(model: Model) -> float:
     """Milliseconds of the processor for the decoder at 768x512."""
-    decoder = embedded.Computing(model.autoencoder.decoder)()
-    latents = torch.zeros(1, embedded.CHANNELS, 32, 48)
+    decoder = Computing(model.autoencoder.decoder)()
+    latents = torch.zeros(1, network.CHANNELS, 32, 48)
     times = []
     with torch.inference_mode():
         for _ in range(10):
@@ -102,13 +105,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     options = parser.parse_args()
-    photos = data.load(data.photo_paths(options.photos, held_out=False))
-    held_out = data.load(data.photo_paths(options.photos, held_out=True))[::3]
+    photos = data.load(photo_paths(options.photos, held_out=False))
+    held_out = data.load(photo_paths(options.photos, held_out=True))[::3]
     torch.set_num_threads(1)
     for name in options.shapes:
         shape = SHAPES[name]
-        embedded.WIDTHS, embedded.DEPTHS_ENCODER, embedded.DEPTHS_DECODER = shape[:3]
-        embedded.ResidualBlock = shape.block  # type: ignore[assignment,misc]
+        network.WIDTHS, network.DEPTHS_ENCODER, network.DEPTHS_DECODER = shape[:3]
+        blocks.ResidualBlock = shape.block  # type: ignore[assignment,misc]
         torch.manual_seed(0)
         rng = random.Random(0)
         model = Model()

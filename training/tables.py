@@ -1,4 +1,4 @@
-"""Make the frequency tables of `pillow_sdz.entropy`: python -m training.tables"""
+"""Make the frequency tables of `codings.range_coder`: python -m training.tables"""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from pillow_sdz.entropy import (
+from pillow_sdz import weights
+from pillow_sdz.codings.range_coder import (
     FREQUENCY_BITS,
     MEAN_UNITS,
     PHASED_SCALES,
     PHASES,
     SCALES,
-    TABLES_FILE,
 )
 
 # exp(-11) is 2 ** -16, the smallest frequency: residuals beyond 11 scales are escapes.
@@ -45,9 +45,8 @@ def main() -> None:
         for phase in range(PHASES if index < PHASED_SCALES else 1):
             rows.append(frequencies(scale, phase / MEAN_UNITS, reach))
             reaches.append(reach)
-    TABLES_FILE.parent.mkdir(exist_ok=True)
     arrays = {"frequencies": np.concatenate(rows), "reach": np.array(reaches, np.uint16)}
-    save_file(arrays, TABLES_FILE)
+    save_file(arrays, weights.TABLES.path)
     print(len(rows), "tables", len(arrays["frequencies"]), "entries")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from .. import container
+from .. import catalogue, chunks
 
 # Standard input or output, as an argument. A file of this name is called ./-.
 STREAM = Path("-")
@@ -182,7 +182,7 @@ def add_coding(parser: argparse.ArgumentParser) -> None:
     """Add how the latents are coded."""
     parser.add_argument(
         "--coding",
-        choices=container.CODINGS,
+        choices=catalogue.CODING_NAMES,
         help="how the latents are stored; default: context",
     )
     parser.add_argument(
@@ -193,7 +193,7 @@ def add_coding(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tune",
-        choices=container.TUNES,
+        choices=chunks.TUNES,
         help="psnr: close to the original; perceptual: pleasant to look at; default: psnr",
     )
 

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from PIL import Image
 
-from ..container import MAX_METADATA
+from ..chunks import MAX_METADATA
 from .arguments import (
     STREAM,
     Commands,

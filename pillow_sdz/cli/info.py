@@ -11,7 +11,8 @@ from typing import IO, Any
 
 from PIL import ExifTags, Image
 
-from ..container import MASK, PROVENANCE, Reader, TruncatedError
+from ..chunks import MASK, PROVENANCE
+from ..container import Reader, TruncatedError
 from .arguments import Commands, add_inputs
 from .files import check_inputs, find, open_sdz, readable, sdz_files, size_of
 from .messages import say, say_json
@@ -118,23 +119,17 @@ def _chunks(source: Path | IO[bytes]) -> dict[str, Any]:
             name = entry.type.decode("ascii")
             counts[name] += 1
             sizes[name] += entry.length
-            if entry.type == PROVENANCE:
-                provenance = _provenance(reader.data(entry))
+            if entry.type == PROVENANCE.type:
+                provenance = PROVENANCE.parse(reader.data(entry), reader.header)
     except TruncatedError as error:
         truncated = str(error)
     return {
         "truncated": truncated,
         "weights": reader.header.digest.hex(),
         "provenance": provenance,
-        "alpha_mask": MASK.decode("ascii") in counts,
+        "alpha_mask": MASK.type.decode("ascii") in counts,
         "chunks": [{"type": n, "count": counts[n], "bytes": sizes[n]} for n in counts],
     }
-
-
-def _provenance(data: bytes) -> dict[str, Any]:
-    from ..latents import _parse_provenance  # takes numpy, for which other files need not wait
-
-    return _parse_provenance(data)
 
 
 def _lines(entry: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .. import catalogue, weights
 from .. import models as registry
 from .. import options as settings
 from ..models import hub, recorded, sources
@@ -129,7 +130,7 @@ def _describe(name: str) -> dict[str, Any]:
         "latent_space": spec.latent_space,
         "channels": spec.channels,
         "factor": spec.factor,
-        "digest": None if spec.digest == registry.NOT_NAMED else spec.digest.hex(),
+        "digest": None if spec.digest == catalogue.NOT_NAMED else spec.digest.hex(),
         "installed": hint is None,
         "denoiser": denoiser,
         "hint": hint,
@@ -156,13 +157,13 @@ def _fetch(options: argparse.Namespace) -> None:
             )
             raise ValueError(msg)
         snapshot = snapshot._replace(revision=hub.latest(snapshot.repository))
-        weights = hub.fetch(snapshot) / snapshot.files[-1].path
-        pin = recorded.Pin(str(snapshot.revision), hub.sha256(weights))
+        path = hub.fetch(snapshot) / snapshot.files[-1].path
+        pin = recorded.Pin(str(snapshot.revision), weights.sha256(path))
         recorded.write(name, pin)
         say(f"{name}: pinned to {pin.revision}, sha256 {pin.sha256}")
     else:
-        weights = hub.fetch(snapshot) / snapshot.files[-1].path
-    say(f"{name}: {weights}")
+        path = hub.fetch(snapshot) / snapshot.files[-1].path
+    say(f"{name}: {path}")
     if options.denoiser and preset.denoiser is not None:
         say(f"{name}: {hub.fetch(preset.denoiser)}")
 
@@ -170,7 +171,7 @@ def _fetch(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     source = _source(options.name)
     if not isinstance(source, (sources.Directory, sources.Pinned)):
-        source.autoencoder()  # which checks its hash
+        registry.load(registry.spec(options.name))  # which checks its hash
         say(f"{options.name}: the weights that come with pillow-sdz are sound")
     else:
         say(f"{options.name}: {sources.check_weights(source.folder())} is sound")

@@ -1,38 +1,40 @@
 """The registry of models: names, latent spaces and hashes, without loading anything heavy.
 
 A name is a key of this registry and nothing else: never a path, never a repository. Under it is
- - a model whose weights come with this package,
+ - a model whose weights come with this package (`catalogue.EMBEDDED`),
  - what this process registered (`register_model`),
  - what the user recorded (`sdz models add`, see recorded.py), or
- - a preset (presets.py), whose weights are in the Hugging Face hub's cache once they are fetched.
+ - a preset (`catalogue.PRESETS`), whose weights are in the Hugging Face hub's cache once they are
+   fetched.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import options
-from ..embedded_models import EMBEDDED as EMBEDDED
-from ..embedded_models import MINI as MINI
-from ..embedded_models import MINI_PERCEPTUAL as MINI_PERCEPTUAL
-from ..embedded_models import NOT_NAMED as NOT_NAMED
-from ..embedded_models import SD_MINI as SD_MINI
-from ..embedded_models import ModelSpec as ModelSpec
-from . import hub, recorded, sources
-from .presets import PRESETS
+from .. import forks, options, weights
+from ..catalogue import (
+    EMBEDDED,
+    MINI,
+    MINI_PERCEPTUAL,
+    NOT_NAMED,
+    PRESETS,
+    SD_MINI,
+    SPACES,
+    ModelSpec,
+)
+from ..header import NAME
+from . import recorded, sources
 from .sources import DenoiserParts, Folder, NotInstalled, Source
 
 if TYPE_CHECKING:
+    from .network import Network
     from .stable_diffusion import Denoiser as Denoiser
-
-
-# sha256 of the weights of sd-mini's U-Net
-SD_MINI_UNET = "59747aba27120f1452b628fc6f3f9e94932f0acbcd2302b793fffb4915e19eb5"
 
 
 class _Entry(NamedTuple):
@@ -40,42 +42,38 @@ class _Entry(NamedTuple):
     source: Source
 
 
-def _load_mini() -> Any:
-    from ..entropy import Tables
-    from .embedded import WEIGHTS, Mini
+def _mini() -> Network:
+    from .mini import Mini
 
-    Tables.shipped()  # here, where one thread at a time is, or each of the first would load them
-    hub.check_sha256(WEIGHTS, MINI.digest.hex())
-    return Mini(WEIGHTS)
+    return Mini(weights.MINI.checked())
 
 
-def _load_mini_perceptual() -> Any:
-    from .embedded import PERCEPTUAL_WEIGHTS, MiniPerceptual
+def _mini_perceptual() -> Network:
+    from .mini import Mini, MiniPerceptual
 
-    hub.check_sha256(PERCEPTUAL_WEIGHTS, MINI_PERCEPTUAL.digest.hex())
-    return MiniPerceptual(PERCEPTUAL_WEIGHTS, lambda: load(MINI))
-
-
-def _load_sd_mini() -> Any:
-    from .sd_mini import WEIGHTS, SdMini
-
-    hub.check_sha256(WEIGHTS, SD_MINI.digest.hex())
-    return SdMini(WEIGHTS)
+    mini = load(MINI)
+    assert isinstance(mini, Mini)
+    return MiniPerceptual(weights.MINI_PERCEPTUAL.checked(), mini)
 
 
-_SD_MINI = Path(__file__).parent / "weights" / "sd_mini"
-_SD_MINI_DENOISER = DenoiserParts(
-    unet=Folder(_SD_MINI / "unet", SD_MINI_UNET), scheduler=Folder(_SD_MINI / "scheduler")
-)
-_EMBEDDED = {
-    MINI.name: _Entry(MINI, sources.Embedded(_load_mini)),
-    MINI_PERCEPTUAL.name: _Entry(MINI_PERCEPTUAL, sources.Embedded(_load_mini_perceptual)),
-    SD_MINI.name: _Entry(SD_MINI, sources.Embedded(_load_sd_mini, _SD_MINI_DENOISER)),
+def _sd_mini() -> Network:
+    from .sd_mini import SdMini
+
+    return SdMini(weights.SD_MINI.checked())
+
+
+#: What loads each embedded model; they import torch.
+LOADERS: dict[str, Callable[[], Network]] = {
+    MINI.name: _mini,
+    MINI_PERCEPTUAL.name: _mini_perceptual,
+    SD_MINI.name: _sd_mini,
 }
-
-# Channels and factor of the latent spaces that have a name here.
-_SPACES = {spec.latent_space: (spec.channels, spec.factor) for spec in EMBEDDED.values()} | {
-    preset.latent_space: (preset.channels, preset.factor) for preset in PRESETS.values()
+#: The U-Nets that come with embedded models.
+DENOISERS: dict[str, DenoiserParts] = {
+    SD_MINI.name: DenoiserParts(
+        unet=Folder(weights.SD_MINI_UNET.path.parent, weights.SD_MINI_UNET.sha256),
+        scheduler=Folder(weights.FOLDER / "sd_mini" / "scheduler"),
+    )
 }
 
 _registered: dict[str, _Entry] = {}
@@ -83,7 +81,12 @@ _registered: dict[str, _Entry] = {}
 
 def names() -> list[str]:
     """The names of all models, sorted, installed or not; OSError for a damaged models file."""
-    return sorted({*_EMBEDDED, *_registered, *recorded.read(), *PRESETS})
+    return sorted({*EMBEDDED, *_registered, *recorded.read(), *PRESETS})
+
+
+def encoders() -> list[str]:
+    """The names of the models that can encode, sorted; OSError as in `names`."""
+    return [name for name in names() if name not in EMBEDDED or EMBEDDED[name].encodes]
 
 
 def spec(name: str) -> ModelSpec:
@@ -100,52 +103,70 @@ def source(name: str) -> Source:
 
 
 def _entry(name: str) -> _Entry:
-    for entries in (_EMBEDDED, _registered):
-        if name in entries:
-            return entries[name]
+    if name in EMBEDDED:
+        return _Entry(EMBEDDED[name], sources.Embedded(DENOISERS.get(name)))
+    if name in _registered:
+        return _registered[name]
     record = recorded.read().get(name)
     if isinstance(record, recorded.Directory):
         digest = bytes.fromhex(record.sha256)[:4]
         spec = ModelSpec(name, record.channels, record.factor, digest, record.latent_space)
+        if complaint := _misplaced(spec):
+            msg = f"the models file {recorded.path()} is damaged: model {name!r}: {complaint}"
+            raise OSError(msg)
         return _Entry(spec, sources.Directory(name, record))
     preset = PRESETS[name]
     if record is not None:
         preset = preset.pinned(record.revision, record.sha256)
     sha256 = preset.autoencoder.files[-1].sha256
     digest = bytes.fromhex(sha256)[:4] if sha256 else NOT_NAMED
-    spec = ModelSpec(name, preset.channels, preset.factor, digest, preset.latent_space)
+    space = SPACES[preset.latent_space]
+    spec = ModelSpec(name, space.channels, space.factor, digest, space.name)
     return _Entry(spec, sources.Pinned(name, preset))
 
 
-def decoder_for(
-    name: str, digest: bytes, channels: int, factor: int, *, perceptual: bool = False
-) -> ModelSpec:
-    """The model that shall decode a file which names another, or the same.
+def _misplaced(spec: ModelSpec) -> str | None:
+    """Why a model that is not this package's own cannot be of its latent space, or None."""
+    space = spec.space
+    if space.is_own:
+        return f"{space.name} latents are of one model alone, whose weights decode them"
+    if (spec.channels, spec.factor) != (space.channels, space.factor):
+        return (
+            f"{space.name} latents have {space.channels} channels at a factor of {space.factor}, "
+            f"but this autoencoder has {spec.channels} at {spec.factor}"
+        )
+    return None
 
-    ``name``, ``digest`` (4 bytes), ``channels`` and ``factor`` are the file's, as is whether it is
-    tuned to look real, for which `mini` has a second decoder. That model, unless
-    `options.DECODER` asks for another one. ValueError where that is no model's name; OSError where
-    the model is not known or not on this computer, with the command that helps, or where the file's
-    weights or latents are not the model's.
+
+def decoder_for(spec: ModelSpec, digest: bytes, tune: str) -> ModelSpec:
+    """The model that shall decode a file.
+
+    ``spec`` is what `catalogue.judge` has found of the file's header, ``digest`` (4 bytes) the
+    header's, ``tune`` what the file recommends.  It is the model that the file names, or that
+    model's other decoder for this tune, unless `options.DECODER` asks for another one.  ValueError
+    if that is no model's name.  OSError if the model is not known or not on this computer, with the
+    command that helps, and if the file's weights or latents are not the model's.
     """
+    name = spec.name
     try:
-        wanted = spec(name)
+        wanted = _entry(name).spec
     except KeyError:
         msg = (
             f"this SDZ file needs the model {name!r}, which is not known here: "
             f"run 'sdz models add {name} DIRECTORY'"
         )
         raise OSError(msg) from None
-    if (channels, factor) != (wanted.channels, wanted.factor):
+    if (spec.channels, spec.factor) != (wanted.channels, wanted.factor):
         msg = (
-            f"the latents of this SDZ file have {channels} channels at a factor of {factor}, "
-            f"those of the model {name!r} {wanted.channels} at {wanted.factor}"
+            f"the latents of this SDZ file have {spec.channels} channels at a factor of "
+            f"{spec.factor}, those of the model {name!r} {wanted.channels} at {wanted.factor}"
         )
         raise OSError(msg)
     if options.DECODER is not None:
         decoder = _decoder_asked_for(options.DECODER, wanted)
     elif NOT_NAMED in (digest, wanted.digest) or digest == wanted.digest:
-        decoder = MINI_PERCEPTUAL if perceptual and wanted == MINI else wanted
+        other = wanted.space.decoders.get(tune)
+        decoder = wanted if other is None else _entry(other).spec
     else:
         msg = (
             f"this SDZ file needs the model {name!r} with the weights {digest.hex()}, "
@@ -176,34 +197,30 @@ def _latents(spec: ModelSpec) -> tuple[str, int, int]:
     return spec.latent_space, spec.channels, spec.factor
 
 
-_loaded: dict[ModelSpec, Any] = {}
+_loaded: dict[ModelSpec, Network] = {}
 _denoisers: dict[tuple[ModelSpec, str | None, str | None], Denoiser] = {}
-_loading = threading.Lock()
+_loading = forks.Lock()
 
 
-def _unlock() -> None:
-    """In a forked child: a thread that was loading in the parent does not exist here."""
-    global _loading
-    _loading = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock)
-
-
-def load(spec: ModelSpec) -> Any:
+def load(spec: ModelSpec) -> Network:
     """The autoencoder itself, loaded once per process; imports torch.
 
-    That of every model but mini, whose latents depend on the quality, has two methods:
-    ``encode``, pixels (H, W, 3) uint8 to latents (ceil(H/factor), ceil(W/factor), channels) float32
-    as pipelines scale them, and ``decode``, latents (h, w, channels) to pixels
-    (factor h, factor w, 3) uint8. OSError where the weights are missing, damaged, or not those that
-    the registry names.
+    OSError if the weights are missing, damaged, or not those that the registry names.
     """
     with _loading:
         if spec not in _loaded:
-            _loaded[spec] = _entry_of(spec).source.autoencoder()
+            entry = _entry_of(spec)
+            if isinstance(entry.source, sources.Embedded):
+                _loaded[spec] = LOADERS[spec.name]()
+            else:
+                _loaded[spec] = _from_diffusers(entry.source)
         return _loaded[spec]
+
+
+def _from_diffusers(source: sources.Diffusers) -> Network:
+    from .stable_diffusion import DiffusersAutoencoder
+
+    return DiffusersAutoencoder(*source.weights())
 
 
 def _entry_of(spec: ModelSpec) -> _Entry:
@@ -256,9 +273,10 @@ def _same_space(spec: ModelSpec) -> Iterator[_Entry]:
     """The models whose latents these are, the model itself first."""
     yield _entry_of(spec)
     for name in names():
-        entry = _entry(name)
-        if name != spec.name and _latents(entry.spec) == _latents(spec):
-            yield entry
+        with suppress(OSError):  # one that was recorded wrongly is no reason to do without others
+            entry = _entry(name)
+            if name != spec.name and _latents(entry.spec) == _latents(spec):
+                yield entry
 
 
 def register_model(
@@ -293,14 +311,14 @@ def register_model(
     if isinstance(source, (str, os.PathLike)):
         directory = Path(source).absolute()
         folder = sources.autoencoder_folder(directory)
-        sha256 = hub.sha256(sources.weights_file(folder))
-        weights: Any = Folder(folder, sha256)
+        sha256 = weights.sha256(sources.weights_file(folder))
+        network: Any = Folder(folder, sha256)
         parts = sources.denoiser_parts(directory)
     else:
         sources.shape(source)  # refuses what is no autoencoder, before it is hashed
         from .stable_diffusion import digest
 
-        weights, sha256 = source, digest(source)
+        network, sha256 = source, digest(source)
     given = {
         part: Folder(Path(value).absolute()) if isinstance(value, (str, os.PathLike)) else value
         for part, value in (
@@ -317,11 +335,11 @@ def register_model(
             raise ValueError(msg)
     if given:
         parts = dataclasses.replace(parts or DenoiserParts(), **given)
-    spec = _new_spec(name, weights, parts, sha256, latent_space)
+    spec = _new_spec(name, network, parts, sha256, latent_space)
     if parts is not None:
         parts = sources.with_hashes(parts, sources.hashes(parts))
     with _loading:
-        _registered[name] = _Entry(spec, sources.Given(weights, parts))
+        _registered[name] = _Entry(spec, sources.Given(network, parts))
         _loaded.pop(spec, None)
         _denoisers.clear()
     return spec
@@ -331,7 +349,7 @@ def record_model(name: str, directory: Path, latent_space: str | None = None) ->
     """Make a model known to all processes of this user, as `register_model` does to one."""
     directory = directory.absolute()
     folder = sources.autoencoder_folder(directory)
-    sha256 = hub.sha256(sources.weights_file(folder))
+    sha256 = weights.sha256(sources.weights_file(folder))
     parts = sources.denoiser_parts(directory)
     spec = _new_spec(name, Folder(folder, sha256), parts, sha256, latent_space)
     hashes = sources.hashes(parts)
@@ -349,25 +367,25 @@ def record_model(name: str, directory: Path, latent_space: str | None = None) ->
 
 
 def _new_spec(
-    name: str, weights: Any, parts: DenoiserParts | None, sha256: str, latent_space: str | None
+    name: str, network: Any, parts: DenoiserParts | None, sha256: str, latent_space: str | None
 ) -> ModelSpec:
     """What is to be registered; ValueError or OSError where it must not be."""
-    if not isinstance(name, str) or not recorded.NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         msg = (
             "a model's name has 1 to 32 characters of a-z 0-9 . _ -, the first one of a-z 0-9, "
             f"and is not {name!r}"
         )
         raise ValueError(msg)
-    if name in _EMBEDDED:
+    if name in EMBEDDED:
         msg = f"{name!r} is the name of a model that comes with pillow-sdz"
         raise ValueError(msg)
-    channels, factor = sources.shape(weights)
+    channels, factor = sources.shape(network)
     if parts is not None:
         sources.check_denoiser(parts, channels)
     preset = PRESETS.get(name)
     if latent_space is None:
         latent_space = preset.latent_space if preset else name
-    if not recorded.NAME.fullmatch(latent_space):
+    if not NAME.fullmatch(latent_space):
         msg = f"a latent space has a name such as sd1, not {latent_space!r}"
         raise ValueError(msg)
     if preset:
@@ -375,11 +393,7 @@ def _new_spec(
         if latent_space != preset.latent_space or sha256 != (pinned or sha256):
             msg = f"{name!r} is the name of a model with other weights: sha256 {pinned}"
             raise ValueError(msg)
-    expected = _SPACES.get(latent_space, (channels, factor))
-    if (channels, factor) != expected:
-        msg = (
-            f"{latent_space} latents have {expected[0]} channels at a factor of {expected[1]}, "
-            f"but this autoencoder has {channels} at {factor}"
-        )
-        raise ValueError(msg)
-    return ModelSpec(name, channels, factor, bytes.fromhex(sha256)[:4], latent_space)
+    spec = ModelSpec(name, channels, factor, bytes.fromhex(sha256)[:4], latent_space)
+    if complaint := _misplaced(spec):
+        raise ValueError(complaint)
+    return spec

@@ -6,26 +6,13 @@ HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN mean what they mean elsewhere
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from .presets import File, Snapshot
+from ..catalogue import File, Snapshot
+from ..weights import sha256
 from .recorded import REVISION
 
 NEEDS_EXTRA = 'needs diffusers and transformers: run pip install "pillow-sdz[sd]"'
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_sha256(path: Path, expected: str) -> None:
-    """OSError where a file's sha256, in hexadecimal, does not begin so."""
-    if not (found := sha256(path)).startswith(expected):
-        msg = f"{path} is damaged: its sha256 is {found} instead of {expected}"
-        raise OSError(msg)
 
 
 def locate(snapshot: Snapshot) -> Path | None:

@@ -17,14 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..atomic import replacing
+from ..header import MAX_CHANNELS, MAX_FACTOR, NAME
 
-# What a file can name; no path and no hub repository has such a name.
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 REVISION = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-# The largest that a file can hold.
-_MAX_CHANNELS, _MAX_FACTOR = 0xFFFF, 0xFF
 
 
 @dataclass(frozen=True)
@@ -48,8 +44,8 @@ class Directory:
             "directory": os.path.isabs(self.directory),
             "sha256": bool(_SHA256.fullmatch(self.sha256)),
             "latent_space": bool(NAME.fullmatch(self.latent_space)),
-            "channels": 1 <= self.channels <= _MAX_CHANNELS,
-            "factor": 1 <= self.factor <= _MAX_FACTOR,
+            "channels": 1 <= self.channels <= MAX_CHANNELS,
+            "factor": 1 <= self.factor <= MAX_FACTOR,
             "unet": not self.unet or bool(_SHA256.fullmatch(self.unet)),
             "text_encoder": not self.text_encoder or bool(_SHA256.fullmatch(self.text_encoder)),
         }

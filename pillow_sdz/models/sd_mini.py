@@ -7,17 +7,17 @@ training/README.md for how both were trained.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..arrays import Area, Latents, Pixels, Samples
 from . import tiles
-from .embedded import blocks
+from .blocks import blocks
 from .tiles import WHOLE, Sides
 
 FACTOR = 8
@@ -32,8 +32,6 @@ TILE = 256  # latents along a side of what is encoded or decoded at once.  Chose
 DECODER_MARGIN, DECODER_MARGIN_4 = 19, 6
 # By all of the encoder, and from its stage at 1/8 on.
 ENCODER_MARGIN, ENCODER_MARGIN_8 = 13, 9
-
-WEIGHTS = Path(__file__).parent / "weights" / "sd_mini" / "autoencoder.safetensors"
 
 
 class Encoder(nn.Module):
@@ -93,7 +91,7 @@ class SdMini:
         self._autoencoder.float().eval().requires_grad_(False)
         self._autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def encode(self, pixels: Samples) -> Latents:
         """Pixels (H, W, 3) to latents (ceil(H/8), ceil(W/8), 4)."""
         network = self._autoencoder.encoder
 
@@ -104,13 +102,16 @@ class SdMini:
         shape = {"channels": CHANNELS, "factor": FACTOR, "side": TILE, "margin": ENCODER_MARGIN}
         return tiles.encode(pixels, latents, **shape)
 
-    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Latents (h, w, 4) to pixels (8 h, 8 w, 3)."""
+    def decode(
+        self, latents: Samples, quantisation: int = 0, *, area: Area | None = None, scale: int = 1
+    ) -> Iterator[tuple[Area, Pixels]]:
+        """Latents (h, w, 4) to pixels (8 h, 8 w, 3), tile by tile: places and pixels."""
         network = self._autoencoder.decoder
 
         def levels(part: Tensor, sides: Sides) -> Tensor:
             out: Tensor = network(part, sides).add_(1).mul_(127.5)
             return out
 
-        pieces = tiles.decode(latents, levels, factor=FACTOR, side=TILE, margin=DECODER_MARGIN)
-        return tiles.assembled(pieces, latents, FACTOR)
+        return tiles.decode(
+            latents, levels, area=area, factor=FACTOR, side=TILE, margin=DECODER_MARGIN
+        )

@@ -7,15 +7,15 @@ for each part. Of weights only safetensors are read. Nothing here imports torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from .. import options
+from .. import options, weights
+from ..catalogue import Preset, Snapshot
 from . import hub, recorded
-from .presets import Preset, Snapshot
 
 # The autoencoders that can be read, all from diffusers.
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
@@ -55,22 +55,10 @@ class DenoiserParts:
     tokenizer: Any = None
 
 
-class Source(Protocol):
-    def check(self) -> None:
-        """NotInstalled where the autoencoder's weights are not on this computer."""
-
-    def autoencoder(self) -> Any:
-        """The loaded network; imports torch. OSError where the weights are missing or wrong."""
-
-    def denoiser(self) -> DenoiserParts | None:
-        """None where the model has no U-Net; NotInstalled where it is not on this computer."""
-
-
 @dataclass(frozen=True)
 class Embedded:
-    """A model of this package, and the function that loads it."""
+    """A model of this package."""
 
-    autoencoder: Callable[[], Any]
     parts: DenoiserParts | None = None
 
     def check(self) -> None:
@@ -84,16 +72,15 @@ class Embedded:
 class Given:
     """What this process registered."""
 
-    weights: Any  # a `Folder`, or the loaded autoencoder
+    autoencoder: Any  # a `Folder`, or the loaded autoencoder
     parts: DenoiserParts | None
 
     def check(self) -> None:
         pass
 
-    def autoencoder(self) -> Any:
-        from .stable_diffusion import DiffusersAutoencoder
-
-        return DiffusersAutoencoder(self.weights)
+    def weights(self) -> tuple[Any, Preset | None]:
+        """A `Folder`, or the loaded network itself, and the preset that it must be of."""
+        return self.autoencoder, None
 
     def denoiser(self) -> DenoiserParts | None:
         return self.parts
@@ -119,10 +106,9 @@ class Directory:
         self.check()
         return Folder(autoencoder_folder(self._path), self.record.sha256)
 
-    def autoencoder(self) -> Any:
-        from .stable_diffusion import DiffusersAutoencoder
-
-        return DiffusersAutoencoder(self.folder())
+    def weights(self) -> tuple[Any, Preset | None]:
+        """A `Folder`, or the loaded network itself, and the preset that it must be of."""
+        return self.folder(), None
 
     def denoiser(self) -> DenoiserParts | None:
         parts = denoiser_parts(self._path)
@@ -148,16 +134,15 @@ class Pinned:
         """The autoencoder's folder; NotInstalled where it is not in the cache."""
         snapshot = self.preset.autoencoder
         option = "" if snapshot.revision else " --pin"
-        weights = snapshot.files[-1]
+        file = snapshot.files[-1]
         folder = _locate(
             snapshot, f"the model {self.name!r}", f"sdz models fetch {self.name}{option}"
         )
-        return Folder((folder / weights.path).parent, weights.sha256)
+        return Folder((folder / file.path).parent, file.sha256)
 
-    def autoencoder(self) -> Any:
-        from .stable_diffusion import DiffusersAutoencoder
-
-        return DiffusersAutoencoder(self.folder(), self.preset)
+    def weights(self) -> tuple[Any, Preset | None]:
+        """A `Folder`, or the loaded network itself, and the preset that it must be of."""
+        return self.folder(), self.preset
 
     def denoiser(self) -> DenoiserParts | None:
         snapshot = self.preset.denoiser
@@ -170,6 +155,13 @@ class Pinned:
         }
         parts = ("unet", "scheduler", "text_encoder", "tokenizer")
         return DenoiserParts(*(Folder(root / part, hashes.get(part)) for part in parts))
+
+
+#: Each has two methods.  ``check`` raises NotInstalled if the autoencoder's weights are not on this
+#: computer.  ``denoiser`` gives the parts of the model's U-Net, or None if it has none, and raises
+#: NotInstalled if they are not on this computer.
+Diffusers = Given | Directory | Pinned
+Source = Embedded | Diffusers
 
 
 def _locate(snapshot: Snapshot, what: str, command: str) -> Path:
@@ -207,7 +199,7 @@ def hashes(parts: DenoiserParts | None) -> dict[str, str]:
         part = getattr(parts, name, None)
         if isinstance(part, Folder):
             with suppress(OSError):  # what cannot be read is refused when it is needed
-                found[name] = hub.sha256(weights_file(part.path))
+                found[name] = weights.sha256(weights_file(part.path))
     return found
 
 
@@ -261,7 +253,7 @@ def check_weights(folder: Folder) -> Path:
     """A part's file of weights; OSError where it is missing, or not the one it must be."""
     path = weights_file(folder.path).resolve()  # what a link of the hub's cache points to
     if folder.sha256 is not None:
-        hub.check_sha256(path, folder.sha256)
+        weights.check_sha256(path, folder.sha256)
     return path
 
 

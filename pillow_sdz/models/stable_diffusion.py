@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import options
-from . import hub, sources, tiles
-from .presets import Preset
+from .. import forks, options
+from ..arrays import Area, Latents, Pixels, Samples
+from ..catalogue import SPACES, Preset
+from . import hub, sources
 from .sources import DenoiserParts, Folder
 
 try:
@@ -35,17 +33,7 @@ TILE = 512  # pixels along a side
 TILE_ABOVE = 1024 * 1024  # pixels
 
 # Setting a module's tiling is not the affair of one thread, nor is the memory that a network takes.
-_running = threading.Lock()
-
-
-def _unlock() -> None:
-    """In a forked child: a thread that was running a network does not exist here."""
-    global _running
-    _running = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock)
+_running = forks.Lock()
 
 
 def device() -> torch.device:
@@ -116,10 +104,11 @@ class DiffusersAutoencoder:
         scale = config.scaling_factor / torch.tensor(config.get("latents_std") or 1.0)
         if preset is not None:
             found = (self._kind, self._channels, self._factor, config.scaling_factor, shift)
+            space = SPACES[preset.latent_space]
             expected = (
                 preset.class_name,
-                preset.channels,
-                preset.factor,
+                space.channels,
+                space.factor,
                 preset.scaling,
                 preset.shift,
             )
@@ -129,7 +118,7 @@ class DiffusersAutoencoder:
         self._shift = torch.tensor(shift, dtype=torch.float32).reshape(1, -1, 1, 1)
         self._scale = scale.reshape(1, -1, 1, 1)
 
-    def encode(self, pixels: tiles.Samples) -> NDArray[np.float32]:
+    def encode(self, pixels: Samples) -> Latents:
         """Pixels (H, W, 3) to latents (ceil(H/f), ceil(W/f), C): the mode of the posterior."""
         height, width = (-n % self._factor for n in pixels.shape[:2])
         padded = np.pad(pixels[:, :], ((0, height), (0, width), (0, 0)), mode="edge")
@@ -141,21 +130,24 @@ class DiffusersAutoencoder:
             return mode
 
         latents = (self._run(encoder, images, padded[..., 0].size) - self._shift) * self._scale
-        scaled: NDArray[np.float32] = latents[0].permute(1, 2, 0).contiguous().numpy()
+        scaled: Latents = latents[0].permute(1, 2, 0).contiguous().numpy()
         return scaled
 
-    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Latents (h, w, C) to pixels (f h, f w, 3)."""
-        x = torch.tensor(latents).permute(2, 0, 1)[None] / self._scale + self._shift
+    def decode(
+        self, latents: Samples, quantisation: int = 0, *, area: Area | None = None, scale: int = 1
+    ) -> Iterator[tuple[Area, Pixels]]:
+        """Latents (h, w, C) to pixels (f h, f w, 3), in one piece."""
+        whole = latents[:, :]
+        x = torch.tensor(whole).permute(2, 0, 1)[None] / self._scale + self._shift
 
         def decoder(module: Any, latents: Tensor) -> Tensor:
             images: Tensor = module.decode(latents).sample
             return images
 
-        images = self._run(decoder, x, latents[..., 0].size * self._factor**2)
+        images = self._run(decoder, x, whole[..., 0].size * self._factor**2)
         levels = torch.round((images[0].clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
-        pixels: NDArray[np.uint8] = levels.permute(1, 2, 0).contiguous().numpy()
-        return pixels
+        pixels: Pixels = levels.permute(1, 2, 0).contiguous().numpy()
+        yield (slice(0, pixels.shape[0]), slice(0, pixels.shape[1])), pixels
 
     @torch.inference_mode()
     def _run(self, network: Callable[[Any, Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:

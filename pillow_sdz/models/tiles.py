@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import progress
-
-Area = tuple[slice, slice]  # rows and columns
+from ..arrays import Area, Latents, Pixels, Samples
 
 
 class Sides(NamedTuple):
@@ -46,15 +44,6 @@ class Tile(NamedTuple):
     sides: Sides
 
 
-class Samples(Protocol):
-    """What is cut: an array (H, W, C), or whatever is made as areas of it are sliced."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __getitem__(self, area: Area, /) -> NDArray[Any]: ...
-
-
 def encode(
     pixels: Samples,
     encoder: Callable[[Tensor, Sides], Tensor],
@@ -63,7 +52,7 @@ def encode(
     factor: int,
     side: int,
     margin: int,
-) -> NDArray[np.float32]:
+) -> Latents:
     """Pixels (H, W, 3) to latents (ceil(H/factor), ceil(W/factor), channels), tile by tile.
 
     ``encoder`` makes latents (1, C, h, w) of levels (1, 3, factor h, factor w) in 0..255, which it
@@ -93,7 +82,7 @@ def decode(
     side: int,
     margin: int,
     area: Area | None = None,
-) -> Iterator[tuple[Area, NDArray[np.uint8]]]:
+) -> Iterator[tuple[Area, Pixels]]:
     """Latents (h, w, C) to pixels (factor h, factor w, 3): of each tile, its place and its pixels.
 
     ``area`` is what is needed of the latents; tiles may reach beyond it.  ``decoder`` makes levels
@@ -107,13 +96,11 @@ def decode(
         with torch.inference_mode():
             levels = decoder(part.permute(2, 0, 1)[None], tile.sides)[0]
             out = levels.round_().clamp_(0, 255).to(torch.uint8)
-            pixels: NDArray[np.uint8] = out.permute(1, 2, 0).contiguous().numpy()
+            pixels: Pixels = out.permute(1, 2, 0).contiguous().numpy()
         yield scaled(tile.place, factor), pixels
 
 
-def assembled(
-    pieces: Iterable[tuple[Area, NDArray[np.uint8]]], latents: Samples, factor: int
-) -> NDArray[np.uint8]:
+def assembled(pieces: Iterable[tuple[Area, Pixels]], latents: Samples, factor: int) -> Pixels:
     """What `decode` made of all latents, as one picture."""
     rows, columns = latents.shape[:2]
     pixels = np.empty((factor * rows, factor * columns, 3), np.uint8)

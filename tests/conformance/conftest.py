@@ -1,4 +1,4 @@
-"""What all of these tools are given: the same photo, and the lines of the README about each."""
+"""What all of these tools are given: the same photo, and the lines of docs/tools.md about each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from sdz_files import encode
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "tools.md"
 
 
 @pytest.fixture(scope="session")
@@ -28,19 +28,19 @@ def path(data: bytes, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def readme(
+def snippet(
     photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], dict[str, Any]]:
-    """Runs the README's lines about a tool, beside photo.jpg and photo.sdz; what they name."""
+    """Runs the lines of docs/tools.md about a tool, beside photo.jpg and photo.sdz; their names."""
     monkeypatch.chdir(tmp_path)
     photo.save("photo.jpg")
     photo.save("photo.sdz")
 
     def run(tool: str) -> dict[str, Any]:
-        blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+        blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
         [block] = (block for block in blocks if re.search(rf"^(from|import) {tool}", block, re.M))
         names: dict[str, Any] = {}
-        exec(compile(block, f"README.md, {tool}", "exec"), names)
+        exec(compile(block, f"docs/tools.md, {tool}", "exec"), names)
         return names
 
     return run

@@ -147,7 +147,7 @@ class TestMap:
         assert decode(again).tobytes() != decode(data).tobytes()
 
     def test_the_bytes_stay(self, of_bytes: Any, data: bytes) -> None:
-        """What README.md recommends instead."""
+        """What docs/tools.md recommends instead."""
         mapped = of_bytes.map(lambda image: {"mode": image.mode}, input_columns="image")
         assert mapped[0]["mode"] == "RGB"
         assert stored(mapped)["bytes"] == data
@@ -193,8 +193,8 @@ def test_imagefolder(photo: Image.Image, data: bytes, tmp_path: Path) -> None:
     assert [im.format for im in dataset["image"]] == ["PNG"]
 
 
-def test_readme(readme: Callable[[str], dict[str, Any]]) -> None:
-    """The README's lines do as it says."""
-    names = readme("datasets")
+def test_snippet(snippet: Callable[[str], dict[str, Any]]) -> None:
+    """The lines of docs/tools.md do as it says."""
+    names = snippet("datasets")
     assert names["photos"][0]["image"].format == "SDZ"
     assert names["widths"]["width"][0] == 61

@@ -232,15 +232,15 @@ def test_response(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert FileResponse(stream)["Content-Type"] == "image/x-sdz"
 
 
-def test_readme(
-    readme: Callable[[str], dict[str, Any]],
+def test_snippet(
+    snippet: Callable[[str], dict[str, Any]],
     path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The README's lines do as it says: an application that has them serves the right type."""
+    """The lines of docs/tools.md do as it says: an application with them serves the right type."""
     monkeypatch.setattr(mimetypes, "_db", mimetypes.MimeTypes(filenames=()))
     gallery = ModuleType("gallery")
     gallery.__path__ = [str(path.parent)]
-    readme("django")["GalleryConfig"]("gallery", gallery).ready()
+    snippet("django")["GalleryConfig"]("gallery", gallery).ready()
     with path.open("rb") as stream:
         assert FileResponse(stream)["Content-Type"] == "image/x-sdz"

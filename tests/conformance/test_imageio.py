@@ -192,9 +192,9 @@ def test_v2(array: npt.NDArray[np.uint8], data: bytes, tmp_path: Path) -> None:
     assert len(iio2.mimread(tmp_path / "photo.sdz")) == 1
 
 
-def test_readme(readme: Callable[[str], dict[str, Any]]) -> None:
-    """The README's lines do as it says."""
-    names = readme("imageio")
+def test_snippet(snippet: Callable[[str], dict[str, Any]]) -> None:
+    """The lines of docs/tools.md do as it says."""
+    names = snippet("imageio")
     with Image.open("photo.sdz") as im:
         assert im.info["sdz"]["quality"] == 60
     assert decode(names["data"]).size == (61, 43)

@@ -100,8 +100,8 @@ def test_figure(tmp_path: Path) -> None:
         assert (im.mode, im.size) == ("RGBA", (50, 50))
 
 
-def test_readme(readme: Callable[[str], dict[str, Any]]) -> None:
-    """The README's lines do as it says."""
-    readme("matplotlib")
+def test_snippet(snippet: Callable[[str], dict[str, Any]]) -> None:
+    """The lines of docs/tools.md do as it says."""
+    snippet("matplotlib")
     with Image.open("photo.sdz") as im:
         assert (im.mode, im.info["sdz"]["quality"]) == ("RGBA", 60)

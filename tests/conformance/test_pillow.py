@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps, TarIO, UnidentifiedImageError
 
-from pillow_sdz import container
+from pillow_sdz import chunks, container
 from pillow_sdz.SdzImagePlugin import SdzImageFile
 from sdz_files import CountingFile, assert_similar, decode, encode, replaced
 
@@ -235,9 +235,9 @@ class TestImageFile:
     @pytest.fixture
     def broken(self, data: bytes) -> bytes:
         """The framing intact, and what it frames is noise."""
-        [latents] = (chunk for chunk in container.read(data) if chunk.type == container.LATENTS)
+        [latents] = (chunk for chunk in container.read(data) if chunk.type == chunks.LATENTS)
         noise = np.random.default_rng(0).bytes(len(latents.data))
-        return replaced(data, container.LATENTS, noise)
+        return replaced(data, chunks.LATENTS, noise)
 
     def test_broken_datastream_with_errors(self, broken: bytes) -> None:
         """test_broken_datastream_with_errors"""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from pillow_sdz import codec, container, demo
+from pillow_sdz import chunks, container, demo
 from sdz_files import decode, encode
 
 SIZE = (301, 263)
@@ -51,7 +51,7 @@ def files() -> dict[str, bytes]:
     photo = demo.photo().crop((150, 100, 150 + SIZE[0], 100 + SIZE[1]))
     photo.putalpha(Image.linear_gradient("L").resize(SIZE))
     with pytest.MonkeyPatch.context() as context:
-        context.setattr(codec, "BAND_ROWS", 4)
+        context.setattr("pillow_sdz.codings.banded.BAND_ROWS", 4)
         return {mode: encode(photo.convert(mode), effort=0) for mode in ("L", "RGB", "RGBA")}
 
 
@@ -65,7 +65,7 @@ def assert_same_but_for_rounding(a: Image.Image, b: Image.Image) -> None:
 def test_bands(files: dict[str, bytes]) -> None:
     """What the others presuppose."""
     for data in files.values():
-        assert [chunk.type for chunk in container.read(data)].count(container.LATENTS) == 5
+        assert [chunk.type for chunk in container.read(data)].count(chunks.LATENTS) == 5
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA"])

@@ -118,11 +118,11 @@ def test_to_tensor(path: Path) -> None:
         np.testing.assert_array_equal(tensor.permute(1, 2, 0).numpy(), np.asarray(im))
 
 
-def test_readme(photo: Image.Image, readme: Callable[[str], dict[str, Any]]) -> None:
-    """The README's line does as it says."""
+def test_snippet(photo: Image.Image, snippet: Callable[[str], dict[str, Any]]) -> None:
+    """The line of docs/tools.md does as it says."""
     for name in ("album/summer", "album/winter"):
         Path(name).mkdir(parents=True)
         photo.save(f"{name}/photo.sdz")
-    folder = readme("torchvision")["folder"]
+    folder = snippet("torchvision")["folder"]
     assert folder.classes == ["summer", "winter"]
     assert [target for _, target in folder] == [0, 1]

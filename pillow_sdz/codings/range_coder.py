@@ -2,7 +2,7 @@
 
 Nothing here is floating-point arithmetic that a machine may round differently.  A symbol
 arrives with a predicted mean, in eighths, and the index of a scale, both integers computed
-by `prior`; together they choose one of a few hundred tables of 16-bit frequencies.
+by a prior; together they choose one of a few hundred tables of 16-bit frequencies.
 `docs/format.md` specifies all of it well enough to be written again.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from pathlib import Path
+import math
 from typing import Any, NamedTuple, Protocol
 
 import constriction
@@ -18,10 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from .models import hub
-
-Ints = NDArray[np.signedinteger[Any]]
-Floats = NDArray[np.float64]
+from .. import weights
+from ..arrays import Floats, Ints
 
 MEAN_UNITS = 8  # means are predicted in eighths of a quantisation step
 SCALES = 96  # scale i is 2 ** (i / 8 - 5) quantisation steps
@@ -31,9 +29,6 @@ FREQUENCY_BITS = 16
 CODER_BITS = 24  # constriction's default precision
 MAX_ESCAPE_BITS = 20
 SYMBOL_LIMIT = 1 << 19  # symbols and means are clipped to +-this
-
-TABLES_FILE = Path(__file__).parent / "models" / "weights" / "tables.safetensors"
-TABLES_SHA256 = "b3a476cc2bcd62d0df707d12a498ba7cb171ae1752a82befee4f021dfa3256cb"
 
 
 class DamagedPayload(ValueError):
@@ -71,8 +66,7 @@ class Tables:
     @functools.cache
     def shipped(cls) -> Tables:
         """The tables of the file format, loaded once."""
-        hub.check_sha256(TABLES_FILE, TABLES_SHA256)
-        arrays = load_file(TABLES_FILE)
+        arrays = load_file(weights.TABLES.checked())
         return cls(arrays["frequencies"], arrays["reach"])
 
     def entries(self, residual: Ints, table: NDArray[np.uint16]) -> Ints:
@@ -83,12 +77,16 @@ class Tables:
     def bits(self, symbols: Ints, prediction: Prediction) -> Floats:
         """What each symbol costs where it is predicted so."""
         residual = (symbols - prediction.centre) * prediction.mirror
-        entry = self.entries(residual, prediction.table)
-        bits: Floats = self._bits[self._starts[prediction.table] + entry]
+        bits = self.bits_of(self.entries(residual, prediction.table), prediction.table)
         excess = np.abs(residual) - self.reach[prediction.table]
         escaped = excess > 0
         # `SymbolEncoder.encode`: one of 32 bit lengths, the bits below the first, the sign.
         bits[escaped] += 5 + np.floor(np.log2(excess[escaped])) + 1
+        return bits
+
+    def bits_of(self, entries: Ints, table: NDArray[np.uint16]) -> Floats:
+        """What entries of tables cost, without what comes after an escape."""
+        bits: Floats = self._bits[self._starts[table] + entries]
         return bits
 
 
@@ -191,63 +189,123 @@ class SymbolEncoder:
         return sealed(self._encoder)
 
 
+class Words:
+    """Reads words, and encodes again all that it reads, which costs little.
+
+    A payload is sound if and only if it is what an encoder makes of its symbols.
+    """
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+        padded = payload + b"\0" * (-len(payload) % 4)
+        words = np.frombuffer(padded, ">u4").astype(np.uint32)
+        self._decoder = constriction.stream.queue.RangeDecoder(words)
+        self._again = constriction.stream.queue.RangeEncoder()
+
+    def read(self, model: Any, *parameters: NDArray[np.float32], count: int = 0) -> Ints:
+        """``count`` symbols of a model, or as many as there are parameters of its family."""
+        try:
+            symbols = self._decoder.decode(model, *(parameters or (count,)))
+        except AssertionError as e:  # constriction's word for words no encoder makes
+            msg = "the words do not decode"
+            raise DamagedPayload(msg) from e
+        self._again.encode(symbols, model, *parameters)
+        return np.asarray(symbols, np.int32)
+
+    def finish(self) -> None:
+        """DamagedPayload if the payload holds more than what has been read."""
+        if sealed(self._again) != self._payload:
+            msg = "the words do not end with the last symbol"
+            raise DamagedPayload(msg)
+
+
 class SymbolDecoder:
     """Words to symbols."""
 
     def __init__(self, tables: Tables, payload: bytes) -> None:
         self._tables = tables
-        self._payload = payload
-        padded = payload + b"\0" * (-len(payload) % 4)
-        words = np.frombuffer(padded, ">u4").astype(np.uint32)
-        self._decoder = constriction.stream.queue.RangeDecoder(words)
-        # Everything is encoded again, which costs little: a payload is sound if and only if
-        # it is what an encoder makes of its symbols.
-        self._again = constriction.stream.queue.RangeEncoder()
+        self._words = Words(payload)
 
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
         prediction = Prediction.of(mean, scale)
-        order, runs = _runs(prediction.table)
-        in_order = np.empty(len(order), np.int32)
-        try:
-            for table, run in runs:
-                model = self._tables.models[table]
-                part = self._decoder.decode(model, run.stop - run.start)
-                self._again.encode(part, model)
-                in_order[run] = part
-            entry = np.empty_like(in_order)
-            entry[order] = in_order
-            reach = self._tables.reach[prediction.table]
-            residual: Ints = entry - reach
-            for at in np.flatnonzero(entry == 2 * reach + 1):
-                bits = int(self.uniform(1, 32)[0])
-                if bits > MAX_ESCAPE_BITS:
-                    msg = f"an escaped symbol of {bits} bits"
-                    raise DamagedPayload(msg)
-                low = int(self.uniform(1, 2 << bits)[0])
-                excess = (1 << bits) + (low >> 1)
-                residual[at] = -(reach[at] + excess) if low & 1 else reach[at] + excess
-        except AssertionError as e:  # constriction's word for words no encoder makes
-            msg = "the words do not decode"
-            raise DamagedPayload(msg) from e
+        reach = self._tables.reach[prediction.table]
+        entry = self._entries(prediction)
+        residual: Ints = entry - reach
+        for at in np.flatnonzero(entry == 2 * reach + 1):
+            bits = int(self.uniform(1, 32)[0])
+            if bits > MAX_ESCAPE_BITS:
+                msg = f"an escaped symbol of {bits} bits"
+                raise DamagedPayload(msg)
+            low = int(self.uniform(1, 2 << bits)[0])
+            excess = (1 << bits) + (low >> 1)
+            residual[at] = -(reach[at] + excess) if low & 1 else reach[at] + excess
         symbols = residual * prediction.mirror + prediction.centre
         if np.abs(symbols).max(initial=0) > SYMBOL_LIMIT:
             msg = "a symbol out of range"
             raise DamagedPayload(msg)
         return symbols
 
+    def _entries(self, prediction: Prediction) -> Ints:
+        """Where the symbols of a stage stand in their tables, before the escapes are read."""
+        order, runs = _runs(prediction.table)
+        in_order = np.empty(len(order), np.int32)
+        for table, run in runs:
+            count = run.stop - run.start
+            in_order[run] = self._words.read(self._tables.models[table], count=count)
+        entry = np.empty_like(in_order)
+        entry[order] = in_order
+        return entry
+
     def uniform(self, count: int, size: int) -> Ints:
         """Read ``count`` numbers below ``size``, 2 to 2 ** 24, all equally likely."""
         model = constriction.stream.model.Uniform(size)
-        try:
-            numbers = self._decoder.decode(model, count)
-        except AssertionError as e:
-            msg = "the words do not decode"
-            raise DamagedPayload(msg) from e
-        self._again.encode(numbers, model)
-        return np.asarray(numbers, np.int64)
+        return self._words.read(model, count=count).astype(np.int64)
 
     def finish(self) -> None:
         """Check that the payload holds these symbols and nothing else; or DamagedPayload."""
-        if sealed(self._again) != self._payload:
-            msg = "the words do not end with the last symbol"
-            raise DamagedPayload(msg)
+        self._words.finish()
+
+
+# The coder reads two words ahead: the last 64 bits of a payload that was cut do not say enough.
+_AHEAD = 64
+
+
+class TruncatedDecoder(SymbolDecoder):
+    """Reads words that end too early; the symbols that they lack become the likeliest ones."""
+
+    def __init__(self, tables: Tables, payload: bytes) -> None:
+        super().__init__(tables, payload)
+        self._left = float(8 * len(payload) - _AHEAD)  # bits
+
+    def _entries(self, prediction: Prediction) -> Ints:
+        likeliest = self._tables.reach[prediction.table].astype(np.int32)
+        if self._left <= 0:
+            return likeliest
+        try:
+            entry = super()._entries(prediction)
+        except DamagedPayload:  # what comes after the end may be nonsense
+            self._left = 0
+            return likeliest
+        order, _ = _runs(prediction.table)
+        spent = np.cumsum(self._tables.bits_of(entry, prediction.table)[order])
+        known = int(np.searchsorted(spent, self._left, "right"))
+        if known == len(order):
+            self._left -= spent[-1] if known else 0
+            return entry
+        self._left = 0
+        entry[order[known:]] = likeliest[order[known:]]
+        # Escapes come after all else of their stage, and so beyond the end.
+        return np.where(entry == 2 * likeliest + 1, likeliest, entry)
+
+    def uniform(self, count: int, size: int) -> Ints:
+        self._left -= count * math.log2(size)
+        return super().uniform(count, size)
+
+    def finish(self) -> None:
+        """Nothing: it is known that the words end too early."""
+
+
+def decoder_of(payload: bytes, *, complete: bool) -> SymbolDecoder:
+    """What reads a payload, which may end too early if it is not ``complete``."""
+    kind = SymbolDecoder if complete else TruncatedDecoder
+    return kind(Tables.shipped(), payload)

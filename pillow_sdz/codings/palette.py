@@ -1,16 +1,14 @@
-"""The coding of the article of 2022: a palette of latents, and an index for each of them.
+"""A palette of latents and an index for each of them <-> the payload, without loss.
 
-Latents become bytes, k-means finds a palette of 256 among them, error diffusion in latent
-space (Floyd and Steinberg 1976) chooses an entry for each.  Where the article packs both with
-zlib, here the palette is coded as the set it is, and every index by its entry's distances to
-the entries chosen around it, weighted as the picture teaches.  Everything that a decoder
-computes is integers; `docs/palette.md` specifies it well enough to be written again.
+The article of 2022 packs both with zlib.  Here the palette is coded as a set, without an order,
+and every index by its entry's distances to the entries chosen around it, weighted as the picture
+teaches.  Everything that a decoder computes is integers; `docs/palette.md` specifies it well enough
+to be written again.
 """
 
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -18,8 +16,9 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-from .entropy import CODER_BITS, DamagedPayload, Floats, Ints, sealed
-from .lattice import STEP_UNITS, logarithm
+from ..arrays import Ints
+from .integers import logarithm
+from .range_coder import CODER_BITS, DamagedPayload, Words, sealed
 
 MAX_CHANNELS = 256  # so that no squared distance is beyond 2 ** 24
 MAX_ENTRIES = 1024  # chosen: more than the article's 256 pay (benchmarks/palette.py), tables grow
@@ -36,7 +35,7 @@ def _counts(weights: NDArray[Any]) -> NDArray[np.float32]:
     """What the coder takes of integer weights (n, m): counts less one, of 2 ** 24 in a row.
 
     The last symbol of a row gets what rounding leaves.  A float32 holds these integers exactly;
-    see `entropy.Tables` for what constriction makes of them.
+    see `range_coder.Tables` for what constriction makes of them.
     """
     free = _TOTAL - weights.shape[1]
     counts = weights * free // weights.sum(1, keepdims=True)
@@ -75,23 +74,13 @@ class _Encoder:
 
 class _Decoder:
     def __init__(self, payload: bytes) -> None:
-        self._payload = payload
-        words = np.frombuffer(payload + b"\0" * (-len(payload) % 4), ">u4").astype(np.uint32)
-        self._decoder = constriction.stream.queue.RangeDecoder(words)
-        self._again = _Encoder()  # a payload is sound if an encoder makes it of its symbols
+        self._words = Words(payload)
 
     def code(self, symbols: Ints, counts: NDArray[np.float32]) -> Ints:
-        try:
-            read = self._decoder.decode(_CATEGORICAL, counts)
-        except AssertionError as e:  # constriction's word for words no encoder makes
-            msg = "the words do not decode"
-            raise DamagedPayload(msg) from e
-        return self._again.code(read.astype(np.int64), counts)
+        return self._words.read(_CATEGORICAL, counts).astype(np.int64)
 
     def finish(self) -> None:
-        if self._again.bytes() != self._payload:
-            msg = "the words do not end with the last symbol"
-            raise DamagedPayload(msg)
+        self._words.finish()
 
 
 # The palette.
@@ -185,12 +174,12 @@ FIRST_WEIGHT = 1 << (WEIGHT_BITS - 1)
 WEIGHT_LIMIT = 1 << 20
 BIAS_LIMIT = 1 << 28  # 16 octaves
 OCTAVES = 6  # of scales; a seventh and an eighth save nothing
-LOG_UNITS = 256  # of `lattice.logarithm`: 1/256 octaves
+LOG_UNITS = 256  # of `integers.logarithm`: 1/256 octaves
 # How fast weights and biases are learned, as shifts.  One either way: 0 to 6 bytes of 3,100.
 WEIGHT_RATE = 22
 BIAS_RATE = 2
 LEARNED_AT_ONCE = 32  # places of a wave of a 512x512 image; longer waves count as one of these
-# 2 ** -x for x in 1/256 octaves, linear between the octaves as `lattice.logarithm` is.
+# 2 ** -x for x in 1/256 octaves, linear between the octaves as `integers.logarithm` is.
 _POWERS = np.array(
     [(512 - x % 256) << (16 - x // 256) for x in range(16 * LOG_UNITS + 1)], np.int64
 )
@@ -308,14 +297,19 @@ def pack(palette: Palette, indices: Ints) -> bytes:
     if not np.array_equal(ascending, palette.entries):
         msg = "the palette's entries are to be different and in ascending order"
         raise ValueError(msg)
-    coder = _Encoder()
     shape = (*indices.shape, palette.entries.shape[1])
-    _code(coder, palette, lambda rows, columns, _: indices[rows, columns], shape)
+    return pack_choices(palette, lambda rows, columns, _: indices[rows, columns], shape)
+
+
+def pack_choices(palette: Palette, choose: Choose, shape: tuple[int, int, int]) -> bytes:
+    """As `pack`, of indices that are chosen wave by wave."""
+    coder = _Encoder()
+    _code(coder, palette, choose, shape)
     return coder.bytes()
 
 
 def unpack(payload: bytes, height: int, width: int, channels: int) -> tuple[Palette, Ints]:
-    """The palette and the indices (h, w) of a payload; `entropy.DamagedPayload` if it has none."""
+    """The palette and the indices (h, w) of a payload; `DamagedPayload` if it has none."""
     if not 1 <= channels <= MAX_CHANNELS:
         msg = f"a palette of {channels} channels"
         raise DamagedPayload(msg)
@@ -325,115 +319,3 @@ def unpack(payload: bytes, height: int, width: int, channels: int) -> tuple[Pale
     )
     coder.finish()
     return palette, indices
-
-
-# Latents to a palette and back.
-
-ITERATIONS = 20  # of k-means: after 10 its error is 0.3 % larger, after 50 less than 0.1 % smaller
-MAX_SAMPLE = 1 << 16  # latents that k-means sees; chosen, 256 for each of 256 entries
-PLACES_PER_ENTRY = 4  # at least; chosen, so that a small picture's palette does not outweigh it
-# The share of the error that is passed on, as in Atkinson's dither.  Of all of it, the squared
-# error is 16 % larger and that of 3x3 means, what is left when noise is taken out, 2 % smaller;
-# of a half, 8 % smaller and 20 % larger.  With less than all of it, errors die out where no
-# entry is near.  Eight photos, like the next.
-DIFFUSED = 0.75
-# Distortion traded for code length, relative to the slope that theory gives to quantisation at a
-# high rate, 6 dB a bit.  0.5 saves 2.4 % of the bytes for 0.01 dB, 0.75 further 1.5 % for 0.08.
-RATE_WEIGHT = 0.5
-
-
-def _start(points: Floats, count: int, random: np.random.Generator) -> Floats:
-    """Up to ``count`` of the points (n, C), far from each other: k-means++ (Arthur 2007)."""
-    centres = [points[random.integers(len(points))]]
-    distances = ((points - centres[0]) ** 2).sum(1)
-    while len(centres) < count and distances.any():
-        sums = np.cumsum(distances)
-        chosen = np.searchsorted(sums, random.uniform(0, sums[-1]), "right")
-        centres.append(points[chosen])
-        distances = np.minimum(distances, ((points - points[chosen]) ** 2).sum(1))
-    return np.array(centres)
-
-
-def _quantise(wanted: Floats, entries: int, seed: int) -> tuple[Palette, float]:
-    """A palette for bytes (h, w, C), not yet rounded, and its squared error in each channel."""
-    try:
-        from scipy.cluster.vq import kmeans2, vq
-    except ImportError as e:
-        msg = 'coding="palette" needs scipy: run pip install "pillow-sdz[sd]"'
-        raise OSError(msg) from e
-    points = wanted.reshape(-1, wanted.shape[2])
-    random = np.random.default_rng(seed)
-    if len(points) > MAX_SAMPLE:
-        points = points[random.choice(len(points), MAX_SAMPLE, replace=False)]
-    centres = _start(points, entries, random)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # an empty cluster keeps its entry
-        centres, _ = kmeans2(points, centres, iter=ITERATIONS, minit="matrix")
-    error = float((vq(points, centres)[1] ** 2).mean()) / points.shape[1]
-    # The coarsest grid that is not coarser than the error.  Measured: an octave finer costs 115
-    # bytes for 0.1 dB, an octave coarser saves 125 and costs 0.4; all else costs 500 for 1 dB.
-    shift = 0
-    while shift < BYTE_BITS - 1 and 4 ** (shift + 1) <= error:
-        shift += 1
-    grid = np.floor((centres - ((1 << shift) >> 1)) / (1 << shift) + 0.5).astype(np.int64)
-    grid = np.clip(grid, 0, ((1 << BYTE_BITS) >> shift) - 1)
-    return Palette(np.unique(grid, axis=0), shift), error
-
-
-class _Diffusion:
-    """Chooses entries by distance and code length, and passes the error on to places to come."""
-
-    def __init__(self, wanted: Floats, palette: Palette, share: float, weight: float) -> None:
-        # What errors leave behind at the borders is lost.
-        self._wanted = np.pad(wanted, ((0, 1), (1, 1), (0, 0)))
-        self._palette = palette.bytes.astype(np.float64)
-        self._squares = (self._palette**2).sum(1)
-        self._share = share / 16
-        self._weight = weight
-
-    def choose(self, rows: Ints, columns: Ints, counts: NDArray[np.float32]) -> Ints:
-        wanted = self._wanted[rows, columns + 1]
-        cost = self._squares - 2 * (wanted @ self._palette.T) - self._weight * np.log2(counts + 1)
-        entries: Ints = cost.argmin(1)
-        error = self._share * (wanted - self._palette[entries])
-        self._wanted[rows, columns + 2] += 7 * error
-        self._wanted[rows + 1, columns] += 3 * error
-        self._wanted[rows + 1, columns + 1] += 5 * error
-        self._wanted[rows + 1, columns + 2] += error
-        return entries
-
-
-def encode(
-    latents: NDArray[Any],
-    *,
-    step: int,
-    entries: int = 256,
-    dither: bool = True,
-    seed: int = 0,
-) -> bytes:
-    """The payload of latents (h, w, C), C at most 256.
-
-    ``step`` is what a byte counts, in 1/1024 of a latent: 34 is the article's.  Latents beyond
-    128 steps are clipped.  A small picture gets fewer ``entries``, one for 4 places.
-    """
-    height, width, channels = latents.shape
-    if channels > MAX_CHANNELS or not 0 < entries <= MAX_ENTRIES:
-        msg = f"no palette has {entries} entries of {channels} channels"
-        raise ValueError(msg)
-    wanted = np.clip(latents.astype(np.float64) * (STEP_UNITS / step) + ZERO, 0, 255)
-    places = height * width
-    palette, error = _quantise(wanted, min(entries, -(-places // PLACES_PER_ENTRY)), seed)
-    weight = RATE_WEIGHT * 2 * np.log(2) * error
-    diffusion = _Diffusion(wanted, palette, DIFFUSED if dither else 0, weight)
-    coder = _Encoder()
-    _code(coder, palette, diffusion.choose, (height, width, channels))
-    return coder.bytes()
-
-
-def decode(
-    payload: bytes, height: int, width: int, channels: int, *, step: int
-) -> NDArray[np.float32]:
-    """The latents (h, w, C) of a payload; `entropy.DamagedPayload` if it has none."""
-    palette, indices = unpack(payload, height, width, channels)
-    latents = (palette.bytes - ZERO) * (step / STEP_UNITS)
-    return latents.astype(np.float32)[indices]

@@ -1,9 +1,6 @@
-"""The integer networks that predict the distribution of every symbol.
+"""The prior of latents with hyperlatents: integer networks that predict every symbol.
 
-All weights and activations are integers; products are summed in floating point, which is
-exact because every partial sum stays below 2 ** 53 (or 2 ** 24, where float32 will do),
-whatever the order of summation.  So the same file decodes to the same integers with any
-BLAS, on any machine, with any threads.
+All weights and activations are integers; see `integers`.
 """
 
 from __future__ import annotations
@@ -14,70 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import Ints
+from ..catalogue import HIGHEST_QUALITY
 from . import changes
-from .entropy import SYMBOL_LIMIT, Coder, Ints
+from .integers import Affine, largest
+from .range_coder import SYMBOL_LIMIT, Coder, DamagedPayload
 
 ACTIVATION_LIMIT = (1 << 12) - 1  # wider ones save under 0.1 % (training.export), and cost time
-EXACT = 1 << 53  # float64 holds every integer up to here
-EXACT_SINGLE = 1 << 24  # and float32 up to here
 # Places evaluated at once: 16 MB for the widest layer.  Chosen; with 512 to 4096, the integers of a
 # megapixel take 106 to 112 ms of an idle core.
 BLOCK = 1024
-
-
-class Affine:
-    """y = (sum over inputs of (W_i x_i) * m_i + b + 2 ** (s - 1)) >> s, all integers.
-
-    ``W_i`` is int8 (outputs, inputs); ``m_i`` int32 and ``b`` int64, one per output, turn
-    the units of the inputs into those of the output.  ``limits`` bound each input's values;
-    ValueError where, within them, a sum may reach 2 ** 53.
-    """
-
-    def __init__(self, tensors: Mapping[str, NDArray[Any]], name: str, *limits: int) -> None:
-        self._shift = int(tensors[f"{name}.shift"][0])
-        bias = tensors[f"{name}.bias"].astype(np.int64) + (1 << (self._shift - 1))
-        self.outputs = len(bias)
-        self._bias = bias.astype(np.float64)
-        self._weights: list[dict[type, NDArray[Any]]] = []
-        self._multipliers: list[NDArray[np.float64]] = []
-        self._totals: list[int] = []
-        self._limits = limits
-        largest = np.abs(bias).astype(object)
-        for i, limit in enumerate(limits):
-            weight = np.ascontiguousarray(tensors[f"{name}.weight{i}"].T, dtype=np.float64)
-            multiplier = tensors[f"{name}.multiplier{i}"].astype(np.float64)
-            total = np.abs(weight).sum(0).astype(np.int64).astype(object)
-            largest += total * limit * np.maximum(1, np.abs(multiplier).astype(np.int64))
-            self._weights.append({np.float64: weight, np.float32: weight.astype(np.float32)})
-            self._multipliers.append(multiplier)
-            self._totals.append(int(total.max()))
-        if largest.max() >= EXACT:
-            msg = f"sums of {name} may not be exact"
-            raise ValueError(msg)
-
-    def exact_type(self, limit: int, number: int = 0) -> type:
-        """The narrowest type whose sums are exact for values of input ``number`` up to a limit.
-
-        float32 is twice as fast; both give the same integers.
-        """
-        return np.float32 if self._totals[number] * limit < EXACT_SINGLE else np.float64
-
-    def __call__(self, *inputs: NDArray[Any]) -> Ints:
-        """Inputs (n, k_i) or (1, k_i), floats that hold integers, to outputs (n, k)."""
-        total = np.empty((len(inputs[0]), self.outputs))
-        total[:] = self._bias
-        for i, (x, weights) in enumerate(zip(inputs, self._weights, strict=True)):
-            # By the input's limit where that will do; a look at its values costs time too.
-            kind = self.exact_type(self._limits[i], i)
-            if kind is np.float64 and x.dtype == np.float32:
-                kind = self.exact_type(_largest(x), i)
-            total += (x.astype(kind, copy=False) @ weights[kind]) * self._multipliers[i]
-        total *= 2.0**-self._shift  # exact, and so is what is cut off of it
-        return np.floor(total, out=total).astype(np.int64)
-
-
-def _largest(values: NDArray[Any]) -> int:
-    return int(max(values.max(initial=0), -values.min(initial=0)))
 
 
 def rectified(x: Ints) -> NDArray[np.float32]:
@@ -110,7 +53,7 @@ def _neighbours(
 ) -> NDArray[np.float32]:
     """A layer of the values around places of a volume (h, w, C), zeros outside; (n, outputs)."""
     reach = max(abs(dy) for dy, _ in taps)
-    kind = layer.exact_type(_largest(volume))
+    kind = layer.exact_type(largest(volume))
     border = ((reach, reach), (reach, reach), (0, 0))
     padded: NDArray[Any] = np.pad(volume.astype(kind, copy=False), border)
     width = padded.shape[1]
@@ -139,10 +82,15 @@ def quadrant(down: int, right: int) -> list[tuple[int, int]]:
 
 
 class Coded(NamedTuple):
-    """The integers of latents: symbols (h, w, C), and hyperlatents (ceil(h/2), ceil(w/2), Z)."""
+    """The integers of latents: symbols (h, w, C), and hyperlatents (ceil(h/2), ceil(w/2), Z).
+
+    ``cells`` is the number of hyperlatents that were coded as changes, in all frames since the
+    last one without changes.
+    """
 
     symbols: Ints
     hyper: Ints
+    cells: int = 0
 
 
 class HyperPrior:
@@ -161,7 +109,7 @@ class HyperPrior:
         self._context = Affine(tensors, "context", SYMBOL_LIMIT)
         self._hidden, self._output, before = [], [], 0
         for i, group in enumerate(self._groups):
-            limits = (ACTIVATION_LIMIT, ACTIVATION_LIMIT, 10000, SYMBOL_LIMIT)
+            limits = (ACTIVATION_LIMIT, ACTIVATION_LIMIT, HIGHEST_QUALITY, SYMBOL_LIMIT)
             self._hidden.append(Affine(tensors, f"hidden{i}", *limits[: 3 + (before > 0)]))
             self._output.append(Affine(tensors, f"output{i}", ACTIVATION_LIMIT))
             before += group
@@ -199,13 +147,17 @@ class HyperPrior:
         """
         hyper_shape = self.hyper_shape(height, width)
         if before is None:
-            changed = np.ones(hyper_shape[:2], bool)
+            changed, cells = np.ones(hyper_shape[:2], bool), 0
             symbols = np.zeros((height, width, self.channels), np.int32)
             hyper = np.zeros(hyper_shape, np.int32)
         else:
             changed = changes.code(coder, *hyper_shape[:2])
             if not changed.any():
                 return before
+            cells = before.cells + int(changed.sum())
+            if cells > changes.most_cells(*hyper_shape[:2]):
+                msg = "a chain of changes that are more than the picture"
+                raise DamagedPayload(msg)
             symbols, hyper = before.symbols.copy(), before.hyper.copy()
 
         hyper_scale = (self._hyper_scale[0] + self._hyper_scale[1] * quality) >> 16
@@ -244,4 +196,4 @@ class HyperPrior:
                 symbols[group_index] = chosen.reshape(len(rows), group)
                 coded[:, before_group : before_group + group] = symbols[group_index]
                 before_group += group
-        return Coded(symbols, hyper)
+        return Coded(symbols, hyper, cells)

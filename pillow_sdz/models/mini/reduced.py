@@ -10,32 +10,19 @@ to the decoder's own pictures, reduced (training/reduced.py).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from . import hub, tiles
-from .embedded import (
-    CHANNELS,
-    DECODER_MEMORY,
-    FACTOR,
-    WIDTHS,
-    Computing,
-    Decoder,
-    rate_features,
-    rate_of,
-    tile_side,
-    undisturbed,
-)
-from .tiles import WHOLE, Area, Sides
-
-WEIGHTS = Path(__file__).parent / "weights" / "mini_reduced.safetensors"
-SHA256 = "a42a930ef39801d1f120666eca0314cda98827eae5b979c4a165ec93db67635a"
+from ... import weights
+from ...arrays import Area, Pixels, Samples
+from .. import tiles
+from ..running import Computing, undisturbed
+from ..tiles import WHOLE, Sides
+from .memory import DECODER_MEMORY, tile_side
+from .network import CHANNELS, FACTOR, WIDTHS, Decoder, rate_features, rate_of
 
 
 class Eighth(nn.Module):
@@ -62,7 +49,7 @@ class Reducing(nn.Module):
     """
 
     # By scale: blocks at 1/8 and at 1/4 of the resolution; latents that all of it, its stage at 1/8
-    # and what comes after that look beyond a tile (see `embedded.DECODER_MARGIN`).
+    # and what comes after that look beyond a tile (see `network.DECODER_MARGIN`).
     SHAPES = {2: (5, 1, (11, 6, 1)), 4: (2, 0, (8, 3, 3))}  # noqa: RUF012
 
     def __init__(self, decoder: Decoder, scale: int) -> None:
@@ -115,8 +102,7 @@ class Reduced:
     @torch.inference_mode(False)
     @undisturbed
     def __init__(self, decoder: Decoder) -> None:
-        hub.check_sha256(WEIGHTS, SHA256)
-        tensors = load_file(WEIGHTS)
+        tensors = load_file(weights.MINI_REDUCED.checked())
         networks: dict[int, Reducing | Eighth] = {
             2: Reducing(decoder, 2),
             4: Reducing(decoder, 4),
@@ -129,10 +115,10 @@ class Reduced:
             )
         self._networks = {scale: Computing(network) for scale, network in networks.items()}
 
-    def decode_area(
-        self, latents: tiles.Samples, quality: int, area: Area | None, scale: int
-    ) -> Iterator[tuple[Area, NDArray[np.uint8]]]:
-        """As `Mini.decode_area`, with a scale of 2, 4 or 8."""
+    def decode(
+        self, latents: Samples, quality: int, area: Area | None, scale: int
+    ) -> Iterator[tuple[Area, Pixels]]:
+        """As `Mini.decode`, with a scale of 2, 4 or 8."""
         # There is nothing but the linear path at 1/8, which stays in float32.
         computing = self._networks[scale]
         network = computing.in_float32 if scale == 8 else computing()

@@ -1,7 +1,7 @@
 """The prior of latents that have no hyperlatents: a lattice refined by halves.
 
 Every value is predicted from all that is coded around it, on all sides, by a small integer
-network (`prior.Affine`); the values of one pass do not depend on each other, so that a
+network (`integers.Affine`); the values of one pass do not depend on each other, so that a
 photo is some forty calls of numpy and constriction.  The order is that of hierarchical
 interpolation (Burt and Adelson's pyramid without a filter; FLIF's Adam-infinity interlacing,
 Sneyers and Wuille 2016), the networks' part is the channel-wise context of Minnen and Singh
@@ -12,21 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from .entropy import MEAN_UNITS, Coder, Floats, Ints
-from .models import hub
-from .prior import Affine
+from .. import weights
+from ..arrays import Floats, Ints
+from .integers import LOG_UNITS, STEP_LIMIT, STEP_UNITS, Affine, logarithm
+from .range_coder import MEAN_UNITS, Coder
 
-#: A step is an integer number of 1/1024 of the latents' unit: 0.05 is 51, within half a percent.
-STEP_UNITS = 1024
-STEP_LIMIT = 1 << 16
-LOG_UNITS = 256  # logarithms to base 2 are in 1/256 octaves; finer than their own error
 VALUE_LIMIT = (1 << 15) - 1  # of inputs: 32 units; chosen, latents hardly exceed 10
 ACTIVATION_LIMIT = (1 << 15) - 1  # of hidden layers: 0.1 to 0.3 % over the floats' bytes, measured
 LOG_LIMIT = 1 << 14  # no logarithm of an int64 in these units is larger
@@ -36,13 +32,7 @@ ACTIVITY_FLOOR = STEP_UNITS // 32  # chosen: keeps the logarithm of "all neighbo
 BASE_SPACING = 16
 SPACINGS = (8, 4, 2, 1)
 REACH = 3  # of the taps, in spacings
-BLOCK = 4096  # places evaluated at once, as in `prior`
-
-_WEIGHTS = Path(__file__).parent / "models" / "weights"
-SD1_FILE = _WEIGHTS / "sd1_prior.safetensors"
-SD1_SHA256 = "210f19a14bdddfc4a834ef75c16c8e23ee1aa9f4e960cbac18be5870be3d167b"
-SD_MINI_FILE = _WEIGHTS / "sd_mini" / "prior.safetensors"
-SD_MINI_SHA256 = "19a0150deb80143d740d56ecfe581f7a0becefec0dda200f94368b8eb6d062e6"
+BLOCK = 4096  # places evaluated at once, as in `hyperprior`
 
 
 def _mirrored(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -81,17 +71,6 @@ PASSES = (
         _mirrored([(0, 0), (1, 1), (0, 2), (2, 0)]),
     ),
 )
-
-
-def logarithm(x: Floats) -> Floats:
-    """Piecewise linear log2 of integers >= 1, less that of `STEP_UNITS`, in 1/256 octaves.
-
-    frexp takes a float64 apart exactly, and all products here are of powers of two.
-    """
-    mantissa, exponent = np.frexp(x)
-    octaves: Floats = np.floor((2 * mantissa - 1) * LOG_UNITS)
-    octaves += (exponent - STEP_UNITS.bit_length()) * LOG_UNITS
-    return octaves
 
 
 def _clipped(x: Floats) -> Floats:
@@ -177,15 +156,13 @@ class LatticePrior:
     @cache
     def sd1(cls) -> LatticePrior:
         """The prior of Stable-Diffusion-1-like latents, 4 scaled channels, loaded once."""
-        hub.check_sha256(SD1_FILE, SD1_SHA256)
-        return cls(load_file(SD1_FILE))
+        return cls(load_file(weights.SD1_PRIOR.checked()))
 
     @classmethod
     @cache
     def sd_mini(cls) -> LatticePrior:
         """The prior of the embedded `sd-mini`'s latents, loaded once."""
-        hub.check_sha256(SD_MINI_FILE, SD_MINI_SHA256)
-        return cls(load_file(SD_MINI_FILE))
+        return cls(load_file(weights.SD_MINI_PRIOR.checked()))
 
     def code(self, coder: Coder, height: int, width: int, step: int) -> Ints:
         """Code latents' integers, "latents" to the coder; they (height, width, C) come back.

@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .entropy import Coder, DamagedPayload, Floats, Ints
-from .lattice import LOG_UNITS, STEP_LIMIT, STEP_UNITS, logarithm
+from ..arrays import Floats, Ints
+from .integers import LOG_UNITS, STEP_LIMIT, STEP_UNITS, logarithm
+from .range_coder import Coder, DamagedPayload
 
 # Constants without another origin were chosen on other latents than Kodak's, 4 channels of a
 # half-trained autoencoder and 16 random projections of photos' blocks, and rounded.  Doubled

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .entropy import MEAN_UNITS, Coder, DamagedPayload, Floats, Ints, Prediction, Tables
+from ..arrays import Floats, Ints
+from .range_coder import MEAN_UNITS, Coder, DamagedPayload, Prediction, Tables
 
 # A cell is coded where that takes more off its squared error, in squared steps, than so much for
 # each of its bits.  Theory has 0.1155 for fine steps (see `quantize`), but what stays behind where
@@ -28,6 +29,16 @@ MIDDLES = (4096, 384, 37, 4)
 # Contexts are how many of the three cells above change.  What is supposed of each before it has
 # been met: so many changed cells, of so many.  Chosen.
 BEFORE_CHANGED, BEFORE_ALL = (1, 2, 2, 3), (16, 4, 4, 4)
+
+# A reader that wants a frame decodes all changes that lead there, and so this is what a frame may
+# cost: at most so many times its own integers.  Chosen: with the network, which runs once, a frame
+# then takes at most about three times as long as a picture.
+MOST_CHANGES = 4
+
+
+def most_cells(height: int, width: int) -> int:
+    """How many cells of a map (height, width) may change in a row of frames that are changes."""
+    return MOST_CHANGES * height * width
 
 
 def code(coder: Coder, height: int, width: int) -> NDArray[np.bool_]:
@@ -57,7 +68,7 @@ def _mean(changed: int, cells: int) -> int:
 
 
 class Counted:
-    """An `entropy.Coder` that has another one code, and notes the ``bits`` of every cell."""
+    """A `range_coder.Coder` that has another one code, and notes the ``bits`` of every cell."""
 
     def __init__(self, coder: Coder, height: int, width: int) -> None:
         """Of a map (height, width)."""

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from . import models, options
-from .container import ARTICLES_DENOISING, Denoising
-
-Latents = NDArray[np.float32]
+from .. import models, options
+from ..arrays import Latents
+from ..catalogue import ModelSpec
+from ..chunks import ARTICLES_DENOISING, Denoising
 
 
 def wanted(recommended: Denoising | None) -> tuple[float, int] | None:
@@ -38,7 +37,7 @@ def wanted(recommended: Denoising | None) -> tuple[float, int] | None:
 
 
 def refiner(
-    model: models.ModelSpec, recommended: Denoising | None, prompt: str
+    model: ModelSpec, recommended: Denoising | None, prompt: str
 ) -> Callable[[Latents], Latents] | None:
     """What refines latents (h, w, C) of a model, or None where that is not wanted.
 
@@ -59,7 +58,7 @@ def refiner(
 
     def refine(latents: Latents) -> Latents:
         nonlocal denoiser
-        from .models.stable_diffusion import is_out_of_memory
+        from .stable_diffusion import is_out_of_memory
 
         while True:
             where = denoiser.unet.device

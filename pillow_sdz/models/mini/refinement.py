@@ -20,11 +20,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import progress, ssimulacra2
-from ..entropy import MEAN_UNITS, SCALES
-from ..prior import ACTIVATION_LIMIT, CHECKERBOARD, PARITIES, SQUARE, quadrant
-from . import tiles
-from .embedded import FACTOR, cnn_dtype
+from ... import progress
+from ...arrays import Samples
+from ...catalogue import HIGHEST_QUALITY, LOWEST_QUALITY
+from ...codings.hyperprior import ACTIVATION_LIMIT, CHECKERBOARD, PARITIES, SQUARE, quadrant
+from ...codings.range_coder import MEAN_UNITS, SCALES
+from .. import ssimulacra2, tiles
+from ..running import cnn_dtype
+from .network import FACTOR
 
 # The loss is bits per pixel, plus so much for a squared grey level, plus so much for a distance
 # of 100 in SSIMULACRA2, by place on the rate axis from 0 to 1.  At both ends of the axis,
@@ -60,7 +63,7 @@ TILE, MARGIN = 64, 8
 
 
 class RateModel:
-    """`prior.HyperPrior` without its roundings, so that bits have a gradient."""
+    """`hyperprior.HyperPrior` without its roundings, so that bits have a gradient."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         def layer(name: str, inputs: int) -> tuple[list[Tensor], Tensor]:
@@ -156,7 +159,7 @@ def _rectified(x: Tensor) -> Tensor:
 
 
 def _bits(symbols: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """Bits in all, as the tables would have them; ``scale`` is their index (`entropy.SCALES`)."""
+    """Bits in all, as the tables would have them; ``scale`` is their index."""
     spread = torch.exp2(scale.clamp(0, SCALES - 1) / 8 - 5)
     # The upper tail is computed as the lower one, where a difference of sigmoids is precise.
     distance = -(symbols - mean).abs()
@@ -167,7 +170,7 @@ def _bits(symbols: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
 def refine(
     rate: RateModel,
     decode: Callable[[Tensor], Tensor],
-    pixels: tiles.Samples | None,
+    pixels: Samples | None,
     latents: NDArray[np.float32],
     hyper: NDArray[np.float32],
     *,
@@ -220,7 +223,7 @@ def _loss(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss of one tile, of latents and hyperlatents."""
     low, high = SQUARED_ERROR
-    error = low * (high / low) ** ((quality - 100) / 9900)
+    error = low * (high / low) ** ((quality - LOWEST_QUALITY) / (HIGHEST_QUALITY - LOWEST_QUALITY))
     perceptual = PERCEPTUAL * (error / PERCEPTUAL_AT) ** PERCEPTUAL_POWER
     height, width = original.shape[2:]
     # The metric knows no smaller pictures.

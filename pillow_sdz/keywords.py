@@ -1,6 +1,6 @@
-"""What users ask for when they save, checked: keywords -> values and chunks.
+"""The keywords of `Image.save` and `save_latents`, checked once: keywords -> values and chunks.
 
-ValueError for what cannot be, naming the keyword, before anything is written.
+A ValueError that names the keyword is raised for a bad value, before anything is written.
 """
 
 from __future__ import annotations
@@ -13,58 +13,55 @@ from typing import Any
 
 from PIL import Image
 
-from . import container, models
-from .container import Animation, Chunk
+from . import chunks, container, models
+from .catalogue import DEFAULT, CodingSpec, ModelSpec
+from .chunks import Animation, Denoising, Kind
+from .container import Chunk
+from .header import MAX_FRAMES, STEP_UNITS
 
-# What is recommended for the denoising of palettes, in the latent spaces whose U-Nets this
-# package knows: the article's for Stable Diffusion 1; for sd-mini a little less, which on photos
-# held out from its training was a point of SSIMULACRA2 better (training/README.md).
-RECOMMENDED = {
-    "sd1": container.ARTICLES_DENOISING,
-    "sd-mini": container.Denoising(strength=30, steps=3),
-}
-
+DEFAULT_QUALITY = 75
 DEFAULT_EFFORT = 4  # chosen: the middle of 0..9
 
 
-def model_named(name: object) -> models.ModelSpec:
+def model_named(name: object) -> ModelSpec:
     """The model that is asked for, by default the embedded one."""
     if name is None:
-        return models.MINI
+        return DEFAULT
     try:
         found = models.spec(name)  # type: ignore[arg-type]  # whatever it is
     except (KeyError, TypeError):
-        known = (known for known in models.names() if known != models.MINI_PERCEPTUAL.name)
-        msg = f"model must be one of {', '.join(known)}, not {name!r}"
+        msg = f"model must be one of {', '.join(models.encoders())}, not {name!r}"
         raise ValueError(msg) from None
-    if found is models.MINI_PERCEPTUAL:
-        msg = f"model {name!r} only decodes: save with model='mini', tune='perceptual'"
+    if not found.encodes:
+        tunes = (tune for tune, decoder in found.space.decoders.items() if decoder == name)
+        msg = (
+            f"model {name!r} only decodes: save with model={found.latent_space!r}, "
+            f"tune={next(tunes)!r}"
+        )
         raise ValueError(msg)
     return found
 
 
-def coding_for(name: object, model: models.ModelSpec) -> str:
+def coding_for(name: object, model: ModelSpec) -> CodingSpec:
     """The coding that is asked for, which must be one for the model's latents."""
+    codings = model.space.codings
     if name is None:
-        return "context"
-    if not isinstance(name, str) or name not in container.CODINGS:
-        msg = f"coding must be one of {', '.join(container.CODINGS)}, not {name!r}"
+        return codings[0]
+    found = model.space.coding(name) if isinstance(name, str) else None
+    if found is None:
+        names = ", ".join(coding.name for coding in codings)
+        msg = f"coding must be one of {names} with model {model.name!r}, not {name!r}"
         raise ValueError(msg)
-    if model is models.MINI and name != "context":
-        msg = f"coding {name!r} is for latents like Stable Diffusion's, model 'mini' has others"
-        raise ValueError(msg)
-    return name
+    return found
 
 
-def tune(value: object, model: models.ModelSpec) -> str:
-    """What the picture is tuned for, one of `container.TUNES`; `mini` has the choice."""
+def tune(value: object, model: ModelSpec) -> str:
+    """What the picture is tuned for; some models have the choice."""
+    tunes = model.space.tunes
     if value is None:
-        return container.TUNES[0]
-    if not isinstance(value, str) or value not in container.TUNES:
-        msg = f"tune must be one of {', '.join(container.TUNES)}, not {value!r}"
-        raise ValueError(msg)
-    if value != container.TUNES[0] and model is not models.MINI:
-        msg = f"tune {value!r} is for model 'mini', {model.name!r} has one decoder"
+        return tunes[0]
+    if not isinstance(value, str) or value not in tunes:
+        msg = f"tune must be one of {', '.join(tunes)} with model {model.name!r}, not {value!r}"
         raise ValueError(msg)
     return value
 
@@ -79,36 +76,42 @@ def effort(value: object, default: int = DEFAULT_EFFORT) -> int:
     return int(value)
 
 
-def for_decoding(options: Mapping[str, Any], model: models.ModelSpec, coding: str) -> list[Chunk]:
+def for_decoding(options: Mapping[str, Any], model: ModelSpec, coding: CodingSpec) -> list[Chunk]:
     """What a reader's U-Net is told: the recommended denoising, and the prompt."""
-    chunks = []
+    found = []
     strength = options.get("denoise")
-    # A palette made for a size may have many more entries than the article's, and less noise.
-    article = coding == "palette" and options.get("target_size") is None
-    if strength is None and article and model.latent_space in RECOMMENDED:
-        chunks.append(Chunk(container.DENOISING, RECOMMENDED[model.latent_space].pack()))
-    elif strength is not None and strength is not False:
-        most = container.MAX_STRENGTH / 1000
+    if strength is None:
+        # A palette made for a size may have many more entries than the article's, and less noise.
+        dithered = coding.dithered and options.get("target_size") is None
+        if dithered and model.space.denoising is not None:
+            found.append(chunk(chunks.DENOISING, model.space.denoising))
+    elif strength is not False:
+        most = chunks.MAX_STRENGTH / 1000
         # Written so that NaN fails too.
         if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 < strength <= most:  # type: ignore[operator]
             msg = f"denoise must be False or a strength above 0, at most {most}, not {strength!r}"
             raise ValueError(msg)
         thousandths = max(1, round(1000 * float(strength)))
-        recommended = container.ARTICLES_DENOISING._replace(strength=thousandths)
-        chunks.append(Chunk(container.DENOISING, recommended.pack()))
+        steps = chunks.ARTICLES_DENOISING.steps
+        found.append(chunk(chunks.DENOISING, Denoising(thousandths, steps)))
     prompt = options.get("prompt")
     if prompt is not None:
         if not isinstance(prompt, str):
             msg = f"prompt must be a string, not {type(prompt).__name__}"
             raise ValueError(msg)
-        chunks.append(Chunk(container.PROMPT, container.pack_prompt(prompt)))
-    return chunks
+        found.append(chunk(chunks.PROMPT, prompt))
+    return found
+
+
+def chunk(kind: Kind, value: Any) -> Chunk:
+    """A value as a chunk; ValueError if it cannot be written."""
+    return Chunk(kind.type, kind.pack(value))
 
 
 def quality(value: object) -> float:
     """1 to 100."""
     if value is None:
-        return 75
+        return DEFAULT_QUALITY
     # Written so that NaN fails too.
     if isinstance(value, bool) or not isinstance(value, Real) or not 1 <= value <= 100:  # type: ignore[operator]
         msg = f"quality must be a number from 1 to 100, not {value!r}"
@@ -163,8 +166,8 @@ class Timing:
     def add(self, own: object) -> None:
         """Add a frame that says to be shown for ``own``; None or 0: as long as the first."""
         number = len(self._durations)
-        if number == container.MAX_FRAMES:
-            msg = f"more than {container.MAX_FRAMES} frames"
+        if number == MAX_FRAMES:
+            msg = f"more than {MAX_FRAMES} frames"
             raise ValueError(msg)
         if isinstance(self._given, Sequence):
             if number == len(self._given):
@@ -190,7 +193,7 @@ class Timing:
 
 
 def _milliseconds(value: object) -> float:
-    most = container.MAX_DURATION
+    most = chunks.MAX_DURATION
     # Written so that NaN fails too.
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= most:  # type: ignore[operator]
         msg = f"duration must be from 0 to {most} milliseconds, not {value!r}"
@@ -212,12 +215,13 @@ def known_metadata(options: Mapping[str, Any]) -> list[Chunk]:
     if isinstance(xmp, str):
         xmp = xmp.encode()
 
-    known = (
-        Chunk(container.ICC_PROFILE, _bytes("icc_profile", options.get("icc_profile"))),
-        Chunk(container.EXIF, _bytes("exif", exif).removeprefix(container.EXIF_PREFIX)),
-        Chunk(container.XMP, _bytes("xmp", xmp)),
-    )
-    return [chunk for chunk in known if chunk.data]
+    given = {
+        chunks.ICC_PROFILE: options.get("icc_profile"),
+        chunks.EXIF: exif,
+        chunks.XMP: xmp,
+    }
+    found = (chunk(kind, _bytes(kind.keyword, value)) for kind, value in given.items())
+    return [one for one in found if one.data]
 
 
 def _bytes(name: str, value: object) -> bytes:
@@ -226,8 +230,8 @@ def _bytes(name: str, value: object) -> bytes:
     if not isinstance(value, (bytes, bytearray)):
         msg = f"{name} must be bytes, not {type(value).__name__}"
         raise ValueError(msg)
-    if len(value) > container.MAX_METADATA:
-        msg = f"{name} has {len(value)} bytes, more than the limit of {container.MAX_METADATA}"
+    if len(value) > chunks.MAX_METADATA:
+        msg = f"{name} has {len(value)} bytes, more than the limit of {chunks.MAX_METADATA}"
         raise ValueError(msg)
     return bytes(value)
 
@@ -237,15 +241,66 @@ def other_chunks(value: object) -> list[Chunk]:
     if value is None:
         return []
     msg = "chunks must be a list of (type, data), of types that readers may skip"
-    # Of the 1000 that a file may have, eight are this version's own.
-    if not isinstance(value, (list, tuple)) or len(value) > container.MAX_CHUNKS - 8:
+    if not isinstance(value, (list, tuple)):
         raise ValueError(msg)
-    chunks = []
+    if len(value) > container.MAX_OTHERS:
+        msg = f"chunks must be at most {container.MAX_OTHERS}, not {len(value)}"
+        raise ValueError(msg)
+    found = []
     for pair in value:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ValueError(msg)
         type, data = pair
-        if not isinstance(type, bytes) or not container.is_skippable(type):
+        if not isinstance(type, bytes) or not chunks.is_skippable(type):
             raise ValueError(msg)
-        chunks.append(Chunk(type, _bytes(f"chunk {type!r}", data)))
-    return chunks
+        found.append(Chunk(type, _bytes(f"chunk {type!r}", data)))
+    return found
+
+
+def precision(
+    model: ModelSpec, coding: object, *, quality: object, step: object, lossless: object
+) -> tuple[CodingSpec, int | None]:
+    """How exactly latents are kept: the coding, and the header's quantisation where it is a step.
+
+    Otherwise the quantisation is that of the quality, or the coding's only one.
+    """
+    choices = {"quality": quality, "step": step, "lossless": lossless}
+    given = [name for name, value in choices.items() if value is not None]
+    if len(given) > 1:
+        msg = f"{' and '.join(given)} exclude each other"
+        raise ValueError(msg)
+    if lossless is not None:
+        return _lossless(model, coding, lossless), None
+    found = coding_for(coding, model)
+    if given and not found.graded:
+        msg = f"the coding {found.name!r} has one precision; it takes no {given[0]}"
+        raise ValueError(msg)
+    if step is None:
+        return found, None
+    if found.unit != "step":
+        msg = f"the latents of {model.name} are quantised by quality, not by step"
+        raise ValueError(msg)
+    # Written so that NaN fails too.
+    if isinstance(step, bool) or not isinstance(step, Real) or not 0 < step < 64:  # type: ignore[operator]
+        msg = f"step must be a number above 0 and below 64, not {step!r}"
+        raise ValueError(msg)
+    quantisation = round(float(step) * STEP_UNITS)
+    if not found.lowest <= quantisation <= found.highest:
+        msg = f"step must be 1/{STEP_UNITS} to 63.99, not {step!r}"
+        raise ValueError(msg)
+    return found, quantisation
+
+
+def _lossless(model: ModelSpec, coding: object, dtype: object) -> CodingSpec:
+    """The coding that keeps a dtype bit for bit."""
+    codings = model.space.codings
+    found = next((c for c in codings if c.lossless is not None and c.lossless == dtype), None)
+    if found is None:
+        dtypes = [repr(c.lossless) for c in codings if c.lossless]
+        known = " or ".join(dtypes) if dtypes else f"left out with model {model.name!r}"
+        msg = f"lossless must be {known}, not {dtype!r}"
+        raise ValueError(msg)
+    if coding not in (None, codings[0].name, found.name):
+        msg = f"lossless={dtype!r} and coding={coding!r} exclude each other"
+        raise ValueError(msg)
+    return found

@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from . import container
-
-LOWEST, HIGHEST = 100, 10000  # quality in hundredths
+from .. import container
+from ..catalogue import HIGHEST_QUALITY, LOWEST_QUALITY
 
 # Where a try takes seconds, only a few qualities are tried, until so much of the size is used.
 # Chosen.
@@ -77,18 +76,18 @@ def largest_of_slow(
     best = None
     for _ in range(SLOW_TRIES):
         try:
-            quality, mark = largest(quick, LOWEST, HIGHEST, round(limit / part))
+            quality, mark = largest(quick, LOWEST_QUALITY, HIGHEST_QUALITY, round(limit / part))
         except DoesNotFit:
-            quality, mark = LOWEST, quick(LOWEST)
+            quality, mark = LOWEST_QUALITY, quick(LOWEST_QUALITY)
         tried = slow(quality)
         size = tried.size
         if size <= limit:
             if best is None or size > best.size:
                 best = tried
-            if size >= NEAR_ENOUGH * limit or quality == HIGHEST:
+            if size >= NEAR_ENOUGH * limit or quality == HIGHEST_QUALITY:
                 break
-        elif quality == LOWEST:
+        elif quality == LOWEST_QUALITY:
             raise DoesNotFit(size)
         # A little more than it seems, since a miss costs another try.
         part = 1.003 * size / mark.size
-    return best or largest(quick, LOWEST, HIGHEST, limit)[1]
+    return best or largest(quick, LOWEST_QUALITY, HIGHEST_QUALITY, limit)[1]

@@ -8,15 +8,19 @@ is takes as many bits as there are, all alike.  `docs/float16.md` specifies it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import Ints
 from .adaptive import AdaptivePrior
-from .entropy import DamagedPayload, Ints, Prediction, SymbolDecoder, SymbolEncoder, Tables
-from .lattice import STEP_LIMIT
+from .coding import Frame
+from .integers import STEP_LIMIT
+from .range_coder import DamagedPayload, Prediction, SymbolDecoder, SymbolEncoder, Tables
+from .target_size import DoesNotFit, EncodedLatents
+from .whole_frames import WholeFrames
 
 MANTISSA_BITS = 10  # that float16 stores
 LARGEST = 0x7FFF  # all bits but the sign: the NaN farthest from zero
@@ -85,7 +89,7 @@ def decode(payload: bytes, height: int, width: int, channels: int) -> NDArray[np
 
 
 class _CellEncoder:
-    """An `entropy.Coder` that writes the cells it was given."""
+    """A `range_coder.Coder` that writes the cells it was given."""
 
     def __init__(self, cells: Ints) -> None:
         self._cells = cells
@@ -156,3 +160,35 @@ def _refinements(
         count = min(cell_bits, precision + 1 - length)
         if count:
             yield lengths == length, cell_bits - count, count
+
+
+class Float16(WholeFrames):
+    """The coding; its quantisation is 0, or 1 for latents that are not scaled."""
+
+    def quantisation(self, quality: float, effort: int) -> int:
+        return 0
+
+    def prepare(self, latents: NDArray[Any], quantisation: int) -> NDArray[Any]:
+        with np.errstate(over="ignore"):
+            halves = latents.astype(np.float16)
+        if not np.array_equal(halves.astype(latents.dtype), latents, equal_nan=True):
+            msg = (
+                f"these {latents.dtype} latents are not exact in float16: convert them to float16 "
+                "first if that is precise enough, or give a step instead"
+            )
+            raise ValueError(msg)
+        return halves
+
+    def payload(self, latents: NDArray[Any], quantisation: int, effort: int) -> bytes:
+        return encode(latents.astype(np.float16))
+
+    def fit(
+        self, frames: Sequence[Frame], limit: int, effort: int, *, predict: bool = False
+    ) -> EncodedLatents:
+        exact = EncodedLatents([*map(self.encoder(0, effort), frames)], 0)
+        if exact.size > limit:
+            raise DoesNotFit(exact.size)
+        return exact
+
+    def stored(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
+        return decode(payload, *shape, self._channels)

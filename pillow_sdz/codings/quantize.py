@@ -9,8 +9,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from .entropy import SYMBOL_LIMIT, Coder, Floats, Ints, Prediction, SymbolEncoder, Tables
-from .lattice import STEP_UNITS
+from ..arrays import Floats, Ints
+from .integers import STEP_UNITS
+from .range_coder import SYMBOL_LIMIT, Coder, Prediction, SymbolEncoder, Tables
 
 # D + lambda R is minimised, with the squared error D in squared steps and the rate R in bits.
 # Where the step is fine, D = step^2 / 12 and falls by 2 ln 2 times itself a bit: 0.1155.
@@ -79,7 +80,7 @@ def equal_error(step: int, effort: int) -> int:
 
 
 class Quantizer:
-    """An `entropy.Coder` that rounds latents as they are coded, and writes them.
+    """A `range_coder.Coder` that rounds latents as they are coded, and writes them.
 
     ``latents`` (h, w, C) and ``hyper`` are in units of the quantisation step; ``changed`` is the
     map of `changes`, where they are told by what changes.
@@ -146,7 +147,7 @@ def _other(latents: Floats, symbols: Ints) -> Ints:
 
 
 class _Survey:
-    """An `entropy.Coder` of given symbols that writes nothing and notes bits.
+    """A `range_coder.Coder` of given symbols that writes nothing and notes bits.
 
     ``bits`` (h, w, C) are those of the symbols, ``others_bits`` what others would take in
     their places, one at a time and with all else as it is.

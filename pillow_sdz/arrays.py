@@ -1,0 +1,28 @@
+"""The arrays that pass between the rooms of this package, and places in them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.signedinteger[Any]]
+Floats = NDArray[np.float64]
+
+#: Latents (h, w, C), scaled and shifted as diffusers' pipelines have them.
+Latents = NDArray[np.float32]
+#: Pixels (H, W, 3), sRGB.
+Pixels = NDArray[np.uint8]
+
+Area = tuple[slice, slice]  # rows and columns
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+class Samples(Protocol):
+    """An array (H, W, C), or an object that computes areas of one when they are sliced."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, area: Area, /) -> NDArray[Any]: ...

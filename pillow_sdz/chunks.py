@@ -1,0 +1,305 @@
+"""One row for each kind of chunk before the latents: how it is read, and how it is written.
+
+`Image.open`, `open_latents`, the writer and the fuzzers all read this table, so that a new kind
+of chunk is one row of `KINDS`.  `docs/format.md` specifies the data.  Whatever the bytes, the
+only exception of ``parse`` is an OSError.  ``pack`` takes what `keywords` has checked.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from struct import Struct
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from . import alpha
+from .pillow_private import check_pixels
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+HEAD = b"HEAD"
+LATENTS = b"LATN"
+CHANGES = b"DIFF"
+ALPHA = b"ALPH"
+DONE = b"DONE"
+
+CODED = frozenset({LATENTS, CHANGES})  # a band's latents, or what has changed of them
+FRAME = CODED | {ALPHA}  # the chunks of which every frame has its own
+
+TUNES = ("psnr", "perceptual")  # a file without tUNE has the first
+
+MAX_METADATA = 8 << 20  # bytes of one chunk that a reader must keep; libpng's limit
+MAX_DURATION = (1 << 32) - 1  # milliseconds, what a u32 holds
+MAX_PROMPT = 8192  # bytes; chosen: text encoders read 77 to 512 tokens
+# Chosen: five times the article's 40 thousandths, and some times its steps, each of which costs
+# as much as one of generating.
+MAX_STRENGTH = 200
+MAX_DENOISING_STEPS = 20
+
+# What Pillow, and JPEG, have before the TIFF stream that eXIf holds.
+EXIF_PREFIX = b"Exif\0\0"
+
+_DENOISING = Struct(">HB")
+_BANDS = Struct(">H")
+_LOOP = Struct(">H")
+_DURATION = Struct(">I")
+
+
+class About(Protocol):
+    """What chunks are judged by: the header, as far as they know it."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+
+    @property
+    def frames(self) -> int: ...
+
+
+class Kind(NamedTuple):
+    """A row of the table.
+
+    ``keyword`` names the value in `Image.save`, `save_latents` and what they write.  ``parse``
+    makes the value of a chunk's data; it raises OSError for damaged data.  ``pack`` makes the
+    data of a value; it raises ValueError for a value that cannot be written.  Data of more bytes
+    than ``limit`` is refused unread.  `Image.open` reads what is needed ``at_open``.
+    """
+
+    type: bytes
+    keyword: str
+    parse: Callable[[bytes, About], Any]
+    pack: Callable[[Any], bytes]
+    limit: int = MAX_METADATA
+    at_open: bool = True
+
+
+class Denoising(NamedTuple):
+    """What a writer recommends for the denoising of its latents.
+
+    ``strength`` in thousandths of the noise schedule (1..200), ``steps`` of the U-Net (1..20).
+    """
+
+    strength: int
+    steps: int
+
+    def pack(self) -> bytes:
+        """The data of the dNOI chunk; ValueError beyond the bounds."""
+        if complaint := self._complaint():
+            raise ValueError(complaint)
+        return _DENOISING.pack(*self)
+
+    @classmethod
+    def parse(cls, data: bytes, about: About) -> Denoising:
+        """The recommendation in the data of a dNOI chunk; OSError if it is damaged."""
+        if len(data) != _DENOISING.size:
+            msg = f"damaged SDZ file: chunk dNOI of {len(data)} bytes"
+            raise OSError(msg)
+        denoising = cls(*_DENOISING.unpack(data))
+        if complaint := denoising._complaint():
+            msg = f"damaged SDZ file: chunk dNOI: {complaint}"
+            raise OSError(msg)
+        return denoising
+
+    def _complaint(self) -> str | None:
+        if not 1 <= self.strength <= MAX_STRENGTH:
+            return f"a denoising strength of {self.strength / 1000:g}"
+        if not 1 <= self.steps <= MAX_DENOISING_STEPS:
+            return f"{self.steps} denoising steps"
+        return None
+
+
+# The 2022 article's: the last two or three of 66 steps, 0.04 of the schedule.
+ARTICLES_DENOISING = Denoising(strength=40, steps=3)
+
+
+class Animation(NamedTuple):
+    """How often the frames are shown, and for how long.
+
+    ``loop`` is 0 for ever, else 1 to 65535 times.  ``durations`` are milliseconds: one for each
+    frame, or one for all.
+    """
+
+    loop: int
+    durations: tuple[int, ...]
+
+    def pack(self) -> bytes:
+        """The data of the aNIM chunk."""
+        return _LOOP.pack(self.loop) + b"".join(map(_DURATION.pack, self.durations))
+
+    @classmethod
+    def parse(cls, data: bytes, about: About) -> Animation:
+        """The times in the data of an aNIM chunk; OSError if it is damaged."""
+        if len(data) not in {_LOOP.size + n * _DURATION.size for n in (1, about.frames)}:
+            msg = f"damaged SDZ file: chunk aNIM of {len(data)} bytes for {about.frames} frames"
+            raise OSError(msg)
+        (loop,) = _LOOP.unpack_from(data)
+        durations = _DURATION.iter_unpack(data[_LOOP.size :])
+        return cls(loop, tuple(duration for (duration,) in durations))
+
+    def duration(self, frame: int) -> int:
+        """Milliseconds of a frame."""
+        return self.durations[frame if len(self.durations) > 1 else 0]
+
+    def timestamps(self, frames: int) -> list[int]:
+        """For each of so many frames, the milliseconds of all before it."""
+        durations = (self.duration(frame) for frame in range(frames - 1))
+        return [*itertools.accumulate(durations, initial=0)]
+
+
+def _parse_bytes(data: bytes, about: About) -> bytes:
+    return data
+
+
+def _parse_exif(data: bytes, about: About) -> bytes:
+    # With the prefix, as JPEG and PNG hand it over: JPEG writes exif=im.info["exif"] as it is.
+    return EXIF_PREFIX + data
+
+
+def _pack_exif(exif: bytes) -> bytes:
+    return exif.removeprefix(EXIF_PREFIX)
+
+
+def _parse_prompt(data: bytes, about: About) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        msg = "damaged SDZ file: chunk pRMT is not UTF-8"
+        raise OSError(msg) from e
+
+
+def _pack_prompt(prompt: str) -> bytes:
+    data = prompt.encode("utf-8", "replace")
+    if len(data) > MAX_PROMPT:
+        msg = f"prompt has {len(data)} bytes, more than the limit of {MAX_PROMPT}"
+        raise ValueError(msg)
+    return data
+
+
+def _parse_tune(data: bytes, about: About) -> str:
+    """One of `TUNES`; the first for a value that a later version may have added."""
+    if len(data) != 1:
+        msg = f"damaged SDZ file: chunk tUNE of {len(data)} bytes"
+        raise OSError(msg)
+    return TUNES[data[0]] if data[0] < len(TUNES) else TUNES[0]
+
+
+def _pack_tune(tune: str) -> bytes:
+    return bytes([TUNES.index(tune)])
+
+
+def _parse_bands(data: bytes, about: About) -> int:
+    if len(data) != _BANDS.size:
+        msg = f"damaged SDZ file: chunk BAND of {len(data)} bytes"
+        raise OSError(msg)
+    (rows,) = _BANDS.unpack(data)
+    return int(rows)
+
+
+def _parse_provenance(data: bytes, about: About) -> dict[str, Any]:
+    import json
+    import zlib
+
+    inflater = zlib.decompressobj()
+    try:
+        text = inflater.decompress(data, MAX_METADATA)
+        if not inflater.eof or inflater.unused_data:
+            msg = "it does not end where it should"
+            raise ValueError(msg)
+        parsed = json.loads(text)
+    except (zlib.error, ValueError, RecursionError) as e:
+        msg = f"damaged SDZ file: chunk oRIG: {e}"
+        raise OSError(msg) from e
+    if not isinstance(parsed, dict):
+        msg = "damaged SDZ file: chunk oRIG is no JSON object"
+        raise OSError(msg)
+    return parsed
+
+
+def _pack_provenance(provenance: Mapping[str, Any]) -> bytes:
+    import json
+    import zlib
+
+    try:
+        text = json.dumps(dict(provenance), separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as e:
+        msg = f"provenance must be an object that JSON knows: {e}"
+        raise ValueError(msg) from e
+    if len(text) > MAX_METADATA:
+        msg = f"provenance has {len(text)} bytes, more than {MAX_METADATA}"
+        raise ValueError(msg)
+    return zlib.compress(text.encode("ascii"), 9)
+
+
+def _parse_mask(data: bytes, about: About) -> NDArray[np.float32]:
+    """Values n/255 (height, width)."""
+    import numpy as np
+
+    # Two bytes may ask for as many pixels as the header says.
+    check_pixels(about.size)
+    try:
+        levels = np.asarray(alpha.decode(data, about.size))
+    except OSError as e:
+        msg = "damaged SDZ file: chunk mASK is no alpha channel of the picture's size"
+        raise OSError(msg) from e
+    return mask_of(levels)
+
+
+def mask_of(levels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The values n/255 of a mask whose pixels are n."""
+    import numpy as np
+
+    return levels.astype(np.float32) / np.float32(255)
+
+
+def _pack_mask(levels: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    return alpha.encode(Image.fromarray(levels))
+
+
+ICC_PROFILE = Kind(b"iCCP", "icc_profile", _parse_bytes, bytes)
+EXIF = Kind(b"eXIf", "exif", _parse_exif, _pack_exif)
+XMP = Kind(b"xMPm", "xmp", _parse_bytes, bytes)
+DENOISING = Kind(b"dNOI", "denoise", Denoising.parse, Denoising.pack)
+PROMPT = Kind(b"pRMT", "prompt", _parse_prompt, _pack_prompt, limit=MAX_PROMPT)
+TUNE = Kind(b"tUNE", "tune", _parse_tune, _pack_tune)
+ANIMATION = Kind(b"aNIM", "animation", Animation.parse, Animation.pack)
+BANDS = Kind(b"BAND", "bands", _parse_bands, _BANDS.pack)
+# Of imported latents; only `open_latents` asks for them.
+PROVENANCE = Kind(b"oRIG", "provenance", _parse_provenance, _pack_provenance, at_open=False)
+MASK = Kind(b"mASK", "alpha_mask", _parse_mask, _pack_mask, at_open=False)
+
+METADATA = (ICC_PROFILE, EXIF, XMP)
+
+#: By type; a file has each at most once, before the latents.
+KINDS: dict[bytes, Kind] = {
+    kind.type: kind
+    for kind in (*METADATA, DENOISING, PROMPT, TUNE, ANIMATION, BANDS, PROVENANCE, MASK)
+}
+
+
+def is_type(type: bytes) -> bool:
+    """Whether these bytes may be the type of a chunk."""
+    return len(type) == 4 and type.isalpha()
+
+
+def is_known(type: bytes) -> bool:
+    """Whether this version knows the type."""
+    return type in KINDS or type in FRAME or type in (HEAD, DONE)
+
+
+def is_critical(type: bytes) -> bool:
+    """Whether a reader that does not know the type must refuse the file."""
+    return type[:1].isupper()
+
+
+def is_skippable(type: bytes) -> bool:
+    """Whether this is a type unknown here that readers may skip."""
+    return is_type(type) and not is_known(type) and not is_critical(type)
+
+
+def is_safe_to_copy(type: bytes) -> bool:
+    """Whether a skippable chunk stays true when the picture is edited and encoded again."""
+    return type[3:4].islower()

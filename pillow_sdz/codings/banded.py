@@ -1,0 +1,176 @@
+"""Latents coded with the hyperprior of their own model, band by band and frame after frame."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import chunks, container, progress
+from ..arrays import Latents, Samples
+from ..catalogue import HIGHEST_QUALITY, LOWEST_QUALITY, CodingSpec
+from ..container import Chunk
+from ..threads import one_blas_thread
+from . import changes
+from .coding import Frame, FrameEncoder
+from .hyperprior import Coded, HyperPrior
+from .quantize import Quantizer
+from .range_coder import Tables, decoder_of
+from .target_size import EncodedLatents, largest, largest_of_slow
+
+# A band has at most so many rows of latents: what a region costs beyond itself.  Chosen.
+BAND_ROWS = 64
+
+# Above this effort encoding takes seconds.
+HIGHEST_QUICK_EFFORT = 4
+
+
+class Network(Protocol):
+    """What this coding needs of a model, which has its weights."""
+
+    @property
+    def prior(self) -> HyperPrior: ...
+
+    def gain(self, quality: int) -> NDArray[np.float32]:
+        """Steps in a unit of latent, (C,), for a quality in hundredths."""
+        ...
+
+    def refine(
+        self,
+        pixels: Samples | None,
+        steps: NDArray[np.float32],
+        quality: int,
+        effort: int,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Latents in steps and hyperlatents, not yet rounded, as ``effort`` has them."""
+        ...
+
+
+class Banded:
+    """The coding: its quantisation is the quality in hundredths."""
+
+    def __init__(self, spec: CodingSpec, network: Network) -> None:
+        assert spec.band_latents is not None
+        self._limit, self._network = spec.band_latents, network
+
+    def quantisation(self, quality: float, effort: int) -> int:
+        return round(100 * quality)
+
+    def band_rows(self, height: int, width: int) -> int | None:
+        limit = min(BAND_ROWS, self._limit // width // 2 * 2)
+        if height <= limit:
+            return None
+        return -(-height // -(-height // limit) // 2) * 2  # about equally many, and even
+
+    def work(self, height: int, width: int) -> int:
+        return 0
+
+    def prepare(self, latents: NDArray[Any], quantisation: int) -> NDArray[Any]:
+        with np.errstate(over="ignore"):  # infinite values are refused below
+            found = latents.astype(np.float32)
+        if not np.isfinite(found).all():
+            msg = "latents have values that are infinite or not a number"
+            raise ValueError(msg)
+        return found
+
+    def encoder(self, quantisation: int, effort: int, *, predict: bool = False) -> FrameEncoder:
+        return _Encoder(self, self._network, quantisation, effort, predict=predict).encode
+
+    def fit(
+        self, frames: Sequence[Frame], limit: int, effort: int, *, predict: bool = False
+    ) -> EncodedLatents:
+        def tried(hundredths: int, effort: int) -> EncodedLatents:
+            encode = self.encoder(hundredths, effort, predict=predict)
+            return EncodedLatents([*map(encode, frames)], hundredths)
+
+        if effort > HIGHEST_QUICK_EFFORT:
+            quick = functools.cache(lambda h: tried(h, HIGHEST_QUICK_EFFORT))
+            return largest_of_slow(quick, lambda h: tried(h, effort), limit)
+        return largest(lambda h: tried(h, effort), LOWEST_QUALITY, HIGHEST_QUALITY, limit)[1]
+
+    def decode(
+        self,
+        payload: bytes,
+        shape: tuple[int, int],
+        quantisation: int,
+        before: Coded | None = None,
+        *,
+        complete: bool = True,
+    ) -> Coded:
+        with one_blas_thread():
+            decoder = decoder_of(payload, complete=complete)
+            coded = self._network.prior.code(decoder, *shape, quantisation, before)
+            decoder.finish()
+        return coded
+
+    def latents(self, integers: Coded, quantisation: int) -> Latents:
+        gain = self._network.gain(quantisation)
+        return np.divide(integers.symbols, gain, dtype=np.float32, casting="unsafe")
+
+
+class _Encoder:
+    """Codes frames, one after another."""
+
+    def __init__(
+        self, coding: Banded, network: Network, quality: int, effort: int, *, predict: bool
+    ) -> None:
+        self._coding, self._network = coding, network
+        self._quality, self._effort, self._predict = quality, effort, predict
+        self._bands: dict[int, _BandEncoder] = {}  # by their first row
+
+    def encode(self, frame: Frame) -> list[Chunk]:
+        """The chunks of the next frame."""
+        network, quality, effort = self._network, self._quality, self._effort
+        latents, pixels = frame
+        gain = network.gain(quality)
+        coded = []
+        if slow := effort > HIGHEST_QUICK_EFFORT and pixels is not None:
+            # In tiles that bands do not cut.
+            steps, hyper = network.refine(pixels, latents * gain, quality, effort)
+        with one_blas_thread():
+            height, width, _ = latents.shape
+            bands = container.bands(height, self._coding.band_rows(height, width))
+            for band in progress.told("coding", bands):
+                if slow:
+                    refined = steps[band], hyper[band.start // 2 : -(-band.stop // 2)]
+                else:
+                    refined = network.refine(None, latents[band] * gain, quality, effort)
+                if band.start not in self._bands:
+                    new = _BandEncoder(network.prior, quality, predict=self._predict)
+                    self._bands[band.start] = new
+                coded.append(self._bands[band.start].encode(*refined))
+        return coded
+
+
+class _BandEncoder:
+    """Codes a band of the latents, of one frame after another."""
+
+    def __init__(self, prior: HyperPrior, quality: int, *, predict: bool) -> None:
+        self._prior, self._quality, self._predict = prior, quality, predict
+        self._before: Coded | None = None  # in the frame before
+        self._changes = 0  # how many DIFF in a row led there
+
+    def encode(self, steps: Latents, hyper: Latents) -> Chunk:
+        """The chunk of the next frame's latents and hyperlatents, in steps and not rounded."""
+        tables, (height, width, _) = Tables.shipped(), steps.shape
+        before = self._before if self._changes < container.MAX_CHANGES else None
+        whole = Quantizer(tables, steps, hyper)
+        counted = changes.Counted(whole, *hyper.shape[:2])
+        coded = self._prior.code(whole if before is None else counted, height, width, self._quality)
+        chunk = Chunk(chunks.LATENTS, whole.bytes())
+        if before is not None:
+            changed = changes.worth_their_bits(steps, before.symbols, counted.bits)
+            cells = before.cells + int(changed.sum())
+            if not changed.all() and cells <= changes.most_cells(*changed.shape):
+                parts = Quantizer(tables, steps, hyper, changed)
+                difference = self._prior.code(parts, height, width, self._quality, before)
+                payload = parts.bytes()
+                if len(payload) < len(chunk.data):
+                    coded, chunk = difference, Chunk(chunks.CHANGES, payload)
+        self._changes = self._changes + 1 if chunk.type == chunks.CHANGES else 0
+        if self._predict:
+            self._before = coded
+        return chunk

@@ -1,0 +1,95 @@
+"""Arithmetic that gives the same integers on every machine.
+
+Weights and activations are integers.  Products are summed in floating point, which is exact
+because every partial sum stays below 2 ** 53 (or 2 ** 24, where float32 will do), whatever the
+order of summation.  So the same file decodes to the same integers with any BLAS, on any machine,
+with any threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arrays import Floats, Ints
+from ..header import STEP_UNITS as STEP_UNITS
+
+EXACT = 1 << 53  # float64 holds every integer up to here
+EXACT_SINGLE = 1 << 24  # and float32 up to here
+
+STEP_LIMIT = 1 << 16  # of steps in `STEP_UNITS`: 0.05 is 51, within half a percent
+LOG_UNITS = 256  # logarithms to base 2 are in 1/256 octaves; finer than their own error
+
+
+def logarithm(x: Floats) -> Floats:
+    """Piecewise linear log2 of integers >= 1, less that of `STEP_UNITS`, in 1/256 octaves.
+
+    frexp takes a float64 apart exactly, and all products here are of powers of two.
+    """
+    mantissa, exponent = np.frexp(x)
+    octaves: Floats = np.floor((2 * mantissa - 1) * LOG_UNITS)
+    octaves += (exponent - STEP_UNITS.bit_length()) * LOG_UNITS
+    return octaves
+
+
+class Affine:
+    """y = (sum over inputs of (W_i x_i) * m_i + b + 2 ** (s - 1)) >> s, all integers.
+
+    ``W_i`` is int8 (outputs, inputs); ``m_i`` int32 and ``b`` int64, one per output, turn
+    the units of the inputs into those of the output.  ``limits`` bound each input's values;
+    ValueError where, within them, a sum may reach 2 ** 53.
+    """
+
+    def __init__(self, tensors: Mapping[str, NDArray[Any]], name: str, *limits: int) -> None:
+        self._shift = int(tensors[f"{name}.shift"][0])
+        bias = tensors[f"{name}.bias"].astype(np.int64) + (1 << (self._shift - 1))
+        self.outputs = len(bias)
+        self._bias = bias.astype(np.float64)
+        self._weights: list[dict[type, NDArray[Any]]] = []
+        self._multipliers: list[NDArray[np.float64]] = []
+        self._totals: list[int] = []
+        self._limits = limits
+        largest = np.abs(bias).astype(object)
+        for i, limit in enumerate(limits):
+            weight = np.ascontiguousarray(tensors[f"{name}.weight{i}"].T, dtype=np.float64)
+            multiplier = tensors[f"{name}.multiplier{i}"].astype(np.float64)
+            total = np.abs(weight).sum(0).astype(np.int64).astype(object)
+            largest += total * limit * np.maximum(1, np.abs(multiplier).astype(np.int64))
+            self._weights.append({np.float64: weight, np.float32: weight.astype(np.float32)})
+            self._multipliers.append(multiplier)
+            self._totals.append(int(total.max()))
+        if largest.max() >= EXACT:
+            msg = f"sums of {name} may not be exact"
+            raise ValueError(msg)
+
+    def exact_type(self, limit: int, number: int = 0) -> type:
+        """The narrowest type whose sums are exact for values of input ``number`` up to a limit.
+
+        float32 is twice as fast; both give the same integers.
+        """
+        return np.float32 if self._totals[number] * limit < EXACT_SINGLE else np.float64
+
+    def __call__(self, *inputs: NDArray[Any]) -> Ints:
+        """Inputs (n, k_i) or (1, k_i), floats that hold integers, to outputs (n, k)."""
+        total = np.empty((len(inputs[0]), self.outputs))
+        total[:] = self._bias
+        for i, (x, weights) in enumerate(zip(inputs, self._weights, strict=True)):
+            # By the input's limit where that will do; a look at its values costs time too.
+            kind = self.exact_type(self._limits[i], i)
+            if kind is np.float64 and x.dtype == np.float32:
+                kind = self.exact_type(largest(x), i)
+            total += (x.astype(kind, copy=False) @ weights[kind]) * self._multipliers[i]
+        total *= 2.0**-self._shift  # exact, and so is what is cut off of it
+        return np.floor(total, out=total).astype(np.int64)
+
+
+def _largest(values: NDArray[Any]) -> int:
+    return int(max(values.max(initial=0), -values.min(initial=0)))
+
+
+def largest(values: NDArray[Any]) -> int:
+    """The largest magnitude; 0 of no values."""
+    return int(max(values.max(initial=0), -values.min(initial=0)))

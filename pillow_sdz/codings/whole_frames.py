@@ -1,0 +1,98 @@
+"""What the codings have in common that code a frame as one payload."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import chunks
+from ..arrays import Latents
+from ..container import Chunk
+from ..threads import one_blas_thread
+from . import adaptive
+from .coding import Frame, FrameEncoder
+from .range_coder import DamagedPayload
+
+# Chosen: four times those of the public models.  The adaptive prior's time grows with their
+# square: a single latent of 64 channels takes it 0.75 s.
+MAX_CHANNELS = 64
+
+
+class WholeFrames:
+    """A frame is one payload, and knows nothing of the frames before.
+
+    A coding has `payload`, its inverse `stored`, `quantisation` and `fit`.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self._channels = channels
+
+    def payload(self, latents: NDArray[Any], quantisation: int, effort: int) -> bytes:
+        """The payload of latents (h, w, C)."""
+        raise NotImplementedError
+
+    def stored(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
+        """The latents (h, w, C) of a payload; DamagedPayload if it has none."""
+        raise NotImplementedError
+
+    def begun(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
+        """As `stored`, of a payload that ends too early."""
+        msg = "it ends too early"
+        raise DamagedPayload(msg)
+
+    def learns(self, payload: bytes) -> bool:
+        """Whether it takes as long as `adaptive.work` says, however few the bytes."""
+        return True
+
+    def band_rows(self, height: int, width: int) -> int | None:
+        return None
+
+    def work(self, height: int, width: int) -> int:
+        return adaptive.work(height, width, self._channels)
+
+    def prepare(self, latents: NDArray[Any], quantisation: int) -> NDArray[Any]:
+        with np.errstate(over="ignore"):  # infinite values are refused below
+            found = latents.astype(np.float32)
+        if not np.isfinite(found).all():
+            msg = "latents have values that are infinite or not a number"
+            raise ValueError(msg)
+        return found
+
+    def encoder(self, quantisation: int, effort: int, *, predict: bool = False) -> FrameEncoder:
+        return lambda frame: [self._chunk(frame, quantisation, effort)]
+
+    def _chunk(self, frame: Frame, quantisation: int, effort: int) -> Chunk:
+        self._check_channels()
+        with one_blas_thread():
+            payload = self.payload(frame.latents, quantisation, effort)
+        self._check_work(payload, frame.latents.shape)
+        return Chunk(chunks.LATENTS, payload)
+
+    def decode(
+        self,
+        payload: bytes,
+        shape: tuple[int, int],
+        quantisation: int,
+        before: Any = None,
+        *,
+        complete: bool = True,
+    ) -> NDArray[Any]:
+        self._check_channels()
+        self._check_work(payload, shape)
+        with one_blas_thread():
+            return (self.stored if complete else self.begun)(payload, shape, quantisation)
+
+    def latents(self, integers: NDArray[Any], quantisation: int) -> Latents | NDArray[Any]:
+        return integers
+
+    def _check_channels(self) -> None:
+        if self._channels > MAX_CHANNELS:
+            msg = f"latents of {self._channels} channels, more than the limit of {MAX_CHANNELS}"
+            raise DamagedPayload(msg)
+
+    def _check_work(self, payload: bytes, shape: tuple[int, ...]) -> None:
+        """DamagedPayload where decoding would take too long for so few bytes."""
+        if self.learns(payload):
+            adaptive.check_work(shape[0], shape[1], self._channels, len(payload))

@@ -1,0 +1,157 @@
+"""The embedded autoencoder `mini`: a lapped transform learnt from data, with a CNN beside it.
+
+Both directions are the sum of a linear path, an overlapped block transform of 32x32
+samples at a stride of 16, and a residual path, a small CNN that works at 1/4, 1/8 and
+1/16 of the resolution.  The linear path alone is a competent transform coder; the CNN
+adds what a linear transform cannot: edges without ringing, and a reconstruction that
+knows how coarsely the latents were quantised.  See training/README.md for the figures.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...catalogue import HIGHEST_QUALITY, LOWEST_QUALITY
+from ..blocks import blocks
+from ..tiles import WHOLE, Sides
+
+FACTOR = 16
+CHANNELS = 160
+WIDTHS = (40, 80, 144)  # channels at 1/4, 1/8 and 1/16 of the resolution
+DEPTHS_ENCODER = (4, 3, 2)  # residual blocks at each of them
+DEPTHS_DECODER = (5, 5, 2)
+RATE_FEATURES = 3
+
+# How many latents beyond a tile are looked at, by all of the decoder, and from its stages at 1/8
+# and at 1/4 of the resolution on.  A 3x3 convolution reaches one place further: in all 5 latents,
+# 10 eighths and 11 quarters, each rounded up.
+DECODER_MARGIN, DECODER_MARGIN_8, DECODER_MARGIN_4 = 13, 8, 3
+# By all of the encoder, and from its stages at 1/8 and 1/16 on.  They reach 11, 9 and 5 latents,
+# but what is beyond these moves a latent by less than 1e-4 (a test), and the reach costs an eighth.
+ENCODER_MARGIN, ENCODER_MARGIN_8, ENCODER_MARGIN_16 = 6, 5, 3
+
+
+def rate_of(quality: int) -> Tensor:
+    """The place on the rate axis, (1,) in [0, 1], of a header's quality."""
+    place = (quality - LOWEST_QUALITY) / (HIGHEST_QUALITY - LOWEST_QUALITY)
+    return torch.tensor([place], dtype=torch.float32)
+
+
+def rate_features(rate: Tensor) -> Tensor:
+    """The position on the rate axis, (B,) in [0, 1], as (B, RATE_FEATURES) smooth features."""
+    u = 2 * rate - 1
+    return torch.stack([u, u * u, u * u * u], dim=1)
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, H, W) in [-0.5, 0.5], H and W multiples of 16, to
+    latents (B, C, H/16, W/16).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        n4, n8, n16 = WIDTHS
+        d4, d8, d16 = DEPTHS_ENCODER
+        # A 32x32 convolution at stride 16 is a 2x2 convolution over 16x16 blocks.
+        self.linear = nn.Conv2d(3 * FACTOR * FACTOR, CHANNELS, 2)
+        self.enter = nn.Conv2d(48, n4, 3, padding=1)
+        self.at4 = blocks(n4, d4)
+        self.down8 = nn.Conv2d(n4, n8, 4, stride=2, padding=1)
+        self.at8 = blocks(n8, d8)
+        self.down16 = nn.Conv2d(n8, n16, 4, stride=2, padding=1)
+        self.at16 = blocks(n16, d16)
+        self.leave = nn.Conv2d(n16, CHANNELS, 3, padding=1)
+
+    def forward(self, x: Tensor, sides: Sides = WHOLE) -> Tensor:
+        """Of a tile, latents without its margin of `ENCODER_MARGIN`."""
+        # As few copies of all pixels at once as may be: they take the most memory.
+        near = F.pad(sides.trim(x, (ENCODER_MARGIN - 1) * FACTOR), (8, 8, 8, 8), mode="replicate")
+        latents = sides.trim(self.linear(F.pixel_unshuffle(near, FACTOR)), 1)
+        del near
+        y = self.enter(F.pixel_unshuffle(x.to(self.enter.weight.dtype), 4))
+        y = sides.trim(self.down8(self.at4(y)), 2 * (ENCODER_MARGIN - ENCODER_MARGIN_8))
+        y = sides.trim(self.down16(self.at8(y)), ENCODER_MARGIN_8 - ENCODER_MARGIN_16)
+        return latents + sides.trim(self.leave(self.at16(y)), ENCODER_MARGIN_16)
+
+
+class Decoder(nn.Module):
+    """Latents (B, C, h, w) and their place on the rate axis (B,) to images (B, 3, 16h, 16w)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        n4, n8, n16 = WIDTHS
+        d4, d8, d16 = DEPTHS_DECODER
+        self.linear = nn.Conv2d(CHANNELS, 3 * FACTOR * FACTOR, 2, padding=1, bias=False)
+        self.enter = nn.Conv2d(CHANNELS, n16, 3, padding=1)
+        self.at16 = blocks(n16, d16)
+        self.up8 = nn.Conv2d(n16, n8 * 4, 1)
+        self.at8 = blocks(n8, d8)
+        self.up4 = nn.Conv2d(n8, n4 * 4, 1)
+        self.at4 = blocks(n4, d4)
+        self.leave = nn.Conv2d(n4, 48, 3, padding=1)
+        # What the reconstruction should smooth depends on the quantisation step.
+        self.rate = nn.ModuleList(nn.Linear(RATE_FEATURES, n) for n in (n16, n8, n4))
+        for layer in self.rate:
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, latents: Tensor, rate: Tensor, sides: Sides = WHOLE) -> Tensor:
+        """Of a tile, the image without its margin of `DECODER_MARGIN`."""
+        dtype = self.enter.weight.dtype
+        features = rate_features(rate).to(dtype)
+        r16, r8, r4 = (layer(features)[:, :, None, None] for layer in self.rate)
+        y = self.at16(self.enter(latents.to(dtype)) + r16)
+        y = sides.trim(y, DECODER_MARGIN - DECODER_MARGIN_8)
+        y = self.at8(F.pixel_shuffle(self.up8(y), 2) + r8)
+        y = sides.trim(y, 2 * (DECODER_MARGIN_8 - DECODER_MARGIN_4))
+        y = self.at4(F.pixel_shuffle(self.up4(y), 2) + r4)
+        y = F.pixel_shuffle(sides.trim(self.leave(y), 4 * DECODER_MARGIN_4), 4)
+        # Only now, and in place: it takes more memory than all of the above.
+        near = sides.trim(latents, DECODER_MARGIN - 1)
+        image = F.pixel_shuffle(self.linear(near), FACTOR)[..., 8:-8, 8:-8]
+        return sides.trim(image, FACTOR).add_(y)
+
+
+class Gain(nn.Module):
+    """The quantisation step of every channel, as a function of the place on the rate axis.
+
+    Latents are multiplied by exp(a + b t + c t^2) before rounding and divided by it after:
+    one model for all rates (Cui et al., "Asymmetric Gained Deep Image Compression With
+    Continuous Rate Adaptation", CVPR 2021).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coefficients = nn.Parameter(torch.zeros(3, CHANNELS))
+
+    def forward(self, rate: Tensor) -> Tensor:
+        powers = torch.stack([torch.ones_like(rate), rate, rate * rate], dim=1)
+        return torch.exp(powers @ self.coefficients)[:, :, None, None]
+
+
+class Autoencoder(nn.Module):
+    """Encoder, decoder and gain; latents are in the encoder's own units, before the gain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+        self.decoder = Decoder()
+        self.gain = Gain()
+
+
+class HyperAnalysis(nn.Sequential):
+    """Latents (B, C, h, w) in steps, h and w even, to hyperlatents (B, 32, h/2, w/2).
+
+    Only the encoder runs it, so it may be floating point.
+    """
+
+    def __init__(self, hyper: int = 32, width: int = 96) -> None:
+        super().__init__(
+            nn.Conv2d(CHANNELS, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, hyper, 3, padding=1),
+        )

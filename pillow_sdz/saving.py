@@ -1,0 +1,265 @@
+"""Pictures of any mode -> a file: what `Image.save` does."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import IO, NamedTuple
+
+from PIL import Image
+
+from . import alpha, chunks, codec, container, keywords
+from .container import MAX_CHANGES, Chunk
+from .header import MAX_SIDE, MODES, Header
+from .keywords import Timing
+
+# What is saved for a picture of each mode. A picture of mode 1, L, P or RGB that has transparency
+# (in its info or palette) is saved with alpha, as LA or RGBA.
+SAVED_AS: Mapping[str, str] = {
+    "L": "L",
+    "LA": "LA",
+    "RGB": "RGB",
+    "RGBA": "RGBA",
+    "1": "L",
+    "P": "RGB",
+    "PA": "RGBA",
+    "La": "LA",
+    "RGBa": "RGBA",
+    "RGBX": "RGB",
+    "CMYK": "RGB",
+    "YCbCr": "RGB",
+    "HSV": "RGB",
+    "LAB": "RGB",
+}
+
+# Modes of more than 8 bits. Pillow's own conversion clips them instead of scaling, which would be
+# silent nonsense for most pictures, so the caller has to say what the values mean.
+CONVERT_FIRST: Mapping[str, str] = {
+    "I": "L",
+    "F": "L",
+    "I;16": "L",
+    "I;16L": "L",
+    "I;16B": "L",
+    "I;16N": "L",
+}
+
+
+def save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
+    """Write one picture, with the options in ``im.encoderinfo``."""
+    _write(im, fp, [im])
+
+
+def save_all(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
+    """Write all frames of a picture, and of those in its option ``append_images``."""
+    options = im.encoderinfo
+    timing = Timing(options.get("duration"), options.get("loop"))
+    others = keywords.append_images(options.get("append_images"))
+    with contextlib.closing(_frames_of(itertools.chain([im], others))) as frames:
+        _write(im, fp, frames, timing)
+
+
+def _frames_of(images: Iterable[Image.Image]) -> Generator[Image.Image]:
+    """Every frame of every image, which shows afterwards what it showed before."""
+    for image in images:
+        frames = getattr(image, "n_frames", 1)
+        if frames == 1:
+            yield image
+            continue
+        shown = image.tell()
+        try:
+            for number in range(frames):
+                image.seek(number)
+                yield image.copy()
+        finally:
+            image.seek(shown)
+
+
+class _Beside(NamedTuple):
+    """What is kept of a frame beside its latents."""
+
+    is_colour: bool
+    alpha: bytes | None  # the data of an ALPH chunk
+
+
+class _Picture(NamedTuple):
+    """A frame as it is encoded."""
+
+    image: Image.Image  # of mode RGB
+    beside: _Beside
+
+
+def _pictures(
+    frames: Iterable[Image.Image], size: tuple[int, int], timing: Timing | None
+) -> Iterator[_Picture]:
+    """The frames one by one; ValueError for one that cannot be of this file."""
+    for number, frame in enumerate(frames):
+        frame.load()  # its mode may change
+        if frame.size != size:
+            msg = f"frame {number} has the size {frame.size}, the first one {size}"
+            raise ValueError(msg)
+        if timing is not None:
+            timing.add(frame.info.get("duration"))
+        image = _convert(frame)
+        has_alpha = image.mode.endswith("A")
+        yield _Picture(
+            image if image.mode == "RGB" else image.convert("RGB"),
+            _Beside(
+                image.mode.startswith("RGB"),
+                alpha.encode(image.getchannel("A")) if has_alpha else None,
+            ),
+        )
+
+
+class _Shell(NamedTuple):
+    """What a file has around the chunks of its latents."""
+
+    header: Header
+    about: list[Chunk]
+    timing: Timing | None
+
+    def file(
+        self,
+        besides: Sequence[_Beside],
+        latents: Sequence[Sequence[Chunk]],
+        quantisation: int,
+    ) -> list[Chunk]:
+        """All chunks of the file of these frames."""
+        # Colour where one frame has it, and alpha where one does.
+        colour = any(beside.is_colour for beside in besides)
+        alphas = _alphas([beside.alpha for beside in besides])
+        header = self.header._replace(
+            mode=("RGB" if colour else "L") + ("A" if alphas else ""),
+            frames=len(besides),
+            quantisation=quantisation,
+        )
+        about = self.about
+        if self.timing is not None and len(besides) > 1:
+            about = [*about, keywords.chunk(chunks.ANIMATION, self.timing.animation())]
+        frames = zip(latents, alphas or [[]] * len(besides), strict=True)
+        return container.assemble(header, about, ([*coded, *own] for coded, own in frames))
+
+
+def _alphas(alphas: Sequence[bytes | None]) -> list[list[Chunk]]:
+    """Of every frame its ALPH, if there are any."""
+    if not any(alphas):
+        return []
+    whole = (alpha.OPAQUE if one is None else one for one in alphas)
+    return [[Chunk(chunks.ALPHA, data)] for data in alpha.in_turn(whole, MAX_CHANGES)]
+
+
+def _write(
+    im: Image.Image, fp: IO[bytes], frames: Iterable[Image.Image], timing: Timing | None = None
+) -> None:
+    """Write frames to a file, with the options and the metadata of ``im``.
+
+    Without ``timing`` there is one frame, which no other follows.
+    """
+    options = im.encoderinfo
+
+    model = keywords.model_named(options.get("model"))
+    coding = keywords.coding_for(options.get("coding"), model)
+    effort = keywords.effort(options.get("effort"))
+    tune = keywords.tune(options.get("tune"), model)
+    if not coding.graded and options.get("quality") is not None:
+        msg = f"the coding {coding.name!r} has one precision; it takes no quality"
+        raise ValueError(msg)
+    quality = keywords.quality(options.get("quality"))
+    target_size = None
+    if options.get("target_size") is not None:
+        if options.get("quality") is not None:
+            msg = "quality and target_size exclude each other"
+            raise ValueError(msg)
+        target_size = keywords.target_size(options["target_size"])
+    about = [*_metadata(im), *keywords.for_decoding(options, model, coding)]
+    if tune != model.space.tunes[0]:
+        about.append(keywords.chunk(chunks.TUNE, tune))
+    width, height = im.size
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        msg = f"cannot write {width}x{height} as SDZ: 1 to {MAX_SIDE} pixels a side"
+        raise ValueError(msg)
+
+    encoder = codec.Encoder(
+        model, coding, quality=quality, effort=effort, predict=timing is not None
+    )
+    header = Header(
+        MODES[0],
+        im.size,
+        model.name,
+        model.digest,
+        model.channels,
+        model.factor,
+        encoder.quantisation,
+        coding.number,
+    )
+    if (rows := encoder.band_rows(*header.latents[1:])) is not None:
+        about.append(keywords.chunk(chunks.BANDS, rows))
+    shell = _Shell(header, about, timing)
+
+    pictures = _pictures(frames, im.size, timing)
+    if target_size is None:
+        file = _encoded(encoder, pictures, shell)
+    else:
+        file = _fitted(encoder, pictures, shell, target_size)
+    fp.write(codec.write(file))
+
+
+def _encoded(encoder: codec.Encoder, pictures: Iterable[_Picture], shell: _Shell) -> list[Chunk]:
+    """The file; a picture is asked for when the one before is encoded, and its pixels let go."""
+    besides, coded = [], []
+    for picture in pictures:
+        coded.append(encoder.encode(picture.image))
+        besides.append(picture.beside)
+    return shell.file(besides, coded, encoder.quantisation)
+
+
+def _fitted(
+    encoder: codec.Encoder, pictures: Iterable[_Picture], shell: _Shell, target_size: int
+) -> list[Chunk]:
+    """The best file of at most ``target_size`` bytes; ValueError if none is as small."""
+    images, besides = [], []
+    for picture in pictures:
+        images.append(picture.image)
+        besides.append(picture.beside)
+    # What is no latents does not depend on the quality.
+    others = container.size(shell.file(besides, [[]] * len(besides), encoder.quantisation))
+    try:
+        fitted = encoder.fit(images, target_size - others)
+    except codec.DoesNotFit as e:
+        smallest = others + e.smallest
+        msg = f"target_size is {target_size}, but the smallest file has {smallest} bytes"
+        raise ValueError(msg) from e
+    return shell.file(besides, fitted.frames, fitted.quantisation)
+
+
+def _convert(im: Image.Image) -> Image.Image:
+    """The picture in the mode it is saved as; ValueError for the modes that cannot be."""
+    if im.mode in CONVERT_FIRST:
+        msg = f"cannot write mode {im.mode} as SDZ: scale it to 8 bits, then convert it to 'L'"
+        raise ValueError(msg)
+    if im.mode not in SAVED_AS:
+        msg = f"cannot write mode {im.mode} as SDZ: convert it to 'RGB'"
+        raise ValueError(msg)
+    mode = SAVED_AS[im.mode]
+    if im.mode in ("1", "L", "P", "RGB") and im.has_transparency_data:
+        mode += "A"
+    if mode == im.mode:
+        return im
+    try:
+        return im.convert(mode)
+    except (ImportError, TypeError, ValueError) as e:  # littleCMS missing, odd transparency
+        msg = f"cannot convert mode {im.mode} to {mode} for SDZ: {e}"
+        raise ValueError(msg) from e
+
+
+def _metadata(im: Image.Image) -> list[Chunk]:
+    """The chunks before LATN: from the keywords, else from the picture; None and b"" drop."""
+    options = {**im.info, **im.encoderinfo}
+    if "icc_profile" not in im.encoderinfo and im.mode in ("CMYK", "YCbCr", "HSV", "LAB"):
+        # The pixels are converted to RGB, of which a profile for inks, say, tells nonsense.
+        # Bytes 16 to 19 of a profile name its colour space (ICC.1:2022, 7.2.8).
+        profile = options.get("icc_profile")
+        is_rgb = isinstance(profile, bytes) and profile[16:20] == b"RGB "
+        options["icc_profile"] = profile if is_rgb else None
+    others = im.encoderinfo.get("chunks", im.info.get("sdz_chunks"))
+    return [*keywords.known_metadata(options), *keywords.other_chunks(others)]

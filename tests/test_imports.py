@@ -1,0 +1,158 @@
+"""Which room may import which: no circles, and the order that docs/architecture.md has."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+# No folder at the top level may import one of the others, but for what is listed.
+TOP_LEVEL = {
+    "pillow_sdz": set[str](),
+    "evaluation": {"pillow_sdz"},
+    "benchmarks": {"pillow_sdz", "evaluation"},
+    "training": {"pillow_sdz", "evaluation"},
+    "fuzz": {"pillow_sdz"},
+}
+
+
+def modules(folder: str) -> dict[str, Path]:
+    """The files of a top-level folder by their names, such as "pillow_sdz.models"."""
+    found = {}
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@cache
+def all_modules() -> dict[str, Path]:
+    return {name: path for folder in TOP_LEVEL for name, path in modules(folder).items()}
+
+
+def statements(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Every import, those within functions too, but not what only a type checker sees."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield node
+        yield from statements(node)
+
+
+def imports(name: str) -> set[str]:
+    """The modules of this repository that one imports."""
+    path = all_modules()[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for node in statements(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+            continue
+        base = node.module or ""
+        if node.level:
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*above, *([base] if base else [])])
+        for alias in node.names:
+            # A module of a package, or a name of the package's own.
+            inside = f"{base}.{alias.name}"
+            found.add(inside if inside in all_modules() else base)
+    return {one for one in found if one in all_modules()} - {name}
+
+
+def test_what_is_walked() -> None:
+    """The walk sees what it must: a lazy import, one of a package's own names, and no types."""
+    assert "pillow_sdz.saving" in imports("pillow_sdz.SdzImagePlugin")
+    assert "pillow_sdz.models.stable_diffusion" in imports("pillow_sdz.models")
+    assert "pillow_sdz.models.network" not in imports("pillow_sdz.models")
+    assert "pillow_sdz.codings" in imports("pillow_sdz.codec")
+
+
+def test_no_circles() -> None:
+    graph = {name: imports(name) for name in all_modules()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as e:
+        pytest.fail(f"imports go in a circle: {' <- '.join(e.args[1])}")
+
+
+def floors() -> dict[str, int]:
+    """The rooms of the package by name, and how high docs/architecture.md puts them."""
+    text = ARCHITECTURE.read_text().partition("## The order")[2].partition("\n## ")[0]
+    found = {}
+    for line in text.splitlines():
+        if match := re.match(r"(\d+)\. (.*)", line):
+            for room in re.findall(r"`([\w/]+)`", match[2].partition(":")[0]):
+                found[room.rstrip("/")] = int(match[1])
+    return found
+
+
+def room(name: str) -> str:
+    """The room of a module: its file or folder right under the package."""
+    inside = name.split(".")[1:]
+    return inside[0] if inside else "__init__"
+
+
+def test_every_room_has_its_floor() -> None:
+    assert floors().keys() == {room(name) for name in modules("pillow_sdz")}
+
+
+@pytest.mark.parametrize("name", modules("pillow_sdz"))
+def test_no_arrow_against_the_order(name: str) -> None:
+    """A room imports only rooms on lower floors; within one room, files may import each other."""
+    high = floors()
+    for other in imports(name):
+        if other.startswith("pillow_sdz") and room(other) != room(name):
+            assert high[room(other)] < high[room(name)], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("folder", TOP_LEVEL)
+def test_folders_keep_apart(folder: str) -> None:
+    for name in modules(folder):
+        for other in imports(name):
+            top = other.partition(".")[0]
+            assert top == folder or top in TOP_LEVEL[folder], f"{name} imports {other}"
+
+
+def test_no_generic_file_names_a_model_or_a_coding() -> None:
+    """In code; documentation may give examples."""
+    for name in ("SdzImagePlugin", "saving", "latents", "codec", "keywords"):
+        tree = ast.parse((ROOT / "pillow_sdz" / f"{name}.py").read_text())
+        documentation = {
+            node.body[0].value
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and node not in documentation:
+                assert node.value not in ("mini", "sd-mini", "sd1", "context", "palette", "float16")
+            named = getattr(node, "id", getattr(node, "attr", ""))
+            assert not re.search(r"MINI|HYPERPRIOR|PALETTE|FLOAT16|CONTEXT|has_hyperprior", named)
+
+
+@pytest.mark.parametrize("path", [*modules("pillow_sdz").values()], ids=lambda path: path.stem)
+def test_files_are_short(path: Path) -> None:
+    """Of 400 lines at most, or with a reason for more in the first comment."""
+    text = path.read_text()
+    comment = re.search(r"^#.*$", text, re.M)
+    has_reason = comment is not None and "longer than 400 lines" in comment[0]
+    assert len(text.splitlines()) <= 400 or has_reason
+
+
+def test_pillows_private_names_are_in_one_file() -> None:
+    for name, path in modules("pillow_sdz").items():
+        if name == "pillow_sdz.pillow_private":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("PIL._"):
+                assert (node.module, name) == ("PIL._imaging", "pillow_sdz.SdzImagePlugin")
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+                assert ast.unparse(node.value) not in ("Image", "ImageFile"), ast.unparse(node)
