@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from .arrays import Box
     from .chunks import Animation, Denoising
     from .codec import Frames
+
+
+# Bytes of a file that is held in memory.  Chosen: far more than a picture of 100 megapixels has.
+HELD = 64 << 20
 
 
 def _accept(prefix: bytes) -> bool:
@@ -49,6 +54,11 @@ class SdzImageFile(ImageFile.ImageFile):
         # From here on it is an SDZ file, so that whatever is wrong with it is an OSError: anything
         # that Pillow takes for "not this format" would hide the reason from the user.
         reader = container.Reader(self.fp)
+        if self.filename and reader.file_size <= HELD:
+            # A file that `Image.open` has opened itself: what is still to be decoded must not
+            # change if a picture is saved under the same name.
+            self.fp.seek(0)
+            reader = container.Reader(BytesIO(self.fp.read()))
         header = reader.header
         # Pillow checks again, but only after the metadata has been read.
         check_pixels(header.size)

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -680,3 +681,37 @@ class TestDamage:
             im.seek(5)
             with pytest.raises(OSError, match="truncated"):
                 im.load()
+
+
+class TestSavingOverItself:
+    """What is still to be decoded does not need the file that is being written."""
+
+    @pytest.fixture
+    def path(self, animation: bytes, tmp_path: Path) -> Path:
+        path = tmp_path / "a.sdz"
+        path.write_bytes(animation)
+        return path
+
+    def test_all_frames(self, path: Path) -> None:
+        with Image.open(path) as im:
+            frames = im.n_frames
+            im.save(path, save_all=True)
+        with Image.open(path) as again:
+            assert again.n_frames == frames
+            for number in range(frames):
+                again.seek(number)
+                again.load()
+
+    @pytest.mark.parametrize("whole", [True, False], ids=["animation", "picture"])
+    def test_as_an_appended_image(self, path: Path, whole: bool) -> None:
+        if not whole:
+            with Image.open(path) as im:
+                im.save(path)
+        with Image.open(path) as other:
+            first = Image.new("RGB", other.size)
+            first.save(path, save_all=True, append_images=[other])
+            frames = 1 + other.n_frames
+        with Image.open(path) as again:
+            assert again.n_frames == frames
+            again.seek(frames - 1)
+            assert again.getextrema() != ((0, 0),) * 3
