@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from safetensors.numpy import save_file
 from model_registry import autoencoder_directory, hub_cache, no_network, registry
 from pillow_sdz import save_latents
 from pillow_sdz.cli import main
-from pillow_sdz.cli.messages import one_line_logs, printable
+from pillow_sdz.cli.messages import one_line_each, printable
 
 __all__ = ["hub_cache", "no_network", "registry"]
 
@@ -161,13 +162,35 @@ def test_a_damaged_list_of_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert_harmless(out + err)
 
 
+def test_warnings(
+    monkeypatch: pytest.MonkeyPatch, photo: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those about a file name it; there are others, too."""
+
+    def warning(*_: object, **__: object) -> list[str]:
+        warnings.warn(HOSTILE, stacklevel=1)
+        return []
+
+    photo.save("x.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", warning)
+        main(["encode", "x.png"])
+    with monkeypatch.context() as patch:
+        patch.setattr("pillow_sdz.models.names", warning)
+        main(["models", "fetch", "none"])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(r"sdz: x.png: warning: a\x1b[2J")
+    assert any(line.startswith(r"sdz: warning: a\x1b[2J") for line in lines)
+    assert_harmless("\n".join(lines))
+
+
 def test_what_libraries_log(capsys: pytest.CaptureFixture[str]) -> None:
     """transformers logs the names of tensors that it does not expect."""
     logger = logging.getLogger("test_what_libraries_log")
     handler = logging.StreamHandler(sys.stderr)
     logger.addHandler(handler)
     try:
-        with one_line_logs():
+        with one_line_each():
             logger.warning("not used: %s", HOSTILE)
         logger.warning("as\nbefore")
     finally:

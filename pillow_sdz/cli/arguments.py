@@ -16,6 +16,10 @@ from .. import catalogue, chunks
 # Standard input or output, as an argument. A file of this name is called ./-.
 STREAM = Path("-")
 
+# Processes that may be asked for. Chosen: more than any machine has cores for.
+MOST_JOBS = 1000
+
+# Factors of the units of sizes, decimal and (IEC 80000-13) binary.
 UNITS = {"": 1, "k": 1000, "m": 1000**2, "ki": 1024, "mi": 1024**2}
 
 
@@ -142,7 +146,7 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-j",
         "--jobs",
-        type=integer(1, 1000),
+        type=integer(1, MOST_JOBS),
         metavar="N",
         help="work on N files at once, each in a process of its own; default: the number of"
         " processor cores that this program may use",

@@ -107,11 +107,4 @@ class Decoder:
             report.after = len(data)
             if self.verbose:
                 frames = frame_count(image) if all_frames else 1
-                report.say(_line(job, report, image.width * image.height * frames))
-
-
-def _line(job: Job, report: Report, pixels: int) -> str:
-    """What --verbose says of a file."""
-    line = f"{job.source} -> {job.target}: {report.after:,} bytes"
-    line += f", {8 * report.after / pixels:.3f} bits per pixel"
-    return f"{line}, {report.metadata:,} bytes of it metadata" if report.metadata else line
+                report.say_written(job.target, image.width * image.height * frames)

@@ -142,44 +142,50 @@ class Encoder:
             report.after = len(data)
             report.metadata = written.info["sdz"]["bytes"]["metadata"]
             if self.verbose:
-                report.say(_line(job, report, written))
+                pixels = written.width * written.height * frame_count(written)
+                report.say_written(job.target, pixels)
 
     def _encoded(self, source: Path | IO[bytes], report: Report) -> bytes:
         """The picture as an .sdz file, in memory: a process that is killed leaves no other."""
-        encoded = io.BytesIO()
         with open_picture(source) as image:
             deep = needs_scaling(image, report)
-            frames: dict[str, Any] = {}
-            if is_animation(image):
-                # A GIF that does not say how often it is shown is shown once.
-                loop = image.info.get("loop", int(image.format == "GIF"))
-                frames = {"save_all": True, "loop": loop}
-            else:
-                warn_of_frames(image, report)
+            frames = _frame_options(image, report)
             image.load()
             kept = {} if self.strip else _kept(image, report)
             turn = self.strip and orientation(image) != UPRIGHT
-            picture: Image.Image = image
-            if deep or turn:
+            if not (deep or turn):
+                return self._saved(image, kept, frames)
 
-                def changed(frame: Image.Image) -> Image.Image:
-                    frame = scaled(frame) if deep else frame
-                    return upright(frame) if turn else frame
+            def changed(frame: Image.Image) -> Image.Image:
+                frame = scaled(frame) if deep else frame
+                return upright(frame) if turn else frame
 
-                picture, others = changed_frames(image, changed)
-                frames |= others if frames else {}
-            about: dict[str, Any] = {"exif": b"", "xmp": b"", **kept}
-            if self.strip:
-                about["chunks"] = []  # which a picture from another .sdz file may have
-            try:
-                picture.save(encoded, "SDZ", **self.save_options, **about, **frames)
-            except ValueError as error:
-                size = sum(map(len, kept.values()))
-                if "target_size" not in self.save_options or not size:
-                    raise
-                msg = f"{error}; {size:,} bytes of metadata are kept (--strip leaves them out)"
-                raise ValueError(msg) from error
+            first, others = changed_frames(image, changed)
+            return self._saved(first, kept, {**frames, **others} if frames else {})
+
+    def _saved(self, picture: Image.Image, kept: dict[str, bytes], frames: dict[str, Any]) -> bytes:
+        about: dict[str, Any] = {"exif": b"", "xmp": b"", **kept}
+        if self.strip:
+            about["chunks"] = []  # which a picture from another .sdz file may have
+        encoded = io.BytesIO()
+        try:
+            picture.save(encoded, "SDZ", **self.save_options, **about, **frames)
+        except ValueError as error:
+            size = sum(map(len, kept.values()))
+            if "target_size" not in self.save_options or not size:
+                raise
+            msg = f"{error}; {size:,} bytes of metadata are kept (--strip leaves them out)"
+            raise ValueError(msg) from error
         return encoded.getvalue()
+
+
+def _frame_options(image: Image.Image, report: Report) -> dict[str, Any]:
+    """Options that save all frames of an animation."""
+    if is_animation(image):
+        # A GIF that does not say how often it is shown is shown once.
+        return {"save_all": True, "loop": image.info.get("loop", int(image.format == "GIF"))}
+    warn_of_frames(image, report)
+    return {}
 
 
 def _kept(picture: Image.Image, report: Report) -> dict[str, bytes]:
@@ -193,11 +199,3 @@ def _kept(picture: Image.Image, report: Report) -> dict[str, bytes]:
         else:
             kept[name] = data
     return kept
-
-
-def _line(job: Job, report: Report, written: Image.Image) -> str:
-    """What --verbose says of a file."""
-    pixels = written.width * written.height * frame_count(written)
-    line = f"{job.source} -> {job.target}: {report.after:,} bytes"
-    line += f", {8 * report.after / pixels:.3f} bits per pixel"
-    return f"{line}, {report.metadata:,} bytes of it metadata" if report.metadata else line

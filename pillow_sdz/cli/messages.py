@@ -10,8 +10,10 @@ import contextlib
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from PIL import UnidentifiedImageError
 
@@ -105,15 +107,28 @@ class _OneLineRecord(logging.LogRecord):
         return printable(" ".join(super().getMessage().split()))
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    complain("warning", " ".join(str(message).split()))
+
+
 @contextlib.contextmanager
-def one_line_logs() -> Iterator[None]:
-    """Have all loggers write one printable line for each message.
+def one_line_each() -> Iterator[None]:
+    """Have warnings and what libraries log printed as one printable line each.
 
     diffusers and transformers log the names of tensors, which come from a model's folder.
     """
     before = logging.getLogRecordFactory()
     logging.setLogRecordFactory(_OneLineRecord)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            yield
     finally:
         logging.setLogRecordFactory(before)

@@ -21,7 +21,7 @@ from .demo import add_demo
 from .encode import add_encode
 from .info import add_info
 from .latents import add_latents
-from .messages import StdoutError, complain, flush, note, one_line_logs, printable, reason
+from .messages import StdoutError, complain, flush, note, one_line_each, printable, reason
 from .models import add_models
 from .shell import add_completion, add_manpage
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for complaint in complaints:
                 note(f"sdz: {complaint}")
             return 2
-        with one_line_logs():
+        with one_line_each():
             status: int = options.run(options)
         flush()
     except KeyboardInterrupt:

@@ -37,6 +37,14 @@ class Report:
         """Have a line of results printed."""
         self.lines.append((False, line))
 
+    def say_written(self, target: Path, pixels: int) -> None:
+        """Have a line printed about the file that was written of so many pixels."""
+        line = f"{self.name} -> {target}: {self.after:,} bytes"
+        line += f", {8 * self.after / pixels:.3f} bits per pixel"
+        if self.metadata:
+            line += f", {self.metadata:,} bytes of it metadata"
+        self.say(line)
+
     def warn(self, message: str) -> None:
         """Have a line about this file printed, once."""
         self.remark(f"{self.name}: {message}")
