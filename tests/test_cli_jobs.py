@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from pillow_sdz.cli import main, running
+from pillow_sdz.cli.cores import _quotas, cores
 from pillow_sdz.cli.reports import Report
-from pillow_sdz.cli.workers import Workers, _quotas, cores
+from pillow_sdz.cli.workers import Workers
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
@@ -77,7 +78,9 @@ def test_caches(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_short_run_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "ALONE", 1000)
-    monkeypatch.setattr(running, "Workers", lambda *_: pytest.fail("a process is started"))
+    monkeypatch.setattr(
+        "pillow_sdz.cli.workers.Workers", lambda *_: pytest.fail("a process is started")
+    )
     assert main(["encode", "album", "-o", "out", "-j", "4"]) == 1
 
 
@@ -243,7 +246,7 @@ def test_no_control_groups(tmp_path: Path) -> None:
 
 def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     quotas: list[float] = []
-    monkeypatch.setattr("pillow_sdz.cli.workers._quotas", lambda *_: iter(quotas))
+    monkeypatch.setattr("pillow_sdz.cli.cores._quotas", lambda *_: iter(quotas))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5, 7}, raising=False)
     assert cores() == 4
     quotas.append(1.6)

@@ -6,7 +6,7 @@
     pictures                                    opening pictures of any format
     running workers targets                     many files, processes, writing
     files reports metadata                      what is read, what became of it
-    arguments messages                          what comes in and what is said
+    arguments messages cores                    what comes in, what is said, where it runs
 
 Each imports only from the lines below its own; but `encode` hands files of latents to `latents`.
 """

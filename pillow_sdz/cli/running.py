@@ -9,10 +9,10 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from .. import progress
+from .cores import cores
 from .files import Found
 from .messages import note, printable, say
 from .reports import Item, Report, Summary, Work, run
-from .workers import Workers, cores
 
 # Seconds that a stage of a picture takes before its bar appears. Chosen: most pictures take less.
 PATIENCE = 1
@@ -59,6 +59,8 @@ def _reports(work: Work[Item], items: Sequence[Item], jobs: int) -> Generator[Re
     begin = time.monotonic()
     for number, item in enumerate(items):
         if jobs > 1 and number and number < len(items) - 1 and time.monotonic() - begin > ALONE:
+            from .workers import Workers  # takes multiprocessing, which short runs need not
+
             left = items[number:]
             with Workers(work, min(jobs, len(left))) as workers:
                 yield from workers.map(left)
