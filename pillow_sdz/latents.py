@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from . import adaptive, alpha, codec, container, interchange, models, save_options
+from . import adaptive, codec, container, interchange, mask, models, save_options
 from .atomic import replacing
 from .container import Chunk, Denoising, Header
 from .entropy import SYMBOL_LIMIT
@@ -97,7 +97,7 @@ def save_latents(
     icc_profile: bytes | None = None,
     xmp: bytes | str | None = None,
     provenance: Mapping[str, Any] | None = None,
-    alpha_mask: ArrayLike | None = None,
+    alpha_mask: ArrayLike | torch.Tensor | None = None,
 ) -> None:
     """Write latents as an `.sdz` file, which `Image.open` shows where the model is installed.
 
@@ -122,7 +122,8 @@ def save_latents(
 
     The rest is kept in the file: ``prompt`` and ``denoise`` for the denoising of the picture,
     ``exif``, ``icc_profile`` and ``xmp``, all as in ``Image.save``; ``provenance``, an object that
-    JSON knows; and ``alpha_mask`` (height, width), whose values are n/255.
+    JSON knows; and ``alpha_mask``, whose values are n/255 as any type of floats has them, (height,
+    width), or up to ``factor`` - 1 more of each where the picture was rounded down to its latents.
 
     ValueError for what cannot be written, before anything is.
     """
@@ -150,7 +151,7 @@ def save_latents(
         *save_options.known_metadata(options),
         *save_options.for_decoding(for_decoding, spec, coding),
         *_provenance_chunk(provenance),
-        *_mask_chunk(alpha_mask, size),
+        *_mask_chunk(alpha_mask, size, spec.factor),
     ]
     header = Header(
         "RGB",
@@ -214,7 +215,7 @@ def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
         if entry.type in container.CODED:
             coded[entry] = Chunk(entry.type, data)
         else:
-            info |= _info(entry.type, data, header.size)
+            info |= _info(entry.type, data, header)
     if complaint := _too_much_work(header, coded.values()):
         raise OSError(complaint)
     found = codec.Frames(
@@ -263,6 +264,29 @@ def imported(part: LatentFile, fp: IO[bytes], *, model: str, **options: Any) -> 
     )
 
 
+def together(paths: Iterable[Path]) -> list[list[Path]]:
+    """The `.sdz` files, those in one list that are the resolutions of one cache.
+
+    Those that cannot be read are alone; `exported` says why.
+    """
+    return interchange.together((path, _origin(path)) for path in paths)
+
+
+def _origin(path: Path) -> Origin | None:
+    """Where a file says that its latents are from; None if it does not, or is damaged."""
+    try:
+        with path.open("rb") as file:
+            reader = container.Reader(file)
+            for entry in reader:
+                if entry.type == container.PROVENANCE:
+                    return Origin.parse(_parse_provenance(reader.data(entry)))
+                if entry.type in container.CODED:
+                    break
+    except (OSError, ValueError):
+        pass
+    return None
+
+
 def exported(path: Path, format: str) -> LatentFile:
     """What `interchange.write` needs to write the latents of an `.sdz` file in another format."""
     found = open_latents(path)
@@ -270,7 +294,8 @@ def exported(path: Path, format: str) -> LatentFile:
     if "layout" in provenance:
         origin = Origin.parse(provenance)
     else:
-        origin = Origin("plain", format, found.latents.dtype.name, batched=found.latents.ndim == 4)
+        layout = "comfyui" if format == ".latent" else "plain"
+        origin = Origin(layout, format, found.latents.dtype.name, batched=found.latents.ndim == 4)
     layout = interchange.layout_for(format, origin)
     latents: Array = found.latents
     if layout != "plain" and not interchange.is_scaled(
@@ -451,37 +476,10 @@ def _parse_provenance(data: bytes) -> dict[str, Any]:
     return parsed
 
 
-def _mask_chunk(mask: ArrayLike | None, size: tuple[int, int]) -> list[Chunk]:
-    if mask is None:
-        return []
-    values = np.asarray(mask)
-    width, height = size
-    if values.shape != (height, width):
-        msg = f"alpha_mask has the shape {values.shape}, the picture has {height, width}"
-        raise ValueError(msg)
-    exact = values.dtype.kind in "fiub"
-    if exact:
-        with np.errstate(invalid="ignore"):  # NaN becomes something else, and is found so
-            levels = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
-        exact = np.array_equal(_mask_of(levels), values)
-    if not exact:
-        msg = "alpha_mask has values other than n/255, which cannot be kept exactly"
-        raise ValueError(msg)
-    return [Chunk(container.MASK, alpha.encode(Image.fromarray(levels)))]
-
-
-def _parse_mask(data: bytes, size: tuple[int, int]) -> NDArray[np.float32]:
-    # A mask is pixels, of which two bytes may ask for as many as the header says.
-    Image._decompression_bomb_check(size)
-    try:
-        return _mask_of(np.asarray(alpha.decode(data, size)))
-    except OSError as e:
-        msg = "damaged SDZ file: chunk mASK is no alpha channel of the picture's size"
-        raise OSError(msg) from e
-
-
-def _mask_of(levels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return levels.astype(np.float32) / np.float32(255)
+def _mask_chunk(
+    given: ArrayLike | torch.Tensor | None, size: tuple[int, int], factor: int
+) -> list[Chunk]:
+    return [] if given is None else [Chunk(container.MASK, mask.encode(given, size, factor))]
 
 
 # what has been read
@@ -501,7 +499,7 @@ def _spec(header: Header) -> models.ModelSpec:
     return spec
 
 
-def _info(type: bytes, data: bytes, size: tuple[int, int]) -> dict[str, Any]:
+def _info(type: bytes, data: bytes, header: Header) -> dict[str, Any]:
     """What a chunk before the latents says, named as the keyword of `save_latents`."""
     if type == container.EXIF:
         return {"exif": container.EXIF_PREFIX + data}
@@ -516,5 +514,5 @@ def _info(type: bytes, data: bytes, size: tuple[int, int]) -> dict[str, Any]:
     if type == container.PROVENANCE:
         return {"provenance": _parse_provenance(data)}
     if type == container.MASK:
-        return {"alpha_mask": _parse_mask(data, size)}
+        return {"alpha_mask": mask.decode(data, header.size, header.factor)}
     return {}
