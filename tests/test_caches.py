@@ -155,7 +155,10 @@ def test_no_resolution_replaces_another(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, **kohya())
     (part,) = interchange.read(path)
-    with (tmp_path / "b.npz").open("wb") as file, pytest.raises(ValueError, match="two arrays called"):
+    with (
+        (tmp_path / "b.npz").open("wb") as file,
+        pytest.raises(ValueError, match="two arrays called"),
+    ):
         interchange.write(file, ".npz", [part, part])
 
 
