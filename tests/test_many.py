@@ -217,6 +217,7 @@ def test_a_killed_command_leaves_whole_files_and_the_next_one_does_the_rest(
 
 
 @posix_only
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("command", ["encode", "decode"])
 def test_ctrl_c_leaves_whole_files_and_nothing_else(
     command: str, environment: dict[str, str], tmp_path: Path
