@@ -92,7 +92,8 @@ def test_kohya_with_several_resolutions(tmp_path: Path) -> None:
     path = tmp_path / "photo_1024x1024_flux.npz"
     arrays = kohya("_8x6") | kohya("_12x4", 12, 4, seed=5) | {"latents": latents(4, 2, 2)}
     np.savez(path, **arrays)  # type: ignore[arg-type]
-    parts = interchange.read(path)
+    with pytest.warns(UserWarning, match="not kept: 'latents'$"):
+        parts = interchange.read(path)
     assert [part.origin.resolution for part in parts] == ["_8x6", "_12x4"]
     del arrays["latents"]  # which without an original_size is none of sd-scripts'
     np.savez(path, **arrays)  # type: ignore[arg-type]
@@ -102,7 +103,8 @@ def test_kohya_with_several_resolutions(tmp_path: Path) -> None:
 def test_someone_elses_npz_is_plain(tmp_path: Path) -> None:
     path = tmp_path / "mine.npz"
     np.savez(path, latents=latents(3, 4, 8, 6), labels=np.arange(3))
-    (part,) = interchange.read(path)
+    with pytest.warns(UserWarning, match="not kept: 'labels'$"):
+        (part,) = interchange.read(path)
     assert part.origin == Origin("plain", ".npz", batched=True)
     assert part.latents.shape == (3, 4, 8, 6)
 
@@ -225,8 +227,9 @@ def test_big_endian_and_fortran_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(part.latents, array)
 
 
+@pytest.mark.filterwarnings("ignore:.*has no place for:UserWarning")
 def test_one_format_to_another(tmp_path: Path) -> None:
-    """What the other layout has no place for is left out."""
+    """What the other layout has no place for is left out (test_caches.py: and named)."""
     path = tmp_path / "x.npz"
     arrays = kohya()
     np.savez(path, **arrays)  # type: ignore[arg-type]
@@ -389,6 +392,14 @@ def test_a_bomb_is_refused_by_its_declared_size(
     np.savez_compressed(path, latents=array)
     with pytest.raises(ValueError, match="the limit is 1048576"):
         interchange.read(path)
+    # Of all arrays together, also of those that nobody asked for.
+    half = np.zeros((4, 256, 250), np.float16)
+    np.savez_compressed(path, latents=half, more=half)
+    with pytest.warns(UserWarning, match="not kept: 'more'"):
+        assert interchange.read(path)[0].latents.shape == half.shape
+    np.savez_compressed(path, latents=half, more=half, another=half)
+    with pytest.raises(ValueError, match="the limit is 1048576"):
+        interchange.read(path)
     np.savez(path, latents=array)  # as large, but nothing that inflates
     assert interchange.read(path)[0].latents.shape == array.shape
 
@@ -409,6 +420,7 @@ def test_every_truncation_is_refused(tmp_path: Path, suffix: str) -> None:
             interchange.read(path)
 
 
+@pytest.mark.filterwarnings("ignore:.*not kept:UserWarning")  # by names with other bits
 @pytest.mark.parametrize("suffix", [".npz", ".npy", ".latent"])
 def test_flipped_bits_end_in_an_error_or_in_latents(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / ("x" + suffix)

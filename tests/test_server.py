@@ -312,13 +312,13 @@ def test_too_many_at_once_are_sent_away(
         "upload": (functools.partial(client.post, "/", content=data), 201),
         "serve": (functools.partial(client.get, place), 200),
     }[way]
-    with ThreadPoolExecutor(13) as pool:
+    with ThreadPoolExecutor(13) as pool, contextlib.ExitStack() as stack:
+        stack.callback(release.touch)
         asked = [pool.submit(ask) for _ in range(13)]
-        refused = [one.result() for one in islice(as_completed(asked), 10)]
+        refused = [one.result() for one in islice(as_completed(asked, STARTS), 10)]
         # The event loop is free meanwhile, and a file as it is needs no work.
         assert client.get("/" + "0" * 64).status_code == 404
         assert client.get(place, headers={"Accept": "image/x-sdz"}).status_code == 200
-        release.touch()
     assert {one.status_code for one in refused} == {503}
     assert {one.headers["retry-after"] for one in refused} == {"1"}
     assert sorted(one.result().status_code for one in asked) == [due] * 3 + [503] * 10
