@@ -9,8 +9,9 @@ Three layouts are read and written:
 - ``plain``: one array alone in an `.npz`, `.npy` or `.safetensors` file, which is taken to hold
   latents as diffusers' pipelines hand them over with ``output_type="latent"``.
 
-What such a file holds besides is written again with it, or a warning names it. Whatever the bytes,
-reading raises OSError (damaged) or ValueError (sound, but no latents).
+What such a file holds besides is written again with it, or a warning names it; but for the order of
+bytes and of dimensions in memory, which change no value. Whatever the bytes, reading raises OSError
+(damaged) or ValueError (sound, but no latents).
 """
 
 from __future__ import annotations
@@ -470,6 +471,10 @@ def _kohya_part(array: Callable[[str], Array | None], resolution: str) -> Latent
         raise ValueError(msg)
     others = {name: array(name + resolution) for name in _USUAL}
     dtypes = {name: values.dtype.name for name, values in others.items() if values is not None}
+    for name, dtype in dtypes.items():
+        if dtype not in _NUMBERS:
+            msg = f"{name}{resolution} is an array of {dtype}"
+            raise ValueError(msg)
     origin = Origin(
         "kohya",
         ".npz",
@@ -487,11 +492,14 @@ def _integers(
     arrays: Mapping[str, Array | None], name: str, count: int, resolution: str
 ) -> tuple[int, ...] | None:
     """So many integers in one of a cache's arrays, where it has that."""
-    values = arrays[name]
-    if values is not None and (values.shape != (count,) or values.dtype.kind not in "iu"):
-        msg = f"{name}{resolution} is not {count} integers"
+    array = arrays[name]
+    if array is None:
+        return None
+    values = tuple(array.tolist()) if array.shape == (count,) else ()
+    if not _are_integers(values, count):
+        msg = f"{name}{resolution} is not {count} integers below 2^31"
         raise ValueError(msg)
-    return None if values is None else tuple(values.tolist())
+    return values
 
 
 def _write_kohya(file: IO[bytes], parts: Sequence[LatentFile]) -> None:
@@ -504,8 +512,8 @@ def _write_kohya(file: IO[bytes], parts: Sequence[LatentFile]) -> None:
             raise ValueError(msg)
         arrays |= more
     if len(parts) < parts[0].origin.parts:
-        missing = f"{len(parts)} of its {parts[0].origin.parts} resolutions"
-        warnings.warn(f"of this cache there are only {missing}", stacklevel=3)
+        msg = f"only {len(parts)} of this cache's {parts[0].origin.parts} resolutions are there"
+        warnings.warn(msg, stacklevel=3)
     _save_npz(file, arrays)
 
 

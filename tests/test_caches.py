@@ -145,7 +145,7 @@ def test_a_resolution_that_is_missing_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, **kohya("_8x6"), **kohya("_12x4", 12, 4))
     _, second = encoded(path, tmp_path / "a.sdz")
-    with pytest.warns(UserWarning, match="only 1 of its 2 resolutions"):
+    with pytest.warns(UserWarning, match="only 1 of this cache's 2 resolutions are there"):
         again = written([second], tmp_path / "again.npz")
     with np.load(again) as arrays:
         assert set(arrays.files) == set(kohya("_12x4"))

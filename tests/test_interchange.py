@@ -118,6 +118,11 @@ def test_someone_elses_npz_is_plain(tmp_path: Path) -> None:
         ({"latents_flipped": latents(4, 8, 5)}, "does not match"),
         ({"original_size": np.array([1.5, 2])}, "is not 2 integers"),
         ({"crop_ltrb": np.array([1, 2])}, "is not 4 integers"),
+        ({"crop_ltrb": np.array([[1, 2], [3, 4]])}, "is not 4 integers"),
+        ({"original_size": np.array([1 << 31, 2])}, "is not 2 integers below 2\\^31"),
+        ({"original_size": np.array([True, False])}, "is not 2 integers"),
+        ({"original_size": np.array(["8", "6"])}, "original_size is an array of str"),
+        ({"alpha_mask": np.zeros((64, 48), complex)}, "alpha_mask is an array of complex128"),
     ],
 )
 def test_kohya_of_other_shapes(tmp_path: Path, change: dict[str, Array], complaint: str) -> None:
