@@ -7,9 +7,12 @@ command line calls both, file by file.
 from __future__ import annotations
 
 import shutil
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pillow_sdz import interchange, latents, open_latents, save_latents
+from pillow_sdz import alpha, container, interchange, latents, open_latents, save_latents
+from pillow_sdz.container import Chunk
 from pillow_sdz.interchange import Origin
+from sdz_files import framed
 
 Array = NDArray[Any]
 
@@ -405,6 +411,20 @@ def test_masks_of_other_pictures_are_refused(shape: tuple[int, ...], tmp_path: P
         save_latents(
             halves(4, 8, 6), tmp_path / "a.sdz", model="sd1", alpha_mask=np.ones(shape, np.float32)
         )
+
+
+@pytest.mark.parametrize("size", [(56, 64), (48, 72), (40, 64), (65535, 65535), (0, 0)])
+def test_masks_in_files_that_say_another_size_are_refused(size: tuple[int, int]) -> None:
+    """By what their PNG says, before there are any pixels of that size."""
+    file = BytesIO()
+    save_latents(halves(4, 8, 6), file, model="sd1")
+    head, *rest = container.read(file.getvalue())
+    png = bytearray(alpha.png(Image.new("L", (48, 64))))
+    png[17:25] = struct.pack(">II", *size)
+    png[30:34] = struct.pack(">I", zlib.crc32(png[13:30]))
+    data = framed([head, Chunk(container.MASK, bytes(png)), *rest])
+    with pytest.raises(OSError, match="chunk mASK is no alpha channel of the picture's size"):
+        open_latents(BytesIO(data))
 
 
 def test_a_mask_of_a_picture_that_is_rounded_up(tmp_path: Path) -> None:
