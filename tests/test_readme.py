@@ -58,6 +58,7 @@ def run(words: list[str], environment: dict[str, str]) -> None:
     assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
 
 
+@pytest.mark.slow
 def test_snippets(
     photo: Image.Image,
     tmp_path: Path,
