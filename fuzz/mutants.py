@@ -45,7 +45,7 @@ PACKAGE = "pillow_sdz"
 GOAL = 0.9  # of the changes are to be noticed; chosen
 # Chosen: more tests seldom find what these do not, and take longer than all else.
 TESTS = 40
-SECONDS = 300  # for the tests of a change; they take 15 without it
+SECONDS = 120  # for the tests of a change, chosen: they take 5 to 15 without it
 
 NOTICED = ("failed", "hung")
 Position = tuple[int, int]

@@ -6,6 +6,7 @@ command line calls both, file by file.
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 import warnings
@@ -243,6 +244,16 @@ def test_safetensors_come_back(tmp_path: Path, kind: str, dtype: torch.dtype) ->
             assert torch.equal(found, tensor)
 
 
+def test_latents_of_one_picture_are_a_batch_for_comfyui(tmp_path: Path) -> None:
+    """Wherever they come from: its LoadLatent knows nothing else."""
+    array = halves(4, 8, 6)
+    save_latents(array, tmp_path / "a.sdz", model="sd1", lossless="float16", scaled=False)
+    again = written([tmp_path / "a.sdz"], tmp_path / "again.latent")
+    with safe_open(again, "pt") as file:
+        assert set(file.keys()) == {"latent_tensor", "latent_format_version_0"}
+        np.testing.assert_array_equal(file.get_tensor("latent_tensor").numpy(), array[None])
+
+
 def test_old_comfyui_files_come_back_in_half_precision(tmp_path: Path) -> None:
     """They are multiplied and divided in float32, so that rounding them again changes nothing."""
     path = tmp_path / "a.latent"
@@ -322,8 +333,10 @@ def test_tensors_that_are_not_kept_are_named(tmp_path: Path) -> None:
 def test_a_name_that_cannot_be_kept_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, **{"vae/latents": halves(4, 8, 6)})  # type: ignore[arg-type]
-    with pytest.warns(UserWarning, match=r"its array 'vae/latents' is called 'latents' here"):
+    message = r"its array 'vae/latents' is called 'latents' here"
+    with pytest.warns(UserWarning, match=message) as caught:
         interchange.read(path)
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize(
@@ -407,7 +420,8 @@ def test_masks_of_pictures_that_were_rounded_down(
 
 @pytest.mark.parametrize("shape", [(63, 48), (72, 48), (64, 47), (64, 56), (48, 64), (64,)])
 def test_masks_of_other_pictures_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="alpha_mask has the shape"):
+    complaint = rf"alpha_mask has the shape {re.escape(str(shape))}, the picture has \(64, 48\)"
+    with pytest.raises(ValueError, match=complaint):
         save_latents(
             halves(4, 8, 6), tmp_path / "a.sdz", model="sd1", alpha_mask=np.ones(shape, np.float32)
         )

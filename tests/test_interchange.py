@@ -223,6 +223,15 @@ def test_a_batch_of_one_stays_a_batch(tmp_path: Path) -> None:
     assert np.load(path).shape == (1, 4, 8, 6)
 
 
+def test_numpys_second_version(tmp_path: Path) -> None:
+    """For headers of more than 64 KiB; a shorter one is as sound."""
+    path, array = tmp_path / "x.npy", latents(4, 8, 6)
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, array, version=(2, 0))
+    (part,) = interchange.read(path)
+    np.testing.assert_array_equal(part.latents, array)
+
+
 def test_big_endian_and_fortran_order(tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
     array = latents(4, 8, 6)
@@ -288,6 +297,27 @@ def test_an_origin_survives_json() -> None:
     )
     assert Origin.parse(json.loads(json.dumps(origin.json()))) == origin
     assert Origin("plain", ".npy").json() == {"layout": "plain", "format": ".npy"}
+
+
+def test_what_an_origin_leaves_out() -> None:
+    """docs/format.md has the same values."""
+    assert vars(Origin.parse({"layout": "kohya", "format": ".npz"})) == {
+        "layout": "kohya",
+        "format": ".npz",
+        "dtype": "float32",
+        "batched": False,
+        "key": "latents",
+        "resolution": "",
+        "original_size": None,
+        "crop_ltrb": None,
+        "flipped": False,
+        "marked": True,
+        "metadata": {},
+        "dtypes": {},
+        "cache": "",
+        "part": 0,
+        "parts": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -361,6 +391,7 @@ HOSTILE = {
     "text.safetensors": b"no tensors" * 10,
     "lying.npy": npy(FLOATS, bytes(64)),
     "lying.npz": zipped({"latents.npy": npy(FLOATS, bytes(64))}),
+    "longer.npy": npy(FLOATS.replace("4, 1000000, 1000000", "4, 1, 1"), bytes(17)),
     "negative.npy": npy(FLOATS.replace("4, 1000000, 1000000", "-4, -1, 1"), bytes(16)),
     "pickle.npy": saved(np.save, np.array([{}], dtype=object)),
     "pickle.npz": saved(np.savez, latents=np.array([{}], dtype=object)),
