@@ -21,11 +21,16 @@ def encode(alpha: Image.Image) -> bytes:
     levels = [level for level, count in enumerate(alpha.histogram()) if count]
     if len(levels) == 1:
         return bytes([_CONSTANT, levels[0]])
-    png = BytesIO()
+    return png(alpha)
+
+
+def png(alpha: Image.Image) -> bytes:
+    """The data of the ALPH chunk, whatever is in it, as a PNG, which says its size."""
+    file = BytesIO()
     # A band inherits the picture's profile and more, which PNG would write as well.
     alpha.info = {}
-    alpha.save(png, "PNG", optimize=True)
-    return bytes([_PNG]) + png.getvalue()
+    alpha.save(file, "PNG", optimize=True)
+    return bytes([_PNG]) + file.getvalue()
 
 
 def filled(picture: Image.Image) -> Image.Image:
@@ -95,12 +100,13 @@ def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
         msg = "damaged SDZ file: chunk ALPH is neither a constant nor a PNG of the picture's size"
         raise OSError(msg)
     try:
-        with Image.open(BytesIO(_pixels_alone(coded)), formats=["PNG"]) as png:
-            if (png.mode, png.size) != ("L", size):  # what is decoded, whatever was compared
-                msg = f"it is of mode {png.mode} and of the size {png.size}"
+        with Image.open(BytesIO(_pixels_alone(coded)), formats=["PNG"]) as picture:
+            # What is decoded, whatever was compared.
+            if (picture.mode, picture.size) != ("L", size):
+                msg = f"it is of mode {picture.mode} and of the size {picture.size}"
                 raise ValueError(msg)
-            png.load()
-            return png
+            picture.load()
+            return picture
     except Exception as e:  # whatever Pillow's PNG reader makes of hostile bytes
         msg = f"damaged SDZ file: the PNG in chunk ALPH: {e}"
         raise OSError(msg) from e

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from . import catalogue, chunks, codec, container, interchange, keywords
+from . import catalogue, chunks, codec, container, interchange, keywords, mask
 from .atomic import replacing
 from .catalogue import ModelSpec
 from .codings import adaptive
@@ -95,7 +95,7 @@ def save_latents(
     icc_profile: bytes | None = None,
     xmp: bytes | str | None = None,
     provenance: Mapping[str, Any] | None = None,
-    alpha_mask: ArrayLike | None = None,
+    alpha_mask: ArrayLike | torch.Tensor | None = None,
 ) -> None:
     """Write latents as an `.sdz` file, which `Image.open` shows where the model is installed.
 
@@ -120,7 +120,8 @@ def save_latents(
 
     The rest is kept in the file: ``prompt`` and ``denoise`` for the denoising of the picture,
     ``exif``, ``icc_profile`` and ``xmp``, all as in ``Image.save``; ``provenance``, an object that
-    JSON knows; and ``alpha_mask`` (height, width), whose values are n/255.
+    JSON knows; and ``alpha_mask``, whose values are n/255 as any type of floats has them, (height,
+    width), or up to ``factor`` - 1 more of each where the picture was rounded down to its latents.
 
     ValueError for what cannot be written, before anything is.
     """
@@ -146,7 +147,7 @@ def save_latents(
         *keywords.known_metadata(options),
         *keywords.for_decoding(for_decoding, spec, found),
         *_provenance_chunk(provenance),
-        *_mask_chunk(alpha_mask, size),
+        *_mask_chunk(alpha_mask, size, spec.factor),
     ]
     coder = codec.coder_of(spec, found)
     if quantisation is None:
@@ -251,6 +252,30 @@ def imported(part: LatentFile, fp: IO[bytes], *, model: str, **options: Any) -> 
     )
 
 
+def together(paths: Iterable[Path]) -> list[list[Path]]:
+    """The `.sdz` files, those in one list that are the resolutions of one cache.
+
+    Those that cannot be read are alone; `exported` says why.
+    """
+    return interchange.together((path, _origin(path)) for path in paths)
+
+
+def _origin(path: Path) -> Origin | None:
+    """Where a file says that its latents are from; None if it does not, or is damaged."""
+    try:
+        with path.open("rb") as file:
+            reader = container.Reader(file)
+            for entry in reader:
+                if entry.type == chunks.PROVENANCE.type:
+                    data = reader.data(entry)
+                    return Origin.parse(chunks.PROVENANCE.parse(data, reader.header))
+                if entry.type in chunks.CODED:
+                    break
+    except (OSError, ValueError):
+        pass
+    return None
+
+
 def exported(fp: str | os.PathLike[str] | IO[bytes], format: str) -> LatentFile:
     """What `interchange.write` needs to write the latents of an `.sdz` file in another format."""
     found = open_latents(fp)
@@ -258,7 +283,8 @@ def exported(fp: str | os.PathLike[str] | IO[bytes], format: str) -> LatentFile:
     if "layout" in provenance:
         origin = Origin.parse(provenance)
     else:
-        origin = Origin("plain", format, found.latents.dtype.name, batched=found.latents.ndim == 4)
+        layout = "comfyui" if format == ".latent" else "plain"
+        origin = Origin(layout, format, found.latents.dtype.name, batched=found.latents.ndim == 4)
     layout = interchange.layout_for(format, origin)
     latents: Array = found.latents
     if layout != "plain" and not interchange.is_scaled(
@@ -329,23 +355,10 @@ def _provenance_chunk(provenance: Mapping[str, Any] | None) -> list[Chunk]:
     return [keywords.chunk(chunks.PROVENANCE, provenance)] if provenance else []
 
 
-def _mask_chunk(mask: ArrayLike | None, size: tuple[int, int]) -> list[Chunk]:
-    if mask is None:
-        return []
-    values = np.asarray(mask)
-    width, height = size
-    if values.shape != (height, width):
-        msg = f"alpha_mask has the shape {values.shape}, the picture has {height, width}"
-        raise ValueError(msg)
-    exact = values.dtype.kind in "fiub"
-    if exact:
-        with np.errstate(invalid="ignore"):  # NaN becomes something else, and is found so
-            levels = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
-        exact = np.array_equal(chunks.mask_of(levels), values)
-    if not exact:
-        msg = "alpha_mask has values other than n/255, which cannot be kept exactly"
-        raise ValueError(msg)
-    return [keywords.chunk(chunks.MASK, levels)]
+def _mask_chunk(
+    given: ArrayLike | torch.Tensor | None, size: tuple[int, int], factor: int
+) -> list[Chunk]:
+    return [] if given is None else [Chunk(chunks.MASK.type, mask.encode(given, size, factor))]
 
 
 # what has been read
