@@ -583,21 +583,42 @@ def test_a_prompt_cannot_speak_to_the_terminal(
 
 
 def test_a_cache_with_several_resolutions(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It becomes several files, which say that they are one, whatever they are called."""
     path = cache / "c_0048x0064_sd.npz"
     np.savez(path, **cached("_8x6"), **cached("_12x4", 12, 4))
     assert main(["encode", str(path), "-o", "out", "--lossless"]) == 0
-    made = {"c_0048x0064_sd.8x6.sdz", "c_0048x0064_sd.12x4.sdz"}
+    made = {"c_0048x0064_sd.sdz", "c_0048x0064_sd.12x4.sdz"}
     assert files(Path("out")) == made
     capsys.readouterr()
     assert main(["encode", str(path), "-o", "out"]) == 1  # neither is replaced
     assert "exists (--force replaces it, " in capsys.readouterr().err
-    # In whatever order they come.
-    assert main(["latents", *(f"out/{name}" for name in sorted(made)), "-o", "back"]) == 0
+    Path("out/c_0048x0064_sd.12x4.sdz").rename("out/b.sdz")
+    assert main(["latents", "out/c_0048x0064_sd.sdz", "out/b.sdz", "-o", "back"]) == 0
     assert files(Path("back")) == {path.name}
     with np.load(path) as first, np.load("back/" + path.name) as second:
         assert set(second.files) == set(first.files)
         for key in first.files:
             np.testing.assert_array_equal(second[key], first[key])
+
+
+def test_names_that_look_like_resolutions_mean_nothing(cache: Path) -> None:
+    """What are several files stays so."""
+    for name in ("wall.96x64", "wall.64x96"):
+        np.savez(f"{name}.npz", latents=np.zeros((4, 8, 6), np.float32))
+    assert main(["encode", "wall.96x64.npz", "wall.64x96.npz", "-o", "out", "--lossless"]) == 0
+    assert main(["latents", "out", "-o", "back"]) == 0
+    assert files(Path("back")) == {"wall.96x64.npz", "wall.64x96.npz"}
+
+
+def test_a_resolution_never_takes_another_inputs_name(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez("c.npz", **cached("_8x6"), **cached("_12x4", 12, 4))
+    np.savez("c.12x4.npz", latents=np.zeros((4, 8, 6), np.float32))
+    for inputs in (["c.npz", "c.12x4.npz"], ["c.12x4.npz", "c.npz"]):
+        assert main(["encode", *inputs, "-o", "out", "--lossless", "--force"]) == 1
+        assert "out/c.12x4.sdz is written from c.12x4.npz\n" in capsys.readouterr().err
+        assert open_latents("out/c.12x4.sdz").latents.shape == (4, 8, 6)
 
 
 def test_comfyui_there_and_back(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

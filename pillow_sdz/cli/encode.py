@@ -104,7 +104,7 @@ def _run(options: argparse.Namespace) -> int:
     encoder = Encoder(
         given(options, *names),
         tuple(of_latents),
-        LatentEncoder.of(options, targets),
+        LatentEncoder.of(options, targets, planned),
         targets,
         strip=options.strip,
         verbose=options.verbose,

@@ -99,14 +99,14 @@ def _files_below(folder: Path) -> tuple[list[Path], int, bool]:
     for parent, _, names in os.walk(folder, onerror=unreadable):
         for name in names:
             path = Path(parent, name)
-            if not name.startswith(APPLE_DOUBLE) and _is_regular(path):
+            if not name.startswith(APPLE_DOUBLE) and is_regular(path):
                 files.append(path)
             else:
                 others += 1
     return sorted(files), others, readable
 
 
-def _is_regular(path: Path) -> bool:
+def is_regular(path: Path) -> bool:
     """Whether this is a file with contents, or a link to one: no pipe, device or lost link."""
     try:
         return stat.S_ISREG(path.stat().st_mode)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -14,6 +13,7 @@ from .files import (
     LATENT_SUFFIXES,
     Job,
     find,
+    is_regular,
     jobs,
     readable,
     sdz_files,
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 # sd-scripts caches what its text encoders return beside the latents, under these names.
 TEXT_ENDINGS = ("_te", "_te_outputs")
-
-# A cache with several resolutions becomes several .sdz files, whose names end in this.
-RESOLUTION = re.compile(r"(.+)\.(\d+x\d+)")
 
 
 def latent_files(paths: list[Path]) -> list[Path]:
@@ -52,16 +49,18 @@ class LatentEncoder:
     model: str | None
     for_pictures: tuple[str, ...]  # options that were given, but are not for latents
     targets: Targets
+    sources: dict[Path, Path]  # of the command's targets; a file of latents may have more of them
     verbose: bool
 
     @classmethod
-    def of(cls, options: argparse.Namespace, targets: Targets) -> Self:
+    def of(cls, options: argparse.Namespace, targets: Targets, planned: list[Job]) -> Self:
         """The encoder for a command line."""
         return cls(
             given(options, "quality", "step", "lossless", "coding", "effort", "prompt"),
             options.model,
             tuple(given(options, "target_size", "tune")),
             targets,
+            {job.target.absolute(): job.source for job in reversed(planned)},
             options.verbose,
         )
 
@@ -75,19 +74,24 @@ class LatentEncoder:
             raise ValueError(msg)
         source = readable(job.source)
         parts = interchange.read(job.source)
-        targets = [job.target]
-        if len(parts) > 1:
-            if job.target == STREAM:
-                msg = f"it has {len(parts)} resolutions, standard output takes one file"
-                raise ValueError(msg)
-            targets = [job.target.with_suffix(f".{p.origin.resolution[1:]}.sdz") for p in parts]
+        if len(parts) > 1 and job.target == STREAM:
+            msg = f"it has {len(parts)} resolutions, standard output takes one file"
+            raise ValueError(msg)
         written = [
-            self._encode(part, replace(job, target=target), report)
-            for part, target in zip(parts, targets, strict=True)
+            self._encode(part, self._checked(replace(job, target=target)), report)
+            for part, target in zip(parts, interchange.targets(job.target, parts), strict=True)
         ]
         report.skipped = not any(written)
         if not report.skipped:
             report.before = size_of(source)
+
+    def _checked(self, job: Job) -> Job:
+        """The job; OSError if its target is the one that another source of the command has."""
+        other = self.sources.get(job.target.absolute(), job.source)
+        if other != job.source:
+            msg = f"{job.target} is written from {other}"
+            raise FileExistsError(msg)
+        return job
 
     def _encode(self, part: LatentFile, job: Job, report: Report) -> bool:
         """Write one .sdz file; False if it is there already and skipped."""
@@ -142,11 +146,13 @@ def _run(options: argparse.Namespace) -> int:
     suffix = _suffix(options, target)
 
     def named(path: Path) -> str:
-        match = RESOLUTION.fullmatch(path.stem) if suffix == ".npz" else None
-        return (match[1] if match else path.stem) + suffix
+        return path.stem + suffix
 
     found = find(options.inputs, sdz_files, ".sdz files")
-    planned = without_clashes(_together(jobs(options, found, named, target)))
+    planned = jobs(options, found, named, target)
+    if suffix == ".npz":  # of sd-scripts' caches, the only files with several resolutions
+        planned = _together(planned)
+    planned = without_clashes(planned)
     targets = Targets(options.force, options.skip_existing)
     converter = Converter(suffix, targets, options.verbose)
     summary = each(converter, planned, jobs=options.jobs, stdout_is_data=target == STREAM)
@@ -193,11 +199,17 @@ class Converter:
 
 def _together(planned: list[Job]) -> list[Job]:
     """The jobs; those whose sources are the resolutions of one former cache are joined."""
-    joined: dict[object, Job] = {}
-    for job in planned:
-        together = RESOLUTION.fullmatch(job.source.stem) and job.target.stem != job.source.stem
-        key = (job.source.parent, job.target) if together else (job.source, len(joined))
-        first = joined.setdefault(key, job)
-        if first is not job:
-            joined[key] = replace(first, others=(*first.others, job.source))
-    return list(joined.values())
+    from .. import latents
+
+    # What is no file is left alone, and refused when its turn comes.
+    lists = latents.together(job.source for job in planned if _is_file(job.source))
+    others = {first: tuple(rest) for first, *rest in lists}
+    return [
+        replace(job, others=others.get(job.source, ()))
+        for job in planned
+        if job.source in others or not _is_file(job.source)
+    ]
+
+
+def _is_file(path: Path) -> bool:
+    return path != STREAM and is_regular(path)
