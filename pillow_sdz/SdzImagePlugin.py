@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 
 from . import alpha as alpha_channel
 from . import catalogue, chunks, container
-from .container import MAX_CHANGES
+from .order import MAX_CHANGES
 from .pillow_private import DeferredError, check_pixels, undecoded
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class SdzImageFile(ImageFile.ImageFile):
         # Chunks without which the picture can be decoded; for the CRC, before the first load.
         self._unread: list[container.Entry] = []
         entries = self._read_chunks()
-        self._frames = container.frames(entries, len(reader.bands))
+        self._frames = container.Frames(entries, len(reader.bands))
         self._latents: Frames | None = None
         if self.is_animated:
             self._fp = self.fp  # load lets go of fp; Pillow's name for what close closes as well
@@ -93,12 +93,13 @@ class SdzImageFile(ImageFile.ImageFile):
         try:
             for entry in reader:
                 entries.append(entry)
+                if entry.type in chunks.FRAME:
+                    continue
                 kind = chunks.KINDS.get(entry.type)
                 # What is not safe to copy would only take memory.
                 is_copied = not chunks.is_known(entry.type) and chunks.is_safe_to_copy(entry.type)
                 if not is_copied and not (kind is not None and kind.at_open):
-                    if entry.type not in chunks.FRAME:
-                        self._unread.append(entry)
+                    self._unread.append(entry)
                     continue
                 try:
                     data = reader.data(entry)

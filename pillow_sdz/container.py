@@ -9,32 +9,23 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, overload
 
-from . import chunks
-from .chunks import ALPHA, BANDS, CHANGES, CODED, DONE, HEAD, KINDS, MAX_METADATA
+from . import chunks, order
+from .chunks import ALPHA, BANDS, CODED, DONE, FRAME, HEAD
 from .header import LONGEST, Header
+from .order import MAX_LENGTH, Rules
 
 SIGNATURE = b"\x8bSDZ\r\n\x1a\n"
 
-MAX_CHUNKS = 1000  # besides those of the frames; libpng's limit of chunks it keeps
-#: Chunks of an application that a file may hold: what `MAX_CHUNKS` leaves to HEAD, DONE and one of
-#: each known kind.
-MAX_OTHERS = MAX_CHUNKS - len(KINDS) - 2
-# Frames in a row of which a band has no LATN, and all of which a reader that wants the last must
-# decode.  Chosen: in a picture that stands still, its LATN is then most of the bytes.
-MAX_CHANGES = 255
-# No coding needs more for a latent, and a header may lie about anything but this product.
-MAX_BYTES_PER_LATENT = 8
-# Greyscale PNG needs at most 2 bytes per pixel: one and, in a picture of one column, the filter's.
-MAX_BYTES_PER_ALPHA = 2
-SLACK = 1024  # bytes beyond the two limits above, for the fixed cost of tiny pictures
-
-_MAX_LENGTH = (1 << 32) - 1
 _CRC_BYTES = 4
 _TYPE_BYTES = 4
+_PREFIX = 5 + _TYPE_BYTES  # the longest length, and the type
+# Bytes that are read at once after so many chunks in a row that were so short.  Chosen: files of
+# thousands of frames in which nothing changes have ten bytes a frame.
+_READ_AHEAD, _IN_A_ROW, _SHORT = 4096, 16, 32
 
 
 class TruncatedError(OSError):
@@ -72,23 +63,34 @@ class Frame(NamedTuple):
     alpha: list[Entry]  # one, or none
 
 
-def frames(entries: Iterable[Entry], bands: int) -> list[Frame]:
+class Frames(Sequence[Frame]):
     """The frames among the chunks of a file with so many bands; the last may be incomplete."""
-    found: list[Frame] = []
-    for entry in entries:
-        if entry.type in CODED:
-            if not found or len(found[-1].bands) == bands:
-                found.append(Frame([], []))
-            found[-1].bands.append(entry)
-        elif entry.type == ALPHA:
-            found[-1].alpha.append(entry)
-    return found
 
+    def __init__(self, entries: Iterable[Entry], bands: int) -> None:
+        self._bands = bands
+        self._coded: list[Entry] = []
+        self._alphas: list[Entry] = []
+        for entry in entries:
+            if entry.type in CODED:
+                self._coded.append(entry)
+            elif entry.type == ALPHA:
+                self._alphas.append(entry)
 
-def bands(height: int, rows: int | None) -> list[slice]:
-    """The rows of each band of so many rows of latents; ``rows`` are a BAND chunk's, if any."""
-    rows = rows or height
-    return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
+    def __len__(self) -> int:
+        return -(-len(self._coded) // self._bands)
+
+    @overload
+    def __getitem__(self, number: int, /) -> Frame: ...
+
+    @overload
+    def __getitem__(self, number: slice, /) -> list[Frame]: ...
+
+    def __getitem__(self, number: int | slice, /) -> Frame | list[Frame]:
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        first = range(len(self))[number] * self._bands
+        frame = first // self._bands
+        return Frame(self._coded[first : first + self._bands], self._alphas[frame : frame + 1])
 
 
 def size(file: Iterable[Chunk]) -> int:
@@ -111,14 +113,14 @@ def assemble(
 
 def write(file: Iterable[Chunk]) -> bytes:
     """The file made of these chunks, in this order; ValueError where a rule forbids it."""
-    rules: _Rules | None = None
+    rules: Rules | None = None
     parts = [SIGNATURE]
     for chunk in file:
         if rules is None:
             if chunk.type != HEAD:
                 msg = f"the first chunk must be HEAD, not {chunk.type!r}"
                 raise ValueError(msg)
-            rules = _Rules(Header.parse(chunk.data))
+            rules = Rules(Header.parse(chunk.data))
         if complaint := rules.complaint(chunk.type, len(chunk.data)):
             raise ValueError(complaint)
         if chunk.type == BANDS.type and (complaint := rules.cut(chunk.data)):
@@ -149,6 +151,8 @@ class Reader:
 
     def __init__(self, fp: IO[bytes]) -> None:
         self._fp = fp
+        self._ahead, self._ahead_at = b"", 0  # what has been read, and where that begins
+        self._short = 0  # chunks in a row that were short
         fp.seek(0, os.SEEK_END)
         self.file_size = fp.tell()
         fp.seek(0)
@@ -163,10 +167,10 @@ class Reader:
             msg = f"damaged SDZ file: {self._head} has {self._head.length} bytes"
             raise OSError(msg)
         self.header = Header.parse(self.data(self._head))
-        self.bands = bands(self.header.latents[1], None)
+        self.bands = order.bands(self.header.latents[1], None)
 
     def __iter__(self) -> Iterator[Entry]:
-        rules = _Rules(self.header)
+        rules = Rules(self.header)
         entry = self._head
         while True:
             if complaint := rules.complaint(entry.type, entry.length):
@@ -221,10 +225,23 @@ class Reader:
             )
             raise TruncatedError(msg)
 
+    def _prefix(self, offset: int) -> bytes:
+        """Length and type of the chunk that starts at ``offset``, and what may follow them."""
+        at = offset - self._ahead_at
+        if not 0 <= at <= len(self._ahead) - _PREFIX:
+            # After many short chunks, what follows is read as well.
+            near = 0 <= at <= len(self._ahead) + _SHORT
+            self._short = self._short + 1 if near else 0
+            count = _READ_AHEAD if self._short > _IN_A_ROW else _PREFIX
+            self._fp.seek(offset)
+            self._ahead, self._ahead_at, at = self._read(count), offset, 0
+        return self._ahead[at : at + _PREFIX]
+
     def _entry(self, offset: int) -> Entry:
         """The chunk that starts at ``offset``."""
-        self._fp.seek(offset)
-        prefix = self._read(5 + _TYPE_BYTES)
+        prefix = self._prefix(offset)
+        if len(prefix) == _PREFIX and prefix[0] < 0x80 and prefix[1:5] in FRAME:  # most of them
+            return Entry(prefix[1:5], offset, offset + 5, prefix[0])
         length = 0
         for n in range(1, 6):
             if len(prefix) < n:
@@ -232,7 +249,7 @@ class Reader:
             byte = prefix[n - 1]
             length |= (byte & 0x7F) << (7 * (n - 1))
             if byte < 0x80:
-                if length > _MAX_LENGTH or len(_varint(length)) != n:
+                if length > MAX_LENGTH or len(_varint(length)) != n:
                     msg = f"damaged SDZ file: bad chunk length at byte {offset}"
                     raise OSError(msg)
                 type = prefix[n : n + _TYPE_BYTES]
@@ -247,112 +264,6 @@ class Reader:
             raise OSError(msg)
         msg = f"truncated SDZ file: it ends at byte {self.file_size}, before its DONE chunk"
         raise TruncatedError(msg)
-
-
-class _Rules:
-    """Which chunk may stand where, and how large it may be; the same for reader and writer."""
-
-    def __init__(self, header: Header) -> None:
-        self._header = header
-        self._seen: set[bytes] = set()
-        self.bands = bands(header.latents[1], None)
-        self._coded = 0  # LATN and DIFF so far, of all frames
-        self._changes = [0]  # of every band, how many DIFF in a row
-        self._alphas = 0
-        self._others = 0
-        self.done = False
-
-    def cut(self, data: bytes) -> str | None:
-        """Cut the frames as a BAND chunk says; what is wrong with it, or None."""
-        height = self._header.latents[1]
-        try:
-            rows = BANDS.parse(data, self._header)
-        except OSError:
-            return f"BAND has {len(data)} bytes"
-        # Even, since hyperlatents stand for pairs; and a file has only one form.
-        if rows % 2 or not 0 < rows < height:
-            return f"bands of {rows} rows of {height}"
-        self.bands = bands(height, rows)
-        self._changes = [0] * len(self.bands)
-        return None
-
-    def complaint(self, type: bytes, length: int) -> str | None:
-        """What is wrong with this chunk as the next one, or None."""
-        if not chunks.is_type(type):
-            return f"bad chunk type {type!r}"
-        name = type.decode("ascii")
-        if self.done:
-            return f"{name} after DONE"
-        if not chunks.is_known(type):
-            if chunks.is_critical(type):
-                return f"unknown critical chunk {name}, a newer version of pillow-sdz is needed"
-        elif complaint := self._misplaced(type, name):
-            return complaint
-        if length > (limit := self._limit(type)):
-            return f"{name} has {length} bytes, more than the limit of {limit}"
-        if type in CODED:
-            band = self._coded % len(self.bands)
-            self._changes[band] = self._changes[band] + 1 if type == CHANGES else 0
-            self._coded += 1
-        elif type == ALPHA:
-            self._alphas += 1
-        else:
-            if self._others == MAX_CHUNKS:
-                return f"more than {MAX_CHUNKS} chunks"
-            self._others += 1
-            self._seen.add(type)
-        self.done = type == DONE
-        return None
-
-    def _misplaced(self, type: bytes, name: str) -> str | None:
-        """Why a chunk of this known type may not stand here."""
-        mode = self._header.mode
-        frame, band = divmod(self._coded, len(self.bands))  # of the next latents
-        lacks_alpha = self._header.has_alpha and self._alphas < frame
-        if type == ALPHA:
-            if not self._header.has_alpha:
-                return f"ALPH in a file of mode {mode}"
-            if band or not frame:
-                return "ALPH before LATN"
-            return None if lacks_alpha else "second ALPH"
-        if type in CODED or type == DONE:
-            if lacks_alpha:
-                return f"{name} where ALPH is missing, in a file of mode {mode}"
-            return self._miscounted(type, name, frame, band)
-        if type in self._seen:
-            return f"second {name}"
-        if self._coded:
-            return f"{name} after LATN"
-        return None
-
-    def _miscounted(self, type: bytes, name: str, frame: int, band: int) -> str | None:
-        """Why there may be no more latents, or none of this kind, or must be more."""
-        frames = self._header.frames
-        if type == DONE:
-            expected = frames * len(self.bands)
-            return None if frame == frames else f"DONE after {self._coded} LATN of {expected}"
-        if frame == frames:
-            return "more LATN than frames"
-        if type == CHANGES and not frame:
-            return f"{name} in the first frame"
-        if type == CHANGES and self._changes[band] == MAX_CHANGES:
-            return f"more than {MAX_CHANGES} {name} in a row"
-        return None
-
-    def _limit(self, type: bytes) -> int:
-        width, height = self._header.size
-        channels, _, columns = self._header.latents
-        if type == DONE:
-            return 0
-        if type in KINDS:
-            return KINDS[type].limit
-        if type in CODED:
-            band = self.bands[self._coded % len(self.bands)]
-            latents: int = channels * (band.stop - band.start) * columns
-            return min(MAX_BYTES_PER_LATENT * latents + SLACK, _MAX_LENGTH)
-        if type == ALPHA:
-            return min(MAX_BYTES_PER_ALPHA * width * height + SLACK, _MAX_LENGTH)
-        return MAX_METADATA
 
 
 def _varint(value: int) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from . import chunks, container, models
+from . import chunks, models, order
 from .catalogue import DEFAULT, CodingSpec, ModelSpec
 from .chunks import Animation, Denoising, Kind
 from .container import Chunk
@@ -288,8 +288,8 @@ def other_chunks(value: object) -> list[Chunk]:
     msg = "chunks must be a list of (type, data), of types that readers may skip"
     if not isinstance(value, (list, tuple)):
         raise ValueError(msg)
-    if len(value) > container.MAX_OTHERS:
-        msg = f"chunks must be at most {container.MAX_OTHERS}, not {len(value)}"
+    if len(value) > order.MAX_OTHERS:
+        msg = f"chunks must be at most {order.MAX_OTHERS}, not {len(value)}"
         raise ValueError(msg)
     found = []
     for pair in value:

@@ -10,9 +10,10 @@ from typing import IO, NamedTuple
 from PIL import Image
 
 from . import alpha, chunks, codec, container, keywords
-from .container import MAX_CHANGES, Chunk
+from .container import Chunk
 from .header import MAX_SIDE, MODES, Header
 from .keywords import Timing
+from .order import MAX_CHANGES
 
 # What is saved for a picture of each mode. A picture of mode 1, L, P or RGB that has transparency
 # (in its info or palette) is saved with alpha, as LA or RGBA.

@@ -11,9 +11,10 @@ import pytest
 
 from pillow_sdz import container
 from pillow_sdz.chunks import BANDS, PROMPT, Animation, Denoising
-from pillow_sdz.container import MAX_CHANGES, Chunk
+from pillow_sdz.container import Chunk
 from pillow_sdz.header import MODES, Header
-from sdz_files import CountingFile, framed
+from pillow_sdz.order import MAX_CHANGES
+from sdz_files import CountingFile, CountingReads, framed
 
 HEADER = Header(
     mode="RGB",
@@ -222,10 +223,10 @@ def test_where_frames_lie() -> None:
     reader = container.Reader(BytesIO(container.write(chunks)))
     entries = list(reader)
     assert reader.bands == [slice(0, 16), slice(16, 32)]
-    first, second = container.frames(entries, 2)
+    first, second = container.Frames(entries, 2)
     assert first == (entries[2:4], [entries[4]])
     assert second == (entries[5:7], [entries[7]])
-    _, cut = container.frames(entries[:6], 2)
+    _, cut = container.Frames(entries[:6], 2)
     assert cut == ([entries[5]], [])
 
 
@@ -325,3 +326,33 @@ def test_reading_stops_at_what_is_asked_for() -> None:
     fp = CountingFile(container.write([HEAD, Chunk(b"LATN", bytes(1_000_000)), DONE]))
     assert [entry.type for entry in container.Reader(fp)] == [b"HEAD", b"LATN", b"DONE"]
     assert fp.count < 100
+
+
+def test_bands_of_all_frames_are_limited() -> None:
+    """Opening walks over all of them: 65,535 are as many frames as a header can name."""
+    many = [head(size=(16, 16 * 64), frames=2048), band(2)]
+    with pytest.raises(ValueError, match="65536 bands of all frames, more than the limit of 65535"):
+        container.write([*many, LATN])
+    with pytest.raises(OSError, match="65536 bands of all frames, more than the limit of 65535"):
+        container.read(framed([*many, LATN, DONE]))
+    fewer = [head(size=(16, 16 * 64), frames=2047), band(2), *[LATN] * 32 * 2047, DONE]
+    assert len(container.Frames(container.Reader(BytesIO(container.write(fewer))), 32)) == 2047
+
+
+def test_short_reads_are_read_on() -> None:
+    """A raw file may return fewer bytes than it is asked for."""
+
+    class Raw(BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return super().read(min(size, 3) if size and size > 0 else size)
+
+    data = container.write([HEAD, LATN, DONE])
+    reader = container.Reader(Raw(data))
+    assert [reader.data(entry) for entry in reader] == [HEAD.data, LATN.data, b""]
+
+
+def test_thousands_of_chunks_are_read_ahead() -> None:
+    """Short chunks are read by kilobytes; a long one is still not touched."""
+    file = CountingReads(container.write([head(frames=5000), *[Chunk(b"LATN", b"")] * 5000, DONE]))
+    assert len(list(container.Reader(file))) == 5002
+    assert file.calls < 50

@@ -23,6 +23,7 @@ from pillow_sdz import (
     demo,
     models,
     open_latents,
+    order,
     save_latents,
     saving,
     weights,
@@ -166,7 +167,7 @@ class TestWhatIsCoded:
 
     def test_a_new_beginning(self, scene: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
         """A reader never has to decode more than so many chunks for a frame, nor for its alpha."""
-        for module in (container, saving):
+        for module in (order, saving):
             monkeypatch.setattr(module, "MAX_CHANGES", 2)
         picture = scene.copy()
         picture.putalpha(Image.radial_gradient("L").resize(SIZE))
@@ -371,9 +372,9 @@ class TestHowLittleIsDecoded:
 
     def test_any_order_gives_the_same(self, animation: bytes) -> None:
         expected = [frame.tobytes() for frame in frames_of(animation)]
-        for order in itertools.permutations(range(4)):
+        for numbers in itertools.permutations(range(4)):
             with Image.open(BytesIO(animation)) as im:
-                for number in order:
+                for number in numbers:
                     im.seek(number)
                     assert im.tobytes() == expected[number]
 

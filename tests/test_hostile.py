@@ -21,7 +21,7 @@ from pillow_sdz import alpha, catalogue, chunks, codec, container, models
 from pillow_sdz.codings.coding import Frame
 from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
-from sdz_files import CountingFile
+from sdz_files import CountingFile, CountingReads
 
 # Fuzzing is no part of the installed package, so that only the checkout has it.
 sys.path.append(str(Path(__file__).parent.parent))
@@ -171,16 +171,6 @@ def test_what_latents_are_refused(name: str) -> None:
     else:
         with pytest.raises(ALLOWED, match=reason):
             latents_of(FILES[name])
-
-
-class CountingReads(CountingFile):
-    """Counts the calls, too."""
-
-    calls = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self.calls += 1
-        return super().read(size)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import chunks, container, progress
+from .. import chunks, order, progress
 from ..arrays import Latents, Samples
 from ..catalogue import HIGHEST_QUALITY, LOWEST_QUALITY, CodingSpec
 from ..container import Chunk
@@ -132,7 +132,7 @@ class _Encoder:
             steps, hyper = network.refine(pixels, latents * gain, quality, effort)
         with one_blas_thread():
             height, width, _ = latents.shape
-            bands = container.bands(height, self._coding.band_rows(height, width))
+            bands = order.bands(height, self._coding.band_rows(height, width))
             for band in progress.told("coding", bands):
                 if slow:
                     refined = steps[band], hyper[band.start // 2 : -(-band.stop // 2)]
@@ -156,7 +156,7 @@ class _BandEncoder:
     def encode(self, steps: Latents, hyper: Latents) -> Chunk:
         """The chunk of the next frame's latents and hyperlatents, in steps and not rounded."""
         tables, (height, width, _) = Tables.shipped(), steps.shape
-        before = self._before if self._changes < container.MAX_CHANGES else None
+        before = self._before if self._changes < order.MAX_CHANGES else None
         whole = Quantizer(tables, steps, hyper)
         counted = changes.Counted(whole, *hyper.shape[:2])
         coded = self._prior.code(whole if before is None else counted, height, width, self._quality)
