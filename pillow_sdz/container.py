@@ -1,8 +1,8 @@
 """Bytes <-> chunks: the `.sdz` container, as specified in docs/format.md.
 
-Nothing here knows of images, networks or what chunks mean, and no other module knows an offset.
-Whatever the bytes, the only exception that leaves the reading side is an OSError that says what is
-wrong and where.  The writing side raises ValueError for what may not be written.
+This module knows no images, no networks and not what chunks mean.  No other module knows an offset.
+For bad bytes, reading raises OSError and nothing else; the message says what is wrong, and where.
+Writing raises ValueError for what the format forbids.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from .header import LONGEST, Header
 
 SIGNATURE = b"\x8bSDZ\r\n\x1a\n"
 
-MAX_CHUNKS = 1000  # besides those of the frames; libpng's limit of chunks it keeps
-#: Chunks of an application that a file may hold: what `MAX_CHUNKS` leaves to HEAD, DONE and one of
-#: each known kind.
+MAX_CHUNKS = 1000  # without those of the frames; libpng's limit for the chunks that it keeps
+#: How many chunks an application may add: `MAX_CHUNKS` less HEAD, DONE and one of each known kind.
 MAX_OTHERS = MAX_CHUNKS - len(KINDS) - 2
-# Frames in a row of which a band has no LATN, and all of which a reader that wants the last must
-# decode.  Chosen: in a picture that stands still, its LATN is then most of the bytes.
+# How many DIFF a band may have in a row.  A reader must decode all of them to show the last one.
+# Chosen: if the picture stands still, the LATN before them takes more bytes than all of them.
 MAX_CHANGES = 255
-# No coding needs more for a latent, and a header may lie about anything but this product.
+# No coding needs more bytes for a latent.
 MAX_BYTES_PER_LATENT = 8
-# Greyscale PNG needs at most 2 bytes per pixel: one and, in a picture of one column, the filter's.
+# A greyscale PNG needs at most 2 bytes for a pixel: its own, and the row's filter if the picture
+# has one column.
 MAX_BYTES_PER_ALPHA = 2
-SLACK = 1024  # bytes beyond the two limits above, for the fixed cost of tiny pictures
+SLACK = 1024  # bytes added to both limits: what even a tiny picture takes.  Chosen.
 
 _MAX_LENGTH = (1 << 32) - 1
 _CRC_BYTES = 4
@@ -38,7 +38,7 @@ _TYPE_BYTES = 4
 
 
 class TruncatedError(OSError):
-    """The file ends before its DONE chunk does. What was read until then is sound."""
+    """The file ends before its DONE chunk does.  What was read so far is sound."""
 
 
 class Chunk(NamedTuple):
@@ -58,7 +58,7 @@ class Entry(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The offset of the byte after the chunk's last."""
+        """The offset of the first byte after the chunk."""
         return self.start + self.length + _CRC_BYTES
 
     def __str__(self) -> str:
@@ -73,7 +73,7 @@ class Frame(NamedTuple):
 
 
 def frames(entries: Iterable[Entry], bands: int) -> list[Frame]:
-    """The frames among the chunks of a file with so many bands; the last may be incomplete."""
+    """The frames that these chunks form, of ``bands`` bands each; the last may be incomplete."""
     found: list[Frame] = []
     for entry in entries:
         if entry.type in CODED:
@@ -86,31 +86,34 @@ def frames(entries: Iterable[Entry], bands: int) -> list[Frame]:
 
 
 def bands(height: int, rows: int | None) -> list[slice]:
-    """The rows of each band of so many rows of latents; ``rows`` are a BAND chunk's, if any."""
+    """The rows of each band of a frame with ``height`` rows of latents.
+
+    ``rows`` is the value of the BAND chunk, or None if there is no such chunk.
+    """
     rows = rows or height
     return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
 def size(file: Iterable[Chunk]) -> int:
-    """The bytes of a file made of these chunks."""
+    """How many bytes a file of these chunks has."""
     return len(SIGNATURE) + sum(chunk_size(len(chunk.data)) for chunk in file)
 
 
 def chunk_size(length: int) -> int:
-    """The bytes of a whole chunk with ``length`` bytes of data."""
+    """How many bytes a chunk with ``length`` bytes of data has."""
     return len(_varint(length)) + _TYPE_BYTES + length + _CRC_BYTES
 
 
 def assemble(
     header: Header, about: Iterable[Chunk], frames: Iterable[Iterable[Chunk]]
 ) -> list[Chunk]:
-    """All chunks of a file, in their order: ``about`` it, then those of each frame."""
+    """All chunks of a file in their order: HEAD, ``about``, those of each frame, DONE."""
     coded = (chunk for frame in frames for chunk in frame)
     return [Chunk(HEAD, header.pack()), *about, *coded, Chunk(DONE, b"")]
 
 
 def write(file: Iterable[Chunk]) -> bytes:
-    """The file made of these chunks, in this order; ValueError where a rule forbids it."""
+    """The bytes of a file with these chunks, in this order; ValueError if a rule forbids it."""
     rules: _Rules | None = None
     parts = [SIGNATURE]
     for chunk in file:
@@ -132,19 +135,19 @@ def write(file: Iterable[Chunk]) -> bytes:
 
 
 def read(data: bytes) -> list[Chunk]:
-    """All chunks of a complete file, every rule and CRC checked; OSError otherwise."""
+    """All chunks of a complete file; OSError if a rule is broken or a CRC is wrong."""
     reader = Reader(BytesIO(data))
     return [Chunk(entry.type, reader.data(entry)) for entry in reader]
 
 
 class Reader:
-    """Walks a file's chunks by seeking, so that what is not asked for is not read.
+    """Walks a file's chunks by seeking, and reads only the data that is asked for.
 
-    The constructor reads and checks signature and header. Iterating yields every chunk's Entry in
-    order, the header's included, as soon as the rules allow it to stand there, before it is known
-    whether the chunk is complete. Iterating to the end checks that a sound DONE and nothing else
-    ends the file. ``data`` reads one chunk and checks its CRC. ``bands`` are the rows of latents of
-    each band of a frame, known once a chunk of latents has been met.
+    The constructor reads and checks the signature and the header.  Iterating yields the Entry of
+    every chunk in order, HEAD included.  It checks that the chunk may stand there, but not yet that
+    it is complete.  The end of the iteration checks that the file ends with a sound DONE.  ``data``
+    reads one chunk and checks its CRC.  ``bands`` has the rows of latents of each band of a frame.
+    It is final once the first chunk of latents has been yielded.
     """
 
     def __init__(self, fp: IO[bytes]) -> None:
@@ -190,7 +193,7 @@ class Reader:
             raise OSError(msg)
 
     def data(self, entry: Entry) -> bytes:
-        """The data of a chunk; TruncatedError where it is incomplete, OSError by a wrong CRC."""
+        """The data of a chunk; TruncatedError if it is incomplete, OSError if its CRC is wrong."""
         self._check_complete(entry)
         self._fp.seek(entry.start)
         stored = self._read(entry.length + _CRC_BYTES)
@@ -201,7 +204,7 @@ class Reader:
         return data
 
     def _read(self, count: int) -> bytes:
-        """So many bytes, or those up to the end; one read of a raw file may return fewer."""
+        """``count`` bytes, or all up to the end; one `read` of a raw file may return fewer."""
         parts = []
         while count and (part := self._fp.read(count)):
             parts.append(part)
@@ -245,28 +248,29 @@ class Reader:
 
 
 class _Rules:
-    """Which chunk may stand where, and how large it may be; the same for reader and writer."""
+    """Which chunk may stand where, and how large it may be.  Reader and writer share these rules."""
 
     def __init__(self, header: Header) -> None:
         self._header = header
         self._seen: set[bytes] = set()
         self.bands = bands(header.latents[1], None)
         self._coded = 0  # LATN and DIFF so far, of all frames
-        self._changes = [0]  # of every band, how many DIFF in a row
+        self._changes = [0]  # for each band, how many DIFF in a row so far
         self._alphas = 0
         self._others = 0
         self.done = False
 
     def cut(self, data: bytes) -> str | None:
-        """Cut the frames as a BAND chunk says; what is wrong with it, or None."""
+        """Cut frames into bands as a BAND chunk says.  Returns what is wrong with it, or None."""
         height = self._header.latents[1]
         try:
             rows = BANDS.parse(data, self._header)
         except OSError:
             return f"BAND has {len(data)} bytes"
-        # Even, since hyperlatents stand for pairs; and a file has only one form.
+        # Even, because a hyperlatent stands for two rows.  Below the height, because a single band
+        # needs no BAND: there is one way only to write it.
         if rows % 2 or not 0 < rows < height:
-            return f"bands of {rows} rows of {height}"
+            return f"bands of {rows} rows in a picture of {height} rows of latents"
         self.bands = bands(height, rows)
         self._changes = [0] * len(self.bands)
         return None
@@ -300,7 +304,7 @@ class _Rules:
         return None
 
     def _misplaced(self, type: bytes, name: str) -> str | None:
-        """Why a chunk of this known type may not stand here."""
+        """Why a chunk of this known type may not stand here, or None."""
         mode = self._header.mode
         frame, band = divmod(self._coded, len(self.bands))  # of the next latents
         lacks_alpha = self._header.has_alpha and self._alphas < frame
@@ -312,7 +316,7 @@ class _Rules:
             return None if lacks_alpha else "second ALPH"
         if type in CODED or type == DONE:
             if lacks_alpha:
-                return f"{name} where ALPH is missing, in a file of mode {mode}"
+                return f"{name} before ALPH, which every frame of mode {mode} needs"
             return self._miscounted(type, name, frame, band)
         if type in self._seen:
             return f"second {name}"
@@ -321,11 +325,11 @@ class _Rules:
         return None
 
     def _miscounted(self, type: bytes, name: str, frame: int, band: int) -> str | None:
-        """Why there may be no more latents, or none of this kind, or must be more."""
+        """Why this chunk makes too many or too few LATN and DIFF, or None."""
         frames = self._header.frames
         if type == DONE:
             expected = frames * len(self.bands)
-            return None if frame == frames else f"DONE after {self._coded} LATN of {expected}"
+            return None if frame == frames else f"DONE after {self._coded} of {expected} LATN"
         if frame == frames:
             return "more LATN than frames"
         if type == CHANGES and not frame:
@@ -351,8 +355,8 @@ class _Rules:
 
 
 def _varint(value: int) -> bytes:
-    """Unsigned LEB128: seven bits a byte, lowest first; a set high bit says that more follow."""
-    # Chosen over a fixed u32 because it saves 9 to 12 bytes, one in a hundred of a thumbnail.
+    """Unsigned LEB128: seven bits a byte, the lowest first.  The high bit says that more follow."""
+    # Chosen: a fixed u32 adds 9 to 12 bytes to a file, one in a hundred of a thumbnail.
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

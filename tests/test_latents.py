@@ -172,14 +172,14 @@ def test_unscaled_latents_need_a_known_scaling(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(models, "_registered", {})
     pillow_sdz.register_model("own", tiny_models.autoencoder_kl())
     for precision in ({"step": 0.3}, {"lossless": "float16"}):
-        with pytest.raises(ValueError, match="how latents of own are scaled is not known"):
+        with pytest.raises(ValueError, match="the scaling of own latents is not known"):
             saved(np.zeros(SHAPE, np.float16), model="own", scaled=False, **precision)
 
 
 def test_unscaled_latents_without_loss_need_a_scaling_that_all_know(tiny: str) -> None:
     """Only this process knows that tiny's are sd1's. With a step they are scaled when saved."""
     array = np.zeros(SHAPE, np.float16)
-    with pytest.raises(ValueError, match="how latents of tiny are scaled is not known to other"):
+    with pytest.raises(ValueError, match="other computers do not know the scaling of tiny"):
         saved(array, model=tiny, lossless="float16", scaled=False)
     assert not roundtrip(array, model=tiny, step=0.3, scaled=False).any()
 
