@@ -76,7 +76,7 @@ class Encoder:
         return self._encode(self._frame(image))
 
     def fit(self, images: Iterable[Image.Image], max_size: int) -> EncodedLatents:
-        """The best coding of these frames in at most ``max_size`` bytes of chunks; or DoesNotFit."""
+        """The best coding of the frames in at most ``max_size`` bytes of chunks; or DoesNotFit."""
         frames = [self._frame(image) for image in images]
         return self._coder.fit(frames, max_size, self._effort, predict=self._predict)
 

@@ -248,7 +248,7 @@ class Reader:
 
 
 class _Rules:
-    """Which chunk may stand where, and how large it may be.  Reader and writer share these rules."""
+    """Which chunk may stand where, and its size.  Reader and writer share the rules."""
 
     def __init__(self, header: Header) -> None:
         self._header = header

@@ -408,11 +408,11 @@ print(found.model, found.latents.shape, *{"torch", "diffusers"} & sys.modules.ke
         (latents(), {"provenance": {"a": object()}}, "JSON"),
         (latents(), {"provenance": {"a": float("nan")}}, "JSON"),
         (latents(), {"provenance": {"a": "x" * (9 << 20)}}, "provenance has"),
-        (latents(), {"alpha_mask": np.zeros((48, 64))}, "alpha_mask has the shape"),
-        (latents(), {"alpha_mask": np.full((64, 48), 0.3)}, "other than n/255"),
-        (latents(), {"alpha_mask": np.full((64, 48), 2.0)}, "other than n/255"),
-        (latents(), {"alpha_mask": np.full((64, 48), np.nan)}, "other than n/255"),
-        (latents(), {"alpha_mask": np.full((64, 48), "x")}, "other than n/255"),
+        (latents(), {"alpha_mask": np.zeros((48, 64))}, "alpha_mask must have the picture's shape"),
+        (latents(), {"alpha_mask": np.full((64, 48), 0.3)}, "must have values n/255"),
+        (latents(), {"alpha_mask": np.full((64, 48), 2.0)}, "must have values n/255"),
+        (latents(), {"alpha_mask": np.full((64, 48), np.nan)}, "must have values n/255"),
+        (latents(), {"alpha_mask": np.full((64, 48), "x")}, "must have values n/255"),
     ],
 )
 def test_what_may_not_be_written(

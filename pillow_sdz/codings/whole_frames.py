@@ -1,4 +1,4 @@
-"""What the codings have in common that code a frame as one payload."""
+"""The common part of the codings that code a frame as one payload."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from . import adaptive
 from .coding import Frame, FrameEncoder
 from .range_coder import DamagedPayload
 
-# Chosen: four times those of the public models.  The adaptive prior's time grows with their
-# square: a single latent of 64 channels takes it 0.75 s.
+# Chosen: four times those of the public models.  The time grows with their square
+# (docs/measurements.md#adaptive).
 MAX_CHANNELS = 64
 
 
 class WholeFrames:
-    """A frame is one payload, and knows nothing of the frames before.
+    """Codes each frame as one payload, without the frames before.
 
-    A coding has `payload`, its inverse `stored`, `quantisation` and `fit`.
+    A subclass has `payload`, its inverse `stored`, `quantisation` and `fit`.
     """
 
     def __init__(self, channels: int) -> None:
@@ -34,11 +34,11 @@ class WholeFrames:
         raise NotImplementedError
 
     def stored(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
-        """The latents (h, w, C) of a payload; DamagedPayload if it has none."""
+        """The latents (h, w, C) of a payload; DamagedPayload if it is damaged."""
         raise NotImplementedError
 
     def learns(self, payload: bytes) -> bool:
-        """Whether it takes as long as `adaptive.work` says, however few the bytes."""
+        """Whether decoding takes as long as `adaptive.work` says, even if there are few bytes."""
         return True
 
     def band_rows(self, height: int, width: int) -> int | None:
@@ -82,6 +82,6 @@ class WholeFrames:
             raise DamagedPayload(msg)
 
     def _check_work(self, payload: bytes, shape: tuple[int, ...]) -> None:
-        """DamagedPayload where decoding would take too long for so few bytes."""
+        """DamagedPayload if decoding would take too long for so few bytes."""
         if self.learns(payload):
             adaptive.check_work(shape[0], shape[1], self._channels, len(payload))
