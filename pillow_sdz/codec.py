@@ -164,7 +164,7 @@ class Frames:
         if coding.needs_weights and header.digest != model.digest:
             msg = (
                 f"this SDZ file needs the model {model.name!r} with the weights "
-                f"{header.digest.hex()}, the installed weights are {model.digest.hex()}"
+                f"{header.digest.hex()}, but the installed weights are {model.digest.hex()}"
             )
             raise OSError(msg)
         self.header, self.model, self.coding, self.bands = header, model, coding, bands

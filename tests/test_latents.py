@@ -400,7 +400,7 @@ print(found.model, found.latents.shape, *{"torch", "diffusers"} & sys.modules.ke
         (latents(), {"step": 0.3, "lossless": "float16"}, "step and lossless exclude"),
         (latents(), {"lossless": "float32"}, "lossless must be 'float16'"),
         (latents(), {"lossless": "float16", "coding": "palette"}, "exclude each other"),
-        (latents(), {"coding": "palette", "step": 0.3}, "takes no step"),
+        (latents(), {"coding": "palette", "step": 0.3}, "leave out step"),
         (latents(), {"coding": "nonsense"}, "coding must be one of"),
         (latents(), {"effort": 10}, "effort must be"),
         (latents(), {"prompt": 5}, "prompt must be"),

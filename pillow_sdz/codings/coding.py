@@ -46,7 +46,7 @@ class Coding(Protocol):
         ...
 
     def prepare(self, latents: NDArray[Any], quantisation: int) -> NDArray[Any]:
-        """Latents of any shape as `encoder` takes them; ValueError for values that it cannot code."""
+        """Latents of any shape as `encoder` takes them; ValueError for values it cannot code."""
         ...
 
     def encoder(self, quantisation: int, effort: int, *, predict: bool = False) -> FrameEncoder:

@@ -75,7 +75,10 @@ class Context(WholeFrames):
         found = super().prepare(latents, quantisation)
         highest = float(np.abs(found).max(initial=0))
         if highest * STEP_UNITS > SYMBOL_LIMIT * quantisation:
-            msg = f"latents of {highest:g} are more than {SYMBOL_LIMIT} steps from 0: take a larger step"
+            msg = (
+                f"latents of {highest:g} are more than {SYMBOL_LIMIT} steps from 0: "
+                "take a larger step"
+            )
             raise ValueError(msg)
         return found
 

@@ -85,7 +85,6 @@ class Affine:
         return np.floor(total, out=total).astype(np.int64)
 
 
-
 def largest(values: NDArray[Any]) -> int:
     """The largest magnitude; 0 if there are no values."""
     return int(max(values.max(initial=0), -values.min(initial=0)))
