@@ -15,7 +15,7 @@ from ..catalogue import HIGHEST_QUALITY, LOWEST_QUALITY, CodingSpec
 from ..container import Chunk
 from ..threads import one_blas_thread
 from . import changes
-from .coding import Frame, FrameEncoder
+from .coding import Frame, FrameEncoder, finite
 from .hyperprior import Coded, HyperPrior
 from .quantize import Quantizer
 from .range_coder import SymbolDecoder, Tables
@@ -72,12 +72,7 @@ class Banded:
         return 0
 
     def prepare(self, latents: NDArray[Any], quantisation: int) -> NDArray[Any]:
-        with np.errstate(over="ignore"):  # infinite values are refused below
-            found = latents.astype(np.float32)
-        if not np.isfinite(found).all():
-            msg = "latents have values that are infinite or not a number"
-            raise ValueError(msg)
-        return found
+        return finite(latents)
 
     def encoder(self, quantisation: int, effort: int, *, predict: bool = False) -> FrameEncoder:
         return _Encoder(self, self._network, quantisation, effort, predict=predict).encode

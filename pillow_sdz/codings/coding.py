@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Latents, Samples
@@ -22,6 +23,16 @@ class Frame(NamedTuple):
 #: Codes the next frame of a file into chunks, one for each band.  ValueError if readers would
 #: refuse them.
 FrameEncoder = Callable[[Frame], list[Chunk]]
+
+
+def finite(latents: NDArray[Any]) -> NDArray[np.float32]:
+    """Latents in float32; ValueError if some are infinite or not a number."""
+    with np.errstate(over="ignore"):  # infinite values are refused below
+        found = latents.astype(np.float32)
+    if not np.isfinite(found).all():
+        msg = "latents have values that are infinite or not a number"
+        raise ValueError(msg)
+    return found
 
 
 class Coding(Protocol):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..arrays import Ints
 from ..catalogue import HIGHEST_QUALITY
 from . import changes
-from .integers import Affine, largest
+from .integers import Affine, largest_magnitude
 from .range_coder import SYMBOL_LIMIT, Coder
 
 ACTIVATION_LIMIT = (1 << 12) - 1  # measured: docs/measurements.md#hyperprior
@@ -55,7 +55,7 @@ def _neighbours(
     Its inputs are the values at ``taps`` around each place, zero outside the volume.
     """
     reach = max(abs(dy) for dy, _ in taps)
-    kind = layer.exact_type(largest(volume))
+    kind = layer.exact_type(largest_magnitude(volume))
     border = ((reach, reach), (reach, reach), (0, 0))
     padded: NDArray[Any] = np.pad(volume.astype(kind, copy=False), border)
     width = padded.shape[1]

@@ -79,12 +79,12 @@ class Affine:
             # By the input's limit if that is enough: finding the largest value takes time.
             kind = self.exact_type(self._limits[i], i)
             if kind is np.float64 and x.dtype == np.float32:
-                kind = self.exact_type(largest(x), i)
+                kind = self.exact_type(largest_magnitude(x), i)
             total += (x.astype(kind, copy=False) @ weights[kind]) * self._multipliers[i]
         total *= 2.0**-self._shift  # exact, and floor is exact as well
         return np.floor(total, out=total).astype(np.int64)
 
 
-def largest(values: NDArray[Any]) -> int:
+def largest_magnitude(values: NDArray[Any]) -> int:
     """The largest magnitude; 0 if there are no values."""
     return int(max(values.max(initial=0), -values.min(initial=0)))

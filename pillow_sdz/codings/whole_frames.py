@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from .. import chunks
@@ -12,7 +11,7 @@ from ..arrays import Latents
 from ..container import Chunk
 from ..threads import one_blas_thread
 from . import adaptive
-from .coding import Frame, FrameEncoder
+from .coding import Frame, FrameEncoder, finite
 from .range_coder import DamagedPayload
 
 # Chosen: four times those of the public models.  The time grows with their square
@@ -48,12 +47,7 @@ class WholeFrames:
         return adaptive.work(height, width, self._channels)
 
     def prepare(self, latents: NDArray[Any], quantisation: int) -> NDArray[Any]:
-        with np.errstate(over="ignore"):  # infinite values are refused below
-            found = latents.astype(np.float32)
-        if not np.isfinite(found).all():
-            msg = "latents have values that are infinite or not a number"
-            raise ValueError(msg)
-        return found
+        return finite(latents)
 
     def encoder(self, quantisation: int, effort: int, *, predict: bool = False) -> FrameEncoder:
         return lambda frame: [self._chunk(frame, quantisation, effort)]

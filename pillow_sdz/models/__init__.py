@@ -394,8 +394,8 @@ def _new_spec(
         pinned = preset.autoencoder.files[-1].sha256
         if latent_space != preset.latent_space or sha256 != (pinned or sha256):
             msg = (
-                f"{name!r} is the name of a known model with the latent space "
-                f"{preset.latent_space} and the sha256 {pinned}: choose another name"
+                f"{name!r} is the name of a known model with {preset.latent_space} latents and "
+                f"the sha256 {pinned or 'of any weights'}: choose another name"
             )
             raise ValueError(msg)
     spec = ModelSpec(name, channels, factor, bytes.fromhex(sha256)[:4], latent_space)

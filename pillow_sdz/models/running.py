@@ -45,30 +45,27 @@ def built_once(build: Callable[[Owner], Built]) -> property:
     return property(get)
 
 
-Network = TypeVar("Network", bound=nn.Module)
+Module = TypeVar("Module", bound=nn.Module)
 
 
-class Computing(Generic[Network]):
+class Computing(Generic[Module]):
     """An encoder or decoder in float32, and a copy of it whose CNN computes in bfloat16."""
 
-    def __init__(self, network: Network) -> None:
-        self.in_float32: Network = frozen(network)
+    def __init__(self, network: Module) -> None:
+        self.in_float32: Module = frozen(network)
 
-    def __call__(self) -> Network:
+    def __call__(self) -> Module:
         """The one whose CNN is in `cnn_dtype`.  In both, linear path and sum are in float32."""
         return self.in_float32 if cnn_dtype() == torch.float32 else self._in_bfloat16
 
     @built_once
     @torch.inference_mode(False)
-    def _in_bfloat16(self) -> Network:
-        other: Network = copy.deepcopy(self.in_float32)
+    def _in_bfloat16(self) -> Module:
+        other: Module = copy.deepcopy(self.in_float32)
         for name, part in other.named_children():
             if name != "linear":
                 part.to(torch.bfloat16)
         return other
-
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def frozen(module: Module) -> Module:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from ..arrays import Area, Latents, Pixels, Samples
 from . import tiles
 from .blocks import blocks
+from .running import frozen
 from .tiles import WHOLE, Sides
 
 FACTOR = 8
@@ -86,10 +86,9 @@ class SdMini:
     """`sd-mini`, loaded: pixels <-> latents of unit variance, in numpy arrays."""
 
     def __init__(self, weights: Path) -> None:
-        self._autoencoder = Autoencoder()
-        self._autoencoder.load_state_dict(load_file(weights))
-        self._autoencoder.float().eval().requires_grad_(False)
-        self._autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        autoencoder = Autoencoder()
+        autoencoder.load_state_dict(load_file(weights))
+        self._autoencoder = frozen(autoencoder)
 
     def encode(self, pixels: Samples) -> Latents:
         """Pixels (H, W, 3) to latents (ceil(H/8), ceil(W/8), 4)."""
