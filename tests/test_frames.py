@@ -506,7 +506,7 @@ class TestSources:
 
     @pytest.mark.parametrize("wrong", [3, "frames", [None], ["frame.png"]])
     def test_what_is_no_image(self, scene: Image.Image, wrong: object) -> None:
-        with pytest.raises(ValueError, match="append_images must (be|hold)"):
+        with pytest.raises(ValueError, match=r"append_images must (be|hold)"):
             encode(scene, save_all=True, append_images=wrong)
 
     def test_too_many(self, scene: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ NOT_SHOWN = {
     "bands-of-another-model": "chunk BAND in a file of model sd-mini",
     "changes-of-another-model": "latents of sd-mini are never stored as differences",
     "alpha-as-before-the-first": "ALPH repeats the frame before, which has no alpha",
-    "changes-that-are-none": "chunk DIFF at byte 49: a cell of the map of changes is neither 0 nor 1",
+    "changes-that-are-none": "DIFF at byte 49: a cell of the map of changes is neither 0 nor 1",
     "channels-65535": "needs the model 'strange-1', which is not known here",
     "model-of-other-weights": "needs the model 'mini' with the weights 01020304",
     "frames-7000": "chunk LATN at byte 43: it is empty",

@@ -204,7 +204,7 @@ def test_what_holds_no_autoencoder(tmp_path: Path) -> None:
     directory = autoencoder_directory(tmp_path / "ours", _class_name="VQModel")
     with pytest.raises(OSError, match="no autoencoder that can be used: it is VQModel"):
         register_model("ours", directory)
-    with pytest.raises(OSError, match=r"no config\.json, no vae/config\.json"):
+    with pytest.raises(OSError, match=r"no config\.json and no vae/config\.json"):
         register_model("ours", tmp_path)
     with pytest.raises(OSError, match="this object is no autoencoder that can be used: it is int"):
         register_model("ours", 5)

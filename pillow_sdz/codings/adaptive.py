@@ -35,15 +35,15 @@ OWN: Offsets = [(0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0), (-1, -2),
 # A channel is three waves behind the one before it, where column + 2 row < 3 is known.
 BEFORE: Offsets = [(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0)]
 CHANNEL_DELAY = 3
-NEAR = 3  # so many channels before are used with all places of BEFORE
-FAR = 15  # so many channels before are used with the same place
+NEAR = 3  # of this many channels before, all places of BEFORE are used
+FAR = 15  # of this many channels before, the same place is used
 
 PRIOR = 1 << 17  # the first weights count as much as 32 samples of size 1
 FLOOR = 1 << 12  # added to the diagonal, one such sample: far above the errors of rounding
 RELATIVE_FLOOR = 10  # 2 ** -10 of the diagonal is added as well: bounds the condition number
 DECAY = 5  # a wave keeps 31/32 of what was learned before: photos change from place to place
-REFIT_WAVES = 4  # waves between refits; a refit costs as much as two waves of a small picture
-LEARNING_WAVES = 32  # every so many waves, refits become rarer by one wave, until that
+REFIT_WAVES = 4  # waves from refit to refit; a refit costs as much as two waves of a small picture
+LEARNING_WAVES = 32  # at first 1, after this many waves 2, after twice as many 3
 
 LEAST_MAGNITUDE = 10  # in 1/64: no error is expected to be below 0.15 steps
 INITIAL_ERROR = 3 * STEP_UNITS // 10  # in 1/1024 of the latents' unit

@@ -24,8 +24,8 @@ RATE_WEIGHT = 0.05
 SCALE = 6
 # The geometric middles between these odds, as n cells for one that changes.
 MIDDLES = (4096, 384, 37, 4)
-# The context of a cell is how many of the three cells above it change, 0 to 3.  At the start, each
-# context counts as if so many cells had changed, out of so many.  Chosen.
+# The context of a cell is how many of the three cells above it change, 0 to 3.  For each context,
+# how many cells count as changed at the start, and how many as coded.  Chosen.
 BEFORE_CHANGED, BEFORE_ALL = (1, 2, 2, 3), (16, 4, 4, 4)
 
 

@@ -84,7 +84,7 @@ class _Decoder:
 
 # The palette
 
-# An entry counts for so many levels, with its own in the middle.  Measured:
+# An entry counts for SPREAD levels, with its own in the middle.  Measured:
 # docs/measurements.md#palette.
 SPREAD = 5
 

@@ -308,7 +308,7 @@ def check_denoiser(parts: DenoiserParts, channels: int) -> None:
     settings = config(parts.unet)
     kind = settings.get("_class_name")
     if kind not in ("UNet2DModel", "UNet2DConditionModel"):
-        msg = f"the U-Net is a {kind}, not a UNet2DModel or UNet2DConditionModel"
+        msg = f"the U-Net is of class {kind}, not UNet2DModel or UNet2DConditionModel"
         raise OSError(msg)
     for side in ("in_channels", "out_channels"):
         if settings.get(side) != channels:

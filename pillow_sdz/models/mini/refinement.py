@@ -35,8 +35,8 @@ from .network import FACTOR
 # of 100 in SSIMULACRA2.  The first weight is geometric between these, from the lowest to the
 # highest quality.  Measured.
 SQUARED_ERROR = (1.5e-4, 0.065)
-# The second weight follows the first one: PERCEPTUAL where that is PERCEPTUAL_AT, with this power.
-# Measured; the power is chosen.
+# The second weight is PERCEPTUAL * (first weight / PERCEPTUAL_AT) ** PERCEPTUAL_POWER.  Measured;
+# the power is chosen.
 PERCEPTUAL = 0.2 * 0.35
 PERCEPTUAL_AT, PERCEPTUAL_POWER = 9e-4, 0.47
 
@@ -92,7 +92,7 @@ class RateModel:
         height, width = symbols.shape[2:]
         rows, columns = torch.arange(height)[:, None], torch.arange(width)
         first = ((rows + columns) % 2).to(symbols.dtype)
-        told, before = [], 0
+        sums, before = [], 0
         with _fast():
             context = F.conv2d(symbols * first, *self._context, padding=2) * (1 - first)
             context = context.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
@@ -101,12 +101,12 @@ class RateModel:
             ):
                 known = torch.cat([context, symbols[:, :before]], 1)
                 weight = torch.cat([of_context, *of_coded], 1)
-                told.append(_dense(known, weight, bias + of_quality[:, 0] * quality))
+                sums.append(_dense(known, weight, bias + of_quality[:, 0] * quality))
                 before += group
-        return told
+        return sums
 
-    def bits(self, symbols: Tensor, hyper: Tensor, told: list[Tensor], quality: int) -> Tensor:
-        """The bits of latents and hyperlatents (1, Z, h/2, w/2); ``told`` is `before_hyper`'s."""
+    def bits(self, symbols: Tensor, hyper: Tensor, sums: list[Tensor], quality: int) -> Tensor:
+        """The bits of latents and hyperlatents (1, Z, h/2, w/2); ``sums`` is `before_hyper`'s."""
         height, width = symbols.shape[2:]
         predicted = []
         with _fast():
@@ -114,7 +114,7 @@ class RateModel:
             features = _rectified(F.conv2d(F.pixel_shuffle(up, 2), *self._features, padding=1))
             features = features[..., :height, :width]
             for rest, ((of_features, *_), _), ((weight,), bias) in zip(
-                told, self._hidden, self._output, strict=True
+                sums, self._hidden, self._output, strict=True
             ):
                 inside = _rectified(_dense(features, of_features, None) + rest)
                 predicted.append(_dense(inside, weight, bias).float())
@@ -244,10 +244,10 @@ def _cheaper_hyper(
     random: torch.Generator,
 ) -> Tensor:
     """Hyperlatents with which these symbols take fewer bits."""
-    told = rate.before_hyper(symbols, quality)
+    sums = rate.before_hyper(symbols, quality)
 
     def loss(hyper: Tensor) -> Tensor:
-        return rate.bits(symbols, hyper, told, quality)
+        return rate.bits(symbols, hyper, sums, quality)
 
     # The symbols are fixed, and hyperlatents alone need no noise.  Chosen.
     return _descend(loss, [hyper], steps, random, noise=0)[0]
