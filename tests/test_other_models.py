@@ -127,7 +127,7 @@ def test_models_of_other_latent_spaces_do_not(photo: Image.Image, ours: ModelSpe
     data = encode(photo, model="ours")
     with (
         options.override(DECODER="other"),
-        pytest.raises(OSError, match=r"decodes sdxl latents; .* are sd1"),
+        pytest.raises(OSError, match=r"decodes sdxl latents, but .* has sd1 latents"),
     ):
         decode(data)
 

@@ -4,8 +4,7 @@ A name is a key of this registry. It is never a path or a repository. A model is
  - embedded: its weights come with this package (`catalogue.EMBEDDED`),
  - registered: this process called `register_model`,
  - recorded: the user ran `sdz models add` (see recorded.py),
- - a preset (`catalogue.PRESETS`): its weights are in the Hugging Face hub's cache once they are
-   fetched.
+ - a preset (`catalogue.PRESETS`): its weights are in the hub's cache once they are fetched.
 """
 
 from __future__ import annotations
@@ -393,10 +392,7 @@ def _new_spec(
     if preset:
         pinned = preset.autoencoder.files[-1].sha256
         if latent_space != preset.latent_space or sha256 != (pinned or sha256):
-            msg = (
-                f"{name!r} is the name of a known model with {preset.latent_space} latents and "
-                f"the sha256 {pinned or 'of any weights'}: choose another name"
-            )
+            msg = f"{name!r} is a known model with other weights or latents: choose another name"
             raise ValueError(msg)
     spec = ModelSpec(name, channels, factor, bytes.fromhex(sha256)[:4], latent_space)
     if complaint := _misplaced(spec):
