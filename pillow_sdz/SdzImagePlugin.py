@@ -6,6 +6,9 @@ are first needed.  Only then are the models' registry and torch imported.
 
 from __future__ import annotations
 
+import sys
+import warnings
+from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from .arrays import Box
     from .chunks import Animation, Denoising
     from .codec import Frames
+
+
+# Bytes of a file that is held in memory.  Chosen: far more than a picture of 100 megapixels has.
+HELD = 64 << 20
 
 
 def _accept(prefix: bytes) -> bool:
@@ -47,6 +54,11 @@ class SdzImageFile(ImageFile.ImageFile):
         # From here on it is an SDZ file, and every error is an OSError.  Pillow takes other
         # exceptions for "not this format", and hides the reason from the user.
         reader = container.Reader(self.fp)
+        if self.filename and reader.file_size <= HELD:
+            # A file that `Image.open` has opened itself: what is still to be decoded must not
+            # change if a picture is saved under the same name.
+            self.fp.seek(0)
+            reader = container.Reader(BytesIO(self.fp.read()))
         header = reader.header
         # Pillow checks this as well, but only after the metadata has been read.
         check_pixels(header.size)
@@ -229,6 +241,11 @@ class SdzImageFile(ImageFile.ImageFile):
         OSError if the part is damaged.  With LOAD_TRUNCATED_IMAGES, damaged pixels are black, and
         damaged alpha is opaque.
         """
+        handled = sys.exc_info()[1]
+        if self._truncated and isinstance(handled, OSError) and getattr(self.fp, "closed", False):
+            # ImageFile.Parser opens what it has so far, and loads it in a `finally` after it has
+            # failed to open the whole file.  The reason of that failure must not be hidden.
+            raise handled
         if self.fp is None or getattr(self.fp, "closed", False):  # some file objects lack it
             msg = "the pixels of a closed image cannot be decoded"
             raise ValueError(msg)
@@ -261,7 +278,7 @@ class SdzImageFile(ImageFile.ImageFile):
                 self._coding,
                 self._reader.bands,
                 self._frames,
-                self._reader.data,
+                self._reader,
             )
         latents = self._latents.frame(self._frame, lenient=lenient)
         size = box[2] - box[0], box[3] - box[1]
@@ -270,11 +287,13 @@ class SdzImageFile(ImageFile.ImageFile):
             latents, decoder=decoder, box=box, scale=self._scale, refine=refine
         ):
             found.paste(Image.fromarray(pixels).convert(found.mode), place)
-        for rows in latents.damaged:
-            top, bottom = (
-                n * header.factor // self._scale - box[1] for n in (rows.start, rows.stop)
-            )
-            found.paste(0, (0, max(top, 0), size[0], max(bottom, 0)))
+        for rows, reason, shown in latents.losses:
+            top, bottom = (n * header.factor // self._scale for n in (rows.start, rows.stop))
+            what = "guessed in part" if shown else "black"
+            message = f"{reason}: the rows {top} to {min(bottom, self.height)} are {what}"
+            warnings.warn(message, stacklevel=4)
+            if not shown:
+                found.paste(0, (0, max(top - box[1], 0), size[0], max(bottom - box[1], 0)))
         if alpha is not None:
             found.putalpha(alpha)
         return found
@@ -283,9 +302,10 @@ class SdzImageFile(ImageFile.ImageFile):
         """A part of the alpha channel; opaque if it is lost and LOAD_TRUNCATED_IMAGES is set."""
         try:
             whole = self._whole_alpha()
-        except OSError:
+        except OSError as e:
             if not ImageFile.LOAD_TRUNCATED_IMAGES:
                 raise
+            warnings.warn(f"{e}: the picture is opaque", stacklevel=5)
             whole = Image.new("L", self._header.size, 255)
         return (whole.reduce(self._scale) if self._scale > 1 else whole).crop(box)
 

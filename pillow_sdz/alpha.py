@@ -28,6 +28,25 @@ def encode(alpha: Image.Image) -> bytes:
     return bytes([_PNG]) + png.getvalue()
 
 
+def filled(picture: Image.Image) -> Image.Image:
+    """A picture of mode RGBA in RGB, with new colours where it is transparent.
+
+    What nobody sees continues what is seen around it, smoothly: that takes few bits, and does not
+    bleed into the edge.  (Pull-push: Gortler et al., "The Lumigraph", SIGGRAPH 1996.)
+    """
+    seen = picture.getchannel("A").point([0, *[255] * 255])
+    colours = picture.convert("RGB")
+    lowest, _ = seen.getextrema()
+    if lowest or picture.size == (1, 1):
+        return colours
+    opaque = Image.merge("RGBA", (*colours.split(), seen))
+    # Pillow weighs colours with alpha when it resizes: each is the mean of what is seen.
+    width, height = (-(-n // 2) for n in picture.size)
+    around = filled(opaque.resize((width, height), Image.Resampling.BOX))
+    smooth = around.resize(picture.size, Image.Resampling.BILINEAR)
+    return Image.composite(colours, smooth, seen)
+
+
 def in_turn(alphas: Iterable[bytes], limit: int) -> Iterator[bytes]:
     """The data of frames' ALPH chunks, with `AS_BEFORE` for equal frames.
 
@@ -47,9 +66,10 @@ def _png_start(size: tuple[int, int]) -> bytes:
 
 
 def _pixels_alone(png: bytes) -> bytes:
-    """A PNG with its chunks IHDR, IDAT and IEND alone; ValueError if it has no IEND.
+    """A PNG that starts with IHDR, with its chunks IHDR, IDAT and IEND alone.
 
-    No other chunk is needed, and Pillow would inflate up to 64 MiB of texts in them.
+    No other chunk is needed, and Pillow would inflate up to 64 MiB of texts in them.  ValueError if
+    there is no IEND, or a second IHDR, which Pillow would use.
     """
     parts = [png[:8]]
     at, type = 8, b""
@@ -58,6 +78,9 @@ def _pixels_alone(png: bytes) -> bytes:
             msg = f"it ends at byte {len(png)}"
             raise ValueError(msg)
         length, type = struct.unpack_from(">I4s", png, at)
+        if type == b"IHDR" and len(parts) > 1:
+            msg = f"it has a second IHDR at byte {at}"
+            raise ValueError(msg)
         end = at + 12 + length
         if type in (b"IHDR", b"IDAT", b"IEND"):
             parts.append(png[at:end])
@@ -76,6 +99,9 @@ def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
         raise OSError(msg)
     try:
         with Image.open(BytesIO(_pixels_alone(coded)), formats=["PNG"]) as png:
+            if (png.mode, png.size) != ("L", size):  # what is decoded, whatever was compared
+                msg = f"it is of mode {png.mode} and of the size {png.size}"
+                raise ValueError(msg)
             png.load()
             return png
     except Exception as e:  # Pillow's PNG reader may raise anything for hostile bytes

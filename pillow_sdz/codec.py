@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,12 +136,20 @@ def write(file: Sequence[Chunk]) -> bytes:
     return data
 
 
+class ChunkReader(Protocol):
+    """What gives the data of chunks; see `container.Reader`."""
+
+    def data(self, entry: container.Entry) -> bytes: ...
+
+    def beginning(self, entry: container.Entry) -> bytes: ...
+
+
 class Frames:
     """The latents of a file's frames.  Each band is decoded when it is asked for.
 
-    ``bands`` has the rows of each band, ``frames`` says where their chunks lie, and ``read``
-    returns the data of a chunk.  OSError if the coding has no bands, if they are too large, or if
-    the coding needs other weights than those on this computer.
+    ``bands`` has the rows of each band, and ``frames`` says where their chunks lie in the file of
+    ``reader``.  OSError if the coding has no bands, if they are too large, or if the coding needs
+    other weights than those on this computer.
     """
 
     def __init__(
@@ -150,7 +159,7 @@ class Frames:
         coding: CodingSpec,
         bands: Sequence[slice],
         frames: Sequence[container.Frame],
-        read: Callable[[container.Entry], bytes],
+        reader: ChunkReader,
     ) -> None:
         rows, columns = bands[0].stop, header.latents[2]
         if coding.band_latents is None:
@@ -168,7 +177,7 @@ class Frames:
             )
             raise OSError(msg)
         self.header, self.model, self.coding, self.bands = header, model, coding, bands
-        self._frames, self._read = frames, read
+        self._frames, self._reader = frames, reader
         self.coder = coder_of(model, coding)
         # By band: the frame that was decoded last, and its integers.  DIFF builds on them.
         self._latest: dict[int, tuple[int, Any]] = {}
@@ -177,9 +186,12 @@ class Frames:
         """One frame.  With ``lenient``, damaged bands are 0 and listed in ``damaged``."""
         return FrameLatents(self, number, lenient=lenient)
 
-    def decode(self, number: int, band: int) -> Latents:
-        """The latents (h, w, C) of a band as pipelines return them; OSError if it is damaged."""
-        return self.as_pipelines_have(self.decode_stored(number, band))
+    def decode(self, number: int, band: int, *, complete: bool = True) -> Latents:
+        """The latents (h, w, C) of a band as pipelines return them; OSError if it is damaged.
+
+        The last chunk of a truncated file is not ``complete``: what there is of it is decoded.
+        """
+        return self.as_pipelines_have(self.decode_stored(number, band, complete=complete))
 
     def as_pipelines_have(self, stored: NDArray[Any]) -> Latents:
         """Stored latents, scaled and in float32; OSError if their scaling is not known."""
@@ -191,7 +203,7 @@ class Frames:
             msg = f"SDZ file of unscaled latents: {e}"
             raise OSError(msg) from e
 
-    def decode_stored(self, number: int, band: int) -> NDArray[Any]:
+    def decode_stored(self, number: int, band: int, *, complete: bool = True) -> NDArray[Any]:
         """As `decode`, but in the coding's dtype, and unscaled if they are stored unscaled."""
         if len(self._frames[number].bands) <= band:
             msg = "truncated SDZ file: it ends before the latents do"
@@ -200,22 +212,26 @@ class Frames:
         rows = self.bands[band]
         shape = rows.stop - rows.start, self.header.latents[2]
         try:
-            integers = self._integers(number, band, shape)
+            integers = self._integers(number, band, shape, complete=complete)
         except DamagedPayload as e:
             msg = f"damaged SDZ file: {entry}: {e}"
             raise OSError(msg) from e
         return self.coder.latents(integers, self.header.quantisation)
 
-    def _integers(self, number: int, band: int, shape: tuple[int, int]) -> Any:
+    def _integers(self, number: int, band: int, shape: tuple[int, int], *, complete: bool) -> Any:
         """The integers of a band.  For DIFF, the frames that it builds on are decoded first."""
         latest, integers = self._latest.pop(band, (-1, None))
         first = number  # becomes the frame of the LATN that all DIFF up to this one build on
         while first != latest and self._is_changes(first, band):
             first -= 1
         for frame in range(first + (first == latest), number + 1):
-            data = self._read(self._frames[frame].bands[band])
+            entry = self._frames[frame].bands[band]
             before = integers if self._is_changes(frame, band) else None
-            integers = self.coder.decode(data, shape, self.header.quantisation, before)
+            is_whole = complete or frame < number
+            data = self._reader.data(entry) if is_whole else self._reader.beginning(entry)
+            integers = self.coder.decode(
+                data, shape, self.header.quantisation, before, complete=is_whole
+            )
         # Kept if this frame, asked for again, or the next one needs them.
         if any(self._is_changes(near, band) for near in (number, number + 1)):
             self._latest[band] = number, integers
@@ -232,6 +248,14 @@ class Frames:
         return found
 
 
+class Loss(NamedTuple):
+    """What a frame lacks: rows of latents, why, and whether anything of them is shown."""
+
+    rows: slice
+    reason: str
+    shown: bool
+
+
 class FrameLatents:
     """The latents (h, w, C) of one frame.  Slicing an area decodes the bands that it needs.
 
@@ -243,7 +267,7 @@ class FrameLatents:
         self._frames, self._number, self._lenient = frames, number, lenient
         channels, height, width = frames.header.latents
         self.shape = height, width, channels
-        self.damaged: list[slice] = []  # rows of bands
+        self.losses: list[Loss] = []
         self._decoded: dict[int, Latents] = {}
 
     def __getitem__(self, area: Area) -> Latents:
@@ -262,14 +286,22 @@ class FrameLatents:
         if number not in self._decoded:
             try:
                 self._decoded[number] = self._frames.decode(self._number, number)
-            except OSError:
+            except OSError as e:
                 if not self._lenient:
                     raise
-                rows = self._frames.bands[number]
-                self.damaged.append(rows)
-                shape = rows.stop - rows.start, *self.shape[1:]
-                self._decoded[number] = np.zeros(shape, np.float32)
+                self._decoded[number] = self._rescued(number, e)
         return self._decoded[number]
+
+    def _rescued(self, number: int, error: OSError) -> Latents:
+        """What is left of a damaged band: the beginning of one that was cut, or zeros."""
+        rows = self._frames.bands[number]
+        if isinstance(error, container.TruncatedError):
+            with suppress(OSError):
+                begun = self._frames.decode(self._number, number, complete=False)
+                self.losses.append(Loss(rows, str(error), shown=True))
+                return begun
+        self.losses.append(Loss(rows, str(error), shown=False))
+        return np.zeros((rows.stop - rows.start, *self.shape[1:]), np.float32)
 
 
 def decode(

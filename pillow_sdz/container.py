@@ -203,6 +203,11 @@ class Reader:
             raise OSError(msg)
         return data
 
+    def beginning(self, entry: Entry) -> bytes:
+        """What a truncated file still has of the data of its last chunk, which no CRC checks."""
+        self._fp.seek(entry.start)
+        return self._read(entry.length)
+
     def _read(self, count: int) -> bytes:
         """``count`` bytes, or all up to the end; one `read` of a raw file may return fewer."""
         parts = []

@@ -5,8 +5,10 @@ A bad value raises ValueError before anything is written.  The message names the
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import struct
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -21,6 +23,49 @@ from .header import MAX_FRAMES, STEP_UNITS
 
 DEFAULT_QUALITY = 75
 DEFAULT_EFFORT = 4  # chosen: the middle of 0..9
+
+
+#: The options of `Image.save`; those of animations are ignored for a single picture.
+OPTIONS = (
+    "quality",
+    "target_size",
+    "effort",
+    "model",
+    "coding",
+    "tune",
+    "denoise",
+    "prompt",
+    "exact",
+    "exif",
+    "icc_profile",
+    "xmp",
+    "chunks",
+    "save_all",
+    "append_images",
+    "duration",
+    "loop",
+)
+
+
+def warn_of_others(options: Mapping[str, Any]) -> None:
+    """Warn of options that are not those of this format.
+
+    An error would break tools that pass the options of several formats.
+    """
+    for name in options:
+        if name not in OPTIONS:
+            near = difflib.get_close_matches(name, OPTIONS, n=1)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            # From here to the caller of `Image.save`.
+            warnings.warn(f"SDZ has no option {name!r}{hint}", stacklevel=6)
+
+
+def exact(value: object) -> bool:
+    """Whether colours are kept where nobody sees them."""
+    if value is not None and not isinstance(value, bool):
+        msg = f"exact must be True or False, not {value!r}"
+        raise ValueError(msg)
+    return bool(value)
 
 
 def model_named(name: object) -> ModelSpec:

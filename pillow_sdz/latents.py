@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -170,7 +170,8 @@ def save_latents(
         about.append(keywords.chunk(chunks.BANDS, rows))
     encode = coder.encoder(quantisation, effort)
     coded = [encode(Frame(frame.transpose(1, 2, 0))) for frame in frames]
-    if complaint := _too_much_work(header, coder, (chunk for frame in coded for chunk in frame)):
+    written = sum(len(chunk.data) for frame in coded for chunk in frame)
+    if complaint := _too_much_work(header, coder, written):
         raise ValueError(complaint)
     data = codec.write(container.assemble(header, about, coded))
     if isinstance(fp, (str, os.PathLike)):
@@ -200,30 +201,20 @@ def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
         )
         raise OSError(msg)
 
-    coded: dict[container.Entry, Chunk] = {}
+    entries: list[container.Entry] = []
     info: dict[str, Any] = {}
     for entry in reader:
-        data = reader.data(entry)
-        if entry.type in chunks.CODED:
-            coded[entry] = Chunk(entry.type, data)
-        elif kind := chunks.KINDS.get(entry.type):
-            info[kind.keyword] = kind.parse(data, header)
-    found = codec.Frames(
-        header,
-        model,
-        coding,
-        reader.bands,
-        container.frames(coded, len(reader.bands)),
-        lambda entry: coded[entry].data,
-    )
-    if complaint := _too_much_work(header, found.coder, coded.values()):
+        entries.append(entry)
+        if kind := chunks.KINDS.get(entry.type):
+            info[kind.keyword] = kind.parse(reader.data(entry), header)
+        elif entry.type not in chunks.CODED:
+            reader.data(entry)  # for the CRC
+    frames = container.frames(entries, len(reader.bands))
+    found = codec.Frames(header, model, coding, reader.bands, frames, reader)
+    sizes = [entry.length for entry in entries if entry.type in chunks.CODED]
+    if complaint := _too_much_work(header, found.coder, sum(sizes)):
         raise OSError(complaint)
-    frames = [
-        np.concatenate([found.decode_stored(n, band) for band in range(len(reader.bands))])
-        for n in range(header.frames)
-    ]
-    frames = [frame.transpose(2, 0, 1) for frame in frames]
-    stored: Array = np.stack(frames) if len(frames) > 1 else frames[0]
+    stored = _stored(found)
     is_unscaled = codec.is_unscaled(coding, header.quantisation)
     return Latents(
         found.as_pipelines_have(stored) if is_unscaled else stored,
@@ -235,6 +226,20 @@ def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
         _info(info),
         stored if is_unscaled else None,
     )
+
+
+def _stored(frames: codec.Frames) -> Array:
+    """All latents (C, h, w) or (B, C, h, w), in little more memory than they take."""
+    header = frames.header
+    stored: Array | None = None
+    for number in range(header.frames):
+        for band, rows in enumerate(frames.bands):
+            part = frames.decode_stored(number, band)
+            if stored is None:
+                stored = np.empty((header.frames, *header.latents), part.dtype)
+            stored[number, :, rows] = part.transpose(2, 0, 1)
+    assert stored is not None  # a file has a frame, and a frame a band
+    return stored if header.frames > 1 else stored[0]
 
 
 def imported(part: LatentFile, fp: IO[bytes], *, model: str, **options: Any) -> None:
@@ -313,11 +318,10 @@ def _checked_size(size: Any, shape: tuple[int, ...], factor: int) -> tuple[int, 
     return given_width, given_height
 
 
-def _too_much_work(header: Header, coder: Coding, coded: Iterable[Chunk]) -> str | None:
+def _too_much_work(header: Header, coder: Coding, size: int) -> str | None:
     """What is wrong if decoding takes too long for so few bytes, or None."""
     _, height, width = header.latents
     work = header.frames * coder.work(height, width)
-    size = sum(len(chunk.data) for chunk in coded)
     if work <= FREE_WORK + adaptive.WORK_PER_BYTE * size:
         return None
     return f"{header.frames} frames of latents {header.latents} in {size} bytes are too many"

@@ -90,7 +90,7 @@ class _Picture(NamedTuple):
 
 
 def _pictures(
-    frames: Iterable[Image.Image], size: tuple[int, int], timing: Timing | None
+    frames: Iterable[Image.Image], size: tuple[int, int], timing: Timing | None, *, exact: bool
 ) -> Iterator[_Picture]:
     """The frames one by one; ValueError for a frame that cannot go into this file."""
     for number, frame in enumerate(frames):
@@ -101,13 +101,14 @@ def _pictures(
         if timing is not None:
             timing.add(frame.info.get("duration"))
         image = _convert(frame)
-        has_alpha = image.mode.endswith("A")
+        is_colour = image.mode.startswith("RGB")
+        coded_alpha = None
+        if image.mode.endswith("A"):
+            coded_alpha = alpha.encode(image.getchannel("A"))
+            image = image.convert("RGB") if exact else alpha.filled(image.convert("RGBA"))
         yield _Picture(
             image if image.mode == "RGB" else image.convert("RGB"),
-            _Beside(
-                image.mode.startswith("RGB"),
-                alpha.encode(image.getchannel("A")) if has_alpha else None,
-            ),
+            _Beside(is_colour, coded_alpha),
         )
 
 
@@ -116,6 +117,7 @@ class _Shell(NamedTuple):
 
     header: Header
     about: list[Chunk]
+    profile: Chunk | None  # of the picture itself, where no other was asked for
     timing: Timing | None
 
     def file(
@@ -134,6 +136,8 @@ class _Shell(NamedTuple):
             quantisation=quantisation,
         )
         about = self.about
+        if self.profile is not None and _fits(self.profile.data, header.mode):
+            about = [self.profile, *about]
         if self.timing is not None and len(besides) > 1:
             about = [*about, keywords.chunk(chunks.ANIMATION, self.timing.animation())]
         frames = zip(latents, alphas or [[]] * len(besides), strict=True)
@@ -156,7 +160,7 @@ def _write(
     Without ``timing`` there is exactly one frame.
     """
     options = im.encoderinfo
-
+    keywords.warn_of_others(options)
     model = keywords.model_named(options.get("model"))
     coding = keywords.coding_for(options.get("coding"), model)
     effort = keywords.effort(options.get("effort"))
@@ -194,9 +198,9 @@ def _write(
     )
     if (rows := encoder.band_rows(*header.latents[1:])) is not None:
         about.append(keywords.chunk(chunks.BANDS, rows))
-    shell = _Shell(header, about, timing)
+    shell = _Shell(header, about, _own_profile(im), timing)
 
-    pictures = _pictures(frames, im.size, timing)
+    pictures = _pictures(frames, im.size, timing, exact=keywords.exact(options.get("exact")))
     if target_size is None:
         file = _encoded(encoder, pictures, shell)
     else:
@@ -253,16 +257,25 @@ def _convert(im: Image.Image) -> Image.Image:
 
 
 def _metadata(im: Image.Image) -> list[Chunk]:
-    """The metadata chunks, from the keywords or else from the picture.
+    """The chunks of the metadata that was asked for.
 
-    The keywords None and b"" drop what the picture has.
+    EXIF and XMP are written only if they are given, as with Pillow's own formats.  They may say
+    where a photo was taken, or how a picture must be turned that is upright by now.
     """
-    options = {**im.info, **im.encoderinfo}
-    if "icc_profile" not in im.encoderinfo and im.mode in ("CMYK", "YCbCr", "HSV", "LAB"):
-        # The pixels are converted to RGB, and a profile for inks, say, does not describe RGB.
-        # Bytes 16 to 19 of a profile name its colour space (ICC.1:2022, 7.2.8).
-        profile = options.get("icc_profile")
-        is_rgb = isinstance(profile, bytes) and profile[16:20] == b"RGB "
-        options["icc_profile"] = profile if is_rgb else None
     others = im.encoderinfo.get("chunks", im.info.get("sdz_chunks"))
-    return [*keywords.known_metadata(options), *keywords.other_chunks(others)]
+    return [*keywords.known_metadata(im.encoderinfo), *keywords.other_chunks(others)]
+
+
+def _own_profile(im: Image.Image) -> Chunk | None:
+    """The profile of the picture itself, unless another one, or none, is asked for."""
+    if "icc_profile" in im.encoderinfo:
+        return None
+    found = keywords.known_metadata({"icc_profile": im.info.get("icc_profile")})
+    return found[0] if found else None
+
+
+def _fits(profile: bytes, mode: str) -> bool:
+    """Whether a profile is for pixels of this mode; what is no ICC profile is left as it is."""
+    # Bytes 16 to 19 name its colour space, 36 to 39 are "acsp" (ICC.1:2022, 7.2).
+    space, signature = profile[16:20], profile[36:40]
+    return signature != b"acsp" or space == (b"RGB " if mode.startswith("RGB") else b"GRAY")

@@ -20,7 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pillow_sdz import __version__, interchange, open_latents, save_latents
-from pillow_sdz.cli import byte_count, main
+from pillow_sdz.cli import main
+from pillow_sdz.cli.arguments import byte_count
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="permissions and pipes of POSIX")
 
@@ -577,7 +578,7 @@ def test_comfyui_there_and_back(cache: Path, capsys: pytest.CaptureFixture[str])
     assert main(["encode", "x.latent", "--lossless"]) == 0
     assert (
         capsys.readouterr().err
-        == "sdz: x.latent: taken for latents of sd1 (--model names another)\n"
+        == "sdz: x.latent: assumed to be latents of sd1 (--model names another model)\n"
     )
     assert main(["latents", "x.sdz", "-o", "y.latent"]) == 0
     with safe_open("y.latent", "pt") as file:
@@ -619,7 +620,7 @@ def test_the_model_of_latents(cache: Path, capsys: pytest.CaptureFixture[str]) -
     np.savez("x_sdxl.npz", latents=np.zeros((4, 8, 6), np.float32))
     assert main(["encode", "x.npz", "x_sdxl.npz", "--lossless", "-v"]) == 1
     out, err = capsys.readouterr()
-    assert err == "sdz: x.npz: latents of 16 channels: --model must say whose (sd3, flux, ...)\n"
+    assert err == "sdz: x.npz: latents of 16 channels: say with --model whose (sd3, flux, ...)\n"
     assert out.startswith("x_sdxl.npz -> x_sdxl.sdz: ")
     assert open_latents("x_sdxl.sdz").model == "sdxl"
     assert main(["encode", "x.npz", "--lossless", "--model", "flux"]) == 0
@@ -709,7 +710,7 @@ def test_progress_for_more_than_one_file(
 
 def test_progress_within_a_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that takes its time: each stage, by its parts."""
-    monkeypatch.setattr("pillow_sdz.cli.PATIENCE", 0)
+    monkeypatch.setattr("pillow_sdz.cli.running.PATIENCE", 0)
     monkeypatch.setattr("pillow_sdz.models.mini.memory.LARGEST_TILE", 26)
     monkeypatch.setattr("pillow_sdz.codings.banded.BAND_ROWS", 32)
     Image.open("a.jpg").resize((500, 900)).save("large.png")
@@ -731,11 +732,24 @@ def test_as_a_module(environment: dict[str, str]) -> None:
     assert process.stdout == f"sdz {__version__}\n"
 
 
-def test_importing_is_light(environment: dict[str, str]) -> None:
-    program = "import sys, pillow_sdz.cli; print(*{'numpy', 'torch', 'tqdm'} & sys.modules.keys())"
-    command = [sys.executable, "-c", program]
-    process = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert process.stdout.strip() == ""
+# What takes long to import.
+HEAVY = ["diffusers", "numpy", "torch", "transformers"]
+
+
+@pytest.mark.parametrize("command", [["--help"], ["info", "x.sdz"], ["models", "list"]])
+def test_what_needs_no_network_imports_none(
+    sdz: Path, environment: dict[str, str], command: list[str]
+) -> None:
+    program = f"""
+import contextlib, sys
+from pillow_sdz.cli import main
+with contextlib.suppress(SystemExit):
+    main({command})
+print(sorted(set({HEAVY}) & sys.modules.keys()))
+"""
+    arguments = [sys.executable, "-c", program]
+    process = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment)
+    assert process.stdout.splitlines()[-1] == "[]"
 
 
 @posix_only

@@ -18,6 +18,7 @@ from pillow_sdz import catalogue, chunks, codec, container, demo, fidelity, mode
 from pillow_sdz.codings.context import Context
 from pillow_sdz.codings.integers import Affine
 from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
+from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
 from pillow_sdz.models.mini import memory, network
 from pillow_sdz.models.mini.network import DECODER_MARGIN
@@ -50,15 +51,10 @@ def decoded_from(
 ) -> Image.Image:
     """The picture in a payload of one band."""
     header = Header("RGB", size, MINI.name, MINI.digest, MINI.channels, MINI.factor, quality)
-    entry = container.Entry(chunks.LATENTS, 0, 0, len(payload))
-    frames = codec.Frames(
-        header,
-        MINI,
-        catalogue.HYPERPRIOR,
-        container.bands(header.latents[1], None),
-        [container.Frame([entry], [])],
-        lambda _: payload,
-    )
+    file = container.assemble(header, [], [[Chunk(chunks.LATENTS, payload)]])
+    reader = container.Reader(io.BytesIO(container.write(file)))
+    found = container.frames(reader, bands=1)
+    frames = codec.Frames(header, MINI, catalogue.HYPERPRIOR, reader.bands, found, reader)
     picture = Image.new("RGB", size)
     for place, pixels in codec.decode(frames.frame(0), decoder=decoder, box=(0, 0, *size)):
         picture.paste(Image.fromarray(pixels), place)

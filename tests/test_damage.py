@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from pillow_sdz import codec, container
+from pillow_sdz import codec, container, demo, fidelity
 from pillow_sdz.arrays import Box
 from pillow_sdz.container import Chunk
 from sdz_files import decode, encode, framed, replaced
@@ -96,14 +96,45 @@ def test_cut_gives_what_can_be_decoded(small_file: bytes) -> None:
     for cut in range(where[b"LATN"].start, len(small_file)):
         im = decode(small_file[:cut])
         assert (im.mode, im.size) == (whole.mode, whole.size)
-        if cut < where[b"LATN"].end:
-            assert im.getextrema() == (*((0, 0),) * 3, (255, 255))
-        else:
+        if cut >= where[b"ALPH"].end:
+            assert im.tobytes() == whole.tobytes()
+        elif cut >= where[b"LATN"].end:
             assert im.convert("RGB").tobytes() == whole.convert("RGB").tobytes()
-            if cut < where[b"ALPH"].end:
-                assert im.getchannel("A").getextrema() == (255, 255)
-            else:
-                assert im.tobytes() == whole.tobytes()
+            assert im.getchannel("A").getextrema() == (255, 255)
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    return fidelity.psnr(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.usefixtures("load_truncated")
+@pytest.mark.parametrize(
+    ("model", "part", "least"),
+    [
+        ("mini", 0.99, 38),  # measured: 40 dB and more
+        ("mini", 0.9, 32),
+        ("mini", 0.5, 22),
+        ("sd-mini", 0.99, 20),  # of a lattice that is refined by halves, the finest comes last
+    ],
+)
+def test_a_cut_photo_is_decoded_as_far_as_it_goes(model: str, part: float, least: float) -> None:
+    """One band, of which the file has a part: all of the picture is shown, with a warning."""
+    photo = demo.photo().resize((768, 512))
+    data = encode(photo, model=model, quality=75)
+    whole = decode(data)
+    cut = data[: int(part * len(data))]
+    with pytest.warns(UserWarning, match=rf"ends at byte {len(cut)}.* the rows 0 to 512 are guess"):
+        shown = decode(cut)
+    assert psnr(whole, shown) > least
+
+
+@pytest.mark.usefixtures("load_truncated")
+@pytest.mark.parametrize("coding", ["palette", "float16"])
+def test_what_cannot_be_begun_is_black(coding: str) -> None:
+    data = encode(demo.photo().resize((64, 48)), model="sd-mini", coding=coding)
+    with pytest.warns(UserWarning, match="the rows 0 to 48 are black"):
+        shown = decode(data[: len(data) * 9 // 10])
+    assert shown.getextrema() == ((0, 0),) * 3
 
 
 @pytest.mark.usefixtures("counted")

@@ -86,6 +86,8 @@ NOT_SHOWN = {
     "model-of-other-weights": "needs the model 'mini' with the weights 01020304",
     "frames-7000": "chunk LATN at byte 43: it is empty",
     "alpha-of-another-size": "neither a constant nor a PNG of the picture's size",
+    "alpha-with-a-second-size": "PNG in chunk ALPH: it has a second IHDR at byte 33",
+    "alpha-with-a-second-kind": "PNG in chunk ALPH: it has a second IHDR at byte 33",
     "alpha-ends-early": "PNG in chunk ALPH: it ends at byte 40",
     "latents-empty": "chunk LATN at byte 43: it is empty",
     "latents-of-no-prior": "no prior 3 for 4 channels",
@@ -108,9 +110,13 @@ LATENTS = {
     "latents-of-2000-frames": "2000 frames .* in 2000 bytes are too many",
     "size-65535": r"latents \(4, 8192, 8192\) in 1 bytes are too many",
     "origin-of-9-megabytes": "chunk oRIG: it ends too early or too late",
+    "mask-with-a-second-size": "chunk mASK is not an alpha channel of the picture's size",
+    "changes-of-all-latents": "a chain of changes that are more than the picture",
     "origin-nested": "chunk oRIG: maximum recursion depth exceeded",
     "latents-of-64-channels": None,
     "alpha-of-another-size": None,
+    "alpha-with-a-second-size": None,
+    "alpha-with-a-second-kind": None,
     "alpha-ends-early": None,
     "alpha-as-before-the-first": None,
 }
@@ -124,6 +130,8 @@ SHOWN = {
     "origin-nested",
     "alpha-inflates",
     "alpha-with-texts",
+    "mask-with-a-second-size",
+    "changes-of-all-latents",
     "latents-of-half-a-megapixel",
 }
 

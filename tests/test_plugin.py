@@ -381,3 +381,21 @@ def test_seeking_after_a_thumbnail_or_a_copy(photo: Image.Image) -> None:
 
 def assert_same(a: Image.Image, b: Image.Image) -> None:
     assert (a.mode, a.size, a.tobytes()) == (b.mode, b.size, b.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ({"qualtiy": 30}, "SDZ has no option 'qualtiy': did you mean 'quality'"),
+        ({"target": 3000}, "SDZ has no option 'target': did you mean 'target_size'"),
+        ({"lossless": True}, "SDZ has no option 'lossless'$"),
+        ({"step": 0.1}, "SDZ has no option 'step'$"),
+    ],
+)
+def test_other_options_are_named(
+    photo: Image.Image, option: dict[str, Any], complaint: str
+) -> None:
+    """A warning, with the caller's line: tools pass the options of several formats."""
+    with pytest.warns(UserWarning, match=complaint) as warned:
+        photo.save(BytesIO(), "SDZ", **option)
+    assert warned[0].filename == __file__

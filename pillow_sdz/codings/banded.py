@@ -18,7 +18,7 @@ from . import changes
 from .coding import Frame, FrameEncoder, finite
 from .hyperprior import Coded, HyperPrior
 from .quantize import Quantizer
-from .range_coder import SymbolDecoder, Tables
+from .range_coder import Tables, decoder_of
 from .target_size import EncodedLatents, largest, largest_of_slow
 
 # Rows of latents in a band, at most.  Chosen: to decode a region, whole bands must be decoded.
@@ -95,9 +95,11 @@ class Banded:
         shape: tuple[int, int],
         quantisation: int,
         before: Coded | None = None,
+        *,
+        complete: bool = True,
     ) -> Coded:
         with one_blas_thread():
-            decoder = SymbolDecoder(Tables.shipped(), payload)
+            decoder = decoder_of(payload, complete=complete)
             coded = self._network.prior.code(decoder, *shape, quantisation, before)
             decoder.finish()
         return coded
@@ -159,7 +161,8 @@ class _BandEncoder:
         chunk = Chunk(chunks.LATENTS, whole.bytes())
         if before is not None:
             changed = changes.worth_their_bits(steps, before.symbols, counted.bits)
-            if not changed.all():
+            cells = before.cells + int(changed.sum())
+            if not changed.all() and cells <= changes.most_cells(*changed.shape):
                 parts = Quantizer(tables, steps, hyper, changed)
                 difference = self._prior.code(parts, height, width, self._quality, before)
                 payload = parts.bytes()

@@ -75,11 +75,18 @@ class Coding(Protocol):
         ...
 
     def decode(
-        self, payload: bytes, shape: tuple[int, int], quantisation: int, before: Any = None
+        self,
+        payload: bytes,
+        shape: tuple[int, int],
+        quantisation: int,
+        before: Any = None,
+        *,
+        complete: bool = True,
     ) -> Any:
         """The integers of a band of latents (h, w); `DamagedPayload` if the payload is damaged.
 
-        For a DIFF chunk, ``before`` has the integers of the same band in the frame before.
+        For a DIFF chunk, ``before`` has the integers of the same band in the frame before.  If the
+        payload is not ``complete``, the integers that it lacks are the likeliest ones.
         """
         ...
 

@@ -16,7 +16,7 @@ from .coding import Frame
 from .integers import STEP_UNITS
 from .lattice import LatticePrior
 from .quantize import Prior
-from .range_coder import SYMBOL_LIMIT, DamagedPayload, SymbolDecoder, Tables
+from .range_coder import SYMBOL_LIMIT, DamagedPayload, decoder_of
 from .target_size import EncodedLatents, largest
 from .whole_frames import WholeFrames
 
@@ -107,11 +107,19 @@ class Context(WholeFrames):
         return payload[:1] == bytes([ADAPTIVE])
 
     def stored(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
+        return self._decoded(payload, shape, quantisation, complete=True)
+
+    def begun(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
+        return self._decoded(payload, shape, quantisation, complete=False)
+
+    def _decoded(
+        self, payload: bytes, shape: tuple[int, int], quantisation: int, *, complete: bool
+    ) -> NDArray[Any]:
         if not payload:
             msg = "it is empty"
             raise DamagedPayload(msg)
         prior = self._prior(payload[0])
-        decoder = SymbolDecoder(Tables.shipped(), payload[1:])
+        decoder = decoder_of(payload[1:], complete=complete)
         symbols = prior.code(decoder, *shape, quantisation)
         decoder.finish()
         return (symbols * (quantisation / STEP_UNITS)).astype(np.float32)

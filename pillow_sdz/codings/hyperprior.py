@@ -15,7 +15,7 @@ from ..arrays import Ints
 from ..catalogue import HIGHEST_QUALITY
 from . import changes
 from .integers import Affine, largest_magnitude
-from .range_coder import SYMBOL_LIMIT, Coder
+from .range_coder import SYMBOL_LIMIT, Coder, DamagedPayload
 
 ACTIVATION_LIMIT = (1 << 12) - 1  # measured: docs/measurements.md#hyperprior
 # Places that are computed at once.  Chosen: 16 MB for the widest layer.
@@ -84,10 +84,15 @@ def quadrant(down: int, right: int) -> list[tuple[int, int]]:
 
 
 class Coded(NamedTuple):
-    """The integers of latents: symbols (h, w, C), and hyperlatents (ceil(h/2), ceil(w/2), Z)."""
+    """The integers of latents: symbols (h, w, C), and hyperlatents (ceil(h/2), ceil(w/2), Z).
+
+    ``cells`` is the number of hyperlatents that were coded as changes, in all frames since the
+    last one without changes.
+    """
 
     symbols: Ints
     hyper: Ints
+    cells: int = 0
 
 
 class HyperPrior:
@@ -145,13 +150,17 @@ class HyperPrior:
         """
         hyper_shape = self.hyper_shape(height, width)
         if before is None:
-            changed = np.ones(hyper_shape[:2], bool)
+            changed, cells = np.ones(hyper_shape[:2], bool), 0
             symbols = np.zeros((height, width, self.channels), np.int32)
             hyper = np.zeros(hyper_shape, np.int32)
         else:
             changed = changes.code(coder, *hyper_shape[:2])
             if not changed.any():
                 return before
+            cells = before.cells + int(changed.sum())
+            if cells > changes.most_cells(*hyper_shape[:2]):
+                msg = "a chain of changes that are more than the picture"
+                raise DamagedPayload(msg)
             symbols, hyper = before.symbols.copy(), before.hyper.copy()
 
         hyper_scale = (self._hyper_scale[0] + self._hyper_scale[1] * quality) >> 16
@@ -190,4 +199,4 @@ class HyperPrior:
                 symbols[group_index] = chosen.reshape(len(rows), group)
                 coded[:, before_group : before_group + group] = symbols[group_index]
                 before_group += group
-        return Coded(symbols, hyper)
+        return Coded(symbols, hyper, cells)

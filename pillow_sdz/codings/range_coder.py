@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from typing import Any, NamedTuple, Protocol
 
 import constriction
@@ -75,12 +76,16 @@ class Tables:
     def bits(self, symbols: Ints, prediction: Prediction) -> Floats:
         """The bits that each symbol costs with this prediction."""
         residual = (symbols - prediction.centre) * prediction.mirror
-        entry = self.entries(residual, prediction.table)
-        bits: Floats = self._bits[self._starts[prediction.table] + entry]
+        bits = self.bits_of(self.entries(residual, prediction.table), prediction.table)
         excess = np.abs(residual) - self.reach[prediction.table]
         escaped = excess > 0
         # As `SymbolEncoder.encode` writes it: a length below 32, the bits after the first, a sign.
         bits[escaped] += 5 + np.floor(np.log2(excess[escaped])) + 1
+        return bits
+
+    def bits_of(self, entries: Ints, table: NDArray[np.uint16]) -> Floats:
+        """What entries of tables cost, without what comes after an escape."""
+        bits: Floats = self._bits[self._starts[table] + entries]
         return bits
 
 
@@ -222,14 +227,8 @@ class SymbolDecoder:
 
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
         prediction = Prediction.of(mean, scale)
-        order, runs = _runs(prediction.table)
-        in_order = np.empty(len(order), np.int32)
-        for table, run in runs:
-            count = run.stop - run.start
-            in_order[run] = self._words.read(self._tables.models[table], count=count)
-        entry = np.empty_like(in_order)
-        entry[order] = in_order
         reach = self._tables.reach[prediction.table]
+        entry = self._entries(prediction)
         residual: Ints = entry - reach
         for at in np.flatnonzero(entry == 2 * reach + 1):
             bits = int(self.uniform(1, 32)[0])
@@ -245,6 +244,17 @@ class SymbolDecoder:
             raise DamagedPayload(msg)
         return symbols
 
+    def _entries(self, prediction: Prediction) -> Ints:
+        """Where the symbols of a stage stand in their tables, before the escapes are read."""
+        order, runs = _runs(prediction.table)
+        in_order = np.empty(len(order), np.int32)
+        for table, run in runs:
+            count = run.stop - run.start
+            in_order[run] = self._words.read(self._tables.models[table], count=count)
+        entry = np.empty_like(in_order)
+        entry[order] = in_order
+        return entry
+
     def uniform(self, count: int, size: int) -> Ints:
         """Read ``count`` numbers below ``size``, 2 to 2 ** 24, all equally likely."""
         model = constriction.stream.model.Uniform(size)
@@ -253,3 +263,48 @@ class SymbolDecoder:
     def finish(self) -> None:
         """DamagedPayload if the payload holds more than what has been read."""
         self._words.finish()
+
+
+# The coder reads two words ahead: the last 64 bits of a payload that was cut do not say enough.
+_AHEAD = 64
+
+
+class TruncatedDecoder(SymbolDecoder):
+    """Reads words that end too early; the symbols that they lack become the likeliest ones."""
+
+    def __init__(self, tables: Tables, payload: bytes) -> None:
+        super().__init__(tables, payload)
+        self._left = float(8 * len(payload) - _AHEAD)  # bits
+
+    def _entries(self, prediction: Prediction) -> Ints:
+        likeliest = self._tables.reach[prediction.table].astype(np.int32)
+        if self._left <= 0:
+            return likeliest
+        try:
+            entry = super()._entries(prediction)
+        except DamagedPayload:  # what comes after the end may be nonsense
+            self._left = 0
+            return likeliest
+        order, _ = _runs(prediction.table)
+        spent = np.cumsum(self._tables.bits_of(entry, prediction.table)[order])
+        known = int(np.searchsorted(spent, self._left, "right"))
+        if known == len(order):
+            self._left -= spent[-1] if known else 0
+            return entry
+        self._left = 0
+        entry[order[known:]] = likeliest[order[known:]]
+        # Escapes come after all else of their stage, and so beyond the end.
+        return np.where(entry == 2 * likeliest + 1, likeliest, entry)
+
+    def uniform(self, count: int, size: int) -> Ints:
+        self._left -= count * math.log2(size)
+        return super().uniform(count, size)
+
+    def finish(self) -> None:
+        """Nothing: it is known that the words end too early."""
+
+
+def decoder_of(payload: bytes, *, complete: bool) -> SymbolDecoder:
+    """What reads a payload, which may end too early if it is not ``complete``."""
+    kind = SymbolDecoder if complete else TruncatedDecoder
+    return kind(Tables.shipped(), payload)

@@ -36,6 +36,11 @@ class WholeFrames:
         """The latents (h, w, C) of a payload; DamagedPayload if it is damaged."""
         raise NotImplementedError
 
+    def begun(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
+        """As `stored`, of a payload that ends too early."""
+        msg = "it ends too early"
+        raise DamagedPayload(msg)
+
     def learns(self, payload: bytes) -> bool:
         """Whether decoding takes as long as `adaptive.work` says, even if there are few bytes."""
         return True
@@ -60,12 +65,18 @@ class WholeFrames:
         return Chunk(chunks.LATENTS, payload)
 
     def decode(
-        self, payload: bytes, shape: tuple[int, int], quantisation: int, before: Any = None
+        self,
+        payload: bytes,
+        shape: tuple[int, int],
+        quantisation: int,
+        before: Any = None,
+        *,
+        complete: bool = True,
     ) -> NDArray[Any]:
         self._check_channels()
         self._check_work(payload, shape)
         with one_blas_thread():
-            return self.stored(payload, shape, quantisation)
+            return (self.stored if complete else self.begun)(payload, shape, quantisation)
 
     def latents(self, integers: NDArray[Any], quantisation: int) -> Latents | NDArray[Any]:
         return integers

@@ -1,4 +1,4 @@
-"""The `sdz models` command: which models there are, and getting their weights."""
+"""`sdz models`: list models, fetch and check their weights, and add models of your own."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import catalogue, models, weights
-from . import options as settings
-from .models import hub, recorded, sources
+from .. import catalogue, weights
+from .. import models as registry
+from .. import options as settings
+from ..models import hub, recorded, sources
+from .arguments import Commands
 
-Commands = Any  # what argparse's add_subparsers returns has no public name
 
-
-def add_parser(commands: Commands) -> None:
+def add_models(commands: Commands) -> None:
     """Add `models` to the commands of `sdz`."""
     parser = commands.add_parser(
         "models",
-        help="the models that there are, and their weights",
-        description="List models, fetch and check their weights, and add your own.",
+        help="list models, and get their weights",
+        description="List models, fetch and check their weights, and add models of your own.",
     )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
@@ -31,36 +31,46 @@ def add_parser(commands: Commands) -> None:
         return added
 
     listing = action("list", _list, "List the models that files can name.")
-    listing.add_argument("--json", action="store_true", help="a JSON list with an object per model")
+    listing.add_argument(
+        "--json", action="store_true", help="print a JSON list with one object for each model"
+    )
 
     fetch = action("fetch", _fetch, "Download a model's weights into the Hugging Face hub's cache.")
     fetch.add_argument("name", metavar="NAME")
-    fetch.add_argument("--denoiser", action="store_true", help="its U-Net and text encoder as well")
+    fetch.add_argument(
+        "--denoiser", action="store_true", help="fetch its U-Net and text encoder, too"
+    )
     fetch.add_argument(
         "--pin",
         action="store_true",
-        help="trust what the hub has today where pillow-sdz knows no hash, and keep to it",
+        help="if pillow-sdz knows no hash of the weights: trust what the hub has today, and accept"
+        " nothing else later",
     )
 
-    verify = action("verify", _verify, "Check that a model's weights are the ones they must be.")
+    verify = action("verify", _verify, "Check that a model's weights are the right ones.")
     verify.add_argument("name", metavar="NAME")
 
-    add = action("add", _add, "Add a model that is in a directory in diffusers' layout.")
-    add.add_argument("name", metavar="NAME", help="what files will call it")
+    add = action("add", _add, "Add a model from a directory in diffusers' layout.")
+    add.add_argument("name", metavar="NAME", help="the name that files will use for it")
     add.add_argument("directory", metavar="DIRECTORY", type=Path)
     add.add_argument(
         "--latent-space",
         metavar="SPACE",
-        help="such as sd1: models of one space can decode each other's files; default: its own",
+        help="such as sd1; models of one space can decode each other's files; default: a space of"
+        " its own",
     )
 
-    path = action("path", _path, "Tell where a model's weights are, or the file of added models.")
+    path = action(
+        "path",
+        _path,
+        "Print where a model's weights are or, without a name, the list of added models.",
+    )
     path.add_argument("name", metavar="NAME", nargs="?")
 
 
 def _run(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
     try:
-        with settings.override(ALLOW_DOWNLOADS=False):  # but for what fetch is told to
+        with settings.override(ALLOW_DOWNLOADS=False):  # only `fetch` downloads
             run(options)
     except BrokenPipeError:
         raise
@@ -72,14 +82,14 @@ def _run(run: Callable[[argparse.Namespace], None], options: argparse.Namespace)
 
 def _source(name: str) -> sources.Source:
     try:
-        return models.source(name)
+        return registry.source(name)
     except KeyError:
-        msg = f"no model is called {name!r}, only {', '.join(models.names())}"
+        msg = f"no model is called {name!r}, only {', '.join(registry.names())}"
         raise ValueError(msg) from None
 
 
 def _list(options: argparse.Namespace) -> None:
-    described = [_describe(name) for name in models.names()]
+    described = [_describe(name) for name in registry.names()]
     if options.json:
         print(json.dumps(described, indent=2))
         return
@@ -95,7 +105,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _describe(name: str) -> dict[str, Any]:
-    spec, source = models.spec(name), models.source(name)
+    spec, source = registry.spec(name), registry.source(name)
     hint = None
     try:
         source.check()
@@ -151,7 +161,7 @@ def _fetch(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     source = _source(options.name)
     if not isinstance(source, (sources.Directory, sources.Pinned)):
-        models.load(models.spec(options.name))  # which checks its hash
+        registry.load(registry.spec(options.name))  # which checks its hash
         print(f"{options.name}: the weights that come with pillow-sdz are sound")
     else:
         print(f"{options.name}: {sources.check_weights(source.folder())} is sound")
@@ -166,7 +176,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _add(options: argparse.Namespace) -> None:
-    spec = models.record_model(options.name, options.directory, options.latent_space)
+    spec = registry.record_model(options.name, options.directory, options.latent_space)
     print(
         f"{spec.name}: {spec.channels} channels at 1/{spec.factor}, "
         f"latent space {spec.latent_space}, weights {spec.digest.hex()}"
