@@ -55,8 +55,8 @@ class SdzImageFile(ImageFile.ImageFile):
         # exceptions for "not this format", and hides the reason from the user.
         reader = container.Reader(self.fp)
         if self.filename and reader.file_size <= HELD:
-            # A file that `Image.open` has opened itself: what is still to be decoded must not
-            # change if a picture is saved under the same name.
+            # `Image.open` has opened the file by its name.  If a picture is saved under the same
+            # name, what is still to be decoded must not change.
             self.fp.seek(0)
             reader = container.Reader(BytesIO(self.fp.read()))
         header = reader.header

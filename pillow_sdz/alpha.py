@@ -31,8 +31,8 @@ def encode(alpha: Image.Image) -> bytes:
 def filled(picture: Image.Image) -> Image.Image:
     """A picture of mode RGBA in RGB, with new colours where it is transparent.
 
-    What nobody sees continues what is seen around it, smoothly: that takes few bits, and does not
-    bleed into the edge.  (Pull-push: Gortler et al., "The Lumigraph", SIGGRAPH 1996.)
+    The new colours continue the visible ones smoothly.  They take few bits, and do not bleed into
+    the edge.  (Pull-push: Gortler et al., "The Lumigraph", SIGGRAPH 1996.)
     """
     seen = picture.getchannel("A").point([0, *[255] * 255])
     colours = picture.convert("RGB")
@@ -40,7 +40,7 @@ def filled(picture: Image.Image) -> Image.Image:
     if lowest or picture.size == (1, 1):
         return colours
     opaque = Image.merge("RGBA", (*colours.split(), seen))
-    # Pillow weighs colours with alpha when it resizes: each is the mean of what is seen.
+    # Pillow weighs colours with alpha when it resizes: each becomes the mean of visible colours.
     width, height = (-(-n // 2) for n in picture.size)
     around = filled(opaque.resize((width, height), Image.Resampling.BOX))
     smooth = around.resize(picture.size, Image.Resampling.BILINEAR)
@@ -99,8 +99,8 @@ def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
         raise OSError(msg)
     try:
         with Image.open(BytesIO(_pixels_alone(coded)), formats=["PNG"]) as png:
-            if (png.mode, png.size) != ("L", size):  # what is decoded, whatever was compared
-                msg = f"it is of mode {png.mode} and of the size {png.size}"
+            if (png.mode, png.size) != ("L", size):  # as Pillow has read them
+                msg = f"it has the mode {png.mode} and the size {png.size}"
                 raise ValueError(msg)
             png.load()
             return png

@@ -137,7 +137,7 @@ def write(file: Sequence[Chunk]) -> bytes:
 
 
 class ChunkReader(Protocol):
-    """What gives the data of chunks; see `container.Reader`."""
+    """Reads the data of chunks; see `container.Reader`."""
 
     def data(self, entry: container.Entry) -> bytes: ...
 
@@ -243,13 +243,13 @@ class Frames:
             return False  # the file is truncated
         found = self._frames[number].bands[band].type == chunks.CHANGES
         if found and self.coding.band_latents is None:
-            msg = f"latents of {self.model.name} are never stored as differences"
+            msg = f"DIFF is not allowed with latents of {self.model.name}"
             raise DamagedPayload(msg)
         return found
 
 
 class Loss(NamedTuple):
-    """What a frame lacks: rows of latents, why, and whether anything of them is shown."""
+    """Damaged rows of latents in a frame, the reason, and whether a part of them is shown."""
 
     rows: slice
     reason: str
@@ -293,7 +293,7 @@ class FrameLatents:
         return self._decoded[number]
 
     def _rescued(self, number: int, error: OSError) -> Latents:
-        """What is left of a damaged band: the beginning of one that was cut, or zeros."""
+        """The rest of a damaged band: the beginning of a band that was cut, otherwise zeros."""
         rows = self._frames.bands[number]
         if isinstance(error, container.TruncatedError):
             with suppress(OSError):

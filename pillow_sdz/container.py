@@ -204,7 +204,7 @@ class Reader:
         return data
 
     def beginning(self, entry: Entry) -> bytes:
-        """What a truncated file still has of the data of its last chunk, which no CRC checks."""
+        """The data that a truncated file has of its last chunk.  No CRC checks it."""
         self._fp.seek(entry.start)
         return self._read(entry.length)
 

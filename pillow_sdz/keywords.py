@@ -25,7 +25,7 @@ DEFAULT_QUALITY = 75
 DEFAULT_EFFORT = 4  # chosen: the middle of 0..9
 
 
-#: The options of `Image.save`; those of animations are ignored for a single picture.
+#: The options of `Image.save`.  A single picture ignores those of animations.
 OPTIONS = (
     "quality",
     "target_size",
@@ -48,7 +48,7 @@ OPTIONS = (
 
 
 def warn_of_others(options: Mapping[str, Any]) -> None:
-    """Warn of options that are not those of this format.
+    """Warn of options that this format does not have.
 
     An error would break tools that pass the options of several formats.
     """
@@ -61,7 +61,7 @@ def warn_of_others(options: Mapping[str, Any]) -> None:
 
 
 def exact(value: object) -> bool:
-    """Whether colours are kept where nobody sees them."""
+    """Whether the colours of transparent pixels are kept."""
     if value is not None and not isinstance(value, bool):
         msg = f"exact must be True or False, not {value!r}"
         raise ValueError(msg)

@@ -229,7 +229,7 @@ def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
 
 
 def _stored(frames: codec.Frames) -> Array:
-    """All latents (C, h, w) or (B, C, h, w), in little more memory than they take."""
+    """All latents (C, h, w) or (B, C, h, w).  This takes little more memory than they do."""
     header = frames.header
     stored: Array | None = None
     for number in range(header.frames):
@@ -238,7 +238,7 @@ def _stored(frames: codec.Frames) -> Array:
             if stored is None:
                 stored = np.empty((header.frames, *header.latents), part.dtype)
             stored[number, :, rows] = part.transpose(2, 0, 1)
-    assert stored is not None  # a file has a frame, and a frame a band
+    assert stored is not None  # a file has at least a frame, and a frame at least a band
     return stored if header.frames > 1 else stored[0]
 
 

@@ -117,7 +117,7 @@ class _Shell(NamedTuple):
 
     header: Header
     about: list[Chunk]
-    profile: Chunk | None  # of the picture itself, where no other was asked for
+    profile: Chunk | None  # the picture's own, if no other was asked for
     timing: Timing | None
 
     def file(
@@ -267,7 +267,7 @@ def _metadata(im: Image.Image) -> list[Chunk]:
 
 
 def _own_profile(im: Image.Image) -> Chunk | None:
-    """The profile of the picture itself, unless another one, or none, is asked for."""
+    """The picture's own profile; None if the options ask for another one, or for none."""
     if "icc_profile" in im.encoderinfo:
         return None
     found = keywords.known_metadata({"icc_profile": im.info.get("icc_profile")})
@@ -275,7 +275,7 @@ def _own_profile(im: Image.Image) -> Chunk | None:
 
 
 def _fits(profile: bytes, mode: str) -> bool:
-    """Whether a profile is for pixels of this mode; what is no ICC profile is left as it is."""
+    """Whether a profile is for pixels of this mode.  True for data that is no ICC profile."""
     # Bytes 16 to 19 name its colour space, 36 to 39 are "acsp" (ICC.1:2022, 7.2).
     space, signature = profile[16:20], profile[36:40]
     return signature != b"acsp" or space == (b"RGB " if mode.startswith("RGB") else b"GRAY")

@@ -119,7 +119,7 @@ def test_limits_count_what_is_decoded() -> None:
     """A header of one channel would have counted a quarter of what sd1's latents have."""
     honest = SD1._replace(size=(65528, 8192))
     assert np.prod(honest.latents) > 1 << 24
-    with pytest.raises(OSError, match=r"9 frames of latents .* are more than the limit"):
+    with pytest.raises(OSError, match=r"9 frames of latents .* have more than the limit"):
         open_latents(file(honest._replace(frames=9)))
     with pytest.raises(OSError, match="but model sd1 has 4 at 8"):
         open_latents(file(honest._replace(channels=1, frames=9)))

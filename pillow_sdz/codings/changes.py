@@ -28,14 +28,14 @@ MIDDLES = (4096, 384, 37, 4)
 # how many cells count as changed at the start, and how many as coded.  Chosen.
 BEFORE_CHANGED, BEFORE_ALL = (1, 2, 2, 3), (16, 4, 4, 4)
 
-# A reader that wants a frame decodes all changes that lead there, and so this is what a frame may
-# cost: at most so many times its own integers.  Chosen: with the network, which runs once, a frame
-# then takes at most about three times as long as a picture.
+# To show a frame, a reader decodes all DIFF that lead to it.  This limits their cells, in multiples
+# of a frame's.  Chosen: with the network, which runs once, a frame then takes at most about three
+# times as long as a picture.
 MOST_CHANGES = 4
 
 
 def most_cells(height: int, width: int) -> int:
-    """How many cells of a map (height, width) may change in a row of frames that are changes."""
+    """How many cells of a map (height, width) may change in all DIFF in a row together."""
     return MOST_CHANGES * height * width
 
 

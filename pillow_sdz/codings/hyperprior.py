@@ -159,7 +159,7 @@ class HyperPrior:
                 return before
             cells = before.cells + int(changed.sum())
             if cells > changes.most_cells(*hyper_shape[:2]):
-                msg = "a chain of changes that are more than the picture"
+                msg = "more cells change in a row of DIFF than the limit"
                 raise DamagedPayload(msg)
             symbols, hyper = before.symbols.copy(), before.hyper.copy()
 

@@ -84,7 +84,7 @@ class Tables:
         return bits
 
     def bits_of(self, entries: Ints, table: NDArray[np.uint16]) -> Floats:
-        """What entries of tables cost, without what comes after an escape."""
+        """The bits of entries of tables, without those after an escape."""
         bits: Floats = self._bits[self._starts[table] + entries]
         return bits
 
@@ -245,7 +245,7 @@ class SymbolDecoder:
         return symbols
 
     def _entries(self, prediction: Prediction) -> Ints:
-        """Where the symbols of a stage stand in their tables, before the escapes are read."""
+        """The entries of a stage's symbols in their tables.  Escapes are read later."""
         order, runs = _runs(prediction.table)
         in_order = np.empty(len(order), np.int32)
         for table, run in runs:
@@ -265,12 +265,12 @@ class SymbolDecoder:
         self._words.finish()
 
 
-# The coder reads two words ahead: the last 64 bits of a payload that was cut do not say enough.
+# The coder reads two words ahead, so the last 64 bits of a cut payload do not decode.
 _AHEAD = 64
 
 
 class TruncatedDecoder(SymbolDecoder):
-    """Reads words that end too early; the symbols that they lack become the likeliest ones."""
+    """Reads words that end too early.  Missing symbols become the likeliest ones."""
 
     def __init__(self, tables: Tables, payload: bytes) -> None:
         super().__init__(tables, payload)
@@ -282,7 +282,7 @@ class TruncatedDecoder(SymbolDecoder):
             return likeliest
         try:
             entry = super()._entries(prediction)
-        except DamagedPayload:  # what comes after the end may be nonsense
+        except DamagedPayload:  # after the end, anything may be read
             self._left = 0
             return likeliest
         order, _ = _runs(prediction.table)
@@ -293,7 +293,7 @@ class TruncatedDecoder(SymbolDecoder):
             return entry
         self._left = 0
         entry[order[known:]] = likeliest[order[known:]]
-        # Escapes come after all else of their stage, and so beyond the end.
+        # Escapes come last in their stage, so they lie beyond the end.
         return np.where(entry == 2 * likeliest + 1, likeliest, entry)
 
     def uniform(self, count: int, size: int) -> Ints:
@@ -301,10 +301,10 @@ class TruncatedDecoder(SymbolDecoder):
         return super().uniform(count, size)
 
     def finish(self) -> None:
-        """Nothing: it is known that the words end too early."""
+        """Check nothing: the words are known to end too early."""
 
 
 def decoder_of(payload: bytes, *, complete: bool) -> SymbolDecoder:
-    """What reads a payload, which may end too early if it is not ``complete``."""
+    """A decoder for a payload.  If it is not ``complete``, it may end too early."""
     kind = SymbolDecoder if complete else TruncatedDecoder
     return kind(Tables.shipped(), payload)

@@ -37,7 +37,7 @@ class WholeFrames:
         raise NotImplementedError
 
     def begun(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
-        """As `stored`, of a payload that ends too early."""
+        """As `stored`, for a payload that ends too early."""
         msg = "it ends too early"
         raise DamagedPayload(msg)
 
