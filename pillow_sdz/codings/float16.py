@@ -167,7 +167,7 @@ def _refinements(
 
 
 class Float16(WholeFrames):
-    """The coding; its quantisation is 0, or 1 for latents that are not scaled."""
+    """The coding.  Its quantisation is 0, or 1 for latents that are stored unscaled."""
 
     def quantisation(self, quality: float, effort: int) -> int:
         return 0

@@ -23,7 +23,7 @@ BLOCK = 1024
 
 
 def rectified(x: Ints) -> NDArray[np.float32]:
-    """Clipped to 0..ACTIVATION_LIMIT: the only non-linearity."""
+    """The values clipped to 0..ACTIVATION_LIMIT: the only non-linearity."""
     return np.clip(x, 0, ACTIVATION_LIMIT).astype(np.float32)
 
 
@@ -96,11 +96,11 @@ class Coded(NamedTuple):
 
 
 class HyperPrior:
-    """Hyperlatents at half the resolution, then a checkerboard of two passes.
+    """Codes hyperlatents at half the resolution, then the latents in a checkerboard of two passes.
 
-    In each pass the channels come in groups; a group's distribution is predicted from the
-    hyperlatents, in the second pass from the first pass around it, and from the groups
-    before it at the same place.
+    In each pass, the channels come in groups.  The distribution of a group is predicted from the
+    hyperlatents and from the groups before it at the same place.  In the second pass, it is also
+    predicted from the first pass around it.
     """
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:

@@ -35,10 +35,10 @@ CROWDED_ROUNDS = 32
 
 
 class Prior(Protocol):
-    """Predicts latents (h, w, C) of any quantisation step from themselves alone."""
+    """Predicts latents (h, w, C) of any quantisation step, without hyperlatents."""
 
     def code(self, coder: Coder, height: int, width: int, step: int) -> Ints:
-        """Code latents' integers; see `lattice.LatticePrior.code`."""
+        """Code the integers of latents; see `lattice.LatticePrior.code`."""
         ...
 
 

@@ -33,9 +33,10 @@ from .reduced import Reduced
 
 
 class Mini:
-    """`mini`, loaded: pixels <-> latents in quantisation steps, in numpy arrays.
+    """`mini`, loaded: pixels <-> latents in the encoder's units, in numpy arrays.
 
-    ``quality`` is the header's, in hundredths (100..10000).
+    Multiplied by the gain, the latents are in quantisation steps.  ``quality`` is the header's, in
+    hundredths (100..10000).
     """
 
     @torch.inference_mode(False)

@@ -243,7 +243,7 @@ def _cheaper_hyper(
     steps: int,
     random: torch.Generator,
 ) -> Tensor:
-    """Hyperlatents with which these symbols take fewer bits."""
+    """Hyperlatents that make these symbols take fewer bits."""
     sums = rate.before_hyper(symbols, quality)
 
     def loss(hyper: Tensor) -> Tensor:
