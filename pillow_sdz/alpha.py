@@ -21,11 +21,16 @@ def encode(alpha: Image.Image) -> bytes:
     levels = [level for level, count in enumerate(alpha.histogram()) if count]
     if len(levels) == 1:
         return bytes([_CONSTANT, levels[0]])
-    png = BytesIO()
+    return png(alpha)
+
+
+def png(alpha: Image.Image) -> bytes:
+    """The data of the ALPH chunk as a PNG, even if it is a constant.  A PNG says its size."""
+    file = BytesIO()
     # `getchannel` copies the picture's profile and more, and PNG would write them.
     alpha.info = {}
-    alpha.save(png, "PNG", optimize=True)
-    return bytes([_PNG]) + png.getvalue()
+    alpha.save(file, "PNG", optimize=True)
+    return bytes([_PNG]) + file.getvalue()
 
 
 def filled(picture: Image.Image) -> Image.Image:
@@ -98,12 +103,12 @@ def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
         msg = "damaged SDZ file: chunk ALPH is neither a constant nor a PNG of the picture's size"
         raise OSError(msg)
     try:
-        with Image.open(BytesIO(_pixels_alone(coded)), formats=["PNG"]) as png:
-            if (png.mode, png.size) != ("L", size):  # as Pillow has read them
-                msg = f"it has the mode {png.mode} and the size {png.size}"
+        with Image.open(BytesIO(_pixels_alone(coded)), formats=["PNG"]) as picture:
+            if (picture.mode, picture.size) != ("L", size):  # as Pillow has read them
+                msg = f"it has the mode {picture.mode} and the size {picture.size}"
                 raise ValueError(msg)
-            png.load()
-            return png
+            picture.load()
+            return picture
     except Exception as e:  # Pillow's PNG reader may raise anything for hostile bytes
         msg = f"damaged SDZ file: the PNG in chunk ALPH: {e}"
         raise OSError(msg) from e

@@ -12,9 +12,6 @@ from collections.abc import Callable, Mapping
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from . import alpha
-from .pillow_private import check_pixels
-
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -53,6 +50,9 @@ class About(Protocol):
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
+
+    @property
+    def factor(self) -> int: ...
 
     @property
     def frames(self) -> int: ...
@@ -234,30 +234,9 @@ def _pack_provenance(provenance: Mapping[str, Any]) -> bytes:
 
 
 def _parse_mask(data: bytes, about: About) -> NDArray[np.float32]:
-    """Values n/255 (height, width)."""
-    import numpy as np
+    from . import mask
 
-    # Two bytes of data can stand for as many pixels as the header says.
-    check_pixels(about.size)
-    try:
-        levels = np.asarray(alpha.decode(data, about.size))
-    except OSError as e:
-        msg = "damaged SDZ file: chunk mASK is not an alpha channel of the picture's size"
-        raise OSError(msg) from e
-    return mask_of(levels)
-
-
-def mask_of(levels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The values n/255 of a mask whose pixels are n."""
-    import numpy as np
-
-    return levels.astype(np.float32) / np.float32(255)
-
-
-def _pack_mask(levels: NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
-    return alpha.encode(Image.fromarray(levels))
+    return mask.decode(data, about.size, about.factor)
 
 
 ICC_PROFILE = Kind(b"iCCP", "icc_profile", _parse_bytes, bytes)
@@ -270,7 +249,7 @@ ANIMATION = Kind(b"aNIM", "animation", Animation.parse, Animation.pack)
 BANDS = Kind(b"BAND", "bands", _parse_bands, _BANDS.pack)
 # Imported latents have these two.  Only `open_latents` reads them.
 PROVENANCE = Kind(b"oRIG", "provenance", _parse_provenance, _pack_provenance, at_open=False)
-MASK = Kind(b"mASK", "alpha_mask", _parse_mask, _pack_mask, at_open=False)
+MASK = Kind(b"mASK", "alpha_mask", _parse_mask, bytes, at_open=False)  # see `mask.encode`
 
 METADATA = (ICC_PROFILE, EXIF, XMP)
 

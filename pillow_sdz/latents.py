@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from . import catalogue, chunks, codec, container, interchange, keywords
+from . import catalogue, chunks, codec, container, interchange, keywords, mask
 from .atomic import replacing
 from .catalogue import ModelSpec
 from .codings import adaptive
@@ -94,7 +94,7 @@ def save_latents(
     icc_profile: bytes | None = None,
     xmp: bytes | str | None = None,
     provenance: Mapping[str, Any] | None = None,
-    alpha_mask: ArrayLike | None = None,
+    alpha_mask: ArrayLike | torch.Tensor | None = None,
 ) -> None:
     """Write latents as an `.sdz` file.  `Image.open` shows it if the model is installed.
 
@@ -123,7 +123,8 @@ def save_latents(
 
     The file also keeps ``prompt`` and ``denoise`` for denoising, and ``exif``, ``icc_profile`` and
     ``xmp``, all as in ``Image.save``.  ``provenance`` is a mapping that JSON can hold.
-    ``alpha_mask`` (height, width) has values n/255.
+    ``alpha_mask`` (height, width) has values n/255, as exactly as its dtype holds them.  If the
+    picture was rounded down to whole latents, the mask may be up to ``factor`` - 1 pixels larger.
 
     ValueError for what cannot be written, before anything is written.
     """
@@ -149,7 +150,7 @@ def save_latents(
         *keywords.known_metadata(options),
         *keywords.for_decoding(for_decoding, spec, found),
         *_provenance_chunk(provenance),
-        *_mask_chunk(alpha_mask, size),
+        *_mask_chunk(alpha_mask, size, spec.factor),
     ]
     coder = codec.coder_of(spec, found)
     if quantisation is None:
@@ -256,6 +257,30 @@ def imported(part: LatentFile, fp: IO[bytes], *, model: str, **options: Any) -> 
     )
 
 
+def together(paths: Iterable[Path]) -> list[list[Path]]:
+    """The `.sdz` files, in lists.  Files that are the resolutions of one cache share a list.
+
+    A file that cannot be read is alone in its list; `exported` says why it cannot.
+    """
+    return interchange.together((path, _origin(path)) for path in paths)
+
+
+def _origin(path: Path) -> Origin | None:
+    """The origin of a file's latents; None if the file has none, or is damaged."""
+    try:
+        with path.open("rb") as file:
+            reader = container.Reader(file)
+            for entry in reader:
+                if entry.type == chunks.PROVENANCE.type:
+                    data = reader.data(entry)
+                    return Origin.parse(chunks.PROVENANCE.parse(data, reader.header))
+                if entry.type in chunks.CODED:
+                    break
+    except (OSError, ValueError):
+        pass
+    return None
+
+
 def exported(path: Path, format: str) -> LatentFile:
     """The latents of an `.sdz` file, as `interchange.write` needs them for another format."""
     found = open_latents(path)
@@ -263,7 +288,8 @@ def exported(path: Path, format: str) -> LatentFile:
     if "layout" in provenance:
         origin = Origin.parse(provenance)
     else:
-        origin = Origin("plain", format, found.latents.dtype.name, batched=found.latents.ndim == 4)
+        layout = "comfyui" if format == ".latent" else "plain"
+        origin = Origin(layout, format, found.latents.dtype.name, batched=found.latents.ndim == 4)
     layout = interchange.layout_for(format, origin)
     latents: Array = found.latents
     if layout != "plain" and not interchange.is_scaled(
@@ -334,23 +360,10 @@ def _provenance_chunk(provenance: Mapping[str, Any] | None) -> list[Chunk]:
     return [keywords.chunk(chunks.PROVENANCE, provenance)] if provenance else []
 
 
-def _mask_chunk(mask: ArrayLike | None, size: tuple[int, int]) -> list[Chunk]:
-    if mask is None:
-        return []
-    values = np.asarray(mask)
-    width, height = size
-    if values.shape != (height, width):
-        msg = f"alpha_mask must have the picture's shape {height, width}, not {values.shape}"
-        raise ValueError(msg)
-    exact = values.dtype.kind in "fiub"
-    if exact:
-        with np.errstate(invalid="ignore"):  # NaN becomes another value, and is refused below
-            levels = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
-        exact = np.array_equal(chunks.mask_of(levels), values)
-    if not exact:
-        msg = "alpha_mask must have values n/255: other values cannot be kept exactly"
-        raise ValueError(msg)
-    return [keywords.chunk(chunks.MASK, levels)]
+def _mask_chunk(
+    given: ArrayLike | torch.Tensor | None, size: tuple[int, int], factor: int
+) -> list[Chunk]:
+    return [] if given is None else [Chunk(chunks.MASK.type, mask.encode(given, size, factor))]
 
 
 # Reading

@@ -215,16 +215,19 @@ def test_parser_raises_for_damage(small_file: bytes) -> None:
         parser.close()
 
 
-@pytest.mark.parametrize("payload", [b"", b"\0", b"\xff" * 50, bytes(2000)], ids=len)
+@pytest.mark.parametrize("payload", [b"\0", b"\0\0", b"\xff" * 50, bytes(2000)], ids=len)
 def test_hostile_latents_behind_a_right_crc(small_file: bytes, payload: bytes) -> None:
-    """An arithmetic decoder makes some picture of almost any bytes; that or an OSError."""
-    data = replaced(small_file, b"LATN", payload)
-    try:
-        im = decode(data)
-    except OSError as e:
-        assert str(e)  # noqa: PT017  either outcome is right
-    else:
-        assert im.size == (5, 3)
+    """A range decoder makes some picture of almost any bytes; but only the encoder's are one."""
+    with pytest.raises(OSError, match=r"chunk LATN at byte 104: the words do not (?:decode|end)"):
+        decode(replaced(small_file, b"LATN", payload))
+
+
+def test_empty_latents_are_a_picture(small_file: bytes) -> None:
+    """Which takes no bytes: another one, but whole, with the alpha channel that is there."""
+    im, original = decode(replaced(small_file, b"LATN", b"")), decode(small_file)
+    assert (im.mode, im.size) == ("RGBA", (5, 3))
+    assert im.getchannel("A").tobytes() == original.getchannel("A").tobytes()
+    assert im.convert("RGB").tobytes() != original.convert("RGB").tobytes()
 
 
 def png(size: tuple[int, int], mode: str = "L") -> bytes:
@@ -233,10 +236,11 @@ def png(size: tuple[int, int], mode: str = "L") -> bytes:
     return buffer.getvalue()
 
 
-def bomb() -> bytes:
-    """A PNG that says 5x3 and holds half a megabyte of zeros."""
+def bomb(levels: bytes) -> bytes:
+    """A PNG that says 5x3 and holds these levels, and then half a megabyte of zeros."""
     start, rest = png((5, 3)).split(b"IDAT")
-    squeezed = zlib.compress(bytes(1 << 19))
+    rows = [b"\0" + levels[at : at + 5] for at in (0, 5, 10)]  # not filtered
+    squeezed = zlib.compress(b"".join(rows) + bytes(1 << 19))
     body = b"IDAT" + squeezed
     chunk = struct.pack(">I", len(squeezed)) + body + struct.pack(">I", zlib.crc32(body))
     return start[:-4] + chunk + rest[-12:]
@@ -268,9 +272,11 @@ def test_hostile_alpha_behind_a_right_crc(small_file: bytes, alpha: bytes) -> No
 
 @pytest.mark.usefixtures("counted")
 def test_alpha_png_that_holds_more_than_it_says(small_file: bytes) -> None:
-    # Pillow's PNG decoder stops at the size that was checked; the surplus is never inflated.
-    im = decode(replaced(small_file, b"ALPH", b"\1" + bomb()))
+    """Its alpha channel is what the size says, and nothing of the surplus."""
+    levels = bytes(range(100, 115))
+    im = decode(replaced(small_file, b"ALPH", b"\1" + bomb(levels)))
     assert im.size == (5, 3)
+    assert im.getchannel("A").tobytes() == levels
 
 
 def test_lying_lengths_are_refused_before_allocation(small_file: bytes) -> None:

@@ -251,7 +251,14 @@ def costly() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", costly())
+@pytest.mark.parametrize(
+    "name",
+    # The honest picture of this one's header alone takes three seconds, and is made three times.
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "latents-of-129x128" else ())
+        for name in costly()
+    ],
+)
 def test_a_picture_costs_what_an_honest_one_of_its_header_does(name: str) -> None:
     """In time and memory, besides the walks over as many chunks as the file has."""
     data = FILES[name]

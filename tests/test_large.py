@@ -299,6 +299,7 @@ def test_damaged_bands_are_black(banded: bytes) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux's /proc")
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["load", "draft 1/2", "draft 1/8", "crop 512x512"])
 def test_memory_is_bounded(way: str, tmp_path: Path, large_file: Path) -> None:
     """At most 300 MB above what the process had, and twice the decoded image, Pillow's 4 bytes a

@@ -221,12 +221,15 @@ def test_no_handle_leaks(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_stream_that_cannot_seek(path: Path) -> None:
+    """Has the same picture, and the same to say of it."""
+
     class Pipe:
         def __init__(self, data: bytes) -> None:
             self.read = BytesIO(data).read
 
-    with Image.open(Pipe(path.read_bytes())) as im:  # type: ignore[arg-type]
-        im.load()
+    with Image.open(path) as expected, Image.open(Pipe(path.read_bytes())) as im:  # type: ignore[arg-type]
+        assert (im.mode, im.size, im.info) == (expected.mode, expected.size, expected.info)
+        assert im.tobytes() == expected.tobytes()
 
 
 def test_pickle(path: Path) -> None:
