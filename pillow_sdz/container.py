@@ -1,8 +1,8 @@
 """Bytes <-> chunks: the `.sdz` container, as specified in docs/format.md.
 
-Nothing here knows of images, networks or what chunks mean, and no other module knows an offset.
-Whatever the bytes, the only exception that leaves the reading side is an OSError that says what is
-wrong and where.  The writing side raises ValueError for what may not be written.
+This module knows no images, no networks and not what chunks mean.  No other module knows an offset.
+For bad bytes, reading raises OSError and nothing else; the message says what is wrong, and where.
+Writing raises ValueError for what the format forbids.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _READ_AHEAD, _IN_A_ROW, _SHORT = 4096, 16, 32
 
 
 class TruncatedError(OSError):
-    """The file ends before its DONE chunk does. What was read until then is sound."""
+    """The file ends before its DONE chunk does.  What was read so far is sound."""
 
 
 class Chunk(NamedTuple):
@@ -49,7 +49,7 @@ class Entry(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The offset of the byte after the chunk's last."""
+        """The offset of the first byte after the chunk."""
         return self.start + self.length + _CRC_BYTES
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Frame(NamedTuple):
 
 
 class Frames(Sequence[Frame]):
-    """The frames among the chunks of a file with so many bands; the last may be incomplete."""
+    """The frames that these chunks form, of ``bands`` bands each; the last may be incomplete."""
 
     def __init__(self, entries: Iterable[Entry], bands: int) -> None:
         self._bands = bands
@@ -94,25 +94,25 @@ class Frames(Sequence[Frame]):
 
 
 def size(file: Iterable[Chunk]) -> int:
-    """The bytes of a file made of these chunks."""
+    """How many bytes a file of these chunks has."""
     return len(SIGNATURE) + sum(chunk_size(len(chunk.data)) for chunk in file)
 
 
 def chunk_size(length: int) -> int:
-    """The bytes of a whole chunk with ``length`` bytes of data."""
+    """How many bytes a chunk with ``length`` bytes of data has."""
     return len(_varint(length)) + _TYPE_BYTES + length + _CRC_BYTES
 
 
 def assemble(
     header: Header, about: Iterable[Chunk], frames: Iterable[Iterable[Chunk]]
 ) -> list[Chunk]:
-    """All chunks of a file, in their order: ``about`` it, then those of each frame."""
+    """All chunks of a file in their order: HEAD, ``about``, those of each frame, DONE."""
     coded = (chunk for frame in frames for chunk in frame)
     return [Chunk(HEAD, header.pack()), *about, *coded, Chunk(DONE, b"")]
 
 
 def write(file: Iterable[Chunk]) -> bytes:
-    """The file made of these chunks, in this order; ValueError where a rule forbids it."""
+    """The bytes of a file with these chunks, in this order; ValueError if a rule forbids it."""
     rules: Rules | None = None
     parts = [SIGNATURE]
     for chunk in file:
@@ -134,19 +134,19 @@ def write(file: Iterable[Chunk]) -> bytes:
 
 
 def read(data: bytes) -> list[Chunk]:
-    """All chunks of a complete file, every rule and CRC checked; OSError otherwise."""
+    """All chunks of a complete file; OSError if a rule is broken or a CRC is wrong."""
     reader = Reader(BytesIO(data))
     return [Chunk(entry.type, reader.data(entry)) for entry in reader]
 
 
 class Reader:
-    """Walks a file's chunks by seeking, so that what is not asked for is not read.
+    """Walks a file's chunks by seeking, and reads only the data that is asked for.
 
-    The constructor reads and checks signature and header. Iterating yields every chunk's Entry in
-    order, the header's included, as soon as the rules allow it to stand there, before it is known
-    whether the chunk is complete. Iterating to the end checks that a sound DONE and nothing else
-    ends the file. ``data`` reads one chunk and checks its CRC. ``bands`` are the rows of latents of
-    each band of a frame, known once a chunk of latents has been met.
+    The constructor reads and checks the signature and the header.  Iterating yields the Entry of
+    every chunk in order, HEAD included.  It checks that the chunk may stand there, but not yet that
+    it is complete.  The end of the iteration checks that the file ends with a sound DONE.  ``data``
+    reads one chunk and checks its CRC.  ``bands`` has the rows of latents of each band of a frame.
+    It is final once the first chunk of latents has been yielded.
     """
 
     def __init__(self, fp: IO[bytes]) -> None:
@@ -194,7 +194,7 @@ class Reader:
             raise OSError(msg)
 
     def data(self, entry: Entry) -> bytes:
-        """The data of a chunk; TruncatedError where it is incomplete, OSError by a wrong CRC."""
+        """The data of a chunk; TruncatedError if it is incomplete, OSError if its CRC is wrong."""
         self._check_complete(entry)
         self._fp.seek(entry.start)
         stored = self._read(entry.length + _CRC_BYTES)
@@ -205,12 +205,12 @@ class Reader:
         return data
 
     def beginning(self, entry: Entry) -> bytes:
-        """What a truncated file still has of the data of its last chunk, which no CRC checks."""
+        """The data that a truncated file has of its last chunk.  No CRC checks it."""
         self._fp.seek(entry.start)
         return self._read(entry.length)
 
     def _read(self, count: int) -> bytes:
-        """So many bytes, or those up to the end; one read of a raw file may return fewer."""
+        """``count`` bytes, or all up to the end; one `read` of a raw file may return fewer."""
         parts = []
         while count and (part := self._fp.read(count)):
             parts.append(part)
@@ -267,8 +267,8 @@ class Reader:
 
 
 def _varint(value: int) -> bytes:
-    """Unsigned LEB128: seven bits a byte, lowest first; a set high bit says that more follow."""
-    # Chosen over a fixed u32 because it saves 9 to 12 bytes, one in a hundred of a thumbnail.
+    """Unsigned LEB128: seven bits a byte, the lowest first.  The high bit says that more follow."""
+    # Chosen: a fixed u32 adds 9 to 12 bytes to a file, one in a hundred of a thumbnail.
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

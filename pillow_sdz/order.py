@@ -6,32 +6,35 @@ from . import chunks
 from .chunks import ALPHA, BANDS, CHANGES, CODED, DONE, KINDS, MAX_METADATA
 from .header import Header
 
-MAX_CHUNKS = 1000  # besides those of the frames; libpng's limit of chunks it keeps
-#: Chunks of an application that a file may hold: what `MAX_CHUNKS` leaves to HEAD, DONE and one of
-#: each known kind.
+MAX_CHUNKS = 1000  # without those of the frames; libpng's limit for the chunks that it keeps
+#: How many chunks an application may add: `MAX_CHUNKS` less HEAD, DONE and one of each known kind.
 MAX_OTHERS = MAX_CHUNKS - len(KINDS) - 2
-# Latents of all frames in one file: frames times bands.  Chosen: opening walks over all of them.
+# How many bands all frames of a file may have together.  Chosen: opening walks over all of them.
 MAX_CODED = 65535
-# Frames in a row of which a band has no LATN, and all of which a reader that wants the last must
-# decode.  Chosen: in a picture that stands still, its LATN is then most of the bytes.
+# How many DIFF a band may have in a row.  A reader must decode all of them to show the last one.
+# Chosen: if the picture stands still, the LATN before them takes more bytes than all of them.
 MAX_CHANGES = 255
-# No coding needs more for a latent, and a header may lie about anything but this product.
+# No coding needs more bytes for a latent.
 MAX_BYTES_PER_LATENT = 8
-# Greyscale PNG needs at most 2 bytes per pixel: one and, in a picture of one column, the filter's.
+# A greyscale PNG needs at most 2 bytes for a pixel: its own, and the row's filter if the picture
+# has one column.
 MAX_BYTES_PER_ALPHA = 2
-SLACK = 1024  # bytes beyond the two limits above, for the fixed cost of tiny pictures
+SLACK = 1024  # bytes added to both limits: what even a tiny picture takes.  Chosen.
 
 MAX_LENGTH = (1 << 32) - 1  # of a chunk's data, what its varint may say
 
 
 def bands(height: int, rows: int | None) -> list[slice]:
-    """The rows of each band of so many rows of latents; ``rows`` are a BAND chunk's, if any."""
+    """The rows of each band of a frame with ``height`` rows of latents.
+
+    ``rows`` is the value of the BAND chunk, or None if there is no such chunk.
+    """
     rows = rows or height
     return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
 class Rules:
-    """Which chunk may stand where, and how large it may be; the same for reader and writer."""
+    """Which chunk may stand where, and its size.  Reader and writer share the rules."""
 
     def __init__(self, header: Header) -> None:
         self._header = header
@@ -45,15 +48,16 @@ class Rules:
         self.done = False
 
     def cut(self, data: bytes) -> str | None:
-        """Cut the frames as a BAND chunk says; what is wrong with it, or None."""
+        """Cut frames into bands as a BAND chunk says.  Returns what is wrong with it, or None."""
         height = self._header.latents[1]
         try:
             rows = BANDS.parse(data, self._header)
         except OSError:
             return f"BAND has {len(data)} bytes"
-        # Even, since hyperlatents stand for pairs; and a file has only one form.
+        # Even, because a hyperlatent stands for two rows.  Below the height, because a single band
+        # needs no BAND: there is one way only to write it.
         if rows % 2 or not 0 < rows < height:
-            return f"bands of {rows} rows of {height}"
+            return f"bands of {rows} rows in a picture of {height} rows of latents"
         self._cut(bands(height, rows))
         if (count := len(self.bands) * self._header.frames) > MAX_CODED:
             return f"{count} bands of all frames, more than the limit of {MAX_CODED}"
@@ -134,7 +138,7 @@ class Rules:
 
     def _lacks_alpha(self, type: bytes) -> str:
         name = type.decode("ascii")
-        return f"{name} where ALPH is missing, in a file of mode {self._header.mode}"
+        return f"{name} before ALPH, which every frame of mode {self._header.mode} needs"
 
     def _misplaced(self, type: bytes, name: str) -> str | None:
         """Why a chunk of this known type may not stand here."""
@@ -143,7 +147,7 @@ class Rules:
                 return self._lacks_alpha(type)
             if self._frame < self._header.frames:
                 count = self._frame * len(self.bands) + self._band
-                return f"DONE after {count} LATN of {self._header.frames * len(self.bands)}"
+                return f"DONE after {count} of {self._header.frames * len(self.bands)} LATN"
             return None
         if type in self._seen:
             return f"second {name}"

@@ -111,14 +111,14 @@ def test_bad_lengths_are_refused(length: bytes, complaint: str) -> None:
     ("chunks", "complaint"),
     [
         ([LATN, HEAD, DONE], "HEAD"),
-        ([HEAD, DONE], "DONE after 0 LATN of 1"),
+        ([HEAD, DONE], "DONE after 0 of 1 LATN"),
         ([HEAD, HEAD, LATN, DONE], "second HEAD"),
         ([HEAD, LATN, LATN, DONE], "more LATN than frames"),
         ([HEAD, Chunk(b"eXIf", b""), Chunk(b"eXIf", b""), LATN, DONE], "second eXIf"),
         ([HEAD, LATN, Chunk(b"iCCP", b""), DONE], "iCCP after LATN"),
         ([HEAD, LATN, Chunk(b"ALPH", b""), DONE], "ALPH in a file of mode RGB"),
         ([head(mode="LA"), Chunk(b"ALPH", b""), LATN, DONE], "ALPH before LATN"),
-        ([head(mode="LA"), LATN, DONE], "DONE where ALPH is missing"),
+        ([head(mode="LA"), LATN, DONE], "DONE before ALPH"),
         ([HEAD, LATN, Chunk(b"DONE", b"x")], "DONE has 1 bytes"),
         ([HEAD, Chunk(b"NEWS", b""), LATN, DONE], "unknown critical chunk NEWS"),
         ([HEAD, Chunk(b"a1Cd", b""), LATN, DONE], "bad chunk type"),
@@ -147,10 +147,10 @@ def test_every_frame_has_its_latents_and_its_alpha() -> None:
     chunks = [two, LATN, alpha, LATN, alpha, DONE]
     assert container.read(container.write(chunks)) == chunks
     for wrong, complaint in (
-        ([two, LATN, LATN, alpha, DONE], "LATN where ALPH is missing"),
+        ([two, LATN, LATN, alpha, DONE], "LATN before ALPH"),
         ([two, LATN, alpha, alpha, LATN, DONE], "second ALPH"),
-        ([two, LATN, alpha, DONE], "DONE after 1 LATN of 2"),
-        ([two, LATN, alpha, LATN, DONE], "DONE where ALPH is missing"),
+        ([two, LATN, alpha, DONE], "DONE after 1 of 2 LATN"),
+        ([two, LATN, alpha, LATN, DONE], "DONE before ALPH"),
     ):
         with pytest.raises(ValueError, match=complaint):
             container.write(wrong)
@@ -170,20 +170,20 @@ def band(rows: int) -> Chunk:
     [
         ([head(frames=2), DIFF, LATN, DONE], "DIFF in the first frame"),
         ([HEAD, LATN, DIFF, DONE], "more LATN than frames"),
-        ([head(frames=2), LATN, DONE], "DONE after 1 LATN of 2"),
+        ([head(frames=2), LATN, DONE], "DONE after 1 of 2 LATN"),
         ([head(frames=MAX_CHANGES + 2), LATN, *[DIFF] * (MAX_CHANGES + 1), DONE], "255 DIFF"),
         ([head(frames=2), LATN, Chunk(b"aNIM", bytes(6)), LATN, DONE], "aNIM after LATN"),
         ([HEAD, *[Chunk(b"aNIM", bytes(6))] * 2, LATN, DONE], "second aNIM"),
         # 768x512 pixels have 32 rows of latents.
-        ([HEAD, band(16), LATN, DONE], "DONE after 1 LATN of 2"),
+        ([HEAD, band(16), LATN, DONE], "DONE after 1 of 2 LATN"),
         ([HEAD, band(16), LATN, LATN, LATN, DONE], "more LATN than frames"),
         ([HEAD, band(16), LATN, DIFF, DONE], "DIFF in the first frame"),
         ([head(mode="LA"), band(16), LATN, Chunk(b"ALPH", b"\0\0"), LATN, DONE], "ALPH before"),
         ([HEAD, LATN, band(16), DONE], "BAND after LATN"),
         ([HEAD, band(16), band(16), LATN, LATN, DONE], "second BAND"),
-        ([HEAD, band(0), LATN, DONE], "bands of 0 rows of 32"),
-        ([HEAD, band(15), *[LATN] * 3, DONE], "bands of 15 rows of 32"),
-        ([HEAD, band(32), LATN, DONE], "bands of 32 rows of 32"),
+        ([HEAD, band(0), LATN, DONE], "bands of 0 rows in a picture of 32"),
+        ([HEAD, band(15), *[LATN] * 3, DONE], "bands of 15 rows in a picture of 32"),
+        ([HEAD, band(32), LATN, DONE], "bands of 32 rows in a picture of 32"),
         ([HEAD, Chunk(b"BAND", b"\0"), LATN, DONE], "BAND has 1 bytes"),
         (
             # Each band has its own limit: of 2 rows of 48 latents, here.
