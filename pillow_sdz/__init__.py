@@ -34,6 +34,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(msg)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def register() -> None:
     """Add `.sdz` to Pillow.
 
