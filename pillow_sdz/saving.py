@@ -176,6 +176,8 @@ def _write(
             msg = "quality and target_size exclude each other: give one of them"
             raise ValueError(msg)
         target_size = keywords.target_size(options["target_size"])
+    exact = keywords.exact(options.get("exact"))
+    profile = _own_profile(im)
     about = [*_metadata(im), *keywords.for_decoding(options, model, coding)]
     if tune != model.space.tunes[0]:
         about.append(keywords.chunk(chunks.TUNE, tune))
@@ -199,9 +201,9 @@ def _write(
     )
     if (rows := encoder.band_rows(*header.latents[1:])) is not None:
         about.append(keywords.chunk(chunks.BANDS, rows))
-    shell = _Shell(header, about, _own_profile(im), timing)
+    shell = _Shell(header, about, profile, timing)
 
-    pictures = _pictures(frames, im.size, timing, exact=keywords.exact(options.get("exact")))
+    pictures = _pictures(frames, im.size, timing, exact=exact)
     if target_size is None:
         file = _encoded(encoder, pictures, shell)
     else:
