@@ -118,7 +118,7 @@ def _changes(payload: bytes, shape: tuple[int, int]) -> None:
     )
     latents = [[Chunk(chunks.LATENTS, b"")], [Chunk(chunks.CHANGES, payload)]]
     reader = format.Reader(BytesIO(format.write(format.assemble(header, [], latents))))
-    frames = format.frames(reader, bands=1)
+    frames = format.Frames(reader, bands=1)
     model, coding = catalogue.judge(header)
     found = codec.Frames(header, model, coding, reader.bands, frames, reader).decode(1, 0)
     assert found.shape == (*shape, catalogue.MINI.channels)

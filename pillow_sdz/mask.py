@@ -1,4 +1,4 @@
-"""Masks that belong to latents <-> bytes: the data of the mASK chunk, as docs/format.md has it."""
+"""Masks of latents <-> the data of the mASK chunk; docs/format.md specifies it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import torch
 
 LEVELS = 255
-# How far a value may be from n / 255, in levels.  Chosen: float16 rounds 1 / 255 and n times that
-# by 0.13 levels at most; masks that were scaled have values anywhere.
+# How far a value may be from n / 255, in levels.  Chosen: float16 rounds 1 / 255, and n times that,
+# by 0.13 levels at most.  Masks that were scaled have other values.
 NEAR = 0.25
-# bfloat16 rounds n / 255 itself by 0.498 levels at most, so that the nearest is always right.
+# bfloat16 rounds n / 255 by 0.498 levels at most, so the nearest level is always right.
 NEAR_IN_BFLOAT16 = 0.5
 
 _PNG_SIZE = struct.Struct(">II")
@@ -27,17 +27,18 @@ _PNG_SIZE_AT = 17  # in the data: after the method, the signature, and the lengt
 
 
 def encode(mask: ArrayLike | torch.Tensor, size: tuple[int, int], factor: int) -> bytes:
-    """The data of the mASK chunk; ValueError where a mask is none for a picture of this size.
+    """The data of the mASK chunk; ValueError if the mask does not fit the picture.
 
-    It has the picture's (height, width), or those of the picture that was rounded down to whole
-    latents, which VAEs do; its values are n / 255, as exactly as its type has them.
+    ``mask`` is (height, width).  It has the picture's size, or the size that the picture had before
+    it was rounded down to whole latents, as VAEs do.  Its values are n / 255, as exactly as its
+    dtype holds them.
     """
     values, near = _array(mask)
     if values.ndim != 2 or not _fits(values.shape[::-1], size, factor):
-        msg = f"alpha_mask has the shape {values.shape}, the picture has {size[::-1]}"
+        msg = f"alpha_mask must have the picture's shape {size[::-1]}, not {values.shape}"
         raise ValueError(msg)
     picture = Image.fromarray(_levels(values, near))
-    # A constant has the picture's size.
+    # In a file, a constant always has the picture's size.
     return alpha.encode(picture) if picture.size == size else alpha.png(picture)
 
 
@@ -47,28 +48,28 @@ def decode(data: bytes, size: tuple[int, int], factor: int) -> NDArray[np.float3
         said = _PNG_SIZE.unpack_from(data, _PNG_SIZE_AT)
         if _fits(said, size, factor):
             size = said
-    # A mask is pixels, of which two bytes may ask for as many as the header says.
+    # Two bytes of data can stand for as many pixels as the header says.
     check_pixels(size)
     try:
         levels = np.asarray(alpha.decode(data, size))
     except OSError as e:
-        msg = "damaged SDZ file: chunk mASK is no alpha channel of the picture's size"
+        msg = "damaged SDZ file: chunk mASK is not an alpha channel of the picture's size"
         raise OSError(msg) from e
     return levels.astype(np.float32) / np.float32(LEVELS)
 
 
 def _fits(mask: tuple[int, ...], size: tuple[int, int], factor: int) -> bool:
-    """Whether a mask of this (width, height) may belong to latents of such a picture."""
+    """Whether a mask (width, height) may belong to a picture of this size."""
     latents = tuple(-(-side // factor) for side in size)
     return mask == size or tuple(side // factor for side in mask) == latents
 
 
 def _array(mask: Any) -> tuple[NDArray[Any], float]:
-    """A mask as an array, and how near to its levels its values must be."""
+    """A mask as an array, and how near its values must be to levels."""
     near = NEAR
-    if hasattr(mask, "detach"):  # torch's, which is not imported for others
+    if hasattr(mask, "detach"):  # a tensor; torch is not imported to find out
         tensor = mask.detach().cpu()
-        if str(tensor.dtype) == "torch.bfloat16":  # which numpy has not
+        if str(tensor.dtype) == "torch.bfloat16":  # numpy has no bfloat16
             tensor, near = tensor.float(), NEAR_IN_BFLOAT16
         mask = tensor.numpy()
     return np.asarray(mask), near
@@ -77,10 +78,10 @@ def _array(mask: Any) -> tuple[NDArray[Any], float]:
 def _levels(values: NDArray[Any], near: float) -> NDArray[np.uint8]:
     if values.dtype.kind in "fiub":
         scaled = values.astype(np.float64) * LEVELS
-        with np.errstate(invalid="ignore"):  # NaN becomes something else, and is found so
+        with np.errstate(invalid="ignore"):  # NaN becomes another value, and is refused below
             levels = np.rint(np.clip(scaled, 0, LEVELS)).astype(np.uint8)
-        # Written so that NaN fails, too.
+        # False for NaN, too.
         if (np.abs(levels - scaled) <= near).all():
             return levels
-    msg = "alpha_mask has values other than n/255, which cannot be kept exactly"
+    msg = "alpha_mask must have values n/255: other values cannot be kept exactly"
     raise ValueError(msg)

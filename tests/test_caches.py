@@ -398,7 +398,7 @@ def test_masks_with_values_between_levels_are_refused(off: float, tmp_path: Path
     """One such value is enough: rounding would lose it."""
     mask = LEVELS / 255
     mask[5, 7] = (100 + off) / 255
-    with pytest.raises(ValueError, match="other than n/255"):
+    with pytest.raises(ValueError, match="must have values n/255"):
         save_latents(halves(4, 8, 6), tmp_path / "a.sdz", model="sd1", alpha_mask=mask)
     mask[5, 7] = (100 + off / 2) / 255
     save_latents(halves(4, 8, 6), tmp_path / "a.sdz", model="sd1", alpha_mask=mask)
@@ -421,7 +421,7 @@ def test_masks_of_pictures_that_were_rounded_down(
 
 @pytest.mark.parametrize("shape", [(63, 48), (72, 48), (64, 47), (64, 56), (48, 64), (64,)])
 def test_masks_of_other_pictures_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
-    complaint = rf"alpha_mask has the shape {re.escape(str(shape))}, the picture has \(64, 48\)"
+    complaint = rf"must have the picture's shape \(64, 48\), not {re.escape(str(shape))}"
     with pytest.raises(ValueError, match=complaint):
         save_latents(
             halves(4, 8, 6), tmp_path / "a.sdz", model="sd1", alpha_mask=np.ones(shape, np.float32)
@@ -438,7 +438,7 @@ def test_masks_in_files_that_say_another_size_are_refused(size: tuple[int, int])
     png[17:25] = struct.pack(">II", *size)
     png[30:34] = struct.pack(">I", zlib.crc32(png[13:30]))
     data = framed([head, Chunk(MASK.type, bytes(png)), *rest])
-    with pytest.raises(OSError, match="chunk mASK is no alpha channel of the picture's size"):
+    with pytest.raises(OSError, match="chunk mASK is not an alpha channel of the picture's size"):
         open_latents(BytesIO(data))
 
 

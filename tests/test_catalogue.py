@@ -60,11 +60,11 @@ def read(request: pytest.FixtureRequest) -> Callable[[BytesIO], Any]:
         (MINI._replace(coding=1), "coding 1 of model mini is not known"),
         (SD1._replace(coding=9), "coding 9 of model sd1 is not known"),
         (SD1._replace(model="strange-1", coding=9), "coding 9 of model strange-1 is not known"),
-        (MINI._replace(quantisation=99), "coding context with a quantisation of 99 in model mini"),
-        (MINI._replace(quantisation=10001), "a quantisation of 10001 in model mini"),
-        (SD1._replace(quantisation=0), "coding context with a quantisation of 0 in model sd1"),
-        (SD1._replace(coding=2), "coding float16 with a quantisation of 256 in model sd1"),
-        (MINI._replace(model="mini-perceptual"), "decodes the latents of 'mini', it has none"),
+        (MINI._replace(quantisation=99), "coding context of model mini has a quantisation of 99"),
+        (MINI._replace(quantisation=10001), "of model mini has a quantisation of 10001"),
+        (SD1._replace(quantisation=0), "coding context of model sd1 has a quantisation of 0"),
+        (SD1._replace(coding=2), "coding float16 of model sd1 has a quantisation of 256"),
+        (MINI._replace(model="mini-perceptual"), "has no latents of its own"),
     ],
 )
 def test_headers_that_cannot_be(
@@ -119,7 +119,7 @@ def test_limits_count_what_is_decoded() -> None:
     """A header of one channel would have counted a quarter of what sd1's latents have."""
     honest = SD1._replace(size=(65528, 8192))
     assert np.prod(honest.latents) > 1 << 24
-    with pytest.raises(OSError, match=r"9 frames of latents .* are more than the limit"):
+    with pytest.raises(OSError, match=r"9 frames of latents .* have more than the limit"):
         open_latents(file(honest._replace(frames=9)))
     with pytest.raises(OSError, match="but model sd1 has 4 at 8"):
         open_latents(file(honest._replace(channels=1, frames=9)))
@@ -141,7 +141,7 @@ def test_no_other_model_has_the_latents_of_mini(tmp_path: Path) -> None:
     """Its integers are coded with its own weights; others could write what nobody can read."""
     directory = autoencoder_directory(tmp_path / "ours")
     for add in (register_model, models.record_model):
-        with pytest.raises(ValueError, match="mini latents are of one model alone"):
+        with pytest.raises(ValueError, match="mini latents belong to one model alone"):
             add("ours", directory, latent_space="mini")
 
 
@@ -162,9 +162,9 @@ def test_nor_by_a_models_file_that_was_edited(
     monkeypatch.setenv("SDZ_MODELS", str(path))
     latents = np.zeros((160, 2, 2), np.float32)
     for keywords in ({"quality": 50}, {"coding": "palette"}, {"lossless": "float16"}):
-        with pytest.raises(OSError, match="'bricks': mini latents are of one model alone"):
+        with pytest.raises(OSError, match="'bricks': mini latents belong to one model alone"):
             save_latents(latents, BytesIO(), model="bricks", **keywords)
-    with pytest.raises(OSError, match="'bricks': mini latents are of one model alone"):
+    with pytest.raises(OSError, match="'bricks': mini latents belong to one model alone"):
         encode(Image.new("RGB", (32, 32)), model="bricks")
 
 

@@ -52,7 +52,7 @@ def decoded_from(
     header = Header("RGB", size, MINI.name, MINI.digest, MINI.channels, MINI.factor, quality)
     file = container.assemble(header, [], [[Chunk(chunks.LATENTS, payload)]])
     reader = container.Reader(io.BytesIO(container.write(file)))
-    found = container.frames(reader, bands=1)
+    found = container.Frames(reader, bands=1)
     frames = codec.Frames(header, MINI, catalogue.HYPERPRIOR, reader.bands, found, reader)
     picture = Image.new("RGB", size)
     for place, pixels in codec.decode(frames.frame(0), decoder=decoder, box=(0, 0, *size)):

@@ -133,9 +133,9 @@ def test_bands_too_large_are_refused() -> None:
     ("data", "complaint"),
     [
         (b"\0\x04\0", "BAND has 3 bytes"),
-        (b"\0\0", "bands of 0 rows of 20"),
-        (b"\0\x05", "bands of 5 rows of 20"),
-        (b"\0\x14", "bands of 20 rows of 20"),
+        (b"\0\0", "bands of 0 rows in a picture of 20"),
+        (b"\0\x05", "bands of 5 rows in a picture of 20"),
+        (b"\0\x14", "bands of 20 rows in a picture of 20"),
     ],
 )
 def test_bands_that_are_none(banded: bytes, data: bytes, complaint: str) -> None:

@@ -220,7 +220,7 @@ def test_more_chunks_are_refused_before_anything_is_encoded(
     photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pillow_sdz.codec.Encoder", None)
-    with pytest.raises(ValueError, match="chunks must be at most 988, not 992"):
+    with pytest.raises(ValueError, match="chunks must have at most 988 entries, not 992"):
         encode(photo, chunks=[(b"abCd", b"")] * 992)
 
 

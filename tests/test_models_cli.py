@@ -126,7 +126,7 @@ def test_fetch_while_offline(presets: Path, capsys: pytest.CaptureFixture[str]) 
     weights_in(presets, "sd1").unlink()
     message = told(capsys, "fetch", "sd1", status=1)
     assert message.startswith(
-        f"sdz: models: tiny/sd1 has no {WEIGHTS}, or it cannot be reached; "
+        f"sdz: models: tiny/sd1 has no {WEIGHTS}, or the hub cannot be reached; "
         "other files, such as pickles, are not read: "
     )
 
@@ -211,7 +211,7 @@ def test_add(
     ("name", "directory", "message"),
     [
         ("ours", ".", "holds no model in diffusers' layout"),
-        ("../ours", "vae", "a model's name has"),
+        ("../ours", "vae", "a model's name must have"),
         ("mini", "vae", "comes with pillow-sdz"),
         ("sd1", "vae", "other weights"),
     ],

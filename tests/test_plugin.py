@@ -402,3 +402,36 @@ def test_other_options_are_named(
     with pytest.warns(UserWarning, match=complaint) as warned:
         photo.save(BytesIO(), "SDZ", **option)
     assert warned[0].filename == __file__
+
+
+class Minimal:
+    """A file object with what Pillow's documentation asks of one, and no ``closed``."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file = BytesIO(data)
+        self.read, self.seek, self.tell = self._file.read, self._file.seek, self._file.tell
+
+
+def test_a_file_object_needs_no_more_than_pillow_asks_for(photo: Image.Image) -> None:
+    data = encode(photo)
+    with Image.open(Minimal(data)) as im:  # type: ignore[arg-type]
+        assert im.crop((0, 0, 9, 9)).size == (9, 9)
+        assert im.tobytes() == decode(data).tobytes()
+
+
+def test_parser_says_what_is_wrong(photo: Image.Image) -> None:
+    """It opens what it has so far, and what comes later may be damaged."""
+    data = encode(photo, xmp=b"<x/>")
+    end = data.index(b"DONE")
+    damaged = data[:end] + b"NEWS" + data[end + 4 :]
+    parser = ImageFile.Parser()
+    for start in range(0, len(damaged), 50):
+        parser.feed(damaged[start : start + 50])
+    with pytest.raises(OSError, match="unknown critical chunk NEWS"):
+        parser.close()
+
+
+def test_public_names_are_listed() -> None:
+    listed = dir(pillow_sdz)
+    assert set(pillow_sdz.__all__) <= set(listed)
+    assert all(hasattr(pillow_sdz, name) for name in listed)

@@ -1,9 +1,9 @@
-"""Taking the noise of quantisation out of latents, with the U-Net that goes with them.
+"""Removes the noise of quantisation from latents with their U-Net.
 
-To a diffusion model, latents with a palette's dither are latents in the last steps of their
-making: the U-Net runs those steps and nothing is added.  The method is M. Buehlmann's ("Stable
-Diffusion Based Image Compression", 2022).  The strength, which part of the noise schedule is run,
-is fixed: by the file's writer or by the user.
+To a diffusion model, latents with a palette's dither look like latents in the last steps of
+generation.  The U-Net runs these steps, and no noise is added.  The method is M. Buehlmann's
+("Stable Diffusion Based Image Compression", 2022).  The strength is the part of the noise schedule
+that is run.  The file or the user fixes it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..chunks import ARTICLES_DENOISING, Denoising
 
 
 def wanted(recommended: Denoising | None) -> tuple[float, int] | None:
-    """Strength in (0, 1] and number of steps, as `options` and the file say; None for none."""
+    """Strength in (0, 1] and number of steps, from `options` or the file; None: do not denoise."""
     asked = options.DENOISE
     if asked == 0 or (asked is None and recommended is None):
         return None
@@ -39,10 +39,10 @@ def wanted(recommended: Denoising | None) -> tuple[float, int] | None:
 def refiner(
     model: ModelSpec, recommended: Denoising | None, prompt: str
 ) -> Callable[[Latents], Latents] | None:
-    """What refines latents (h, w, C) of a model, or None where that is not wanted.
+    """A function that denoises latents (h, w, C) of a model, or None if that is not wanted.
 
-    Where the file alone recommends it and there is no U-Net, a warning and None; where the
-    user asked for it, OSError.
+    If there is no U-Net: OSError if the user asked for denoising.  If only the file recommends it,
+    a warning and None.
     """
     settings = wanted(recommended)
     if settings is None:
@@ -64,7 +64,7 @@ def refiner(
             where = denoiser.unet.device
             try:
                 return denoise(latents, denoiser, strength, steps, prompt)
-            except (RuntimeError, TypeError, ValueError) as e:  # torch's and diffusers'
+            except (RuntimeError, TypeError, ValueError) as e:  # from torch and diffusers
                 full = isinstance(e, RuntimeError) and is_out_of_memory(e)
                 if not full or where.type == "cpu":
                     msg = f"the U-Net failed: {e}"
@@ -85,19 +85,19 @@ def denoise(
 ) -> Latents:
     """Latents (h, w, C) after the last ``steps`` steps of DDIM; see `last_steps`.
 
-    OSError where the U-Net returns no numbers, as in float16 it may.
+    OSError if the U-Net returns values that are not finite, which may happen in float16.
     """
     unet = denoiser.unet
     x = torch.from_numpy(latents).permute(2, 0, 1)[None].to(unet.device, torch.float32)
     rows, columns = x.shape[2:]
-    # A U-Net halves its resolution some times, and adds what it finds there to what it had.
+    # A U-Net halves the resolution several times, and adds the results to the full resolution.
     multiple = 2 ** (len(unet.config.block_out_channels) - 1)
     x = F.pad(x, (0, -columns % multiple, 0, -rows % multiple), mode="replicate")
     condition = {} if denoiser.embed is None else {"encoder_hidden_states": denoiser.embed(prompt)}
     x = last_steps(x, unet, denoiser.scheduler, strength, steps, **condition)
     refined: Latents = x[0, :, :rows, :columns].permute(1, 2, 0).cpu().numpy()
     if not np.isfinite(refined).all():
-        msg = f"the U-Net, run in {unet.dtype}, returned infinite values or none at all (NaN)"
+        msg = f"the U-Net in {unet.dtype} returned values that are infinite or not a number"
         if unet.dtype != torch.float32:
             msg += ": set options.DTYPE to float32"
         raise OSError(msg)
@@ -109,16 +109,16 @@ def last_steps(
 ) -> Tensor:
     """Latents (B, C, h, w) after the last steps of DDIM (Song et al. 2021), eta 0.
 
-    They are taken for the noisy latents at ``strength``, in (0, 1], of the scheduler's noise, and
-    nothing is added: the same latents give the same result.  There are no more steps than the
-    schedule has at that strength.  OSError where the scheduler is not that of a diffusion model.
+    The latents count as noisy latents at ``strength``, in (0, 1], of the scheduler's noise.  No
+    noise is added, so the same latents give the same result.  There are at most as many steps as
+    the schedule has up to that strength.  OSError if the scheduler is not one of a diffusion model.
     """
     from diffusers import DDIMScheduler
 
     if not hasattr(scheduler, "alphas_cumprod"):
         msg = (
             "denoising needs the scheduler of a diffusion model, "
-            f"this model has {type(scheduler).__name__}"
+            f"but this model has {type(scheduler).__name__}"
         )
         raise OSError(msg)
     ddim = DDIMScheduler.from_config(  # type: ignore[no-untyped-call]

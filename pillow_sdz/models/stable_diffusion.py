@@ -1,4 +1,4 @@
-"""Stable Diffusion's own networks, through diffusers: autoencoders, U-Nets, text encoders."""
+"""Stable Diffusion's own networks, run by diffusers: autoencoders, U-Nets, text encoders."""
 
 from __future__ import annotations
 
@@ -28,16 +28,15 @@ except ImportError as e:
 
 # Chosen: the size that Stable Diffusion 1 was made for.
 TILE = 512  # pixels along a side
-# Decoding 512x512 pixels with Stable Diffusion's AutoencoderKL in float32 took 1.0 GB at most, 4 kB
-# for a pixel (resident memory, random weights, one thread of a CPU): chosen for 4 GB.
+# Chosen for 4 GB of memory: docs/measurements.md#stable_diffusion.
 TILE_ABOVE = 1024 * 1024  # pixels
 
-# Setting a module's tiling is not the affair of one thread, nor is the memory that a network takes.
+# One network runs at a time, because threads share a module's tiling and the memory.
 _running = forks.Lock()
 
 
 def device() -> torch.device:
-    """Where networks run, as `options.DEVICE` says; ValueError where torch cannot run there."""
+    """The device of networks, from `options.DEVICE`; ValueError if torch cannot run there."""
     if options.DEVICE is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -45,23 +44,23 @@ def device() -> torch.device:
     try:
         return torch.empty(0, device=options.DEVICE).device
     except (AssertionError, ImportError, NotImplementedError, RuntimeError) as e:
-        msg = f"options.DEVICE is {options.DEVICE!r}, which torch does not have here: {e}"
+        msg = f"options.DEVICE is {options.DEVICE!r}, but torch has no such device here: {e}"
         raise ValueError(msg) from e
 
 
 def dtype(device: torch.device) -> torch.dtype:
-    """The type of a network's numbers there, as `options.DTYPE` says."""
+    """The number format of networks on a device, from `options.DTYPE`."""
     gains = device.type in ("cuda", "mps")
     found: torch.dtype = getattr(torch, options.DTYPE or ("float16" if gains else "float32"))
     return found
 
 
 def digest(module: torch.nn.Module) -> str:
-    """The sha256, in hexadecimal, that stands for a loaded network's weights.
+    """The sha256 of a loaded network's weights, in hexadecimal.
 
-    Of every tensor of its state dict, in the order of their names: the name, a zero byte, the
-    number of axes and their lengths as little-endian u32, the values as little-endian float16.
-    So a network has one digest whether it was loaded in float32 or float16.
+    It is taken over the tensors of the state dict, in the order of their names.  Each gives its
+    name, a zero byte, the number of axes and their lengths as little-endian u32, and the values as
+    little-endian float16.  So a network has one digest, loaded in float32 or in float16.
     """
     sha256 = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
@@ -82,25 +81,25 @@ class _Way(NamedTuple):
 class DiffusersAutoencoder:
     """An AutoencoderKL or AutoencoderTiny: pixels <-> latents as pipelines scale them, in numpy.
 
-    What does not fit into memory is done in tiles and then on the CPU, what leaves float16's range
-    in float32, each with a warning.
+    If the memory is too small, the network is run in tiles, and then on the CPU.  If values leave
+    float16's range, it is run in float32.  Each of these gives a warning.
     """
 
     def __init__(self, weights: Any, preset: Preset | None = None) -> None:
-        """``weights`` is a folder, or the module itself; OSError where it is not ``preset``'s."""
+        """``weights`` is a folder or the module itself; OSError if it is not ``preset``'s."""
         self._weights = weights
         self._channels, self._factor = sources.shape(weights)
         self._kind = sources.config(weights)["_class_name"]
-        # diffusers' AutoencoderTiny (0.42) takes all tiles for those of 4 channels at a factor of 8
+        # diffusers' AutoencoderTiny (0.42) assumes that tiles have 4 channels at a factor of 8.
         self._tileable = self._kind == "AutoencoderKL" or (self._channels, self._factor) == (4, 8)
-        self._overflows = False  # float16
+        self._overflows = False  # whether values have left float16's range
         self._module: Any = None
         if not isinstance(weights, Folder):
             self._module = weights
             _check_finite(weights, "this autoencoder")
         config = (self._module or self._in(self._preferred()[1])).config
         shift = config.get("latents_mean") or config.get("shift_factor") or 0
-        # As pipelines do with models that have latents_std.
+        # Pipelines divide by latents_std if a model has it.
         scale = config.scaling_factor / torch.tensor(config.get("latents_std") or 1.0)
         if preset is not None:
             found = (self._kind, self._channels, self._factor, config.scaling_factor, shift)
@@ -151,7 +150,7 @@ class DiffusersAutoencoder:
 
     @torch.inference_mode()
     def _run(self, network: Callable[[Any, Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
-        """What the network makes of ``x``, float32 on the CPU."""
+        """The network's output for ``x``, in float32 on the CPU."""
         with _running:
             way = _Way(*self._preferred(), tiled=self._tileable and pixels > TILE_ABOVE)
             while True:
@@ -170,7 +169,7 @@ class DiffusersAutoencoder:
                     way = self._more_precise(way)
 
     def _smaller(self, way: _Way) -> _Way:
-        """How to run in less memory; OSError where there is no other way."""
+        """How to run in less memory; OSError if there is no other way."""
         if self._tileable and not way.tiled:
             smaller = way._replace(tiled=True)
             remedy = "in tiles"
@@ -178,15 +177,15 @@ class DiffusersAutoencoder:
             smaller = way._replace(device=torch.device("cpu"), dtype=torch.float32)
             remedy = "on the CPU"
         else:
-            msg = f"the {self._kind} needs more memory than there is"
+            msg = f"the {self._kind} needs more memory than there is: use a smaller picture"
             raise OSError(msg)
         _warn(f"out of memory on {way.device}, running the {self._kind} {remedy} instead")
         return smaller
 
     def _more_precise(self, way: _Way) -> _Way:
-        """How to run with a wider range of numbers; OSError where there is none."""
+        """How to run with a wider range of numbers; OSError if there is none."""
         if way.dtype == torch.float32:
-            msg = f"the {self._kind} returned infinite values or none at all (NaN)"
+            msg = f"the {self._kind} returned values that are infinite or not a number"
             raise OSError(msg)
         _warn(f"the {self._kind} leaves the range of {way.dtype}, running it in float32 instead")
         self._overflows = True
@@ -201,15 +200,15 @@ class DiffusersAutoencoder:
         return where, torch.float32 if self._overflows else numbers
 
     def _in(self, dtype: torch.dtype) -> Any:
-        """The network in those numbers, wherever it is."""
+        """The network with this number format, on any device."""
         if self._module is None or self._module.dtype != dtype:
             self._module = None  # two at a time may not fit
-            # From the file, since what float16 has cut off does not come back.
+            # From the file, because float16 has lost precision.
             self._module = _load(getattr(diffusers, self._kind), self._weights, dtype)
         return self._module
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> Any:
-        """The network there and in those numbers."""
+        """The network on this device and with this number format."""
         if isinstance(self._weights, Folder):
             return self._in(dtype).to(device)
         if (device, dtype) == (self._module.device, self._module.dtype):
@@ -221,7 +220,7 @@ class DiffusersAutoencoder:
 
 @contextmanager
 def _tiling(module: Any, wanted: bool, factor: int) -> Iterator[None]:
-    """Switch diffusers' own tiling on; a module on which it is on already stays as it is."""
+    """Switch diffusers' tiling on for a while.  If it is on already, nothing changes."""
     if not wanted or module.use_tiling:
         yield
         return
@@ -236,8 +235,8 @@ def _tiling(module: Any, wanted: bool, factor: int) -> Iterator[None]:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether that is what torch says with this error."""
-    # What MPS and the CPU raise has no type of its own.
+    """Whether this error of torch says that memory is full."""
+    # The errors of MPS and the CPU have no type of their own.
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(
         text in str(error)
         for text in ("out of memory", "can't allocate memory", "not enough memory")
@@ -249,7 +248,7 @@ def _warn(message: str) -> None:
 
 
 def _load(cls: Any, folder: Folder, dtype: torch.dtype) -> Any:
-    """A network of a folder, on the CPU; OSError where its weights are damaged or not those."""
+    """A folder's network, on the CPU; OSError if its weights are damaged or have another hash."""
     weights = sources.weights_file(folder.path)
     sources.check_weights(folder)
     try:
@@ -261,10 +260,10 @@ def _load(cls: Any, folder: Folder, dtype: torch.dtype) -> Any:
             local_files_only=True,
             output_loading_info=True,
         )
-    except Exception as e:  # of diffusers, transformers, accelerate, safetensors and torch
+    except Exception as e:  # from diffusers, transformers, accelerate, safetensors or torch
         msg = f"{folder.path} could not be loaded as {cls.__name__}: {e}"
         raise OSError(msg) from e
-    # Weights that are missing would be random.
+    # Missing weights would be random.
     if missing := sorted(report["missing_keys"]):
         msg = f"{weights} is damaged: it lacks {len(missing)} tensors, such as {missing[0]}"
         raise OSError(msg)
@@ -274,18 +273,18 @@ def _load(cls: Any, folder: Folder, dtype: torch.dtype) -> Any:
 
 def _check_finite(module: torch.nn.Module, name: object) -> None:
     for tensor, values in module.state_dict().items():
-        # What accelerate has offloaded is on "meta", without values, until it is needed.
+        # Tensors that accelerate has offloaded are on "meta", without values.
         if values.is_floating_point() and not values.is_meta and not values.isfinite().all():
-            msg = f"{name} is damaged: {tensor} has infinite values or none at all (NaN)"
+            msg = f"{name} is damaged: {tensor} has values that are infinite or not a number"
             raise OSError(msg)
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A U-Net that predicts the noise in latents, its scheduler, and what prompts are to it.
+    """A U-Net that predicts the noise in latents, its scheduler, and the embedding of prompts.
 
-    ``embed`` makes of a prompt what ``unet`` takes as encoder_hidden_states, (1, tokens, features),
-    on its device and of its dtype; None where it takes nothing.
+    ``embed`` turns a prompt into the U-Net's encoder_hidden_states (1, tokens, features), on its
+    device and in its dtype.  It is None if the U-Net takes no prompt.
     """
 
     unet: Any
@@ -294,9 +293,9 @@ class Denoiser:
 
     @classmethod
     def load(cls, parts: DenoiserParts, channels: int) -> Denoiser:
-        """OSError where a part is missing, damaged or not made for latents of these channels.
+        """Load the parts; OSError if one is missing, damaged or not made for so many channels.
 
-        Where the U-Net does not fit into the GPU's memory it is left on the CPU, with a warning.
+        If the U-Net does not fit into the GPU's memory, it stays on the CPU, with a warning.
         """
         sources.check_denoiser(parts, channels)
         kind = sources.config(parts.unet)["_class_name"]
@@ -326,17 +325,17 @@ def _load_scheduler(folder: Folder) -> Any:
     name = str(settings.get("_class_name"))
     cls: Any = getattr(diffusers, name, None)
     if not hasattr(cls, "set_timesteps") or not hasattr(cls, "from_config"):
-        msg = f"{folder.path} holds no scheduler of diffusers: {name}"
+        msg = f"{folder.path} holds no scheduler that diffusers knows: {name}"
         raise OSError(msg)
     try:
         return cls.from_config(settings)
-    except Exception as e:  # whatever its arithmetic makes of other values
+    except Exception as e:  # its arithmetic may raise anything for bad values
         msg = f"{folder.path} could not be loaded as {name}: {e}"
         raise OSError(msg) from e
 
 
 def _embedding(unet: Any, parts: DenoiserParts) -> Callable[[str], Tensor]:
-    """What makes of a prompt what the U-Net takes; the text encoder is loaded when first used."""
+    """A function that embeds prompts for the U-Net.  Its first call loads the text encoder."""
 
     @functools.cache
     def encoder() -> tuple[Any, Any]:
@@ -354,7 +353,7 @@ def _embedding(unet: Any, parts: DenoiserParts) -> Callable[[str], Tensor]:
                 tokenizer = transformers.CLIPTokenizer.from_pretrained(
                     tokenizer.path, local_files_only=True
                 )
-            except Exception as e:  # of transformers and tokenizers
+            except Exception as e:  # from transformers or tokenizers
                 msg = f"{tokenizer.path} could not be loaded as CLIPTokenizer: {e}"
                 raise OSError(msg) from e
         return text_encoder, tokenizer
@@ -378,7 +377,7 @@ def _embedding(unet: Any, parts: DenoiserParts) -> Callable[[str], Tensor]:
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Without the bar that transformers shows for the second that loading takes."""
+    """Hide the bar that transformers shows while it loads, which takes a second."""
     import transformers
 
     logging: Any = transformers.utils.logging
