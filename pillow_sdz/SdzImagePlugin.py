@@ -6,6 +6,7 @@ are first needed.  Only then are the models' registry and torch imported.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from io import BytesIO
@@ -13,7 +14,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
 
-from . import alpha as alpha_channel
 from . import catalogue, chunks, container
 from .order import MAX_CHANGES
 from .pillow_private import DeferredError, check_pixels, undecoded
@@ -53,12 +53,13 @@ class SdzImageFile(ImageFile.ImageFile):
 
         # From here on it is an SDZ file, and every error is an OSError.  Pillow takes other
         # exceptions for "not this format", and hides the reason from the user.
-        reader = container.Reader(self.fp)
-        if self.filename and reader.file_size <= HELD:
-            # `Image.open` has opened the file by its name.  If a picture is saved under the same
-            # name, what is still to be decoded must not change.
-            self.fp.seek(0)
-            reader = container.Reader(BytesIO(self.fp.read()))
+        fp = self.fp
+        if self.filename and fp.seek(0, os.SEEK_END) <= HELD:
+            # A file that `Image.open` opened itself is kept in memory.  A picture may be saved
+            # under its name while frames of it are still to be decoded.
+            fp.seek(0)
+            fp = BytesIO(fp.read())
+        reader = container.Reader(fp)
         header = reader.header
         # Pillow checks this as well, but only after the metadata has been read.
         check_pixels(header.size)
@@ -311,12 +312,15 @@ class SdzImageFile(ImageFile.ImageFile):
         return (whole.reduce(self._scale) if self._scale > 1 else whole).crop(box)
 
     def _whole_alpha(self) -> Image.Image:
-        for frame in reversed(self._frames[max(0, self._frame - MAX_CHANGES) : self._frame + 1]):
+        from . import alpha
+
+        for number in range(self._frame, max(0, self._frame - MAX_CHANGES) - 1, -1):
+            frame = self._frames[number]
             if not frame.alpha:
                 break  # only in a truncated file
             data = self._reader.data(frame.alpha[0])
-            if data != alpha_channel.AS_BEFORE:
-                return alpha_channel.decode(data, self._header.size)
+            if data != alpha.AS_BEFORE:
+                return alpha.decode(data, self._header.size)
         msg = "damaged SDZ file: chunk ALPH repeats the frame before, which has no alpha"
         raise OSError(msg)
 

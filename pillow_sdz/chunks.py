@@ -10,11 +10,27 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from struct import Struct
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     import numpy as np
     from numpy.typing import NDArray
+
+    class About(Protocol):
+        """What parsing a chunk needs to know of the header."""
+
+        @property
+        def size(self) -> tuple[int, int]:
+            """Width and height in pixels."""
+
+        @property
+        def factor(self) -> int: ...
+
+        @property
+        def frames(self) -> int: ...
+
 
 HEAD = b"HEAD"
 LATENTS = b"LATN"
@@ -42,20 +58,6 @@ _DENOISING = Struct(">HB")
 _BANDS = Struct(">H")
 _LOOP = Struct(">H")
 _DURATION = Struct(">I")
-
-
-class About(Protocol):
-    """What parsing a chunk needs to know of the header."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels."""
-
-    @property
-    def factor(self) -> int: ...
-
-    @property
-    def frames(self) -> int: ...
 
 
 class Kind(NamedTuple):

@@ -158,7 +158,7 @@ class Frames:
         model: ModelSpec,
         coding: CodingSpec,
         bands: Sequence[slice],
-        frames: Sequence[container.Frame],
+        frames: container.Frames,
         reader: ChunkReader,
     ) -> None:
         rows, columns = bands[0].stop, header.latents[2]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from io import BytesIO
-from typing import IO, NamedTuple, overload
+from typing import IO, NamedTuple
 
 from . import chunks, order
 from .chunks import ALPHA, BANDS, CODED, DONE, FRAME, HEAD
@@ -63,7 +63,7 @@ class Frame(NamedTuple):
     alpha: list[Entry]  # one, or none
 
 
-class Frames(Sequence[Frame]):
+class Frames:
     """The frames that these chunks form, of ``bands`` bands each; the last may be incomplete."""
 
     def __init__(self, entries: Iterable[Entry], bands: int) -> None:
@@ -79,18 +79,11 @@ class Frames(Sequence[Frame]):
     def __len__(self) -> int:
         return -(-len(self._coded) // self._bands)
 
-    @overload
-    def __getitem__(self, number: int, /) -> Frame: ...
-
-    @overload
-    def __getitem__(self, number: slice, /) -> list[Frame]: ...
-
-    def __getitem__(self, number: int | slice, /) -> Frame | list[Frame]:
-        if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(len(self)))]
-        first = range(len(self))[number] * self._bands
-        frame = first // self._bands
-        return Frame(self._coded[first : first + self._bands], self._alphas[frame : frame + 1])
+    def __getitem__(self, number: int, /) -> Frame:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        first = number * self._bands
+        return Frame(self._coded[first : first + self._bands], self._alphas[number : number + 1])
 
 
 def size(file: Iterable[Chunk]) -> int:

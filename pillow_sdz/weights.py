@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-from typing import NamedTuple
+import os
+from typing import TYPE_CHECKING, NamedTuple
 
-FOLDER = Path(__file__).parent / "models" / "weights"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Opening a file asks for digests alone: pathlib and hashlib, 5 ms of importing, can wait.
+FOLDER = os.path.join(os.path.dirname(__file__), "models", "weights")
 
 
 class Weights(NamedTuple):
@@ -17,7 +20,9 @@ class Weights(NamedTuple):
 
     @property
     def path(self) -> Path:
-        return FOLDER / self.name
+        from pathlib import Path
+
+        return Path(FOLDER, self.name)
 
     @property
     def digest(self) -> bytes:
@@ -62,6 +67,8 @@ TABLES = Weights(
 
 def sha256(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
+    import hashlib
+
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

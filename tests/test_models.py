@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from model_registry import autoencoder_directory, hub_cache, no_network, registry
-from pillow_sdz import catalogue, models, options, register_model
-from pillow_sdz.catalogue import MINI, PRESETS, ModelSpec
+from pillow_sdz import catalogue, models, options, presets, register_model
+from pillow_sdz.catalogue import MINI, ModelSpec
 from pillow_sdz.models import hub, recorded
+from pillow_sdz.presets import PRESETS
 
 __all__ = ["hub_cache", "no_network", "registry"]
 
@@ -225,7 +226,7 @@ def test_a_damaged_configuration(tmp_path: Path) -> None:
 
 def test_pickles_are_not_read(tmp_path: Path) -> None:
     directory = autoencoder_directory(tmp_path / "ours")
-    weights = directory / catalogue.WEIGHTS
+    weights = directory / presets.WEIGHTS
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(OSError, match=r"its weights only as a pickle, .* save them as safetensors"):
         register_model("ours", directory)
@@ -334,10 +335,10 @@ def test_where_the_models_file_is(
 
 
 def test_only_commits_are_looked_up(hub_cache: Path) -> None:
-    files = (catalogue.File("config.json"),)
+    files = (presets.File("config.json"),)
     folder = hub_cache / "models--a--b" / "snapshots" / "main"
     folder.mkdir(parents=True)
     (folder / "config.json").touch()
-    assert hub.locate(catalogue.Snapshot("a/b", "main", files)) is None
+    assert hub.locate(presets.Snapshot("a/b", "main", files)) is None
     folder.rename(folder.with_name("1" * 40))
-    assert hub.locate(catalogue.Snapshot("a/b", "1" * 40, files)) == folder.with_name("1" * 40)
+    assert hub.locate(presets.Snapshot("a/b", "1" * 40, files)) == folder.with_name("1" * 40)

@@ -11,9 +11,9 @@ import pytest
 
 from model_registry import autoencoder_directory, hub_cache, no_network, registry
 from pillow_sdz import catalogue, models, options, weights
-from pillow_sdz.catalogue import PRESETS, WEIGHTS, File, Preset, Snapshot
 from pillow_sdz.cli import main
 from pillow_sdz.models import hub, recorded, sources
+from pillow_sdz.presets import PRESETS, WEIGHTS, File, Preset, Snapshot
 
 __all__ = ["hub_cache", "no_network", "registry"]
 

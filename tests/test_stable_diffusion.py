@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 
 import tiny_models as tiny
 from model_registry import hub_cache, no_network, registry
-from pillow_sdz import catalogue, models, options, register_model
-from pillow_sdz.catalogue import PRESETS
+from pillow_sdz import catalogue, models, options, presets, register_model
 from pillow_sdz.models import denoise, hub, stable_diffusion
 from pillow_sdz.models.sources import Folder
 from pillow_sdz.models.stable_diffusion import DiffusersAutoencoder
+from pillow_sdz.presets import PRESETS
 from sdz_files import shown
 
 __all__ = ["hub_cache", "no_network", "registry"]
@@ -783,7 +783,7 @@ def test_downloads_happen_only_where_they_are_allowed(
 def test_what_is_not_pinned_is_not_downloaded(
     cached: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preset = catalogue.PRESETS["sd1"]
+    preset = presets.PRESETS["sd1"]
     loose = preset._replace(autoencoder=preset.autoencoder._replace(revision=None))
     monkeypatch.setattr(models, "PRESETS", {"sd1": loose})
     with (
@@ -802,7 +802,7 @@ def refuse(*arguments, **_):
 socket.socket.connect = socket.getaddrinfo = refuse
 import numpy as np
 from pillow_sdz import models
-from pillow_sdz.catalogue import PRESETS, File, Preset, Snapshot
+from pillow_sdz.presets import PRESETS, File, Preset, Snapshot
 
 def snapshot(repository, revision, files):
     return Snapshot(repository, revision, tuple(File(*file) for file in files))

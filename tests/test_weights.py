@@ -25,7 +25,7 @@ from pillow_sdz.models.mini import Mini
 
 __all__ = ["no_network", "registry"]
 
-FOLDER = weights.FOLDER
+FOLDER = Path(weights.FOLDER)
 
 
 def damaged(path: Path) -> None:

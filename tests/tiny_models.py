@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from pillow_sdz import catalogue
-from pillow_sdz.catalogue import File, Preset, Snapshot
+from pillow_sdz import presets
+from pillow_sdz.presets import File, Preset, Snapshot
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra sd")
 transformers = pytest.importorskip("transformers", reason="needs the extra sd")
 
-WEIGHTS = catalogue.WEIGHTS
+WEIGHTS = presets.WEIGHTS
 TOKENS = 77  # of a prompt, as in CLIP
 
 

@@ -26,11 +26,11 @@ from diffusers import DDIMScheduler, UNet2DModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pillow_sdz.catalogue import WEIGHTS
 from pillow_sdz.chunks import ARTICLES_DENOISING
 from pillow_sdz.models.denoise import last_steps
 from pillow_sdz.models.sd_mini import CHANNELS, FACTOR, Autoencoder
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
+from pillow_sdz.presets import WEIGHTS
 from training.run import Run, add_options
 
 BATCH = 16

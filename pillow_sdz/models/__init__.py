@@ -4,7 +4,7 @@ A name is a key of this registry. It is never a path or a repository. A model is
  - embedded: its weights come with this package (`catalogue.EMBEDDED`),
  - registered: this process called `register_model`,
  - recorded: the user ran `sdz models add` (see recorded.py),
- - a preset (`catalogue.PRESETS`): its weights are in the hub's cache once they are fetched.
+ - a preset (`presets.PRESETS`): its weights are in the hub's cache once they are fetched.
 """
 
 from __future__ import annotations
@@ -17,17 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import forks, options, weights
-from ..catalogue import (
-    EMBEDDED,
-    MINI,
-    MINI_PERCEPTUAL,
-    NOT_NAMED,
-    PRESETS,
-    SD_MINI,
-    SPACES,
-    ModelSpec,
-)
+from ..catalogue import EMBEDDED, MINI, MINI_PERCEPTUAL, NOT_NAMED, SD_MINI, SPACES, ModelSpec
 from ..header import NAME
+from ..presets import PRESETS
 from . import recorded, sources
 from .sources import DenoiserParts, Folder, NotInstalled, Source
 
@@ -71,7 +63,7 @@ LOADERS: dict[str, Callable[[], Network]] = {
 DENOISERS: dict[str, DenoiserParts] = {
     SD_MINI.name: DenoiserParts(
         unet=Folder(weights.SD_MINI_UNET.path.parent, weights.SD_MINI_UNET.sha256),
-        scheduler=Folder(weights.FOLDER / "sd_mini" / "scheduler"),
+        scheduler=Folder(weights.SD_MINI.path.parent / "scheduler"),
     )
 }
 

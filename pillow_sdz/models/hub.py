@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..catalogue import File, Snapshot
+from ..presets import File, Snapshot
 from ..weights import sha256
 from .recorded import REVISION
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import options, weights
-from ..catalogue import Preset, Snapshot
+from ..presets import Preset, Snapshot
 from . import hub, recorded
 
 # diffusers' classes of autoencoders that can be read.

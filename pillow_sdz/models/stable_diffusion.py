@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .. import forks, options
 from ..arrays import Area, Latents, Pixels, Samples
-from ..catalogue import SPACES, Preset
+from ..catalogue import SPACES
+from ..presets import Preset
 from . import hub, sources
 from .sources import DenoiserParts, Folder
 

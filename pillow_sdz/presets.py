@@ -1,0 +1,162 @@
+"""The models of the Hugging Face hub that this package knows by name, and where they are.
+
+A revision is a commit, because only commits never change there.  If a preset's revision and sha256
+are None, only its latents are known.  The user settles which weights it has on this computer: with
+`sdz models fetch NAME --pin` or `sdz models add NAME DIRECTORY`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+class File(NamedTuple):
+    """A file of a repository; ``bytes`` and ``sha256`` are None if they are not pinned."""
+
+    path: str
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+class Snapshot(NamedTuple):
+    """Files of a repository on the hub at one commit, 40 hexadecimal digits."""
+
+    repository: str
+    revision: str | None
+    files: tuple[File, ...]
+
+
+class Preset(NamedTuple):
+    """An autoencoder of a family of models.
+
+    ``scaling`` and ``shift`` are from the autoencoder's own configuration: a distilled autoencoder
+    may return scaled latents.  All files of ``autoencoder`` lie in one folder; the last one holds
+    the weights.  ``denoiser`` has the folders unet, scheduler, text_encoder and tokenizer.
+    """
+
+    latent_space: str
+    class_name: str
+    scaling: float
+    shift: float
+    autoencoder: Snapshot
+    denoiser: Snapshot | None = None
+
+    def pinned(self, revision: str, sha256: str) -> Preset:
+        """This preset with the weights of a commit, and their sha256."""
+        *others, weights = self.autoencoder.files
+        files = (*others, weights._replace(sha256=sha256))
+        return self._replace(autoencoder=Snapshot(self.autoencoder.repository, revision, files))
+
+
+def _autoencoder(
+    repository: str,
+    revision: str | None = None,
+    bytes: int | None = None,
+    sha256: str | None = None,
+    folder: str = "",
+) -> Snapshot:
+    files = File(folder + "config.json"), File(folder + WEIGHTS, bytes, sha256)
+    return Snapshot(repository, revision, files)
+
+
+# Scaling and shift are from the pipelines' configurations.  An AutoencoderTiny returns scaled
+# latents.
+PRESETS: Mapping[str, Preset] = {
+    "sd1": Preset(
+        latent_space="sd1",
+        class_name="AutoencoderKL",
+        scaling=0.18215,
+        shift=0,
+        autoencoder=_autoencoder(
+            "stabilityai/sd-vae-ft-mse",
+            "31f26fdeee1355a5c34592e401dd41e45d25a493",
+            334643276,
+            "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
+        ),
+        denoiser=Snapshot(
+            "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+            (
+                File("unet/config.json"),
+                File(
+                    "unet/" + WEIGHTS,
+                    3438167540,
+                    "19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1",
+                ),
+                File("scheduler/scheduler_config.json"),
+                File("text_encoder/config.json"),
+                File(
+                    "text_encoder/model.safetensors",
+                    492265874,
+                    "d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334",
+                ),
+                File("tokenizer/vocab.json"),
+                File("tokenizer/merges.txt"),
+                File("tokenizer/special_tokens_map.json"),
+                File("tokenizer/tokenizer_config.json"),
+            ),
+        ),
+    ),
+    "sdxl": Preset(
+        latent_space="sdxl",
+        class_name="AutoencoderKL",
+        scaling=0.13025,
+        shift=0,
+        autoencoder=_autoencoder(
+            "madebyollin/sdxl-vae-fp16-fix",
+            "207b116dae70ace3637169f1ddd2434b91b3a8cd",
+            334643268,
+            "1b909373b28f2137098b0fd9dbc6f97f8410854f31f84ddc9fa04b077b0ace2c",
+        ),
+    ),
+    "sd3": Preset(
+        latent_space="sd3",
+        class_name="AutoencoderKL",
+        scaling=1.5305,
+        shift=0.0609,
+        autoencoder=_autoencoder("stabilityai/stable-diffusion-3-medium-diffusers", folder="vae/"),
+    ),
+    "flux": Preset(
+        latent_space="flux",
+        class_name="AutoencoderKL",
+        scaling=0.3611,
+        shift=0.1159,
+        autoencoder=_autoencoder("black-forest-labs/FLUX.1-schnell", folder="vae/"),
+    ),
+    "taesd": Preset(
+        latent_space="sd1",
+        class_name="AutoencoderTiny",
+        scaling=1,
+        shift=0,
+        autoencoder=_autoencoder(
+            "madebyollin/taesd",
+            "614f76814bbe30edbe2e627ace1c2234c81a2c0e",
+            9793292,
+            "db169d69145ec4ff064e49d99c95fa05d3eb04ee453de35824a6d0f325513549",
+        ),
+    ),
+    "taesdxl": Preset(
+        latent_space="sdxl",
+        class_name="AutoencoderTiny",
+        scaling=1,
+        shift=0,
+        autoencoder=_autoencoder("madebyollin/taesdxl"),
+    ),
+    "taesd3": Preset(
+        latent_space="sd3",
+        class_name="AutoencoderTiny",
+        scaling=1,
+        shift=0,
+        autoencoder=_autoencoder("madebyollin/taesd3"),
+    ),
+    "taef1": Preset(
+        latent_space="flux",
+        class_name="AutoencoderTiny",
+        scaling=1,
+        shift=0,
+        autoencoder=_autoencoder("madebyollin/taef1"),
+    ),
+}
