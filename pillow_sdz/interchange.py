@@ -39,9 +39,21 @@ FORMATS = (".latent", ".npz", ".npy", ".safetensors")
 LEGACY_SCALING = 0.18215
 MARKER = "latent_format_version_0"
 
-# How sd-scripts ends the names of its caches, and the models whose latents they hold. Those of
-# before it trained other models than Stable Diffusion 1, 2 and XL end in a mere `.npz`.
-KOHYA_MODELS = {"_sd": "sd1", "_sdxl": "sdxl", "_sd3": "sd3", "_flux": "flux"}
+# How the names of sd-scripts' caches end, and whose latents they hold (read from its
+# library/strategy_*.py).  Lumina's autoencoder is that of FLUX.1, and Anima's that of Qwen-Image.
+# The catalogue does not know all of these families.  Caches from before it trained other models
+# than Stable Diffusion 1, 2 and XL end in a mere `.npz`.
+KOHYA_MODELS = {
+    "_sd": "sd1",
+    "_sdxl": "sdxl",
+    "_sd3": "sd3",
+    "_flux": "flux",
+    "_lumina": "flux",
+    "_anima": "qwen-image",
+    "_hi": "hunyuan-image",
+}
+# The families whose autoencoder, as sd-scripts has it, scales and shifts the latents itself.
+_KOHYA_SCALED = frozenset(("flux", "qwen-image"))
 
 # Inflated, a file may take this much, or its own size where that is more. Chosen: the float32
 # latents of 4096x4096 pixels in 16 channels are 16 MiB, its alpha mask 64 MiB.
@@ -106,8 +118,12 @@ class Origin:
         """The origin that `json` made this of; ValueError where it cannot have."""
         try:
             lists = ("original_size", "crop_ltrb")
-            fields: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in data.items()}
-            origin = cls(**fields)
+            origin = cls(
+                **{
+                    name: tuple(value) if name in lists and value is not None else value
+                    for name, value in data.items()
+                }
+            )
         except TypeError as e:
             msg = f"no origin of latents: {str(e)[:100]}"
             raise ValueError(msg) from e
@@ -158,10 +174,10 @@ class LatentFile:
 def is_scaled(layout: str, latent_space: str) -> bool:
     """Whether the latents of a layout are scaled and shifted as pipelines hand them over.
 
-    If not, they are as the VAE encodes them.  sd-scripts caches what its VAE returns, and that of
-    Flux (the original implementation's) has scaled and shifted already.
+    If not, they are as the VAE encodes them.  sd-scripts caches what its VAE returns, and those of
+    FLUX.1 and Qwen-Image have scaled and shifted already.
     """
-    return layout == "plain" or (layout == "kohya" and latent_space == "flux")
+    return layout == "plain" or (layout == "kohya" and latent_space in _KOHYA_SCALED)
 
 
 def model_named_by(path: Path) -> str | None:

@@ -266,6 +266,8 @@ def test_one_format_to_another(tmp_path: Path) -> None:
         ("kohya", "sd1", False),
         ("kohya", "sd3", False),
         ("kohya", "flux", True),
+        ("kohya", "qwen-image", True),
+        ("kohya", "hunyuan-image", False),
     ],
 )
 def test_which_values_are_scaled(layout: str, model: str, scaled: bool) -> None:
@@ -279,6 +281,9 @@ def test_which_values_are_scaled(layout: str, model: str, scaled: bool) -> None:
         ("a_1024x1024_sdxl.npz", "sdxl"),
         ("a_1024x1024_sd3.npz", "sd3"),
         ("a_1024x1024_flux.npz", "flux"),
+        ("a_1024x1024_lumina.npz", "flux"),
+        ("a_1024x1024_anima.npz", "qwen-image"),
+        ("a_1024x1024_hi.npz", "hunyuan-image"),
         ("flux.npz", None),
         ("a.npz", None),
         ("a_sdxl.latent", None),
@@ -318,6 +323,16 @@ def test_what_an_origin_leaves_out() -> None:
         "part": 0,
         "parts": 1,
     }
+
+
+def test_sizes_that_are_null_are_not_there() -> None:
+    """As docs/format.md says of these two, and of no others."""
+    origin = {"layout": "kohya", "format": ".npz"}
+    null = {"original_size": None, "crop_ltrb": None}
+    assert Origin.parse(origin | null) == Origin.parse(origin)
+    for name in ("key", "metadata", "cache", "part", "dtypes"):
+        with pytest.raises(ValueError, match="no origin of latents"):
+            Origin.parse(origin | {name: None})
 
 
 @pytest.mark.parametrize(
