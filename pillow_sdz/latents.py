@@ -273,7 +273,7 @@ def _origin(path: Path) -> Origin | None:
             for entry in reader:
                 if entry.type == chunks.PROVENANCE.type:
                     data = reader.data(entry)
-                    return Origin.parse(chunks.PROVENANCE.parse(data, reader.header))
+                    return interchange.parse_origin(chunks.PROVENANCE.parse(data, reader.header))
                 if entry.type in chunks.CODED:
                     break
     except (OSError, ValueError):
@@ -286,9 +286,9 @@ def exported(fp: str | os.PathLike[str] | IO[bytes], format: str) -> LatentFile:
     found = open_latents(fp)
     provenance = found.info.get("provenance", {})
     if "layout" in provenance:
-        origin = Origin.parse(provenance)
+        origin = interchange.parse_origin(provenance)
     else:
-        layout = "comfyui" if format == ".latent" else "plain"
+        layout = interchange.FORMATS[format].usual_layout
         origin = Origin(layout, format, found.latents.dtype.name, batched=found.latents.ndim == 4)
     layout = interchange.layout_for(format, origin)
     latents: Array = found.latents

@@ -703,8 +703,8 @@ def test_bad_latents_do_not_stop_the_others(
     assert main(["encode", "cache", "-o", "out"]) == 1
     assert files(Path("out")) == {"a_0048x0064_sd.sdz", "more/b_0048x0064_sd.sdz"}
     assert capsys.readouterr().err.splitlines() == [
-        "sdz: cache/0.npz: damaged file of numpy's: File is not a zip file",
-        "sdz: cache/1.npz: no latents: an array of int32",
+        "sdz: cache/0.npz: damaged numpy file: File is not a zip file",
+        "sdz: cache/1.npz: an array of int32 is not latents",
     ]
 
 
@@ -716,7 +716,7 @@ def test_foreign_provenance(cache: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["latents", "x.sdz", "y.sdz"]) == 1
     assert files() >= {"x.npz"}
     assert not Path("y.npz").exists()
-    assert capsys.readouterr().err.startswith("sdz: y.sdz: no origin of latents: ")
+    assert capsys.readouterr().err.startswith("sdz: y.sdz: not an origin of latents: ")
 
 
 def test_options_for_pictures_reach_the_encoder(folder: Path) -> None:

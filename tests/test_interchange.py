@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from pillow_sdz import interchange
-from pillow_sdz.interchange import LatentFile, Origin
+from pillow_sdz.interchange import LatentFile, Origin, numpy_files
+from pillow_sdz.interchange.contracts import Contents, Layout, Stored
 
 Array = NDArray[Any]
 
@@ -266,6 +267,8 @@ def test_one_format_to_another(tmp_path: Path) -> None:
         ("kohya", "sd1", False),
         ("kohya", "sd3", False),
         ("kohya", "flux", True),
+        ("kohya", "qwen-image", True),
+        ("kohya", "hunyuan-image", False),
     ],
 )
 def test_which_values_are_scaled(layout: str, model: str, scaled: bool) -> None:
@@ -279,6 +282,9 @@ def test_which_values_are_scaled(layout: str, model: str, scaled: bool) -> None:
         ("a_1024x1024_sdxl.npz", "sdxl"),
         ("a_1024x1024_sd3.npz", "sd3"),
         ("a_1024x1024_flux.npz", "flux"),
+        ("a_1024x1024_lumina.npz", "flux"),
+        ("a_1024x1024_anima.npz", "qwen-image"),
+        ("a_1024x1024_hi.npz", "hunyuan-image"),
         ("flux.npz", None),
         ("a.npz", None),
         ("a_sdxl.latent", None),
@@ -288,6 +294,57 @@ def test_models_that_names_tell(name: str, model: str | None) -> None:
     assert interchange.model_named_by(Path(name)) == model
 
 
+# another tool's layout: a row
+
+
+def test_a_layout_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A toy whose files hold several latents of one picture, under names of its own."""
+
+    def read(contents: Contents) -> list[LatentFile]:
+        origins = (Origin("toy", ".safetensors", key=name) for name in sorted(contents.names))
+        return [LatentFile(contents.take(origin.key).array, origin) for origin in origins]
+
+    toy = Layout(
+        "toy",
+        (".safetensors",),
+        claims=lambda contents: contents.metadata.get("tool") == "toy",
+        read=read,
+        arrays=lambda parts: {p.origin.key: Stored(p.latents, "float32") for p in parts},
+        is_scaled=lambda space: space == "sd1",
+        families={"_toy": "sdxl"},
+        has_parts=True,
+    )
+    monkeypatch.setattr(interchange, "LAYOUTS", (toy, *interchange.LAYOUTS))
+    path = tmp_path / "x_toy.safetensors"
+    tensors = {name: torch.from_numpy(latents(4, 8, 6)) for name in ("mode", "deviation")}
+    save_file(tensors, path, metadata={"tool": "toy"})
+    parts = interchange.read(path)
+    assert [(p.origin.key, p.origin.part, p.origin.parts) for p in parts] == [
+        ("deviation", 0, 2),
+        ("mode", 1, 2),
+    ]
+    assert interchange.parse_origin(parts[1].origin.json()) == parts[1].origin
+    again = load_file(rewritten(path))
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+    assert interchange.is_scaled("toy", "sd1")
+    assert interchange.model_named_by(path) == "sdxl"
+    # Files of others are still theirs.
+    comfyui(tmp_path / "x.safetensors", torch.zeros(1, 4, 8, 6))
+    assert interchange.read(tmp_path / "x.safetensors")[0].origin.layout == "comfyui"
+
+
+def test_rows_fit_together() -> None:
+    """A layout's files are of known formats; the last layout takes all, in every format."""
+    *others, last = interchange.LAYOUTS
+    assert set(last.formats) == set(interchange.FORMATS)
+    for layout in others:
+        assert set(layout.formats) <= set(interchange.FORMATS)
+    for suffix, format in interchange.FORMATS.items():
+        (usual,) = (one for one in interchange.LAYOUTS if one.name == format.usual_layout)
+        assert suffix in usual.formats
+
+
 # origins, which come back out of files that anyone may have made
 
 
@@ -295,13 +352,13 @@ def test_an_origin_survives_json() -> None:
     origin = Origin(
         "kohya", ".npz", resolution="_8x6", original_size=(3, 4), crop_ltrb=(0, 0, 1, 1)
     )
-    assert Origin.parse(json.loads(json.dumps(origin.json()))) == origin
+    assert interchange.parse_origin(json.loads(json.dumps(origin.json()))) == origin
     assert Origin("plain", ".npy").json() == {"layout": "plain", "format": ".npy"}
 
 
 def test_what_an_origin_leaves_out() -> None:
     """docs/format.md has the same values."""
-    assert vars(Origin.parse({"layout": "kohya", "format": ".npz"})) == {
+    assert vars(interchange.parse_origin({"layout": "kohya", "format": ".npz"})) == {
         "layout": "kohya",
         "format": ".npz",
         "dtype": "float32",
@@ -318,6 +375,16 @@ def test_what_an_origin_leaves_out() -> None:
         "part": 0,
         "parts": 1,
     }
+
+
+def test_sizes_that_are_null_are_not_there() -> None:
+    """As docs/format.md says of these two, and of no others."""
+    origin = {"layout": "kohya", "format": ".npz"}
+    null = {"original_size": None, "crop_ltrb": None}
+    assert interchange.parse_origin(origin | null) == interchange.parse_origin(origin)
+    for name in ("key", "metadata", "cache", "part", "dtypes"):
+        with pytest.raises(ValueError, match="not an origin of latents"):
+            interchange.parse_origin(origin | {name: None})
 
 
 @pytest.mark.parametrize(
@@ -340,15 +407,22 @@ def test_what_an_origin_leaves_out() -> None:
     ],
 )
 def test_origins_that_nobody_wrote(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="no origin of latents"):
-        Origin.parse({"layout": "kohya", "format": ".npz"} | change)
+    with pytest.raises(ValueError, match="not an origin of latents"):
+        interchange.parse_origin({"layout": "kohya", "format": ".npz"} | change)
 
 
 def test_a_complaint_about_an_origin_is_short() -> None:
     for field in ({"layout": "x" * 1_000_000}, {"x" * 1_000_000: 5}):
-        with pytest.raises(ValueError, match="no origin of latents") as caught:
-            Origin.parse({"layout": "kohya", "format": ".npz"} | field)
+        with pytest.raises(ValueError, match="not an origin of latents") as caught:
+            interchange.parse_origin({"layout": "kohya", "format": ".npz"} | field)
         assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("field", [{"\x1b]0;title\x07": 1}, {"dtype": "\x1b[2J"}])
+def test_no_terminal_acts_on_a_complaint_about_an_origin(field: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="not an origin of latents") as caught:
+        interchange.parse_origin({"layout": "kohya", "format": ".npz"} | field)
+    assert str(caught.value).isprintable()
 
 
 # damaged and hostile files
@@ -422,7 +496,7 @@ def test_hostile_files_are_refused(tmp_path: Path, name: str) -> None:
 def test_a_bomb_is_refused_by_its_declared_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(interchange, "MAX_INFLATED", 1 << 20)
+    monkeypatch.setattr(numpy_files, "MAX_INFLATED", 1 << 20)
     path = tmp_path / "bomb.npz"
     array = np.zeros((4, 512, 512), np.float32)
     np.savez_compressed(path, latents=array)

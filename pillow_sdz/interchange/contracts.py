@@ -1,0 +1,91 @@
+"""What the rows of `interchange` fulfil: `Layout` and `Format`, and `Contents` between them.
+
+A format turns a file into arrays with names.  A layout knows what one tool means by the names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from .origin import Array, LatentFile
+
+
+class Stored(NamedTuple):
+    """An array, and the name of the type that it has in the file.
+
+    Numpy has no bfloat16: such an array is float32 here.
+    """
+
+    array: Array
+    dtype: str
+
+
+@dataclass
+class Contents:
+    """The arrays of an open file.
+
+    ``names`` are theirs, in the file's order, and ``metadata`` is the file's.  ``load`` reads an
+    array, and raises OSError if it is damaged, or ValueError if it cannot be an array of numbers.
+    """
+
+    path: Path
+    names: Collection[str]
+    load: Callable[[str], Stored]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    #: The names that a layout knows.  `read` warns of the others: they are not kept.
+    known: set[str] = field(default_factory=set)
+    #: What else `read` warns of.
+    notes: list[str] = field(default_factory=list)
+
+    def take(self, name: str) -> Stored:
+        """The array of this name, which must be there."""
+        self.known.add(name)
+        return self.load(name)
+
+    def take_if_there(self, name: str) -> Stored | None:
+        """The array of this name, or None."""
+        return self.take(name) if name in self.names else None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file that holds arrays with names: a row of `interchange.FORMATS`."""
+
+    #: Opens a file.  Inside of the context, every error is an OSError or a ValueError.
+    open: Callable[[Path], AbstractContextManager[Contents]]
+    #: Writes arrays and metadata.
+    write: Callable[[IO[bytes], Mapping[str, Stored], Mapping[str, str]], None]
+    #: Whether it has a place for metadata.
+    has_metadata: bool = False
+    #: The layout of latents that come from elsewhere.
+    usual_layout: str = "plain"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one tool names and keeps its latents: a row of `interchange.LAYOUTS`."""
+
+    #: Its name in `oRIG`, see docs/format.md.
+    name: str
+    #: The suffixes of its files, rows of `interchange.FORMATS`.
+    formats: tuple[str, ...]
+    #: Whether the tool has written this file.
+    claims: Callable[[Contents], bool]
+    #: Reads the parts of a file that it claims.  ValueError if they are not latents.
+    read: Callable[[Contents], list[LatentFile]]
+    #: Returns the arrays of a file with these parts.  ValueError if one file cannot hold them.
+    arrays: Callable[[Sequence[LatentFile]], Mapping[str, Stored]]
+    #: Whether latents of a latent space, named here, are scaled and shifted as pipelines return
+    #: them.  If not, they are as the VAE encodes them.
+    is_scaled: Callable[[str], bool]
+    #: How the tool ends the names of its files (without their suffix), and the family of latents
+    #: that each ending stands for.
+    families: Mapping[str, str] = field(default_factory=dict)
+    #: Whether a file may have several parts.
+    has_parts: bool = False
+    #: What it keeps besides latents and metadata: names of fields of `Origin` or `LatentFile`.
+    keeps: frozenset[str] = frozenset()

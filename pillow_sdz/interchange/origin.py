@@ -1,0 +1,153 @@
+"""`Origin` and `LatentFile`: what a file of latents holds, whichever tool wrote it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+#: The types that latents may have.
+FLOATS = frozenset(("bfloat16", "float16", "float32", "float64"))
+#: The types that the other arrays of a kohya cache may have.
+NUMBERS = frozenset(np.dtype(code).name for code in "?bBhHiIqQefd")
+#: The other arrays of a kohya cache, with the types that sd-scripts writes.
+KOHYA_TYPES = {"original_size": "int64", "crop_ltrb": "int64", "alpha_mask": "float32"}
+#: Names of arrays that an origin can keep.
+KEY = re.compile(r"[\w.-]{1,64}", re.ASCII)
+#: How the names of a kohya cache's arrays end.
+RESOLUTION = re.compile(r"(?:_\d{1,5}x\d{1,5})?")
+#: Resolutions of one cache.  Chosen: sd-scripts' lists of them have a dozen at most.
+MAX_PARTS = 1000
+
+_CACHE = re.compile(r"(?:[0-9a-f]{32})?")
+# JSON has lists for these, or null.
+_SIZES = {"original_size": 2, "crop_ltrb": 4}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a file of latents says besides its latents and its mask: enough to write it again.
+
+    ``layout`` is the name of a row of `interchange.LAYOUTS`, ``format`` the suffix of the file's
+    name.  ``dtype`` is the type of the latents.  ``metadata`` is that of a safetensors file;
+    ComfyUI keeps the workflow there.  If a file has several parts, all of them have the same
+    ``cache``, and this is number ``part`` of ``parts``.
+
+    The other fields belong to one layout.  Plain: ``batched`` says whether the array had four
+    dimensions, and ``key`` is its name.  ComfyUI: ``marked`` says whether the values were the VAE's
+    own.  Kohya: ``resolution`` is the ending of the arrays' names ("" or "_64x48"),
+    ``original_size`` is (width, height) and ``crop_ltrb`` (left, top, right, bottom), in pixels.
+    ``flipped`` says that the second latents are those of the mirrored picture.  ``dtypes`` has the
+    types of the other arrays if they are not `KOHYA_TYPES`.
+    """
+
+    layout: str
+    format: str
+    dtype: str = "float32"
+    batched: bool = False
+    key: str = "latents"
+    resolution: str = ""
+    original_size: tuple[int, ...] | None = None
+    crop_ltrb: tuple[int, ...] | None = None
+    flipped: bool = False
+    marked: bool = True
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    cache: str = ""
+    part: int = 0
+    parts: int = 1
+
+    def json(self) -> dict[str, Any]:
+        """The fields that do not have their default values, as JSON knows them."""
+        default = asdict(Origin(self.layout, self.format))
+        said = {name: value for name, value in asdict(self).items() if value != default[name]}
+        return {"layout": self.layout, "format": self.format, **said}
+
+
+@dataclass(frozen=True)
+class LatentFile:
+    """The latents in a file, or those of one part of it.
+
+    ``latents`` are (C, h, w) or (B, C, h, w).  They have the type and the values of their layout
+    (see `is_scaled`).  A kohya cache with flipped latents is a batch of two.  ``alpha_mask`` is
+    (height, width) in 0..1.
+    """
+
+    latents: Array
+    origin: Origin
+    alpha_mask: Array | None = None
+
+
+def parse(data: Mapping[str, Any], formats: Mapping[str, Collection[str]]) -> Origin:
+    """Read what `Origin.json` returned; ValueError if it cannot have returned this.
+
+    Anyone may have made the file that ``data`` comes from.  ``formats`` has the suffixes of each
+    layout's files.
+    """
+    if unknown := data.keys() - {known.name for known in fields(Origin)}:
+        msg = f"not an origin of latents: {shown(min(unknown))} is unknown"
+        raise ValueError(msg)
+    if missing := {"layout", "format"} - data.keys():
+        msg = f"not an origin of latents: {min(missing)} is missing"
+        raise ValueError(msg)
+    values: dict[str, Any] = {
+        name: tuple(value) if name in _SIZES and isinstance(value, list) else value
+        for name, value in data.items()
+    }
+    origin = Origin(**values)
+    for name, sound in _checks(origin, formats):
+        if not sound:
+            msg = f"not an origin of latents: {name} is {shown(getattr(origin, name))}"
+            raise ValueError(msg)
+    return origin
+
+
+def _checks(o: Origin, formats: Mapping[str, Collection[str]]) -> Iterator[tuple[str, bool]]:
+    """The names of all fields, and whether their values are possible."""
+    is_known = isinstance(o.layout, str) and o.layout in formats
+    yield "layout", is_known
+    yield "format", is_known and o.format in formats[o.layout]
+    yield "dtype", isinstance(o.dtype, str) and o.dtype in FLOATS
+    yield "batched", isinstance(o.batched, bool)
+    yield "key", _matches(KEY, o.key)
+    yield "resolution", _matches(RESOLUTION, o.resolution)
+    for name, count in _SIZES.items():
+        sizes = getattr(o, name)
+        yield name, sizes is None or are_integers(sizes, count)
+    yield "flipped", isinstance(o.flipped, bool)
+    yield "marked", isinstance(o.marked, bool)
+    yield "metadata", _are_texts(o.metadata)
+    yield "dtypes", _are_texts(o.dtypes) and o.dtypes.keys() <= KOHYA_TYPES.keys()
+    yield "dtypes", all(dtype in NUMBERS for dtype in o.dtypes.values())
+    yield "cache", _matches(_CACHE, o.cache)
+    yield "parts", are_integers((o.parts,), 1) and 0 < o.parts <= MAX_PARTS
+    yield "part", are_integers((o.part,), 1) and 0 <= o.part < o.parts
+
+
+def _matches(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def are_integers(values: object, count: int) -> bool:
+    """Whether this is a tuple of so many integers below 2^31 in magnitude."""
+    return (
+        isinstance(values, tuple)
+        and len(values) == count
+        and all(type(v) is int and abs(v) < 1 << 31 for v in values)
+    )
+
+
+def shown(value: object) -> str:
+    """A value from somebody's file for a message: short, and a terminal only prints it."""
+    text = repr(value)
+    return text if len(text) <= 66 else f"{text[:62]}...{text[-1]}"

@@ -1,0 +1,60 @@
+"""Which files belong together: the parts of one cache become one file each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .origin import MAX_PARTS, LatentFile, Origin
+
+
+def numbered(path: Path, parts: list[LatentFile]) -> list[LatentFile]:
+    """The parts of a file.  Each one says which of how many it is, and of which cache."""
+    if len(parts) == 1:
+        return parts
+    if len(parts) > MAX_PARTS:
+        msg = f"{len(parts)} resolutions are more than {MAX_PARTS}"
+        raise ValueError(msg)
+    # The name is in it, so that two caches with the same content in one folder stay two.
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(path.name.encode(errors="surrogateescape"))
+    cache = digest.hexdigest()[:32]
+    origins = (
+        replace(part.origin, cache=cache, part=number, parts=len(parts))
+        for number, part in enumerate(parts)
+    )
+    return [replace(part, origin=o) for part, o in zip(parts, origins, strict=True)]
+
+
+def targets(target: Path, parts: Sequence[LatentFile]) -> list[Path]:
+    """The files for the parts of a cache: ``target``, and others beside it, no two alike.
+
+    The names are for people.  The files themselves say what belongs together (`together`).
+    """
+    others = [part.origin.resolution[1:] or "latents" for part in parts[1:]]
+    return [target, *(target.with_name(f"{target.stem}.{o}{target.suffix}") for o in others)]
+
+
+def together(files: Iterable[tuple[Path, Origin | None]]) -> list[list[Path]]:
+    """The files in lists: the parts of one cache are in one list, in their order.
+
+    Files belong together if they are in the same folder and their origins say so.  Their names do
+    not matter.  If there are two copies of a part, each belongs to a cache of its own.
+    """
+    lists: list[dict[int, Path]] = []
+    of_cache: dict[tuple[Path, str], list[dict[int, Path]]] = {}
+    for path, origin in files:
+        if origin is None or not origin.cache:
+            lists.append({0: path})
+            continue
+        begun = of_cache.setdefault((path.parent, origin.cache), [])
+        parts = next((parts for parts in begun if origin.part not in parts), None)
+        if parts is None:
+            parts = {}
+            begun.append(parts)
+            lists.append(parts)
+        parts[origin.part] = path
+    return [[parts[number] for number in sorted(parts)] for parts in lists]

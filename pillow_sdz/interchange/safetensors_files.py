@@ -1,0 +1,62 @@
+"""Files of safetensors: `.safetensors`, and ComfyUI's `.latent`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from .contracts import Contents, Format, Stored
+from .numpy_files import as_numpy
+
+# What the file format calls the types that latents may have.
+_FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Contents]:
+    from safetensors import SafetensorError, safe_open
+
+    # The library checks that the sizes in the header are those of the file, so nothing inflates.
+    try:
+        with safe_open(path, "numpy") as file:
+
+            def load(name: str) -> Stored:
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in _FLOATS:
+                    msg = f"a tensor of {dtype} cannot be latents"
+                    raise ValueError(msg)
+                if dtype != "BF16":
+                    return Stored(file.get_tensor(name), _FLOATS[dtype])
+                with safe_open(path, "pt") as with_torch:
+                    tensor = with_torch.get_tensor(name)
+                    return Stored(tensor.float().numpy(), _FLOATS[dtype])
+
+            yield Contents(path, tuple(file.keys()), load, file.metadata() or {})
+    except SafetensorError as e:
+        msg = f"damaged safetensors file: {e}"
+        raise OSError(msg) from e
+
+
+def _write(file: IO[bytes], arrays: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
+    contiguous = {name: np.ascontiguousarray(as_numpy(stored)) for name, stored in arrays.items()}
+    halves = {name for name, stored in arrays.items() if stored.dtype == "bfloat16"}
+    if not halves:
+        from safetensors.numpy import save
+
+        file.write(save(contiguous, dict(metadata) or None))
+        return
+    import torch
+    from safetensors.torch import save as save_torch
+
+    tensors = {name: torch.from_numpy(array) for name, array in contiguous.items()}
+    tensors |= {name: tensors[name].bfloat16() for name in halves}
+    file.write(save_torch(tensors, dict(metadata) or None))
+
+
+SAFETENSORS = Format(_open, _write, has_metadata=True)
+#: A file of safetensors by another name.
+LATENT = Format(_open, _write, has_metadata=True, usual_layout="comfyui")
