@@ -86,8 +86,12 @@ def table(photos: list[NDArray[Any]], priors: list[LatticePrior]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bytes at equal error by effort.")
     parser.add_argument("--latents", type=Path, required=True)
-    parser.add_argument("--priors", type=Path, required=True, help="folder with the priors of the folds")
-    parser.add_argument("--fold", type=int, choices=range(FOLDS), help="code only photos i with i %% 3 = K")
+    parser.add_argument(
+        "--priors", type=Path, required=True, help="folder with the priors of the folds"
+    )
+    parser.add_argument(
+        "--fold", type=int, choices=range(FOLDS), help="code only photos i with i %% 3 = K"
+    )
     args = parser.parse_args()
     folds = [LatticePrior(load_file(args.priors / f"fold{k}.safetensors")) for k in range(FOLDS)]
     tensors = [x for _, x in sorted(load_file(args.latents).items())]

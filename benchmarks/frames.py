@@ -172,7 +172,9 @@ def table(photos: Sequence[Image.Image]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bytes of animations at equal SSIMULACRA2.")
     parser.add_argument("--images", type=Path, required=True, help="the folder of training photos")
-    parser.add_argument("--limit", type=int, default=4, help="use only this many of the photos held out")
+    parser.add_argument(
+        "--limit", type=int, default=4, help="use only this many of the photos held out"
+    )
     options = parser.parse_args()
     width, height = SIZE[0] + round(SPEED * FRAMES), SIZE[1]
     photos = []
@@ -181,7 +183,9 @@ def main() -> None:
         if photo.width >= width and photo.height >= height:
             photos.append(photo)
     if len(photos) < options.limit:
-        parser.error(f"{options.images}: {len(photos)} photos of {width}x{height} pixels are held out")
+        parser.error(
+            f"{options.images}: {len(photos)} photos of {width}x{height} pixels are held out"
+        )
     print(table(photos[:: len(photos) // options.limit][: options.limit]))
 
 

@@ -162,7 +162,9 @@ def measure(format: Format, cache: list[tuple[int, Latents]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bytes and speed of cached latents.")
     parser.add_argument("--latents", type=Path, required=True)
-    parser.add_argument("--priors", type=Path, required=True, help="folder with the priors of the folds")
+    parser.add_argument(
+        "--priors", type=Path, required=True, help="folder with the priors of the folds"
+    )
     args = parser.parse_args()
     trained: list[Prior] = [
         LatticePrior(load_file(args.priors / f"fold{k}.safetensors")) for k in range(FOLDS)

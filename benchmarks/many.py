@@ -158,7 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=60, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=THREADS, help="default: %(default)s")
-    parser.add_argument("--torch-threads", type=int, help="torch's threads in each thread (default: torch's choice)")
+    parser.add_argument(
+        "--torch-threads", type=int, help="torch's threads in each thread (default: torch's choice)"
+    )
     options = parser.parse_args(arguments)
     if options.seconds <= 0 or min(options.threads, options.torch_threads or 1) < 1:
         parser.error("--seconds, --threads and --torch-threads must be positive")
