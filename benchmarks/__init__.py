@@ -1,1 +1,1 @@
-"""Measurements of pillow_sdz against other codecs; not part of the installed package."""
+"""Measurements of pillow_sdz and other codecs. They are not part of the installed package."""

@@ -1,10 +1,11 @@
-"""The 2022 article's pipeline, part by part: what each does to latents and to the picture.
+"""The pipeline of the 2022 article, part by part: what each part does to latents and picture.
 
     python -m benchmarks.article --images DIR [--model sd-mini] [--rate 0.155]
 
-Every row is of real payloads, decoded again; bytes are those of whole files. Palettes of 256
-set the bytes, and the coding "context", JPEG and WebP get as many; with --rate, all get so many
-bits per pixel, palettes by more entries. The latent error is against the encoder's exact latents.
+Each row measures real payloads, which are decoded again. Bytes are those of whole files. A palette
+of 256 entries sets the number of bytes. The coding "context", JPEG and WebP get the same number.
+With --rate, all codecs get this many bits per pixel, and palettes use it for more entries. The
+latent error is the difference from the encoder's exact latents.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from pillow_sdz.codings.target_size import EncodedLatents
 from pillow_sdz.container import Chunk
 from pillow_sdz.models import denoise, tiles
 
-# What is done to latents before they are decoded, by what the table calls it.
+# What is done to the latents before they are decoded. The key is the name in the table.
 Refinements = Mapping[str, Callable[[Latents], Latents]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One coding of one photo, as decoded; the latent error is None where there are none."""
+    """One coding of one photo after decoding. The latent error is None if there are no latents."""
 
     coding: str
     bpp: float
@@ -98,7 +99,7 @@ def _row(
 
 
 def table(found: list[Row]) -> str:
-    """The averages over all photos, as a Markdown table."""
+    """A Markdown table of the averages over all photos."""
     lines = [
         "| coding | bpp | latent MSE | PSNR dB | MS-SSIM | SSIMULACRA2 |",
         "|---|--:|--:|--:|--:|--:|",
@@ -123,11 +124,11 @@ def main() -> None:
     )
     parser.add_argument("--images", type=Path, required=True, help="a folder of photos")
     parser.add_argument("--model", default="sd-mini")
-    parser.add_argument("--rate", type=float, help="bits per pixel; default: the palette's")
+    parser.add_argument("--rate", type=float, help="bits per pixel; default: as the palette")
     parser.add_argument(
-        "--strength", type=float, nargs="*", default=[0.03, 0.04], help="of the denoising"
+        "--strength", type=float, nargs="*", default=[0.03, 0.04], help="strength of the denoising"
     )
-    parser.add_argument("--steps", type=int, default=3, help="of the denoising")
+    parser.add_argument("--steps", type=int, default=3, help="steps of the denoising")
     options = parser.parse_args()
     model = models.spec(options.model)
     refinements = {

@@ -1,4 +1,4 @@
-"""The codecs under comparison, each as "the best file of at most so many bytes"."""
+"""The codecs that are compared. Each one makes the best file within a number of bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pillow_sdz  # noqa: F401  # registers the format SDZ
 
 @dataclass(frozen=True)
 class Encoded:
-    """A file, the options that make it again, and whether it kept to the budget."""
+    """A file, the options that make it again, and whether it fits the budget."""
 
     data: bytes
     options: dict[str, Any]
@@ -24,31 +24,31 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Codec:
-    """A Pillow format with its fixed options and its quality settings, worst first."""
+    """A Pillow format with its fixed options, and its quality settings from worst to best."""
 
     name: str
     format: str
     options: dict[str, Any]
     qualities: tuple[float, ...]
-    missing: Callable[[], str | None]  # why it cannot be used here, or None
+    missing: Callable[[], str | None]  # the reason why it cannot be used here, or None
 
     def encode(self, picture: Image.Image, options: dict[str, Any]) -> bytes:
-        """The file that ``picture`` becomes with these options beside the fixed ones."""
+        """Encode ``picture`` with these options and the fixed ones."""
         file = io.BytesIO()
         picture.save(file, self.format, **self.options, **options)
         return file.getvalue()
 
     def decode(self, data: bytes) -> Image.Image:
-        """The picture in a file of this codec, in RGB; no other plugin is asked."""
+        """Decode a file of this codec to RGB. No other plugin may open it."""
         with Image.open(io.BytesIO(data), formats=[self.format]) as picture:
             return picture.convert("RGB")
 
     def fit(self, picture: Image.Image, budgets: list[int]) -> list[Encoded]:
-        """For each budget in bytes the file with the best quality setting that fits.
+        """For each budget in bytes, find the best quality setting whose file fits.
 
-        Where even the worst setting is larger than the budget, that smallest file, with
-        ``fits`` False. Bisection, with each setting's file made once for all budgets; a
-        codec whose size is not quite monotone in its setting may miss a better one.
+        If even the worst setting makes a larger file, return that file with ``fits`` False.
+        The search is a bisection, and makes the file of a setting once for all budgets. It may
+        miss a better setting if a codec's size does not always grow with its setting.
         """
         made: dict[int, bytes] = {}
 
@@ -73,10 +73,10 @@ class Codec:
 
 
 class Sdz(Codec):
-    """This package: it looks for the best quality within a budget itself."""
+    """This package. It searches for the best quality within a budget by itself."""
 
     def fit(self, picture: Image.Image, budgets: list[int]) -> list[Encoded]:
-        """For each budget the file that ``target_size`` makes, or that of quality 1."""
+        """For each budget, the file that ``target_size`` makes, or the file of quality 1."""
         results = []
         for budget in budgets:
             options: dict[str, Any] = {"target_size": budget}
@@ -121,8 +121,8 @@ CODECS = {
         ),
         Codec("webp", "WEBP", {"method": 6}, tuple(range(101)), _without("webp")),
         Codec("avif", "AVIF", {"speed": 4}, tuple(range(101)), _without("avif")),
-        # libjxl's setting is continuous; quality 0 is its worst (distance 25), and the
-        # plugin takes 100 for lossless alone.
+        # libjxl's setting is continuous. Quality 0 is its worst (distance 25). The plugin
+        # takes 100 only for lossless files.
         Codec("jxl", "JXL", {"effort": 7}, tuple(q / 4 for q in range(400)), _jpeg_xl),
     )
 }

@@ -1,14 +1,14 @@
-"""What more effort saves on latents coded by a lattice prior: bytes at equal error.
+"""What more effort saves on latents with a lattice prior: bytes at equal error.
 
     python -m benchmarks.effort --latents FILE --priors DIR [--fold K]
 
-FILE holds latents (C, h, w), one tensor a photo; photo i is coded by
-DIR/fold(i mod folds).safetensors, which `python -m training.lattice_prior --folds 3` made from
-the others. With --fold only the photos of that fold are coded.
+FILE holds latents (C, h, w), one tensor for each photo. Photo i is coded with
+DIR/fold(i mod folds).safetensors. `python -m training.lattice_prior --folds 3` made this prior from
+the other photos. With --fold, only the photos of that fold are coded.
 
-For each step, rounding's mean squared error of all photos is the mark. Each effort codes them
-with three finer steps; through these a parabola of log(bytes) over log(error) gives its bytes
-at the mark. Errors are those of decoded payloads.
+Rounding sets the mark for each step: its mean squared error over all photos. Each effort codes the
+photos with three finer steps. A parabola of log(bytes) over log(error) through these three points
+gives the bytes at the mark. Errors are measured on decoded payloads.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from pillow_sdz.codings.lattice import LatticePrior
 from pillow_sdz.threads import one_blas_thread
 
 STEPS = (0.25, 0.5, 1.0)
-EFFORTS = (3, *quantize.ROUNDS)  # those that differ; 0 to 2 round, 4 and 5 are as 3
-# At a step less by these, choosing by rate makes about rounding's error, a little more or less.
+EFFORTS = (3, *quantize.ROUNDS)  # efforts that differ: 0 to 2 round, 4 and 5 equal 3
+# Steps are multiplied by these. The choice by rate then has about the error of rounding.
 FINER = (0.7, 0.85, 1.0)
 
 
@@ -39,12 +39,12 @@ class Coded(NamedTuple):
     """All photos at one step and effort."""
 
     bytes: int
-    error: float  # mean squared, in the latents' unit
-    seconds: float  # of the processor; one thread works
+    error: float  # mean squared, in the unit of the latents
+    seconds: float  # of processor time, with one thread
 
 
 def code(photos: list[NDArray[Any]], priors: list[LatticePrior], step: float, effort: int) -> Coded:
-    """Encode photos (h, w, C), each with its prior, and decode them again."""
+    """Encode photos (h, w, C), each with its prior, and decode them."""
     units = round(step * STEP_UNITS)
     size, squares, seconds = 0, 0.0, 0.0
     for latents, prior in zip(photos, priors, strict=True):
@@ -58,7 +58,7 @@ def code(photos: list[NDArray[Any]], priors: list[LatticePrior], step: float, ef
 
 
 def at_error(points: list[Coded], error: float) -> float:
-    """Bytes at an error, by the parabola through three points; ValueError beyond them."""
+    """Bytes at an error, from a parabola through three points. ValueError outside of the points."""
     if not min(p.error for p in points) <= error <= max(p.error for p in points):
         msg = f"an error of {error} lies outside of {[p.error for p in points]}"
         raise ValueError(msg)
@@ -67,7 +67,7 @@ def at_error(points: list[Coded], error: float) -> float:
 
 
 def table(photos: list[NDArray[Any]], priors: list[LatticePrior]) -> str:
-    """A markdown table: bytes less than rounding's, and times its milliseconds."""
+    """A Markdown table: how many bytes less than rounding, and how many times its milliseconds."""
     lines = [f"| effort |{''.join(f' step {s} |' for s in STEPS)} time |"]
     lines += ["|---" * (len(STEPS) + 2) + "|"]
     rounded = [code(photos, priors, step, 0) for step in STEPS]
@@ -86,8 +86,12 @@ def table(photos: list[NDArray[Any]], priors: list[LatticePrior]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bytes at equal error by effort.")
     parser.add_argument("--latents", type=Path, required=True)
-    parser.add_argument("--priors", type=Path, required=True, help="folder of the folds' priors")
-    parser.add_argument("--fold", type=int, choices=range(FOLDS), help="photos i with i %% 3 = K")
+    parser.add_argument(
+        "--priors", type=Path, required=True, help="folder with the priors of the folds"
+    )
+    parser.add_argument(
+        "--fold", type=int, choices=range(FOLDS), help="code only photos i with i %% 3 = K"
+    )
     args = parser.parse_args()
     folds = [LatticePrior(load_file(args.priors / f"fold{k}.safetensors")) for k in range(FOLDS)]
     tensors = [x for _, x in sorted(load_file(args.latents).items())]

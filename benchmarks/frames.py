@@ -2,9 +2,9 @@
 
     python -m benchmarks.frames --images DIR
 
-Animations of four kinds are made of photos, the same at each run. Each is coded as `.sdz` at a few
-qualities and by the others at many; what those would take for the score of `.sdz` is read off
-their curves of bytes over score, which is the mean of all frames.
+The animations are made from photos. There are four kinds, and they are the same in each run. `.sdz`
+codes each at a few qualities, the other codecs at many. Their curves of bytes over score say how
+many bytes they need for the score of `.sdz`. The score is the mean of all frames.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from evaluation.photos import photo_paths
 SIZE = 384, 256
 FRAMES = 16
 DURATION = 80  # milliseconds
-QUALITIES = 35, 65  # of sdz
-SPEED = 1.5  # pixels a frame of the pan
-NOISE = 2.0  # standard deviation of a camera's noise in good light, in grey levels; chosen
+QUALITIES = 35, 65  # of `.sdz`
+SPEED = 1.5  # the pan moves so many pixels a frame
+NOISE = 2.0  # chosen: standard deviation of a camera's noise in good light, in grey levels
 
-# WebP at its highest effort, and free to choose which frames are coded by themselves; AVIF as in
-# the other benchmarks.
+# WebP uses its highest effort and may choose which frames to code by themselves. AVIF has the same
+# options as in the other benchmarks.
 OTHERS: dict[str, dict[str, Any]] = {
     "WEBP": {"method": 6, "minimize_size": True},
     "AVIF": {"speed": 4},
@@ -46,7 +46,7 @@ def still(photo: Image.Image, _: Image.Image) -> list[Image.Image]:
 
 
 def slide(photo: Image.Image, _: Image.Image) -> list[Image.Image]:
-    """A page with a picture, on which a line of text appears every third frame."""
+    """A page with a picture. Every third frame adds a line of text."""
     page = Image.new("RGB", SIZE, (24, 40, 72))
     page.paste(photo.crop((0, 0, *SIZE)).resize((168, 112)), (200, 72))
     frames = []
@@ -62,7 +62,7 @@ def slide(photo: Image.Image, _: Image.Image) -> list[Image.Image]:
 
 
 def camera(photo: Image.Image, other: Image.Image) -> list[Image.Image]:
-    """A camera on a tripod, with its noise: a small round thing flies through the picture."""
+    """A camera on a tripod, with noise. A small round thing flies through the picture."""
     random = np.random.default_rng(0)
     background = photo.crop((0, 0, *SIZE))
     thing = other.crop((0, 0, 256, 256)).resize((64, 64), Image.Resampling.LANCZOS)
@@ -80,7 +80,7 @@ def camera(photo: Image.Image, other: Image.Image) -> list[Image.Image]:
 
 
 def pan(photo: Image.Image, _: Image.Image) -> list[Image.Image]:
-    """A camera that turns slowly: everything moves."""
+    """A camera that turns slowly, so that everything moves."""
     random = np.random.default_rng(0)
     frames = []
     for number in range(FRAMES):
@@ -108,11 +108,11 @@ class Coded(NamedTuple):
     """An animation in a file."""
 
     bytes: int
-    score: float  # SSIMULACRA2, mean of the frames
+    score: float  # SSIMULACRA2, the mean of the frames
 
 
 def code(frames: Sequence[Image.Image], format: str, **options: Any) -> Coded:
-    """Encode frames, decode them and measure."""
+    """Encode the frames, decode them and measure."""
     file = io.BytesIO()
     first, *others = frames
     first.save(file, format, save_all=True, append_images=others, duration=DURATION, **options)
@@ -120,7 +120,7 @@ def code(frames: Sequence[Image.Image], format: str, **options: Any) -> Coded:
     with Image.open(file) as again:
         for frame in ImageSequence.Iterator(again):
             picture = frame.convert("RGB")
-            # WebP joins frames that are alike; where only one is left, it says no duration.
+            # WebP joins equal frames. If only one is left, the file has no duration.
             times = round(frame.info["duration"] / DURATION) or len(frames)
             shown += [picture] * times
     scores = [ssimulacra2(a, b) for a, b in zip(frames, shown, strict=True)]
@@ -128,9 +128,10 @@ def code(frames: Sequence[Image.Image], format: str, **options: Any) -> Coded:
 
 
 def bytes_at(score: float, curve: Sequence[Coded]) -> float:
-    """What a codec takes for a score, between its files; beyond them, on the line of the last two.
+    """The bytes that a codec needs for a score, read between its files.
 
-    Bytes are taken to grow exponentially with the score.
+    Beyond the files, continue the line through the last two. Bytes are taken to grow
+    exponentially with the score.
     """
     marks = sorted((c.score, np.log(c.bytes)) for c in curve)
     pairs = list(itertools.pairwise(marks))
@@ -139,7 +140,7 @@ def bytes_at(score: float, curve: Sequence[Coded]) -> float:
 
 
 def table(photos: Sequence[Image.Image]) -> str:
-    """A Markdown table, two lines for each kind of animation: means over the photos."""
+    """A Markdown table with two lines for each kind of animation: means over the photos."""
     lines = ["| frames | SSIMULACRA2 | sdz | WebP | AVIF |", "|---|--:|--:|--:|--:|"]
     pairs = list(zip(photos, [*photos[1:], photos[0]], strict=True))
     runs = len(QUALITIES) + sum(map(len, CURVES.values()))
@@ -171,7 +172,9 @@ def table(photos: Sequence[Image.Image]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bytes of animations at equal SSIMULACRA2.")
     parser.add_argument("--images", type=Path, required=True, help="the folder of training photos")
-    parser.add_argument("--limit", type=int, default=4, help="so many of those held out")
+    parser.add_argument(
+        "--limit", type=int, default=4, help="use only this many of the photos held out"
+    )
     options = parser.parse_args()
     width, height = SIZE[0] + round(SPEED * FRAMES), SIZE[1]
     photos = []
@@ -180,7 +183,9 @@ def main() -> None:
         if photo.width >= width and photo.height >= height:
             photos.append(photo)
     if len(photos) < options.limit:
-        parser.error(f"{options.images}: {len(photos)} photos held out of {width}x{height} pixels")
+        parser.error(
+            f"{options.images}: {len(photos)} photos of {width}x{height} pixels are held out"
+        )
     print(table(photos[:: len(photos) // options.limit][: options.limit]))
 
 

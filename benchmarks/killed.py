@@ -1,10 +1,10 @@
-"""`sdz encode` over a folder, killed again and again: what is left, and whether a new run finishes.
+"""Kill `sdz encode` again and again. Look at what is left, and whether a new run finishes.
 
     python -m benchmarks.killed --times 50
 
-Each run is given as long as the first files take to appear and a random time beyond, then it gets
-SIGKILL, which no program can answer.  After each, every file under a final name must be the one
-that an undisturbed run writes; the last run must finish the rest.  Needs POSIX.
+Each run has time until its first files appear, and a random time more. Then it gets SIGKILL, which
+no program can catch. After each kill, every file with a final name must equal the file of a run
+that nobody disturbed. The last run must do the rest. This needs POSIX.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from pathlib import Path
 
 from pillow_sdz import demo
 
-PICTURES = 12  # chosen: so many that a run is not over when it is killed
-LONGEST = 0.4  # seconds after the first new file, chosen: several pictures' time
+PICTURES = 12  # chosen: enough that a run is still working when it is killed
+LONGEST = 0.4  # chosen: seconds after the first new file, enough for several pictures
 
 
 @dataclass
 class Result:
-    """What killed runs left behind."""
+    """What the killed runs left behind."""
 
-    kills: int = 0  # of runs that had not finished
-    wrong: int = 0  # files under a final name that are not complete
-    lost: int = 0  # files that were finished and are not there any more
-    temporary: int = 0  # files under a temporary name
+    kills: int = 0  # runs that were killed before they finished
+    wrong: int = 0  # files with a final name that are not complete
+    lost: int = 0  # files that were finished and are gone
+    temporary: int = 0  # files with a temporary name
     finished: bool = False  # whether the last run of each folder did the rest and said so
 
 
 def killed(folder: Path, times: int, seed: int = 0) -> Result:
-    """Kill so many runs over pictures in ``folder``, which is to be empty."""
+    """Kill this many runs over the pictures in ``folder``, which must be empty at the start."""
     rng = random.Random(seed)
     pictures, undisturbed = folder / "pictures", folder / "undisturbed"
     pictures.mkdir()
@@ -77,15 +77,15 @@ def _encode(pictures: Path, output: Path) -> subprocess.Popen[bytes]:
 
 
 def _names(output: Path) -> list[str]:
-    """The final names in a folder, which may not be there yet."""
+    """The files with final names in a folder, which may not exist yet."""
     return [path.name for path in output.glob("*.sdz")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.killed",
-        description="Kill `sdz encode` again and again, and look at what is left.",
+        description="Kill `sdz encode` again and again and look at what is left.",
     )
     parser.add_argument("--times", type=int, default=50, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
@@ -94,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--times must be positive")
     with tempfile.TemporaryDirectory() as folder:
         result = killed(Path(folder), options.times, options.seed)
-    print(f"{result.kills} runs killed before they were done")
-    print(f"files under a final name that are not complete: {result.wrong}")
+    print(f"{result.kills} runs were killed before they were done")
+    print(f"files with a final name that are not complete: {result.wrong}")
     print(f"finished files lost: {result.lost}")
     print(f"temporary files left: {result.temporary}")
     print(f"the next run did the rest: {'yes' if result.finished else 'NO'}")

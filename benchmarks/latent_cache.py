@@ -1,14 +1,15 @@
-"""Caches of training latents: bytes and latents per second, against numpy's and safetensors' files.
+"""Caches of training latents: bytes and latents per second, compared with numpy and safetensors.
 
     python -m benchmarks.latent_cache --latents FILE --priors DIR
 
-FILE holds float16 latents (4, h, w) at a factor of 8, one tensor a photo, at least 64 high and
-wide; the left and the right 64 x 64 of each are cached, one file for each, as trainers do.
-DIR holds the priors of `benchmarks.latents`: none has seen the photo that it codes.
+FILE holds float16 latents (4, h, w) at a factor of 8, one tensor for each photo. They must be at
+least 64 high and wide. The left 64 x 64 and the right 64 x 64 of each photo are cached, each in its
+own file, as trainers do. DIR holds the priors of `benchmarks.latents`. No prior has seen the photo
+that it codes.
 
-Float32 files hold the same values; what computed them in float32 would compress less.  Seconds
-are those of one core, of encoding to bytes in memory and back; several cores do as many files
-in as many processes.  Every file is decoded and compared.
+Float32 files hold the same values. Values computed in float32 would compress less. Seconds are
+those of one core, from latents to bytes in memory and back. Several cores can do this for more
+files, in one process each. Every file is decoded and compared.
 """
 
 from __future__ import annotations
@@ -38,19 +39,19 @@ from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
 from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
 
-SIZE = 64  # latents a side, of a picture of 512 pixels
+SIZE = 64  # latents a side, for a picture of 512 pixels
 STEPS = (0.1, 0.25, 0.5)
 
 Latents = NDArray[np.floating[Any]]  # (4, 64, 64)
 
 
 class Format(NamedTuple):
-    """How a latent becomes a file and the other way round.  ``photo`` is its number."""
+    """How latents become a file, and how a file becomes latents. ``photo`` is its number."""
 
     name: str
     encode: Callable[[Latents, int], bytes]
     decode: Callable[[bytes, int], Latents]
-    error: float = 0  # the largest there may be
+    error: float = 0  # the largest error that is allowed
 
 
 def numpy_file(dtype: type, compressed: bool) -> Format:
@@ -76,7 +77,7 @@ def safetensors_file(dtype: type) -> Format:
 
 
 def lzma_of_bytes() -> Format:
-    """All high bytes, then all low ones: what general packers do best on."""
+    """Write all high bytes, then all low bytes. General packers do best on this order."""
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0}]
 
     def encode(latents: Latents, photo: int) -> bytes:
@@ -92,7 +93,7 @@ def lzma_of_bytes() -> Format:
 
 
 def sdz_file(payload: bytes, coding: CodingSpec, quantisation: int) -> bytes:
-    """What `pillow_sdz.save_latents` writes."""
+    """The file that `pillow_sdz.save_latents` writes."""
     spec = models.spec("sd1")
     size = (FACTOR * SIZE, FACTOR * SIZE)
     header = Header(
@@ -118,7 +119,7 @@ def lossless() -> Format:
 
 
 def quantised(name: str, number: int, priors: list[Prior], step: float) -> Format:
-    """Coded by a prior with this number in files; photo i by the (i mod len(priors))-th."""
+    """Use a prior that has this number in files. Photo i has the prior i mod len(priors)."""
     units = round(step * STEP_UNITS)
 
     def encode(latents: Latents, photo: int) -> bytes:
@@ -133,13 +134,13 @@ def quantised(name: str, number: int, priors: list[Prior], step: float) -> Forma
         decoder.finish()
         return (symbols * (units / STEP_UNITS)).astype(np.float32).transpose(2, 0, 1)
 
-    error = units / STEP_UNITS / 2 * (1 + 2**-20)  # float32 rounds, too
+    error = units / STEP_UNITS / 2 * (1 + 2**-20)  # float32 also rounds
     return Format(f"sdz, step {step}, {name} prior", encode, decode, error)
 
 
 def measure(format: Format, cache: list[tuple[int, Latents]]) -> str:
-    """A row of the table."""
-    format.encode(cache[0][1], cache[0][0])  # what is loaded once
+    """Measure a format and return its row of the table."""
+    format.encode(cache[0][1], cache[0][0])  # load what is loaded only once
     start = time.process_time()
     files = [format.encode(latents, photo) for photo, latents in cache]
     middle = time.process_time()
@@ -161,7 +162,9 @@ def measure(format: Format, cache: list[tuple[int, Latents]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bytes and speed of cached latents.")
     parser.add_argument("--latents", type=Path, required=True)
-    parser.add_argument("--priors", type=Path, required=True, help="folder of the folds' priors")
+    parser.add_argument(
+        "--priors", type=Path, required=True, help="folder with the priors of the folds"
+    )
     args = parser.parse_args()
     trained: list[Prior] = [
         LatticePrior(load_file(args.priors / f"fold{k}.safetensors")) for k in range(FOLDS)

@@ -1,15 +1,15 @@
-"""Bytes of quantised latents: the two priors against lossless pictures and archivers.
+"""Bytes of quantised latents: the two priors, lossless pictures and archivers.
 
     python -m benchmarks.latents --latents FILE [--priors DIR]
 
-FILE holds latents (C, h, w) at a factor of 8, one tensor a photo. A prior is never fitted on
-what it codes here: photo i is coded by DIR/fold(i mod folds).safetensors, which
-`python -m training.lattice_prior --folds 3` made from the others; without DIR they are trained
-first. The adaptive prior is fitted on none. All columns code the same integers, and every sdz
-payload is decoded and compared.
+FILE holds latents (C, h, w) at a factor of 8, one tensor for each photo. No prior was fitted to
+what it codes here. Photo i is coded with DIR/fold(i mod folds).safetensors.
+`python -m training.lattice_prior --folds 3` made this prior from the other photos. Without DIR, the
+priors are trained first. The adaptive prior is fitted to no photos. All columns code the same
+integers, and every sdz payload is decoded and compared.
 
-For JPEG XL the integers become 8-bit samples, less each channel's minimum, in the layout of
-those below that it packs best, chosen for each photo.
+For JPEG XL, the integers become 8-bit samples, less the minimum of each channel. There are several
+layouts below. Each photo uses the one that becomes smallest.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from pillow_sdz.codings.lattice import LatticePrior
 from pillow_sdz.codings.quantize import Prior, Quantizer
 from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
 
-STEPS = (0.25, 0.5, 1.0)  # those of the project's figures
-FACTOR = 8  # pixels a side for each latent
-FOLDS = 3  # as many as `training.lattice_prior` is told to make
+STEPS = (0.25, 0.5, 1.0)  # the steps of all of the project's figures
+FACTOR = 8  # one latent stands for so many pixels a side
+FOLDS = 3  # `training.lattice_prior` makes the same number
 
 
 def encode(prior: Prior, symbols: Ints, step: int) -> bytes:
-    """The payload of integers (h, w, C)."""
+    """Encode integers (h, w, C) to a payload."""
     quantizer = Quantizer(Tables.shipped(), symbols.astype(np.float64), np.zeros(0, np.int64))
     prior.code(quantizer, symbols.shape[0], symbols.shape[1], step)
     return quantizer.bytes()
 
 
 def decode(prior: Prior, payload: bytes, shape: tuple[int, ...], step: int) -> Ints:
-    """The integers (h, w, C) of a payload."""
+    """Decode the integers (h, w, C) of a payload."""
     decoder = SymbolDecoder(Tables.shipped(), payload)
     symbols = prior.code(decoder, shape[0], shape[1], step)
     decoder.finish()
@@ -62,7 +62,7 @@ def decode(prior: Prior, payload: bytes, shape: tuple[int, ...], step: int) -> I
 
 
 def samples(symbols: Ints) -> NDArray[np.uint8]:
-    """Integers as bytes, each channel (axis 2) from 0."""
+    """Integers as bytes. The smallest of each channel (axis 2) becomes 0."""
     offset = symbols - symbols.min((0, 1))
     if offset.max() > 255:
         msg = "the integers do not fit 8 bits"
@@ -72,7 +72,7 @@ def samples(symbols: Ints) -> NDArray[np.uint8]:
 
 
 def jpeg_xl(symbols: Ints) -> int:
-    """Bytes of JPEG XL, lossless at effort 9, in its best layout."""
+    """Bytes of JPEG XL in its best layout, lossless at effort 9."""
     planes = samples(symbols)
     height, width, channels = planes.shape
     pictures = [
@@ -90,7 +90,7 @@ def jpeg_xl(symbols: Ints) -> int:
 
 
 def milliseconds(work: Callable[[], object]) -> float:
-    """Median of three calls after a first."""
+    """The median of three calls, after a first one to warm up."""
     times = []
     for _ in range(4):
         start = time.perf_counter()
@@ -102,7 +102,7 @@ def milliseconds(work: Callable[[], object]) -> float:
 def measure(
     photos: list[NDArray[Any]], priors: list[LatticePrior], step: float, with_jxl: bool
 ) -> dict[str, float]:
-    """Average bits per pixel by codec, and milliseconds."""
+    """Average bits per pixel of each codec, and milliseconds."""
     units = round(step * STEP_UNITS)
     sums: dict[str, float] = {}
     for i, latents in enumerate(photos):
@@ -115,7 +115,7 @@ def measure(
             if not np.array_equal(decode(known, data, symbols.shape, units), symbols):
                 msg = "the payload does not decode to what was encoded"
                 raise AssertionError(msg)
-        # Channel after channel, which both pack better than interleaved.
+        # One channel after another: both archivers pack this better than interleaved channels.
         raw = samples(symbols).transpose(2, 0, 1).tobytes()
         sizes = {
             "sdz": len(payload),
@@ -137,7 +137,7 @@ def measure(
 
 
 def table(results: dict[float, dict[str, float]]) -> str:
-    """A markdown table of `measure`'s results by step."""
+    """A Markdown table of `measure`'s results, by step."""
     lines = [
         "| step | sdz bpp | adaptive bpp | JPEG XL e9 bpp | sdz less by | LZMA bpp | zlib bpp | encode ms | decode ms |",  # noqa: E501
         "|---|---|---|---|---|---|---|---|---|",
@@ -156,7 +156,7 @@ def table(results: dict[float, dict[str, float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bytes of quantised latents.")
     parser.add_argument("--latents", type=Path, required=True)
-    parser.add_argument("--priors", type=Path, help="folder of the folds' priors")
+    parser.add_argument("--priors", type=Path, help="folder with the priors of the folds")
     args = parser.parse_args()
     with_jxl = importlib.util.find_spec("pillow_jxl") is not None
     if with_jxl:

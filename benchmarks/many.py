@@ -1,12 +1,12 @@
-"""Many threads through one model: whether that changes a byte, an integer or a pixel.
+"""Does it change a byte, an integer or a pixel if many threads use one model?
 
     python -m benchmarks.many --seconds 60
     python -m benchmarks.many --seconds 60 --torch-threads 1
 
-First one thread saves and opens pictures of several modes, sizes and qualities; then many do so
-at once, each a picture of its own in a random order, and everything is compared.  Where they stop
-making progress, the stack of every thread is shown and the exit status is 1, as it is for any
-difference but one grey level of a pixel.
+First, one thread saves and opens pictures of several modes, sizes and qualities. Then many threads
+do so at once. Each has its own picture, in a random order, and everything is compared. If the
+threads stop making progress, the stack of every thread is shown and the exit status is 1. It is
+also 1 for any difference, except one grey level of a pixel.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ from PIL import Image
 import pillow_sdz
 from pillow_sdz import demo
 
-THREADS = 16  # chosen: many more than most cores
-STUCK = 120  # seconds that nothing takes, chosen
+THREADS = 16  # chosen: many more than most computers have cores
+STUCK = 120  # chosen: seconds, longer than anything takes
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a picture that was saved and opened."""
+    """The result for a picture that was saved and opened."""
 
     data: bytes
-    latents: np.ndarray[Any, np.dtype[Any]]  # (C, h, w), each an integer over its gain
+    latents: np.ndarray[Any, np.dtype[Any]]  # (C, h, w), each is an integer divided by its gain
     pixels: np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)
 class Result:
-    """How often outcomes differed from those of one thread, and what it took."""
+    """How often results differed from those of one thread, and how much memory they took."""
 
     pictures: int
     other_bytes: int
     other_integers: int
     other_pixels: int
     grey_levels: int  # the largest difference of a pixel
-    peak_of_one: int  # bytes of memory that one thread took
-    warm_peak: int  # and all together when a third of the time had passed
-    peak: int  # and in the end
+    peak_of_one: int  # bytes of memory with one thread
+    warm_peak: int  # bytes of memory with all threads after a third of the time
+    peak: int  # and at the end
 
     @property
     def exact(self) -> bool:
-        """Whether bytes and integers are those of one thread, and pixels within a grey level."""
+        """Whether bytes and integers equal those of one thread, and pixels within a grey level."""
         return not self.other_bytes and not self.other_integers and self.grey_levels <= 1
 
 
@@ -68,7 +68,7 @@ Case = tuple[Image.Image, dict[str, Any]]  # a picture, and the options it is sa
 
 
 def cases() -> list[Case]:
-    """Pictures of all modes, of even and odd sizes, and the options that take other ways."""
+    """Pictures of all modes, of even and odd sizes, with options that use other code."""
     photo = demo.photo()
 
     def crop(mode: str, width: int, height: int) -> Image.Image:
@@ -98,7 +98,7 @@ def outcome(case: Case) -> Outcome:
 
 
 def stress(seconds: float, threads: int = THREADS, torch_threads: int | None = None) -> Result:
-    """Save and open pictures in so many threads for so long, each with so many of torch's."""
+    """Save and open pictures in this many threads for this long. Each has ``torch_threads``."""
     import torch
 
     own = torch_threads or torch.get_num_threads()
@@ -113,7 +113,7 @@ def stress(seconds: float, threads: int = THREADS, torch_threads: int | None = N
         while time.monotonic() < start + seconds:
             number = order.randrange(len(pictures))
             picture, options = pictures[number]
-            # Pillow's images are for one thread at a time.
+            # Only one thread at a time may use an image of Pillow.
             got, right = outcome((picture.copy(), options)), expected[number]
             difference = np.abs(got.pixels.astype(int) - right.pixels)
             same_integers = np.array_equal(got.latents, right.latents)
@@ -143,34 +143,36 @@ def peak_memory() -> int:
     """The largest resident set of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
-        # On Linux getrusage's figure is no use: a new process starts with its parent's.
+        # On Linux, getrusage is of no use: a new process starts with its parent's figure.
         kilobytes = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
         if kilobytes:
             return 1024 * int(kilobytes[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes, on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.many",
-        description="Save and open pictures in many threads, and compare with one thread's.",
+        description="Save and open pictures in many threads, and compare with one thread.",
     )
     parser.add_argument("--seconds", type=float, default=60, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=THREADS, help="default: %(default)s")
-    parser.add_argument("--torch-threads", type=int, help="in each; default: torch's own choice")
+    parser.add_argument(
+        "--torch-threads", type=int, help="torch's threads in each thread (default: torch's choice)"
+    )
     options = parser.parse_args(arguments)
     if options.seconds <= 0 or min(options.threads, options.torch_threads or 1) < 1:
         parser.error("--seconds, --threads and --torch-threads must be positive")
     result = stress(options.seconds, options.threads, options.torch_threads)
     print(f"{options.threads} threads on {os.cpu_count()} cores")
-    print(f"{result.pictures} pictures saved and opened in {options.seconds:g} s")
+    print(f"{result.pictures} pictures were saved and opened in {options.seconds:g} s")
     print(f"other bytes: {result.other_bytes}")
     print(f"other integers: {result.other_integers}")
     print(f"other pixels: {result.other_pixels}, by {result.grey_levels} grey levels at most")
-    print(f"peak memory of one thread: {result.peak_of_one / 1e6:.0f} MB, of all:")
+    print(f"peak memory of one thread: {result.peak_of_one / 1e6:.0f} MB, of all threads:")
     print(f"{result.warm_peak / 1e6:.0f} MB after a third of the time, ", end="")
-    print(f"{result.peak / 1e6:.0f} MB in the end")
+    print(f"{result.peak / 1e6:.0f} MB at the end")
     return int(not result.exact)
 
 

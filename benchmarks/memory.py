@@ -1,9 +1,9 @@
-"""What decoding takes at its peak, and the time of a megapixel, by size of the picture.
+"""The peak memory of decoding, and the time of a megapixel, by the size of the picture.
 
     python -m benchmarks.memory --megapixels 1 12 24 100
 
-Every figure is that of a fresh process with one thread, which has imported Pillow, pillow_sdz and
-torch before its memory is looked at for the first time.  The pictures are a photo, repeated with
+Every figure comes from a fresh process with one thread. The process imports Pillow, pillow_sdz and
+torch, and then measures its memory for the first time. The pictures are one photo, repeated with
 its mirror images.
 """
 
@@ -29,7 +29,7 @@ WAYS = ("load", "draft 1/2", "draft 1/4", "draft 1/8", "crop 512x512")
 
 
 def picture(megapixels: float) -> Image.Image:
-    """A picture of 3:2 with so many pixels: the demo's photo, mirrored from copy to copy."""
+    """A picture of 3:2 with this many pixels: the demo's photo and its mirror images."""
     photo = demo.photo()
     mirrored = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     height = round(math.sqrt(megapixels * 1e6 / 1.5))
@@ -44,13 +44,13 @@ def picture(megapixels: float) -> Image.Image:
 
 
 def status(name: str) -> float:
-    """A figure of this process's memory in bytes, from /proc."""
+    """A figure of this process's memory in bytes, read from /proc."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
 def measure(path: Path, way: str) -> dict[str, float]:
-    """In this process: seconds, and bytes above what it had before."""
+    """In this process: seconds, and bytes more than before."""
     import torch
 
     torch.zeros(1)
@@ -82,7 +82,7 @@ def measure(path: Path, way: str) -> dict[str, float]:
 
 
 def in_fresh_process(path: Path, way: str) -> dict[str, float]:
-    """What `measure` finds in a process of its own, with one thread."""
+    """Run `measure` in its own process with one thread."""
     command = [sys.executable, "-m", "benchmarks.memory", "--measure", str(path), way]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     out = subprocess.run(

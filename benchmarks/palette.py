@@ -1,12 +1,13 @@
-"""Bytes of the palette coding: against zlib as in the article of 2022, and latent errors.
+"""Bytes of the palette coding, compared with zlib as in the article of 2022, and latent errors.
 
     python -m benchmarks.palette --latents FILE
 
-FILE holds latents (C, h, w) at a factor of 8, one tensor a photo.  Rows are averages over crops
-of 64x64 latents, those of a 512x512 picture, every 16 latents and at the far ends; times are
-medians, of the processor.  Every payload is decoded and checked.  Raw and zlib are the article's
-packing of the same palette and indices.  Squared errors are in steps of the bytes: of latents,
-and of means of 3x3 latents, where dither has little part.
+FILE holds latents (C, h, w) at a factor of 8, one tensor for each photo. Rows are averages over
+crops of 64x64 latents, which are those of a 512x512 picture. There is a crop every 16 latents, and
+at the far ends. Times are medians of processor time. Every payload is decoded and checked. "Raw"
+and "zlib" pack the same palette and indices as the article did. The unit of the squared errors is
+the step of a byte. One error is that of latents. The other is that of means of 3x3 latents, which
+dithering changes little.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from safetensors.numpy import load_file
 from pillow_sdz.codings import dithering, palette
 from pillow_sdz.codings.integers import STEP_UNITS
 
-STEP = 34  # the article's byte, in 1/1024 of a latent
+STEP = 34  # the step of the article's bytes, in 1/1024 of a latent
 SIDE = 64  # latents along each side of the article's pictures
 STRIDE = 16
 ENTRIES = (128, 256, 512, 640)
@@ -43,7 +44,7 @@ def crops(latents: Latents) -> Iterator[Latents]:
 
 
 def means(values: NDArray[Any]) -> NDArray[Any]:
-    """Means of all 3x3 values of (h, w, C) that lie within."""
+    """The means of all 3x3 values that lie within (h, w, C)."""
     windows = np.lib.stride_tricks.sliding_window_view(values, (3, 3), axis=(0, 1))
     return np.asarray(windows.mean((3, 4)))
 
@@ -57,7 +58,7 @@ def measure(latents: Latents, entries: int, dither: bool) -> dict[str, float]:
     end = time.process_time()
     colours, indices = palette.unpack(payload, *latents.shape)
     if palette.pack(colours, indices) != payload:
-        msg = "the payload is not that of what it decodes to"
+        msg = "decoded and coded again, the payload is another one"
         raise AssertionError(msg)
     coder = palette._Encoder()
     palette._code_palette(coder, colours, indices.size, latents.shape[2])
@@ -77,7 +78,7 @@ def measure(latents: Latents, entries: int, dither: bool) -> dict[str, float]:
 
 
 def table(pictures: list[Latents]) -> str:
-    """A markdown table of averages; of sdz the largest, too."""
+    """A Markdown table of averages. For sdz, it also shows the largest."""
     lines = [
         "| entries | dither | raw | zlib 9 | sdz | largest | its palette | squared error "
         "| of 3x3 means | encode ms | decode ms |",

@@ -1,15 +1,15 @@
-"""How real pictures look at few bits: mini's two decoders beside other codecs at equal bytes.
+"""How real pictures look at few bits: mini's two decoders and other codecs at equal bytes.
 
     python -m benchmarks.perception --images DIR --output DIR
     python -m benchmarks.perception --images DIR --sheet FILE.webp
 
-For every photo and rate each codec makes the best file of at most rate * width * height / 8
-bytes. The same .sdz file is decoded twice, by the decoder of ``tune="psnr"`` and by that of
-``tune="perceptual"``. Prints a table of averages and writes perception.csv (a row per picture)
-into the output folder; or, with --sheet, shows parts of the pictures side by side.
+For each photo and rate, each codec makes its best file within rate * width * height / 8 bytes. The
+same .sdz file is decoded twice: by the decoder of ``tune="psnr"`` and by that of
+``tune="perceptual"``. Prints a table of averages, and writes perception.csv (one row per picture)
+to the output folder. With --sheet, it shows parts of the pictures side by side instead.
 
-Butteraugli (its 3-norm) is measured where there is a `butteraugli_main`, libjxl's tool (Debian:
-libjxl-devtools); the feature distance is ST-LPIPS, whose network trained nothing here.
+Butteraugli (its 3-norm) is measured if `butteraugli_main` is installed. This is libjxl's tool
+(Debian: libjxl-devtools). The feature distance is ST-LPIPS. Its network trained nothing here.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from benchmarks.rate_distortion import load, photos_in
 from evaluation import feature_distance
 from pillow_sdz import options as settings
 
-RATES = (0.05, 0.10, 0.15, 0.25)  # bits per pixel: where decoders have texture to invent
+RATES = (0.05, 0.10, 0.15, 0.25)  # bits per pixel at which decoders invent texture
 DECODERS = {"sdz, psnr": "mini", "sdz, perceptual": "mini-perceptual"}
 OTHERS = {"JPEG": "jpeg", "WebP": "webp", "AVIF": "avif"}
 
 SHEET_RATE = 0.10
 SHEET_PHOTOS = 6
 SHEET_CODECS = ("sdz, psnr", "sdz, perceptual", "WebP", "AVIF")
-CROP = 224  # pixels along a side; five of them are as wide as a page shows at 1:1
+CROP = 224  # pixels along a side; five crops fill the width of a page at 1:1
 MARGIN, LABEL = 6, 22
 
 
 @dataclass(frozen=True)
 class Row:
-    """One decoded picture; None where a metric is not to be had here."""
+    """One decoded picture. A metric is None if it is not available here."""
 
     image: str
     codec: str
@@ -57,12 +57,12 @@ class Row:
     psnr: float
     ms_ssim: float
     ssimulacra2: float
-    butteraugli: float | None  # less is better, as in the next
+    butteraugli: float | None  # less is better, also in the next one
     feature_distance: float | None
 
 
 class Decoded(NamedTuple):
-    """A picture as a codec leaves it."""
+    """A picture after a codec has coded and decoded it."""
 
     codec: str
     rate: float
@@ -72,7 +72,7 @@ class Decoded(NamedTuple):
 
 
 def decoded(original: Image.Image, rates: Sequence[float]) -> Iterator[Decoded]:
-    """What every codec makes of a photo at every rate."""
+    """Code a photo with every codec at every rate."""
     pixels = original.width * original.height
     budgets = [int(rate * pixels / 8) for rate in rates]
     for label, name in {"sdz": "sdz", **OTHERS}.items():
@@ -109,7 +109,7 @@ def rows(path: Path, rates: Sequence[float]) -> Iterator[Row]:
 
 
 def table(found: Sequence[Row]) -> str:
-    """The averages over the photos, as a Markdown table."""
+    """A Markdown table of the averages over the photos."""
     lines = [
         "| bpp asked | codec | bpp | PSNR dB | MS-SSIM | SSIMULACRA2 | Butteraugli |"
         " feature distance | over budget |",
@@ -132,7 +132,7 @@ def table(found: Sequence[Row]) -> str:
 
 
 def write_csv(found: Sequence[Row], path: Path) -> None:
-    """One line per picture, with a head line."""
+    """Write one line per picture, after a line with the names."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(
             file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n"
@@ -146,7 +146,7 @@ def write_csv(found: Sequence[Row], path: Path) -> None:
 
 
 def sheet(crops: Sequence[tuple[Path, tuple[int, int]]], rate: float) -> Image.Image:
-    """A row for each photo: a part of it at 1:1 in the original and as SHEET_CODECS decode it.
+    """A row for each photo: a part of the original at 1:1, and the same part from SHEET_CODECS.
 
     ``crops`` says which photos, and the left and upper edge of each part.
     """
@@ -177,7 +177,7 @@ def _crop(text: str) -> tuple[str, tuple[int, int]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.perception",
         description=__doc__,
@@ -185,9 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--images", type=Path, required=True, help="a folder of lossless photos")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="bits per pixel")
-    parser.add_argument("--limit", type=int, help="spread over the folder, only so many photos")
-    parser.add_argument("--output", type=Path, default=Path("."), help="folder of the CSV")
-    parser.add_argument("--sheet", type=Path, help="a contact sheet of crops at 1:1, and no table")
+    parser.add_argument("--limit", type=int, help="use only this many photos, evenly spread")
+    parser.add_argument("--output", type=Path, default=Path("."), help="folder for the CSV file")
+    parser.add_argument("--sheet", type=Path, help="make a sheet of crops at 1:1 instead")
     parser.add_argument("--sheet-rate", type=float, default=SHEET_RATE, help="bits per pixel")
     parser.add_argument(
         "--crops",
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sheet(crops, options.sheet_rate).save(options.sheet, quality=90, method=6)
         return 0
     if not shutil.which(BUTTERAUGLI):
-        print(f"Butteraugli is left out: there is no {BUTTERAUGLI}", file=sys.stderr)
+        print(f"Butteraugli is left out because there is no {BUTTERAUGLI}", file=sys.stderr)
     if reason := feature_distance.missing():
         print(f"the feature distance is left out: {reason}", file=sys.stderr)
     found = [row for path in tqdm(chosen, disable=None) for row in rows(path, options.rates)]

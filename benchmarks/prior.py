@@ -1,17 +1,17 @@
-"""What mini's prior saves: bits of the same integers by it and by a hand-made context model.
+"""What mini's prior saves: bits of the same integers with it and with a hand-made context model.
 
     python -m benchmarks.prior --images DIR [--limit N]
 
-The integers are mini's rounded latents, as files of the default effort hold them. Of the prior,
-bits are those of real payloads, of which each is decoded and encoded again. It is also run without
-the first pass around a place, its context, and without the groups of channels before: these
-inputs are zero then. Its networks were not trained for that, and its hyperlatents not chosen for
-it: a prior trained without these parts would lose less.
+The integers are mini's rounded latents, as in files of the default effort. The prior's bits are
+those of real payloads. Each payload is decoded and encoded again. The prior also runs without its
+context, which is the first pass around a place, and without the groups of channels before. These
+inputs are zero then. The networks were not trained for that, and the hyperlatents were not chosen
+for it, so a prior that is trained without these parts would lose less.
 
-The hand-made model's bits are an ideal code's, without side information: photo i is coded with
-what was fitted to those photos j of DIR where j mod 3 differs, at the same quality; mini should
-have seen none of DIR. The entropies are of each photo's own histograms, a channel each, which a
-decoder would have to be told.
+The hand-made model's bits are those of an ideal code, without side information. Photo i is coded
+with a model fitted to those photos j of DIR whose j mod 3 differs, at the same quality. mini should
+not have seen any photo of DIR. The entropies come from the histograms of each photo, one for each
+channel. A decoder would also need these histograms.
 """
 
 from __future__ import annotations
@@ -41,20 +41,21 @@ from pillow_sdz.threads import one_blas_thread
 
 QUALITIES = (10, 20, 35, 50, 75)
 
-# A scale context is two thirds of an octave of the expected error, from 2 ** -8 steps on; counts
-# begin as 0.03 of the other photos'.  On 25 photos held out from training, at qualities 10, 35 and
-# 75, none from 2 ** -9 to 2 ** -5, of half an octave, or of shares from 0.01 to 1 saved more than
-# 0.4 %.  Three times the contexts, by the fraction of the mean, would save 1.1, 0.4 and 0.05 %.
+# A scale context is two thirds of an octave of the expected error, and the first begins at 2 ** -8
+# steps. Counts begin as 0.03 of the counts of the other photos. Other choices were tried on 25
+# photos held out from training, at qualities 10, 35 and 75: a first context from 2 ** -9 to
+# 2 ** -5, contexts of half an octave, and shares from 0.01 to 1. None saved more than 0.4 %. Three
+# times the contexts, by the fraction of the mean, would save 1.1, 0.4 and 0.05 %.
 CONTEXTS, FINEST, PER_OCTAVE = 16, -8, 1.5
 SHARE, UNSEEN = 0.03, 0.01
-REACH = 255  # residuals have this alphabet on both sides of 0: at these qualities, all
+REACH = 255  # the alphabet of residuals, on both sides of 0; enough at these qualities
 
 HAND_MADE = "causal linear mean + 16 scale contexts"
 PRIOR = "mini's prior"
 
 
 class Photo(NamedTuple):
-    """mini's latents (h, w, C), not yet quantised, of a photo of so many pixels."""
+    """mini's latents (h, w, C) before quantisation, and the number of pixels of the photo."""
 
     latents: NDArray[np.float32]
     pixels: int
@@ -63,9 +64,9 @@ class Photo(NamedTuple):
 class HandMade:
     """A causal linear mean, and counts in contexts of a causal linear scale.
 
-    Both are fitted by least squares, for each channel, to integers (h, w, C) of photos: the mean
-    to the integers around a place, the scale, which is the expected error of the mean, to the
-    errors around it.
+    Both are fitted by least squares to integers (h, w, C) of photos, for each channel. The mean is
+    fitted to the integers around a place. The scale is the expected error of the mean, and is
+    fitted to the errors around the place.
     """
 
     def __init__(self, photos: list[Ints]) -> None:
@@ -75,15 +76,15 @@ class HandMade:
         self._counts = SHARE * np.sum([self._histogram(x) for x in photos], axis=0) + UNSEEN
 
     def bits(self, symbols: Ints) -> float:
-        """The ideal code length of a photo's integers (h, w, C), counts adapting to each."""
-        # The order in which symbols come does not change what adaptive counts make of them.
+        """The ideal code length of a photo's integers (h, w, C). Counts adapt to each integer."""
+        # The order of the symbols does not change what adaptive counts make of them.
         before, after = self._counts, self._counts + self._histogram(symbols)
         of_symbols = _log_gamma(after).sum() - _log_gamma(before).sum()
         of_contexts = _log_gamma(after.sum(1)).sum() - _log_gamma(before.sum(1)).sum()
         return float(of_contexts - of_symbols) / math.log(2)
 
     def _histogram(self, symbols: Ints) -> Floats:
-        """How often each residual comes in each context, (CONTEXTS, 2 * REACH + 1)."""
+        """How often each residual occurs in each context, (CONTEXTS, 2 * REACH + 1)."""
         mean = _predicted(symbols, self._mean)
         scale = np.maximum(_predicted(np.abs(symbols - mean), self._scale), 2.0**FINEST)
         octaves = np.log2(scale) - FINEST
@@ -101,7 +102,7 @@ _log_gamma = np.vectorize(math.lgamma)
 
 
 def _causal(values: NDArray[Any]) -> Floats:
-    """Of places (h, w, C): W, N, NW, NE, the place in the channel before, and 1; (C, h * w, 6)."""
+    """W, N, NW, NE, the same place in the channel before, and 1, for places (h, w, C)."""
     height, width, channels = values.shape
     padded = np.pad(values.astype(np.float64), ((1, 0), (1, 1), (1, 0)))
     above, here = padded[:-1], padded[1:]
@@ -117,14 +118,14 @@ def _causal(values: NDArray[Any]) -> Floats:
 
 
 def _predicted(values: NDArray[Any], coefficients: Floats) -> Floats:
-    """What each place (h, w, C) is from those before it, coefficients (C, 6)."""
+    """Predict each place (h, w, C) from those before it, with coefficients (C, 6)."""
     height, width, channels = values.shape
     flat = _causal(values) @ coefficients[:, :, None]
     return flat.reshape(channels, height, width).transpose(1, 2, 0)
 
 
 def _least_squares(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> Floats:
-    """Coefficients (C, 6) that predict targets (h, w, C) from what is around in values."""
+    """Coefficients (C, 6) that predict targets (h, w, C) from the values around."""
     squares: Any = 0.0
     products: Any = 0.0
     for values, targets in pairs:
@@ -138,7 +139,7 @@ def _least_squares(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> Floats
 
 
 class Reader:
-    """An `entropy.Coder` that decodes, and keeps the hyperlatents and what they took."""
+    """A `range_coder.Coder` that decodes. It keeps the hyperlatents and their bits."""
 
     def __init__(self, payload: bytes) -> None:
         self._decoder = SymbolDecoder(Tables.shipped(), payload)
@@ -154,7 +155,7 @@ class Reader:
 
 
 def payload_of(prior: HyperPrior, symbols: Ints, hyper: Ints, quality: int) -> bytes:
-    """What a prior makes of integers (h, w, C), flat hyperlatents and the header's quality."""
+    """The payload of integers (h, w, C) and flat hyperlatents at the header's quality."""
     height, width, _ = symbols.shape
     shape = prior.hyper_shape(height, width)
     quantizer = Quantizer(Tables.shipped(), symbols.astype(np.float64), hyper.reshape(shape))
@@ -163,7 +164,7 @@ def payload_of(prior: HyperPrior, symbols: Ints, hyper: Ints, quality: int) -> b
 
 
 def without(names: Iterable[str]) -> HyperPrior:
-    """mini's prior, these of its tensors zero."""
+    """mini's prior with these tensors set to zero."""
     tensors = {
         name.removeprefix("prior."): tensor
         for name, tensor in load_file(weights.MINI.checked()).items()
@@ -173,7 +174,7 @@ def without(names: Iterable[str]) -> HyperPrior:
 
 
 def order_0(symbols: Ints) -> float:
-    """Bits of integers (h, w, C), each channel by its own histogram."""
+    """Bits of integers (h, w, C), each channel coded with its own histogram."""
     bits = 0.0
     for channel in symbols.reshape(-1, symbols.shape[2]).T:
         counts = np.unique(channel, return_counts=True)[1]
@@ -182,7 +183,7 @@ def order_0(symbols: Ints) -> float:
 
 
 def measure(photos: list[Photo], quality: float) -> dict[str, float]:
-    """Bits per pixel of all photos together, by what codes them."""
+    """Bits per pixel of all photos together, for each way to code them."""
     hundredths = round(100 * quality)
     mini = models.load(catalogue.MINI)
     assert isinstance(mini, Mini)
@@ -203,7 +204,7 @@ def measure(photos: list[Photo], quality: float) -> dict[str, float]:
         symbols = shipped.code(reader, rows, columns, hundredths).symbols
         integers.append(symbols)
         if payload_of(shipped, symbols, reader.hyper, hundredths) != payload:
-            msg = "the payload's integers are not encoded to it again"
+            msg = "the payload's integers encode to another payload"
             raise AssertionError(msg)
         bits["entropy of each channel"] += order_0(symbols)
         bits[PRIOR] += 8 * len(payload)
@@ -218,7 +219,7 @@ def measure(photos: list[Photo], quality: float) -> dict[str, float]:
 
 
 def table(results: dict[float, dict[str, float]]) -> str:
-    """A markdown table of `measure`'s results by quality."""
+    """A Markdown table of `measure`'s results, by quality."""
     lines = [f"| bits per pixel |{''.join(f' quality {quality} |' for quality in results)}"]
     lines.append("|---|" + "--:|" * len(results))
     for name in next(iter(results.values())):
@@ -231,7 +232,7 @@ def table(results: dict[float, dict[str, float]]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Bits of mini's integers by what predicts them.")
     parser.add_argument("--images", type=Path, required=True, help="folder of photos")
-    parser.add_argument("--limit", type=int, help="only so many photos, evenly chosen")
+    parser.add_argument("--limit", type=int, help="use only this many photos, evenly spread")
     args = parser.parse_args(arguments)
     try:
         paths = photos_in(args.images, args.limit)

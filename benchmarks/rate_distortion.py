@@ -2,10 +2,10 @@
 
     python -m benchmarks.rate_distortion --images DIR --output DIR
 
-For every photo and rate each codec makes the best file of at most rate * width * height / 8
-bytes, whole files counted. A codec that has no setting small enough contributes its
-smallest file, and the table says how often. Prints a table of averages over the photos and
-writes rate_distortion.csv (a row per file) and rate_distortion.png into the output folder.
+For each photo and rate, each codec makes its best file within rate * width * height / 8 bytes. All
+bytes of the file count. If a codec has no setting that is small enough, its smallest file counts,
+and the table says how often. Prints a table of averages over the photos, and writes
+rate_distortion.csv (one row per file) and rate_distortion.png to the output folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from .codecs import CODECS, Encoded
 from .metrics import measure
 
-RATES = (0.10, 0.15, 0.17, 0.25, 0.40)  # bits per pixel; those of the issue and of facts.md
+RATES = (0.10, 0.15, 0.17, 0.25, 0.40)  # bits per pixel, the rates of the issue and of facts.md
 SUFFIXES = {".png", ".webp", ".ppm", ".bmp", ".tif", ".tiff"}
 LABELS = {
     "sdz": "sdz",
@@ -41,7 +41,7 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One file that one codec made of one photo."""
+    """One file, which one codec made from one photo."""
 
     image: str
     codec: str
@@ -53,18 +53,18 @@ class Row:
     psnr: float
     ms_ssim: float
     ssimulacra2: float
-    encode_ms: float  # 0 where no times were asked for
+    encode_ms: float  # 0 if times are not measured
     decode_ms: float
 
 
 @dataclass(frozen=True)
 class Point:
-    """The averages of one codec at one rate; the times are medians."""
+    """The averages of one codec at one rate. Times are medians."""
 
     codec: str
     rate: float
     images: int
-    misses: int  # photos of which the codec's smallest file is over the budget
+    misses: int  # number of photos whose smallest file is over the budget
     bpp: float
     psnr: float
     ms_ssim: float
@@ -75,7 +75,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Task:
-    """All files that one codec makes of one photo."""
+    """All files that one codec makes from one photo."""
 
     image: Path
     codec: str
@@ -84,7 +84,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A task's files, with rows that lack only the times."""
+    """The files of a task, and rows that lack only the times."""
 
     task: Task
     files: list[Encoded]
@@ -92,9 +92,9 @@ class Outcome:
 
 
 def evaluate(task: Task) -> Outcome:
-    """Make a photo's files with one codec and measure what comes out of them."""
+    """Make a photo's files with one codec, decode them and measure."""
     codec = CODECS[task.codec]
-    codec.missing()  # imports the plugin where this process has not yet
+    codec.missing()  # imports the plugin if this process has not done so yet
     picture = load(task.image)
     pixels = picture.width * picture.height
     files = codec.fit(picture, [int(rate * pixels / 8) for rate in task.rates])
@@ -121,7 +121,7 @@ def evaluate(task: Task) -> Outcome:
 
 
 def timed(outcome: Outcome, repeats: int) -> list[Row]:
-    """The rows with their encode and decode times, each the median of ``repeats`` runs."""
+    """Add encode and decode times to the rows. Each is the median of ``repeats`` runs."""
     codec = CODECS[outcome.task.codec]
     picture = load(outcome.task.image)
     rows = []
@@ -143,9 +143,9 @@ def timed(outcome: Outcome, repeats: int) -> list[Row]:
 
 
 def photos_in(folder: Path, limit: int | None = None) -> list[Path]:
-    """The lossless photos of a folder in name order; with ``limit`` so many, spread over them.
+    """The lossless photos of a folder in the order of their names.
 
-    FileNotFoundError where there is none.
+    With ``limit``, only this many, evenly spread. FileNotFoundError if there are none.
     """
     paths = []
     if folder.is_dir():
@@ -158,7 +158,7 @@ def photos_in(folder: Path, limit: int | None = None) -> list[Path]:
 
 
 def load(path: Path) -> Image.Image:
-    """A photo in RGB without its metadata, so that no codec pays for it."""
+    """A photo in RGB without its metadata, so that no codec has to store it."""
     with Image.open(path) as file:
         picture = file.convert("RGB")
     picture.info.clear()
@@ -166,7 +166,7 @@ def load(path: Path) -> Image.Image:
 
 
 def averages(rows: Iterable[Row]) -> list[Point]:
-    """One point for each codec and rate, codecs in the order they first appear."""
+    """One point for each codec and rate. Codecs keep the order in which they first appear."""
     groups: dict[tuple[str, float], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.codec, row.rate), []).append(row)
@@ -191,7 +191,7 @@ def averages(rows: Iterable[Row]) -> list[Point]:
 
 
 def table(points: Sequence[Point]) -> str:
-    """The points as a Markdown table; with times where there are any."""
+    """The points as a Markdown table. It has times if they were measured."""
     timed = any(p.encode_ms for p in points)
     columns = ["bpp asked", "codec", "bpp", "PSNR dB", "MS-SSIM", "SSIMULACRA2"]
     columns += ["encode ms", "decode ms"] if timed else []
@@ -207,7 +207,7 @@ def table(points: Sequence[Point]) -> str:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """One line per file, with a head line."""
+    """Write one line per file, after a line with the names."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         names = [field.name for field in fields(Row)]
@@ -218,10 +218,10 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def plot(points: Sequence[Point], path: Path) -> None:
-    """Three panels, each metric over the bits per pixel that the files really have."""
+    """Draw three panels: each metric over the bits per pixel that the files really have."""
     import matplotlib
 
-    matplotlib.use("Agg")  # no window, also where there is no display
+    matplotlib.use("Agg")  # opens no window, so it also works without a display
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(1, 3, figsize=(15, 5), layout="constrained")
@@ -239,7 +239,7 @@ def plot(points: Sequence[Point], path: Path) -> None:
 
 
 def usable(names: Iterable[str]) -> list[str]:
-    """The codecs that work here; says on stderr why another does not."""
+    """The codecs that work here. For each other codec, stderr says why not."""
     result = []
     for name in names:
         reason = CODECS[name].missing()
@@ -253,13 +253,13 @@ def usable(names: Iterable[str]) -> list[str]:
 def run(
     images: Sequence[Path], codecs: Sequence[str], rates: Sequence[float], jobs: int, repeats: int
 ) -> list[Row]:
-    """Every codec on every photo at every rate; the times are taken last, one by one."""
+    """Run every codec on every photo at every rate. Measure times last, one by one."""
     tasks = [Task(image, codec, tuple(rates)) for image in images for codec in codecs]
     quiet = not sys.stderr.isatty()
     if jobs == 1:
         outcomes = [evaluate(t) for t in tqdm(tasks, "files and metrics", disable=quiet)]
     else:
-        # Spawned, since torch's threads do not survive a fork.
+        # Processes are spawned because torch's threads do not survive a fork.
         context = multiprocessing.get_context("spawn")
         with context.Pool(jobs, initializer=_single_threaded) as pool:
             work = pool.imap(evaluate, tasks)
@@ -275,12 +275,12 @@ def run(
 
 
 def _single_threaded() -> None:
-    # torch reads it when it is first imported, which is at a worker's first sdz file.
+    # torch reads this when it is first imported. A worker does so at its first .sdz file.
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.rate_distortion",
         description="Compare sdz with other codecs at equal bytes.",
@@ -295,15 +295,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS))
     parser.add_argument(
-        "--output", type=Path, default=Path("."), help="folder of the CSV and the plot"
+        "--output", type=Path, default=Path("."), help="folder for the CSV file and the plot"
     )
-    parser.add_argument("--limit", type=int, help="spread over the folder, only so many photos")
+    parser.add_argument("--limit", type=int, help="use only this many photos, evenly spread")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument(
         "--repeats",
         type=int,
         default=1,
-        help="runs of each file for the times, which the table gives as medians over the photos;"
+        help="runs of each file to measure times; the table has medians over the photos;"
         " 0: no times",
     )
     options = parser.parse_args(arguments)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.refinement --images DIR
 
-Every photo is coded with every effort at a few qualities. Effort 0, at many qualities, gives
-the curve of the photos' mean bits per pixel over their mean PSNR, or SSIMULACRA2; read off it,
-what effort 0 would take for the same PSNR or score is what each effort is compared with. Time is
-the processor's, for encoding alone. Negative is smaller.
+Every photo is coded with every effort at a few qualities. Effort 0 is also run at many qualities.
+This gives two curves: the mean bits per pixel over the mean PSNR, and over the mean SSIMULACRA2.
+Each effort is compared with the bits that effort 0 needs for the same PSNR or score. Times are
+processor times of encoding alone. Negative numbers mean smaller files.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ CURVE = (1, 8, 15, 25, 35, 45, 55, 65, 75, 88)
 
 
 class Coded(NamedTuple):
-    """All photos with one effort at one quality, in means."""
+    """The means over all photos, with one effort at one quality."""
 
     bpp: float
     psnr: float
     ssimulacra2: float
-    seconds: float  # of the processor, for a megapixel
+    seconds: float  # of processor time per megapixel
 
 
 def code(photos: Sequence[Image.Image], quality: int, effort: int) -> Coded:
-    """Encode photos, decode them and measure."""
+    """Encode the photos, decode them and measure."""
     rows = []
     for photo in photos:
         file = io.BytesIO()
@@ -55,18 +55,18 @@ def code(photos: Sequence[Image.Image], quality: int, effort: int) -> Coded:
 
 
 def saved(point: Coded, curve: Sequence[Coded], metric: str) -> float:
-    """What a point's bits per pixel are against the curve's at equal ``metric``, in percent."""
+    """The difference of a point's bits per pixel from the curve at equal ``metric``, in percent."""
     marks = sorted((getattr(c, metric), c.bpp) for c in curve)
     levels, rates = (np.array(v) for v in zip(*marks, strict=True))
     value = getattr(point, metric)
     if not levels[0] <= value <= levels[-1]:
-        msg = f"{metric} {value:.2f} lies outside of {levels[0]:.2f} to {levels[-1]:.2f}"
+        msg = f"{metric} {value:.2f} is outside of {levels[0]:.2f} to {levels[-1]:.2f}"
         raise ValueError(msg)
     return float(100 * (point.bpp / np.exp(np.interp(value, levels, np.log(rates))) - 1))
 
 
 def table(photos: Sequence[Image.Image], efforts: Sequence[int]) -> str:
-    """A Markdown table, a line for each effort: bytes at one quality, one PSNR, one score."""
+    """A Markdown table, a line for each effort: bytes at equal quality, equal PSNR, equal score."""
     head = "".join(f" quality {q} |" for q in QUALITIES)
     lines = [f"| effort | s/megapixel |{head}", "|--:|--:|" + "---|" * len(QUALITIES)]
     with tqdm(total=len(CURVE) + len(efforts) * len(QUALITIES), leave=False) as progress:
@@ -94,7 +94,7 @@ def table(photos: Sequence[Image.Image], efforts: Sequence[int]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What more effort saves with mini.")
     parser.add_argument("--images", type=Path, required=True, help="a folder of lossless photos")
-    parser.add_argument("--limit", type=int, help="spread over the folder, only so many photos")
+    parser.add_argument("--limit", type=int, help="use only this many photos, evenly spread")
     parser.add_argument("--efforts", type=int, nargs="+", default=list(range(10)))
     options = parser.parse_args()
     try:

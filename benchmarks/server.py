@@ -1,10 +1,10 @@
-"""Load on examples/server.py over the loopback: how many requests, how late, and what is refused.
+"""Load on examples/server.py over the loopback: requests per second, waiting times and refusals.
 
     python -m benchmarks.server
 
-Starts the server as its users do, in a process of its own, and asks it from this one, so that the
-two share the cores.  Each client sends its next request when it has the last one's answer.  Any
-answer but the one that is due counts as an error.
+Starts the server as users do, in its own process, and sends requests from this process. The two
+share the cores. Each client sends its next request when it has the answer to the last one. Any
+answer that is not the expected one counts as an error.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from PIL import Image
 from pillow_sdz import demo
 
 SERVER = Path(__file__).parent.parent / "examples" / "server.py"
-STARTS = 60  # seconds within which it must answer, chosen
-SIZE = (512, 384)  # of a picture, chosen: one that a page may show
+STARTS = 60  # chosen: seconds in which the server must start to answer
+SIZE = (512, 384)  # chosen: a picture that a page may show
 TOO_LARGE = 20_000_000  # bytes; the server's limit is 16 MiB
 
 
 @dataclass(frozen=True)
 class Row:
-    """What clients found who did the same thing at the same time."""
+    """Results of clients that did the same thing at the same time."""
 
     what: str
     clients: int
     rate: float  # requests a second
-    times: list[float]  # milliseconds, of each request
+    times: list[float]  # milliseconds of each request
     errors: int
-    peak: int | None  # the server's and its workers', in bytes; None where it cannot be told
+    peak: int | None  # bytes of the server and its workers; None if it is not known
 
     def __str__(self) -> str:
         cuts = statistics.quantiles(self.times, n=100, method="inclusive")
@@ -61,12 +61,12 @@ HEAD = """| | clients | requests/s | p50 | p95 | p99 | errors | peak memory |
 |---|--:|--:|--:|--:|--:|--:|--:|"""
 
 Client = httpx2.AsyncClient
-Request = Callable[[Client], Awaitable[bool]]  # whether the answer was the one that is due
+Request = Callable[[Client], Awaitable[bool]]  # whether the answer was the expected one
 
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[tuple[str, int]]:
-    """The server's address and process id."""
+    """The address and the process id of the server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -90,7 +90,7 @@ def running(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def uploads() -> list[bytes]:
-    """Pictures as a camera or a phone would send them, no two alike."""
+    """Pictures like those of a camera or a phone. No two are alike."""
     photo = demo.photo()
     places = itertools.product(range(0, 80, 10), range(0, 16, 4))
     boxes = [(x, y, x + SIZE[0], y + SIZE[1]) for x, y in places]
@@ -126,7 +126,7 @@ def served(paths: Sequence[str], accept: str) -> Request:
 
 
 def refused(picture: bytes) -> Request:
-    """Upload what must be refused, each for its own reason."""
+    """Upload pictures that must be refused, each for its own reason."""
     bomb = jpeg(Image.new("L", (16_000, 16_000)))
     due = [(bytes(TOO_LARGE), 413), (picture[:9_000], 422), (b"no picture", 415), (bomb, 413)]
     order = itertools.cycle(due)
@@ -141,7 +141,7 @@ def refused(picture: bytes) -> Request:
 async def load(
     address: str, process: int, what: str, requests: Sequence[Request], seconds: float
 ) -> list[Row]:
-    """As many clients as there are requests, for so long; a row for each kind of request."""
+    """Run one client for each request, for this many seconds. One row for each kind of request."""
     times: dict[Request, list[float]] = {request: [] for request in requests}
     errors = dict.fromkeys(requests, 0)
     start = time.monotonic()
@@ -170,7 +170,7 @@ async def load(
 def peak_memory(process: int) -> int | None:
     """The largest resident sets so far of a process and its children, in bytes, added up.
 
-    None where there is no /proc. Pages that they share, such as those of libraries, count in each.
+    None if there is no /proc. Shared pages, such as those of libraries, count in each process.
     """
     folder = Path(f"/proc/{process}")
     if not folder.exists():
@@ -184,7 +184,7 @@ def peak_memory(process: int) -> int | None:
 
 
 async def measure(address: str, process: int, clients: Sequence[int], seconds: float) -> list[Row]:
-    """All rows, printed as they come."""
+    """Measure all rows. Print each one when it is done."""
     pictures = uploads()
     async with Client(base_url=address, timeout=60) as client:
         paths = [(await client.post("/", content=data)).headers["location"] for data in pictures]
@@ -209,13 +209,15 @@ async def measure(address: str, process: int, clients: Sequence[int], seconds: f
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status, 1 where there was an error."""
+    """Run the command line and return the exit status, which is 1 if there was an error."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.server",
         description="Load on examples/server.py over the loopback.",
     )
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 16])
-    parser.add_argument("--seconds", type=float, default=10, help="a row; default: %(default)s")
+    parser.add_argument(
+        "--seconds", type=float, default=10, help="seconds a row; default: %(default)s"
+    )
     options = parser.parse_args(arguments)
     if min(options.clients) < 1 or options.seconds <= 0:
         parser.error("--clients and --seconds must be positive")

@@ -1,14 +1,14 @@
-"""Time and memory of sdz, as ratios to diffusers' AutoencoderTiny and others in the same run.
+"""Time and memory of sdz, compared with diffusers' AutoencoderTiny and others in the same run.
 
     python -m benchmarks.speed
     python -m benchmarks.speed --megapixels 0.25 1 4 12 24
 
-AutoencoderTiny (TAESD's architecture, here with random weights, which cost the same time)
-is the common small autoencoder that Stable Diffusion's users know. Encoding and decoding
-are warm, from a Pillow image to the bytes of a file and back; the autoencoder has no file,
-so that its encoding ends with the latents and its decoding begins with them. Importing,
-cold starts and memory are measured in processes of their own, started for nothing else.  With
-``--megapixels`` only pictures of those sizes are measured, which takes minutes.
+AutoencoderTiny has TAESD's architecture. It is the small autoencoder that users of Stable Diffusion
+know. Here it has random weights, which cost the same time. Encoding and decoding are measured when
+everything is loaded, from a Pillow image to the bytes of a file and back. The autoencoder has no
+file, so its encoding ends with the latents and its decoding begins with them. Imports, cold starts
+and memory are measured in processes that do nothing else. With ``--megapixels``, only pictures of
+those sizes are measured, which takes minutes.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ import pillow_sdz  # noqa: F401  # registers the format SDZ
 from pillow_sdz import demo
 
 SIZES = ((512, 512), (768, 512))
-SMALL = (256, 256)  # of many pictures
-OPENED = 100  # times in a row: one is too short for the clock
+SMALL = (256, 256)  # the size of the small pictures
+OPENED = 100  # times in a row, because one is too short for the clock
 
 TINY = "AutoencoderTiny"
 AVIF = "Pillow's AVIF, its defaults"
 
-# What a cold process runs; {file} is a small .sdz file, {picture} a photo as PNG.
+# What a cold process runs. {file} is a small .sdz file, {picture} is a photo as PNG.
 IMPORT_PILLOW = "import PIL.Image"
 IMPORT_SDZ = "import PIL.Image, pillow_sdz"
 IMPORT_TORCH = "import torch"
@@ -53,7 +53,7 @@ import pillow_sdz
 from PIL import Image
 Image.open({file!r}).load()
 """
-# Where a cold start goes; every part prints what it is and its milliseconds.
+# The parts of a cold start. Each part prints its name and its milliseconds.
 PARTS = """
 import time
 start = time.perf_counter()
@@ -92,7 +92,7 @@ from PIL import Image
 encode, decode = tiny_autoencoder()
 decode(encode(Image.open({picture!r})))
 """
-# On Linux getrusage's figure is no use: a new process starts with its parent's.
+# On Linux, getrusage is of no use: a new process starts with its parent's figure.
 PEAK_MEMORY = """
 import os, re, resource
 if os.path.exists("/proc/self/status"):
@@ -104,7 +104,7 @@ else:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure of sdz and, where there is one, of something else."""
+    """One figure of sdz, and one of something else if there is one."""
 
     what: str
     unit: str
@@ -117,7 +117,7 @@ def tiny_autoencoder() -> tuple[
     Callable[[Image.Image], object],
     Callable[[object], Image.Image],
 ]:
-    """AutoencoderTiny's encoder and decoder, between an RGB picture and its latents."""
+    """AutoencoderTiny's encoder and decoder, from an RGB picture to latents and back."""
     import torch
 
     diffusers: Any = importlib.import_module("diffusers")  # its classes are not fully typed
@@ -139,24 +139,24 @@ def tiny_autoencoder() -> tuple[
 
 
 def sdz_encode(picture: Image.Image) -> bytes:
-    """The picture as an .sdz file of the default quality."""
+    """Encode the picture as an .sdz file of the default quality."""
     file = io.BytesIO()
     picture.save(file, "SDZ")
     return file.getvalue()
 
 
 def sdz_decode(data: bytes) -> Image.Image:
-    """The picture in an .sdz file, its pixels loaded."""
+    """Open an .sdz file and load its pixels."""
     with Image.open(io.BytesIO(data)) as picture:
         picture.load()
         return picture
 
 
 def alternate(calls: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Each call's median time in milliseconds.
+    """The median time of each call in milliseconds.
 
-    The calls take turns, so that whatever else the machine does falls on all of them; one
-    turn before the first that counts warms everything up.
+    The calls take turns, so that other work of the machine slows all of them. The first turn
+    warms everything up and does not count.
     """
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(repeats + 1):
@@ -169,7 +169,7 @@ def alternate(calls: Sequence[Callable[[], object]], repeats: int) -> list[float
 
 
 def warm(size: tuple[int, int], repeats: int, with_tiny: bool) -> list[Comparison]:
-    """Encoding and decoding a picture of this size in this process."""
+    """Encode and decode a picture of this size in this process."""
     picture = photo(size)
     data = sdz_encode(picture)
     encode: list[Callable[[], object]] = [lambda: sdz_encode(picture)]
@@ -187,7 +187,7 @@ def warm(size: tuple[int, int], repeats: int, with_tiny: bool) -> list[Compariso
 
 
 def beside_pillow(repeats: int) -> list[Comparison]:
-    """Encoding beside AVIF, and opening beside PNG, in this process."""
+    """Encode and compare with AVIF, open and compare with PNG, in this process."""
     picture = photo((768, 512))
 
     def avif() -> None:
@@ -212,7 +212,7 @@ def beside_pillow(repeats: int) -> list[Comparison]:
 
 
 def many(count: int, repeats: int) -> list[Comparison]:
-    """Small pictures a second: a pool of as many threads as torch has, beside a loop."""
+    """Small pictures a second: a pool of as many threads as torch has, compared with a loop."""
     import torch
 
     threads = torch.get_num_threads()
@@ -226,7 +226,7 @@ def many(count: int, repeats: int) -> list[Comparison]:
             function(item)
 
     def pool(function: Callable[[Any], object], items: Iterable[Any]) -> None:
-        # One picture keeps one thread busy: more of torch's would only be in the way.
+        # One picture keeps one thread busy, so more threads of torch would only slow the others.
         executor = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         with executor:
             for _ in executor.map(function, items):
@@ -242,7 +242,7 @@ def many(count: int, repeats: int) -> list[Comparison]:
 
 
 def per_megapixel(megapixels: float) -> str:
-    """A row: seconds per megapixel to encode and to decode a picture of so many."""
+    """A row: seconds per megapixel to encode and decode a picture of this many megapixels."""
     side = round(1000 * megapixels**0.5)
     picture = Image.new("RGB", (side, side))
     part = demo.photo()
@@ -251,7 +251,7 @@ def per_megapixel(megapixels: float) -> str:
             picture.paste(part, (left, top))
     data = sdz_encode(picture)
     calls: list[Callable[[], object]] = [lambda: sdz_encode(picture), lambda: sdz_decode(data)]
-    # Small pictures more often, so that all take about as long.
+    # Repeat small pictures more often, so that all sizes take about as long.
     encode, decode = alternate(calls, repeats=min(max(1, round(4 / megapixels)), 16))
     scale = 1e6 / side**2
     return f"| {megapixels:g} | {encode * scale:,.0f} ms | {decode * scale:,.0f} ms |"
@@ -263,7 +263,7 @@ def cold(repeats: int, threads: int | None, with_tiny: bool) -> list[Comparison]
         paths = _files(Path(folder))
 
         def above(base: str, *sources: str) -> list[float]:
-            """What the programs take longer than ``base``."""
+            """How much longer the programs take than ``base``."""
             chosen = [base, *(source.format(**paths) for source in sources)]
             calls = [functools.partial(_python, source, threads) for source in chosen]
             start, *times = alternate(calls, repeats)
@@ -275,7 +275,7 @@ def cold(repeats: int, threads: int | None, with_tiny: bool) -> list[Comparison]
             comparison(name, "ms", above(IMPORT_TORCH, LOAD_SDZ)),
         ]
         if with_tiny:
-            # Python's own start is in both of them and no merit of either.
+            # Both include Python's own start.
             imports = above("", IMPORT_SDZ, IMPORT_TINY)
             results.append(comparison("import, with Pillow", "ms", imports))
         memory = [
@@ -287,13 +287,13 @@ def cold(repeats: int, threads: int | None, with_tiny: bool) -> list[Comparison]
 
 
 def cold_start_parts(threads: int | None) -> str:
-    """Where a cold start goes, a line for each part."""
+    """The parts of a cold start, one line each."""
     with tempfile.TemporaryDirectory() as folder:
         return _python(PARTS.format(**_files(Path(folder))), threads)
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """What the programs name: a photo, and a small one as .sdz."""
+    """The files that the programs use: a photo, and a small one as .sdz."""
     paths = {"file": str(folder / "small.sdz"), "picture": str(folder / "photo.png")}
     photo(SMALL).save(paths["file"])
     photo((768, 512)).save(paths["picture"])
@@ -301,7 +301,7 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 def comparison(what: str, unit: str, values: Sequence[float], beside: str = TINY) -> Comparison:
-    """A figure of sdz, followed by that of something else where it was measured."""
+    """A figure of sdz, and the other one if it was measured."""
     return Comparison(what, unit, values[0], values[1] if len(values) > 1 else None, beside)
 
 
@@ -314,7 +314,7 @@ def _python(source: str, threads: int | None) -> str:
     environment = dict(os.environ)
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
-    # From the checkout, as this module runs: `python -c` looks for modules where it starts.
+    # Run from the checkout, as this module does: `python -c` imports from its working directory.
     process = subprocess.run(
         [sys.executable, "-c", source],
         check=True,
@@ -327,7 +327,7 @@ def _python(source: str, threads: int | None) -> str:
 
 
 def photo(size: tuple[int, int]) -> Image.Image:
-    """The demo's photo, scaled to 768x512 and cropped to the middle where less is asked for."""
+    """The demo's photo, scaled to 768x512. A smaller size is cropped from the middle."""
     picture = demo.photo().resize((768, 512), Image.Resampling.LANCZOS)
     left, top = (768 - size[0]) // 2, (512 - size[1]) // 2
     return picture.crop((left, top, left + size[0], top + size[1]))
@@ -345,21 +345,23 @@ def table(comparisons: Sequence[Comparison]) -> str:
 
 
 def shown(value: float, unit: str) -> str:
-    """A figure with the digits that count."""
+    """A figure with the digits that matter."""
     return f"{value:,.0f} {unit}" if value >= 1 else f"{value:.3f} {unit}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed",
         description="Time and memory of sdz, as ratios to diffusers' AutoencoderTiny.",
     )
     parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--pictures", type=int, default=32, help="small ones; default: %(default)s")
     parser.add_argument(
-        "--megapixels", type=float, nargs="+", help="only time per megapixel, of these sizes"
+        "--pictures", type=int, default=32, help="small pictures; default: %(default)s"
+    )
+    parser.add_argument(
+        "--megapixels", type=float, nargs="+", help="measure only the time of these sizes"
     )
     options = parser.parse_args(arguments)
     if min(options.repeats, options.pictures, options.threads or 1) < 1:
@@ -369,7 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with_tiny = importlib.util.find_spec("diffusers") is not None
     if not with_tiny:
-        print("diffusers is not installed: figures without ratios", file=sys.stderr)
+        print("diffusers is not installed, so there are no ratios", file=sys.stderr)
     import torch
 
     if options.threads is not None:

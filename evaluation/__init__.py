@@ -1,1 +1,1 @@
-"""What benchmarks and training share: which photos are held out, and how pictures are compared."""
+"""What benchmarks and training share: photos that are held out, and a distance of pictures."""

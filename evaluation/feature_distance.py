@@ -1,8 +1,8 @@
-"""ST-LPIPS, the shift-tolerant variant of LPIPS: a distance of features calibrated on people.
+"""ST-LPIPS, the shift-tolerant variant of LPIPS: a distance fitted to people's ratings.
 
-Ghildyal and Liu, "Shift-tolerant Perceptual Similarity Metric", ECCV 2022.  The weights come
-inside the PyPI package `stlpips-pytorch`; its code is not imported, for it needs torchvision
-and IPython.
+Ghildyal and Liu, "Shift-tolerant Perceptual Similarity Metric", ECCV 2022. The weights come from
+the PyPI package `stlpips-pytorch`. Its code is not imported because it needs torchvision and
+IPython.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from PIL import Image
 from torch import Tensor, nn
 
 WEIGHTS = "weights/vST0.0/alex_shift_tolerant.pth"
-# Mean and deviation of ImageNet on the [-1, 1] scale, as in the weights' own file.
+# ImageNet's mean and deviation on the [-1, 1] scale, as in the file of the weights.
 SCALE = ("scaling_layer.shift", "scaling_layer.scale")
 
 
 def missing() -> str | None:
-    """Why the distance cannot be had here, or None."""
+    """Why the distance cannot be computed here, or None if it can."""
     if importlib.util.find_spec("stlpips_pytorch") is None:
         return "stlpips-pytorch is not installed"
     return None
 
 
 def _half(x: Tensor) -> Tensor:
-    """Half the size, after a binomial filter of 3x3; mirrored two samples past the border."""
+    """Halve the size after a binomial filter of 3x3. Mirror two samples past the border."""
     taps = torch.tensor([0.25, 0.5, 0.25])
     kernel = (taps[:, None] * taps).expand(x.shape[1], 1, 3, 3)
     return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, stride=2, groups=x.shape[1])
 
 
 class FeatureDistance(nn.Module):
-    """AlexNet with its strides replaced by filtered ones, and a weight for every feature."""
+    """AlexNet with filtered strides, and a weight for every feature."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class FeatureDistance(nn.Module):
         self._importance = [tensors[f"lin{i}.model.1.weight"] for i in range(5)]
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) in [-0.5, 0.5] to five layers' features, of length 1 each."""
+        """Images (B, 3, H, W) in [-0.5, 0.5] to features of five layers, each of length 1."""
         x = (2 * images - self._shift) / self._scale
         features = []
         for i, (weight, bias) in enumerate(self._layers):
@@ -69,7 +69,7 @@ class FeatureDistance(nn.Module):
 
     @torch.inference_mode()
     def forward(self, reconstruction: Tensor, original: Tensor) -> Tensor:
-        """Distances (B,), 0 for equal pictures; both (B, 3, H, W) in [-0.5, 0.5]."""
+        """Distances (B,) of images (B, 3, H, W) in [-0.5, 0.5]. Equal pictures have 0."""
         total = torch.zeros(len(original))
         layers = zip(
             self._features(reconstruction), self._features(original), self._importance, strict=True
@@ -85,7 +85,7 @@ def _network() -> FeatureDistance:
 
 
 def feature_distance(original: Image.Image, distorted: Image.Image) -> float:
-    """The distance of two pictures of one size, in RGB; less is better."""
+    """The distance of two RGB pictures of one size. Less is better."""
     a, b = (
         torch.from_numpy(np.array(p.convert("RGB"))).permute(2, 0, 1)[None].float() / 255 - 0.5
         for p in (original, distorted)

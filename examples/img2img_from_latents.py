@@ -1,4 +1,4 @@
-"""Go on from a file's latents: image to image without decoding and encoding in between.
+"""Image to image from a file's latents. Nothing is decoded and encoded in between.
 
 python examples/img2img_from_latents.py lighthouse.sdz "a lighthouse in the morning" morning.png
 """
@@ -13,11 +13,11 @@ import pillow_sdz
 
 
 def main(pipe: Any, path: Path, prompt: str, *, strength: float = 0.5, **settings: Any) -> Any:
-    """The picture that an image-to-image pipeline makes of the first latents in a file."""
+    """Run an image-to-image pipeline on the first latents in a file."""
     latents = pillow_sdz.open_latents(path).torch()
     if latents.ndim == 3:
         latents = latents[None]
-    # The pipeline takes what has as many channels as its latents for latents, scaled already.
+    # Input with as many channels as latents have is taken as latents, and as scaled ones.
     image = latents[:1].to(pipe.device, pipe.unet.dtype)
     return pipe(prompt, image=image, strength=strength, **settings).images[0]
 

@@ -1,4 +1,4 @@
-"""Keep what Stable Diffusion paints as its latents: a few kilobytes, and no second encoding.
+"""Save the latents of a Stable Diffusion picture: a few kilobytes, without a second encoding.
 
 python examples/save_from_pipeline.py "a lighthouse in a storm" lighthouse.sdz
 """
@@ -26,7 +26,7 @@ def main(pipe: Any, prompt: str, path: Path, *, model: str = "sd1", **settings: 
 def without_a_picture(
     pipe: Any, prompts: list[str], path: Path, *, model: str = "sd1", **settings: Any
 ) -> None:
-    """Generate a batch without running the VAE at all; its latents are the frames of one file."""
+    """Generate a batch without running the VAE. Its latents are the frames of one file."""
     latents = pipe(prompts, output_type="latent", **settings).images
     pillow_sdz.save_latents(latents, path, model=model, quality=90)
 

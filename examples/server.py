@@ -7,9 +7,9 @@ curl -i --data-binary @photo.jpg http://127.0.0.1:8000/
 curl http://127.0.0.1:8000/NAME -o photo.png
 curl -H "Accept: image/x-sdz" http://127.0.0.1:8000/NAME -o photo.sdz
 
-What strangers send is limited in bytes, pixels, time and number. Pictures are converted in worker
-processes, which are ended when they take too long. There is no authentication, and slow headers are
-not timed: on the open internet, put a proxy in front that does both and caches.
+The server limits what strangers send: bytes, pixels, time and number. Worker processes convert the
+pictures, and the server ends them if they take too long. There is no authentication, and there is
+no time limit for headers. On the open internet, use a proxy that does both and that caches.
 """
 
 from __future__ import annotations
@@ -44,40 +44,40 @@ from starlette.routing import Route
 import pillow_sdz  # noqa: F401  # registers the format SDZ
 
 UPLOADS = ("JPEG", "PNG", "WEBP", "AVIF")
-# What is served, the smallest first: the first counts where a client likes several equally.
+# The formats to serve, smallest first. If a client likes several equally, the first one counts.
 SERVED = {"image/x-sdz": "SDZ", "image/webp": "WEBP", "image/png": "PNG"}
-WEBP_QUALITY = 95  # the picture is a reconstruction already, do not damage it a second time
-LONGEST_SIDE = 16383  # of a WebP picture
-# Of a JPEG file: each is a walk over all pixels, for which 32 bytes are enough. Encoders write ten.
+WEBP_QUALITY = 95  # the picture is already a reconstruction, so do not damage it again
+LONGEST_SIDE = 16383  # of a WebP picture, in pixels
+# The limit of a JPEG file. A scan may take 32 bytes and visits all pixels. Encoders write ten.
 MOST_SCANS = 100
-SCAN = b"\xff\xda"  # how one begins, and nothing else in coded data does
+SCAN = b"\xff\xda"  # how a scan begins; these bytes cannot occur in coded data
 NAME = re.compile(r"[0-9a-f]{64}")
-FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}  # a name's bytes never change
+FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}  # a name's bytes stay
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may cost, all of them chosen."""
+    """What a request may cost. All values are chosen."""
 
     upload: int = 16 << 20  # bytes
     pixels: int = 12_000_000  # 5 seconds of a core to encode
-    working: int = os.cpu_count() or 1  # pictures at a time, each in a process of its own
-    waiting: int = 32  # pictures besides
-    work: float = 10  # seconds for a picture: twice what so many pixels take
-    seconds: float = 20  # for a picture to wait and be worked on, and again to receive an upload
-    receiving: int = 64  # uploads at a time, a gigabyte on the disk
+    working: int = os.cpu_count() or 1  # pictures at a time, one per process
+    waiting: int = 32  # pictures that may wait
+    work: float = 10  # seconds for a picture: twice the time for so many pixels
+    seconds: float = 20  # to wait and be converted, and also to receive an upload
+    receiving: int = 64  # uploads at a time; together a gigabyte on the disk
 
 
 class Ended(Exception):
-    """A worker ended before its work did."""
+    """A worker ended before its work was done."""
 
 
 class Worker:
-    """A process that does one thing after another, and can be ended in the midst of it.
+    """A process that does one thing after another and can be ended at any time.
 
-    It is spawned, since threads and locks do not survive a fork.
+    It is spawned because threads and locks do not survive a fork.
     """
 
     def __init__(self) -> None:
@@ -85,10 +85,10 @@ class Worker:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs,), daemon=True)
         self._process.start()
-        theirs.close()  # so that it ends when the process does
+        theirs.close()  # so that it closes when the process ends
 
     def call(self, function: Callable[..., T], *arguments: object) -> T:
-        """What a function of a module returns or raises there; Ended if the process ends first."""
+        """Call a function there and return its result. Ended if the process ends first."""
         try:
             self._connection.send((function, arguments))
             result, error = self._connection.recv()
@@ -99,15 +99,15 @@ class Worker:
         return result  # type: ignore[no-any-return]
 
     def end(self) -> None:
-        """End the process, whatever it does. A thread that waits in `call` is told."""
+        """End the process, whatever it does. A thread that waits in `call` gets Ended."""
         self._process.kill()
         self._process.join()
 
 
 def serve(connection: Connection) -> None:
-    """A worker's process: do what it is asked to, until the server is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's, which ends its workers
-    # A picture keeps one thread busy: more of torch's would only be in the others' way.
+    """A worker's process: do what is asked until the server is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends its workers
+    # A picture keeps one thread busy. More threads of torch would only slow the other workers.
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, OSError):
         while True:
@@ -119,13 +119,13 @@ def serve(connection: Connection) -> None:
 
 
 class Workers:
-    """So many processes, each with the model loaded; those that are ended are replaced."""
+    """Several processes, each with the model loaded. One that is ended is replaced."""
 
     def __init__(self, count: int) -> None:
         self._all: set[Worker] = set()
         self._idle: asyncio.Queue[Worker] = asyncio.Queue()
         self._starting: set[asyncio.Task[None]] = set()
-        self._threads = ThreadPoolExecutor(count)  # each of which waits for a process
+        self._threads = ThreadPoolExecutor(count)  # each thread waits for one process
         for _ in range(count):
             self._add()
 
@@ -141,13 +141,13 @@ class Workers:
         self._idle.put_nowait(worker)
 
     async def ready(self) -> None:
-        """Wait until all have loaded the model."""
+        """Wait until all processes have loaded the model."""
         await asyncio.gather(*self._starting)
 
     async def call(self, seconds: float, function: Callable[..., T], *arguments: object) -> T:
-        """Call a function in the first process that is free, so that the event loop stays so.
+        """Call a function in the first free process, without blocking the event loop.
 
-        TimeoutError, once it is free, after so many seconds; Ended where the process ends.
+        TimeoutError if it works longer than this many seconds. Ended if the process ends.
         """
         worker = await self._idle.get()
         whole = False
@@ -173,20 +173,20 @@ class Workers:
         worker.end()
         self._all.remove(worker)
         await asyncio.wait({calling})
-        calling.exception()  # which is known
+        calling.exception()  # mark the exception as read
         self._add()
 
     def end(self) -> None:
-        """End all of them."""
+        """End all processes."""
         for worker in self._all:
             worker.end()
         self._threads.shutdown()
 
 
 class Upload:
-    """An upload that is being received, and can be sent away."""
+    """An upload that is being received. It can be ended."""
 
-    # Bytes that one is taken to have sent before it began: so none is slow at once. Chosen.
+    # Each upload counts as if it had sent so many bytes already, so none is slow at once. Chosen.
     AHEAD = 65536
 
     def __init__(self, timeout: asyncio.Timeout) -> None:
@@ -196,11 +196,11 @@ class Upload:
         self._begun = self._loop.time()
 
     def rate(self) -> float:
-        """Bytes a second."""
+        """Bytes per second."""
         return (self.AHEAD + self.received) / (self._loop.time() - self._begun + 1e-3)
 
     def send_away(self) -> None:
-        """As if its time were over."""
+        """End it, as if its time were over."""
         self._timeout.reschedule(self._loop.time())
 
 
@@ -212,7 +212,7 @@ class Server:
     def __init__(self, folder: Path, limits: Limits) -> None:
         self.folder = folder
         self.limits = limits
-        self.pictures = 0  # that are worked on, or wait for that
+        self.pictures = 0  # pictures that are being converted or wait for it
         self.uploads: set[Upload] = set()
 
     def app(self) -> Starlette:
@@ -231,10 +231,10 @@ class Server:
             self.workers.end()
 
     async def convert(self, function: Callable[..., T], *arguments: object) -> T:
-        """Call a function in a worker, where there is a place: no answer now beats a late one.
+        """Call a function in a worker if there is a free place, or refuse at once.
 
-        A request has its place while a worker has it or it waits for one, and not while its client
-        sends or receives: no client holds one by being slow.
+        A request holds a place while a worker has it or while it waits for a worker. It holds none
+        while its client sends or receives, so a slow client blocks nobody.
         """
         if self.pictures >= self.limits.working + self.limits.waiting:
             raise HTTPException(503, "busy", {"Retry-After": "1"})
@@ -275,7 +275,7 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def receiving(self) -> AsyncIterator[Upload]:
-        """An upload, within its time; where there are too many, the slowest makes way for it."""
+        """Receive an upload in time. If there are too many, the slowest one is ended."""
         if len(self.uploads) >= self.limits.receiving:
             slowest = min(self.uploads, key=Upload.rate)
             self.uploads.remove(slowest)
@@ -295,7 +295,7 @@ class Server:
             temporary = self.folder / f".{name}.{secrets.token_hex(4)}.tmp"
             try:
                 temporary.write_bytes(data)
-                temporary.replace(path)  # at once, so that nobody is served half a file
+                temporary.replace(path)  # in one step, so that nobody gets half a file
             finally:
                 temporary.unlink(missing_ok=True)
         return name
@@ -309,7 +309,7 @@ class Server:
         if media_type is None:
             raise HTTPException(406, f"served as {', '.join(SERVED)}", {"Vary": "Accept"})
         format = SERVED[media_type]
-        # Weak: another version of the decoder may be a grey level off.
+        # Weak: another version of the decoder may differ by a grey level.
         headers = {**FOREVER, "Vary": "Accept", "ETag": f'W/"{name}.{format.lower()}"'}
         headers["X-Content-Type-Options"] = "nosniff"
         if headers["ETag"] in request.headers.get("if-none-match", ""):
@@ -321,7 +321,7 @@ class Server:
 
 
 def negotiated(accept: str) -> str | None:
-    """The media type that a client likes best (RFC 9110, section 12.5.1), None for none of them."""
+    """The media type that a client likes best (RFC 9110, section 12.5.1), or None."""
     weights: dict[str, float] = {}
     for item in accept.lower().split(","):
         media_range, *parameters = (part.strip() for part in item.split(";"))
@@ -330,8 +330,8 @@ def negotiated(accept: str) -> str | None:
         weights[media_range] = float(valid[0]) if valid else 0
 
     def weight(media_type: str) -> float:
-        # A browser that takes image/* means the formats that it knows, of which PNG surely is one.
-        # Others have to be named.
+        # A browser that takes image/* means the formats that it knows, and PNG is one of them. The
+        # other formats must be named.
         ranges = ("image/png", "image/*", "*/*") if media_type == "image/png" else (media_type,)
         return next((weights[r] for r in ranges if r in weights), 0)
 
@@ -340,7 +340,7 @@ def negotiated(accept: str) -> str | None:
 
 
 def converted(path: Path, most_pixels: int) -> tuple[tuple[int, int], bytes]:
-    """An upload's size and its .sdz file; HTTPException where it is no picture that is taken."""
+    """An upload's size and its .sdz file. HTTPException if it is not an accepted picture."""
     data = path.read_bytes()
     if data.startswith(b"\xff\xd8") and data.count(SCAN) > MOST_SCANS:
         raise HTTPException(422, f"a JPEG file of more than {MOST_SCANS} scans")
@@ -348,29 +348,29 @@ def converted(path: Path, most_pixels: int) -> tuple[tuple[int, int], bytes]:
         with Image.open(io.BytesIO(data), formats=UPLOADS) as image:
             width, height = image.size
             fits = width * height <= most_pixels and max(width, height) <= LONGEST_SIDE
-            if fits:  # otherwise nothing of that size is allocated
+            if fits:  # if not, nothing of that size is allocated
                 return image.size, to_sdz(image)
     except UnidentifiedImageError:
         raise HTTPException(415, f"none of {', '.join(UPLOADS)}") from None
     except Image.DecompressionBombError:
         pass
-    except Exception as e:  # whatever a decoder makes of a damaged file
+    except Exception as e:  # a decoder may raise anything for a damaged file
         raise HTTPException(422, f"cannot be converted: {e}") from None
     raise HTTPException(413, f"more than {most_pixels:,} pixels, or {LONGEST_SIDE:,} a side")
 
 
 def to_sdz(image: Image.Image) -> bytes:
-    """The right way up, and without metadata but its colours': where it was taken is private."""
+    """Turn it the right way up and keep only its colour profile. Where it was taken is private."""
     file = io.BytesIO()
     ImageOps.exif_transpose(image).save(file, "SDZ", exif=None, xmp=None)
     return file.getvalue()
 
 
 def rendered(path: Path, format: str) -> bytes:
-    """A kept picture as browsers know it."""
+    """Convert a kept picture to a format that browsers know."""
     file = io.BytesIO()
     with Image.open(path, formats=["SDZ"]) as image:
-        image.save(file, format, quality=WEBP_QUALITY)  # which PNG ignores
+        image.save(file, format, quality=WEBP_QUALITY)  # PNG ignores it
     return file.getvalue()
 
 

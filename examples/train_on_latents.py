@@ -1,4 +1,4 @@
-"""Train a U-Net on a folder of `.sdz` latents, such as `sdz encode` makes of sd-scripts' caches.
+"""Train a U-Net on a folder of `.sdz` latents. `sdz encode` makes them from sd-scripts' caches.
 
 sdz encode cache -o latents
 python examples/train_on_latents.py latents
@@ -34,12 +34,12 @@ class LatentFolder(Dataset[torch.Tensor]):
 def main(
     pipe: Any, folder: Path, *, epochs: int = 1, batch_size: int = 4, workers: int = 4
 ) -> list[float]:
-    """Train a pipeline's U-Net to predict noise, without captions; the loss of every step."""
+    """Train a pipeline's U-Net to predict noise, without captions. Yield the loss of every step."""
     unet, scheduler = pipe.unet, pipe.scheduler
     with torch.no_grad():
         nothing, _ = pipe.encode_prompt("", unet.device, 1, False)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5)
-    # Reading does not import torch's networks or any model: workers start fast and stay small.
+    # Reading imports neither torch's networks nor a model, so workers start fast and stay small.
     loader = DataLoader(LatentFolder(folder), batch_size, shuffle=True, num_workers=workers)
     losses = []
     for _ in range(epochs):

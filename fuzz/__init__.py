@@ -1,1 +1,1 @@
-"""Fuzzing: whatever the bytes, a picture or one of a few exceptions; see docs/security.md."""
+"""Fuzzing: any bytes give a picture or one of a few exceptions. See docs/security.md."""

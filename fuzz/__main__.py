@@ -1,7 +1,7 @@
-"""`python -m fuzz TARGET`: libFuzzer through atheris where that is installed, else plain mutations.
+"""`python -m fuzz TARGET`: libFuzzer through atheris if that is installed, or plain mutations.
 
-The exit status is 0 where nothing was found. What was found is left in the current folder, as
-crash-* (libFuzzer's) or finding-*; `python -m fuzz TARGET FILE ...` runs such files again.
+The exit status is 0 if nothing was found. Findings are written to the current folder, as crash-*
+(by libFuzzer) or finding-*. `python -m fuzz TARGET FILE ...` runs such files again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SLOWEST = 10  # seconds for one input; chosen: a thousand times the usual
 
 
 def plain(target: Target, corpus: list[bytes], args: argparse.Namespace) -> None:
-    """Mutations of the corpus alone, without a look at what they reach."""
+    """Mutate the corpus. This does not look at which code the inputs reach."""
     from .mutations import mutated
 
     rng = random.Random(args.seed)
@@ -50,7 +50,7 @@ def plain(target: Target, corpus: list[bytes], args: argparse.Namespace) -> None
 
 
 def guided(target: Target, corpus: list[bytes], args: argparse.Namespace) -> None:
-    """libFuzzer, which keeps what reaches new code; it ends the process itself."""
+    """Run libFuzzer, which keeps inputs that reach new code. It ends the process itself."""
     import atheris
 
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +59,7 @@ def guided(target: Target, corpus: list[bytes], args: argparse.Namespace) -> Non
         flags = {
             "runs": args.runs,
             "max_total_time": args.seconds,
-            "seed": args.seed + 1,  # libFuzzer takes 0 for a random one
+            "seed": args.seed + 1,  # libFuzzer takes 0 as a random seed
             "max_len": MAX_LENGTH,
             "timeout": SLOWEST,
             "print_final_stats": 1,
@@ -72,18 +72,18 @@ def guided(target: Target, corpus: list[bytes], args: argparse.Namespace) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
     parser.add_argument("target", choices=("container", "entropy", "whole"))
-    parser.add_argument("inputs", nargs="*", type=Path, help="run these and nothing else")
+    parser.add_argument("inputs", nargs="*", type=Path, help="run only these")
     parser.add_argument("--runs", type=int, default=100_000, help="executions at most")
     parser.add_argument("--seconds", type=int, default=1 << 30, help="seconds at most")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plain", action="store_true", help="without atheris, as where it is not")
+    parser.add_argument("--plain", action="store_true", help="do not use atheris")
     args = parser.parse_args()
 
     use_atheris = not (args.plain or args.inputs) and importlib.util.find_spec("atheris")
     if use_atheris:
         import atheris
 
-        # Before anything imports them; libFuzzer sees the branches of these modules only.
+        # This must come before anything imports these modules. libFuzzer sees only their branches.
         with atheris.instrument_imports(include=["pillow_sdz"]):
             from . import seeds, targets
     else:

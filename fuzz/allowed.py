@@ -1,9 +1,9 @@
-"""What reading a file may raise, whatever its bytes; anything else is a bug."""
+"""The exceptions that reading a file may raise, for any bytes. Any other exception is a bug."""
 
 from __future__ import annotations
 
 from PIL import Image
 
-# OSError of this package and of Pillow (UnidentifiedImageError is one); the other is what Pillow
-# raises for more pixels than twice Image.MAX_IMAGE_PIXELS, and it is no OSError.
+# OSError comes from this package and from Pillow (UnidentifiedImageError is one). Pillow raises the
+# other if there are more pixels than twice Image.MAX_IMAGE_PIXELS. It is not an OSError.
 ALLOWED = (OSError, Image.DecompressionBombError)

@@ -1,7 +1,7 @@
-"""Hostile files: `python -m fuzz.hostile` writes them to fixtures/hostile/, and shows their cost.
+"""Hostile files. `python -m fuzz.hostile` writes them to fixtures/hostile/ and shows their cost.
 
-What becomes of each is in tests/test_hostile.py. Files that fuzzing found lie beside them, with
-names that begin with "crash-".
+tests/test_hostile.py says what must happen to each. Files that fuzzing found are in the same
+folder. Their names begin with "crash-".
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ FOLDER = Path(__file__).parent.parent / "fixtures" / "hostile"
 SD_MINI = Header("RGB", (16, 16), "sd-mini", catalogue.SD_MINI.digest, 4, 8, 100)
 MINI = Header("RGB", (16, 16), "mini", catalogue.MINI.digest, 160, 16, 5000)
 STRANGE = SD_MINI._replace(model="strange-1", digest=catalogue.NOT_NAMED)
-LATN = Chunk(chunks.LATENTS, bytes([2]))  # the prior of sd-mini, all of them the likeliest
-EMPTY = Chunk(chunks.LATENTS, b"")  # which are `mini`'s likeliest
+LATN = Chunk(chunks.LATENTS, bytes([2]))  # the prior of sd-mini, and all latents the likeliest
+EMPTY = Chunk(chunks.LATENTS, b"")  # the likeliest latents of `mini`
 BANDED = MINI._replace(size=(16, 96))  # six rows of latents
 SAME = Chunk(chunks.CHANGES, unchanged(1, 1))
 ALL_CHANGED = Chunk(chunks.CHANGES, all_changed(8, 8))
@@ -38,7 +38,7 @@ DONE = Chunk(chunks.DONE, b"")
 
 
 def chunk(type: bytes, data: bytes, length: bytes | None = None) -> bytes:
-    """A chunk with a right CRC, whatever the rules say; ``length`` instead of its own."""
+    """A chunk with a right CRC, even if it breaks the rules. ``length`` replaces its own length."""
     body = type + data
     return (length or _leb128(len(data))) + body + struct.pack(">I", zlib.crc32(body))
 
@@ -52,14 +52,14 @@ def _leb128(value: int) -> bytes:
 
 
 def file(header: Header | bytes, *parts: Chunk | bytes) -> bytes:
-    """A file of a header, chunks or bytes in their place, and DONE."""
+    """A file of a header, then chunks or raw bytes, then DONE."""
     head = header if isinstance(header, bytes) else chunk(chunks.HEAD, header.pack())
     packed = [part if isinstance(part, bytes) else chunk(*part) for part in (*parts, DONE)]
     return b"".join([container.SIGNATURE, head, *packed])
 
 
 def _head(position: int, value: bytes) -> bytes:
-    """The chunk HEAD of `SD_MINI` with a field that its writer would refuse."""
+    """The HEAD chunk of `SD_MINI` with a field that its writer would refuse."""
     data = bytearray(SD_MINI.pack())
     data[position : position + len(value)] = value
     return chunk(chunks.HEAD, bytes(data))
@@ -81,7 +81,7 @@ def _alpha(size: tuple[int, int], png: bytes) -> bytes:
 
 
 def _texts(count: int) -> list[tuple[bytes, bytes]]:
-    """So many PNG chunks of a mebibyte of text each."""
+    """PNG chunks of a mebibyte of text each."""
     text = zlib.compress(bytes(1 << 20), 9)
     return [(b"zTXt", b"%d\0\0" % number + text) for number in range(count)]
 
@@ -96,18 +96,18 @@ def _latents(payload: bytes, **header: Any) -> bytes:
     return file(SD_MINI._replace(**header), Chunk(chunks.LATENTS, payload))
 
 
-# A second IHDR in a PNG of 16x16 grey pixels: of more pixels, and of colours.
+# A second IHDR in a PNG of 16x16 grey pixels: one has more pixels, the other has colours.
 OTHER_SIZE = b"IHDR", struct.pack(">II5B", 8192, 8192, 8, 0, 0, 0, 0)
 OTHER_KIND = b"IHDR", struct.pack(">II5B", 16, 16, 8, 6, 0, 0, 0)
 
 
 def files() -> dict[str, bytes]:
-    """All of them by their name, without the suffix."""
+    """All hostile files by name, without the suffix."""
     nan = np.full((4, 2, 2), np.nan, np.float16)
     nan[0] = [[np.inf, -np.inf], [65504, 6e-8]]
     zeros = zlib.compress(bytes(9 << 20), 9)
     return {
-        # what frames the chunks
+        # the framing of chunks
         "signature-alone": container.SIGNATURE,
         "head-missing": file(b"", LATN),
         "head-empty": file(chunk(chunks.HEAD, b"")),
@@ -158,7 +158,7 @@ def files() -> dict[str, bytes]:
         "model-of-other-weights": file(MINI._replace(digest=b"\1\2\3\4"), LATN),
         "quantisation-0": file(_head(len(SD_MINI.pack()) - 2, bytes(2)), LATN),
         "channels-65535": file(STRANGE._replace(channels=65535), Chunk(b"LATN", b"\0")),
-        # what stands beside the latents
+        # chunks beside the latents
         "chunks-empty": file(SD_MINI, *(chunk(t, b"") for t in (b"iCCP", b"eXIf", b"dNOI")), LATN),
         "denoising-255-steps": file(SD_MINI, chunk(b"dNOI", b"\0\x28\xff"), LATN),
         "prompt-not-utf8": file(SD_MINI, chunk(b"pRMT", b"\xff\xfe"), LATN),
@@ -181,7 +181,7 @@ def files() -> dict[str, bytes]:
         ),
         "alpha-with-texts": _alpha((250, 40), _png((250, 40), bytes(251 * 40), *_texts(8))),
         "alpha-ends-early": _alpha((16, 16), _png((16, 16), bytes(17 * 16))[:-30]),
-        # what codes the latents
+        # the coding of latents
         "latents-empty": _latents(b""),
         "latents-of-no-prior": _latents(b"\3"),
         "latents-that-go-on": _latents(b"\2" + b"\x55" * 40),
@@ -190,7 +190,7 @@ def files() -> dict[str, bytes]:
         "palette-of-zeros": _latents(bytes(6), coding=1),
         "float16-beyond-its-bits": _latents(b"\x0b\x00", coding=2, quantisation=0),
         "float16-nan": _lossless(nan),
-        # what takes long for its bytes: all that is asked for in a few of them
+        # files that take long for their size: they ask for everything in a few bytes
         "latents-of-half-a-megapixel": file(MINI._replace(size=(800, 640)), Chunk(b"LATN", b"")),
         "latents-of-129x128": file(MINI._replace(size=(2048, 2064)), Chunk(b"LATN", b"")),
         "latents-of-8191x1": file(SD_MINI._replace(size=(8, 65528)), Chunk(b"LATN", b"\0")),
@@ -202,7 +202,7 @@ def files() -> dict[str, bytes]:
 
 
 def outcome(use: Callable[[bytes], None], data: bytes) -> str:
-    """What using a file gives: "accepted", or the exception and the time of the CPU."""
+    """The result of using a file: "accepted" or the exception, and the CPU time."""
     start = time.process_time()
     try:
         use(data)

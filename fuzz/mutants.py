@@ -1,19 +1,19 @@
-"""`python -m fuzz.mutants`: small changes to the package, one at a time, and whether tests notice.
+"""`python -m fuzz.mutants`: make small changes to the package, and see whether tests notice.
 
-The other targets change what is read, and look at the reader; this one changes the package, and
-looks at the tests. Cosmic Ray says which changes there are. A place in the source is drawn first,
-then one of the changes to it: an operator with many of them counts no more than a number.
+The other targets change files and look at the reader. This one changes the package and looks at the
+tests. Cosmic Ray lists the possible changes. First a place in the source is drawn, then one of the
+changes to it. So an operator with many changes counts no more than a number.
 
-Everything happens in a copy of the checkout. The tests run there once, to record which of them run
-which lines. Each change then meets tests that run its line, of each test file the one first that
-runs least else. It is noticed if one of them fails, or does not end. Results are kept, and a second
-run goes on where the first one was ended.
+Everything happens in a copy of the checkout. The tests run there once, to record which tests run
+which lines. For each change, some tests run that use its line: of each test file, those that run
+the fewest lines come first. The change is noticed if a test fails or does not end. Results are
+kept, so a second run goes on where the first one ended.
 
     pip install ".[test,mutants]"
     python -m fuzz.mutants --count 300 --seed 0 --jobs 2
     python -m fuzz.mutants pillow_sdz/mask.py --tests tests/test_caches.py
 
-That takes one run of the tests, and about a quarter of a minute for each change.
+This takes one run of the tests, and then about a quarter of a minute for each change.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "pillow_sdz"
-GOAL = 0.9  # of the changes are to be noticed; chosen
-# Chosen: more tests seldom find what these do not, and take longer than all else.
+GOAL = 0.9  # chosen: the share of changes that tests must notice
+# Chosen: more tests seldom find more, and take most of the time.
 TESTS = 40
 SECONDS = 120  # for the tests of a change, chosen: they take 5 to 15 without it
 
@@ -53,7 +53,7 @@ Position = tuple[int, int]
 
 @dataclass(frozen=True)
 class Mutant:
-    """A change to a module: Cosmic Ray's operator, the how-manieth use of it, and where."""
+    """A change to a module: Cosmic Ray's operator, its number in the module, and its place."""
 
     module: str  # as a path from the root
     operator: str
@@ -65,7 +65,7 @@ class Mutant:
         return f"{self.module}:{self.line}:{self.column} {self.operator.removeprefix('core/')}"
 
     def source(self) -> str | None:
-        """The module with the change in it; None where that is no Python, or no change."""
+        """The module with the change. None if that is not Python, or if nothing changes."""
         import cosmic_ray.mutating
         import cosmic_ray.plugins
 
@@ -85,7 +85,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a change: ``failed``, ``hung``, ``passed``, or ``no test`` runs the line."""
+    """The result of a change: ``failed``, ``hung``, ``passed``, or ``no test`` runs the line."""
 
     mutant: Mutant
     outcome: str
@@ -93,11 +93,11 @@ class Result:
     tests: int
 
 
-# which changes there are
+# the possible changes
 
 
 def mutants(module: str) -> dict[Position, list[Mutant]]:
-    """The changes to a module by place, but not to annotations, which nothing evaluates."""
+    """The changes to a module by place. Annotations are left out, as nothing evaluates them."""
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.plugins import get_operator, operator_names
 
@@ -107,7 +107,7 @@ def mutants(module: str) -> dict[Position, list[Mutant]]:
     found: dict[Position, list[Mutant]] = defaultdict(list)
     for name in operator_names():
         operator = get_operator(name)
-        if operator.arguments():  # which would have to be told what to do
+        if operator.arguments():  # it would need arguments that nobody gives here
             continue
         places = (place for node in nodes for place in operator().mutation_positions(node))
         for occurrence, (start, _) in enumerate(places):
@@ -131,7 +131,7 @@ def _annotations(source: str) -> Iterator[tuple[Position, Position]]:
 
 
 def drawn(modules: Sequence[str], count: int, seed: int) -> list[Mutant]:
-    """So many changes to these modules, or all of them, the same for the same seed and source."""
+    """Draw this many changes to these modules, or all. A seed and a source give the same ones."""
     rng = random.Random(seed)
     places = [changes for module in modules for _, changes in sorted(mutants(module).items())]
     rng.shuffle(places)
@@ -139,7 +139,7 @@ def drawn(modules: Sequence[str], count: int, seed: int) -> list[Mutant]:
     return list(itertools.islice(sound, count))
 
 
-# which tests run which lines
+# the lines that each test runs
 
 
 class Recorded:
@@ -147,14 +147,14 @@ class Recorded:
 
     def __init__(self, tests: Mapping[str, Mapping[int, set[str]]]) -> None:
         self._tests = tests
-        self._lines: dict[str, int] = defaultdict(int)  # that a test runs
+        self._lines: dict[str, int] = defaultdict(int)  # how many lines a test runs
         for lines in tests.values():
             for test in itertools.chain.from_iterable(lines.values()):
                 self._lines[test] += 1
 
     @classmethod
     def by_coverage(cls, file: Path, failing: Iterable[str]) -> Recorded:
-        """As `coverage` wrote it down, but for tests that fail anyway."""
+        """Read the record of `coverage`, without tests that always fail."""
         from coverage import CoverageData
 
         data = CoverageData(str(file))
@@ -171,11 +171,11 @@ class Recorded:
         )
 
     def fitting(self, mutant: Mutant, count: int) -> list[str]:
-        """The tests for a change: of each test file in turn the one that runs the fewest lines."""
+        """The tests for a change. Each file in turn gives the test that runs the fewest lines."""
         lines = self._tests.get(mutant.module, {})
         start = _statement(mutant)
         found = set[str]().union(*(lines.get(n, ()) for n in range(start, mutant.line + 1)))
-        if found == {""}:  # run by the import alone, as constants are: their users' tests, then
+        if found == {""}:  # only the import runs it, as for constants: take the module's tests
             found = set[str]().union(*lines.values())
         by_file: dict[str, list[str]] = defaultdict(list)
         for test in sorted(found - {""}, key=lambda test: (self._lines[test], test)):
@@ -185,7 +185,7 @@ class Recorded:
 
 
 def _statement(mutant: Mutant) -> int:
-    """The first line of the innermost statement that a change is in: coverage knows no other."""
+    """The first line of the innermost statement around a change. coverage knows only this line."""
     tree = ast.parse((ROOT / mutant.module).read_text("utf-8"))
     return max(
         node.lineno
@@ -200,7 +200,7 @@ def _statement(mutant: Mutant) -> int:
 
 
 def checkout() -> list[Path]:
-    """The files of the checkout, those that are not committed yet included."""
+    """The files of the checkout, also those that are not committed yet."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
     names = (Path(name) for name in sorted(set(listed.split("\0"))) if name)
@@ -208,7 +208,7 @@ def checkout() -> list[Path]:
 
 
 def digest(files: Sequence[Path], tests: Sequence[str]) -> str:
-    """Of all that results depend on."""
+    """A digest of everything that the results depend on."""
     total = hashlib.sha256(repr(list(tests)).encode())
     for name in files:
         total.update(f"{name}\0".encode() + hashlib.sha256((ROOT / name).read_bytes()).digest())
@@ -216,7 +216,7 @@ def digest(files: Sequence[Path], tests: Sequence[str]) -> str:
 
 
 def copy(files: Sequence[Path], folder: Path) -> None:
-    """A checkout of its own, made anew, without bytecode of other sources."""
+    """Make a new checkout, without the bytecode of other sources."""
     shutil.rmtree(folder, ignore_errors=True)
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -224,9 +224,9 @@ def copy(files: Sequence[Path], folder: Path) -> None:
 
 
 def pytest(folder: Path, *arguments: str, seconds: float | None = None) -> int:
-    """Run tests in a copy; the exit status. TimeoutExpired after so many seconds."""
+    """Run tests in a copy and return the exit status. TimeoutExpired after too many seconds."""
     command = [sys.executable, "-m", "pytest", "-q", *arguments]
-    # A change within a second and of the same size would be taken for its older bytecode.
+    # Python would use the old bytecode for a change of the same size within a second.
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     with (folder / "pytest.log").open("wb") as log:
         process = subprocess.Popen(
@@ -235,17 +235,17 @@ def pytest(folder: Path, *arguments: str, seconds: float | None = None) -> int:
         try:
             return process.wait(seconds)
         finally:
-            # With what the tests started, and a test that failed left behind.
+            # This also ends what the tests started and a failed test left running.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
 def recorded(folder: Path, files: Sequence[Path], tests: Sequence[str]) -> Recorded:
-    """Which of the tests run which lines; recorded, where they are not yet."""
+    """Read which tests run which lines. Record it first if that is not done yet."""
     data, failing = folder / "coverage", folder / "failing.json"
     if not failing.exists():
-        print("the tests run once, to record which lines they run", flush=True)
+        print("the tests run once to record their lines", flush=True)
         work = folder / "work"
         copy(files, work)
         pytest(work, f"--cov={PACKAGE}", "--cov-context=test", "--cov-report=", *tests)
@@ -256,7 +256,7 @@ def recorded(folder: Path, files: Sequence[Path], tests: Sequence[str]) -> Recor
 
 
 def tried(mutant: Mutant, tests: Sequence[str], folder: Path) -> Result:
-    """What the tests say of a change, made in this copy and taken back."""
+    """Make a change in this copy, run the tests, and take the change back."""
     if not tests:
         return Result(mutant, "no test", 0, 0)
     path = folder / mutant.module
@@ -275,7 +275,7 @@ def tried(mutant: Mutant, tests: Sequence[str], folder: Path) -> Result:
 
 
 def run(mutants: Iterable[Mutant], tests: Recorded, copies: Sequence[Path]) -> Iterator[Result]:
-    """The results as they come, in as many copies of the checkout at a time as there are."""
+    """The results as they come. Each copy of the checkout works on one change at a time."""
     free: queue.Queue[Path] = queue.Queue()
     for place in copies:
         free.put(place)
@@ -296,7 +296,7 @@ def run(mutants: Iterable[Mutant], tests: Recorded, copies: Sequence[Path]) -> I
 
 
 def kept(file: Path) -> Iterator[Result]:
-    """The results of earlier runs."""
+    """Read the results of earlier runs."""
     if file.exists():
         for line in file.read_text().splitlines():
             fields = json.loads(line)
@@ -304,18 +304,20 @@ def kept(file: Path) -> Iterator[Result]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status, 1 where too many changes went unnoticed."""
+    """Run the command line and return the exit status: 1 if too many changes went unnoticed."""
     parser = argparse.ArgumentParser(prog="python -m fuzz.mutants", description=__doc__)
-    parser.add_argument("modules", nargs="*", help="to change; default: the whole package")
-    parser.add_argument("--tests", nargs="+", default=[], help="to run; default: all")
+    parser.add_argument("modules", nargs="*", help="modules to change; default: the whole package")
+    parser.add_argument("--tests", nargs="+", default=[], help="tests to run; default: all")
     parser.add_argument("--count", type=int, default=300, help="changes; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1, help="at a time; default: %(default)s")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="at the same time; default: %(default)s"
+    )
     parser.add_argument(
         "--folder",
         type=Path,
         default=Path(tempfile.gettempdir(), "pillow-sdz-mutants"),
-        help="for copies and results; default: %(default)s",
+        help="folder for copies and results; default: %(default)s",
     )
     options = parser.parse_args(arguments)
     files = checkout()
@@ -339,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report(results: Sequence[Result]) -> int:
-    """Print which changes went unnoticed; the exit status, 1 if they are too many."""
+    """Print the changes that went unnoticed. Return the exit status: 1 if they are too many."""
     unnoticed = [result for result in results if result.outcome not in NOTICED]
     print(f"\n{len(results) - len(unnoticed)} of {len(results)} changes noticed; not noticed:")
     for result in sorted(unnoticed, key=lambda result: str(result.mutant)):

@@ -1,4 +1,4 @@
-"""Changing bytes: CRCs made right, and plain mutations for where there is no libFuzzer."""
+"""Change bytes: repair CRCs, and mutate without libFuzzer."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import zlib
 
 from pillow_sdz import container
 
-# Where encodings change their minds, as in libFuzzer and AFL.
+# Values at which encodings change, as in libFuzzer and AFL.
 INTERESTING = [0, 1, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF]
-MAX_MUTATIONS = 8  # at once; chosen: most of what many at once make is refused early
+MAX_MUTATIONS = 8  # at once; chosen: files with many mutations are mostly refused early
 
 
 def repaired(data: bytes) -> bytes:
-    """The bytes with the CRC of every whole chunk made right: past the CRC begins the rest."""
+    """Repair the CRC of every whole chunk, so that the code behind the CRC check runs."""
     out = bytearray(data)
     at = len(container.SIGNATURE)
     while at < len(out):
@@ -34,7 +34,7 @@ def repaired(data: bytes) -> bytes:
 
 
 def mutated(rng: random.Random, corpus: list[bytes]) -> bytes:
-    """One of the corpus with a few of its bytes changed, lost, repeated or taken from another."""
+    """Take an input of the corpus and change, remove, repeat or replace a few of its bytes."""
     data = bytearray(rng.choice(corpus))
     for _ in range(rng.randint(1, MAX_MUTATIONS)):
         at = rng.randrange(len(data) + 1)

@@ -1,4 +1,4 @@
-"""What fuzzing starts from: the fixtures, and small inputs made here, all of them sound."""
+"""The inputs that fuzzing starts from: fixtures, and small inputs made here. All are valid."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
 def seeds(target: str) -> list[bytes]:
-    """What to begin with for one of `targets.TARGETS`, some dozens of inputs of up to 10 kB."""
+    """The first inputs for one of `targets.TARGETS`: some dozens, of up to 10 kB."""
     if target == "entropy":
         coded = [_entropy_input(case, side) for case in range(len(CASES)) for side in (1, MAX_SIDE)]
         still = bytes([len(CASES), 0x22]) + unchanged(3, 3)
@@ -48,7 +48,7 @@ def _entropy_input(number: int, side: int) -> bytes:
 
 
 class _Zeros:
-    """A `range_coder.Coder` that writes zeros, or ones where a map says what changes."""
+    """A `range_coder.Coder` that writes zeros, or ones if a map says what changes."""
 
     def __init__(self, changed: int = 0) -> None:
         self.encoder = SymbolEncoder(Tables.shipped())
@@ -61,14 +61,14 @@ class _Zeros:
 
 
 def unchanged(height: int, width: int) -> bytes:
-    """What a DIFF chunk has where nothing changes in latents (height, width) of `mini`."""
+    """The data of a DIFF chunk in which no latents (height, width) of `mini` change."""
     coder = _Zeros()
     changes.code(coder, -(-height // 2), -(-width // 2))
     return coder.encoder.bytes()
 
 
 def all_changed(height: int, width: int) -> bytes:
-    """The data of a DIFF chunk in which all latents (height, width) of `mini` change, to zeros."""
+    """The data of a DIFF chunk in which all latents (height, width) of `mini` change to zeros."""
     mini = models.load(catalogue.MINI)
     assert isinstance(mini, Mini)
     shape = mini.prior.hyper_shape(height, width)
@@ -79,7 +79,7 @@ def all_changed(height: int, width: int) -> bytes:
 
 
 def _animation() -> bytes:
-    """Three frames in three bands, all of the likeliest latents or of no changes."""
+    """Three frames in three bands. The latents are the likeliest, or do not change."""
     model = catalogue.MINI
     header = Header(
         "LA", (20, 90), model.name, model.digest, model.channels, model.factor, 5000, frames=3

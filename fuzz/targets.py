@@ -1,7 +1,7 @@
-"""What is fuzzed: one function per layer, each of some bytes, silent where all is well.
+"""The fuzz targets: one function for each layer. It takes bytes and says nothing if all is well.
 
-An exception that is not in `allowed.ALLOWED` leaves them, or an AssertionError where what was
-read is not what it must be.
+A target raises an exception that is not in `allowed.ALLOWED`, or an AssertionError if the result of
+reading is not right.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from pillow_sdz.header import MODES, Header
 from .allowed import ALLOWED
 from .mutations import repaired
 
-MAX_SIDE = 3  # latents; chosen: one has no neighbours, in the middle of three there are all
-MAX_FRAMES = 3  # of a file that are decoded; chosen: one that begins, one that follows, one more
+MAX_SIDE = 3  # latents; chosen: one latent has no neighbours, the middle one of three has all
+MAX_FRAMES = 3  # of a file that are decoded; chosen: a first one, one that follows, and one more
 
 
 class Case(NamedTuple):
-    """What a header would say of a payload of latents, and the coding that makes one."""
+    """What a header would say of a payload of latents, and the coding of this payload."""
 
     model: catalogue.ModelSpec
     coding: catalogue.CodingSpec
@@ -43,13 +43,13 @@ class Case(NamedTuple):
     prior: int | None = None
 
     def coder(self) -> Coding:
-        """The coding, with one prior if that is named."""
+        """The coding. It has only one prior if that is named."""
         if self.prior is None:
             return codec.coder_of(self.model, self.coding)
         return Context(self.model.channels, [self.prior])
 
 
-# Two channels are the fewest of which one has another before it, and the fewest take least time.
+# Two channels are the fewest in which a channel has one before it. Few channels take least time.
 TWO = catalogue.ModelSpec("two", 2, 8, catalogue.NOT_NAMED, latent_space="two")
 
 CASES = (
@@ -63,7 +63,7 @@ CASES = (
 
 
 def container(data: bytes) -> None:
-    """Bytes to chunks, as they are and with right CRCs; what is read is written to the byte."""
+    """Read chunks, as they are and with right CRCs. Written again, they give the same bytes."""
     for file in (data, repaired(data)):
         try:
             found = format.read(file)
@@ -81,7 +81,7 @@ def container(data: bytes) -> None:
 
 
 def entropy(data: bytes) -> None:
-    """A payload to latents: the first byte names the case, the second rows and columns."""
+    """Decode a payload. The first byte chooses the case, the second the rows and columns."""
     if len(data) < 2:
         return
     number, payload = data[0] % (len(CASES) + 2), data[2:]
@@ -104,7 +104,7 @@ def entropy(data: bytes) -> None:
 
 
 def _changes(payload: bytes, shape: tuple[int, int]) -> None:
-    """What changes in a frame of `mini`, after one of the likeliest latents."""
+    """Decode what changes in a frame of `mini` that follows a frame of the likeliest latents."""
     height, width = (n * catalogue.MINI.factor for n in shape)
     header = Header(
         "RGB",
@@ -125,7 +125,7 @@ def _changes(payload: bytes, shape: tuple[int, int]) -> None:
 
 
 def _coder(payload: bytes, _: object) -> None:
-    """The range coder alone, with means and scales that run through all of theirs."""
+    """The range coder alone, with all of the means and scales."""
     decoder = SymbolDecoder(Tables.shipped(), payload)
     numbers = np.arange(64)
     for _ in range(2):
@@ -135,7 +135,7 @@ def _coder(payload: bytes, _: object) -> None:
 
 
 def whole(data: bytes) -> None:
-    """A file with right CRCs to all that can be had of it."""
+    """Repair a file's CRCs, and use it in all ways."""
     data = repaired(data)
     for use in (shown, cropped, reduced, verified, latents_of):
         with suppress(*ALLOWED):
@@ -143,13 +143,13 @@ def whole(data: bytes) -> None:
 
 
 def opened(data: bytes) -> None:
-    """The picture, opened."""
+    """Open the picture."""
     with Image.open(BytesIO(data), formats=["SDZ"]):
         pass
 
 
 def shown(data: bytes) -> None:
-    """The first frames, decoded."""
+    """Decode the first frames."""
     with Image.open(BytesIO(data), formats=["SDZ"]) as im:
         for frame in islice(ImageSequence.Iterator(im), MAX_FRAMES):
             frame.load()
@@ -157,26 +157,26 @@ def shown(data: bytes) -> None:
 
 
 def cropped(data: bytes) -> None:
-    """A part of the picture, decoded."""
+    """Decode a part of the picture."""
     with Image.open(BytesIO(data), formats=["SDZ"]) as im:
         im.crop((im.width // 2, im.height // 2, im.width, im.height)).load()
 
 
 def reduced(data: bytes) -> None:
-    """The picture, decoded at an eighth of its size."""
+    """Decode the picture at an eighth of its size."""
     with Image.open(BytesIO(data), formats=["SDZ"]) as im:
         im.draft(None, (1, 1))
         im.load()
 
 
 def verified(data: bytes) -> None:
-    """The picture, opened and verified."""
+    """Open and verify the picture."""
     with Image.open(BytesIO(data), formats=["SDZ"]) as im:
         im.verify()
 
 
 def latents_of(data: bytes) -> None:
-    """The latents of all frames."""
+    """Read the latents of all frames."""
     open_latents(BytesIO(data))
 
 
@@ -188,7 +188,7 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
 
 
 class _WithoutNetwork:
-    """A loaded model whose pictures are grey: the network does not branch on what it is given."""
+    """A loaded model whose pictures are grey. The network's code does not depend on its input."""
 
     def __init__(self, spec: catalogue.ModelSpec) -> None:
         self._loaded, self._factor = models.load(spec), spec.factor
@@ -205,16 +205,16 @@ class _WithoutNetwork:
             for part in area or (slice(0, found.shape[0]), slice(0, found.shape[1]))
         )
         if area is not None:
-            found[area]  # which decodes them
+            found[area]  # decodes them
         shape = rows.stop - rows.start, columns.stop - columns.start, 3
         yield (rows, columns), np.full(shape, 128, np.uint8)
 
 
 @contextmanager
 def light() -> Iterator[None]:
-    """So that `whole` takes a millisecond: no networks, and limits of 64x64 pixels or their like.
+    """Make `whole` take a millisecond: no networks, and limits of about 64x64 pixels.
 
-    What is beyond the package's own limits is another test's: tests/test_hostile.py.
+    tests/test_hostile.py tests the package's own limits.
     """
     specs = catalogue.MINI, catalogue.MINI_PERCEPTUAL, catalogue.SD_MINI
     grey = {spec: _WithoutNetwork(spec) for spec in specs}
@@ -226,6 +226,6 @@ def light() -> Iterator[None]:
             (adaptive, "FREE_WORK", 1 << 10),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
-        # What a file recommends must not make a U-Net run: it is a network, too.
+        # Denoising runs a U-Net, which is also a network. A file may recommend it.
         stack.enter_context(options.override(DENOISE=False))
         yield

@@ -22,7 +22,7 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(scope="session")
 def photo() -> Image.Image:
-    """A picture as smooth as a photo, with a different gradient in each band; 61x43, odd sides."""
+    """A picture as smooth as a photo, with another gradient in each band: 61x43, odd sides."""
     across = Image.linear_gradient("L").rotate(90).resize((61, 43))
     down = Image.linear_gradient("L").resize((61, 43))
     around = Image.radial_gradient("L").resize((61, 43))
@@ -31,7 +31,7 @@ def photo() -> Image.Image:
 
 @pytest.fixture(scope="session")
 def small_file(photo: Image.Image) -> bytes:
-    """A real file with every known chunk, as small as it gets, so that all its bytes can be hit."""
+    """A real file with every known chunk, as small as possible, so that tests can damage each byte."""
     alpha = Image.new("L", (5, 3), 200)
     alpha.putpixel((2, 1), 7)
     picture = photo.resize(alpha.size)
@@ -59,9 +59,9 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Ctrl-C reaches child processes, also where the shell has this job in the background.
+    """Let Ctrl-C reach child processes, even if the shell runs this job in the background.
 
-    Shells have such jobs ignore SIGINT, and what ignores a signal passes that on.
+    Shells make such jobs ignore SIGINT, and child processes inherit that.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -70,5 +70,5 @@ def interruptible() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    """The environment in which a child process imports the package under test, wherever it runs."""
+    """The environment with which a child process imports the package under test from any folder."""
     return {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}

@@ -1,4 +1,4 @@
-"""A registry of models and a hub's cache that hold nothing but what a test puts there."""
+"""A registry of models and a hub's cache that hold only what a test puts there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pillow_sdz import models
 
 @pytest.fixture(autouse=True)
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No models but pillow-sdz's own, and no models file."""
+    """Only pillow-sdz's own models, and no models file."""
     monkeypatch.setenv("SDZ_MODELS", str(tmp_path / "config" / "models.json"))
     for name in ("_registered", "_loaded", "_denoisers"):
         monkeypatch.setattr(models, name, {})
@@ -23,7 +23,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail whatever tries to reach the network, even where the code under test copes with that."""
+    """Fail if anything tries to reach the network, even if the code under test handles the error."""
     calls: list[object] = []
 
     def refuse(*arguments: object, **_: object) -> Any:
@@ -40,7 +40,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub's cache, empty."""
+    """The hub's cache, which is empty."""
     constants = pytest.importorskip("huggingface_hub.constants", reason="needs the extra sd")
     cache = tmp_path / "hub"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
@@ -48,7 +48,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def autoencoder_directory(folder: Path, weights: bytes = b"weights", **config: object) -> Path:
-    """A directory that can be registered; its weights are no such thing and cannot be loaded."""
+    """A directory that can be registered. Its weights are fake and cannot be loaded."""
     folder.mkdir(parents=True)
     settings = {
         "_class_name": "AutoencoderKL",

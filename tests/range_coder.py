@@ -1,4 +1,4 @@
-"""The range decoder of docs/format.md, written from the specification alone."""
+"""The range decoder of docs/format.md, written only from the specification."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RangeDecoder:
         return int.from_bytes(word, "big")
 
     def decode(self, counts: Sequence[int]) -> int:
-        """The next symbol, of an alphabet with these counts, which sum to 2 ** 24."""
+        """The next symbol of an alphabet with these counts, which sum to 2 ** 24."""
         scale = self._range >> 24
         quantile = ((self._point - self._lower) & MASK) // scale
         cumulative = [0, *itertools.accumulate(counts)]

@@ -1,4 +1,4 @@
-"""Latents and integers that the tests of the codings of latents share."""
+"""Latents and integers that the tests of codings share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pillow_sdz.arrays import Ints
 
 
 def correlated_latents(height: int, width: int, channels: int) -> NDArray[np.float64]:
-    """Something like an autoencoder's latents (h, w, C): mixtures of waves, edges and noise."""
+    """Latents (h, w, C) like those of an autoencoder: mixtures of waves, edges and noise."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width]
     planes = []
@@ -23,7 +23,7 @@ def correlated_latents(height: int, width: int, channels: int) -> NDArray[np.flo
 
 
 def pinned_symbols(height: int, width: int, channels: int, largest: int) -> Ints:
-    """Integers that depend on no library: a congruential generator, smoothed by summing."""
+    """Integers that depend on no library: a congruential generator, smoothed by sums."""
     state, numbers = 1, []
     for _ in range(height * width * channels):
         state = (state * 1664525 + 1013904223) % 2**32

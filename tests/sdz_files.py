@@ -1,4 +1,4 @@
-"""Making, reading and comparing `.sdz` files in memory."""
+"""Make, read and compare `.sdz` files in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class CountingFile(BytesIO):
-    """Counts the bytes that are read of it."""
+    """Counts the bytes that are read."""
 
     count = 0
 
@@ -32,7 +32,7 @@ class CountingFile(BytesIO):
 
 
 class CountingReads(CountingFile):
-    """Counts the calls, too."""
+    """Also counts the calls."""
 
     calls = 0
 
@@ -48,7 +48,7 @@ def encode(im: Image.Image, **options: Any) -> bytes:
 
 
 def decode(data: bytes) -> Image.Image:
-    """The picture, opened and loaded."""
+    """Open the picture and load it."""
     with Image.open(BytesIO(data)) as im:
         im.load()
         return im
@@ -59,14 +59,14 @@ def roundtrip(im: Image.Image, **options: Any) -> Image.Image:
 
 
 def replaced(data: bytes, type: bytes, replacement: bytes) -> bytes:
-    """The file with other data in one chunk, its CRC right, whatever the rules say of it."""
+    """The file with other data in one chunk and a right CRC, even if that breaks the rules."""
     return framed(
         [c._replace(data=replacement) if c.type == type else c for c in container.read(data)]
     )
 
 
 def framed(chunks: list[Chunk]) -> bytes:
-    """A file of these chunks, their CRCs right, without any of the rules that `write` enforces."""
+    """A file of these chunks with right CRCs, without the rules that `write` checks."""
     parts = [container.SIGNATURE]
     for chunk in chunks:
         length = bytearray()
@@ -81,7 +81,7 @@ def framed(chunks: list[Chunk]) -> bytes:
 
 
 def assert_similar(a: Image.Image, b: Image.Image, tolerance: float) -> None:
-    """Both have the same mode and size, and differ by at most so many grey levels on average."""
+    """Both have the same mode and size. On average they differ by at most ``tolerance`` grey levels."""
     assert (a.mode, a.size) == (b.mode, b.size)
     difference = ImageStat.Stat(ImageChops.difference(a, b)).mean
     assert max(difference) <= tolerance, f"mean difference per band: {difference}"
@@ -102,7 +102,7 @@ def encoded(
 
 
 def shown(network: Network, latents: NDArray[Any], quantisation: int = 0) -> NDArray[np.uint8]:
-    """The whole picture (H, W, 3) of latents (h, w, C)."""
+    """Decode latents (h, w, C) to the whole picture (H, W, 3)."""
     pieces = list(network.decode(latents, quantisation))
     rows, columns = (max(place[axis].stop for place, _ in pieces) for axis in (0, 1))
     pixels = np.empty((rows, columns, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""What test_server.py has the server's worker processes do, which import it from here."""
+"""Work for the server's processes in test_server.py. They import it from here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def held(release: Path, work: str, *arguments: object) -> Any:
-    """The server's function of this name, but not before there is a file called ``release``."""
+    """Run the server's function of this name, but wait for a file called ``release`` first."""
     deadline = time.monotonic() + 60
     while not release.exists():
         assert time.monotonic() < deadline
@@ -18,7 +18,7 @@ def held(release: Path, work: str, *arguments: object) -> Any:
 
 
 def endless(*_: object) -> None:
-    """Work that no exception stops."""
+    """Work that no exception can stop."""
     while True:
         try:
             time.sleep(60)

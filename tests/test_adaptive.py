@@ -1,4 +1,4 @@
-"""The adaptive prior: latents of any model to a payload and back, to the integer."""
+"""The adaptive prior: latents of any model become a payload and come back exactly."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_sizes_and_steps_out_of_range_are_refused(height: int, width: int, step:
 
 
 def entropy(symbols: Ints) -> float:
-    """Bytes of each channel's integers by their histogram, which is told for nothing."""
+    """Bytes of each channel's integers with their histogram. The histogram costs nothing here."""
     bits = 0.0
     for channel in symbols.reshape(-1, symbols.shape[2]).T:
         counts = np.unique(channel, return_counts=True)[1]
@@ -109,7 +109,7 @@ print(hashlib.sha256(payload + decode(payload, symbols.shape, 333).tobytes()).he
 def test_threads_do_not_change_a_bit() -> None:
     digests = set()
     for threads in ("1", "2"):
-        # Read once, when numpy loads its BLAS: hence processes of their own.
+        # numpy reads these when it loads its BLAS, so each case needs its own process.
         variables = dict.fromkeys(
             ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads
         )
@@ -141,19 +141,19 @@ def test_damaged_payloads_raise_nothing_but_damage() -> None:
             decode(words, symbols.shape, 512)
         except DamagedPayload:
             refused += 1
-    # Not all can be known: any words decode to something, and checksums are the container's.
+    # Not all damage can be noticed: any words decode to something. Checksums are in the container.
     assert refused > 0
 
 
 def test_least_squares_in_integers_are_least_squares() -> None:
     rng = np.random.default_rng(3)
-    # Inputs of very different sizes, and one that is nearly another.
+    # Inputs of very different sizes, and one that almost equals another.
     inputs = rng.normal(0, 1, (500, 12)) * 10.0 ** rng.uniform(1, 5, 12)
     inputs[:, 1] = inputs[:, 0] + rng.normal(0, 10, 500)
     weights = rng.uniform(-2, 2, 12)
     samples = np.rint(np.column_stack([inputs, inputs @ weights])).astype(np.int64)
     moments = samples.T @ samples
-    # What `solve` adds to the diagonal belongs to the problem, not to its error.
+    # `solve` adds something to the diagonal. That is part of the problem, not an error.
     softened = moments + np.diag((np.diag(moments) >> 10) + 4096)
     expected = np.linalg.solve(softened[:-1, :-1].astype(float), softened[:-1, -1].astype(float))
     found = solve(moments[None])[0] / 65536
@@ -162,7 +162,7 @@ def test_least_squares_in_integers_are_least_squares() -> None:
 
 
 class Regression:
-    """docs/adaptive.md, in integers of any size."""
+    """docs/adaptive.md with integers of any size."""
 
     def __init__(self, first: list[int]) -> None:
         self.weights = first
@@ -183,7 +183,7 @@ class Regression:
         self.changed = True
 
     def refit(self) -> None:
-        if not self.changed:  # the same matrix, the same weights
+        if not self.changed:  # the same matrix has the same weights
             return
         self.changed = False
         k = len(self.weights)
@@ -225,7 +225,7 @@ def log(x: int) -> int:
 
 
 def stages_by_the_specification(symbols: Ints, n: int) -> list[Stage]:
-    """docs/adaptive.md, one place at a time."""
+    """docs/adaptive.md, one place after another."""
     h, w, channels = symbols.shape
     near, far = min(3, channels - 1), min(15, channels - 1)
     a, b = min(65536 // n, LIMIT), min(19648 // n, LIMIT)
@@ -295,12 +295,12 @@ def latents(shape: Shape, step: int) -> Ints:
 
 
 def extremes(shape: Shape, step: int) -> Ints:
-    """The largest symbols, in alternation, which must not overflow anything."""
+    """The largest symbols with alternating signs. Nothing may overflow."""
     return np.where(np.indices(shape).sum(0) % 2, 1 << 19, -(1 << 19))
 
 
 def sparse(shape: Shape, step: int) -> Ints:
-    """Nothing but a few large numbers."""
+    """Only a few large numbers."""
     place = np.arange(np.prod(shape)).reshape(shape)
     symbols: Ints = np.where(place % 11 == 3, place * 997 % 4001 - 2000, 0)
     return symbols
@@ -325,7 +325,7 @@ def test_the_specification_says_what_the_code_does(
     stages: list[Stage] = []
 
     class Recorder:
-        """A coder that answers the symbols and keeps what it was asked."""
+        """A coder that returns the symbols and keeps what it was asked."""
 
         def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
             assert mean.dtype == scale.dtype == np.int64
@@ -371,7 +371,7 @@ def test_the_specification_says_what_the_code_does(
     ],
 )
 def test_golden_payloads(shape: Shape, largest: int, step: int, size: int, digest: str) -> None:
-    """Made once, never anew: a failure means that files written before are unreadable."""
+    """Made once, never again. If this fails, files written earlier cannot be read any more."""
     payload = encode(pinned_symbols(*shape, largest), step)
     assert len(payload) == size
     assert hashlib.sha256(payload).hexdigest() == digest

@@ -1,4 +1,4 @@
-"""The benchmarks: each codec's file is its best within the budget, and the reports are right."""
+"""The benchmarks: each codec makes its best file within the budget, and the reports are right."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 for module in ("ssimulacra2", "matplotlib", "tqdm"):
     pytest.importorskip(module, reason='the benchmarks need pip install ".[bench]"')
-# They are no part of the installed package, so that only the checkout has them.
+# The benchmarks are not part of the installed package. Only the checkout has them.
 sys.path.append(str(Path(__file__).parent.parent))
 
 from benchmarks import (  # noqa: E402
@@ -35,7 +35,7 @@ from sample_latents import correlated_latents  # noqa: E402
 
 @pytest.fixture(scope="module")
 def picture() -> Image.Image:
-    """As small as MS-SSIM's five scales allow: 11 samples at 1/16."""
+    """As small as the five scales of MS-SSIM allow: 11 samples at 1/16."""
     return demo.photo().resize((264, 176), Image.Resampling.LANCZOS)
 
 
@@ -61,7 +61,7 @@ def test_metrics_fall_with_blur(picture: Image.Image) -> None:
 
 
 def test_ms_ssim_of_flat_pictures() -> None:
-    # Nothing differs but the mean, which counts at the coarsest scale alone.
+    # Only the mean differs, and it counts only at the coarsest scale.
     a, b = np.full((180, 190, 3), 50, np.uint8), np.full((180, 190, 3), 80, np.uint8)
     c1 = (0.01 * 255) ** 2
     luminance = (2 * 50 * 80 + c1) / (50**2 + 80**2 + c1)
@@ -74,7 +74,7 @@ def test_ms_ssim_never_gets_complex(picture: Image.Image) -> None:
 
 
 def test_feature_distance_is_st_lpips(picture: Image.Image) -> None:
-    """The expected values are those of the package `stlpips-pytorch` 0.0.2 itself."""
+    """The package `stlpips-pytorch` 0.0.2 itself computed the expected values."""
     pytest.importorskip("stlpips_pytorch")
     assert feature_distance.feature_distance(picture, picture) == 0
     for radius, expected in ((0.5, 0.02473), (1, 0.18941), (2, 0.48650)):
@@ -100,7 +100,7 @@ def test_files_are_the_best_within_the_budget(picture: Image.Image, name: str) -
     for file, budget in zip((small, large), budgets, strict=True):
         assert file.fits
         assert len(file.data) <= budget
-        # The next setting is over it.
+        # The next setting does not fit.
         index = codec.qualities.index(file.options["quality"])
         better = codec.encode(picture, {"quality": codec.qualities[index + 1]})
         assert len(better) > budget
@@ -201,12 +201,12 @@ def test_an_absent_codec_is_named(
 def test_calls_take_turns() -> None:
     order: list[str] = []
     times = speed.alternate([lambda: order.append("a"), lambda: order.append("b")], repeats=2)
-    assert "".join(order) == "ababab"  # the first turn is the one that warms up
+    assert "".join(order) == "ababab"  # the first turn warms up
     assert len(times) == 2
 
 
 def test_memory_is_that_of_the_process_alone() -> None:
-    # This process is large by now; a fresh Python that makes 50 MB is not.
+    # This process is already large. A fresh Python that makes 50 MB is not.
     ballast = b"x" * 300_000_000
     peak = speed._peak_memory("data = b'x' * 50_000_000", threads=None)
     assert 50 < peak < len(ballast) / 1e6

@@ -1,4 +1,4 @@
-"""What is known without weights, and the one judgement of a header that every reader shares."""
+"""What is known without weights, and the one function that judges headers for all readers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SD1 = Header("RGB", (32, 32), "sd1", catalogue.NOT_NAMED, 4, 8, 256)
 
 
 def file(header: Header, *about: Chunk) -> BytesIO:
-    """A file with this header, whatever it says, and with latents of next to no bytes."""
+    """A file with this header, even if that is wrong, and with latents of very few bytes."""
     latents = [Chunk(chunks.LATENTS, b"\0")] * header.frames
     head, done = Chunk(chunks.HEAD, header.pack()), Chunk(chunks.DONE, b"")
     return BytesIO(framed([head, *about, *latents, done]))
@@ -43,7 +43,7 @@ def file(header: Header, *about: Chunk) -> BytesIO:
 
 @pytest.fixture(params=[Image.open, open_latents], ids=["picture", "latents"])
 def read(request: pytest.FixtureRequest) -> Callable[[BytesIO], Any]:
-    """Each door through which files come in."""
+    """Each way into the package for a file."""
     door: Callable[[BytesIO], Any] = request.param
     return door
 
@@ -110,13 +110,13 @@ def test_sound_headers(header: Header) -> None:
     ],
 )
 def test_damaged_chunks(chunk: Chunk, complaint: str, read: Callable[[BytesIO], Any]) -> None:
-    """One table of chunks: no door is laxer than the others."""
+    """There is one table of chunks. All readers are equally strict."""
     with pytest.raises(OSError, match=complaint):
         read(file(SD1, chunk))
 
 
 def test_limits_count_what_is_decoded() -> None:
-    """A header of one channel would have counted a quarter of what sd1's latents have."""
+    """A header with one channel would have counted a quarter of sd1's latents."""
     honest = SD1._replace(size=(65528, 8192))
     assert np.prod(honest.latents) > 1 << 24
     with pytest.raises(OSError, match=r"9 frames of latents .* have more than the limit"):
@@ -126,7 +126,7 @@ def test_limits_count_what_is_decoded() -> None:
 
 
 def test_every_space_is_that_of_a_model() -> None:
-    """So that a file of a model that nobody knows cannot come into a space by its name."""
+    """A file of an unknown model must not enter a latent space by its name."""
     for name, space in catalogue.SPACES.items():
         spec = catalogue.known(name)
         assert spec is not None
@@ -134,11 +134,11 @@ def test_every_space_is_that_of_a_model() -> None:
         assert (spec.channels, spec.factor) == (space.channels, space.factor)
 
 
-# Latents that are of one model alone
+# Latents that belong to one model alone
 
 
 def test_no_other_model_has_the_latents_of_mini(tmp_path: Path) -> None:
-    """Its integers are coded with its own weights; others could write what nobody can read."""
+    """Its integers are coded with its own weights. Others could write files that nobody can read."""
     directory = autoencoder_directory(tmp_path / "ours")
     for add in (register_model, models.record_model):
         with pytest.raises(ValueError, match="mini latents belong to one model alone"):

@@ -1,4 +1,4 @@
-"""Image <-> latents <-> payload, with the embedded model."""
+"""Image <-> latents <-> payload with the embedded model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MINI = catalogue.MINI
 
 @pytest.fixture(scope="module")
 def real_photo() -> Image.Image:
-    """A part of the demo's photo, which the model was not trained on; odd sides."""
+    """A part of the demo's photo with odd sides. The model was not trained on it."""
     return demo.photo().crop((150, 100, 150 + 257, 100 + 191))
 
 
@@ -48,7 +48,7 @@ def symbols_of(payload: bytes, size: tuple[int, int], quality: int) -> np.ndarra
 def decoded_from(
     payload: bytes, size: tuple[int, int], quality: int, decoder: catalogue.ModelSpec = MINI
 ) -> Image.Image:
-    """The picture in a payload of one band."""
+    """Encode the picture to a payload of one band."""
     header = Header("RGB", size, MINI.name, MINI.digest, MINI.channels, MINI.factor, quality)
     file = container.assemble(header, [], [[Chunk(chunks.LATENTS, payload)]])
     reader = container.Reader(io.BytesIO(container.write(file)))
@@ -69,7 +69,7 @@ def test_registry_names_the_weights_that_ship() -> None:
 
 @pytest.mark.parametrize("quality", [1, 20, 50, 75, 100])
 def test_fidelity(real_photo: Image.Image, quality: int) -> None:
-    """Well above what a broken stage would leave: 20 dB is a blur of the photo."""
+    """Much better than with a broken stage: a blur of the photo has 20 dB."""
     made = encoded([real_photo], MINI, quality=quality)
     decoded = decoded_from(made.frames[0][0].data, real_photo.size, made.quantisation)
     assert decoded.size == real_photo.size
@@ -112,7 +112,7 @@ def test_target_needs_the_network_once(
 
 
 def test_a_target_chooses_the_prior_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which takes two encodings of the picture, at any number of tries."""
+    """The search takes two encodings of the picture, however many qualities it tries."""
 
     class Strange:
         def encode(self, pixels: np.ndarray) -> np.ndarray:
@@ -153,7 +153,7 @@ def test_any_size(real_photo: Image.Image, size: tuple[int, int]) -> None:
 
 
 def test_tiles_have_no_seam(real_photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles are computed with as much around them as a pixel sees, and a latent by 1e-4."""
+    """Tiles are computed with all the pixels around them that matter. A latent may differ by 1e-4."""
     monkeypatch.setattr(options, "DTYPE", "float32")
     pixels = np.asarray(real_photo.resize((1000, 700)))
     mini = models.load(MINI)
@@ -162,7 +162,7 @@ def test_tiles_have_no_seam(real_photo: Image.Image, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(memory, "LARGEST_TILE", 2 * DECODER_MARGIN)
     np.testing.assert_allclose(mini.encode(pixels), whole, rtol=0, atol=1e-4)
     tiled = shown(mini, whole, 5000)
-    # Sums in another order differ by roundings only.
+    # Sums in another order differ only by rounding.
     assert np.abs(tiled.astype(int) - picture).max() <= 1
 
 
@@ -171,9 +171,9 @@ def test_tiles_have_no_seam(real_photo: Image.Image, monkeypatch: pytest.MonkeyP
 def test_bfloat16_changes_pixels_by_a_grey_level(
     real_photo: Image.Image, spec: catalogue.ModelSpec, quality: int
 ) -> None:
-    """The CNN's part of the picture is small; the linear path stays in float32.
+    """The CNN makes a small part of the picture. The linear path stays in float32.
 
-    The perceptual decoder's is larger, and some of its values change by two.
+    The CNN of the perceptual decoder makes a larger part. Some of its values change by two.
     """
     mini, decoder = models.load(MINI), models.load(spec)
     gain = mini.gain(quality)
@@ -207,7 +207,7 @@ def test_same_integers_with_any_number_of_threads(
     expected = symbols_of(payload, real_photo.size, 5000)
     digests = set()
     for threads in ("1", "2", "7"):
-        # BLAS reads its variables when numpy is loaded: hence processes of their own.
+        # BLAS reads its variables when numpy is loaded, so each case needs its own process.
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         run = subprocess.run(
             [sys.executable, "-c", CHILD, threads],
@@ -235,8 +235,8 @@ def test_threads_share_the_model(real_photo: Image.Image) -> None:
 def test_words_that_no_encoder_writes_are_an_oserror(
     real_photo: Image.Image, length: int, seed: int
 ) -> None:
-    """Behind valid framing, and whatever they are: a decoder makes symbols of any words, but
-    encoding those does not give them again."""
+    """Damage within valid framing. A decoder makes symbols of any words, but encoding these
+    symbols gives other words."""
     payload = np.random.default_rng(seed).integers(1, 256, length, np.uint8).tobytes()
     complaint = "the words do not decode|the words do not end|an escaped symbol of .. bits"
     with pytest.raises(OSError, match=f"chunk LATN at byte 40: (?:{complaint})"):
@@ -244,7 +244,7 @@ def test_words_that_no_encoder_writes_are_an_oserror(
 
 
 def test_no_words_are_a_picture(real_photo: Image.Image) -> None:
-    """The one whose symbols have the first code of all; encoding it gives no words again."""
+    """The payload whose symbols have the first code of all. Encoding them gives no words."""
     assert symbols_of(b"", real_photo.size, 5000).shape == (12, 17, 160)
     assert decoded_from(b"", real_photo.size, 5000).size == real_photo.size
 
@@ -270,7 +270,7 @@ def test_layers_that_may_not_be_exact_are_refused() -> None:
 
 
 def test_a_picture_survives_ten_generations(real_photo: Image.Image) -> None:
-    """Saving again and again loses little after the first time: no drift in colour or place."""
+    """Saving again and again loses little after the first time. Colour and place do not drift."""
     image = real_photo
     for _ in range(10):
         stream = io.BytesIO()

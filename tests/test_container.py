@@ -1,4 +1,4 @@
-"""The container: exact bytes, what may stand where, and what must be refused."""
+"""The container: exact bytes, the order of chunks, and what must be refused."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def band(rows: int) -> Chunk:
         ([HEAD, band(32), LATN, DONE], "bands of 32 rows in a picture of 32"),
         ([HEAD, Chunk(b"BAND", b"\0"), LATN, DONE], "BAND has 1 bytes"),
         (
-            # Each band has its own limit: of 2 rows of 48 latents, here.
+            # Each band has its own limit, here that of 2 rows of 48 latents.
             [HEAD, band(30), LATN, Chunk(b"LATN", bytes(8 * 160 * 96 + 1025)), DONE],
             "LATN has 123905 bytes",
         ),
@@ -217,7 +217,7 @@ def test_frames_and_bands(chunks: list[Chunk]) -> None:
 
 
 def test_where_frames_lie() -> None:
-    """The bands of each, in their order, and its alpha; what is cut off is not there."""
+    """The bands of each frame in order, and its alpha. What was cut off is not there."""
     alpha = Chunk(b"ALPH", b"\2")
     chunks = [head(frames=2, mode="LA"), band(16), LATN, LATN, alpha, DIFF, LATN, alpha, DONE]
     reader = container.Reader(BytesIO(container.write(chunks)))
@@ -232,7 +232,7 @@ def test_where_frames_lie() -> None:
 
 @pytest.mark.parametrize("durations", [(40,), (40, 0, 4294967295)])
 def test_animation_round_trips(durations: tuple[int, ...]) -> None:
-    """u16, then a u32 for all frames or for each of them."""
+    """A u16, then one u32 for all frames or one for each."""
     animation = Animation(3, durations)
     data = animation.pack()
     assert data == struct.pack(f">H{len(durations)}I", 3, *durations)
@@ -321,7 +321,7 @@ def test_bad_header_fields_are_not_written(fields: dict[str, Any], complaint: st
 
 
 def test_reading_stops_at_what_is_asked_for() -> None:
-    """The walk reads framings only: a picture's megabytes are not touched by opening it."""
+    """The walk reads only the framing. Opening does not read the megabytes of a picture."""
 
     fp = CountingFile(container.write([HEAD, Chunk(b"LATN", bytes(1_000_000)), DONE]))
     assert [entry.type for entry in container.Reader(fp)] == [b"HEAD", b"LATN", b"DONE"]
@@ -329,7 +329,7 @@ def test_reading_stops_at_what_is_asked_for() -> None:
 
 
 def test_bands_of_all_frames_are_limited() -> None:
-    """Opening walks over all of them: 65,535 are as many frames as a header can name."""
+    """Opening walks over all bands. 65,535 is also the largest number of frames in a header."""
     many = [head(size=(16, 16 * 64), frames=2048), band(2)]
     with pytest.raises(ValueError, match="65536 bands of all frames, more than the limit of 65535"):
         container.write([*many, LATN])
@@ -340,7 +340,7 @@ def test_bands_of_all_frames_are_limited() -> None:
 
 
 def test_short_reads_are_read_on() -> None:
-    """A raw file may return fewer bytes than it is asked for."""
+    """A raw file may return fewer bytes than asked for."""
 
     class Raw(BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
@@ -352,7 +352,7 @@ def test_short_reads_are_read_on() -> None:
 
 
 def test_thousands_of_chunks_are_read_ahead() -> None:
-    """Short chunks are read by kilobytes; a long one is still not touched."""
+    """Short chunks are read by kilobytes. A long one is still not read."""
     file = CountingReads(container.write([head(frames=5000), *[Chunk(b"LATN", b"")] * 5000, DONE]))
     assert len(list(container.Reader(file))) == 5002
     assert file.calls < 50

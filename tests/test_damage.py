@@ -1,4 +1,4 @@
-"""Truncated and damaged files: an OSError that says what is wrong, whatever the bytes."""
+"""Truncated and damaged files: any bytes give an OSError that says what is wrong."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def entries(data: bytes) -> dict[bytes, container.Entry]:
 
 
 def first_bytes(data: bytes) -> range:
-    """The bytes that are read on opening: all up to the latents' data."""
+    """The bytes that opening reads: everything before the data of the latents."""
     return range(entries(data)[b"LATN"].start)
 
 
 def in_metadata(data: bytes, position: int) -> bool:
-    """Whether a byte is in the data or the CRC of a metadata or unknown chunk."""
+    """Whether a byte is in the data or the CRC of a metadata chunk or an unknown chunk."""
     return any(
         entry.start <= position < entry.end
         for type, entry in entries(data).items()
@@ -47,10 +47,10 @@ def after_the_latents(data: bytes, position: int) -> bool:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How often the codec has been asked to decode.
+    """Count how often the codec is asked to decode.
 
-    The network says nothing of the container, and thousands of damaged files would keep it busy for
-    minutes, so a grey picture stands for it.
+    The network is not part of the container, and thousands of damaged files would keep it busy
+    for minutes. So it is replaced by a grey picture.
     """
     calls = 0
 
@@ -114,11 +114,11 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
         ("mini", 0.99, 38),  # measured: 40 dB and more
         ("mini", 0.9, 32),
         ("mini", 0.5, 22),
-        ("sd-mini", 0.99, 20),  # of a lattice that is refined by halves, the finest comes last
+        ("sd-mini", 0.99, 20),  # the lattice is refined by halves, and the finest part comes last
     ],
 )
 def test_a_cut_photo_is_decoded_as_far_as_it_goes(model: str, part: float, least: float) -> None:
-    """One band, of which the file has a part: all of the picture is shown, with a warning."""
+    """The file has a part of its only band. The whole picture is shown, with a warning."""
     photo = demo.photo().resize((768, 512))
     data = encode(photo, model=model, quality=75)
     whole = decode(data)
@@ -163,7 +163,7 @@ def test_flip_every_byte_with_load_truncated(small_file: bytes) -> None:
         else:
             loaded = True
             assert im.size == (5, 3)
-        # Framing and header must be sound up to the latents; what the metadata say need not.
+        # Framing and header must be right up to the latents. The contents of metadata do not matter.
         if position in first_bytes(small_file) and not in_metadata(small_file, position):
             assert not loaded
         else:
@@ -217,13 +217,13 @@ def test_parser_raises_for_damage(small_file: bytes) -> None:
 
 @pytest.mark.parametrize("payload", [b"\0", b"\0\0", b"\xff" * 50, bytes(2000)], ids=len)
 def test_hostile_latents_behind_a_right_crc(small_file: bytes, payload: bytes) -> None:
-    """A range decoder makes some picture of almost any bytes; but only the encoder's are one."""
+    """A range decoder makes some picture of almost any bytes. Only an encoder's bytes are valid."""
     with pytest.raises(OSError, match=r"chunk LATN at byte 104: the words do not (?:decode|end)"):
         decode(replaced(small_file, b"LATN", payload))
 
 
 def test_empty_latents_are_a_picture(small_file: bytes) -> None:
-    """Which takes no bytes: another one, but whole, with the alpha channel that is there."""
+    """This takes no bytes. The file has another picture, but it is whole and keeps its alpha."""
     im, original = decode(replaced(small_file, b"LATN", b"")), decode(small_file)
     assert (im.mode, im.size) == ("RGBA", (5, 3))
     assert im.getchannel("A").tobytes() == original.getchannel("A").tobytes()
@@ -237,7 +237,7 @@ def png(size: tuple[int, int], mode: str = "L") -> bytes:
 
 
 def bomb(levels: bytes) -> bytes:
-    """A PNG that says 5x3 and holds these levels, and then half a megabyte of zeros."""
+    """A PNG that says 5x3 and holds these levels. Half a megabyte of zeros follows."""
     start, rest = png((5, 3)).split(b"IDAT")
     rows = [b"\0" + levels[at : at + 5] for at in (0, 5, 10)]  # not filtered
     squeezed = zlib.compress(b"".join(rows) + bytes(1 << 19))
@@ -272,7 +272,7 @@ def test_hostile_alpha_behind_a_right_crc(small_file: bytes, alpha: bytes) -> No
 
 @pytest.mark.usefixtures("counted")
 def test_alpha_png_that_holds_more_than_it_says(small_file: bytes) -> None:
-    """Its alpha channel is what the size says, and nothing of the surplus."""
+    """The alpha channel has the size that the PNG says. The surplus is ignored."""
     levels = bytes(range(100, 115))
     im = decode(replaced(small_file, b"ALPH", b"\1" + bomb(levels)))
     assert im.size == (5, 3)
@@ -280,7 +280,7 @@ def test_alpha_png_that_holds_more_than_it_says(small_file: bytes) -> None:
 
 
 def test_lying_lengths_are_refused_before_allocation(small_file: bytes) -> None:
-    """A length of gigabytes in a file of bytes: nobody may even ask for so many."""
+    """A length of gigabytes in a file of few bytes. Nobody may even try to read it."""
 
     class WatchedFile(BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
@@ -293,7 +293,7 @@ def test_lying_lengths_are_refused_before_allocation(small_file: bytes) -> None:
         data = head + b"\xff\xff\xff\xff\x0f" + type + bytes(100)
         with pytest.raises(OSError, match="more than the limit"):
             Image.open(WatchedFile(data))
-    # Within the limit, but more than the file holds.
+    # This is within the limit, but more than the file holds.
     data = head + b"\xff\xff\xff\x03" + b"abCd" + bytes(100)
     with pytest.raises(OSError, match="truncated"):
         Image.open(WatchedFile(data))
@@ -308,7 +308,7 @@ def test_unknown_critical_chunk_is_refused_by_name(small_file: bytes) -> None:
 
 
 def test_files_that_never_end(photo: Image.Image) -> None:
-    """Empty chunks as far as the eye reaches: given up after the 1000 that are allowed."""
+    """Very many empty chunks: the reader gives up after the 1000 that are allowed."""
     chunks = container.read(encode(photo))
     data = framed([chunks[0], *[Chunk(b"abCd", b"")] * 100_000])
     with pytest.raises(OSError, match="more than 1000 chunks"):

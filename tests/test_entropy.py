@@ -1,4 +1,4 @@
-"""Symbols to words and back: exact, specified, and nothing but DamagedPayload for damage."""
+"""The range coder: symbols to words and back, exactly. Damage raises only DamagedPayload."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TABLES = Tables.shipped()
 
 
 def some_symbols(count: int, seed: int) -> tuple[Ints, Ints, Ints]:
-    """Symbols with means and scales that fit them, and some that do not."""
+    """Symbols with means and scales that fit them, and some that do not fit."""
     rng = np.random.default_rng(seed)
     scale = rng.integers(-3, SCALES + 3, count)
     mean = rng.normal(0, 40, count).astype(np.int64)
@@ -64,7 +64,7 @@ def test_round_trip(count: int) -> None:
 
 @pytest.mark.parametrize("seed", range(300))
 def test_no_byte_too_many(seed: int) -> None:
-    """Every payload decodes, and without its last byte it is another's."""
+    """Every payload decodes. Without its last byte it is the payload of other symbols."""
     symbols, mean, scale = some_symbols(seed % 60 + 1, seed)
     payload = encoded(symbols, mean, scale)
     decoder = SymbolDecoder(TABLES, payload)
@@ -96,7 +96,7 @@ def test_golden_words() -> None:
 
 
 def test_every_table_is_a_distribution() -> None:
-    """16-bit frequencies of at least 1 that sum to 65536, as Tables checks when it loads."""
+    """16-bit frequencies of at least 1 with a sum of 65536. Tables checks this when it loads."""
     assert len(TABLES.models) == PHASED_SCALES * PHASES + SCALES - PHASED_SCALES
     for frequencies in tables():
         assert frequencies.min() >= 1
@@ -112,7 +112,7 @@ def test_tables_that_do_not_sum_are_refused() -> None:
 
 
 def test_specification_decodes_the_same() -> None:
-    """A second decoder, written from docs/format.md, reads what the first one writes."""
+    """A second decoder, written from docs/format.md, reads what the package writes."""
     symbols, mean, scale = some_symbols(400, 5)
     prediction = Prediction.of(mean, scale)
     payload = encoded(symbols, mean, scale)
@@ -137,7 +137,7 @@ def test_specification_decodes_the_same() -> None:
 
 @pytest.mark.parametrize("seed", range(200))
 def test_damage_is_damage(seed: int) -> None:
-    """The coder alone, behind valid framing: integers come out, or DamagedPayload."""
+    """The coder alone, within valid framing: it returns integers or raises DamagedPayload."""
     rng = random.Random(seed)
     symbols, mean, scale = some_symbols(500, seed)
     payload = bytearray(encoded(symbols, mean, scale))
@@ -164,7 +164,7 @@ def test_a_longer_payload_is_refused(extra: bytes) -> None:
 
 
 def test_a_payload_holds_one_list_of_symbols() -> None:
-    """Each payload of two bytes is refused, or is what its symbols are encoded as."""
+    """Each payload of two bytes is refused, or encoding its symbols gives the same payload."""
     _, mean, scale = some_symbols(12, 3)
     sound = 0
     for payload in (n.to_bytes(2, "big") for n in range(0, 65536, 37)):

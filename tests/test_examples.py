@@ -1,4 +1,4 @@
-"""The scripts in examples/, run with tiny pipelines of random weights made on the spot."""
+"""The scripts in examples/, run with tiny pipelines of random weights that are made here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def seed() -> torch.Generator:
 
 
 def test_save_from_pipeline(pipe: Any, tmp_path: Path) -> None:
-    """The file has the latents that the pipeline ends with, within a quantisation step."""
+    """The file has the pipeline's last latents, within a quantisation step."""
     path = tmp_path / "x.sdz"
     script = example("save_from_pipeline")
     picture = script["main"](pipe, "a cat", path, generator=seed(), **SETTINGS)
@@ -61,7 +61,7 @@ def test_a_batch_becomes_frames(pipe: Any, tmp_path: Path) -> None:
 
 
 def test_img2img_from_latents(pipe: Any, parts: dict[str, Any], tmp_path: Path) -> None:
-    """The pipeline starts from the file's latents: its VAE encodes nothing."""
+    """The pipeline starts from the file's latents. Its VAE encodes nothing."""
     path = tmp_path / "x.sdz"
     latents = np.random.default_rng(3).normal(size=(4, 8, 6)).astype(np.float32)
     pillow_sdz.save_latents(latents, path, model="sd1", step=0.01)

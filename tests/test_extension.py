@@ -1,7 +1,7 @@
-"""What an extension costs: a toy model and a toy coding, added by this file alone.
+"""What an extension costs: this file alone adds a toy model and a toy coding.
 
-A coding is a class and two rows; an embedded model is a class and three.  Nothing in the plugin,
-in saving, in the codec or in the keywords knows of them.  CONTRIBUTING.md has the recipes.
+A coding is a class and two rows. An embedded model is a class and three rows. The plugin, saving,
+the codec and the keywords do not know them. CONTRIBUTING.md has the recipes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MEANS = ModelSpec("means", 3, 4, b"mean", "blocks", scales=(1, 2, 4), by_area=Tr
 
 
 class Deflated:
-    """Latents in steps of 16 bits, deflated; the step is in 1/1024 of a latent."""
+    """Latents in steps of 16 bits, deflated. The step is in 1/1024 of a latent."""
 
     def quantisation(self, quality: float, effort: int) -> int:
         return round(1001 - 10 * quality) or 1
@@ -88,7 +88,7 @@ class Deflated:
 
 
 class Means:
-    """Latents are means of 4x4 pixels, from 0 to 1; at 1/4 they are the picture."""
+    """Latents are means of 4x4 pixels, from 0 to 1. At 1/4 they are the picture."""
 
     def encode(self, pixels: Samples) -> Latents:
         whole = np.asarray(pixels[:, :], np.float32) / 255
@@ -112,7 +112,7 @@ class Means:
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    coding: Coding = Deflated()  # mypy sees that the contracts are kept
+    coding: Coding = Deflated()  # mypy checks that the contracts are kept
     network: Network = Means()
     monkeypatch.setitem(catalogue.SPACES, BLOCKS.name, BLOCKS)
     monkeypatch.setitem(catalogue.EMBEDDED, MEANS.name, MEANS)
@@ -122,7 +122,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def flat() -> Image.Image:
-    """Blocks of 4x4 pixels in the colours of a gradient, with a rest on both sides."""
+    """Blocks of 4x4 pixels in the colours of a gradient. Neither side is a multiple of 4."""
     small = Image.linear_gradient("L").resize((13, 9))
     colours = Image.merge(
         "RGB",

@@ -56,7 +56,7 @@ def test_a_view_of_any_layout() -> None:
 
 @pytest.mark.parametrize("order", ["sorted", "mixed"])
 def test_every_float16_there_is(order: str) -> None:
-    # Signed zeros, subnormals, infinities and each NaN among them.
+    # Among these are signed zeros, subnormals, infinities and each NaN.
     values = EVERY if order == "sorted" else EVERY[np.arange(1 << 16) * 40503 % (1 << 16)]
     round_trip(values.reshape(64, 256, 4))
 
@@ -86,7 +86,7 @@ def test_what_was_bfloat16_takes_three_bits_less() -> None:
     latents = correlated_latents(64, 64, 4)
     brain = (latents.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
     full, less = round_trip(latents.astype(np.float16)), round_trip(brain.astype(np.float16))
-    # Of |x| < 2^-14 float16 itself has fewer bits; those are rare.
+    # float16 has fewer bits for |x| < 2^-14. These values are rare.
     assert 8 * (len(full) - len(less)) / latents.size == pytest.approx(3, abs=0.1)
 
 
@@ -109,7 +109,7 @@ def test_damaged_payloads_raise_nothing_but_damage() -> None:
         except DamagedPayload:
             refused += 1
         else:
-            # Not all can be known: any words decode to something.
+            # Not all damage can be noticed: any words decode to something.
             assert decoded.shape == latents.shape
     assert refused > 0
 
@@ -123,7 +123,7 @@ def test_no_header(header: bytes) -> None:
 
 
 def floats_by_the_specification(payload: bytes, shape: tuple[int, int, int]) -> Ints:
-    """The bits (h, w, C) of a payload: docs/float16.md, one number at a time."""
+    """The bits (h, w, C) of a payload: docs/float16.md, one number after another."""
     height, width, channels = shape
     p, k = payload[:2]
     words = RangeDecoder(payload[2:])
@@ -135,7 +135,7 @@ def floats_by_the_specification(payload: bytes, shape: tuple[int, int, int]) -> 
         return words.decode([2**24 // size] * size)
 
     class Reader:
-        """The symbols of docs/format.md, one at a time."""
+        """The symbols of docs/format.md, one after another."""
 
         def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
             table, centre, mirror = (part.tolist() for part in Prediction.of(mean, scale))
@@ -218,8 +218,8 @@ def test_the_specification_says_what_the_code_does(kind: str) -> None:
     ],
 )
 def test_golden_payloads(shape: tuple[int, int, int], scale: float, size: int, digest: str) -> None:
-    """Made once, never anew: a failure means that files written before are unreadable."""
-    # A half of these integers times a power of two and 1365 is exact in float64.
+    """Made once, never again. If this fails, files written earlier cannot be read any more."""
+    # Half of these integers, times a power of two and 1365, is exact in float64.
     latents = (pinned_symbols(*shape, 200) * 1365 * scale).astype(np.float16)
     payload = round_trip(latents)
     assert len(payload) == size

@@ -1,4 +1,4 @@
-"""Animations: what is kept of each frame, in what bytes, and how little is done to show one."""
+"""Animations: what is kept of each frame, in how many bytes, and how little work shows one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from range_coder import RangeDecoder
 from sdz_files import CountingFile, assert_similar, decode, encode, framed
 
 SIZE = 176, 112  # 11x7 latents, 6x4 cells
-LOSS = 8  # mean difference to the originals, as in tests/test_plugin.py
+LOSS = 8  # mean difference from the originals, as in tests/test_plugin.py
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def scene() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def moving(scene: Image.Image) -> list[Image.Image]:
-    """A square moves along the picture's lower edge; six frames."""
+    """Six frames in which a square moves along the picture's lower edge."""
     frames = []
     for number in range(6):
         frame = scene.copy()
@@ -71,7 +71,7 @@ def frames_of(data: bytes) -> list[Image.Image]:
 
 
 def types(data: bytes) -> list[str]:
-    """The types of the chunks that frames are made of."""
+    """The types of the chunks that hold frames."""
     return [c.type.decode() for c in container.read(data) if c.type in chunks.FRAME]
 
 
@@ -80,7 +80,7 @@ def payloads(data: bytes) -> list[bytes]:
 
 
 def integers(data: bytes) -> list[Coded]:
-    """Of every frame of a file of one band, each told from the one before."""
+    """The changes of every frame of a file with one band, each from the frame before."""
     reader = container.Reader(BytesIO(data))
     _, height, width = reader.header.latents
     prior = models.load(catalogue.MINI).prior
@@ -95,7 +95,7 @@ def integers(data: bytes) -> list[Coded]:
 
 
 def noisy(scene: Image.Image, count: int, deviation: float) -> list[Image.Image]:
-    """What a camera sees of something that does not move."""
+    """A camera's view of something that does not move."""
     random = np.random.default_rng(0)
     pixels = np.asarray(scene, np.float64)
     samples = (pixels + random.normal(0, deviation, pixels.shape) for _ in range(count))
@@ -115,7 +115,7 @@ class TestWhatIsCoded:
     def test_cells_are_those_of_this_frame_or_of_the_one_before(
         self, moving: list[Image.Image], animation: bytes
     ) -> None:
-        """And their integers exactly, whichever it is."""
+        """The integers are also exact, for every frame."""
         network = models.load(catalogue.MINI)
         gain = network.gain(7500)
         found = integers(animation)
@@ -134,7 +134,7 @@ class TestWhatIsCoded:
 
     @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
     def test_a_repeated_frame_costs_almost_nothing(self, scene: Image.Image, mode: str) -> None:
-        """9 bytes of framing for each chunk, and one that says that nothing changes."""
+        """Each chunk has 9 bytes of framing, and one chunk says that nothing changes."""
         picture = scene.convert(mode)
         if mode == "RGBA":
             picture.putalpha(Image.radial_gradient("L").resize(SIZE))
@@ -150,12 +150,12 @@ class TestWhatIsCoded:
 
     @pytest.mark.parametrize("quality", [25, 75])
     def test_noise_is_not_coded_again(self, scene: Image.Image, quality: int) -> None:
-        """That of a camera in good light; a tenth is what may be above the rate's worth."""
+        """The noise of a camera in good light. At most a tenth of the cells may be coded for it."""
         first, *others = map(len, payloads(encode_all(noisy(scene, 8, 2), quality=quality)))
         assert sum(others) / len(others) < first / 10
 
     def test_errors_do_not_add_up(self, scene: Image.Image) -> None:
-        """Of a picture that darkens by a grey level a frame, none of which is worth its bits."""
+        """A picture that darkens by a grey level each frame. No single change is worth its bits."""
         fading = [scene.point(lambda level, by=by: max(0, level - by)) for by in range(30)]
         shown = frames_of(encode_all(fading))
         alone = [decode(encode(frame)) for frame in fading]
@@ -166,7 +166,7 @@ class TestWhatIsCoded:
             assert error < least + 1.5
 
     def test_a_new_beginning(self, scene: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A reader never has to decode more than so many chunks for a frame, nor for its alpha."""
+        """A reader never has to decode more than this many chunks for a frame or its alpha."""
         for module in (order, saving):
             monkeypatch.setattr(module, "MAX_CHANGES", 2)
         picture = scene.copy()
@@ -191,7 +191,7 @@ class TestWhatIsCoded:
             assert_similar(frame, original, LOSS)
 
     def test_refined_frames(self, moving: list[Image.Image]) -> None:
-        """More effort is for all frames, and still what does not change is not coded."""
+        """More effort helps all frames, and what does not change is still not coded."""
         data = encode_all(moving[:3], effort=5)
         assert types(data) == ["LATN", "DIFF", "DIFF"]
         for frame, original in zip(frames_of(data), moving, strict=False):
@@ -219,7 +219,7 @@ class TestWhatIsCoded:
             encode_all(moving, target_size=smallest - 1)
 
     def test_latents_of_all_frames(self, animation: bytes) -> None:
-        """Of files that tell changes, too."""
+        """Also with files that have changes."""
         found = open_latents(BytesIO(animation))
         gain = models.load(catalogue.MINI).gain(7500)
         for latents, coded in zip(found.latents, integers(animation), strict=True):
@@ -237,7 +237,7 @@ class TestMapOfChanges:
 
     @pytest.mark.parametrize("part", [0, 0.02, 0.3, 0.9])
     def test_as_specified(self, part: float) -> None:
-        """Read from docs/format.md alone: contexts, counts, means, and a row's symbols by table."""
+        """Read with docs/format.md alone: contexts, counts, means, and the symbols of a row by table."""
         changed = np.random.default_rng(1).random((20, 15)) < part
         decoder = RangeDecoder(self.encoded(changed))
         tables = load_file(weights.TABLES.path)
@@ -267,7 +267,7 @@ class TestMapOfChanges:
                 changing[k] += symbols[x]
 
     def test_what_a_map_costs(self) -> None:
-        """Nothing to speak of where nothing changes; a bit a cell where there is no order."""
+        """It costs almost nothing if nothing changes, and a bit for each cell if there is no order."""
         random = np.random.default_rng(0)
         shape = 50, 80
         assert len(self.encoded(np.zeros(shape, bool))) <= 3
@@ -282,7 +282,7 @@ class TestMapOfChanges:
             self.decoded(payload, (2, 2))
 
     def test_worth(self) -> None:
-        """Squared error saved against bits, the cells at the edges of odd latents included."""
+        """Squared error saved against bits, also for the cells at the edges of odd latents."""
         latents = np.zeros((3, 3, 2))
         latents[0, 0] = latents[2, 2] = 1.1, 0.0
         before = np.zeros((3, 3, 2), np.int32)
@@ -316,7 +316,7 @@ class TestMapOfChanges:
 class TestHowLittleIsDecoded:
     @pytest.fixture
     def decoded(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """What is decoded, as it happens: "integers" of a frame, and "pixels"."""
+        """What is decoded, in order: "integers" of a frame, and "pixels"."""
         done: list[str] = []
         integers, pixels = Banded.decode, codec.decode
 
@@ -336,7 +336,7 @@ class TestHowLittleIsDecoded:
         file = CountingFile(animation)
         with Image.open(file) as im:
             read = file.count
-            # Pillow reads 16 bytes, 9 are of the signature, and a framing is read as 9 bytes.
+            # Pillow reads 16 bytes, the signature has 9, and a framing is read as 9 bytes.
             assert read <= 16 + 9 * (1 + len(container.read(animation))) + 60
             for number in (5, 0, 3):
                 im.seek(number)
@@ -361,7 +361,7 @@ class TestHowLittleIsDecoded:
     def test_in_any_order(
         self, animation: bytes, decoded: list[str], order: list[int], expected: list[int]
     ) -> None:
-        """From the last frame with all its latents, or that was decoded last; pixels of one."""
+        """Decoding starts at the last complete frame, or the last decoded one. Only one makes pixels."""
         with Image.open(BytesIO(animation)) as im:
             for number, count in zip(order, expected, strict=True):
                 decoded.clear()
@@ -381,7 +381,7 @@ class TestHowLittleIsDecoded:
     def test_a_part_of_a_later_frame(
         self, scene: Image.Image, decoded: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Of the bands that it needs, and frames stay what they are."""
+        """Only the needed bands are decoded, and frames stay the same."""
         monkeypatch.setattr(banded, "BAND_ROWS", 10)
         tall = scene.resize((32, 800))
         data = encode_all([tall, tall.rotate(180), tall, tall])
@@ -390,7 +390,7 @@ class TestHowLittleIsDecoded:
         with Image.open(BytesIO(data)) as im:
             im.seek(3)
             part = im.crop((4, 0, 30, 4))
-            # Two of five bands, both with a second frame that is coded by itself.
+            # Two of five bands. The second frame of both is coded by itself.
             assert decoded.count("integers") == 2 * 2
             assert_similar(part, whole.crop((4, 0, 30, 4)), 1)
             assert im.tobytes() == whole.tobytes()
@@ -425,7 +425,7 @@ class TestModes:
         ],
     )
     def test_one_for_all(self, scene: Image.Image, modes: list[str], together: str) -> None:
-        """Colour where one frame has it, and alpha where one does; the others are opaque."""
+        """All frames get colour if one has it, and alpha if one has it. The others are opaque."""
         pictures = [scene.convert(mode) for mode in modes]
         for picture in pictures:
             if picture.mode in ("LA", "RGBA"):
@@ -466,7 +466,7 @@ class TestModes:
 
 class TestSources:
     def test_frames_of_frames(self, moving: list[Image.Image]) -> None:
-        """Pictures and animations in one list, one of them twice; all show what they showed."""
+        """Pictures and animations in one list, one of them twice. All show the same as before."""
         first, second = (
             Image.open(BytesIO(encode_all(part, quality=100))) for part in (moving[:2], moving[2:5])
         )
@@ -487,7 +487,7 @@ class TestSources:
             assert im.tell() == 3
 
     def test_one_after_another(self, moving: list[Image.Image]) -> None:
-        """A picture is asked for when the one before is done with, however many there are."""
+        """A picture is asked for only when the one before is done, for any number of pictures."""
         alive: list[int] = []
 
         class Picture(Image.Image):
@@ -527,11 +527,11 @@ class TestSources:
 
 class TestTiming:
     def shown(self, data: bytes) -> list[tuple[int, int]]:
-        """When each frame begins, and for how long it is shown."""
+        """When each frame begins, and how long it is shown."""
         with Image.open(BytesIO(data)) as im:
             times = []
             for frame in ImageSequence.Iterator(im):
-                frame.load()  # which WebP wants to have done
+                frame.load()  # WebP needs this
                 times.append((frame.info["timestamp"], frame.info["duration"]))
             return times
 
@@ -542,7 +542,7 @@ class TestTiming:
             (40, [40, 40, 40, 40]),
             ([40, 0, 1, 7000], [40, 0, 1, 7000]),
             ((5, 6, 7, 8), [5, 6, 7, 8]),
-            (100 / 3, [33, 34, 33, 33]),  # each begins when it should, rounded
+            (100 / 3, [33, 34, 33, 33]),  # each begins at its time, rounded
             (np.float64(2), [2, 2, 2, 2]),
             ((1 << 32) - 1, [(1 << 32) - 1] * 4),
         ],
@@ -573,7 +573,7 @@ class TestTiming:
                     im.seek(4)
 
     def test_each_frames_own(self, moving: list[Image.Image]) -> None:
-        """Where nothing is said, as an animation has it; what is no part of one, as the first."""
+        """The default comes from each animation. A picture that has no duration takes the first."""
         source = BytesIO(encode_all(moving[:3], duration=[30, 50, 70]))
         with Image.open(source) as im:
             data = encode_all([im, moving[3]])
@@ -611,7 +611,7 @@ class TestTiming:
 
 class TestDamage:
     def rewritten(self, data: bytes, number: int, payload: bytes) -> bytes:
-        """The file with other data in the chunk of a frame, its CRC right."""
+        """The file with other data in the chunk of a frame, and a right CRC."""
         file = container.read(data)
         places = [n for n, c in enumerate(file) if c.type in chunks.CODED]
         file[places[number]] = file[places[number]]._replace(data=payload)
@@ -619,7 +619,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("seed", range(12))
     def test_any_changes_decode_or_are_an_oserror(self, animation: bytes, seed: int) -> None:
-        """Frames before the damage are what they were."""
+        """Frames before the damage stay the same."""
         random = np.random.default_rng(seed)
         payload = bytearray(payloads(animation)[3])
         payload[random.integers(len(payload))] ^= 1 << random.integers(8)
@@ -641,7 +641,7 @@ class TestDamage:
 
     @pytest.mark.usefixtures("load_truncated")
     def test_what_is_left(self, animation: bytes) -> None:
-        """The frames up to the damage; those after it are black, up to the next of all latents."""
+        """The frames before the damage are shown. Later ones are black until the next complete frame."""
         expected = frames_of(animation)
         with Image.open(BytesIO(self.rewritten(animation, 3, b"\xff" * 40))) as im:
             for number, frame in enumerate(expected):
@@ -652,7 +652,7 @@ class TestDamage:
                     assert im.getextrema() == ((0, 0),) * 3
 
     def test_a_cut_file(self, animation: bytes) -> None:
-        """Frames before the cut are what they were; the one that it is in, and later ones, fail."""
+        """Frames before the cut stay the same. The frame with the cut and later ones fail."""
         expected = frames_of(animation)
         entries = [e for e in container.Reader(BytesIO(animation)) if e.type in chunks.CODED]
         for cut in (entries[4].start + 5, entries[4].end):
@@ -677,7 +677,7 @@ class TestDamage:
             im.seek(4)
             with pytest.warns(UserWarning, match="truncated SDZ file: .* are guessed in part"):
                 im.load()
-            # What it does not say has not changed.
+            # What the file does not say has not changed.
             assert_similar(im, expected[3], LOSS)
             im.seek(5)
             with pytest.raises(OSError, match="truncated"):
@@ -685,7 +685,7 @@ class TestDamage:
 
 
 class TestSavingOverItself:
-    """What is still to be decoded does not need the file that is being written."""
+    """What is not decoded yet does not need the file that is being written."""
 
     @pytest.fixture
     def path(self, animation: bytes, tmp_path: Path) -> Path:

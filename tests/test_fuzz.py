@@ -1,4 +1,4 @@
-"""The fuzzing itself: it runs without atheris, finds what there is, and counts only what counts."""
+"""The fuzzing itself: it runs without atheris, finds bugs, and counts only real ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pillow_sdz import container
 from pillow_sdz.container import Chunk
 from sdz_files import framed
 
-# Fuzzing is no part of the installed package, so that only the checkout has it.
+# Fuzzing is not part of the installed package. Only the checkout has it.
 sys.path.append(str(Path(__file__).parent.parent))
 
 from fuzz import mutants, seeds, targets
@@ -42,7 +42,7 @@ def test_nothing_but_the_allowed_exceptions(target: str) -> None:
 
 @pytest.mark.usefixtures("light")
 def test_seeds_get_to_the_end() -> None:
-    """What is sound is not refused: mutations of it come as far as can be."""
+    """Valid inputs are not refused, so that mutations of them reach all the code."""
     for data in seeds.made():
         targets.shown(data)
         targets.latents_of(data)
@@ -65,13 +65,13 @@ def test_crcs_are_made_right() -> None:
     for entry_end in (len(container.SIGNATURE) + 12, len(data)):
         wrong[entry_end - 1] ^= 1
     assert repaired(bytes(wrong)) == data
-    assert repaired(data[:-1]) == data[:-1]  # what is cut off has none
+    assert repaired(data[:-1]) == data[:-1]  # what is cut off has no CRC
     assert repaired(b"") == b""
     assert zlib.crc32(b"DONE").to_bytes(4, "big") == repaired(data)[-4:]
 
 
 def test_the_command_leaves_what_it_finds(tmp_path: Path, environment: dict[str, str]) -> None:
-    """And runs it again: the same bytes, the same exception."""
+    """Running the finding again gives the same bytes and the same exception."""
     program = (
         "import sys; from pillow_sdz import container; container.read = lambda data: data[99999]\n"
         "from fuzz.__main__ import main; main()"
@@ -96,7 +96,7 @@ def test_the_command_leaves_what_it_finds(tmp_path: Path, environment: dict[str,
 
 
 def test_annotations_are_not_changed() -> None:
-    """Nothing evaluates them, so that no test can notice."""
+    """Nothing evaluates annotations, so no test can notice a change to them."""
     source = "def f(a: int | None, *b: str) -> (\n    int | str\n):\n    c: int | None = 1 | 2\n"
     assert sorted(mutants._annotations(source)) == [
         ((1, 9), (1, 19)),
@@ -107,7 +107,7 @@ def test_annotations_are_not_changed() -> None:
 
 
 def test_a_change_meets_the_tests_of_its_line() -> None:
-    """Those of each file in turn, the most particular ones first."""
+    """The tests of each file in turn, those that run the fewest lines first."""
     module = "fuzz/allowed.py"
     (line,) = (
         number
@@ -122,7 +122,7 @@ def test_a_change_meets_the_tests_of_its_line() -> None:
     fitting = mutants.Recorded(tests).fitting
     assert fitting(change, 9) == ["a.py::narrow", "b.py::only", "a.py::wide", "a.py::wider"]
     assert fitting(change, 2) == ["a.py::narrow", "b.py::only"]
-    # A constant is run by the import alone: its module's tests, then.
+    # Only the import runs a constant, so its module's tests are taken.
     by_import = mutants.Recorded({module: {line: {""}, 1: {"a.py::wide"}}})
     assert by_import.fitting(change, 9) == ["a.py::wide"]
     assert mutants.Recorded({}).fitting(change, 9) == []

@@ -1,7 +1,7 @@
 """Tiny Stable Diffusion models with random weights, in diffusers' and the hub's layouts on disk.
 
-Everything is real but the sizes and the weights. The latents have 4 channels and a factor of 8, as
-Stable Diffusion 1's have.
+Only the sizes and the weights are not real. The latents have 4 channels and a factor of 8, like
+those of Stable Diffusion 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ diffusers = pytest.importorskip("diffusers", reason="needs the extra sd")
 transformers = pytest.importorskip("transformers", reason="needs the extra sd")
 
 WEIGHTS = presets.WEIGHTS
-TOKENS = 77  # of a prompt, as in CLIP
+TOKENS = 77  # in a prompt, as in CLIP
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def save_pipeline(folder: Path, conditional: bool = True) -> Path:
-    """A whole pipeline: an autoencoder, a U-Net and what that needs."""
+    """A whole pipeline: an autoencoder, a U-Net and the rest."""
     autoencoder_kl().save_pretrained(folder / "vae")
     scheduler().save_pretrained(folder / "scheduler")
     if conditional:
@@ -143,10 +143,10 @@ def save_pipeline(folder: Path, conditional: bool = True) -> Path:
 
 
 def pipeline_parts(folder: Path) -> dict[str, Any]:
-    """What a pipeline of Stable Diffusion 1's kind is made of; its tokenizer is in the folder."""
+    """The parts of a pipeline like Stable Diffusion 1's. Its tokenizer is in the folder."""
     save_tokenizer(folder / "tokenizer")
     unet = conditional_unet()
-    # What pipelines look for in Stable Diffusion 1's configuration.
+    # Pipelines look for this in Stable Diffusion 1's configuration.
     unet.register_to_config(sample_size=64)
     noises = scheduler()
     noises.register_to_config(steps_offset=1)
@@ -167,7 +167,7 @@ def sha256(path: Path) -> str:
 
 
 def cached(cache: Path, repository: str, revision: str, folder: Path) -> Snapshot:
-    """Lay a folder out as the hub's cache has it, and tell what it is pinned to."""
+    """Lay out a folder as in the hub's cache, and return what it is pinned to."""
     root = cache / f"models--{repository.replace('/', '--')}"
     (root / "blobs").mkdir(parents=True)
     (root / "refs").mkdir()
@@ -182,12 +182,12 @@ def cached(cache: Path, repository: str, revision: str, folder: Path) -> Snapsho
         link.symlink_to(root / "blobs" / digest)
         pinned = name.endswith(".safetensors")
         files.append(File(name, path.stat().st_size, digest) if pinned else File(name))
-    files.sort(key=lambda file: file.sha256 is not None)  # an autoencoder's weights come last
+    files.sort(key=lambda file: file.sha256 is not None)  # the weights of an autoencoder come last
     return Snapshot(repository, revision, tuple(files))
 
 
 def pinned(preset: Preset, cache: Path, autoencoder: Path, denoiser: Path | None = None) -> Preset:
-    """A preset like this one, with the files of these folders in the cache instead of its own."""
+    """A preset like this one, but with the files of these folders in the cache."""
     return preset._replace(
         autoencoder=cached(cache, "tiny/autoencoder", "1" * 40, autoencoder),
         denoiser=cached(cache, "tiny/denoiser", "2" * 40, denoiser) if denoiser else None,
