@@ -8,6 +8,7 @@ warning when the setting is first needed, and the default until then.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import reprlib
@@ -167,6 +168,11 @@ class _Settings(ModuleType):
         if name in _RULES:
             value = _checked(name, value, name)
             _complaints.pop(name, None)
+        elif name.isupper() and name not in self.__dict__:
+            near = difflib.get_close_matches(name, _RULES, n=1)
+            hint = f": did you mean {near[0]}?" if near else f", only {', '.join(_RULES)}"
+            msg = f"there is no setting {name}{hint}"
+            raise AttributeError(msg)
         super().__setattr__(name, value)
 
 

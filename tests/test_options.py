@@ -188,3 +188,11 @@ def in_a_thread(work: Any) -> Any:
     thread.start()
     thread.join()
     return results[0]
+
+
+def test_a_misspelt_setting_is_not_set() -> None:
+    with pytest.raises(AttributeError, match="no setting DENOIZE: did you mean DENOISE"):
+        options.DENOIZE = False  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="no setting QUALITY, only DEVICE"):
+        options.QUALITY = 3  # type: ignore[attr-defined]
+    assert not hasattr(options, "DENOIZE")
