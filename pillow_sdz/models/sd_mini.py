@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..arrays import Area, Latents, Pixels, Samples
 from . import tiles
 from .blocks import blocks
+from .running import built, undisturbed
 from .tiles import WHOLE, Sides
 
 FACTOR = 8
@@ -85,11 +86,10 @@ class Autoencoder(nn.Module):
 class SdMini:
     """`sd-mini`, loaded: pixels <-> latents of unit variance, in numpy arrays."""
 
+    @torch.inference_mode(False)
+    @undisturbed()
     def __init__(self, weights: Path) -> None:
-        self._autoencoder = Autoencoder()
-        self._autoencoder.load_state_dict(load_file(weights))
-        self._autoencoder.float().eval().requires_grad_(False)
-        self._autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._autoencoder = built(Autoencoder, load_file(weights))
 
     def encode(self, pixels: Samples) -> Latents:
         """Pixels (H, W, 3) to latents (ceil(H/8), ceil(W/8), 4)."""
