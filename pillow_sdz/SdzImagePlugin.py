@@ -251,7 +251,8 @@ class SdzImageFile(ImageFile.ImageFile):
         if not decoder.by_area:  # a U-Net sees all of the latents
             from .models import denoise
 
-            refine = denoise.refiner(decoder, self._denoising, self._prompt)
+            size = header.latents[1:]
+            refine = denoise.refiner(decoder, self._denoising, self._prompt, size)
         # Before the network runs, since damage here makes its work vain.
         alpha = self._alpha(box) if header.has_alpha else None
         if self._latents is None:

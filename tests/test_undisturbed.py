@@ -146,7 +146,7 @@ def test_memory_that_runs_out_is_an_oserror(
     data = encode(photo, **keywords)
     method = "bits" if kind.endswith("RateModel") else "forward"
     monkeypatch.setattr(f"pillow_sdz.models.{kind}.{method}", fail)
-    with pytest.raises(OSError, match="needs more memory than there is: .*can't allocate memory"):
+    with pytest.raises(OSError, match=r"needs more memory than there is: .*can't allocate memory"):
         (decode(data) if kind.endswith("Decoder") else encode(photo, **keywords))
 
 

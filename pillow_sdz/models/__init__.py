@@ -28,13 +28,12 @@ from ..catalogue import (
     SPACES,
     ModelSpec,
 )
-from ..header import NAME
-from . import recorded, sources
+from . import recorded, sources, specs
 from .sources import DenoiserParts, Folder, NotInstalled, Source
 
 if TYPE_CHECKING:
+    from .denoiser import Denoiser as Denoiser
     from .network import Network
-    from .stable_diffusion import Denoiser as Denoiser
 
 
 class _Entry(NamedTuple):
@@ -111,7 +110,7 @@ def _entry(name: str) -> _Entry:
     if isinstance(record, recorded.Directory):
         digest = bytes.fromhex(record.sha256)[:4]
         spec = ModelSpec(name, record.channels, record.factor, digest, record.latent_space)
-        if complaint := _misplaced(spec):
+        if complaint := specs.misplaced(spec):
             msg = f"the models file {recorded.path()} is damaged: model {name!r}: {complaint}"
             raise OSError(msg)
         return _Entry(spec, sources.Directory(name, record))
@@ -123,19 +122,6 @@ def _entry(name: str) -> _Entry:
     space = SPACES[preset.latent_space]
     spec = ModelSpec(name, space.channels, space.factor, digest, space.name)
     return _Entry(spec, sources.Pinned(name, preset))
-
-
-def _misplaced(spec: ModelSpec) -> str | None:
-    """Why a model that is not this package's own cannot be of its latent space, or None."""
-    space = spec.space
-    if space.is_own:
-        return f"{space.name} latents are of one model alone, whose weights decode them"
-    if (spec.channels, spec.factor) != (space.channels, space.factor):
-        return (
-            f"{space.name} latents have {space.channels} channels at a factor of {space.factor}, "
-            f"but this autoencoder has {spec.channels} at {spec.factor}"
-        )
-    return None
 
 
 def decoder_for(spec: ModelSpec, digest: bytes, tune: str) -> ModelSpec:
@@ -236,7 +222,9 @@ def _entry_of(spec: ModelSpec) -> _Entry:
 
 
 def load_denoiser(spec: ModelSpec, *, on_cpu: bool = False) -> Denoiser:
-    """A U-Net for a model's latents, loaded once per process; imports torch and diffusers.
+    """A U-Net for a model's latents, loaded once per process; imports torch.
+
+    Diffusers' is imported for all U-Nets but `sd-mini`'s own.
 
     ``on_cpu``: there and in float32, from now on, in place of the one that was loaded.
 
@@ -249,7 +237,7 @@ def load_denoiser(spec: ModelSpec, *, on_cpu: bool = False) -> Denoiser:
         for entry in _same_space(spec):
             key = entry.spec, options.DEVICE, options.DTYPE
             loaded = _denoisers.get(key)
-            if loaded is not None and not (on_cpu and loaded.unet.device.type != "cpu"):
+            if loaded is not None and not (on_cpu and loaded.device.type != "cpu"):
                 return loaded
             try:
                 parts = entry.source.denoiser()
@@ -257,16 +245,24 @@ def load_denoiser(spec: ModelSpec, *, on_cpu: bool = False) -> Denoiser:
                 reason = reason or str(e)
                 continue
             if parts is not None:
-                from .stable_diffusion import Denoiser
-
                 if on_cpu and not isinstance(parts.unet, Folder):
                     msg = "the U-Net was registered as a loaded module, which is not moved"
                     raise OSError(msg)
                 _denoisers.clear()  # one at a time: they are large
                 with options.override(**({"DEVICE": "cpu", "DTYPE": "float32"} if on_cpu else {})):
-                    return _denoisers.setdefault(key, Denoiser.load(parts, spec.channels))
+                    return _denoisers.setdefault(key, _denoiser(entry, parts))
     msg = reason or f"no U-Net for {spec.latent_space} latents is known: register a model with one"
     raise NotInstalled(msg)
+
+
+def _denoiser(entry: _Entry, parts: DenoiserParts) -> Denoiser:
+    if isinstance(entry.source, sources.Embedded):
+        from . import sd_mini_unet
+
+        return sd_mini_unet.load(parts)
+    from . import unets
+
+    return unets.load(parts, entry.spec.channels)
 
 
 def _same_space(spec: ModelSpec) -> Iterator[_Entry]:
@@ -335,7 +331,7 @@ def register_model(
             raise ValueError(msg)
     if given:
         parts = dataclasses.replace(parts or DenoiserParts(), **given)
-    spec = _new_spec(name, network, parts, sha256, latent_space)
+    spec = specs.new(name, network, parts, sha256, latent_space)
     if parts is not None:
         parts = sources.with_hashes(parts, sources.hashes(parts))
     with _loading:
@@ -351,7 +347,7 @@ def record_model(name: str, directory: Path, latent_space: str | None = None) ->
     folder = sources.autoencoder_folder(directory)
     sha256 = weights.sha256(sources.weights_file(folder))
     parts = sources.denoiser_parts(directory)
-    spec = _new_spec(name, Folder(folder, sha256), parts, sha256, latent_space)
+    spec = specs.new(name, Folder(folder, sha256), parts, sha256, latent_space)
     hashes = sources.hashes(parts)
     record = recorded.Directory(
         str(directory),
@@ -363,37 +359,4 @@ def record_model(name: str, directory: Path, latent_space: str | None = None) ->
         hashes.get("text_encoder", ""),
     )
     recorded.write(name, record)
-    return spec
-
-
-def _new_spec(
-    name: str, network: Any, parts: DenoiserParts | None, sha256: str, latent_space: str | None
-) -> ModelSpec:
-    """What is to be registered; ValueError or OSError where it must not be."""
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        msg = (
-            "a model's name has 1 to 32 characters of a-z 0-9 . _ -, the first one of a-z 0-9, "
-            f"and is not {name!r}"
-        )
-        raise ValueError(msg)
-    if name in EMBEDDED:
-        msg = f"{name!r} is the name of a model that comes with pillow-sdz"
-        raise ValueError(msg)
-    channels, factor = sources.shape(network)
-    if parts is not None:
-        sources.check_denoiser(parts, channels)
-    preset = PRESETS.get(name)
-    if latent_space is None:
-        latent_space = preset.latent_space if preset else name
-    if not NAME.fullmatch(latent_space):
-        msg = f"a latent space has a name such as sd1, not {latent_space!r}"
-        raise ValueError(msg)
-    if preset:
-        pinned = preset.autoencoder.files[-1].sha256
-        if latent_space != preset.latent_space or sha256 != (pinned or sha256):
-            msg = f"{name!r} is the name of a model with other weights: sha256 {pinned}"
-            raise ValueError(msg)
-    spec = ModelSpec(name, channels, factor, bytes.fromhex(sha256)[:4], latent_space)
-    if complaint := _misplaced(spec):
-        raise ValueError(complaint)
     return spec

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from .. import options, weights
 from ..catalogue import Preset, Snapshot
-from . import hub, recorded
+from . import configurations, hub, recorded
 
 # The autoencoders that can be read, all from diffusers.
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
@@ -217,12 +217,8 @@ def with_hashes(parts: DenoiserParts, hashes: Mapping[str, str]) -> DenoiserPart
 def weights_file(folder: Path) -> Path:
     """The safetensors file with a part's weights, the half-precision variant if there is no other.
 
-    OSError where there is none, with its own message where there are pickles instead, and where
-    diffusers and transformers would load other files: nobody would have checked those.
+    OSError where there is none, with its own message where there are pickles instead.
     """
-    if found := _misleading(folder):
-        msg = f"{folder} is not read: besides one file of weights it has {found}"
-        raise OSError(msg)
     for suffix in (".safetensors", ".fp16.safetensors"):
         for stem in _STEMS:
             if (path := folder / (stem + suffix)).is_file():
@@ -235,18 +231,6 @@ def weights_file(folder: Path) -> Path:
     else:
         msg = f"{folder} has no weights: no diffusion_pytorch_model.safetensors"
     raise OSError(msg)
-
-
-def _misleading(folder: Path) -> str | None:
-    """What leads diffusers or transformers to other weights than a folder's one file."""
-    for pattern in ("*.index*.json", "adapter_config.json"):  # of shards, of a LoRA
-        for path in folder.glob(pattern):
-            return path.name
-    if all(any(folder.glob(f"{stem}.*safetensors")) for stem in _STEMS):
-        return "those of another library"
-    if (folder / "config.json").is_file() and "transformers_weights" in config(Folder(folder)):
-        return "a configuration that names others"
-    return None
 
 
 def check_weights(folder: Folder) -> Path:
@@ -286,16 +270,16 @@ def shape(part: Any) -> tuple[int, int]:
         where = part.path if isinstance(part, Folder) else "this object"
         msg = f"{where} is no autoencoder that can be used: {kind}, not {' or '.join(CLASSES)}"
         raise OSError(msg)
+    # Of a loaded one, the rest is the loaded network's own affair.
+    fields = kind if isinstance(part, Folder) else "scaling"
+    where = part.path / "config.json" if isinstance(part, Folder) else f"this {kind}"
+    found = configurations.checked(fields, settings, where)
     # The defaults are diffusers' own.
     if kind == "AutoencoderKL":
         widths = settings.get("block_out_channels", (64,))
     else:
         widths = settings.get("encoder_block_out_channels", (64, 64, 64, 64))
-    channels = settings.get("latent_channels", 4)
-    if not isinstance(channels, int) or not isinstance(widths, (list, tuple)) or not widths:
-        msg = f"the configuration of {kind} is damaged"
-        raise OSError(msg)
-    return channels, 1 << (len(widths) - 1)
+    return found.get("latent_channels", 4), 1 << (len(widths) - 1)
 
 
 def check_denoiser(parts: DenoiserParts, channels: int) -> None:
