@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+import tiny_models as tiny
 from model_registry import no_network, registry
-from pillow_sdz import models
+from pillow_sdz import models, register_model
 from sdz_files import decode, encode
 
 __all__ = ["no_network", "registry"]
@@ -86,6 +88,32 @@ def sd_mini(photo: Image.Image) -> Using:
     return saved_and_loaded(photo, model="sd-mini")
 
 
+def denoised(photo: Image.Image) -> Using:
+    return saved_and_loaded(photo, model="sd-mini", denoise=0.1)
+
+
+def folder(photo: Image.Image, tmp_path: Path) -> Using:
+    """A whole pipeline's: autoencoder, text encoder and U-Net."""
+    register_model("ours", tiny.save_pipeline(tmp_path / "pipeline"), latent_space="sd1")
+    return saved_and_loaded(photo, model="ours", denoise=0.1, prompt="a cat")
+
+
+def tiny_folder(photo: Image.Image, tmp_path: Path) -> Using:
+    tiny.autoencoder_tiny().save_pretrained(tmp_path / "tiny")
+    register_model("ours", tmp_path / "tiny", latent_space="sd1")
+    return saved_and_loaded(photo, model="ours")
+
+
+def modules(photo: Image.Image, tmp_path: Path) -> Using:
+    """The same, registered as loaded modules."""
+    parts = tiny.pipeline_parts(tmp_path)
+    names = ("unet", "scheduler", "text_encoder", "tokenizer")
+    used = {name: parts[name] for name in names}
+    config: dict[str, Any] = {"latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 3.0, 4.0]}
+    register_model("ours", tiny.autoencoder_kl(**config), **used, latent_space="sd1")
+    return saved_and_loaded(photo, model="ours", denoise=0.1, prompt="a cat")
+
+
 def reduced(photo: Image.Image) -> Using:
     data = encode(photo)
 
@@ -97,20 +125,23 @@ def reduced(photo: Image.Image) -> Using:
     return using
 
 
-MODELS = [mini, perceptual, sd_mini, reduced]
+MODELS = [mini, perceptual, reduced, sd_mini, denoised, folder, tiny_folder, modules]
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS)
 def test_the_callers_settings_change_nothing_and_stay(
     photo: Image.Image,
-    model: Callable[[Image.Image], Using],
+    tmp_path: Path,
+    model: Callable[..., Using],
     caller: Callable[[], contextlib.AbstractContextManager[object]],
 ) -> None:
     """While a model is built, while it runs, and while it runs that was built so."""
-    using = model(photo)
+    of_a_folder = model in (folder, tiny_folder, modules)
+    using = model(photo, tmp_path) if of_a_folder else model(photo)
     expected = using()
     models._loaded.clear()
+    models._denoisers.clear()
     with caller():
         before = settings()
         assert using() == expected

@@ -80,7 +80,10 @@ _registered: dict[str, _Entry] = {}
 
 def names() -> list[str]:
     """The names of all models, sorted, installed or not; OSError for a damaged models file."""
-    return sorted({*EMBEDDED, *_registered, *recorded.read(), *PRESETS})
+    found = {*EMBEDDED, *_registered, *PRESETS}
+    with suppress(_Unreadable):
+        found.update(_recorded())
+    return sorted(found)
 
 
 def encoders() -> list[str]:
@@ -101,12 +104,34 @@ def source(name: str) -> Source:
     return _entry(name).source
 
 
+class _Unreadable(OSError):
+    """There is no models file to be read, as in a home directory that is none."""
+
+
+def _recorded() -> dict[str, recorded.Record]:
+    try:
+        return recorded.read()
+    except RuntimeError as e:  # pathlib's, of a user who has no home directory
+        msg = f"the models that were added are not known: {e}"
+        raise _Unreadable(msg) from e
+    except OSError as e:
+        if e.errno is None:  # it can be read, and is damaged
+            raise
+        msg = f"the models that were added are not known: {e}"
+        raise _Unreadable(msg) from e
+
+
 def _entry(name: str) -> _Entry:
     if name in EMBEDDED:
         return _Entry(EMBEDDED[name], sources.Embedded(DENOISERS.get(name)))
     if name in _registered:
         return _registered[name]
-    record = recorded.read().get(name)
+    try:
+        record = _recorded().get(name)
+    except _Unreadable:
+        if name not in PRESETS:
+            raise
+        record = None
     if isinstance(record, recorded.Directory):
         digest = bytes.fromhex(record.sha256)[:4]
         spec = ModelSpec(name, record.channels, record.factor, digest, record.latent_space)
@@ -331,7 +356,7 @@ def register_model(
             raise ValueError(msg)
     if given:
         parts = dataclasses.replace(parts or DenoiserParts(), **given)
-    spec = specs.new(name, network, parts, sha256, latent_space)
+    spec = specs.new(name, network, parts, sha256, latent_space, PRESETS)
     if parts is not None:
         parts = sources.with_hashes(parts, sources.hashes(parts))
     with _loading:
@@ -347,7 +372,7 @@ def record_model(name: str, directory: Path, latent_space: str | None = None) ->
     folder = sources.autoencoder_folder(directory)
     sha256 = weights.sha256(sources.weights_file(folder))
     parts = sources.denoiser_parts(directory)
-    spec = specs.new(name, Folder(folder, sha256), parts, sha256, latent_space)
+    spec = specs.new(name, Folder(folder, sha256), parts, sha256, latent_space, PRESETS)
     hashes = sources.hashes(parts)
     record = recorded.Directory(
         str(directory),

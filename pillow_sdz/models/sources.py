@@ -305,6 +305,13 @@ def check_denoiser(parts: DenoiserParts, channels: int) -> None:
     if more := [name for name in _MORE_THAN_TEXT if settings.get(name) is not None]:
         msg = f"the U-Net needs more than a prompt, which is not supported: it has {more[0]}"
         raise OSError(msg)
+    for part, fields, file in (
+        (parts.unet, kind, "config.json"),
+        (parts.scheduler, "scheduler", "scheduler_config.json"),
+        (parts.text_encoder, "CLIPTextModel", "config.json"),
+    ):
+        if isinstance(part, Folder):
+            configurations.checked(fields, config(part, file), part.path / file)
     if kind == "UNet2DConditionModel":
         widths = settings.get("cross_attention_dim", 1280)  # diffusers' default
         width = config(parts.text_encoder).get("hidden_size")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from ..catalogue import EMBEDDED, PRESETS, ModelSpec
+from ..catalogue import EMBEDDED, ModelSpec, Preset
 from ..header import NAME
 from . import sources
 from .sources import DenoiserParts
@@ -24,7 +25,12 @@ def misplaced(spec: ModelSpec) -> str | None:
 
 
 def new(
-    name: str, network: Any, parts: DenoiserParts | None, sha256: str, latent_space: str | None
+    name: str,
+    network: Any,
+    parts: DenoiserParts | None,
+    sha256: str,
+    latent_space: str | None,
+    presets: Mapping[str, Preset],
 ) -> ModelSpec:
     """What is to be registered; ValueError or OSError where it must not be."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -39,7 +45,7 @@ def new(
     channels, factor = sources.shape(network)
     if parts is not None:
         sources.check_denoiser(parts, channels)
-    preset = PRESETS.get(name)
+    preset = presets.get(name)
     if latent_space is None:
         latent_space = preset.latent_space if preset else name
     if not NAME.fullmatch(latent_space):
