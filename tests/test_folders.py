@@ -226,10 +226,10 @@ def test_a_tokenizer_as_it_is_saved_today(pipeline: Path) -> None:
 TOO_MANY = 10**9
 BAD: dict[str, dict[str, list[object]]] = {
     "vae": {
-        "scaling_factor": [0, -1, None, "0.18215", [0.5], float("nan"), float("inf"), True],
+        "scaling_factor": [0, -1, None, 10**400, "0.18215", [0.5], float("nan"), True],
+        "latents_std": [1.0, [1.0], [0.0] * 4, [-1.0] * 4, [None] * 4, [float("inf")] * 4],
         "shift_factor": ["0", [0.0], float("nan")],
         "latents_mean": [1.0, "0", [0.0], [0.0] * 5, ["0"] * 4, [float("inf")] * 4],
-        "latents_std": [1.0, [1.0], [0.0] * 4, [-1.0] * 4, [None] * 4],
         "latent_channels": [0, -4, 4.0, "4", None, TOO_MANY],
         "block_out_channels": [[], 4, None, [0, 4], [4.0], ["4"], [4] * 9, [TOO_MANY] * 4],
         "down_block_types": ["DownEncoderBlock2D", ["Evil"] * 4, ["DownEncoderBlock2D"]],

@@ -545,7 +545,7 @@ def unconditional(tmp_path: Path, denoising: None) -> catalogue.ModelSpec:
     return register_model("ours", tiny.save_pipeline(tmp_path / "pipeline", conditional=False))
 
 
-@pytest.mark.parametrize("error", [RuntimeError, TypeError, ValueError])
+@pytest.mark.parametrize("error", [IndexError, RuntimeError, TypeError, ValueError])
 def test_what_a_unet_raises(
     unconditional: catalogue.ModelSpec, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:

@@ -109,7 +109,10 @@ def modules(photo: Image.Image, tmp_path: Path) -> Using:
     parts = tiny.pipeline_parts(tmp_path)
     names = ("unet", "scheduler", "text_encoder", "tokenizer")
     used = {name: parts[name] for name in names}
-    config: dict[str, Any] = {"latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 3.0, 4.0]}
+    config: dict[str, Any] = {
+        "latents_mean": [0.1, 0.2, 0.3, 0.4],
+        "latents_std": [1.0, 2.0, 3.0, 4.0],
+    }
     register_model("ours", tiny.autoencoder_kl(**config), **used, latent_space="sd1")
     return saved_and_loaded(photo, model="ours", denoise=0.1, prompt="a cat")
 

@@ -7,9 +7,9 @@ so cannot choose an attention kernel, a quantiser, a class or a module to import
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
 from ..header import MAX_CHANNELS
@@ -80,7 +80,7 @@ def _missing(settings: Mapping[str, Any]) -> str | None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _number(low: float, high: float) -> Field:
@@ -136,7 +136,6 @@ _WIDTH, _LAYERS = _count(WIDEST), _count(MOST_LAYERS)
 _WIDTHS = _list(_WIDTH)
 _CHANNELS = _count(MAX_CHANNELS)
 _SCALE, _SHIFT = _positive(LARGEST_SCALE), _number(-LARGEST_SCALE, LARGEST_SCALE)
-# Without noise, or a sequence of widths, there is no choice of how it is resampled.
 _SAMPLE_SIZE = _either(_WIDTH, _list(_WIDTH)).or_none()  # not used, but pipelines ask for it
 
 #: How latents are scaled, of a loaded autoencoder as well.

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from . import loading, sources
-from .running import undisturbed
 from .sources import DenoiserParts, Folder
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -36,7 +35,6 @@ def embedding(unet: Any, parts: DenoiserParts) -> Callable[[str], Tensor]:
 
     @functools.lru_cache(maxsize=16)  # chosen: the files of a batch mostly have one prompt
     @torch.no_grad()
-    @undisturbed()
     def embed(prompt: str) -> Tensor:
         text_encoder, tokenizer = encoder()
         tokens = tokenizer(

@@ -32,9 +32,10 @@ DECODER_WIDTHS, DECODER_DEPTHS = (48, 112), (5, 6)
 # Latents along a side of what is encoded or decoded at once, at most.  Chosen: 4 megapixels.
 TILE = 256
 # Bytes that each latent of a tile takes, its margin included, to be decoded or encoded, and what
-# the model itself, its U-Net and the integers take.  Measured on 4 megapixels, and rounded up.
+# the model itself, the integers and what the U-Net leaves of the heap take.  Measured on 4
+# megapixels, and rounded up.
 DECODER_MEMORY, ENCODER_MEMORY = 4_100, 5_500
-FIXED_MEMORY = 120_000_000
+FIXED_MEMORY = 150_000_000
 # How many latents beyond a tile are looked at, by all of the decoder, and from its stage at 1/4
 # of the resolution on; a 3x3 convolution reaches one place further.
 DECODER_MARGIN, DECODER_MARGIN_4 = 19, 6
