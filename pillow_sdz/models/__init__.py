@@ -128,9 +128,10 @@ def _entry(name: str) -> _Entry:
         return _registered[name]
     try:
         record = _recorded().get(name)
-    except _Unreadable:
+    except _Unreadable as e:
         if name not in PRESETS:
-            raise
+            msg = f"{name!r} is no model that pillow-sdz knows by itself, and {e}"
+            raise OSError(msg) from e
         record = None
     if isinstance(record, recorded.Directory):
         digest = bytes.fromhex(record.sha256)[:4]
