@@ -47,7 +47,7 @@ class Row:
     rate: float  # requests a second
     times: list[float]  # milliseconds, of each request
     errors: int
-    peak: int | None  # the server's, in bytes, up to now; None where it cannot be told
+    peak: int | None  # the server's and its workers', in bytes; None where it cannot be told
 
     def __str__(self) -> str:
         cuts = statistics.quantiles(self.times, n=100, method="inclusive")
@@ -168,12 +168,19 @@ async def load(
 
 
 def peak_memory(process: int) -> int | None:
-    """The largest resident set of a process so far, in bytes; None where there is no /proc."""
-    status = Path(f"/proc/{process}/status")
-    if not status.exists():
+    """The largest resident sets so far of a process and its children, in bytes, added up.
+
+    None where there is no /proc. Pages that they share, such as those of libraries, count in each.
+    """
+    folder = Path(f"/proc/{process}")
+    if not folder.exists():
         return None
-    kilobytes: Any = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
-    return 1024 * int(kilobytes[1])
+    children = (folder / "task" / str(process) / "children").read_text().split()
+    total = 0
+    for one in (process, *children):
+        kilobytes: Any = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{one}/status").read_text())
+        total += 1024 * int(kilobytes[1])
+    return total
 
 
 async def measure(address: str, process: int, clients: Sequence[int], seconds: float) -> list[Row]:

@@ -7,8 +7,9 @@ curl -i --data-binary @photo.jpg http://127.0.0.1:8000/
 curl http://127.0.0.1:8000/NAME -o photo.png
 curl -H "Accept: image/x-sdz" http://127.0.0.1:8000/NAME -o photo.sdz
 
-What strangers send is limited in bytes, pixels, time and number. There is no authentication, and
-slow headers are not timed: on the open internet, put a proxy in front that does both and caches.
+What strangers send is limited in bytes, pixels, time and number. Pictures are converted in worker
+processes, which are ended when they take too long. There is no authentication, and slow headers are
+not timed: on the open internet, put a proxy in front that does both and caches.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ import asyncio
 import contextlib
 import hashlib
 import io
+import multiprocessing
 import os
 import re
 import secrets
+import signal
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import torch
 import uvicorn
@@ -43,6 +48,9 @@ UPLOADS = ("JPEG", "PNG", "WEBP", "AVIF")
 SERVED = {"image/x-sdz": "SDZ", "image/webp": "WEBP", "image/png": "PNG"}
 WEBP_QUALITY = 95  # the picture is a reconstruction already, do not damage it a second time
 LONGEST_SIDE = 16383  # of a WebP picture
+# Of a JPEG file: each is a walk over all pixels, for which 32 bytes are enough. Encoders write ten.
+MOST_SCANS = 100
+SCAN = b"\xff\xda"  # how one begins, and nothing else in coded data does
 NAME = re.compile(r"[0-9a-f]{64}")
 FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}  # a name's bytes never change
 
@@ -55,71 +63,230 @@ class Limits:
 
     upload: int = 16 << 20  # bytes
     pixels: int = 12_000_000  # 5 seconds of a core to encode
-    seconds: float = 20  # to receive an upload, and again to convert a picture
-    working: int = os.cpu_count() or 1  # pictures at a time, each on a core of its own
-    waiting: int = 32  # requests besides, each with its upload in memory
+    working: int = os.cpu_count() or 1  # pictures at a time, each in a process of its own
+    waiting: int = 32  # pictures besides
+    work: float = 10  # seconds for a picture: twice what so many pixels take
+    seconds: float = 20  # for a picture to wait and be worked on, and again to receive an upload
+    receiving: int = 64  # uploads at a time, a gigabyte on the disk
+
+
+class Ended(Exception):
+    """A worker ended before its work did."""
+
+
+class Worker:
+    """A process that does one thing after another, and can be ended in the midst of it.
+
+    It is spawned, since threads and locks do not survive a fork.
+    """
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()  # so that it ends when the process does
+
+    def call(self, function: Callable[..., T], *arguments: object) -> T:
+        """What a function of a module returns or raises there; Ended if the process ends first."""
+        try:
+            self._connection.send((function, arguments))
+            result, error = self._connection.recv()
+        except (EOFError, OSError) as e:
+            raise Ended from e
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
+
+    def end(self) -> None:
+        """End the process, whatever it does. A thread that waits in `call` is told."""
+        self._process.kill()
+        self._process.join()
+
+
+def serve(connection: Connection) -> None:
+    """A worker's process: do what it is asked to, until the server is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's, which ends its workers
+    # A picture keeps one thread busy: more of torch's would only be in the others' way.
+    torch.set_num_threads(1)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            function, arguments = connection.recv()
+            try:
+                connection.send((function(*arguments), None))
+            except Exception as error:
+                connection.send((None, error))
+
+
+class Workers:
+    """So many processes, each with the model loaded; those that are ended are replaced."""
+
+    def __init__(self, count: int) -> None:
+        self._all: set[Worker] = set()
+        self._idle: asyncio.Queue[Worker] = asyncio.Queue()
+        self._starting: set[asyncio.Task[None]] = set()
+        self._threads = ThreadPoolExecutor(count)  # each of which waits for a process
+        for _ in range(count):
+            self._add()
+
+    def _add(self) -> None:
+        worker = Worker()
+        self._all.add(worker)
+        task = asyncio.create_task(self._loaded(worker))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    async def _loaded(self, worker: Worker) -> None:
+        await self._calling(worker, to_sdz, Image.new("RGB", (16, 16)))
+        self._idle.put_nowait(worker)
+
+    async def ready(self) -> None:
+        """Wait until all have loaded the model."""
+        await asyncio.gather(*self._starting)
+
+    async def call(self, seconds: float, function: Callable[..., T], *arguments: object) -> T:
+        """Call a function in the first process that is free, so that the event loop stays so.
+
+        TimeoutError, once it is free, after so many seconds; Ended where the process ends.
+        """
+        worker = await self._idle.get()
+        whole = False
+        calling = self._calling(worker, function, *arguments)
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.wait({calling})
+            whole = not isinstance(calling.exception(), Ended)
+            return calling.result()
+        finally:
+            if whole:
+                self._idle.put_nowait(worker)
+            else:
+                await asyncio.shield(self._replace(worker, calling))
+
+    def _calling(
+        self, worker: Worker, function: Callable[..., T], *arguments: object
+    ) -> asyncio.Future[T]:
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._threads, worker.call, function, *arguments)
+
+    async def _replace(self, worker: Worker, calling: asyncio.Future[T]) -> None:
+        worker.end()
+        self._all.remove(worker)
+        await asyncio.wait({calling})
+        calling.exception()  # which is known
+        self._add()
+
+    def end(self) -> None:
+        """End all of them."""
+        for worker in self._all:
+            worker.end()
+        self._threads.shutdown()
+
+
+class Upload:
+    """An upload that is being received, and can be sent away."""
+
+    # Bytes that one is taken to have sent before it began: so none is slow at once. Chosen.
+    AHEAD = 65536
+
+    def __init__(self, timeout: asyncio.Timeout) -> None:
+        self.received = 0
+        self._timeout = timeout
+        self._loop = asyncio.get_running_loop()
+        self._begun = self._loop.time()
+
+    def rate(self) -> float:
+        """Bytes a second."""
+        return (self.AHEAD + self.received) / (self._loop.time() - self._begun + 1e-3)
+
+    def send_away(self) -> None:
+        """As if its time were over."""
+        self._timeout.reschedule(self._loop.time())
 
 
 class Server:
     """Pictures in a folder, as NAME.sdz, where NAME is the sha256 of the file."""
 
+    workers: Workers
+
     def __init__(self, folder: Path, limits: Limits) -> None:
         self.folder = folder
         self.limits = limits
-        # A picture keeps one thread busy: more of torch's would only be in the others' way.
-        self.pool = ThreadPoolExecutor(
-            limits.working, initializer=torch.set_num_threads, initargs=(1,)
-        )
-        self.places = asyncio.Semaphore(limits.working + limits.waiting)
+        self.pictures = 0  # that are worked on, or wait for that
+        self.uploads: set[Upload] = set()
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        routes = [Route("/", self.upload, methods=["POST"]), Route("/{name}", self.picture)]
+        return Starlette(routes=routes, lifespan=self.lifespan)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        await self.convert(to_sdz, Image.new("RGB", (16, 16)))  # loads the model
-        with self.pool:
+        self.workers = Workers(self.limits.working)
+        try:
+            await self.workers.ready()
             yield
-
-    @contextlib.asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Admission: rather no answer now than a late one, and no memory without bound."""
-        if self.places.locked():
-            raise HTTPException(503, "busy", {"Retry-After": "1"})
-        async with self.places:
-            yield
+        finally:
+            self.workers.end()
 
     async def convert(self, function: Callable[..., T], *arguments: object) -> T:
-        """Call a function in the pool, so that the event loop stays free."""
-        running = asyncio.get_running_loop().run_in_executor(self.pool, function, *arguments)
+        """Call a function in a worker, where there is a place: no answer now beats a late one.
+
+        A request has its place while a worker has it or it waits for one, and not while its client
+        sends or receives: no client holds one by being slow.
+        """
+        if self.pictures >= self.limits.working + self.limits.waiting:
+            raise HTTPException(503, "busy", {"Retry-After": "1"})
+        self.pictures += 1
         try:
             async with asyncio.timeout(self.limits.seconds):
-                return await running
-        except TimeoutError:  # what has begun goes on, for as long as so many pixels take
+                return await self.workers.call(self.limits.work, function, *arguments)
+        except (TimeoutError, Ended):
             raise HTTPException(503, "this takes too long", {"Retry-After": "10"}) from None
+        finally:
+            self.pictures -= 1
 
     async def upload(self, request: Request) -> Response:
-        async with self.place():
-            data = await self.received(request)
-            size, encoded = await self.convert(converted, data, self.limits.pixels)
-            name = await asyncio.to_thread(self.store, encoded)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "upload")
+            with path.open("wb") as file:
+                await self.receive(request, file)
+            size, encoded = await self.convert(converted, path, self.limits.pixels)
+        name = await asyncio.to_thread(self.store, encoded)
         about = {"name": name, "width": size[0], "height": size[1], "bytes": len(encoded)}
         return JSONResponse(about, 201, {"Location": f"/{name}"})
 
-    async def received(self, request: Request) -> bytes:
+    async def receive(self, request: Request, file: IO[bytes]) -> None:
         too_large = HTTPException(413, f"more than {self.limits.upload:,} bytes")
         if int(request.headers.get("content-length", 0)) > self.limits.upload:
             raise too_large
-        data = bytearray()
         try:
-            async with asyncio.timeout(self.limits.seconds):
+            async with self.receiving() as upload:
                 async for chunk in request.stream():
-                    data += chunk
-                    if len(data) > self.limits.upload:
+                    upload.received += len(chunk)
+                    if upload.received > self.limits.upload:
                         raise too_large
+                    file.write(chunk)
         except TimeoutError:
             raise HTTPException(408, "the upload is too slow") from None
         except ClientDisconnect:
             raise HTTPException(400, "the upload was broken off") from None
-        return bytes(data)
+
+    @contextlib.asynccontextmanager
+    async def receiving(self) -> AsyncIterator[Upload]:
+        """An upload, within its time; where there are too many, the slowest makes way for it."""
+        if len(self.uploads) >= self.limits.receiving:
+            slowest = min(self.uploads, key=Upload.rate)
+            self.uploads.remove(slowest)
+            slowest.send_away()
+        async with asyncio.timeout(self.limits.seconds) as timeout:
+            upload = Upload(timeout)
+            self.uploads.add(upload)
+            try:
+                yield upload
+            finally:
+                self.uploads.discard(upload)
 
     def store(self, data: bytes) -> str:
         name = hashlib.sha256(data).hexdigest()
@@ -149,8 +316,7 @@ class Server:
             return Response(status_code=304, headers=headers)
         if format == "SDZ":
             return FileResponse(path, headers=headers, media_type=media_type)
-        async with self.place():
-            data = await self.convert(rendered, path, format)
+        data = await self.convert(rendered, path, format)
         return Response(data, headers=headers, media_type=media_type)
 
 
@@ -173,8 +339,11 @@ def negotiated(accept: str) -> str | None:
     return best if weight(best) else None
 
 
-def converted(data: bytes, most_pixels: int) -> tuple[tuple[int, int], bytes]:
+def converted(path: Path, most_pixels: int) -> tuple[tuple[int, int], bytes]:
     """An upload's size and its .sdz file; HTTPException where it is no picture that is taken."""
+    data = path.read_bytes()
+    if data.startswith(b"\xff\xd8") and data.count(SCAN) > MOST_SCANS:
+        raise HTTPException(422, f"a JPEG file of more than {MOST_SCANS} scans")
     try:
         with Image.open(io.BytesIO(data), formats=UPLOADS) as image:
             width, height = image.size
@@ -207,12 +376,7 @@ def rendered(path: Path, format: str) -> bytes:
 
 def create_app(folder: Path, limits: Limits | None = None) -> Starlette:
     """The ASGI application."""
-    server = Server(folder, limits or Limits())
-    routes = [
-        Route("/", server.upload, methods=["POST"]),
-        Route("/{name}", server.picture),
-    ]
-    return Starlette(routes=routes, lifespan=server.lifespan)
+    return Server(folder, limits or Limits()).app()
 
 
 if __name__ == "__main__":

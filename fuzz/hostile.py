@@ -21,7 +21,7 @@ from pillow_sdz import alpha, catalogue, chunks, container, save_latents
 from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
 
-from .seeds import unchanged
+from .seeds import all_changed, unchanged
 from .targets import latents_of, opened, shown
 
 FOLDER = Path(__file__).parent.parent / "fixtures" / "hostile"
@@ -33,6 +33,7 @@ LATN = Chunk(chunks.LATENTS, bytes([2]))  # the prior of sd-mini, all of them th
 EMPTY = Chunk(chunks.LATENTS, b"")  # which are `mini`'s likeliest
 BANDED = MINI._replace(size=(16, 96))  # six rows of latents
 SAME = Chunk(chunks.CHANGES, unchanged(1, 1))
+ALL_CHANGED = Chunk(chunks.CHANGES, all_changed(8, 8))
 DONE = Chunk(chunks.DONE, b"")
 
 
@@ -95,6 +96,11 @@ def _latents(payload: bytes, **header: Any) -> bytes:
     return file(SD_MINI._replace(**header), Chunk(chunks.LATENTS, payload))
 
 
+# A second IHDR in a PNG of 16x16 grey pixels: of more pixels, and of colours.
+OTHER_SIZE = b"IHDR", struct.pack(">II5B", 8192, 8192, 8, 0, 0, 0, 0)
+OTHER_KIND = b"IHDR", struct.pack(">II5B", 16, 16, 8, 6, 0, 0, 0)
+
+
 def files() -> dict[str, bytes]:
     """All of them by their name, without the suffix."""
     nan = np.full((4, 2, 2), np.nan, np.float16)
@@ -128,6 +134,9 @@ def files() -> dict[str, bytes]:
         "changes-first": file(MINI, chunk(b"DIFF", b"")),
         "changes-without-end": file(MINI._replace(frames=300), EMPTY, *[SAME] * 299),
         "changes-of-all-frames": file(MINI._replace(frames=256), EMPTY, *[SAME] * 255),
+        "changes-of-all-latents": file(
+            MINI._replace(size=(128, 128), frames=6), EMPTY, *[ALL_CHANGED] * 5
+        ),
         "changes-that-are-none": file(MINI._replace(frames=2), EMPTY, chunk(b"DIFF", b"")),
         "changes-of-another-model": file(SD_MINI._replace(frames=2), LATN, chunk(b"DIFF", b"")),
         "animation-of-other-frames": file(
@@ -165,6 +174,11 @@ def files() -> dict[str, bytes]:
         "alpha-missing": file(SD_MINI._replace(mode="RGBA"), LATN),
         "alpha-of-another-size": _alpha((16, 16), _png((65535, 65535), bytes(99))),
         "alpha-inflates": _alpha((250, 40), _png((250, 40), bytes(4 << 20))),
+        "alpha-with-a-second-size": _alpha((16, 16), _png((16, 16), bytes(9000), OTHER_SIZE)),
+        "alpha-with-a-second-kind": _alpha((16, 16), _png((16, 16), bytes(9000), OTHER_KIND)),
+        "mask-with-a-second-size": file(
+            SD_MINI, chunk(b"mASK", b"\1" + _png((16, 16), bytes(1 << 20), OTHER_SIZE)), LATN
+        ),
         "alpha-with-texts": _alpha((250, 40), _png((250, 40), bytes(251 * 40), *_texts(8))),
         "alpha-ends-early": _alpha((16, 16), _png((16, 16), bytes(17 * 16))[:-30]),
         # what codes the latents
@@ -172,9 +186,9 @@ def files() -> dict[str, bytes]:
         "latents-of-no-prior": _latents(b"\3"),
         "latents-that-go-on": _latents(b"\2" + b"\x55" * 40),
         "latents-that-do-not-decode": _latents(b"\1" + b"\xff" * 40),
-        "palette-for-too-few-places": _latents(b"\x1f" * 40, coding="palette"),
-        "palette-of-zeros": _latents(bytes(6), coding="palette"),
-        "float16-beyond-its-bits": _latents(b"\x0b\x00", coding="float16", quantisation=0),
+        "palette-for-too-few-places": _latents(b"\x1f" * 40, coding=1),
+        "palette-of-zeros": _latents(bytes(6), coding=1),
+        "float16-beyond-its-bits": _latents(b"\x0b\x00", coding=2, quantisation=0),
         "float16-nan": _lossless(nan),
         # what takes long for its bytes: all that is asked for in a few of them
         "latents-of-half-a-megapixel": file(MINI._replace(size=(800, 640)), Chunk(b"LATN", b"")),

@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pillow_sdz import alpha, catalogue, chunks, container, save_latents
+from pillow_sdz import alpha, catalogue, chunks, container, models, save_latents
 from pillow_sdz.arrays import Ints
 from pillow_sdz.codings import changes
 from pillow_sdz.codings.coding import Frame
+from pillow_sdz.codings.hyperprior import Coded
 from pillow_sdz.codings.range_coder import Prediction, SymbolEncoder, Tables
 from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
+from pillow_sdz.models.mini import Mini
 
 from .targets import CASES, MAX_SIDE
 
@@ -46,13 +48,14 @@ def _entropy_input(number: int, side: int) -> bytes:
 
 
 class _Zeros:
-    """A `range_coder.Coder` that writes zeros."""
+    """A `range_coder.Coder` that writes zeros, or ones where a map says what changes."""
 
-    def __init__(self) -> None:
+    def __init__(self, changed: int = 0) -> None:
         self.encoder = SymbolEncoder(Tables.shipped())
+        self._changed = changed
 
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
-        symbols = np.zeros(len(mean), np.int64)
+        symbols = np.full(len(mean), self._changed * (volume == "changed"), np.int64)
         self.encoder.encode(symbols, Prediction.of(mean, scale))
         return symbols
 
@@ -61,6 +64,17 @@ def unchanged(height: int, width: int) -> bytes:
     """What a DIFF chunk has where nothing changes in latents (height, width) of `mini`."""
     coder = _Zeros()
     changes.code(coder, -(-height // 2), -(-width // 2))
+    return coder.encoder.bytes()
+
+
+def all_changed(height: int, width: int) -> bytes:
+    """The data of a DIFF chunk in which all latents (height, width) of `mini` change, to zeros."""
+    mini = models.load(catalogue.MINI)
+    assert isinstance(mini, Mini)
+    shape = mini.prior.hyper_shape(height, width)
+    before = Coded(np.zeros((height, width, catalogue.MINI.channels), int), np.zeros(shape, int))
+    coder = _Zeros(changed=1)
+    mini.prior.code(coder, height, width, 5000, before)
     return coder.encoder.bytes()
 
 

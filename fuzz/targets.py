@@ -24,6 +24,7 @@ from pillow_sdz.codings import adaptive
 from pillow_sdz.codings.coding import Coding
 from pillow_sdz.codings.context import Context
 from pillow_sdz.codings.range_coder import DamagedPayload, SymbolDecoder, Tables
+from pillow_sdz.container import Chunk
 from pillow_sdz.header import MODES, Header
 
 from .allowed import ALLOWED
@@ -115,14 +116,11 @@ def _changes(payload: bytes, shape: tuple[int, int]) -> None:
         5000,
         frames=2,
     )
-    coded = {
-        format.Entry(chunks.LATENTS, 0, 0, 0): b"",
-        format.Entry(chunks.CHANGES, 1, 1, len(payload)): payload,
-    }
-    frames = format.frames(coded, bands=1)
-    bands = format.bands(header.latents[1], None)
+    latents = [[Chunk(chunks.LATENTS, b"")], [Chunk(chunks.CHANGES, payload)]]
+    reader = format.Reader(BytesIO(format.write(format.assemble(header, [], latents))))
+    frames = format.Frames(reader, bands=1)
     model, coding = catalogue.judge(header)
-    found = codec.Frames(header, model, coding, bands, frames, coded.__getitem__).decode(1, 0)
+    found = codec.Frames(header, model, coding, reader.bands, frames, reader).decode(1, 0)
     assert found.shape == (*shape, catalogue.MINI.channels)
 
 

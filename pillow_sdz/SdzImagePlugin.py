@@ -1,18 +1,21 @@
 """Pillow's side of `.sdz`: opening and decoding; `saving` writes.
 
-`_open` reads chunk headers and metadata only.  LATN, DIFF and ALPH are read, and the models'
-registry and torch are imported, when the pixels are first needed.
+`_open` reads the framing of all chunks, and metadata.  LATN, DIFF and ALPH are read when the pixels
+are first needed.  Only then are the models' registry and torch imported.
 """
 
 from __future__ import annotations
 
+import sys
+import warnings
+from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
 
 from . import alpha as alpha_channel
 from . import catalogue, chunks, container
-from .container import MAX_CHANGES
+from .order import MAX_CHANGES
 from .pillow_private import DeferredError, check_pixels, undecoded
 
 if TYPE_CHECKING:
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
     from .codec import Frames
 
 
+# Bytes of a file that is held in memory.  Chosen: far more than a picture of 100 megapixels has.
+HELD = 64 << 20
+
+
 def _accept(prefix: bytes) -> bool:
     return prefix.startswith(container.SIGNATURE)
 
@@ -33,7 +40,7 @@ class SdzImageFile(ImageFile.ImageFile):
     format = "SDZ"
     format_description = "Image kept as the latents of an autoencoder"
 
-    # What a copy or a pickle of a decoded picture has, too.
+    # Copies and unpickled pictures have these values.
     n_frames = 1
     is_animated = False
     _frame = 0
@@ -44,11 +51,16 @@ class SdzImageFile(ImageFile.ImageFile):
             msg = "not an SDZ file"
             raise SyntaxError(msg)
 
-        # From here on it is an SDZ file, so that whatever is wrong with it is an OSError: anything
-        # that Pillow takes for "not this format" would hide the reason from the user.
+        # From here on it is an SDZ file, and every error is an OSError.  Pillow takes other
+        # exceptions for "not this format", and hides the reason from the user.
         reader = container.Reader(self.fp)
+        if self.filename and reader.file_size <= HELD:
+            # `Image.open` has opened the file by its name.  If a picture is saved under the same
+            # name, what is still to be decoded must not change.
+            self.fp.seek(0)
+            reader = container.Reader(BytesIO(self.fp.read()))
         header = reader.header
-        # Pillow checks again, but only after the metadata has been read.
+        # Pillow checks this as well, but only after the metadata has been read.
         check_pixels(header.size)
         self._model, self._coding = catalogue.judge(header)
         self._size = header.size
@@ -58,20 +70,20 @@ class SdzImageFile(ImageFile.ImageFile):
         self._close_exclusive_fp_after_loading = not self.is_animated
 
         self._header, self._reader = header, reader
-        # Chunks without which the picture can be decoded; for the CRC, before the first load.
+        # Chunks that decoding does not need.  `_part` checks their CRC once.
         self._unread: list[container.Entry] = []
         entries = self._read_chunks()
-        self._frames = container.frames(entries, len(reader.bands))
+        self._frames = container.Frames(entries, len(reader.bands))
         self._latents: Frames | None = None
         if self.is_animated:
-            self._fp = self.fp  # load lets go of fp; Pillow's name for what close closes as well
+            self._fp = self.fp  # `load` sets fp to None.  Pillow's `close` closes _fp as well.
         self._show(0)
 
     def _read_chunks(self) -> list[container.Entry]:
-        """Read what stands before the latents, and where all chunks lie.
+        """Read the chunks before the latents, and find where all chunks lie.
 
-        A file that ends within the latents or later opens and fails in load, as Pillow's own
-        formats do; ImageFile.Parser counts on that.
+        If the file ends within the latents or later, it opens, and `load` fails.  Pillow's own
+        formats do the same, and ImageFile.Parser counts on it.
         """
         reader, header = self._reader, self._header
         self._truncated: str | None = None
@@ -81,12 +93,13 @@ class SdzImageFile(ImageFile.ImageFile):
         try:
             for entry in reader:
                 entries.append(entry)
+                if entry.type in chunks.FRAME:
+                    continue
                 kind = chunks.KINDS.get(entry.type)
-                # What is not safe to copy would only take memory.
+                # Unknown chunks that are not safe to copy are not kept.
                 is_copied = not chunks.is_known(entry.type) and chunks.is_safe_to_copy(entry.type)
                 if not is_copied and not (kind is not None and kind.at_open):
-                    if entry.type not in chunks.FRAME:
-                        self._unread.append(entry)
+                    self._unread.append(entry)
                     continue
                 try:
                     data = reader.data(entry)
@@ -113,7 +126,7 @@ class SdzImageFile(ImageFile.ImageFile):
         return entries
 
     def _note(self, found: dict[str, Any]) -> None:
-        """Keep what the chunks before the latents say, by their keywords."""
+        """Keep the values of the chunks before the latents; ``found`` has them by keyword."""
         header = self._header
         self._denoising: Denoising | None = found.get(chunks.DENOISING.keyword)
         self._prompt: str = found.get(chunks.PROMPT.keyword, "")
@@ -144,7 +157,7 @@ class SdzImageFile(ImageFile.ImageFile):
     def _show(self, frame: int) -> None:
         """Make ``frame`` what the next load decodes."""
         self._frame = frame
-        # A thumbnail of another frame, or its alpha, may have changed them in place.
+        # `thumbnail` and `putalpha` change them in place, perhaps while another frame was shown.
         self._size, self._mode = self._header.size, self._header.mode
         self._scale = 1
         self._im = None
@@ -154,7 +167,7 @@ class SdzImageFile(ImageFile.ImageFile):
             self.info["duration"] = self._animation.duration(frame)
 
     def seek(self, frame: int) -> None:
-        """Go to a frame, counted from 0; EOFError where there is none."""
+        """Go to a frame, counted from 0; EOFError if there is none."""
         if self._seek_check(frame):
             if isinstance(self._fp, DeferredError):
                 raise self._fp.ex  # the image has been closed
@@ -167,11 +180,11 @@ class SdzImageFile(ImageFile.ImageFile):
     def draft(
         self, mode: str | None, size: tuple[int, int] | None
     ) -> tuple[str, tuple[int, int, float, float]] | None:
-        """Have the picture decoded at 1/2, 1/4 or 1/8 of its size, but not below ``size``.
+        """Have `load` decode the picture at 1/2, 1/4 or 1/8 of its size, but not below ``size``.
 
-        That takes a part of the time; `Image.thumbnail` makes use of it.  As with JPEGs, once there
-        are pixels or a draft, nothing changes and the result is None.  ``mode`` is not looked at.
-        The result is always None with a model that has no reduced decoders.
+        That is faster, and `Image.thumbnail` uses it.  If the picture is loaded or has a draft, or
+        if the model has no reduced decoders, nothing changes and the result is None.  ``mode`` is
+        ignored.
         """
         scales = sorted(self._model.scales, reverse=True)
         if not self.tile or self._scale > 1 or size is None or scales == [1]:
@@ -184,11 +197,10 @@ class SdzImageFile(ImageFile.ImageFile):
         return self.mode, (0, 0, width / self._scale, height / self._scale)
 
     def crop(self, box: tuple[float, float, float, float] | None = None) -> Image.Image:
-        """A part of the picture, as `Image.crop` has it.
+        """A part of the picture, as `Image.crop` returns it.
 
-        Before the picture is loaded, only what the part needs is decoded, anew at each call.  The
-        file stays open, and the picture unloaded.  With a model whose pictures only come whole,
-        the picture is loaded.
+        If the picture is not loaded, each call decodes only what the part needs.  The file stays
+        open, and the picture stays unloaded.  A model that decodes no parts loads the picture.
         """
         if self.tile and box is not None and self._model.by_area:
             left, top, right, bottom = (round(edge) for edge in box)
@@ -222,14 +234,20 @@ class SdzImageFile(ImageFile.ImageFile):
         return super().load()
 
     def load_seek(self, pos: int) -> None:
-        """Never called.  That there is one tells ImageFile.Parser to wait for the whole file."""
+        """Never called.  Because it exists, ImageFile.Parser waits for the whole file."""
 
     def _part(self, box: Box) -> Image.Image:
-        """A part of the frame, decoded; ``box`` is in its pixels.
+        """Decode a part of the frame; ``box`` is in its pixels.
 
-        OSError where it is damaged, unless LOAD_TRUNCATED_IMAGES is set: then black, or opaque.
+        OSError if the part is damaged.  With LOAD_TRUNCATED_IMAGES, damaged pixels are black, and
+        damaged alpha is opaque.
         """
-        if self.fp is None or getattr(self.fp, "closed", False):  # not every file object has it
+        handled = sys.exc_info()[1]
+        if self._truncated and isinstance(handled, OSError) and getattr(self.fp, "closed", False):
+            # ImageFile.Parser opens what it has so far, and loads it in a `finally` after it has
+            # failed to open the whole file.  The reason of that failure must not be hidden.
+            raise handled
+        if self.fp is None or getattr(self.fp, "closed", False):  # some file objects lack it
             msg = "the pixels of a closed image cannot be decoded"
             raise ValueError(msg)
         lenient = ImageFile.LOAD_TRUNCATED_IMAGES
@@ -237,18 +255,18 @@ class SdzImageFile(ImageFile.ImageFile):
             for entry in self._unread:
                 self._reader.data(entry)  # for the CRC
             self._unread = []
-        # The last frame that there is something of may not be all there, those before it are.
+        # In a truncated file, only the last frame that was found can be incomplete.
         last = len(self._frames) - 1
         if self._truncated and (self._frame > last or (self._frame == last and not lenient)):
             raise OSError(self._truncated)
         from . import codec, models
 
-        # What is missing or damaged of the models is not what LOAD_TRUNCATED_IMAGES is about.
+        # LOAD_TRUNCATED_IMAGES is about files: errors of the models are always raised.
         header = self._header
         decoder = models.decoder_for(self._model, header.digest, self._tune)
         models.load(decoder)
         refine = None
-        if not decoder.by_area:  # a U-Net sees all of the latents
+        if not decoder.by_area:  # a U-Net needs all latents at once
             from .models import denoise
 
             size = header.latents[1:]
@@ -262,7 +280,7 @@ class SdzImageFile(ImageFile.ImageFile):
                 self._coding,
                 self._reader.bands,
                 self._frames,
-                self._reader.data,
+                self._reader,
             )
         latents = self._latents.frame(self._frame, lenient=lenient)
         size = box[2] - box[0], box[3] - box[1]
@@ -271,38 +289,41 @@ class SdzImageFile(ImageFile.ImageFile):
             latents, decoder=decoder, box=box, scale=self._scale, refine=refine
         ):
             found.paste(Image.fromarray(pixels).convert(found.mode), place)
-        for rows in latents.damaged:
-            top, bottom = (
-                n * header.factor // self._scale - box[1] for n in (rows.start, rows.stop)
-            )
-            found.paste(0, (0, max(top, 0), size[0], max(bottom, 0)))
+        for rows, reason, shown in latents.losses:
+            top, bottom = (n * header.factor // self._scale for n in (rows.start, rows.stop))
+            what = "guessed in part" if shown else "black"
+            message = f"{reason}: the rows {top} to {min(bottom, self.height)} are {what}"
+            warnings.warn(message, stacklevel=4)
+            if not shown:
+                found.paste(0, (0, max(top - box[1], 0), size[0], max(bottom - box[1], 0)))
         if alpha is not None:
             found.putalpha(alpha)
         return found
 
     def _alpha(self, box: Box) -> Image.Image:
-        """A part of the alpha channel; opaque where it is lost and LOAD_TRUNCATED_IMAGES is set."""
+        """A part of the alpha channel; opaque if it is lost and LOAD_TRUNCATED_IMAGES is set."""
         try:
             whole = self._whole_alpha()
-        except OSError:
+        except OSError as e:
             if not ImageFile.LOAD_TRUNCATED_IMAGES:
                 raise
+            warnings.warn(f"{e}: the picture is opaque", stacklevel=5)
             whole = Image.new("L", self._header.size, 255)
         return (whole.reduce(self._scale) if self._scale > 1 else whole).crop(box)
 
     def _whole_alpha(self) -> Image.Image:
         for frame in reversed(self._frames[max(0, self._frame - MAX_CHANGES) : self._frame + 1]):
             if not frame.alpha:
-                break  # only of a truncated file
+                break  # only in a truncated file
             data = self._reader.data(frame.alpha[0])
             if data != alpha_channel.AS_BEFORE:
                 return alpha_channel.decode(data, self._header.size)
-        msg = "damaged SDZ file: chunk ALPH is that of the frame before, which has none"
+        msg = "damaged SDZ file: chunk ALPH repeats the frame before, which has no alpha"
         raise OSError(msg)
 
 
 def _count_bytes(entries: Sequence[container.Entry]) -> dict[str, int]:
-    """Where the bytes of a file with these chunks went; together, the file's size."""
+    """The bytes of a file by what they hold; their sum is the file's size."""
     counts = {"latents": 0, "alpha": 0, "metadata": 0, "container": 0}
     for entry in entries:
         if entry.type in chunks.CODED:
@@ -333,7 +354,7 @@ def _save_all(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
 
 
 def register() -> None:
-    """Add the format to Pillow's registry; idempotent."""
+    """Add the format to Pillow's registry.  A second call changes nothing."""
     Image.register_open(SdzImageFile.format, SdzImageFile, _accept)
     Image.register_save(SdzImageFile.format, _save)
     Image.register_save_all(SdzImageFile.format, _save_all)

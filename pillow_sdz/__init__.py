@@ -25,7 +25,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What takes numpy or the models' registry, which are imported when it is first asked for."""
+    """Import numpy and the models' registry only when a name that needs them is asked for."""
     if name in ("Latents", "open_latents", "save_latents"):
         return getattr(import_module(".latents", __name__), name)
     if name == "register_model":
@@ -34,10 +34,14 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(msg)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def register() -> None:
     """Add `.sdz` to Pillow.
 
-    Importing this package has done so already; calling this as well keeps linters from removing an
-    import that looks unused. Calling it again changes nothing.
+    Importing this package does the same.  Call this function if a linter would remove the import,
+    which otherwise looks unused.  A second call changes nothing.
     """
     SdzImagePlugin.register()

@@ -1,4 +1,4 @@
-"""The arrays that pass between the rooms of this package, and places in them."""
+"""The types of arrays that pass between the rooms of this package, and of areas in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.signedinteger[Any]]
 Floats = NDArray[np.float64]
 
-#: Latents (h, w, C), scaled and shifted as diffusers' pipelines have them.
+#: Latents (h, w, C), scaled and shifted as diffusers' pipelines return them.
 Latents = NDArray[np.float32]
 #: Pixels (H, W, 3), sRGB.
 Pixels = NDArray[np.uint8]
@@ -20,7 +20,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 class Samples(Protocol):
-    """An array (H, W, C), or an object that computes areas of one when they are sliced."""
+    """An array (H, W, C), or an object that computes an area of it when it is sliced."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...

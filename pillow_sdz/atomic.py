@@ -11,10 +11,15 @@ from typing import IO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the path's place once it is complete, and leaves no trace otherwise."""
-    target = Path(os.path.realpath(path))  # a symbolic link stays one
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+def replacing(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
+    """A file that takes the path's place once it is complete, and leaves no trace otherwise.
+
+    ``exclusive``: FileExistsError if there is something at the path by then.
+    """
+    # A symbolic link stays one; but nothing that should not exist is looked for behind it.
+    target = path if exclusive else Path(os.path.realpath(path))
+    # Short, because the target's own name may be as long as names can be.
+    temporary = target.with_name(f".sdz-{secrets.token_hex(8)}.tmp")
     try:
         # Not tempfile, whose files nobody else may read: this one's permissions follow the umask.
         with temporary.open("x+b") as file:
@@ -23,7 +28,26 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             # file systems may write a renaming down before the bytes.
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
+        if exclusive:
+            _move_to_free_name(temporary, target)
+        else:
+            temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _move_to_free_name(file: Path, target: Path) -> None:
+    """Rename a file; FileExistsError if there is one of the new name."""
+    try:
+        # Unlike renaming, it fails if there is something, even since a moment ago.
+        target.hardlink_to(file)
+    except FileExistsError:
+        raise
+    except OSError as error:  # a file system without hard links, such as FAT
+        if os.path.lexists(target):
+            msg = f"{target} exists"
+            raise FileExistsError(msg) from error
+        file.replace(target)
+    else:
+        file.unlink()

@@ -1,6 +1,6 @@
-"""What is known without weights: codings, latent spaces, models, and what a header may say of them.
+"""What is known without weights: codings, latent spaces and models, and which headers are valid.
 
-Data and one judgement, `judge`.  Opening a file takes no more of a model than this; the registry,
+All of it is data, besides the function `judge`.  Opening a file needs no more.  The registry,
 `models`, is imported when pixels are decoded or encoded.
 """
 
@@ -20,11 +20,11 @@ LOWEST_QUALITY, HIGHEST_QUALITY = 100, 10000  # in hundredths
 
 
 class CodingSpec(NamedTuple):
-    """What a header says of a coding: its number, and what its quantisation means.
+    """A coding as headers know it: its number, and what its quantisation means.
 
-    ``quantisation`` is ``lowest``..``highest`` in units of ``unit``: "quality", hundredths of the
-    quality; "step", 1/1024 of a latent, the same for all values; "byte", 1/1024 of a latent that
-    a byte counts; None where there is no choice.
+    A header's quantisation is ``lowest``..``highest``.  ``unit`` says what it counts.  "quality":
+    hundredths of the quality.  "step": the step of all values, in 1/1024 of a latent.  "byte": what
+    one step of a byte stands for, in 1/1024 of a latent.  None: there is no choice.
     """
 
     number: int
@@ -32,15 +32,16 @@ class CodingSpec(NamedTuple):
     lowest: int
     highest: int
     unit: str | None
-    #: The most latents, rows times columns, of a band (BAND).  A band may hold only what changes
-    #: (DIFF).  None where a frame is one band.
+    #: The most latents of a band (BAND), rows times columns.  Such bands may be stored as the
+    #: difference from the frame before (DIFF).  None if a frame is one band.
     band_latents: int | None = None
-    #: The integers are coded with the weights that the header names: they are needed to decode.
+    #: The model's weights are needed to decode even the integers.
     needs_weights: bool = False
-    #: Latents have noise that a U-Net takes out; see `Space.denoising`.
+    #: The coding adds noise, which a U-Net can remove; see `Space.denoising`.
     dithered: bool = False
-    #: The dtype that it keeps bit for bit, and the quantisation of latents that are not scaled.
+    #: The dtype that the coding keeps bit for bit.
     lossless: str | None = None
+    #: The quantisation that marks latents as stored unscaled.
     unscaled: int | None = None
 
     @property
@@ -49,19 +50,19 @@ class CodingSpec(NamedTuple):
         return self.unit in ("quality", "step")
 
     def step(self, quantisation: int) -> float | None:
-        """The step of all values in units of a latent; None where there is none."""
+        """The step of all values, in units of a latent; None if there is no such step."""
         return quantisation / STEP_UNITS if self.unit == "step" else None
 
     def said(self, quantisation: int) -> dict[str, float]:
-        """How finely the latents are quantised, as a user knows it."""
+        """The quantisation as users know it: ``quality`` or ``step``, or nothing."""
         if self.unit == "quality":
             whole, hundredths = divmod(quantisation, 100)
             return {"quality": quantisation / 100 if hundredths else whole}
         return {"step": quantisation / STEP_UNITS} if self.unit else {}
 
 
-#: Quality in hundredths, with hyperlatents and a prior from the model's own weights.
-#: Bands have what decoding their integers takes in memory (benchmarks.memory).  Chosen.
+#: Has hyperlatents, and a prior from the model's own weights.  ``band_latents`` is chosen: it
+#: limits the memory for decoding a band's integers (benchmarks.memory).
 HYPERPRIOR = CodingSpec(
     number=0,
     name="context",
@@ -79,12 +80,12 @@ FLOAT16 = CodingSpec(2, "float16", 0, 1, None, lossless="float16", unscaled=1)
 
 
 class Space(NamedTuple):
-    """Latents that belong together: models of one space can decode each other's.
+    """A space of latents: its models can decode each other's latents.
 
-    ``codings`` are those of these latents, the default first.  ``scaling`` and ``shift`` turn what
-    the VAE encodes into what pipelines call latents, (x - shift) * scaling; None where that is not
-    known.  ``prior`` names the trained prior of `codings.context`.  ``denoising`` is recommended
-    for a dithered coding.  ``decoders`` are the models that decode for another tune than the first.
+    ``codings`` are the codings that these latents may have, the default first.  Pipelines scale
+    what the VAE encodes to (x - shift) * scaling; ``scaling`` is None if it is not known.
+    ``prior`` names the trained prior of `codings.context`.  Files of a dithered coding recommend
+    ``denoising``.  ``decoders`` has, for each tune but the first, the model that decodes.
     """
 
     name: str
@@ -99,7 +100,7 @@ class Space(NamedTuple):
 
     @property
     def tunes(self) -> tuple[str, ...]:
-        """What a file of these latents can be tuned for, the default first."""
+        """The values of ``tune`` that these latents may have, the default first."""
         return (TUNES[0], *self.decoders)
 
     def coding(self, name: str) -> CodingSpec | None:
@@ -108,13 +109,12 @@ class Space(NamedTuple):
 
     @property
     def is_own(self) -> bool:
-        """Whether the latents are of one model alone, whose weights decode them."""
+        """Whether the latents belong to one model alone: only its weights can decode them."""
         return any(coding.needs_weights for coding in self.codings)
 
 
-# What is recommended for the denoising of palettes: the article's for Stable Diffusion 1; for
-# sd-mini a little less, which on photos held out from its training was a point of SSIMULACRA2
-# better (training/README.md).
+# The ``denoising`` of sd1 is the article's.  That of sd-mini is measured:
+# docs/measurements.md#catalogue.
 SPACES: dict[str, Space] = {
     space.name: space
     for space in (
@@ -133,7 +133,7 @@ SPACES: dict[str, Space] = {
     )
 }
 
-#: Of all latents; each knows some of them.
+#: The names of all codings.  A latent space has some of them.
 CODING_NAMES = tuple(
     dict.fromkeys(coding.name for space in SPACES.values() for coding in space.codings)
 )
@@ -142,10 +142,10 @@ CODING_NAMES = tuple(
 
 
 class ModelSpec(NamedTuple):
-    """What can be known of a model without its weights.
+    """What is known of a model without its weights.
 
-    ``channels`` are the latents', ``factor`` the pixels along one side of a latent, ``digest`` the
-    first 4 bytes of the weights' sha256, or `NOT_NAMED`.
+    ``channels`` is the number of channels of its latents.  ``factor`` is the number of pixels along
+    one side of a latent.  ``digest`` is the first 4 bytes of the weights' sha256, or `NOT_NAMED`.
     """
 
     name: str
@@ -153,39 +153,39 @@ class ModelSpec(NamedTuple):
     factor: int
     digest: bytes
     latent_space: str
-    #: False for a second decoder of another model's latents.
+    #: False if the model is a second decoder for another model's latents.
     encodes: bool = True
-    #: Pictures can be decoded at 1/scale of their size.
+    #: The model decodes pictures at 1/scale of their size, for each of these scales.
     scales: tuple[int, ...] = (1,)
-    #: A part of a picture can be decoded without the rest.
+    #: The model can decode a part of a picture without the rest.
     by_area: bool = False
 
     @property
     def space(self) -> Space:
-        """The latents' space; of latents that nothing is known of, one of their own."""
+        """The latent space; for an unknown name, a space that belongs to this model alone."""
         return SPACES.get(self.latent_space) or Space(self.latent_space, self.channels, self.factor)
 
 
-# The digest where it is left open which weights are meant.
+# The digest of a model or a header that leaves open which weights are meant.
 NOT_NAMED = bytes(4)
 
 MINI = ModelSpec("mini", 160, 16, weights.MINI.digest, "mini", scales=(1, 2, 4, 8), by_area=True)
-# The same latents, decoded to what looks real where bits are few (`tune="perceptual"`).
+# Decodes the same latents to pictures that look real when there are few bits (`tune="perceptual"`).
 MINI_PERCEPTUAL = MINI._replace(
     name="mini-perceptual", digest=weights.MINI_PERCEPTUAL.digest, encodes=False
 )
 SD_MINI = ModelSpec("sd-mini", 4, 8, weights.SD_MINI.digest, "sd-mini")
 
-#: The model of a picture for which none is asked for.
+#: The model that `Image.save` uses if none is asked for.
 DEFAULT = MINI
 #: The models whose weights come with this package.
 EMBEDDED: dict[str, ModelSpec] = {spec.name: spec for spec in (MINI, MINI_PERCEPTUAL, SD_MINI)}
 
 
 def known(name: str) -> ModelSpec | None:
-    """A model that every computer with this package knows by name, if there is one.
+    """The model of this name, if every computer with this package knows it; otherwise None.
 
-    A preset's weights may be another commit's on another computer: its digest is left open.
+    A preset's digest is `NOT_NAMED`, because another computer may have another commit's weights.
     """
     if name in EMBEDDED:
         return EMBEDDED[name]
@@ -198,17 +198,17 @@ def known(name: str) -> ModelSpec | None:
 def judge(header: Header) -> tuple[ModelSpec, CodingSpec]:
     """The model and the coding of a file with this header.
 
-    Of a model that only this computer may know, or none, it is what the header says.  What the
-    user has recorded of models is not asked: it must not keep a file from being opened.  OSError
-    if the header cannot be that of the model it names, or if the coding is not known here.
+    If the package does not know the model, the result is what the header says.  Models that the
+    user has recorded are not looked up: a file must open whatever is recorded.  OSError if the
+    header contradicts the model that it names, or if the coding is not known here.
     """
     spec = known(header.model)
     if spec is None:
         spec = ModelSpec(header.model, header.channels, header.factor, header.digest, header.model)
     if not spec.encodes:
         msg = (
-            f"damaged SDZ header: {header.model!r} decodes the latents of "
-            f"{spec.latent_space!r}, it has none"
+            f"damaged SDZ header: {header.model!r} has no latents of its own, it decodes those "
+            f"of {spec.latent_space!r}"
         )
         raise OSError(msg)
     if (header.channels, header.factor) != (spec.channels, spec.factor):
@@ -221,13 +221,13 @@ def judge(header: Header) -> tuple[ModelSpec, CodingSpec]:
     if coding is None:
         msg = (
             f"SDZ coding {header.coding} of model {spec.name} is not known to this version of "
-            "pillow-sdz"
+            "pillow-sdz: a newer one may read the file"
         )
         raise OSError(msg)
     if not coding.lowest <= header.quantisation <= coding.highest:
         msg = (
-            f"damaged SDZ header: coding {coding.name} with a quantisation of "
-            f"{header.quantisation} in model {spec.name}"
+            f"damaged SDZ header: coding {coding.name} of model {spec.name} has a quantisation of "
+            f"{header.quantisation}, not {coding.lowest} to {coding.highest}"
         )
         raise OSError(msg)
     return spec, coding
@@ -235,15 +235,15 @@ def judge(header: Header) -> tuple[ModelSpec, CodingSpec]:
 
 # Models of the Hugging Face hub
 #
-# A revision is a commit, because only commits are immutable there. A preset whose revision and
-# sha256 are None is known by its latents only: `sdz models fetch NAME --pin` or
-# `sdz models add NAME DIRECTORY` settles which weights it has on this computer.
+# A revision is a commit, because only commits never change there. If a preset's revision and sha256
+# are None, only its latents are known. The user settles which weights it has on this computer:
+# with `sdz models fetch NAME --pin` or `sdz models add NAME DIRECTORY`.
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class File(NamedTuple):
-    """A file of a repository; ``bytes`` and ``sha256`` are None where they are not pinned."""
+    """A file of a repository; ``bytes`` and ``sha256`` are None if they are not pinned."""
 
     path: str
     bytes: int | None = None
@@ -261,8 +261,8 @@ class Snapshot(NamedTuple):
 class Preset(NamedTuple):
     """An autoencoder of a family of models.
 
-    ``scaling`` and ``shift`` are its own configuration's: a distilled autoencoder may have its
-    latents scaled already.  Every file of ``autoencoder`` lies in one folder, the last one holds
+    ``scaling`` and ``shift`` are from the autoencoder's own configuration: a distilled autoencoder
+    may return scaled latents.  All files of ``autoencoder`` lie in one folder; the last one holds
     the weights.  ``denoiser`` has the folders unet, scheduler, text_encoder and tokenizer.
     """
 
@@ -274,7 +274,7 @@ class Preset(NamedTuple):
     denoiser: Snapshot | None = None
 
     def pinned(self, revision: str, sha256: str) -> Preset:
-        """This preset with the weights of that commit, whose sha256 is known."""
+        """This preset with the weights of a commit, and their sha256."""
         *others, weights = self.autoencoder.files
         files = (*others, weights._replace(sha256=sha256))
         return self._replace(autoencoder=Snapshot(self.autoencoder.repository, revision, files))
@@ -291,8 +291,8 @@ def _autoencoder(
     return Snapshot(repository, revision, files)
 
 
-# Scaling and shift are those of the pipelines' own configurations; AutoencoderTiny's latents are
-# scaled as they come.
+# Scaling and shift are from the pipelines' configurations.  An AutoencoderTiny returns scaled
+# latents.
 PRESETS: Mapping[str, Preset] = {
     "sd1": Preset(
         latent_space="sd1",

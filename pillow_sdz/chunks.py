@@ -1,8 +1,8 @@
 """One row for each kind of chunk before the latents: how it is read, and how it is written.
 
-`Image.open`, `open_latents`, the writer and the fuzzers all read this table, so that a new kind
-of chunk is one row of `KINDS`.  `docs/format.md` specifies the data.  Whatever the bytes, the
-only exception of ``parse`` is an OSError.  ``pack`` takes what `keywords` has checked.
+`Image.open`, `open_latents`, the writer and the fuzzers use this table, so a new kind of chunk is
+one row of `KINDS`.  docs/format.md specifies the data.  For bad data, ``parse`` raises OSError and
+nothing else.  ``pack`` takes values that `keywords` has checked.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ import itertools
 from collections.abc import Callable, Mapping
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
-from . import alpha
-from .pillow_private import check_pixels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,20 +22,20 @@ CHANGES = b"DIFF"
 ALPHA = b"ALPH"
 DONE = b"DONE"
 
-CODED = frozenset({LATENTS, CHANGES})  # a band's latents, or what has changed of them
-FRAME = CODED | {ALPHA}  # the chunks of which every frame has its own
+CODED = frozenset({LATENTS, CHANGES})  # a band's latents, or their difference from the frame before
+FRAME = CODED | {ALPHA}  # every frame has its own
 
 TUNES = ("psnr", "perceptual")  # a file without tUNE has the first
 
-MAX_METADATA = 8 << 20  # bytes of one chunk that a reader must keep; libpng's limit
-MAX_DURATION = (1 << 32) - 1  # milliseconds, what a u32 holds
-MAX_PROMPT = 8192  # bytes; chosen: text encoders read 77 to 512 tokens
-# Chosen: five times the article's 40 thousandths, and some times its steps, each of which costs
-# as much as one of generating.
+MAX_METADATA = 8 << 20  # bytes of one chunk; libpng's limit
+MAX_DURATION = (1 << 32) - 1  # milliseconds: what a u32 holds
+MAX_PROMPT = 8192  # bytes.  Chosen: text encoders read 77 to 512 tokens.
+# Chosen: five times the article's strength of 40 thousandths, and several times its 3 steps.  A
+# step costs as much as a step of generating a picture.
 MAX_STRENGTH = 200
 MAX_DENOISING_STEPS = 20
 
-# What Pillow, and JPEG, have before the TIFF stream that eXIf holds.
+# Pillow and JPEG have this before the TIFF stream.  The chunk eXIf has the stream alone.
 EXIF_PREFIX = b"Exif\0\0"
 
 _DENOISING = Struct(">HB")
@@ -48,11 +45,14 @@ _DURATION = Struct(">I")
 
 
 class About(Protocol):
-    """What chunks are judged by: the header, as far as they know it."""
+    """What parsing a chunk needs to know of the header."""
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
+
+    @property
+    def factor(self) -> int: ...
 
     @property
     def frames(self) -> int: ...
@@ -61,10 +61,10 @@ class About(Protocol):
 class Kind(NamedTuple):
     """A row of the table.
 
-    ``keyword`` names the value in `Image.save`, `save_latents` and what they write.  ``parse``
-    makes the value of a chunk's data; it raises OSError for damaged data.  ``pack`` makes the
-    data of a value; it raises ValueError for a value that cannot be written.  Data of more bytes
-    than ``limit`` is refused unread.  `Image.open` reads what is needed ``at_open``.
+    ``keyword`` is the value's name in `Image.save` and `save_latents`, and when it is read.
+    ``parse`` turns data into the value; OSError if the data is damaged.  ``pack`` turns the value
+    into data; ValueError if it cannot be written.  Data longer than ``limit`` bytes is refused
+    before it is read.  `Image.open` reads the data only of kinds with ``at_open``.
     """
 
     type: bytes
@@ -76,16 +76,17 @@ class Kind(NamedTuple):
 
 
 class Denoising(NamedTuple):
-    """What a writer recommends for the denoising of its latents.
+    """The denoising that a file recommends.
 
-    ``strength`` in thousandths of the noise schedule (1..200), ``steps`` of the U-Net (1..20).
+    ``strength`` is in thousandths of the noise schedule (1..200).  ``steps`` is how often the U-Net
+    runs (1..20).
     """
 
     strength: int
     steps: int
 
     def pack(self) -> bytes:
-        """The data of the dNOI chunk; ValueError beyond the bounds."""
+        """The data of the dNOI chunk; ValueError if a value is out of range."""
         if complaint := self._complaint():
             raise ValueError(complaint)
         return _DENOISING.pack(*self)
@@ -104,20 +105,20 @@ class Denoising(NamedTuple):
 
     def _complaint(self) -> str | None:
         if not 1 <= self.strength <= MAX_STRENGTH:
-            return f"a denoising strength of {self.strength / 1000:g}"
+            return f"a denoising strength of {self.strength / 1000:g}, not 0.001 to 0.2"
         if not 1 <= self.steps <= MAX_DENOISING_STEPS:
-            return f"{self.steps} denoising steps"
+            return f"{self.steps} denoising steps, not 1 to {MAX_DENOISING_STEPS}"
         return None
 
 
-# The 2022 article's: the last two or three of 66 steps, 0.04 of the schedule.
+# From the 2022 article: the last two or three of 66 steps, 0.04 of the schedule.
 ARTICLES_DENOISING = Denoising(strength=40, steps=3)
 
 
 class Animation(NamedTuple):
     """How often the frames are shown, and for how long.
 
-    ``loop`` is 0 for ever, else 1 to 65535 times.  ``durations`` are milliseconds: one for each
+    ``loop`` is 1 to 65535 times, or 0 for ever.  ``durations`` are milliseconds: one for each
     frame, or one for all.
     """
 
@@ -139,11 +140,11 @@ class Animation(NamedTuple):
         return cls(loop, tuple(duration for (duration,) in durations))
 
     def duration(self, frame: int) -> int:
-        """Milliseconds of a frame."""
+        """How many milliseconds a frame is shown."""
         return self.durations[frame if len(self.durations) > 1 else 0]
 
     def timestamps(self, frames: int) -> list[int]:
-        """For each of so many frames, the milliseconds of all before it."""
+        """When each of the ``frames`` begins, in milliseconds from the start."""
         durations = (self.duration(frame) for frame in range(frames - 1))
         return [*itertools.accumulate(durations, initial=0)]
 
@@ -153,7 +154,7 @@ def _parse_bytes(data: bytes, about: About) -> bytes:
 
 
 def _parse_exif(data: bytes, about: About) -> bytes:
-    # With the prefix, as JPEG and PNG hand it over: JPEG writes exif=im.info["exif"] as it is.
+    # With the prefix, as Pillow returns it for JPEG and PNG.  JPEG writes it as it is.
     return EXIF_PREFIX + data
 
 
@@ -178,7 +179,7 @@ def _pack_prompt(prompt: str) -> bytes:
 
 
 def _parse_tune(data: bytes, about: About) -> str:
-    """One of `TUNES`; the first for a value that a later version may have added."""
+    """One of `TUNES`; the first one for an unknown value, which a later version may have added."""
     if len(data) != 1:
         msg = f"damaged SDZ file: chunk tUNE of {len(data)} bytes"
         raise OSError(msg)
@@ -205,7 +206,7 @@ def _parse_provenance(data: bytes, about: About) -> dict[str, Any]:
     try:
         text = inflater.decompress(data, MAX_METADATA)
         if not inflater.eof or inflater.unused_data:
-            msg = "it does not end where it should"
+            msg = "it ends too early or too late"
             raise ValueError(msg)
         parsed = json.loads(text)
     except (zlib.error, ValueError, RecursionError) as e:
@@ -224,39 +225,18 @@ def _pack_provenance(provenance: Mapping[str, Any]) -> bytes:
     try:
         text = json.dumps(dict(provenance), separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as e:
-        msg = f"provenance must be an object that JSON knows: {e}"
+        msg = f"provenance must be a mapping that JSON can hold: {e}"
         raise ValueError(msg) from e
     if len(text) > MAX_METADATA:
-        msg = f"provenance has {len(text)} bytes, more than {MAX_METADATA}"
+        msg = f"provenance has {len(text)} bytes, more than the limit of {MAX_METADATA}"
         raise ValueError(msg)
     return zlib.compress(text.encode("ascii"), 9)
 
 
 def _parse_mask(data: bytes, about: About) -> NDArray[np.float32]:
-    """Values n/255 (height, width)."""
-    import numpy as np
+    from . import mask
 
-    # Two bytes may ask for as many pixels as the header says.
-    check_pixels(about.size)
-    try:
-        levels = np.asarray(alpha.decode(data, about.size))
-    except OSError as e:
-        msg = "damaged SDZ file: chunk mASK is no alpha channel of the picture's size"
-        raise OSError(msg) from e
-    return mask_of(levels)
-
-
-def mask_of(levels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The values n/255 of a mask whose pixels are n."""
-    import numpy as np
-
-    return levels.astype(np.float32) / np.float32(255)
-
-
-def _pack_mask(levels: NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
-    return alpha.encode(Image.fromarray(levels))
+    return mask.decode(data, about.size, about.factor)
 
 
 ICC_PROFILE = Kind(b"iCCP", "icc_profile", _parse_bytes, bytes)
@@ -267,13 +247,13 @@ PROMPT = Kind(b"pRMT", "prompt", _parse_prompt, _pack_prompt, limit=MAX_PROMPT)
 TUNE = Kind(b"tUNE", "tune", _parse_tune, _pack_tune)
 ANIMATION = Kind(b"aNIM", "animation", Animation.parse, Animation.pack)
 BANDS = Kind(b"BAND", "bands", _parse_bands, _BANDS.pack)
-# Of imported latents; only `open_latents` asks for them.
+# Imported latents have these two.  Only `open_latents` reads them.
 PROVENANCE = Kind(b"oRIG", "provenance", _parse_provenance, _pack_provenance, at_open=False)
-MASK = Kind(b"mASK", "alpha_mask", _parse_mask, _pack_mask, at_open=False)
+MASK = Kind(b"mASK", "alpha_mask", _parse_mask, bytes, at_open=False)  # see `mask.encode`
 
 METADATA = (ICC_PROFILE, EXIF, XMP)
 
-#: By type; a file has each at most once, before the latents.
+#: The kinds by type.  A file has each at most once, before the latents.
 KINDS: dict[bytes, Kind] = {
     kind.type: kind
     for kind in (*METADATA, DENOISING, PROMPT, TUNE, ANIMATION, BANDS, PROVENANCE, MASK)
@@ -296,7 +276,7 @@ def is_critical(type: bytes) -> bool:
 
 
 def is_skippable(type: bytes) -> bool:
-    """Whether this is a type unknown here that readers may skip."""
+    """Whether this type is unknown here, and readers may skip it."""
     return is_type(type) and not is_known(type) and not is_critical(type)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from .header import Header
 
 
 class ImagePixels:
-    """The pixels (H, W, 3) of an image of mode RGB; an area is copied when it is sliced."""
+    """The pixels (H, W, 3) of an image of mode RGB.  Slicing copies an area."""
 
     def __init__(self, image: Image.Image) -> None:
         self._image = image
@@ -36,19 +37,19 @@ class ImagePixels:
 
 
 def coder_of(model: ModelSpec, coding: CodingSpec) -> Coding:
-    """The coding of a model's latents.
+    """What codes a model's latents.
 
-    OSError if it needs the model's weights, and they are not on this computer.
+    OSError if the coding needs the model's weights, and they are not on this computer.
     """
     network = models.load(model) if coding.needs_weights else None
     return CODINGS[coding](model, network)
 
 
 class Encoder:
-    """Images of mode RGB and of one size, the frames of a file -> chunks, one after another.
+    """Turns the frames of a file, images of mode RGB and of one size, into chunks.
 
-    ``quality`` is 1..100, and counts where the coding has a choice of it.  ``effort`` is 0..9.
-    With ``predict``, a frame may be stored as the difference from the frame before.
+    ``quality`` is 1..100; it is ignored if the coding has no choice of quality.  ``effort`` is
+    0..9.  With ``predict``, a frame may be stored as the difference from the frame before.
     """
 
     def __init__(
@@ -63,12 +64,12 @@ class Encoder:
         self._coder = coder_of(model, coding)
         self._network = models.load(model)
         self._effort, self._predict = effort, predict
-        #: The header's.
+        #: The quantisation for the header.
         self.quantisation = self._coder.quantisation(quality, effort)
         self._encode = self._coder.encoder(self.quantisation, effort, predict=predict)
 
     def band_rows(self, height: int, width: int) -> int | None:
-        """How many rows of latents (height, width) a band has; None where a frame is one band."""
+        """How many rows of latents (height, width) a band has; None if a frame is one band."""
         return self._coder.band_rows(height, width)
 
     def encode(self, image: Image.Image) -> list[Chunk]:
@@ -76,7 +77,7 @@ class Encoder:
         return self._encode(self._frame(image))
 
     def fit(self, images: Iterable[Image.Image], max_size: int) -> EncodedLatents:
-        """The best that all chunks of these frames hold in ``max_size`` bytes, or DoesNotFit."""
+        """The best coding of the frames in at most ``max_size`` bytes of chunks; or DoesNotFit."""
         frames = [self._frame(image) for image in images]
         return self._coder.fit(frames, max_size, self._effort, predict=self._predict)
 
@@ -86,36 +87,36 @@ class Encoder:
 
 
 def scaled(latents: NDArray[Any], model: ModelSpec) -> Latents:
-    """Latents as pipelines hand them over, of latents as the model's VAE encodes them."""
+    """Turn latents as the model's VAE encodes them into latents as pipelines return them."""
     factor, shift = scaling(model)
     return (latents.astype(np.float32) - shift) * factor
 
 
 def unscaled(latents: NDArray[Any], model: ModelSpec) -> Latents:
-    """Latents as the model's VAE encodes them, of latents as pipelines hand them over."""
+    """Turn latents as pipelines return them into latents as the model's VAE encodes them."""
     factor, shift = scaling(model)
     return latents.astype(np.float32) / factor + shift
 
 
 def scaling(model: ModelSpec) -> tuple[np.float32, np.float32]:
-    """Scaling and shift; ValueError if those of the model's latent space are not known."""
+    """The scaling and the shift of the model's latent space; ValueError if they are not known."""
     space = model.space
     if space.scaling is None:
-        msg = f"how latents of {model.latent_space} are scaled is not known"
+        msg = f"the scaling of {model.latent_space} latents is not known"
         raise ValueError(msg)
     return np.float32(space.scaling), np.float32(space.shift)
 
 
 def check_others_can_scale(model: ModelSpec) -> None:
-    """ValueError if only this computer's registry knows how the model's latents are scaled.
+    """ValueError if other computers do not know how the model's latents are scaled.
 
-    Readers of latents that are stored unscaled need to know it, too.
+    If latents are stored unscaled, every reader must know their scaling.
     """
     scaling(model)
     if known(model.name) is None:
         msg = (
-            f"how latents of {model.name} are scaled is not known to other computers, so that "
-            "without loss they cannot be kept unscaled"
+            f"other computers do not know the scaling of {model.name} latents, so they cannot be "
+            "stored unscaled: scale them first"
         )
         raise ValueError(msg)
 
@@ -126,7 +127,7 @@ def is_unscaled(coding: CodingSpec, quantisation: int) -> bool:
 
 
 def write(file: Sequence[Chunk]) -> bytes:
-    """The file made of these chunks; ValueError for what a reader would refuse."""
+    """The bytes of a file with these chunks; ValueError if a reader would refuse it."""
     data = container.write(file)
     try:
         judge(Header.parse(file[0].data))
@@ -135,12 +136,20 @@ def write(file: Sequence[Chunk]) -> bytes:
     return data
 
 
-class Frames:
-    """The latents of a file's frames, decoded where and when they are asked for.
+class ChunkReader(Protocol):
+    """Reads the data of chunks; see `container.Reader`."""
 
-    ``bands`` are the rows of a frame's bands, ``frames`` where their chunks lie, ``read`` gives a
-    chunk's data.  OSError for bands that the coding does not have, or too large ones, and if the
-    coding needs other weights than are on this computer.
+    def data(self, entry: container.Entry) -> bytes: ...
+
+    def beginning(self, entry: container.Entry) -> bytes: ...
+
+
+class Frames:
+    """The latents of a file's frames.  Each band is decoded when it is asked for.
+
+    ``bands`` has the rows of each band, and ``frames`` says where their chunks lie in the file of
+    ``reader``.  OSError if the coding has no bands, if they are too large, or if the coding needs
+    other weights than those on this computer.
     """
 
     def __init__(
@@ -150,7 +159,7 @@ class Frames:
         coding: CodingSpec,
         bands: Sequence[slice],
         frames: Sequence[container.Frame],
-        read: Callable[[container.Entry], bytes],
+        reader: ChunkReader,
     ) -> None:
         rows, columns = bands[0].stop, header.latents[2]
         if coding.band_latents is None:
@@ -158,28 +167,31 @@ class Frames:
                 msg = f"damaged SDZ file: chunk BAND in a file of model {model.name}"
                 raise OSError(msg)
         elif rows * columns > coding.band_latents:
-            # A few bytes decode to as many latents as a header asks for.
+            # A few bytes can decode to as many latents as a header asks for.
             msg = f"damaged SDZ file: bands of {rows}x{columns} latents, more than the limit"
             raise OSError(msg)
         if coding.needs_weights and header.digest != model.digest:
             msg = (
                 f"this SDZ file needs the model {model.name!r} with the weights "
-                f"{header.digest.hex()}, the installed weights are {model.digest.hex()}"
+                f"{header.digest.hex()}, but the installed weights are {model.digest.hex()}"
             )
             raise OSError(msg)
         self.header, self.model, self.coding, self.bands = header, model, coding, bands
-        self._frames, self._read = frames, read
+        self._frames, self._reader = frames, reader
         self.coder = coder_of(model, coding)
-        # Of a band that is stored as changes: a frame, and its integers there.
+        # By band: the frame that was decoded last, and its integers.  DIFF builds on them.
         self._latest: dict[int, tuple[int, Any]] = {}
 
     def frame(self, number: int, *, lenient: bool = False) -> FrameLatents:
-        """One frame; with ``lenient``, what is damaged of it is 0, and listed."""
+        """One frame.  With ``lenient``, damaged bands are 0 and listed in ``damaged``."""
         return FrameLatents(self, number, lenient=lenient)
 
-    def decode(self, number: int, band: int) -> Latents:
-        """The latents (h, w, C) of a band, as pipelines have them; OSError if it is damaged."""
-        return self.as_pipelines_have(self.decode_stored(number, band))
+    def decode(self, number: int, band: int, *, complete: bool = True) -> Latents:
+        """The latents (h, w, C) of a band as pipelines return them; OSError if it is damaged.
+
+        The last chunk of a truncated file is not ``complete``: what there is of it is decoded.
+        """
+        return self.as_pipelines_have(self.decode_stored(number, band, complete=complete))
 
     def as_pipelines_have(self, stored: NDArray[Any]) -> Latents:
         """Stored latents, scaled and in float32; OSError if their scaling is not known."""
@@ -191,8 +203,8 @@ class Frames:
             msg = f"SDZ file of unscaled latents: {e}"
             raise OSError(msg) from e
 
-    def decode_stored(self, number: int, band: int) -> NDArray[Any]:
-        """As `decode`, but in the coding's own dtype, and not scaled if they are stored so."""
+    def decode_stored(self, number: int, band: int, *, complete: bool = True) -> NDArray[Any]:
+        """As `decode`, but in the coding's dtype, and unscaled if they are stored unscaled."""
         if len(self._frames[number].bands) <= band:
             msg = "truncated SDZ file: it ends before the latents do"
             raise OSError(msg)
@@ -200,47 +212,62 @@ class Frames:
         rows = self.bands[band]
         shape = rows.stop - rows.start, self.header.latents[2]
         try:
-            integers = self._integers(number, band, shape)
+            integers = self._integers(number, band, shape, complete=complete)
         except DamagedPayload as e:
             msg = f"damaged SDZ file: {entry}: {e}"
             raise OSError(msg) from e
         return self.coder.latents(integers, self.header.quantisation)
 
-    def _integers(self, number: int, band: int, shape: tuple[int, int]) -> Any:
-        """A band's in a frame; those of the frames before it are decoded where it changes them."""
+    def _integers(self, number: int, band: int, shape: tuple[int, int], *, complete: bool) -> Any:
+        """The integers of a band.  For DIFF, the frames that it builds on are decoded first."""
         latest, integers = self._latest.pop(band, (-1, None))
-        first = number  # the frame whose LATN all others up to this one change
+        first = number  # becomes the frame of the LATN that all DIFF up to this one build on
         while first != latest and self._is_changes(first, band):
             first -= 1
         for frame in range(first + (first == latest), number + 1):
-            data = self._read(self._frames[frame].bands[band])
+            entry = self._frames[frame].bands[band]
             before = integers if self._is_changes(frame, band) else None
-            integers = self.coder.decode(data, shape, self.header.quantisation, before)
-        # What a frame changes may be asked for again, by the next frame or by this one.
+            is_whole = complete or frame < number
+            data = self._reader.data(entry) if is_whole else self._reader.beginning(entry)
+            integers = self.coder.decode(
+                data, shape, self.header.quantisation, before, complete=is_whole
+            )
+        # Kept if this frame, asked for again, or the next one needs them.
         if any(self._is_changes(near, band) for near in (number, number + 1)):
             self._latest[band] = number, integers
         return integers
 
     def _is_changes(self, number: int, band: int) -> bool:
-        """Whether a band is stored as what changes from the frame before."""
+        """Whether a band is stored as the difference from the frame before."""
         if number >= len(self._frames) or band >= len(self._frames[number].bands):
-            return False  # of a truncated file
+            return False  # the file is truncated
         found = self._frames[number].bands[band].type == chunks.CHANGES
         if found and self.coding.band_latents is None:
-            msg = f"latents of {self.model.name} are not stored as changes"
+            msg = f"DIFF is not allowed with latents of {self.model.name}"
             raise DamagedPayload(msg)
         return found
 
 
+class Loss(NamedTuple):
+    """Damaged rows of latents in a frame, the reason, and whether a part of them is shown."""
+
+    rows: slice
+    reason: str
+    shown: bool
+
+
 class FrameLatents:
-    """The latents (h, w, C) of one frame, decoded band by band as areas of them are sliced."""
+    """The latents (h, w, C) of one frame.  Slicing an area decodes the bands that it needs.
+
+    Bands above the last area are forgotten, so areas are best asked for from top to bottom.
+    """
 
     def __init__(self, frames: Frames, number: int, *, lenient: bool) -> None:
         self.header, self.model = frames.header, frames.model
         self._frames, self._number, self._lenient = frames, number, lenient
         channels, height, width = frames.header.latents
         self.shape = height, width, channels
-        self.damaged: list[slice] = []  # rows of bands
+        self.losses: list[Loss] = []
         self._decoded: dict[int, Latents] = {}
 
     def __getitem__(self, area: Area) -> Latents:
@@ -249,7 +276,7 @@ class FrameLatents:
         parts = []
         for number, band in enumerate(self._frames.bands):
             if band.stop <= top:
-                self._decoded.pop(number, None)  # areas are asked for from top to bottom
+                self._decoded.pop(number, None)  # not asked for again
             elif band.start < bottom:
                 start, stop = max(top, band.start), min(bottom, band.stop)
                 parts.append(self._band(number)[start - band.start : stop - band.start, columns])
@@ -259,14 +286,22 @@ class FrameLatents:
         if number not in self._decoded:
             try:
                 self._decoded[number] = self._frames.decode(self._number, number)
-            except OSError:
+            except OSError as e:
                 if not self._lenient:
                     raise
-                rows = self._frames.bands[number]
-                self.damaged.append(rows)
-                shape = rows.stop - rows.start, *self.shape[1:]
-                self._decoded[number] = np.zeros(shape, np.float32)
+                self._decoded[number] = self._rescued(number, e)
         return self._decoded[number]
+
+    def _rescued(self, number: int, error: OSError) -> Latents:
+        """The rest of a damaged band: the beginning of a band that was cut, otherwise zeros."""
+        rows = self._frames.bands[number]
+        if isinstance(error, container.TruncatedError):
+            with suppress(OSError):
+                begun = self._frames.decode(self._number, number, complete=False)
+                self.losses.append(Loss(rows, str(error), shown=True))
+                return begun
+        self.losses.append(Loss(rows, str(error), shown=False))
+        return np.zeros((rows.stop - rows.start, *self.shape[1:]), np.float32)
 
 
 def decode(
@@ -277,11 +312,11 @@ def decode(
     scale: int = 1,
     refine: Callable[[Latents], Latents] | None = None,
 ) -> Iterator[tuple[Box, Pixels]]:
-    """The part ``box`` of the image of mode RGB, piece by piece: where in it, and the pixels.
+    """The part ``box`` of the picture in RGB, piece by piece: its place in the part, its pixels.
 
-    ``decoder`` is the model that turns the latents into pixels, ``refine`` is applied to all of
-    them before, (h, w, C).  ``scale`` is one of the decoder's: a pixel stands for so many in each
-    direction, and ``box`` is in those.
+    ``decoder`` is the model that turns the latents into pixels.  ``refine`` changes all latents
+    (h, w, C) before.  ``scale`` is one of the decoder's: the picture is decoded at 1/scale of its
+    size, and ``box`` is in pixels of the smaller picture.
     """
     header = latents.header
     network = models.load(decoder)
@@ -290,8 +325,8 @@ def decode(
         pieces = network.decode(latents, header.quantisation, area=area, scale=scale)
     else:
         whole = latents[:, :]
-        if not np.isfinite(whole).all():  # which lossless codings may hold
-            msg = "latents that are infinite or not a number"
+        if not np.isfinite(whole).all():  # lossless codings keep such values
+            msg = "the latents have values that are infinite or not a number"
             raise OSError(msg)
         pieces = network.decode(refine(whole) if refine else whole, header.quantisation)
     left, top, right, bottom = box
@@ -310,7 +345,7 @@ def decode(
 
 
 def _area_of(box: Box, factor: int) -> Area:
-    """The latents, of so many pixels along each side, that a box lies in."""
+    """The area of latents that covers a box of pixels; a latent has ``factor`` pixels a side."""
     left, top, right, bottom = box
     return (
         slice(top // factor, -(-bottom // factor)),

@@ -1,4 +1,4 @@
-"""A picture as .sdz, JPEG, WebP and AVIF in as many bytes: in figures, and as a page to look at."""
+"""Compares a picture as .sdz, JPEG, WebP and AVIF of the same size: figures, and an HTML page."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ WEBP_LARGEST_SIDE = 16383  # WEBP_MAX_DIMENSION of libwebp's encode.h
 
 @dataclass(frozen=True)
 class Codec:
-    """What .sdz is compared with: a format of Pillow's, whose quality settings are 0 to 100."""
+    """A format of Pillow's that .sdz is compared with.  Its quality settings are 0 to 100."""
 
     feature: str  # what Pillow must be built with
     options: dict[str, Any]
     largest_side: int  # in pixels
 
 
-# As thorough as the rate-distortion benchmark asks them to be.
+# The options of the rate-distortion benchmark.
 CODECS = {
     "JPEG": Codec("jpg", {"optimize": True, "progressive": True}, 65500),  # JPEG_MAX_DIMENSION
     "WebP": Codec("webp", {"method": 6}, WEBP_LARGEST_SIDE),
@@ -46,9 +46,9 @@ class Version:
     codec: str
     data: bytes
     picture: Image.Image  # RGB, as decoded
-    fits: bool  # in as many bytes as .sdz; otherwise this is the codec's smallest file
+    fits: bool  # no more bytes than .sdz; otherwise this is the codec's smallest file
     psnr: float  # dB
-    ssim: float | None  # at most 1; None for pictures that its window does not fit in
+    ssim: float | None  # at most 1; None if the picture is smaller than the window
 
     @property
     def bits_per_pixel(self) -> float:
@@ -62,12 +62,12 @@ class Comparison:
 
     file: str
     original: Image.Image  # as it was compared: upright, in RGB, on white, without metadata
-    mode: str  # that the picture had before
-    transparent: bool  # whether it had any transparency
+    mode: str  # the mode of the picture as it was given
+    transparent: bool  # whether that picture had transparency
     versions: tuple[Version, ...]
 
     def heading(self) -> str:
-        """The picture's size, and what was done to it unless it was plain RGB."""
+        """The picture's size, and how it was converted if it was not plain RGB."""
         heading = f"{self.original.width}x{self.original.height}"
         if self.mode != "RGB" or self.transparent:
             heading += f", {self.mode} compared in RGB"
@@ -84,7 +84,7 @@ class Comparison:
         return "\n".join(lines)
 
     def figures(self) -> dict[str, Any]:
-        """The same for programs, in what JSON has."""
+        """The same for programs, as an object for JSON."""
         return {
             "file": self.file,
             "width": self.original.width,
@@ -96,7 +96,7 @@ class Comparison:
                     "codec": v.codec,
                     "bytes": len(v.data),
                     "bits_per_pixel": round(v.bits_per_pixel, 4),
-                    # JSON has no infinity, which is the PSNR of equal pictures.
+                    # The PSNR of equal pictures is infinite, and JSON has no infinity.
                     "psnr": round(v.psnr, 3) if math.isfinite(v.psnr) else None,
                     "ssim": None if v.ssim is None else round(v.ssim, 5),
                     "fits": v.fits,
@@ -109,11 +109,12 @@ class Comparison:
 def compare(
     picture: Image.Image, file: str, codecs: Iterable[str] = CODECS, **options: Any
 ) -> Comparison:
-    """Encode a picture as .sdz with these options of a save, and in as many bytes by ``codecs``.
+    """Encode a picture as .sdz and with ``codecs``, in no more bytes than .sdz.
 
-    Each of those at the best of its quality settings that keeps to .sdz's bytes, or else at its
-    worst. Codecs that Pillow lacks, or that have no room for the picture, are left out. ``file``
-    is what the picture is called. ValueError for bad options and pictures of more than 8 bits.
+    ``options`` are those of `Image.save` for .sdz. Each codec gets the highest quality setting that
+    fits, or 0 if none fits. Codecs that Pillow lacks, or that cannot hold a picture of this size,
+    are left out. ``file`` is the picture's name. ValueError for bad options and for pictures of
+    more than 8 bits.
     """
     original = _plain(picture)
     sdz = _encode(original, "SDZ", options)
@@ -128,9 +129,9 @@ def compare(
 
 
 def _plain(picture: Image.Image) -> Image.Image:
-    """The picture upright and in RGB, on white, without the metadata that files would keep."""
+    """The picture upright and in RGB, on white, without its metadata, which would cost bytes."""
     if picture.mode in CONVERT_FIRST:
-        msg = f"pictures of mode {picture.mode} have more than 8 bits: scale them first"
+        msg = f"pictures of mode {picture.mode} have more than 8 bits: scale them to 8 bits first"
         raise ValueError(msg)
     upright = ImageOps.exif_transpose(picture)
     if upright.has_transparency_data:
@@ -142,8 +143,8 @@ def _plain(picture: Image.Image) -> Image.Image:
 
 
 def _best_within(budget: int, at: Callable[[int], bytes]) -> bytes:
-    """The file of the highest quality of 0..100 within the budget; of 0 where none is."""
-    at = functools.cache(at)  # the best is asked for again in the end
+    """The file of the highest quality of 0..100 within the budget; that of 0 if none is."""
+    at = functools.cache(at)  # the end asks for the best one again
     low, high = 0, 100
     while low < high:
         middle = (low + high + 1) // 2
@@ -173,26 +174,26 @@ def _version(codec: str, original: Image.Image, data: bytes, budget: int) -> Ver
 
 
 def section(comparison: Comparison) -> str:
-    """A comparison for a page, as JSON: its figures and its pictures, these without loss."""
+    """A comparison as JSON, for a page: its figures, and its pictures without loss."""
     pictures = [comparison.original, *(v.picture for v in comparison.versions)]
     described = {
         **comparison.figures(),
-        "file": PurePath(comparison.file).name,  # where it lies is nothing to pass on
+        "file": PurePath(comparison.file).name,  # without its folder, which is private
         "heading": comparison.heading(),
         "pictures": [_data_url(picture) for picture in pictures],
     }
-    # Within <script>, "</script" and "<!--" mean something even inside a string.
+    # Inside <script>, "</script" and "<!--" have a meaning even within a string.
     return json.dumps(described).replace("<", "\\u003c")
 
 
 def report(sections: Iterable[str]) -> str:
-    """A page of HTML with these sections that needs nothing but itself."""
+    """A page of HTML with these sections, which loads no other file."""
     page = resources.files(__package__).joinpath("report.html").read_text("utf-8")
     return page.replace("{{sections}}", ",\n".join(sections))
 
 
 def _data_url(picture: Image.Image) -> str:
-    # Lossless WebP takes a fifth less than PNG, where it can be had.
+    # Lossless WebP takes a fifth less than PNG, if Pillow has it.
     webp = features.check("webp") and max(picture.size) <= WEBP_LARGEST_SIDE
     format = "webp" if webp else "png"
     data = _encode(picture, format, {"lossless": True} if webp else {})

@@ -1,44 +1,35 @@
 """Bytes <-> chunks: the `.sdz` container, as specified in docs/format.md.
 
-Nothing here knows of images, networks or what chunks mean, and no other module knows an offset.
-Whatever the bytes, the only exception that leaves the reading side is an OSError that says what is
-wrong and where.  The writing side raises ValueError for what may not be written.
+This module knows no images, no networks and not what chunks mean.  No other module knows an offset.
+For bad bytes, reading raises OSError and nothing else; the message says what is wrong, and where.
+Writing raises ValueError for what the format forbids.
 """
 
 from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, overload
 
-from . import chunks
-from .chunks import ALPHA, BANDS, CHANGES, CODED, DONE, HEAD, KINDS, MAX_METADATA
+from . import chunks, order
+from .chunks import ALPHA, BANDS, CODED, DONE, FRAME, HEAD
 from .header import LONGEST, Header
+from .order import MAX_LENGTH, Rules
 
 SIGNATURE = b"\x8bSDZ\r\n\x1a\n"
 
-MAX_CHUNKS = 1000  # besides those of the frames; libpng's limit of chunks it keeps
-#: Chunks of an application that a file may hold: what `MAX_CHUNKS` leaves to HEAD, DONE and one of
-#: each known kind.
-MAX_OTHERS = MAX_CHUNKS - len(KINDS) - 2
-# Frames in a row of which a band has no LATN, and all of which a reader that wants the last must
-# decode.  Chosen: in a picture that stands still, its LATN is then most of the bytes.
-MAX_CHANGES = 255
-# No coding needs more for a latent, and a header may lie about anything but this product.
-MAX_BYTES_PER_LATENT = 8
-# Greyscale PNG needs at most 2 bytes per pixel: one and, in a picture of one column, the filter's.
-MAX_BYTES_PER_ALPHA = 2
-SLACK = 1024  # bytes beyond the two limits above, for the fixed cost of tiny pictures
-
-_MAX_LENGTH = (1 << 32) - 1
 _CRC_BYTES = 4
 _TYPE_BYTES = 4
+_PREFIX = 5 + _TYPE_BYTES  # the longest length, and the type
+# Bytes that are read at once after so many chunks in a row that were so short.  Chosen: files of
+# thousands of frames in which nothing changes have ten bytes a frame.
+_READ_AHEAD, _IN_A_ROW, _SHORT = 4096, 16, 32
 
 
 class TruncatedError(OSError):
-    """The file ends before its DONE chunk does. What was read until then is sound."""
+    """The file ends before its DONE chunk does.  What was read so far is sound."""
 
 
 class Chunk(NamedTuple):
@@ -58,7 +49,7 @@ class Entry(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The offset of the byte after the chunk's last."""
+        """The offset of the first byte after the chunk."""
         return self.start + self.length + _CRC_BYTES
 
     def __str__(self) -> str:
@@ -72,53 +63,64 @@ class Frame(NamedTuple):
     alpha: list[Entry]  # one, or none
 
 
-def frames(entries: Iterable[Entry], bands: int) -> list[Frame]:
-    """The frames among the chunks of a file with so many bands; the last may be incomplete."""
-    found: list[Frame] = []
-    for entry in entries:
-        if entry.type in CODED:
-            if not found or len(found[-1].bands) == bands:
-                found.append(Frame([], []))
-            found[-1].bands.append(entry)
-        elif entry.type == ALPHA:
-            found[-1].alpha.append(entry)
-    return found
+class Frames(Sequence[Frame]):
+    """The frames that these chunks form, of ``bands`` bands each; the last may be incomplete."""
 
+    def __init__(self, entries: Iterable[Entry], bands: int) -> None:
+        self._bands = bands
+        self._coded: list[Entry] = []
+        self._alphas: list[Entry] = []
+        for entry in entries:
+            if entry.type in CODED:
+                self._coded.append(entry)
+            elif entry.type == ALPHA:
+                self._alphas.append(entry)
 
-def bands(height: int, rows: int | None) -> list[slice]:
-    """The rows of each band of so many rows of latents; ``rows`` are a BAND chunk's, if any."""
-    rows = rows or height
-    return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
+    def __len__(self) -> int:
+        return -(-len(self._coded) // self._bands)
+
+    @overload
+    def __getitem__(self, number: int, /) -> Frame: ...
+
+    @overload
+    def __getitem__(self, number: slice, /) -> list[Frame]: ...
+
+    def __getitem__(self, number: int | slice, /) -> Frame | list[Frame]:
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        first = range(len(self))[number] * self._bands
+        frame = first // self._bands
+        return Frame(self._coded[first : first + self._bands], self._alphas[frame : frame + 1])
 
 
 def size(file: Iterable[Chunk]) -> int:
-    """The bytes of a file made of these chunks."""
+    """How many bytes a file of these chunks has."""
     return len(SIGNATURE) + sum(chunk_size(len(chunk.data)) for chunk in file)
 
 
 def chunk_size(length: int) -> int:
-    """The bytes of a whole chunk with ``length`` bytes of data."""
+    """How many bytes a chunk with ``length`` bytes of data has."""
     return len(_varint(length)) + _TYPE_BYTES + length + _CRC_BYTES
 
 
 def assemble(
     header: Header, about: Iterable[Chunk], frames: Iterable[Iterable[Chunk]]
 ) -> list[Chunk]:
-    """All chunks of a file, in their order: ``about`` it, then those of each frame."""
+    """All chunks of a file in their order: HEAD, ``about``, those of each frame, DONE."""
     coded = (chunk for frame in frames for chunk in frame)
     return [Chunk(HEAD, header.pack()), *about, *coded, Chunk(DONE, b"")]
 
 
 def write(file: Iterable[Chunk]) -> bytes:
-    """The file made of these chunks, in this order; ValueError where a rule forbids it."""
-    rules: _Rules | None = None
+    """The bytes of a file with these chunks, in this order; ValueError if a rule forbids it."""
+    rules: Rules | None = None
     parts = [SIGNATURE]
     for chunk in file:
         if rules is None:
             if chunk.type != HEAD:
                 msg = f"the first chunk must be HEAD, not {chunk.type!r}"
                 raise ValueError(msg)
-            rules = _Rules(Header.parse(chunk.data))
+            rules = Rules(Header.parse(chunk.data))
         if complaint := rules.complaint(chunk.type, len(chunk.data)):
             raise ValueError(complaint)
         if chunk.type == BANDS.type and (complaint := rules.cut(chunk.data)):
@@ -132,23 +134,25 @@ def write(file: Iterable[Chunk]) -> bytes:
 
 
 def read(data: bytes) -> list[Chunk]:
-    """All chunks of a complete file, every rule and CRC checked; OSError otherwise."""
+    """All chunks of a complete file; OSError if a rule is broken or a CRC is wrong."""
     reader = Reader(BytesIO(data))
     return [Chunk(entry.type, reader.data(entry)) for entry in reader]
 
 
 class Reader:
-    """Walks a file's chunks by seeking, so that what is not asked for is not read.
+    """Walks a file's chunks by seeking, and reads only the data that is asked for.
 
-    The constructor reads and checks signature and header. Iterating yields every chunk's Entry in
-    order, the header's included, as soon as the rules allow it to stand there, before it is known
-    whether the chunk is complete. Iterating to the end checks that a sound DONE and nothing else
-    ends the file. ``data`` reads one chunk and checks its CRC. ``bands`` are the rows of latents of
-    each band of a frame, known once a chunk of latents has been met.
+    The constructor reads and checks the signature and the header.  Iterating yields the Entry of
+    every chunk in order, HEAD included.  It checks that the chunk may stand there, but not yet that
+    it is complete.  The end of the iteration checks that the file ends with a sound DONE.  ``data``
+    reads one chunk and checks its CRC.  ``bands`` has the rows of latents of each band of a frame.
+    It is final once the first chunk of latents has been yielded.
     """
 
     def __init__(self, fp: IO[bytes]) -> None:
         self._fp = fp
+        self._ahead, self._ahead_at = b"", 0  # what has been read, and where that begins
+        self._short = 0  # chunks in a row that were short
         fp.seek(0, os.SEEK_END)
         self.file_size = fp.tell()
         fp.seek(0)
@@ -163,10 +167,10 @@ class Reader:
             msg = f"damaged SDZ file: {self._head} has {self._head.length} bytes"
             raise OSError(msg)
         self.header = Header.parse(self.data(self._head))
-        self.bands = bands(self.header.latents[1], None)
+        self.bands = order.bands(self.header.latents[1], None)
 
     def __iter__(self) -> Iterator[Entry]:
-        rules = _Rules(self.header)
+        rules = Rules(self.header)
         entry = self._head
         while True:
             if complaint := rules.complaint(entry.type, entry.length):
@@ -190,7 +194,7 @@ class Reader:
             raise OSError(msg)
 
     def data(self, entry: Entry) -> bytes:
-        """The data of a chunk; TruncatedError where it is incomplete, OSError by a wrong CRC."""
+        """The data of a chunk; TruncatedError if it is incomplete, OSError if its CRC is wrong."""
         self._check_complete(entry)
         self._fp.seek(entry.start)
         stored = self._read(entry.length + _CRC_BYTES)
@@ -200,8 +204,13 @@ class Reader:
             raise OSError(msg)
         return data
 
+    def beginning(self, entry: Entry) -> bytes:
+        """The data that a truncated file has of its last chunk.  No CRC checks it."""
+        self._fp.seek(entry.start)
+        return self._read(entry.length)
+
     def _read(self, count: int) -> bytes:
-        """So many bytes, or those up to the end; one read of a raw file may return fewer."""
+        """``count`` bytes, or all up to the end; one `read` of a raw file may return fewer."""
         parts = []
         while count and (part := self._fp.read(count)):
             parts.append(part)
@@ -216,10 +225,23 @@ class Reader:
             )
             raise TruncatedError(msg)
 
+    def _prefix(self, offset: int) -> bytes:
+        """Length and type of the chunk that starts at ``offset``, and what may follow them."""
+        at = offset - self._ahead_at
+        if not 0 <= at <= len(self._ahead) - _PREFIX:
+            # After many short chunks, what follows is read as well.
+            near = 0 <= at <= len(self._ahead) + _SHORT
+            self._short = self._short + 1 if near else 0
+            count = _READ_AHEAD if self._short > _IN_A_ROW else _PREFIX
+            self._fp.seek(offset)
+            self._ahead, self._ahead_at, at = self._read(count), offset, 0
+        return self._ahead[at : at + _PREFIX]
+
     def _entry(self, offset: int) -> Entry:
         """The chunk that starts at ``offset``."""
-        self._fp.seek(offset)
-        prefix = self._read(5 + _TYPE_BYTES)
+        prefix = self._prefix(offset)
+        if len(prefix) == _PREFIX and prefix[0] < 0x80 and prefix[1:5] in FRAME:  # most of them
+            return Entry(prefix[1:5], offset, offset + 5, prefix[0])
         length = 0
         for n in range(1, 6):
             if len(prefix) < n:
@@ -227,7 +249,7 @@ class Reader:
             byte = prefix[n - 1]
             length |= (byte & 0x7F) << (7 * (n - 1))
             if byte < 0x80:
-                if length > _MAX_LENGTH or len(_varint(length)) != n:
+                if length > MAX_LENGTH or len(_varint(length)) != n:
                     msg = f"damaged SDZ file: bad chunk length at byte {offset}"
                     raise OSError(msg)
                 type = prefix[n : n + _TYPE_BYTES]
@@ -244,115 +266,9 @@ class Reader:
         raise TruncatedError(msg)
 
 
-class _Rules:
-    """Which chunk may stand where, and how large it may be; the same for reader and writer."""
-
-    def __init__(self, header: Header) -> None:
-        self._header = header
-        self._seen: set[bytes] = set()
-        self.bands = bands(header.latents[1], None)
-        self._coded = 0  # LATN and DIFF so far, of all frames
-        self._changes = [0]  # of every band, how many DIFF in a row
-        self._alphas = 0
-        self._others = 0
-        self.done = False
-
-    def cut(self, data: bytes) -> str | None:
-        """Cut the frames as a BAND chunk says; what is wrong with it, or None."""
-        height = self._header.latents[1]
-        try:
-            rows = BANDS.parse(data, self._header)
-        except OSError:
-            return f"BAND has {len(data)} bytes"
-        # Even, since hyperlatents stand for pairs; and a file has only one form.
-        if rows % 2 or not 0 < rows < height:
-            return f"bands of {rows} rows of {height}"
-        self.bands = bands(height, rows)
-        self._changes = [0] * len(self.bands)
-        return None
-
-    def complaint(self, type: bytes, length: int) -> str | None:
-        """What is wrong with this chunk as the next one, or None."""
-        if not chunks.is_type(type):
-            return f"bad chunk type {type!r}"
-        name = type.decode("ascii")
-        if self.done:
-            return f"{name} after DONE"
-        if not chunks.is_known(type):
-            if chunks.is_critical(type):
-                return f"unknown critical chunk {name}, a newer version of pillow-sdz is needed"
-        elif complaint := self._misplaced(type, name):
-            return complaint
-        if length > (limit := self._limit(type)):
-            return f"{name} has {length} bytes, more than the limit of {limit}"
-        if type in CODED:
-            band = self._coded % len(self.bands)
-            self._changes[band] = self._changes[band] + 1 if type == CHANGES else 0
-            self._coded += 1
-        elif type == ALPHA:
-            self._alphas += 1
-        else:
-            if self._others == MAX_CHUNKS:
-                return f"more than {MAX_CHUNKS} chunks"
-            self._others += 1
-            self._seen.add(type)
-        self.done = type == DONE
-        return None
-
-    def _misplaced(self, type: bytes, name: str) -> str | None:
-        """Why a chunk of this known type may not stand here."""
-        mode = self._header.mode
-        frame, band = divmod(self._coded, len(self.bands))  # of the next latents
-        lacks_alpha = self._header.has_alpha and self._alphas < frame
-        if type == ALPHA:
-            if not self._header.has_alpha:
-                return f"ALPH in a file of mode {mode}"
-            if band or not frame:
-                return "ALPH before LATN"
-            return None if lacks_alpha else "second ALPH"
-        if type in CODED or type == DONE:
-            if lacks_alpha:
-                return f"{name} where ALPH is missing, in a file of mode {mode}"
-            return self._miscounted(type, name, frame, band)
-        if type in self._seen:
-            return f"second {name}"
-        if self._coded:
-            return f"{name} after LATN"
-        return None
-
-    def _miscounted(self, type: bytes, name: str, frame: int, band: int) -> str | None:
-        """Why there may be no more latents, or none of this kind, or must be more."""
-        frames = self._header.frames
-        if type == DONE:
-            expected = frames * len(self.bands)
-            return None if frame == frames else f"DONE after {self._coded} LATN of {expected}"
-        if frame == frames:
-            return "more LATN than frames"
-        if type == CHANGES and not frame:
-            return f"{name} in the first frame"
-        if type == CHANGES and self._changes[band] == MAX_CHANGES:
-            return f"more than {MAX_CHANGES} {name} in a row"
-        return None
-
-    def _limit(self, type: bytes) -> int:
-        width, height = self._header.size
-        channels, _, columns = self._header.latents
-        if type == DONE:
-            return 0
-        if type in KINDS:
-            return KINDS[type].limit
-        if type in CODED:
-            band = self.bands[self._coded % len(self.bands)]
-            latents: int = channels * (band.stop - band.start) * columns
-            return min(MAX_BYTES_PER_LATENT * latents + SLACK, _MAX_LENGTH)
-        if type == ALPHA:
-            return min(MAX_BYTES_PER_ALPHA * width * height + SLACK, _MAX_LENGTH)
-        return MAX_METADATA
-
-
 def _varint(value: int) -> bytes:
-    """Unsigned LEB128: seven bits a byte, lowest first; a set high bit says that more follow."""
-    # Chosen over a fixed u32 because it saves 9 to 12 bytes, one in a hundred of a thumbnail.
+    """Unsigned LEB128: seven bits a byte, the lowest first.  The high bit says that more follow."""
+    # Chosen: a fixed u32 adds 9 to 12 bytes to a file, one in a hundred of a thumbnail.
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

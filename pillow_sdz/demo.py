@@ -1,15 +1,18 @@
-"""`sdz demo`: one photo as .sdz, JPEG and WebP of the same size, in figures and side by side."""
+"""`sdz demo`: one photo as .sdz, JPEG and WebP of the same size, with figures and side by side."""
 
 from __future__ import annotations
 
+import io
+import os
 from importlib import resources
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .atomic import replacing
 from .compare import Comparison, compare
 
-# The size at which Stable Diffusion based compression was first shown, for 512x512 pixels.
+# From the article of 2022, which compressed pictures of 512x512 pixels to about this size.
 DEFAULT_TARGET_SIZE = 5000
 
 _MARGIN = 8  # pixels around each picture of the sheet
@@ -17,16 +20,17 @@ _LABEL = 28  # height of the line above it
 
 
 def photo() -> Image.Image:
-    """The photo that the package carries, 600x400 in RGB; see pictures/NOTICE.md."""
+    """The photo that comes with the package, 600x400 in RGB; see pictures/NOTICE.md."""
     file = resources.files(__package__) / "pictures" / "coffee.webp"
     with file.open("rb") as stream, Image.open(stream) as picture:
         return picture.convert("RGB")
 
 
 def run(*, quality: float | None = None, target_size: int | None = None) -> Comparison:
-    """Encode the photo at this quality, or in so many bytes, and in as many with JPEG and WebP.
+    """Encode the photo as .sdz, and as JPEG and WebP in at most as many bytes.
 
-    ``target_size`` is 5000 where neither is given. ValueError where no .sdz is that small.
+    ``quality`` or ``target_size`` (in bytes) is that of the .sdz; 5000 bytes if neither is given.
+    ValueError if no .sdz is that small.
     """
     if quality is None and target_size is None:
         target_size = DEFAULT_TARGET_SIZE
@@ -36,7 +40,7 @@ def run(*, quality: float | None = None, target_size: int | None = None) -> Comp
 
 
 def sheet(comparison: Comparison) -> Image.Image:
-    """The original and its versions side by side, each under its name and size."""
+    """The original and its versions in one picture, each under its name and size."""
     original = comparison.original
     labelled = [(f"original, {original.width}x{original.height}", original)]
     labelled += [(f"{v.codec}, {len(v.data):,} bytes", v.picture) for v in comparison.versions]
@@ -52,10 +56,29 @@ def sheet(comparison: Comparison) -> Image.Image:
     return result
 
 
+def check_free(folder: Path) -> None:
+    """FileExistsError if the folder has a file that `write` would write."""
+    for path in _paths(folder):
+        if os.path.lexists(path):
+            msg = f"{path} exists: name another folder with -o"
+            raise FileExistsError(msg)
+
+
 def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write the .sdz file and the sheet into the folder; their paths."""
+    """Write the .sdz file and the sheet into the folder, and return their paths.
+
+    FileExistsError if one of them exists.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    sdz, picture = folder / "sdz-demo.sdz", folder / "sdz-demo.png"
-    sdz.write_bytes(comparison.versions[0].data)
-    sheet(comparison).save(picture, optimize=True)
-    return [sdz, picture]
+    check_free(folder)
+    png = io.BytesIO()
+    sheet(comparison).save(png, "PNG", optimize=True)
+    paths = _paths(folder)
+    for path, data in zip(paths, (comparison.versions[0].data, png.getvalue()), strict=True):
+        with replacing(path, exclusive=True) as file:
+            file.write(data)
+    return paths
+
+
+def _paths(folder: Path) -> list[Path]:
+    return [folder / "sdz-demo.sdz", folder / "sdz-demo.png"]

@@ -38,9 +38,9 @@ def ssim(original: NDArray[np.uint8], distorted: NDArray[np.uint8]) -> float:
     """Structural similarity of the luma of two RGB pictures, at most 1.
 
     Wang, Bovik, Sheikh, Simoncelli, "Image Quality Assessment: From Error Visibility to
-    Structural Similarity", 2004: a Gaussian window of 11x11 samples with sigma 1.5, only
-    where it lies inside the picture. Both are uint8 arrays (height, width, 3), at least
-    11 samples on each side.
+    Structural Similarity", 2004. The window is Gaussian, 11x11 samples with sigma 1.5, and stays
+    inside the picture. Both pictures are uint8 arrays (height, width, 3) with at least 11 samples
+    on each side.
     """
     _check_shapes(original, distorted)
     similarity, _ = ssim_maps(luma(original), luma(distorted))
@@ -50,8 +50,8 @@ def ssim(original: NDArray[np.uint8], distorted: NDArray[np.uint8]) -> float:
 def ssim_maps(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
     """The SSIM at every place of the window, and its contrast-structure factor alone.
 
-    ``x`` and ``y`` are single planes (height, width) with values in 0..255; both maps are
-    smaller by 10 samples on each side. MS-SSIM needs the second one.
+    ``x`` and ``y`` are planes (height, width) with values in 0..255. Both maps are 10 samples
+    lower and narrower. MS-SSIM needs the second one.
     """
     if min(x.shape) < WINDOW:
         msg = f"SSIM needs at least {WINDOW} samples on each side, not {x.shape}"
@@ -66,7 +66,7 @@ def ssim_maps(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def _window_mean(plane: FloatArray) -> FloatArray:
-    """The Gaussian-weighted mean of every full window, rows and columns one after the other."""
+    """The Gaussian-weighted mean of every full window, first along columns, then along rows."""
     offsets = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-(offsets**2) / (2 * SIGMA**2))
     weights /= weights.sum()

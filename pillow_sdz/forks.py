@@ -1,4 +1,4 @@
-"""A lock that a forked process can take, whoever held it in the process before."""
+"""A lock that is free in a forked child, even if a thread of the parent held it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from types import TracebackType
 
 
 class Lock:
-    """A lock that one thread may take again, and that a forked child finds free.
+    """A lock that its thread may take again, and that is free in a forked child.
 
-    Only the thread that forks lives on in the child.  Another thread that held the lock in the
-    parent does not exist there, and would never release it.  Made for module level: it is kept
-    as long as the process lives.
+    Only the thread that forks lives on in the child.  Another thread that held the lock does not
+    exist there, and would never release it.  Make such locks at module level only: Python keeps
+    them as long as the process lives.
     """
 
     def __init__(self) -> None:

@@ -16,9 +16,9 @@ MAX_FRAMES = 65535  # what the header's u16 holds
 MAX_CHANNELS = 0xFFFF  # what the header's u16 holds
 MAX_FACTOR = 0xFF  # what the header's u8 holds
 
-STEP_UNITS = 1024  # quantisation steps are in so many parts of a latent
+STEP_UNITS = 1024  # quantisation steps are in 1/1024 of a latent
 
-# What names a model or a latent space.  No path and no repository of the hub has such a name.
+# The names of models and latent spaces.  A path or a repository of the hub cannot match.
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 
 _BEFORE_MODEL = Struct(">BBHHHB")
@@ -30,10 +30,11 @@ LONGEST = _BEFORE_MODEL.size + 0xFF + _AFTER_MODEL.size
 class Header(NamedTuple):
     """The data of the HEAD chunk.
 
-    ``size`` is (width, height) in pixels, ``digest`` the first 4 bytes of the sha256 of the model's
-    weights, ``channels`` and ``factor`` the latents' channels and pixels per latent along one side.
-    ``coding`` is the coding's number, and ``quantisation``, 0..65535, how it quantises: see
-    `catalogue.CodingSpec`.  What a header may say of its model is judged by `catalogue.judge`.
+    ``size`` is (width, height) in pixels.  ``digest`` is the first 4 bytes of the sha256 of the
+    model's weights.  ``channels`` is the number of channels of the latents, ``factor`` the number
+    of pixels along one side of a latent.  ``coding`` is the coding's number.  ``quantisation``,
+    0..65535, says how finely it quantises; see `catalogue.CodingSpec`.  `catalogue.judge` checks
+    whether all this fits the model.
     """
 
     mode: str
@@ -70,7 +71,7 @@ class Header(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> Header:
-        """The header in the data of a HEAD chunk; OSError if it is damaged or of a newer one."""
+        """The header in the data of a HEAD chunk; OSError if it is damaged or of a newer format."""
         if data and data[0] != VERSION:
             msg = (
                 f"SDZ format version {data[0]}: a newer version of pillow-sdz is needed, "
@@ -89,7 +90,7 @@ class Header(NamedTuple):
             msg = f"damaged SDZ header: unknown mode {mode}"
             raise OSError(msg)
         after_name = _BEFORE_MODEL.size + name_length
-        # Other bytes than ASCII become a character that no name has.
+        # Bytes that are not ASCII become a character that no name may have.
         name = data[_BEFORE_MODEL.size : after_name].decode("ascii", "replace")
         digest, channels, factor, coding, quantisation = _AFTER_MODEL.unpack_from(data, after_name)
         size = width, height
@@ -102,7 +103,7 @@ class Header(NamedTuple):
         return header
 
     def _complaint(self) -> str | None:
-        """What is wrong with the fields, for reader and writer alike."""
+        """What is wrong with the fields, or None.  Reader and writer share this check."""
         width, height = self.size
         if self.mode not in MODES:
             return f"mode {self.mode}"

@@ -1,19 +1,21 @@
-"""The keywords of `Image.save` and `save_latents`, checked once: keywords -> values and chunks.
+"""Checks the keywords of `Image.save` and `save_latents`, and turns them into values and chunks.
 
-A ValueError that names the keyword is raised for a bad value, before anything is written.
+A bad value raises ValueError before anything is written.  The message names the keyword.
 """
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import struct
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 from PIL import Image
 
-from . import chunks, container, models
+from . import chunks, models, order
 from .catalogue import DEFAULT, CodingSpec, ModelSpec
 from .chunks import Animation, Denoising, Kind
 from .container import Chunk
@@ -23,12 +25,55 @@ DEFAULT_QUALITY = 75
 DEFAULT_EFFORT = 4  # chosen: the middle of 0..9
 
 
+#: The options of `Image.save`.  A single picture ignores those of animations.
+OPTIONS = (
+    "quality",
+    "target_size",
+    "effort",
+    "model",
+    "coding",
+    "tune",
+    "denoise",
+    "prompt",
+    "exact",
+    "exif",
+    "icc_profile",
+    "xmp",
+    "chunks",
+    "save_all",
+    "append_images",
+    "duration",
+    "loop",
+)
+
+
+def warn_of_others(options: Mapping[str, Any]) -> None:
+    """Warn of options that this format does not have.
+
+    An error would break tools that pass the options of several formats.
+    """
+    for name in options:
+        if name not in OPTIONS:
+            near = difflib.get_close_matches(name, OPTIONS, n=1)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            # From here to the caller of `Image.save`.
+            warnings.warn(f"SDZ has no option {name!r}{hint}", stacklevel=6)
+
+
+def exact(value: object) -> bool:
+    """Whether the colours of transparent pixels are kept."""
+    if value is not None and not isinstance(value, bool):
+        msg = f"exact must be True or False, not {value!r}"
+        raise ValueError(msg)
+    return bool(value)
+
+
 def model_named(name: object) -> ModelSpec:
-    """The model that is asked for, by default the embedded one."""
+    """The model of this name; the default model for None."""
     if name is None:
         return DEFAULT
     try:
-        found = models.spec(name)  # type: ignore[arg-type]  # whatever it is
+        found = models.spec(name)  # type: ignore[arg-type]  # a TypeError is caught
     except (KeyError, TypeError):
         msg = f"model must be one of {', '.join(models.encoders())}, not {name!r}"
         raise ValueError(msg) from None
@@ -43,7 +88,7 @@ def model_named(name: object) -> ModelSpec:
 
 
 def coding_for(name: object, model: ModelSpec) -> CodingSpec:
-    """The coding that is asked for, which must be one for the model's latents."""
+    """The coding of this name, which the model's latents must have; their default for None."""
     codings = model.space.codings
     if name is None:
         return codings[0]
@@ -56,7 +101,7 @@ def coding_for(name: object, model: ModelSpec) -> CodingSpec:
 
 
 def tune(value: object, model: ModelSpec) -> str:
-    """What the picture is tuned for; some models have the choice."""
+    """The value of ``tune``.  Only some models have a choice."""
     tunes = model.space.tunes
     if value is None:
         return tunes[0]
@@ -67,7 +112,7 @@ def tune(value: object, model: ModelSpec) -> str:
 
 
 def effort(value: object, default: int = DEFAULT_EFFORT) -> int:
-    """0 to 9."""
+    """The effort, 0 to 9."""
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) <= 9:
@@ -77,17 +122,17 @@ def effort(value: object, default: int = DEFAULT_EFFORT) -> int:
 
 
 def for_decoding(options: Mapping[str, Any], model: ModelSpec, coding: CodingSpec) -> list[Chunk]:
-    """What a reader's U-Net is told: the recommended denoising, and the prompt."""
+    """The chunks for a reader's U-Net: the recommended denoising, and the prompt."""
     found = []
     strength = options.get("denoise")
     if strength is None:
-        # A palette made for a size may have many more entries than the article's, and less noise.
+        # With a target_size, a palette may have more entries than the article's, and less noise.
         dithered = coding.dithered and options.get("target_size") is None
         if dithered and model.space.denoising is not None:
             found.append(chunk(chunks.DENOISING, model.space.denoising))
     elif strength is not False:
         most = chunks.MAX_STRENGTH / 1000
-        # Written so that NaN fails too.
+        # `not ... <` also refuses NaN.
         if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 < strength <= most:  # type: ignore[operator]
             msg = f"denoise must be False or a strength above 0, at most {most}, not {strength!r}"
             raise ValueError(msg)
@@ -104,15 +149,15 @@ def for_decoding(options: Mapping[str, Any], model: ModelSpec, coding: CodingSpe
 
 
 def chunk(kind: Kind, value: Any) -> Chunk:
-    """A value as a chunk; ValueError if it cannot be written."""
+    """The chunk of a value; ValueError if it cannot be written."""
     return Chunk(kind.type, kind.pack(value))
 
 
 def quality(value: object) -> float:
-    """1 to 100."""
+    """The quality, 1 to 100."""
     if value is None:
         return DEFAULT_QUALITY
-    # Written so that NaN fails too.
+    # `not ... <=` also refuses NaN.
     if isinstance(value, bool) or not isinstance(value, Real) or not 1 <= value <= 100:  # type: ignore[operator]
         msg = f"quality must be a number from 1 to 100, not {value!r}"
         raise ValueError(msg)
@@ -120,33 +165,33 @@ def quality(value: object) -> float:
 
 
 def target_size(value: object) -> int:
-    """Bytes, at least 1."""
+    """The size of the file in bytes, at least 1."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
-        msg = f"target_size must be a number of bytes, not {value!r}"
+        msg = f"target_size must be a number of bytes, at least 1, not {value!r}"
         raise ValueError(msg)
     return int(value)
 
 
 def append_images(value: object) -> Iterator[Image.Image]:
-    """What follows the first image; each is checked when it is asked for."""
+    """The images after the first one.  Each is checked when the iterator reaches it."""
     if value is not None and not isinstance(value, Iterable):
-        msg = f"append_images must be images, not {type(value).__name__}"
+        msg = f"append_images must be a sequence of images, not {type(value).__name__}"
         raise ValueError(msg)
     return map(_image, value or ())
 
 
 def _image(value: object) -> Image.Image:
     if not isinstance(value, Image.Image):
-        msg = f"append_images must be images, not {type(value).__name__}"
+        msg = f"append_images must hold images, not {type(value).__name__}"
         raise ValueError(msg)
     return value
 
 
 class Timing:
-    """How often an animation is shown, and for how long each of its frames, which are added.
+    """How often an animation is shown, and how long each frame that is added is shown.
 
-    ``duration`` is milliseconds, for all frames or a list with those of each, None: as each frame
-    itself says.  ``loop`` is how often, 0 or None for ever.
+    ``duration`` is in milliseconds: a number for all frames, or a list with one for each frame.
+    With None, each frame says it itself.  ``loop`` is how often; 0 or None is for ever.
     """
 
     def __init__(self, duration: object, loop: object) -> None:
@@ -164,14 +209,14 @@ class Timing:
         self._durations: list[float] = []
 
     def add(self, own: object) -> None:
-        """Add a frame that says to be shown for ``own``; None or 0: as long as the first."""
+        """Add a frame whose own duration is ``own``; None or 0: that of the first frame."""
         number = len(self._durations)
         if number == MAX_FRAMES:
             msg = f"more than {MAX_FRAMES} frames"
             raise ValueError(msg)
         if isinstance(self._given, Sequence):
             if number == len(self._given):
-                msg = f"duration has {number} values, but there are more frames"
+                msg = f"duration has {number} values, but there are more frames: give one for each"
                 raise ValueError(msg)
             self._durations.append(self._given[number])
         elif self._given is not None:
@@ -182,11 +227,11 @@ class Timing:
             self._durations.append(self._durations[0] if self._durations else 0)
 
     def animation(self) -> Animation:
-        """Of the frames that were added; ValueError where durations of others were given."""
+        """The timing of the frames that were added; ValueError if there were too many durations."""
         if isinstance(self._given, Sequence) and len(self._given) != len(self._durations):
             msg = f"duration has {len(self._given)} values for {len(self._durations)} frames"
             raise ValueError(msg)
-        # Rounded so that no frame begins too late by what the others' have lost.
+        # The times are rounded, not the durations: so rounding errors do not add up.
         begins = [round(time) for time in itertools.accumulate(self._durations, initial=0)]
         durations = tuple(end - begin for begin, end in itertools.pairwise(begins))
         return Animation(self._loop, durations if len(set(durations)) > 1 else durations[:1])
@@ -194,7 +239,7 @@ class Timing:
 
 def _milliseconds(value: object) -> float:
     most = chunks.MAX_DURATION
-    # Written so that NaN fails too.
+    # `not ... <=` also refuses NaN.
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= most:  # type: ignore[operator]
         msg = f"duration must be from 0 to {most} milliseconds, not {value!r}"
         raise ValueError(msg)
@@ -202,7 +247,7 @@ def _milliseconds(value: object) -> float:
 
 
 def known_metadata(options: Mapping[str, Any]) -> list[Chunk]:
-    """The chunks of the profile, EXIF and XMP among the options of a save."""
+    """The chunks of the ICC profile, EXIF and XMP in the options of a save."""
     exif = options.get("exif")
     if isinstance(exif, Image.Exif):
         try:
@@ -237,14 +282,14 @@ def _bytes(name: str, value: object) -> bytes:
 
 
 def other_chunks(value: object) -> list[Chunk]:
-    """The chunks that this version does not know, as a list of (type, data)."""
+    """Chunks that this version does not know; ``value`` is a list of (type, data)."""
     if value is None:
         return []
-    msg = "chunks must be a list of (type, data), of types that readers may skip"
+    msg = "chunks must be a list of (type, data), with types that are unknown and may be skipped"
     if not isinstance(value, (list, tuple)):
         raise ValueError(msg)
-    if len(value) > container.MAX_OTHERS:
-        msg = f"chunks must be at most {container.MAX_OTHERS}, not {len(value)}"
+    if len(value) > order.MAX_OTHERS:
+        msg = f"chunks must have at most {order.MAX_OTHERS} entries, not {len(value)}"
         raise ValueError(msg)
     found = []
     for pair in value:
@@ -260,27 +305,27 @@ def other_chunks(value: object) -> list[Chunk]:
 def precision(
     model: ModelSpec, coding: object, *, quality: object, step: object, lossless: object
 ) -> tuple[CodingSpec, int | None]:
-    """How exactly latents are kept: the coding, and the header's quantisation where it is a step.
+    """How exactly latents are kept: the coding, and the header's quantisation for a ``step``.
 
-    Otherwise the quantisation is that of the quality, or the coding's only one.
+    The quantisation is None if no step is given: the coding makes it from the quality.
     """
     choices = {"quality": quality, "step": step, "lossless": lossless}
     given = [name for name, value in choices.items() if value is not None]
     if len(given) > 1:
-        msg = f"{' and '.join(given)} exclude each other"
+        msg = f"{' and '.join(given)} exclude each other: give one of them"
         raise ValueError(msg)
     if lossless is not None:
         return _lossless(model, coding, lossless), None
     found = coding_for(coding, model)
     if given and not found.graded:
-        msg = f"the coding {found.name!r} has one precision; it takes no {given[0]}"
+        msg = f"the coding {found.name!r} has one precision: leave out {given[0]}"
         raise ValueError(msg)
     if step is None:
         return found, None
     if found.unit != "step":
-        msg = f"the latents of {model.name} are quantised by quality, not by step"
+        msg = f"the latents of {model.name} are quantised by quality: give quality, not step"
         raise ValueError(msg)
-    # Written so that NaN fails too.
+    # `not ... <` also refuses NaN.
     if isinstance(step, bool) or not isinstance(step, Real) or not 0 < step < 64:  # type: ignore[operator]
         msg = f"step must be a number above 0 and below 64, not {step!r}"
         raise ValueError(msg)
@@ -292,7 +337,7 @@ def precision(
 
 
 def _lossless(model: ModelSpec, coding: object, dtype: object) -> CodingSpec:
-    """The coding that keeps a dtype bit for bit."""
+    """The coding that keeps a dtype bit for bit; ValueError if there is none."""
     codings = model.space.codings
     found = next((c for c in codings if c.lossless is not None and c.lossless == dtype), None)
     if found is None:

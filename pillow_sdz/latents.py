@@ -1,7 +1,7 @@
-"""Latents in and out: `.sdz` files for those who have the latents, and not a picture of them.
+"""`save_latents` and `open_latents`: `.sdz` files of latents, without pictures of them.
 
-No model is needed for that, nor torch: the latents are coded and decoded by this package's own
-priors, whatever autoencoder they belong to. (Those of `mini` alone need its networks.)
+They need neither a model nor torch, because the package's own priors code latents of any
+autoencoder.  Only the latents of `mini` need its networks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from . import catalogue, chunks, codec, container, interchange, keywords
+from . import catalogue, chunks, codec, container, interchange, keywords, mask
 from .atomic import replacing
 from .catalogue import ModelSpec
 from .codings import adaptive
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-# Values of all frames together: a gigabyte of float32, 16,384 images of 512x512 in 4 channels.
+# Values of all frames together.  Chosen: a gigabyte of float32, 16,384 images of 512x512 pixels in
+# 4 channels.
 MAX_VALUES = 1 << 28
-# Work (`adaptive.work`) of all frames together that any file may ask for.  Chosen: about 20
-# seconds.  But for thousands of frames with nothing in them, all is within it and what its bytes
-# add.
+# Work (`adaptive.work`) of all frames together that a file may ask for, besides the work that its
+# bytes allow.  Chosen: about 20 seconds.  Only thousands of empty frames exceed it.
 FREE_WORK = 1 << 21
 
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """What `open_latents` finds in a file.
+    """What `open_latents` returns.
 
-    ``latents`` are (C, h, w), or (B, C, h, w) where there are several frames, scaled and shifted
-    as diffusers' pipelines hand them over with ``output_type="latent"``: float32, or, coded
-    without loss, float16.  ``size`` is the picture's (width, height) in pixels, ``factor`` the
-    pixels per latent along each side, ``step`` the quantisation step that was used (None where it
-    is not one for all values).  ``info`` holds what else the file says, named as the keywords of
-    `save_latents` that write it: prompt, denoise, exif, icc_profile, xmp, provenance, alpha_mask.
+    ``latents`` are (C, h, w), or (B, C, h, w) if there are several frames.  They are scaled and
+    shifted as diffusers' pipelines return them with ``output_type="latent"``.  They are float32, or
+    float16 if they were saved without loss.  ``size`` is the picture's (width, height) in pixels,
+    and ``factor`` the number of pixels along one side of a latent.  ``step`` is the quantisation
+    step, or None if values have different steps.  ``info`` has what else the file says, under the
+    keywords of `save_latents`: prompt, denoise, exif, icc_profile, xmp, provenance, alpha_mask.
     """
 
     latents: NDArray[np.float32] | NDArray[np.float16]
@@ -58,19 +58,18 @@ class Latents:
     coding: str
     step: float | None
     info: dict[str, Any]
-    _stored: NDArray[np.float16] | None = field(default=None, repr=False)  # if not scaled
+    _stored: NDArray[np.float16] | None = field(default=None, repr=False)  # if stored unscaled
 
     def torch(self) -> torch.Tensor:
-        """The latents as a tensor on the CPU, which shares their memory."""
+        """The latents as a tensor on the CPU.  It shares their memory."""
         import torch
 
         return torch.from_numpy(self.latents)
 
     def unscaled(self) -> NDArray[np.float32] | NDArray[np.float16]:
-        """The latents as the model's VAE encodes them; ValueError where its scaling is not known.
+        """The latents as the model's VAE encodes them; ValueError if its scaling is not known.
 
-        Latents that were saved with ``scaled=False`` and ``lossless`` are what they were, bit for
-        bit.
+        If they were saved with ``scaled=False`` and ``lossless``, they come back bit for bit.
         """
         if self._stored is not None:
             return self._stored
@@ -95,39 +94,44 @@ def save_latents(
     icc_profile: bytes | None = None,
     xmp: bytes | str | None = None,
     provenance: Mapping[str, Any] | None = None,
-    alpha_mask: ArrayLike | None = None,
+    alpha_mask: ArrayLike | torch.Tensor | None = None,
 ) -> None:
-    """Write latents as an `.sdz` file, which `Image.open` shows where the model is installed.
+    """Write latents as an `.sdz` file.  `Image.open` shows it if the model is installed.
 
-    ``latents`` is an array of numpy's or a tensor of torch's, of floating point values and on any
-    device: (C, h, w), or a batch (B, C, h, w), whose latents become the frames of one file.  They
-    are taken to be scaled and shifted as diffusers' pipelines hand them over with
-    ``output_type="latent"``; with ``scaled=False``, to be as the VAE encodes them.
-    Without loss, that is for the models that this package knows by name: readers must know how.
+    ``latents`` is a numpy array or a torch tensor of floating point values, on any device.  Its
+    shape is (C, h, w), or (B, C, h, w) for a batch, which becomes the frames of one file.  By
+    default the latents are scaled and shifted as diffusers' pipelines return them with
+    ``output_type="latent"``.  With ``scaled=False`` they are as the VAE encodes them.  Together
+    with ``lossless``, ``scaled=False`` needs a model that the package knows by name, because every
+    reader must know the scaling.
 
-    ``fp`` is a path, which is written completely or not at all, or a file.  ``model`` is the name
-    of the model whose latents they are, such as "sd1" or "sdxl"; its weights are not needed.
-    ``size`` is the picture's (width, height), by default (factor w, factor h); the latents must be
-    those of a picture of this size, whose last column and row of latents may reach beyond it.
+    ``fp`` is a path or a file.  A path is written completely or not at all.  ``model`` is the name
+    of the model that the latents belong to, such as "sd1" or "sdxl"; its weights are not needed.
+    ``size`` is the picture's (width, height), by default (factor w, factor h).  The last column and
+    row of latents may reach beyond it.
 
-    How exactly the values are kept is one of: ``quality``, 1 to 100, as in ``Image.save`` (75 where
-    nothing is said); ``step``, the distance of two values that can be told apart, 1/1024 to 63.99,
-    rounded to 1/1024; ``lossless="float16"``: float16 latents come back bit for bit, and others
-    are refused unless they are exact in float16; ``coding="palette"``, which has one precision.
-    ``effort``, 0 to 9, trades time for bytes: below 3 no value is changed by more than half a
-    step, which is what ``step`` means where no effort is given; above, by up to a whole one.
-    Otherwise it is 4.
+    One of these says how exactly values are kept:
 
-    The rest is kept in the file: ``prompt`` and ``denoise`` for the denoising of the picture,
-    ``exif``, ``icc_profile`` and ``xmp``, all as in ``Image.save``; ``provenance``, an object that
-    JSON knows; and ``alpha_mask`` (height, width), whose values are n/255.
+    - ``quality``, 1 to 100, as in ``Image.save``; the default is 75.
+    - ``step``, the distance between two quantised values, 1/1024 to 63.99, rounded to 1/1024.
+    - ``lossless="float16"`` keeps float16 latents bit for bit.  It refuses other latents unless
+      they are exact in float16.
+    - ``coding="palette"`` has one precision.
 
-    ValueError for what cannot be written, before anything is.
+    ``effort``, 0 to 9, trades time for bytes.  Below 3, no value changes by more than half a step;
+    from 3 on, by up to a whole step.  The default is 4, and 0 if ``step`` is given.
+
+    The file also keeps ``prompt`` and ``denoise`` for denoising, and ``exif``, ``icc_profile`` and
+    ``xmp``, all as in ``Image.save``.  ``provenance`` is a mapping that JSON can hold.
+    ``alpha_mask`` (height, width) has values n/255, as exactly as its dtype holds them.  If the
+    picture was rounded down to whole latents, the mask may be up to ``factor`` - 1 pixels larger.
+
+    ValueError for what cannot be written, before anything is written.
     """
     spec = keywords.model_named(model)
     frames = _frames(latents, spec)
     size = _checked_size(size, frames.shape[-2:], spec.factor)
-    # Who gives a step counts on it; a quality is free to be reached with another one.
+    # A step that is given must hold.  A quality may be reached with another step.
     effort = keywords.effort(effort, keywords.DEFAULT_EFFORT if step is None else 0)
     found, quantisation = keywords.precision(
         spec, coding, quality=quality, step=step, lossless=lossless
@@ -146,7 +150,7 @@ def save_latents(
         *keywords.known_metadata(options),
         *keywords.for_decoding(for_decoding, spec, found),
         *_provenance_chunk(provenance),
-        *_mask_chunk(alpha_mask, size),
+        *_mask_chunk(alpha_mask, size, spec.factor),
     ]
     coder = codec.coder_of(spec, found)
     if quantisation is None:
@@ -167,7 +171,8 @@ def save_latents(
         about.append(keywords.chunk(chunks.BANDS, rows))
     encode = coder.encoder(quantisation, effort)
     coded = [encode(Frame(frame.transpose(1, 2, 0))) for frame in frames]
-    if complaint := _too_much_work(header, coder, (chunk for frame in coded for chunk in frame)):
+    written = sum(len(chunk.data) for frame in coded for chunk in frame)
+    if complaint := _too_much_work(header, coder, written):
         raise ValueError(complaint)
     data = codec.write(container.assemble(header, about, coded))
     if isinstance(fp, (str, os.PathLike)):
@@ -178,11 +183,10 @@ def save_latents(
 
 
 def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
-    """The latents in an `.sdz` file, from wherever they came, decoded; see `Latents`.
+    """Decode the latents in an `.sdz` file, whatever wrote it; see `Latents`.
 
-    The model whose latents they are need not be installed, nor be known.  OSError for a file that
-    is damaged, or no `.sdz` file; of a mask of too many pixels what Pillow has for pictures of so
-    many, `Image.DecompressionBombError`.
+    The model need not be installed, nor be known.  OSError if the file is damaged or not an `.sdz`
+    file.  `Image.DecompressionBombError` if it has a mask with more pixels than Pillow allows.
     """
     if isinstance(fp, (str, os.PathLike)):
         with Path(fp).open("rb") as file:
@@ -192,33 +196,26 @@ def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
     model, coding = catalogue.judge(header)
     channels, *shape = header.latents
     if header.frames * channels * shape[0] * shape[1] > MAX_VALUES:
-        msg = f"{header.frames} frames of latents {header.latents} are more than the limit"
+        msg = (
+            f"{header.frames} frames of latents {header.latents} have more than the limit of "
+            f"{MAX_VALUES} values"
+        )
         raise OSError(msg)
 
-    coded: dict[container.Entry, Chunk] = {}
+    entries: list[container.Entry] = []
     info: dict[str, Any] = {}
     for entry in reader:
-        data = reader.data(entry)
-        if entry.type in chunks.CODED:
-            coded[entry] = Chunk(entry.type, data)
-        elif kind := chunks.KINDS.get(entry.type):
-            info[kind.keyword] = kind.parse(data, header)
-    found = codec.Frames(
-        header,
-        model,
-        coding,
-        reader.bands,
-        container.frames(coded, len(reader.bands)),
-        lambda entry: coded[entry].data,
-    )
-    if complaint := _too_much_work(header, found.coder, coded.values()):
+        entries.append(entry)
+        if kind := chunks.KINDS.get(entry.type):
+            info[kind.keyword] = kind.parse(reader.data(entry), header)
+        elif entry.type not in chunks.CODED:
+            reader.data(entry)  # for the CRC
+    frames = container.Frames(entries, len(reader.bands))
+    found = codec.Frames(header, model, coding, reader.bands, frames, reader)
+    sizes = [entry.length for entry in entries if entry.type in chunks.CODED]
+    if complaint := _too_much_work(header, found.coder, sum(sizes)):
         raise OSError(complaint)
-    frames = [
-        np.concatenate([found.decode_stored(n, band) for band in range(len(reader.bands))])
-        for n in range(header.frames)
-    ]
-    frames = [frame.transpose(2, 0, 1) for frame in frames]
-    stored: Array = np.stack(frames) if len(frames) > 1 else frames[0]
+    stored = _stored(found)
     is_unscaled = codec.is_unscaled(coding, header.quantisation)
     return Latents(
         found.as_pipelines_have(stored) if is_unscaled else stored,
@@ -232,8 +229,22 @@ def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
     )
 
 
+def _stored(frames: codec.Frames) -> Array:
+    """All latents (C, h, w) or (B, C, h, w).  This takes little more memory than they do."""
+    header = frames.header
+    stored: Array | None = None
+    for number in range(header.frames):
+        for band, rows in enumerate(frames.bands):
+            part = frames.decode_stored(number, band)
+            if stored is None:
+                stored = np.empty((header.frames, *header.latents), part.dtype)
+            stored[number, :, rows] = part.transpose(2, 0, 1)
+    assert stored is not None  # a file has at least a frame, and a frame at least a band
+    return stored if header.frames > 1 else stored[0]
+
+
 def imported(part: LatentFile, fp: IO[bytes], *, model: str, **options: Any) -> None:
-    """Save what `interchange.read` found; ``options`` are those of `save_latents`."""
+    """Save latents that `interchange.read` has read; ``options`` are those of `save_latents`."""
     space = keywords.model_named(model).latent_space
     save_latents(
         part.latents,
@@ -246,14 +257,39 @@ def imported(part: LatentFile, fp: IO[bytes], *, model: str, **options: Any) -> 
     )
 
 
-def exported(path: Path, format: str) -> LatentFile:
-    """What `interchange.write` needs to write the latents of an `.sdz` file in another format."""
-    found = open_latents(path)
+def together(paths: Iterable[Path]) -> list[list[Path]]:
+    """The `.sdz` files, in lists.  Files that are the resolutions of one cache share a list.
+
+    A file that cannot be read is alone in its list; `exported` says why it cannot.
+    """
+    return interchange.together((path, _origin(path)) for path in paths)
+
+
+def _origin(path: Path) -> Origin | None:
+    """The origin of a file's latents; None if the file has none, or is damaged."""
+    try:
+        with path.open("rb") as file:
+            reader = container.Reader(file)
+            for entry in reader:
+                if entry.type == chunks.PROVENANCE.type:
+                    data = reader.data(entry)
+                    return Origin.parse(chunks.PROVENANCE.parse(data, reader.header))
+                if entry.type in chunks.CODED:
+                    break
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def exported(fp: str | os.PathLike[str] | IO[bytes], format: str) -> LatentFile:
+    """The latents of an `.sdz` file, as `interchange.write` needs them for another format."""
+    found = open_latents(fp)
     provenance = found.info.get("provenance", {})
     if "layout" in provenance:
         origin = Origin.parse(provenance)
     else:
-        origin = Origin("plain", format, found.latents.dtype.name, batched=found.latents.ndim == 4)
+        layout = "comfyui" if format == ".latent" else "plain"
+        origin = Origin(layout, format, found.latents.dtype.name, batched=found.latents.ndim == 4)
     layout = interchange.layout_for(format, origin)
     latents: Array = found.latents
     if layout != "plain" and not interchange.is_scaled(
@@ -263,29 +299,29 @@ def exported(path: Path, format: str) -> LatentFile:
     return LatentFile(latents, origin, found.info.get("alpha_mask"))
 
 
-# what is to be written
+# Writing
 
 
 def _frames(latents: Any, spec: ModelSpec) -> Array:
-    """The latents as (B, C, h, w) in an array, of the dtype that they have."""
-    if hasattr(latents, "detach"):  # torch's, which is not imported for others
+    """The latents as an array (B, C, h, w), in their own dtype."""
+    if hasattr(latents, "detach"):  # a tensor; torch is not imported to find out
         tensor = latents.detach().cpu()
-        # numpy has no bfloat16 and the like, all of which are exact in float32.
+        # numpy lacks bfloat16 and other narrow dtypes.  All of them are exact in float32.
         narrow = tensor.is_floating_point() and tensor.element_size() < 4
         latents = (tensor.float() if narrow else tensor).numpy()
     array = np.asarray(latents)
     if array.dtype.kind != "f":
-        msg = f"latents are floating point values, not {array.dtype}"
+        msg = f"latents must be floating point values, not {array.dtype}"
         raise ValueError(msg)
     if array.ndim not in (3, 4) or 0 in array.shape:
-        msg = f"latents have the shape (C, h, w) or (B, C, h, w), not {array.shape}"
+        msg = f"latents must have the shape (C, h, w) or (B, C, h, w), not {array.shape}"
         raise ValueError(msg)
     frames = array if array.ndim == 4 else array[None]
     if frames.shape[1] != spec.channels:
         msg = f"model {spec.name} has latents of {spec.channels} channels, not {frames.shape[1]}"
         raise ValueError(msg)
     if len(frames) > MAX_FRAMES or frames.size > MAX_VALUES:
-        msg = f"latents of the shape {frames.shape} are too many for one file: write several"
+        msg = f"latents of the shape {frames.shape} are too many for one file: write several files"
         raise ValueError(msg)
     return frames
 
@@ -301,54 +337,40 @@ def _checked_size(size: Any, shape: tuple[int, ...], factor: int) -> tuple[int, 
         raise ValueError(msg) from e
     if (-(-given_width // factor), -(-given_height // factor)) != (shape[1], shape[0]):
         msg = (
-            f"latents of {shape[1]}x{shape[0]} are those of a picture of {width}x{height} "
-            f"or up to {factor - 1} less, not of {given_width}x{given_height}"
+            f"latents of {shape[1]}x{shape[0]} belong to a picture of {width}x{height}, or up to "
+            f"{factor - 1} pixels less on each side, not of {given_width}x{given_height}"
         )
         raise ValueError(msg)
     return given_width, given_height
 
 
-def _too_much_work(header: Header, coder: Coding, coded: Iterable[Chunk]) -> str | None:
-    """What is wrong where so few bytes would take so long to decode."""
+def _too_much_work(header: Header, coder: Coding, size: int) -> str | None:
+    """What is wrong if decoding takes too long for so few bytes, or None."""
     _, height, width = header.latents
     work = header.frames * coder.work(height, width)
-    size = sum(len(chunk.data) for chunk in coded)
     if work <= FREE_WORK + adaptive.WORK_PER_BYTE * size:
         return None
     return f"{header.frames} frames of latents {header.latents} in {size} bytes are too many"
 
 
-# provenance and mask
+# Provenance and mask
 
 
 def _provenance_chunk(provenance: Mapping[str, Any] | None) -> list[Chunk]:
     return [keywords.chunk(chunks.PROVENANCE, provenance)] if provenance else []
 
 
-def _mask_chunk(mask: ArrayLike | None, size: tuple[int, int]) -> list[Chunk]:
-    if mask is None:
-        return []
-    values = np.asarray(mask)
-    width, height = size
-    if values.shape != (height, width):
-        msg = f"alpha_mask has the shape {values.shape}, the picture has {height, width}"
-        raise ValueError(msg)
-    exact = values.dtype.kind in "fiub"
-    if exact:
-        with np.errstate(invalid="ignore"):  # NaN becomes something else, and is found so
-            levels = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
-        exact = np.array_equal(chunks.mask_of(levels), values)
-    if not exact:
-        msg = "alpha_mask has values other than n/255, which cannot be kept exactly"
-        raise ValueError(msg)
-    return [keywords.chunk(chunks.MASK, levels)]
+def _mask_chunk(
+    given: ArrayLike | torch.Tensor | None, size: tuple[int, int], factor: int
+) -> list[Chunk]:
+    return [] if given is None else [Chunk(chunks.MASK.type, mask.encode(given, size, factor))]
 
 
-# what has been read
+# Reading
 
 
 def _info(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What the chunks before the latents say, named as the keywords of `save_latents`."""
+    """The values of the chunks before the latents, under the keywords of `save_latents`."""
     info = {keyword: found[keyword] for keyword in _KEYWORDS if keyword in found}
     if chunks.DENOISING.keyword in found:
         info[chunks.DENOISING.keyword] = found[chunks.DENOISING.keyword].strength / 1000

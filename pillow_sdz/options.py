@@ -2,14 +2,17 @@
 
 Every setting ``X`` starts as the environment variable ``SDZ_X`` says, can be assigned
 (``pillow_sdz.options.DEVICE = "cpu"``), and can be set for a block of code by `override`.
-What may not be assigned raises a ValueError there and then.
+What may not be assigned raises a ValueError there and then; what the environment says wrongly is a
+warning when the setting is first needed, and the default until then.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import reprlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -42,8 +45,9 @@ Otherwise only ``sdz models fetch`` does.
 DENOISE: bool | float | None = None
 """Whether a U-Net takes the quantisation noise out of decoded latents.
 
-None: as the file recommends, within bounds (docs/security.md). A number from 0.0 to 1.0 is the
-strength: the part of the diffusion's steps that is run. The integers 0 and 1 are False and True.
+None: as the file recommends, within bounds (docs/security.md). A number from 0.001 to 1.0 is the
+strength: the part of the diffusion's steps that is run; 0.0 is none. The integers 0 and 1 are False
+and True.
 """
 
 DENOISE_STEPS: int | None = None
@@ -69,6 +73,7 @@ and pixels are the same to a grey level. Networks of other models, and effort ab
 
 DTYPES = ("float32", "float16", "bfloat16")
 SMALLEST_BUDGET = 210_000_000  # what the smallest tiles take (models.embedded.tile_side)
+SMALLEST_STRENGTH = 0.001  # what a file can recommend; below, the number of steps overflows
 MAX_STEPS = 1000  # as many as there are in the schedules of Stable Diffusion
 
 _WORDS = {"1": True, "true": True, "yes": True, "on": True}
@@ -88,8 +93,11 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "DTYPE": (f"one of {', '.join(DTYPES)}, or None", lambda v: v is None or v in DTYPES),
     "ALLOW_DOWNLOADS": ("True or False", lambda v: isinstance(v, bool)),
     "DENOISE": (
-        "True, False, a strength from 0 to 1, or None",
-        lambda v: v is None or (isinstance(v, (bool, int, float)) and 0 <= v <= 1),
+        f"True, False, 0, a strength from {SMALLEST_STRENGTH} to 1, or None",
+        lambda v: (
+            v is None
+            or (isinstance(v, (bool, int, float)) and (v == 0 or SMALLEST_STRENGTH <= v <= 1))
+        ),
     ),
     "DENOISE_STEPS": (
         f"a whole number from 1 to {MAX_STEPS}, or None",
@@ -107,7 +115,7 @@ def _checked(name: str, value: object, shown_as: str) -> object:
     """The value as it is kept; ValueError where the setting may not have it."""
     may_be, accepts = _RULES[name]
     if not accepts(value):
-        msg = f"{shown_as} must be {may_be}, not {value!r}"
+        msg = f"{shown_as} must be {may_be}, not {reprlib.repr(value)}"
         raise ValueError(msg)
     return bool(value) if name == "DENOISE" and isinstance(value, int) else value
 
@@ -141,15 +149,26 @@ def override(**settings: Any) -> Iterator[None]:
 
 
 class _Settings(ModuleType):
-    """This module's type: attributes read as this thread overrides them, and checked when set."""
+    """This module's type: attributes read as this thread overrides them, and checked when set.
+
+    The first time that a setting is read whose environment variable is wrong, there is a warning.
+    """
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
-        return _overrides.get().get(name, value) if name in _RULES else value
+        if name not in _RULES:
+            return value
+        overrides = _overrides.get()
+        if name in overrides:
+            return overrides[name]
+        if complaint := _complaints.pop(name, None):
+            warnings.warn(f"{complaint}; options.{name} is {value!r}", stacklevel=2)
+        return value
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in _RULES:
             value = _checked(name, value, name)
+            _complaints.pop(name, None)
         super().__setattr__(name, value)
 
 
@@ -169,11 +188,24 @@ def _parse(name: str, text: str) -> Any:
         return text  # which the setting's rule then refuses
 
 
+# What is wrong with the environment variable of a setting, which has its default until it is set.
+_complaints: dict[str, str] = {}
+
+
 def _read_environment() -> None:
     for name in _RULES:
         if text := os.environ.get(f"SDZ_{name}", ""):
             value = _parse(name, text)
-            globals()[name] = _checked(name, value, f"the environment variable SDZ_{name}")
+            try:
+                globals()[name] = _checked(name, value, f"the environment variable SDZ_{name}")
+            except ValueError as e:
+                # Importing works whatever the environment is. `_Settings` tells later.
+                _complaints[name] = str(e)
+
+
+def complaints() -> list[str]:
+    """What is wrong with the environment variables; their settings have the defaults."""
+    return [*_complaints.values()]
 
 
 _read_environment()

@@ -1,4 +1,4 @@
-"""How far the work on a large picture has come, told to whoever listens."""
+"""Tells a listener how far the work on a large picture has come."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Have ``listener(stage, done, total)`` called, in this thread, whenever a part is done.
+    """Call ``listener(stage, done, total)`` in this thread whenever a part is done.
 
-    Stages follow one another, and may come again; their parts take about equally long.
+    Stages follow one another, and a stage may come again.  The parts of a stage take about equally
+    long.
     """
     token = _listener.set(listener)
     try:
@@ -27,7 +28,7 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def told(stage: str, parts: Sequence[Item]) -> Iterator[Item]:
-    """The parts of a stage, one after another; the listener is told of each when it is done."""
+    """Yield the parts of a stage, and tell the listener when each is done."""
     listener = _listener.get()
     for done, part in enumerate(parts, 1):
         yield part

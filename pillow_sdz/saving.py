@@ -1,4 +1,4 @@
-"""Pictures of any mode -> a file: what `Image.save` does."""
+"""Writes pictures of any mode to a file: what `Image.save` does."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import IO, NamedTuple
 from PIL import Image
 
 from . import alpha, chunks, codec, container, keywords
-from .container import MAX_CHANGES, Chunk
+from .container import Chunk
 from .header import MAX_SIDE, MODES, Header
 from .keywords import Timing
+from .order import MAX_CHANGES
 
-# What is saved for a picture of each mode. A picture of mode 1, L, P or RGB that has transparency
-# (in its info or palette) is saved with alpha, as LA or RGBA.
+# The mode that each mode is saved as. A picture of mode 1, L, P or RGB that has transparency (in
+# its info or its palette) is saved with alpha, as LA or RGBA.
 SAVED_AS: Mapping[str, str] = {
     "L": "L",
     "LA": "LA",
@@ -33,8 +34,8 @@ SAVED_AS: Mapping[str, str] = {
     "LAB": "RGB",
 }
 
-# Modes of more than 8 bits. Pillow's own conversion clips them instead of scaling, which would be
-# silent nonsense for most pictures, so the caller has to say what the values mean.
+# Modes of more than 8 bits. Pillow's own conversion clips values instead of scaling them,
+# which is silently wrong for most pictures. So the caller has to say what the values mean.
 CONVERT_FIRST: Mapping[str, str] = {
     "I": "L",
     "F": "L",
@@ -51,7 +52,7 @@ def save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
 
 
 def save_all(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
-    """Write all frames of a picture, and of those in its option ``append_images``."""
+    """Write all frames of a picture, and of the pictures in its option ``append_images``."""
     options = im.encoderinfo
     timing = Timing(options.get("duration"), options.get("loop"))
     others = keywords.append_images(options.get("append_images"))
@@ -60,7 +61,7 @@ def save_all(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
 
 
 def _frames_of(images: Iterable[Image.Image]) -> Generator[Image.Image]:
-    """Every frame of every image, which shows afterwards what it showed before."""
+    """Every frame of every image.  Afterwards each image is at its old frame again."""
     for image in images:
         frames = getattr(image, "n_frames", 1)
         if frames == 1:
@@ -76,7 +77,7 @@ def _frames_of(images: Iterable[Image.Image]) -> Generator[Image.Image]:
 
 
 class _Beside(NamedTuple):
-    """What is kept of a frame beside its latents."""
+    """What a file keeps of a frame besides its latents."""
 
     is_colour: bool
     alpha: bytes | None  # the data of an ALPH chunk
@@ -90,32 +91,34 @@ class _Picture(NamedTuple):
 
 
 def _pictures(
-    frames: Iterable[Image.Image], size: tuple[int, int], timing: Timing | None
+    frames: Iterable[Image.Image], size: tuple[int, int], timing: Timing | None, *, exact: bool
 ) -> Iterator[_Picture]:
-    """The frames one by one; ValueError for one that cannot be of this file."""
+    """The frames one by one; ValueError for a frame that cannot go into this file."""
     for number, frame in enumerate(frames):
         frame.load()  # its mode may change
         if frame.size != size:
-            msg = f"frame {number} has the size {frame.size}, the first one {size}"
+            msg = f"frame {number} has the size {frame.size}, but the first frame has {size}"
             raise ValueError(msg)
         if timing is not None:
             timing.add(frame.info.get("duration"))
         image = _convert(frame)
-        has_alpha = image.mode.endswith("A")
+        is_colour = image.mode.startswith("RGB")
+        coded_alpha = None
+        if image.mode.endswith("A"):
+            coded_alpha = alpha.encode(image.getchannel("A"))
+            image = image.convert("RGB") if exact else alpha.filled(image.convert("RGBA"))
         yield _Picture(
             image if image.mode == "RGB" else image.convert("RGB"),
-            _Beside(
-                image.mode.startswith("RGB"),
-                alpha.encode(image.getchannel("A")) if has_alpha else None,
-            ),
+            _Beside(is_colour, coded_alpha),
         )
 
 
 class _Shell(NamedTuple):
-    """What a file has around the chunks of its latents."""
+    """What a file has besides the chunks of its latents."""
 
     header: Header
     about: list[Chunk]
+    profile: Chunk | None  # the picture's own, if no other was asked for
     timing: Timing | None
 
     def file(
@@ -124,8 +127,8 @@ class _Shell(NamedTuple):
         latents: Sequence[Sequence[Chunk]],
         quantisation: int,
     ) -> list[Chunk]:
-        """All chunks of the file of these frames."""
-        # Colour where one frame has it, and alpha where one does.
+        """All chunks of the file with these frames."""
+        # The file has colour if a frame has colour, and alpha if a frame has alpha.
         colour = any(beside.is_colour for beside in besides)
         alphas = _alphas([beside.alpha for beside in besides])
         header = self.header._replace(
@@ -134,6 +137,8 @@ class _Shell(NamedTuple):
             quantisation=quantisation,
         )
         about = self.about
+        if self.profile is not None and _fits(self.profile.data, header.mode):
+            about = [self.profile, *about]
         if self.timing is not None and len(besides) > 1:
             about = [*about, keywords.chunk(chunks.ANIMATION, self.timing.animation())]
         frames = zip(latents, alphas or [[]] * len(besides), strict=True)
@@ -141,7 +146,7 @@ class _Shell(NamedTuple):
 
 
 def _alphas(alphas: Sequence[bytes | None]) -> list[list[Chunk]]:
-    """Of every frame its ALPH, if there are any."""
+    """The ALPH chunk of every frame, or an empty list if no frame has alpha."""
     if not any(alphas):
         return []
     whole = (alpha.OPAQUE if one is None else one for one in alphas)
@@ -153,30 +158,32 @@ def _write(
 ) -> None:
     """Write frames to a file, with the options and the metadata of ``im``.
 
-    Without ``timing`` there is one frame, which no other follows.
+    Without ``timing`` there is exactly one frame.
     """
     options = im.encoderinfo
-
+    keywords.warn_of_others(options)
     model = keywords.model_named(options.get("model"))
     coding = keywords.coding_for(options.get("coding"), model)
     effort = keywords.effort(options.get("effort"))
     tune = keywords.tune(options.get("tune"), model)
     if not coding.graded and options.get("quality") is not None:
-        msg = f"the coding {coding.name!r} has one precision; it takes no quality"
+        msg = f"the coding {coding.name!r} has one precision: leave out quality"
         raise ValueError(msg)
     quality = keywords.quality(options.get("quality"))
     target_size = None
     if options.get("target_size") is not None:
         if options.get("quality") is not None:
-            msg = "quality and target_size exclude each other"
+            msg = "quality and target_size exclude each other: give one of them"
             raise ValueError(msg)
         target_size = keywords.target_size(options["target_size"])
+    exact = keywords.exact(options.get("exact"))
+    profile = _own_profile(im)
     about = [*_metadata(im), *keywords.for_decoding(options, model, coding)]
     if tune != model.space.tunes[0]:
         about.append(keywords.chunk(chunks.TUNE, tune))
     width, height = im.size
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        msg = f"cannot write {width}x{height} as SDZ: 1 to {MAX_SIDE} pixels a side"
+        msg = f"cannot write {width}x{height} as SDZ: a side must have 1 to {MAX_SIDE} pixels"
         raise ValueError(msg)
 
     encoder = codec.Encoder(
@@ -194,9 +201,9 @@ def _write(
     )
     if (rows := encoder.band_rows(*header.latents[1:])) is not None:
         about.append(keywords.chunk(chunks.BANDS, rows))
-    shell = _Shell(header, about, timing)
+    shell = _Shell(header, about, profile, timing)
 
-    pictures = _pictures(frames, im.size, timing)
+    pictures = _pictures(frames, im.size, timing, exact=exact)
     if target_size is None:
         file = _encoded(encoder, pictures, shell)
     else:
@@ -205,7 +212,7 @@ def _write(
 
 
 def _encoded(encoder: codec.Encoder, pictures: Iterable[_Picture], shell: _Shell) -> list[Chunk]:
-    """The file; a picture is asked for when the one before is encoded, and its pixels let go."""
+    """The chunks of the file.  One picture at a time is in memory."""
     besides, coded = [], []
     for picture in pictures:
         coded.append(encoder.encode(picture.image))
@@ -216,12 +223,12 @@ def _encoded(encoder: codec.Encoder, pictures: Iterable[_Picture], shell: _Shell
 def _fitted(
     encoder: codec.Encoder, pictures: Iterable[_Picture], shell: _Shell, target_size: int
 ) -> list[Chunk]:
-    """The best file of at most ``target_size`` bytes; ValueError if none is as small."""
+    """The chunks of the best file of at most ``target_size`` bytes; ValueError if none fits."""
     images, besides = [], []
     for picture in pictures:
         images.append(picture.image)
         besides.append(picture.beside)
-    # What is no latents does not depend on the quality.
+    # Only the chunks of latents depend on the quality.
     others = container.size(shell.file(besides, [[]] * len(besides), encoder.quantisation))
     try:
         fitted = encoder.fit(images, target_size - others)
@@ -233,7 +240,7 @@ def _fitted(
 
 
 def _convert(im: Image.Image) -> Image.Image:
-    """The picture in the mode it is saved as; ValueError for the modes that cannot be."""
+    """The picture in the mode that it is saved as; ValueError if its mode cannot be saved."""
     if im.mode in CONVERT_FIRST:
         msg = f"cannot write mode {im.mode} as SDZ: scale it to 8 bits, then convert it to 'L'"
         raise ValueError(msg)
@@ -253,13 +260,25 @@ def _convert(im: Image.Image) -> Image.Image:
 
 
 def _metadata(im: Image.Image) -> list[Chunk]:
-    """The chunks before LATN: from the keywords, else from the picture; None and b"" drop."""
-    options = {**im.info, **im.encoderinfo}
-    if "icc_profile" not in im.encoderinfo and im.mode in ("CMYK", "YCbCr", "HSV", "LAB"):
-        # The pixels are converted to RGB, of which a profile for inks, say, tells nonsense.
-        # Bytes 16 to 19 of a profile name its colour space (ICC.1:2022, 7.2.8).
-        profile = options.get("icc_profile")
-        is_rgb = isinstance(profile, bytes) and profile[16:20] == b"RGB "
-        options["icc_profile"] = profile if is_rgb else None
+    """The chunks of the metadata that was asked for.
+
+    EXIF and XMP are written only if they are given, as with Pillow's own formats.  They may say
+    where a photo was taken, or how a picture must be turned that is upright by now.
+    """
     others = im.encoderinfo.get("chunks", im.info.get("sdz_chunks"))
-    return [*keywords.known_metadata(options), *keywords.other_chunks(others)]
+    return [*keywords.known_metadata(im.encoderinfo), *keywords.other_chunks(others)]
+
+
+def _own_profile(im: Image.Image) -> Chunk | None:
+    """The picture's own profile; None if the options ask for another one, or for none."""
+    if "icc_profile" in im.encoderinfo:
+        return None
+    found = keywords.known_metadata({"icc_profile": im.info.get("icc_profile")})
+    return found[0] if found else None
+
+
+def _fits(profile: bytes, mode: str) -> bool:
+    """Whether a profile is for pixels of this mode.  True for data that is no ICC profile."""
+    # Bytes 16 to 19 name its colour space, 36 to 39 are "acsp" (ICC.1:2022, 7.2).
+    space, signature = profile[16:20], profile[36:40]
+    return signature != b"acsp" or space == (b"RGB " if mode.startswith("RGB") else b"GRAY")

@@ -1,9 +1,7 @@
-"""Threads that others start: numpy's BLAS on one while a prior is at work, torch after a fork.
+"""Limits the threads of other libraries: numpy's BLAS while a prior is at work, torch after a fork.
 
-After a product OpenBLAS's threads go on spinning for some time, on the cores that the
-network needs next (or has just used, with threads that spin as well).  The priors' products
-are too small to gain what that costs: on two cores, a 768x512 photo was decoded in 157 ms
-instead of 229 (`OPENBLAS_NUM_THREADS=1`, otherwise the same, in one run).
+OpenBLAS's threads keep spinning for some time after a product, on the cores that the network needs.
+The priors' products are too small to gain from threads.  Measured: docs/measurements.md#threads.
 """
 
 from __future__ import annotations
@@ -26,15 +24,16 @@ def _openblas() -> Any:
 
 @functools.cache
 def _is_of_each_thread() -> bool:
-    """Whether the number is not the process's: where OpenBLAS is built on OpenMP."""
+    """Whether each thread has its own limit.  This is so if OpenBLAS is built with OpenMP."""
     return any(library.get("threading_layer") == "openmp" for library in _openblas().info())
 
 
 @contextmanager
 def _in_control() -> Iterator[None]:
-    """Whoever sets a number with threadpoolctl 3.8 is for life the only thread that can.
+    """Let this thread set OpenBLAS's number of threads.
 
-    So nobody is before, nor after.
+    With threadpoolctl 3.8, the first thread that sets the number becomes the only one that can.
+    So this is undone before and after.
     """
     libraries = [x for x in _openblas().lib_controllers if hasattr(x, "clear_controlling_thread")]
     for library in libraries:
@@ -47,7 +46,7 @@ def _in_control() -> Iterator[None]:
 
 
 class _Limit:
-    """How many threads are limited now, and the limiter that knows what was before the first."""
+    """How many threads have a limit now, and the limiter that can restore the old number."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -59,11 +58,12 @@ _limit = _Limit()
 
 
 def _in_forked_child() -> None:
-    """No thread lives on in a forked child but the one that forked.
+    """Restore the limit, and give torch one thread.
 
-    Not those that would have taken the limit back; and not those of GNU's OpenMP, for which a
-    parallel loop of torch's would wait forever, if this thread has run one before.  So torch has
-    one thread here, as it has in a DataLoader's workers.
+    In a forked child, only the thread that forked lives on.  The threads that would have restored
+    the limit are gone.  The threads of GNU's OpenMP are gone too: if this thread has run one of
+    torch's parallel loops before, the next one waits for them forever.  A DataLoader's workers have
+    one thread as well.
     """
     global _limit
     if _limit.users:
@@ -80,9 +80,9 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Limit the calling thread, and with most builds of OpenBLAS the others too.
+    """Limit BLAS to one thread: for this thread, with most builds of OpenBLAS for the process.
 
-    Nothing stays limited, in whatever order threads come and go.
+    The limit ends with the last thread that needs it, in whatever order threads come and go.
     """
     limit = _limit
     with limit.lock:
@@ -97,8 +97,7 @@ def one_blas_thread() -> Iterator[None]:
     finally:
         with limit.lock:
             limit.users -= 1
-            # Where the number is the process's, not before the last thread leaves: a picture took
-            # up to three times as long in each of 16 threads (python -m benchmarks.many).
+            # A limit of the process ends with the last thread: docs/measurements.md#threads.
             if not limit.users or _is_of_each_thread():
                 with _in_control():
                     limit.before.restore_original_limits()

@@ -21,7 +21,7 @@ class Weights(NamedTuple):
 
     @property
     def digest(self) -> bytes:
-        """The first 4 bytes of the sha256, which a header has."""
+        """The first 4 bytes of the sha256; headers have them."""
         return bytes.fromhex(self.sha256[:8])
 
     def checked(self) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,23 @@ def small_file(photo: Image.Image) -> bytes:
 @pytest.fixture
 def load_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the command line work in the test's own process, however long the first file takes."""
+    monkeypatch.setattr("pillow_sdz.cli.running.cores", lambda: 1)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C reaches child processes, also where the shell has this job in the background.
+
+    Shells have such jobs ignore SIGINT, and what ignores a signal passes that on.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,16 @@ class CountingFile(BytesIO):
         return data
 
 
+class CountingReads(CountingFile):
+    """Counts the calls, too."""
+
+    calls = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.calls += 1
+        return super().read(size)
+
+
 def encode(im: Image.Image, **options: Any) -> bytes:
     buffer = BytesIO()
     im.save(buffer, "SDZ", **options)

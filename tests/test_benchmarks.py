@@ -114,6 +114,7 @@ def test_sdz_fits_by_its_target_size(picture: Image.Image) -> None:
     assert file.options == {"target_size": 6000}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CODECS)
 def test_what_cannot_fit_is_the_smallest_and_marked(picture: Image.Image, name: str) -> None:
     codec = available(name)

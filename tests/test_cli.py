@@ -20,8 +20,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pillow_sdz import __version__, interchange, open_latents, save_latents
+from pillow_sdz.catalogue import MINI
 from pillow_sdz.cli import main
 from pillow_sdz.cli.arguments import byte_count
+
+pytestmark = pytest.mark.usefixtures("one_process")
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="permissions and pipes of POSIX")
 
@@ -54,6 +57,21 @@ def test_encode_writes_beside_the_input(folder: Path, capsys: pytest.CaptureFixt
     assert {"a.sdz", "trip/c.sdz"} <= files()
     with Image.open("a.sdz") as image:
         assert (image.format, image.size) == ("SDZ", (61, 43))
+    before = sum(Path(name).stat().st_size for name in ("a.jpg", "trip/c.jpg"))
+    after = sum(Path(name).stat().st_size for name in ("a.sdz", "trip/c.sdz"))
+    assert capsys.readouterr() == (
+        f"2 done, 0 skipped, 0 failed: {before:,} bytes -> {after:,} bytes,"
+        f" ratio {before / after:.2f}\n",
+        "",
+    )
+
+
+def test_one_file_is_converted_without_a_word(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["encode", "a.jpg"]) == 0
+    assert main(["decode", "a.sdz"]) == 0
+    assert main(["latents", "a.sdz"]) == 0
     assert capsys.readouterr() == ("", "")
 
 
@@ -91,7 +109,7 @@ def test_a_folder_without_pictures_is_an_error(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["decode", "trip"]) == 1
-    assert capsys.readouterr().err == "sdz: trip: nothing to convert in this folder\n"
+    assert capsys.readouterr().err == "sdz: trip: this folder has no .sdz files\n"
 
 
 def test_quality_and_target_size_reach_the_encoder(folder: Path) -> None:
@@ -189,7 +207,9 @@ def test_skip_existing_goes_on_with_what_is_missing(
     assert main([command, *sources, "--skip-existing"]) == 0
     assert first.read_bytes() == b"precious"
     assert second.stat().st_size > 8
-    assert capsys.readouterr() == ("", "")
+    out, err = capsys.readouterr()
+    assert out.startswith("1 done, 1 skipped, 0 failed: ")
+    assert err == ""
 
 
 def test_skip_existing_does_not_hide_that_two_inputs_become_one_file(
@@ -241,14 +261,12 @@ def test_a_failure_leaves_what_was_there(sdz: Path, capsys: pytest.CaptureFixtur
 def test_a_failure_while_writing_leaves_what_was_there(
     sdz: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Image.open("b.png") as image:
-        image.convert("RGBA").save("y.sdz")
-    Path("y.jpg").write_bytes(b"precious")
+    Path("x.msp").write_bytes(b"precious")
     before = files()
-    assert main(["decode", "y.sdz", "-o", "y.jpg", "--force"]) == 1  # JPEG has no alpha
-    assert Path("y.jpg").read_bytes() == b"precious"
+    assert main(["decode", "x.sdz", "-o", "x.msp", "--force"]) == 1  # which is black and white
+    assert Path("x.msp").read_bytes() == b"precious"
     assert files() == before
-    assert capsys.readouterr().err == "sdz: y.sdz: cannot write mode RGBA as JPEG\n"
+    assert capsys.readouterr().err == "sdz: x.sdz: cannot write mode RGB as MSP\n"
 
 
 def test_one_bad_file_does_not_stop_the_others(
@@ -448,7 +466,18 @@ def test_info_json(sdz: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "bytes": size,
         "bits_per_pixel": round(8 * size / (61 * 43), 4),
         "metadata": {},
+        "place": False,
+        "orientation": 1,
         "sdz": described,
+        "weights": MINI.digest.hex(),
+        "truncated": None,
+        "provenance": None,
+        "alpha_mask": False,
+        "chunks": [
+            {"type": "HEAD", "count": 1, "bytes": 23},
+            {"type": "LATN", "count": 1, "bytes": described["bytes"]["latents"]},
+            {"type": "DONE", "count": 1, "bytes": 0},
+        ],
     }
 
 
@@ -524,7 +553,8 @@ def test_caches_there_and_back(
     before = sum(path.stat().st_size for path in cache.rglob("*.npz"))
     after = sum(path.stat().st_size for path in Path("out").rglob("*.sdz"))
     assert capsys.readouterr() == (
-        f"latents of 2 files: {before:,} bytes -> {after:,} bytes, ratio {before / after:.2f}\n",
+        f"2 done, 0 skipped, 0 failed, 1 other file left out: {before:,} bytes -> {after:,} bytes,"
+        f" ratio {before / after:.2f}\n",
         "",
     )
     assert main(["latents", "out", "-o", "back"]) == 0
@@ -548,26 +578,47 @@ def test_a_prompt_cannot_speak_to_the_terminal(
     Image.new("RGB", (8, 8)).save("x.sdz", model="sd-mini", prompt="a\x1b]0;title\x07 cat")
     assert main(["info", "x.sdz"]) == 0
     out = capsys.readouterr().out
-    assert "a ]0;title cat" in out
+    assert r"a\x1b]0;title\x07 cat" in out
     assert "\x1b" not in out
 
 
 def test_a_cache_with_several_resolutions(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It becomes several files, which say that they are one, whatever they are called."""
     path = cache / "c_0048x0064_sd.npz"
     np.savez(path, **cached("_8x6"), **cached("_12x4", 12, 4))
     assert main(["encode", str(path), "-o", "out", "--lossless"]) == 0
-    made = {"c_0048x0064_sd.8x6.sdz", "c_0048x0064_sd.12x4.sdz"}
+    made = {"c_0048x0064_sd.sdz", "c_0048x0064_sd.12x4.sdz"}
     assert files(Path("out")) == made
     capsys.readouterr()
     assert main(["encode", str(path), "-o", "out"]) == 1  # neither is replaced
     assert "exists (--force replaces it, " in capsys.readouterr().err
-    # In whatever order they come.
-    assert main(["latents", *(f"out/{name}" for name in sorted(made)), "-o", "back"]) == 0
+    Path("out/c_0048x0064_sd.12x4.sdz").rename("out/b.sdz")
+    assert main(["latents", "out/c_0048x0064_sd.sdz", "out/b.sdz", "-o", "back"]) == 0
     assert files(Path("back")) == {path.name}
     with np.load(path) as first, np.load("back/" + path.name) as second:
         assert set(second.files) == set(first.files)
         for key in first.files:
             np.testing.assert_array_equal(second[key], first[key])
+
+
+def test_names_that_look_like_resolutions_mean_nothing(cache: Path) -> None:
+    """What are several files stays so."""
+    for name in ("wall.96x64", "wall.64x96"):
+        np.savez(f"{name}.npz", latents=np.zeros((4, 8, 6), np.float32))
+    assert main(["encode", "wall.96x64.npz", "wall.64x96.npz", "-o", "out", "--lossless"]) == 0
+    assert main(["latents", "out", "-o", "back"]) == 0
+    assert files(Path("back")) == {"wall.96x64.npz", "wall.64x96.npz"}
+
+
+def test_a_resolution_never_takes_another_inputs_name(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez("c.npz", **cached("_8x6"), **cached("_12x4", 12, 4))
+    np.savez("c.12x4.npz", latents=np.zeros((4, 8, 6), np.float32))
+    for inputs in (["c.npz", "c.12x4.npz"], ["c.12x4.npz", "c.npz"]):
+        assert main(["encode", *inputs, "-o", "out", "--lossless", "--force"]) == 1
+        assert "out/c.12x4.sdz is written from c.12x4.npz\n" in capsys.readouterr().err
+        assert open_latents("out/c.12x4.sdz").latents.shape == (4, 8, 6)
 
 
 def test_comfyui_there_and_back(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -578,7 +629,7 @@ def test_comfyui_there_and_back(cache: Path, capsys: pytest.CaptureFixture[str])
     assert main(["encode", "x.latent", "--lossless"]) == 0
     assert (
         capsys.readouterr().err
-        == "sdz: x.latent: assumed to be latents of sd1 (--model names another model)\n"
+        == "sdz: latents are assumed to be of sd1 (--model names another model)\n"
     )
     assert main(["latents", "x.sdz", "-o", "y.latent"]) == 0
     with safe_open("y.latent", "pt") as file:

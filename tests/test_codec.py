@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import subprocess
@@ -18,6 +17,7 @@ from pillow_sdz import catalogue, chunks, codec, container, demo, fidelity, mode
 from pillow_sdz.codings.context import Context
 from pillow_sdz.codings.integers import Affine
 from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
+from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
 from pillow_sdz.models.mini import memory, network
 from pillow_sdz.models.mini.network import DECODER_MARGIN
@@ -50,15 +50,10 @@ def decoded_from(
 ) -> Image.Image:
     """The picture in a payload of one band."""
     header = Header("RGB", size, MINI.name, MINI.digest, MINI.channels, MINI.factor, quality)
-    entry = container.Entry(chunks.LATENTS, 0, 0, len(payload))
-    frames = codec.Frames(
-        header,
-        MINI,
-        catalogue.HYPERPRIOR,
-        container.bands(header.latents[1], None),
-        [container.Frame([entry], [])],
-        lambda _: payload,
-    )
+    file = container.assemble(header, [], [[Chunk(chunks.LATENTS, payload)]])
+    reader = container.Reader(io.BytesIO(container.write(file)))
+    found = container.Frames(reader, bands=1)
+    frames = codec.Frames(header, MINI, catalogue.HYPERPRIOR, reader.bands, found, reader)
     picture = Image.new("RGB", size)
     for place, pixels in codec.decode(frames.frame(0), decoder=decoder, box=(0, 0, *size)):
         picture.paste(Image.fromarray(pixels), place)
@@ -235,13 +230,23 @@ def test_threads_share_the_model(real_photo: Image.Image) -> None:
         assert len(set(pool.map(decode, range(8)))) == 1
 
 
-@pytest.mark.parametrize("length", [0, 1, 7, 100, 3000])
-def test_any_payload_decodes_or_is_an_oserror(real_photo: Image.Image, length: int) -> None:
-    """Behind valid framing: damaged words may be some other picture's, but nothing else."""
-    payload = np.random.default_rng(length).integers(1, 256, length, np.uint8).tobytes()
-    with contextlib.suppress(OSError):
-        decoded = decoded_from(payload, real_photo.size, 5000)
-        assert decoded.size == real_photo.size
+@pytest.mark.parametrize("length", [1, 7, 100, 3000])
+@pytest.mark.parametrize("seed", range(3))
+def test_words_that_no_encoder_writes_are_an_oserror(
+    real_photo: Image.Image, length: int, seed: int
+) -> None:
+    """Behind valid framing, and whatever they are: a decoder makes symbols of any words, but
+    encoding those does not give them again."""
+    payload = np.random.default_rng(seed).integers(1, 256, length, np.uint8).tobytes()
+    complaint = "the words do not decode|the words do not end|an escaped symbol of .. bits"
+    with pytest.raises(OSError, match=f"chunk LATN at byte 40: (?:{complaint})"):
+        decoded_from(payload, real_photo.size, 5000)
+
+
+def test_no_words_are_a_picture(real_photo: Image.Image) -> None:
+    """The one whose symbols have the first code of all; encoding it gives no words again."""
+    assert symbols_of(b"", real_photo.size, 5000).shape == (12, 17, 160)
+    assert decoded_from(b"", real_photo.size, 5000).size == real_photo.size
 
 
 def test_words_left_over_are_an_error(real_photo: Image.Image) -> None:

@@ -23,6 +23,8 @@ from pillow_sdz.fidelity import psnr, ssim
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+pytestmark = pytest.mark.usefixtures("one_process")
+
 # A name has no slash, so that it cannot close an element; it can open them, and a comment.
 HOSTILE = "<script>alert(1)<!-- <img onerror=alert(1)> \"'&amp;{{sections}}.png"
 

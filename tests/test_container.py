@@ -11,9 +11,10 @@ import pytest
 
 from pillow_sdz import container
 from pillow_sdz.chunks import BANDS, PROMPT, Animation, Denoising
-from pillow_sdz.container import MAX_CHANGES, Chunk
+from pillow_sdz.container import Chunk
 from pillow_sdz.header import MODES, Header
-from sdz_files import CountingFile, framed
+from pillow_sdz.order import MAX_CHANGES
+from sdz_files import CountingFile, CountingReads, framed
 
 HEADER = Header(
     mode="RGB",
@@ -110,14 +111,14 @@ def test_bad_lengths_are_refused(length: bytes, complaint: str) -> None:
     ("chunks", "complaint"),
     [
         ([LATN, HEAD, DONE], "HEAD"),
-        ([HEAD, DONE], "DONE after 0 LATN of 1"),
+        ([HEAD, DONE], "DONE after 0 of 1 LATN"),
         ([HEAD, HEAD, LATN, DONE], "second HEAD"),
         ([HEAD, LATN, LATN, DONE], "more LATN than frames"),
         ([HEAD, Chunk(b"eXIf", b""), Chunk(b"eXIf", b""), LATN, DONE], "second eXIf"),
         ([HEAD, LATN, Chunk(b"iCCP", b""), DONE], "iCCP after LATN"),
         ([HEAD, LATN, Chunk(b"ALPH", b""), DONE], "ALPH in a file of mode RGB"),
         ([head(mode="LA"), Chunk(b"ALPH", b""), LATN, DONE], "ALPH before LATN"),
-        ([head(mode="LA"), LATN, DONE], "DONE where ALPH is missing"),
+        ([head(mode="LA"), LATN, DONE], "DONE before ALPH"),
         ([HEAD, LATN, Chunk(b"DONE", b"x")], "DONE has 1 bytes"),
         ([HEAD, Chunk(b"NEWS", b""), LATN, DONE], "unknown critical chunk NEWS"),
         ([HEAD, Chunk(b"a1Cd", b""), LATN, DONE], "bad chunk type"),
@@ -146,10 +147,10 @@ def test_every_frame_has_its_latents_and_its_alpha() -> None:
     chunks = [two, LATN, alpha, LATN, alpha, DONE]
     assert container.read(container.write(chunks)) == chunks
     for wrong, complaint in (
-        ([two, LATN, LATN, alpha, DONE], "LATN where ALPH is missing"),
+        ([two, LATN, LATN, alpha, DONE], "LATN before ALPH"),
         ([two, LATN, alpha, alpha, LATN, DONE], "second ALPH"),
-        ([two, LATN, alpha, DONE], "DONE after 1 LATN of 2"),
-        ([two, LATN, alpha, LATN, DONE], "DONE where ALPH is missing"),
+        ([two, LATN, alpha, DONE], "DONE after 1 of 2 LATN"),
+        ([two, LATN, alpha, LATN, DONE], "DONE before ALPH"),
     ):
         with pytest.raises(ValueError, match=complaint):
             container.write(wrong)
@@ -169,20 +170,20 @@ def band(rows: int) -> Chunk:
     [
         ([head(frames=2), DIFF, LATN, DONE], "DIFF in the first frame"),
         ([HEAD, LATN, DIFF, DONE], "more LATN than frames"),
-        ([head(frames=2), LATN, DONE], "DONE after 1 LATN of 2"),
+        ([head(frames=2), LATN, DONE], "DONE after 1 of 2 LATN"),
         ([head(frames=MAX_CHANGES + 2), LATN, *[DIFF] * (MAX_CHANGES + 1), DONE], "255 DIFF"),
         ([head(frames=2), LATN, Chunk(b"aNIM", bytes(6)), LATN, DONE], "aNIM after LATN"),
         ([HEAD, *[Chunk(b"aNIM", bytes(6))] * 2, LATN, DONE], "second aNIM"),
         # 768x512 pixels have 32 rows of latents.
-        ([HEAD, band(16), LATN, DONE], "DONE after 1 LATN of 2"),
+        ([HEAD, band(16), LATN, DONE], "DONE after 1 of 2 LATN"),
         ([HEAD, band(16), LATN, LATN, LATN, DONE], "more LATN than frames"),
         ([HEAD, band(16), LATN, DIFF, DONE], "DIFF in the first frame"),
         ([head(mode="LA"), band(16), LATN, Chunk(b"ALPH", b"\0\0"), LATN, DONE], "ALPH before"),
         ([HEAD, LATN, band(16), DONE], "BAND after LATN"),
         ([HEAD, band(16), band(16), LATN, LATN, DONE], "second BAND"),
-        ([HEAD, band(0), LATN, DONE], "bands of 0 rows of 32"),
-        ([HEAD, band(15), *[LATN] * 3, DONE], "bands of 15 rows of 32"),
-        ([HEAD, band(32), LATN, DONE], "bands of 32 rows of 32"),
+        ([HEAD, band(0), LATN, DONE], "bands of 0 rows in a picture of 32"),
+        ([HEAD, band(15), *[LATN] * 3, DONE], "bands of 15 rows in a picture of 32"),
+        ([HEAD, band(32), LATN, DONE], "bands of 32 rows in a picture of 32"),
         ([HEAD, Chunk(b"BAND", b"\0"), LATN, DONE], "BAND has 1 bytes"),
         (
             # Each band has its own limit: of 2 rows of 48 latents, here.
@@ -222,10 +223,10 @@ def test_where_frames_lie() -> None:
     reader = container.Reader(BytesIO(container.write(chunks)))
     entries = list(reader)
     assert reader.bands == [slice(0, 16), slice(16, 32)]
-    first, second = container.frames(entries, 2)
+    first, second = container.Frames(entries, 2)
     assert first == (entries[2:4], [entries[4]])
     assert second == (entries[5:7], [entries[7]])
-    _, cut = container.frames(entries[:6], 2)
+    _, cut = container.Frames(entries[:6], 2)
     assert cut == ([entries[5]], [])
 
 
@@ -325,3 +326,33 @@ def test_reading_stops_at_what_is_asked_for() -> None:
     fp = CountingFile(container.write([HEAD, Chunk(b"LATN", bytes(1_000_000)), DONE]))
     assert [entry.type for entry in container.Reader(fp)] == [b"HEAD", b"LATN", b"DONE"]
     assert fp.count < 100
+
+
+def test_bands_of_all_frames_are_limited() -> None:
+    """Opening walks over all of them: 65,535 are as many frames as a header can name."""
+    many = [head(size=(16, 16 * 64), frames=2048), band(2)]
+    with pytest.raises(ValueError, match="65536 bands of all frames, more than the limit of 65535"):
+        container.write([*many, LATN])
+    with pytest.raises(OSError, match="65536 bands of all frames, more than the limit of 65535"):
+        container.read(framed([*many, LATN, DONE]))
+    fewer = [head(size=(16, 16 * 64), frames=2047), band(2), *[LATN] * 32 * 2047, DONE]
+    assert len(container.Frames(container.Reader(BytesIO(container.write(fewer))), 32)) == 2047
+
+
+def test_short_reads_are_read_on() -> None:
+    """A raw file may return fewer bytes than it is asked for."""
+
+    class Raw(BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return super().read(min(size, 3) if size and size > 0 else size)
+
+    data = container.write([HEAD, LATN, DONE])
+    reader = container.Reader(Raw(data))
+    assert [reader.data(entry) for entry in reader] == [HEAD.data, LATN.data, b""]
+
+
+def test_thousands_of_chunks_are_read_ahead() -> None:
+    """Short chunks are read by kilobytes; a long one is still not touched."""
+    file = CountingReads(container.write([head(frames=5000), *[Chunk(b"LATN", b"")] * 5000, DONE]))
+    assert len(list(container.Reader(file))) == 5002
+    assert file.calls < 50

@@ -69,7 +69,13 @@ class Deflated:
         raise DoesNotFit(tried.size)
 
     def decode(
-        self, payload: bytes, shape: tuple[int, int], quantisation: int, before: Any = None
+        self,
+        payload: bytes,
+        shape: tuple[int, int],
+        quantisation: int,
+        before: Any = None,
+        *,
+        complete: bool = True,
     ) -> NDArray[Any]:
         try:
             steps = zlib.decompress(payload)

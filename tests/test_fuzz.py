@@ -18,7 +18,7 @@ from sdz_files import framed
 # Fuzzing is no part of the installed package, so that only the checkout has it.
 sys.path.append(str(Path(__file__).parent.parent))
 
-from fuzz import seeds, targets
+from fuzz import mutants, seeds, targets
 from fuzz.mutations import mutated, repaired
 
 ROOT = Path(__file__).parent.parent
@@ -90,3 +90,49 @@ def test_the_command_leaves_what_it_finds(tmp_path: Path, environment: dict[str,
         assert done.returncode == 1
         assert "IndexError" in done.stderr
     assert len(list(tmp_path.glob("finding-container-*"))) == 1
+
+
+# changes to the package itself, which fuzz.mutants makes
+
+
+def test_annotations_are_not_changed() -> None:
+    """Nothing evaluates them, so that no test can notice."""
+    source = "def f(a: int | None, *b: str) -> (\n    int | str\n):\n    c: int | None = 1 | 2\n"
+    assert sorted(mutants._annotations(source)) == [
+        ((1, 9), (1, 19)),
+        ((1, 25), (1, 28)),
+        ((2, 4), (2, 13)),
+        ((4, 7), (4, 17)),
+    ]
+
+
+def test_a_change_meets_the_tests_of_its_line() -> None:
+    """Those of each file in turn, the most particular ones first."""
+    module = "fuzz/allowed.py"
+    (line,) = (
+        number
+        for number, text in enumerate((ROOT / module).read_text().splitlines(), 1)
+        if text.startswith("ALLOWED")
+    )
+    all_of_it = {"a.py::wide", "a.py::wider"}
+    tests = {
+        module: {line: {*all_of_it, "a.py::narrow", "b.py::only"}, 1: all_of_it, 2: {"a.py::wider"}}
+    }
+    change = mutants.Mutant(module, "core/NumberReplacer", 0, line, 3)
+    fitting = mutants.Recorded(tests).fitting
+    assert fitting(change, 9) == ["a.py::narrow", "b.py::only", "a.py::wide", "a.py::wider"]
+    assert fitting(change, 2) == ["a.py::narrow", "b.py::only"]
+    # A constant is run by the import alone: its module's tests, then.
+    by_import = mutants.Recorded({module: {line: {""}, 1: {"a.py::wide"}}})
+    assert by_import.fitting(change, 9) == ["a.py::wide"]
+    assert mutants.Recorded({}).fitting(change, 9) == []
+
+
+def test_changes_are_drawn_by_their_seed() -> None:
+    pytest.importorskip("cosmic_ray", reason='needs pip install ".[mutants]"')
+    modules = ["pillow_sdz/target_size.py", "pillow_sdz/mask.py"]
+    drawn = mutants.drawn(modules, 12, 0)
+    assert drawn == mutants.drawn(modules, 12, 0) != mutants.drawn(modules, 12, 1)
+    assert len({(change.module, change.line, change.column) for change in drawn}) == 12
+    for change in drawn:
+        assert change.source() not in (None, (ROOT / change.module).read_text())

@@ -1,4 +1,4 @@
-"""Which room may import which: no circles, and no arrow against the order in docs/architecture.md."""
+"""Which room may import which: no circles, and the order that docs/architecture.md has."""
 
 from __future__ import annotations
 

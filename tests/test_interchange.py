@@ -92,7 +92,8 @@ def test_kohya_with_several_resolutions(tmp_path: Path) -> None:
     path = tmp_path / "photo_1024x1024_flux.npz"
     arrays = kohya("_8x6") | kohya("_12x4", 12, 4, seed=5) | {"latents": latents(4, 2, 2)}
     np.savez(path, **arrays)  # type: ignore[arg-type]
-    parts = interchange.read(path)
+    with pytest.warns(UserWarning, match="not kept: 'latents'$"):
+        parts = interchange.read(path)
     assert [part.origin.resolution for part in parts] == ["_8x6", "_12x4"]
     del arrays["latents"]  # which without an original_size is none of sd-scripts'
     np.savez(path, **arrays)  # type: ignore[arg-type]
@@ -102,7 +103,8 @@ def test_kohya_with_several_resolutions(tmp_path: Path) -> None:
 def test_someone_elses_npz_is_plain(tmp_path: Path) -> None:
     path = tmp_path / "mine.npz"
     np.savez(path, latents=latents(3, 4, 8, 6), labels=np.arange(3))
-    (part,) = interchange.read(path)
+    with pytest.warns(UserWarning, match="not kept: 'labels'$"):
+        (part,) = interchange.read(path)
     assert part.origin == Origin("plain", ".npz", batched=True)
     assert part.latents.shape == (3, 4, 8, 6)
 
@@ -116,6 +118,11 @@ def test_someone_elses_npz_is_plain(tmp_path: Path) -> None:
         ({"latents_flipped": latents(4, 8, 5)}, "does not match"),
         ({"original_size": np.array([1.5, 2])}, "is not 2 integers"),
         ({"crop_ltrb": np.array([1, 2])}, "is not 4 integers"),
+        ({"crop_ltrb": np.array([[1, 2], [3, 4]])}, "is not 4 integers"),
+        ({"original_size": np.array([1 << 31, 2])}, "is not 2 integers below 2\\^31"),
+        ({"original_size": np.array([True, False])}, "is not 2 integers"),
+        ({"original_size": np.array(["8", "6"])}, "original_size is an array of str"),
+        ({"alpha_mask": np.zeros((64, 48), complex)}, "alpha_mask is an array of complex128"),
     ],
 )
 def test_kohya_of_other_shapes(tmp_path: Path, change: dict[str, Array], complaint: str) -> None:
@@ -216,6 +223,15 @@ def test_a_batch_of_one_stays_a_batch(tmp_path: Path) -> None:
     assert np.load(path).shape == (1, 4, 8, 6)
 
 
+def test_numpys_second_version(tmp_path: Path) -> None:
+    """For headers of more than 64 KiB; a shorter one is as sound."""
+    path, array = tmp_path / "x.npy", latents(4, 8, 6)
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, array, version=(2, 0))
+    (part,) = interchange.read(path)
+    np.testing.assert_array_equal(part.latents, array)
+
+
 def test_big_endian_and_fortran_order(tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
     array = latents(4, 8, 6)
@@ -225,8 +241,9 @@ def test_big_endian_and_fortran_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(part.latents, array)
 
 
+@pytest.mark.filterwarnings("ignore:.*has no place for:UserWarning")
 def test_one_format_to_another(tmp_path: Path) -> None:
-    """What the other layout has no place for is left out."""
+    """What the other layout has no place for is left out (test_caches.py: and named)."""
     path = tmp_path / "x.npz"
     arrays = kohya()
     np.savez(path, **arrays)  # type: ignore[arg-type]
@@ -280,6 +297,27 @@ def test_an_origin_survives_json() -> None:
     )
     assert Origin.parse(json.loads(json.dumps(origin.json()))) == origin
     assert Origin("plain", ".npy").json() == {"layout": "plain", "format": ".npy"}
+
+
+def test_what_an_origin_leaves_out() -> None:
+    """docs/format.md has the same values."""
+    assert vars(Origin.parse({"layout": "kohya", "format": ".npz"})) == {
+        "layout": "kohya",
+        "format": ".npz",
+        "dtype": "float32",
+        "batched": False,
+        "key": "latents",
+        "resolution": "",
+        "original_size": None,
+        "crop_ltrb": None,
+        "flipped": False,
+        "marked": True,
+        "metadata": {},
+        "dtypes": {},
+        "cache": "",
+        "part": 0,
+        "parts": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -353,6 +391,7 @@ HOSTILE = {
     "text.safetensors": b"no tensors" * 10,
     "lying.npy": npy(FLOATS, bytes(64)),
     "lying.npz": zipped({"latents.npy": npy(FLOATS, bytes(64))}),
+    "longer.npy": npy(FLOATS.replace("4, 1000000, 1000000", "4, 1, 1"), bytes(17)),
     "negative.npy": npy(FLOATS.replace("4, 1000000, 1000000", "-4, -1, 1"), bytes(16)),
     "pickle.npy": saved(np.save, np.array([{}], dtype=object)),
     "pickle.npz": saved(np.savez, latents=np.array([{}], dtype=object)),
@@ -389,6 +428,14 @@ def test_a_bomb_is_refused_by_its_declared_size(
     np.savez_compressed(path, latents=array)
     with pytest.raises(ValueError, match="the limit is 1048576"):
         interchange.read(path)
+    # Of all arrays together, also of those that nobody asked for.
+    half = np.zeros((4, 256, 250), np.float16)
+    np.savez_compressed(path, latents=half, more=half)
+    with pytest.warns(UserWarning, match="not kept: 'more'"):
+        assert interchange.read(path)[0].latents.shape == half.shape
+    np.savez_compressed(path, latents=half, more=half, another=half)
+    with pytest.raises(ValueError, match="the limit is 1048576"):
+        interchange.read(path)
     np.savez(path, latents=array)  # as large, but nothing that inflates
     assert interchange.read(path)[0].latents.shape == array.shape
 
@@ -409,6 +456,7 @@ def test_every_truncation_is_refused(tmp_path: Path, suffix: str) -> None:
             interchange.read(path)
 
 
+@pytest.mark.filterwarnings("ignore:.*not kept:UserWarning")  # by names with other bits
 @pytest.mark.parametrize("suffix", [".npz", ".npy", ".latent"])
 def test_flipped_bits_end_in_an_error_or_in_latents(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / ("x" + suffix)

@@ -172,14 +172,14 @@ def test_unscaled_latents_need_a_known_scaling(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(models, "_registered", {})
     pillow_sdz.register_model("own", tiny_models.autoencoder_kl())
     for precision in ({"step": 0.3}, {"lossless": "float16"}):
-        with pytest.raises(ValueError, match="how latents of own are scaled is not known"):
+        with pytest.raises(ValueError, match="the scaling of own latents is not known"):
             saved(np.zeros(SHAPE, np.float16), model="own", scaled=False, **precision)
 
 
 def test_unscaled_latents_without_loss_need_a_scaling_that_all_know(tiny: str) -> None:
     """Only this process knows that tiny's are sd1's. With a step they are scaled when saved."""
     array = np.zeros(SHAPE, np.float16)
-    with pytest.raises(ValueError, match="how latents of tiny are scaled is not known to other"):
+    with pytest.raises(ValueError, match="other computers do not know the scaling of tiny"):
         saved(array, model=tiny, lossless="float16", scaled=False)
     assert not roundtrip(array, model=tiny, step=0.3, scaled=False).any()
 
@@ -400,7 +400,7 @@ print(found.model, found.latents.shape, *{"torch", "diffusers"} & sys.modules.ke
         (latents(), {"step": 0.3, "lossless": "float16"}, "step and lossless exclude"),
         (latents(), {"lossless": "float32"}, "lossless must be 'float16'"),
         (latents(), {"lossless": "float16", "coding": "palette"}, "exclude each other"),
-        (latents(), {"coding": "palette", "step": 0.3}, "takes no step"),
+        (latents(), {"coding": "palette", "step": 0.3}, "leave out step"),
         (latents(), {"coding": "nonsense"}, "coding must be one of"),
         (latents(), {"effort": 10}, "effort must be"),
         (latents(), {"prompt": 5}, "prompt must be"),
@@ -408,11 +408,11 @@ print(found.model, found.latents.shape, *{"torch", "diffusers"} & sys.modules.ke
         (latents(), {"provenance": {"a": object()}}, "JSON"),
         (latents(), {"provenance": {"a": float("nan")}}, "JSON"),
         (latents(), {"provenance": {"a": "x" * (9 << 20)}}, "provenance has"),
-        (latents(), {"alpha_mask": np.zeros((48, 64))}, "alpha_mask has the shape"),
-        (latents(), {"alpha_mask": np.full((64, 48), 0.3)}, "other than n/255"),
-        (latents(), {"alpha_mask": np.full((64, 48), 2.0)}, "other than n/255"),
-        (latents(), {"alpha_mask": np.full((64, 48), np.nan)}, "other than n/255"),
-        (latents(), {"alpha_mask": np.full((64, 48), "x")}, "other than n/255"),
+        (latents(), {"alpha_mask": np.zeros((48, 64))}, "alpha_mask must have the picture's shape"),
+        (latents(), {"alpha_mask": np.full((64, 48), 0.3)}, "must have values n/255"),
+        (latents(), {"alpha_mask": np.full((64, 48), 2.0)}, "must have values n/255"),
+        (latents(), {"alpha_mask": np.full((64, 48), np.nan)}, "must have values n/255"),
+        (latents(), {"alpha_mask": np.full((64, 48), "x")}, "must have values n/255"),
     ],
 )
 def test_what_may_not_be_written(

@@ -14,7 +14,7 @@ from sdz_files import CountingFile, encode
 
 HEAVY = ["torch", "numpy", "diffusers", "transformers", "constriction", "safetensors"]
 # Of this package, what decoding, encoding and latents take.
-LATER = ["pillow_sdz.models", "pillow_sdz.save_options", "pillow_sdz.latents", "pillow_sdz.codec"]
+LATER = [f"pillow_sdz.{name}" for name in ("models", "saving", "latents", "codec", "codings")]
 
 SCRIPT = f"""
 import json, sys

@@ -18,7 +18,9 @@ ELSEWHERE = re.compile(r"[a-z]+:")
 
 # Sources name pages in comments and docstrings.
 SOURCES = ("pillow_sdz", "training", "benchmarks", "fuzz", "examples", "tests")
-MENTION = re.compile(r"\b(?:docs/[a-z0-9_-]+|(?:training/)?README|CONTRIBUTING|SECURITY)\.md\b")
+MENTION = re.compile(
+    r"\b((?:docs/[a-z0-9_-]+|(?:training/)?README|CONTRIBUTING|SECURITY)\.md)\b(?:#([\w-]+))?"
+)
 
 
 def prose(page: Path) -> str:
@@ -62,8 +64,10 @@ def test_readme_is_short() -> None:
 
 
 def test_mentions() -> None:
-    """A page that a source file names is there."""
+    """A page that a source file names is there, and has the heading that it names."""
     for folder in SOURCES:
         for path in (ROOT / folder).rglob("*.py"):
-            for mention in MENTION.findall(path.read_text()):
-                assert (ROOT / mention).exists(), f"{path.relative_to(ROOT)} names {mention}"
+            for page, anchor in MENTION.findall(path.read_text()):
+                where = f"{path.relative_to(ROOT)} names {page}#{anchor}"
+                assert (ROOT / page).exists(), where
+                assert not anchor or anchor in anchors(ROOT / page), where

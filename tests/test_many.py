@@ -145,6 +145,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [pytest.param("fork", marks=needs_fork), "spawn"])
 def test_a_data_loaders_workers(
     way: str, files: list[Path], environment: dict[str, str], tmp_path: Path
@@ -206,6 +207,7 @@ print(json.dumps([result.kills, result.wrong, result.lost, result.finished]))
 """
 
 
+@pytest.mark.slow
 @posix_only
 def test_a_killed_command_leaves_whole_files_and_the_next_one_does_the_rest(
     environment: dict[str, str], tmp_path: Path
@@ -217,6 +219,7 @@ def test_a_killed_command_leaves_whole_files_and_the_next_one_does_the_rest(
 
 
 @posix_only
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("command", ["encode", "decode"])
 def test_ctrl_c_leaves_whole_files_and_nothing_else(
     command: str, environment: dict[str, str], tmp_path: Path

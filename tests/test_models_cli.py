@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -124,7 +127,7 @@ def test_fetch_while_offline(presets: Path, capsys: pytest.CaptureFixture[str]) 
     weights_in(presets, "sd1").unlink()
     message = told(capsys, "fetch", "sd1", status=1)
     assert message.startswith(
-        f"sdz: models: tiny/sd1 has no {WEIGHTS}, or it cannot be reached; "
+        f"sdz: models: tiny/sd1 has no {WEIGHTS}, or the hub cannot be reached; "
         "other files, such as pickles, are not read: "
     )
 
@@ -209,7 +212,7 @@ def test_add(
     ("name", "directory", "message"),
     [
         ("ours", ".", "holds no model in diffusers' layout"),
-        ("../ours", "vae", "a model's name has"),
+        ("../ours", "vae", "a model's name must have"),
         ("mini", "vae", "comes with pillow-sdz"),
         ("sd1", "vae", "other weights"),
     ],
@@ -236,13 +239,126 @@ def test_path(presets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "are part of pillow-sdz" in told(capsys, "path", "mini", status=1)
 
 
-def test_a_damaged_models_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_list_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     recorded.path().parent.mkdir()
     recorded.path().write_text("{")
-    message = f"sdz: models: the models file {recorded.path()} is damaged: mend it or delete it\n"
+    message = (
+        f"sdz: models: the list of added models {recorded.path()} is damaged: "
+        "run 'sdz models repair'\n"
+    )
     for arguments in (["list"], ["verify", "sd1"]):
         assert told(capsys, *arguments, status=1) == message
     assert told(capsys, "verify", "mini").endswith("are sound\n")
+
+
+def test_a_damaged_list_is_kept_aside_and_repaired(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is sound of it stays; the old list is never lost, not by a second repair either."""
+    models.record_model("ours", autoencoder_directory(tmp_path / "ours"))
+    for number, aside in enumerate(("models.json.damaged", "models.json.damaged-2")):
+        entries = json.loads(recorded.path().read_text())
+        damaged = json.dumps({**entries, "brick": {**entries["ours"], "channels": number}})
+        damaged = damaged.replace('"channels": 1', '"channels": "1"')
+        recorded.path().write_text(damaged)
+        kept = recorded.path().with_name(aside)
+        assert told(capsys, "repair").splitlines() == [
+            f"the damaged list is kept as {kept}",
+            "ours: kept",
+            "brick: left out, add it again",
+        ]
+        assert kept.read_text() == damaged
+        assert recorded.read().keys() == {"ours"}
+    assert told(capsys, "repair") == f"the list of added models {recorded.path()} is sound\n"
+
+
+def test_a_list_that_is_no_json_is_repaired(capsys: pytest.CaptureFixture[str]) -> None:
+    recorded.path().parent.mkdir()
+    recorded.path().write_bytes(b"\xff{")
+    assert "everything: left out" in told(capsys, "repair")
+    assert recorded.read() == {}
+    assert "mini" in told(capsys, "list")
+
+
+def test_there_is_nothing_to_repair(capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(capsys, "repair", status=1) == (
+        f"sdz: models: {recorded.path()}: No such file or directory\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"latent_channels": 0},
+        {"latent_channels": -1},
+        {"latent_channels": 65536},
+        {"latent_channels": True},
+        {"block_out_channels": [4] * 9},  # a factor of 256
+    ],
+)
+def test_what_no_reader_accepts_is_not_added(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, object]
+) -> None:
+    """`add` refuses it and names the field; every other command goes on working."""
+    directory = autoencoder_directory(tmp_path / "brick", **config)
+    (field,) = config
+    message = told(capsys, "add", "brick", str(directory), status=1)
+    assert message.startswith(f"sdz: models: {directory}/config.json: the field {field!r} must be ")
+    assert not recorded.path().exists()
+    assert "mini" in told(capsys, "list")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("channels", 0), ("channels", 65536), ("channels", True), ("factor", 256)]
+)
+def test_what_no_reader_accepts_is_not_recorded(field: str, value: int) -> None:
+    """Whoever calls `write`."""
+    record = recorded.Directory("/brick", "0" * 64, "brick", 4, 8)
+    with pytest.raises(OSError, match=f"'brick' cannot be added: its {field} is {value}"):
+        recorded.write("brick", dataclasses.replace(record, **{field: value}))
+    assert not recorded.path().exists()
+
+
+def test_an_added_model_that_is_gone_does_not_stop_the_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = autoencoder_directory(tmp_path / "ours")
+    models.record_model("ours", directory)
+    shutil.rmtree(directory)
+    lines = {line.split()[0]: line for line in told(capsys, "list").splitlines()}
+    assert not lines["ours"].endswith("installed")
+    assert lines["mini"].endswith("installed")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="symbolic links of POSIX")
+def test_the_list_is_not_written_through_a_dangling_link(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded.path().parent.mkdir()
+    recorded.path().symlink_to(tmp_path / "elsewhere")
+    directory = autoencoder_directory(tmp_path / "ours")
+    message = told(capsys, "add", "ours", str(directory), status=1)
+    assert message.endswith("is a symbolic link to nothing: it is not written\n")
+    assert not (tmp_path / "elsewhere").exists()
+    # One's own link to a list that is there is a way to keep it elsewhere.
+    (tmp_path / "elsewhere").write_text("{}")
+    assert told(capsys, "add", "ours", str(directory)).startswith("ours: 4 channels")
+    assert recorded.path().is_symlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="users of POSIX")
+def test_the_list_is_not_written_through_a_link_of_somebody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded.path().parent.mkdir()
+    (tmp_path / "theirs").write_text("{}")
+    recorded.path().symlink_to(tmp_path / "theirs")
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    directory = autoencoder_directory(tmp_path / "ours")
+    message = told(capsys, "add", "ours", str(directory), status=1)
+    assert message.endswith("is a symbolic link of another user: it is not written\n")
+    assert (tmp_path / "theirs").read_text() == "{}"
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["fetch"], ["add", "ours"]])

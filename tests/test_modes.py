@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from pillow_sdz.saving import CONVERT_FIRST, SAVED_AS
 from sdz_files import assert_similar, decode, encode, roundtrip
@@ -147,7 +147,7 @@ def test_every_size(photo: Image.Image, size: tuple[int, int], mode: str) -> Non
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 1), (1, 0), (65536, 1), (1, 65536)])
 def test_impossible_sizes_are_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="65535 pixels a side"):
+    with pytest.raises(ValueError, match="a side must have 1 to 65535 pixels"):
         encode(Image.new("L", size))
 
 
@@ -163,3 +163,57 @@ def test_saving_again_what_was_opened(photo: Image.Image) -> None:
     once = roundtrip(photo)
     twice = decode(encode(once))
     assert_similar(twice, once, TOLERANCE)
+
+
+# Colours that nobody sees
+
+
+def cut_out(photo: Image.Image) -> Image.Image:
+    """A disc of the photo, transparent around, where its colours are still there."""
+    disc = Image.radial_gradient("L").resize(photo.size).point(lambda v: 255 * (v < 100))
+    im = photo.convert("RGBA")
+    im.putalpha(disc)
+    return im
+
+
+def test_colours_under_alpha_0_do_not_travel(photo: Image.Image) -> None:
+    """What was hidden cannot be seen again, and takes next to no bytes."""
+    im = cut_out(photo)
+    hidden = im.getchannel("A").point(lambda v: 255 * (v == 0))
+    data, exact = encode(im), encode(im, exact=True)
+    sizes = [decode(kept).info["sdz"]["bytes"]["latents"] for kept in (data, exact)]
+    assert sizes[0] < 0.9 * sizes[1]
+    means = []
+    for kept in (data, exact):
+        difference = ImageChops.difference(decode(kept).convert("RGB"), photo).convert("L")
+        means.append(ImageStat.Stat(difference, hidden).mean[0])
+    assert means[0] > 20
+    assert means[1] < 10
+
+
+def test_the_edge_stays_clean(photo: Image.Image) -> None:
+    """Hidden colours of the other extreme do not bleed into what is seen."""
+    seen = Image.radial_gradient("L").resize(photo.size).point(lambda v: 255 * (v < 100))
+    im = Image.composite(
+        Image.new("RGB", photo.size, (250, 240, 40)), Image.new("RGB", photo.size, 0), seen
+    )
+    im.putalpha(seen)
+    errors = {}
+    for exact in (False, True):
+        difference = ImageChops.difference(
+            decode(encode(im, exact=exact)).convert("RGB"), im.convert("RGB")
+        )
+        errors[exact] = ImageStat.Stat(difference, seen).mean
+    assert max(errors[False]) < 3 < max(errors[True])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (16, 3)])
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_all_of_it_transparent(size: tuple[int, int], mode: str) -> None:
+    im = Image.new(mode, size, 0)
+    assert roundtrip(im).getchannel("A").getextrema() == (0, 0)
+
+
+def test_exact_is_a_boolean(photo: Image.Image) -> None:
+    with pytest.raises(ValueError, match="exact must be True or False, not 'yes'"):
+        encode(photo, exact="yes")

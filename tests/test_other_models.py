@@ -102,7 +102,7 @@ def test_a_preset_that_is_not_installed(
 def test_other_weights_under_the_same_name(photo: Image.Image, ours: ModelSpec) -> None:
     data = encode(photo, model="ours")
     other = register_model("ours", tiny.autoencoder_kl(seed=1), latent_space="sd1")
-    message = f"{ours.digest.hex()}, the installed weights are {other.digest.hex()}"
+    message = f"{ours.digest.hex()}, but the installed weights are {other.digest.hex()}"
     with pytest.raises(OSError, match=message):
         decode(data)
     with options.override(DECODER="ours"):  # by explicit wish
@@ -127,7 +127,7 @@ def test_models_of_other_latent_spaces_do_not(photo: Image.Image, ours: ModelSpe
     data = encode(photo, model="ours")
     with (
         options.override(DECODER="other"),
-        pytest.raises(OSError, match=r"decodes sdxl latents; .* are sd1"),
+        pytest.raises(OSError, match=r"decodes sdxl latents, but .* has sd1 latents"),
     ):
         decode(data)
 

@@ -59,6 +59,7 @@ def train(photos: Path, run: Path, minutes: float, *more: object) -> tuple[int, 
     return checkpoint["step"], checkpoint["spent"] / 60
 
 
+@pytest.mark.slow
 def test_resumes_and_writes_a_decoder(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()

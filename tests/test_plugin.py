@@ -221,12 +221,15 @@ def test_no_handle_leaks(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_stream_that_cannot_seek(path: Path) -> None:
+    """Has the same picture, and the same to say of it."""
+
     class Pipe:
         def __init__(self, data: bytes) -> None:
             self.read = BytesIO(data).read
 
-    with Image.open(Pipe(path.read_bytes())) as im:  # type: ignore[arg-type]
-        im.load()
+    with Image.open(path) as expected, Image.open(Pipe(path.read_bytes())) as im:  # type: ignore[arg-type]
+        assert (im.mode, im.size, im.info) == (expected.mode, expected.size, expected.info)
+        assert im.tobytes() == expected.tobytes()
 
 
 def test_pickle(path: Path) -> None:
@@ -381,3 +384,54 @@ def test_seeking_after_a_thumbnail_or_a_copy(photo: Image.Image) -> None:
 
 def assert_same(a: Image.Image, b: Image.Image) -> None:
     assert (a.mode, a.size, a.tobytes()) == (b.mode, b.size, b.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ({"qualtiy": 30}, "SDZ has no option 'qualtiy': did you mean 'quality'"),
+        ({"target": 3000}, "SDZ has no option 'target': did you mean 'target_size'"),
+        ({"lossless": True}, "SDZ has no option 'lossless'$"),
+        ({"step": 0.1}, "SDZ has no option 'step'$"),
+    ],
+)
+def test_other_options_are_named(
+    photo: Image.Image, option: dict[str, Any], complaint: str
+) -> None:
+    """A warning, with the caller's line: tools pass the options of several formats."""
+    with pytest.warns(UserWarning, match=complaint) as warned:
+        photo.save(BytesIO(), "SDZ", **option)
+    assert warned[0].filename == __file__
+
+
+class Minimal:
+    """A file object with what Pillow's documentation asks of one, and no ``closed``."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file = BytesIO(data)
+        self.read, self.seek, self.tell = self._file.read, self._file.seek, self._file.tell
+
+
+def test_a_file_object_needs_no_more_than_pillow_asks_for(photo: Image.Image) -> None:
+    data = encode(photo)
+    with Image.open(Minimal(data)) as im:  # type: ignore[arg-type]
+        assert im.crop((0, 0, 9, 9)).size == (9, 9)
+        assert im.tobytes() == decode(data).tobytes()
+
+
+def test_parser_says_what_is_wrong(photo: Image.Image) -> None:
+    """It opens what it has so far, and what comes later may be damaged."""
+    data = encode(photo, xmp=b"<x/>")
+    end = data.index(b"DONE")
+    damaged = data[:end] + b"NEWS" + data[end + 4 :]
+    parser = ImageFile.Parser()
+    for start in range(0, len(damaged), 50):
+        parser.feed(damaged[start : start + 50])
+    with pytest.raises(OSError, match="unknown critical chunk NEWS"):
+        parser.close()
+
+
+def test_public_names_are_listed() -> None:
+    listed = dir(pillow_sdz)
+    assert set(pillow_sdz.__all__) <= set(listed)
+    assert all(hasattr(pillow_sdz, name) for name in listed)

@@ -102,6 +102,14 @@ def test_the_more_effort_the_less_rate_and_distortion(step: int) -> None:
     assert costs[0] > costs[3] > costs[6] > costs[9]
 
 
+@pytest.mark.parametrize("step", STEPS)
+def test_which_levels_of_effort_are_the_same(step: int) -> None:
+    """Rounding, one pass, and more and more rounds of alternatives."""
+    outcomes = [outcome(step, effort) for effort in range(10)]
+    assert len(set(outcomes[:3])) == len(set(outcomes[3:6])) == 1
+    assert len(set(outcomes)) == 6
+
+
 @pytest.mark.parametrize("effort", [4, 6])
 def test_fewer_bytes_at_less_error_than_rounding(effort: int) -> None:
     # Rounded with a step of 0.5; a finer step here makes up for the choices by rate.

@@ -120,6 +120,7 @@ def pipeline(folder: Path) -> functools.partial[object]:
     return quick
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_snippets(
     page: str,

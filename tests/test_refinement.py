@@ -82,6 +82,13 @@ def test_up_to_the_default_effort_only_the_bytes_change(photo: Image.Image, qual
     assert saved(photo, quality=quality) == files[4]
 
 
+def test_above_it_every_level_is_one_of_its_own(photo: Image.Image) -> None:
+    """No level is taken for another one: each makes other pixels than all others do."""
+    part = photo.crop((0, 0, 48, 48))
+    files = [saved(part, quality=40, effort=effort) for effort in range(4, 10)]
+    assert len({opened(file).tobytes() for file in files}) == 6
+
+
 def test_above_it_the_same_bytes_are_a_better_picture(photo: Image.Image) -> None:
     default, more, most = (
         scores(photo, saved(photo, target_size=700, effort=effort)) for effort in (4, 6, 9)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pillow_sdz import demo
-from pillow_sdz.models.ssimulacra2 import WEIGHTS, Reference, Weights
+from pillow_sdz.models.ssimulacra2 import WEIGHTS, Reference, Weights, _scales
 from pillow_sdz.models.ssimulacra2 import ssimulacra2 as score
 
 reference = pytest.importorskip("ssimulacra2", reason="the extra 'bench' is not installed")
@@ -61,6 +61,16 @@ def test_each_picture_of_a_batch_has_its_own() -> None:
     alone = [score(a, b).item() for a, b in zip(pictures, originals, strict=True)]
     together = Reference(torch.cat(originals)).score(torch.cat(pictures))
     assert together.tolist() == pytest.approx(alone, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("side", "scales"),
+    [(8, 1), (15, 1), (16, 2), (31, 2), (32, 3), (63, 3), (64, 4), (128, 5), (256, 6)],
+)
+def test_a_scale_has_eight_pixels_a_side(side: int, scales: int) -> None:
+    """As the metric has it: eight are enough, seven are not; the shorter side counts."""
+    for shape in ((side, side), (side, 999), (999, side)):
+        assert _scales(torch.zeros(1, 3, *shape)) == scales
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 40), (33, 17)])

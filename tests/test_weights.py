@@ -163,7 +163,7 @@ def test_weights_of_another_part(part: str, pipeline: Path) -> None:
 @pytest.mark.parametrize("part", PARTS)
 def test_weights_that_are_no_numbers(part: str, pipeline: Path) -> None:
     no_numbers(weights_in(pipeline / part))
-    with pytest.raises(OSError, match=f"{weights_in(pipeline / part)} is damaged: .*NaN"):
+    with pytest.raises(OSError, match=f"{weights_in(pipeline / part)} is damaged: .*not a number"):
         use(register(pipeline), part)
 
 
@@ -174,7 +174,7 @@ def test_loaded_modules_that_are_no_numbers(part: str, message: str, tmp_path: P
     parts = tiny.pipeline_parts(tmp_path)
     next(parts[part].parameters()).data.view(-1)[0] = float("nan")
     used = {name: parts[name] for name in ("unet", "scheduler", "text_encoder", "tokenizer")}
-    with pytest.raises(OSError, match=f"{message} is damaged: .*NaN"):
+    with pytest.raises(OSError, match=f"{message} is damaged: .*not a number"):
         use(register_model("ours", parts["vae"], **used), part)
 
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from .. import catalogue, chunks
 
+# Standard input or output, as an argument. A file of this name is called ./-.
+STREAM = Path("-")
+
+# Processes that may be asked for. Chosen: more than any machine has cores for.
+MOST_JOBS = 1000
+
+# Factors of the units of sizes, decimal and (IEC 80000-13) binary.
 UNITS = {"": 1, "k": 1000, "m": 1000**2, "ki": 1024, "mi": 1024**2}
 
 
@@ -19,6 +28,28 @@ class Commands(Protocol):
 
     def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
         """Add a command and return its parser."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What follows -o: a path, and whether it ends in a slash, as only folders do."""
+
+    path: Path
+    is_folder: bool = False
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def path(text: str) -> Path:
+    """A path; ``-`` alone is `STREAM`."""
+    given = Path(text)
+    return given.absolute() if given == STREAM and text != "-" else given
+
+
+def output(text: str) -> Output:
+    """What follows -o."""
+    return Output(path(text), text.endswith(("/", os.sep)))
 
 
 def byte_count(text: str) -> int:
@@ -35,7 +66,8 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     """A type for whole numbers in a range, both ends included."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high:
+        # No number of more digits is in any range here, and int refuses thousands of them.
+        if not text.isdecimal() or len(text) > 9 or not low <= int(text) <= high:
             msg = f"{text!r} is not a whole number from {low} to {high}"
             raise argparse.ArgumentTypeError(msg)
         return int(text)
@@ -43,21 +75,43 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def number(low: float, high: float) -> Callable[[str], float]:
+    """A type for numbers in a range, both ends included."""
+
+    def parse(text: str) -> float:
+        if not low <= (value := _float(text)) <= high:
+            msg = f"{text!r} is not a number from {low} to {high}"
+            raise argparse.ArgumentTypeError(msg)
+        return value
+
+    return parse
+
+
 def positive(text: str) -> float:
     """A finite number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
+    if not 0 < (value := _float(text)) < math.inf:
         msg = f"{text!r} is not a number above 0"
         raise argparse.ArgumentTypeError(msg)
-    return number
+    return value
 
 
-def add_inputs(parser: argparse.ArgumentParser) -> None:
+def _float(text: str) -> float:
+    """The number, or NaN if it is none, which is in no range."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def add_inputs(parser: argparse.ArgumentParser, kind: str) -> None:
     """Add the files and folders to work on."""
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="a file or a folder")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        type=path,
+        metavar="INPUT",
+        help=f"{kind}, a folder, or - for standard input",
+    )
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -65,11 +119,18 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
-        help="for one input a file or a folder, for several a folder; default: beside each input",
+        type=output,
+        metavar="OUTPUT",
+        help="for one input: a file, a folder, or - for standard output; for several inputs or a"
+        " folder: a folder; default: beside each input",
     )
     existing = parser.add_mutually_exclusive_group()
-    existing.add_argument("-f", "--force", action="store_true", help="replace files that exist")
+    existing.add_argument(
+        "-f",
+        "--force",
+        action="store_true",
+        help="replace files that exist, and write through symbolic links",
+    )
     existing.add_argument(
         "--skip-existing",
         action="store_true",
@@ -80,13 +141,34 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """Add how many files are worked on at once."""
+    parser.add_argument(
+        "-j",
+        "--jobs",
+        type=integer(1, MOST_JOBS),
+        metavar="N",
+        help="work on N files at once, each in a process of its own; default: the number of"
+        " processor cores that this program may use",
+    )
+
+
+def add_strip(parser: argparse.ArgumentParser) -> None:
+    """Add whether metadata is left out."""
+    parser.add_argument(
+        "--strip",
+        action="store_true",
+        help="leave out EXIF (camera, place, thumbnail) and XMP; the colour profile is kept",
+    )
+
+
 def add_size(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
     """Add the quality or the size of the result; return the group, for more such options."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "-q",
         "--quality",
-        type=integer(1, 100),
+        type=number(1, 100),
         metavar="N",
         help="1 (smallest file) to 100 (best picture); default: 75",
     )

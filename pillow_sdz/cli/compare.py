@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ..atomic import replacing
-from .arguments import Commands, add_coding, add_size, given, refuse
-from .messages import complain, complain_of_frames, reason
-from .running import each
+from .arguments import Commands, add_coding, add_inputs, add_jobs, add_size, given, path, refuse
+from .files import check_inputs, find, readable
+from .messages import complain, reason, say, say_json
+from .metadata import upright_alone
+from .pictures import needs_scaling, open_picture, picture_files, scaled, warn_of_frames
+from .reports import Report
+from .running import close, each
 
 
 def add_compare(commands: Commands) -> None:
@@ -24,13 +27,16 @@ def add_compare(commands: Commands) -> None:
         " AVIF. Print how close each is to the original. With --report, also write a web page that"
         " shows them.",
     )
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE", help="a picture")
+    add_inputs(parser, "a picture")
     parser.add_argument(
         "--report",
-        type=Path,
+        type=path,
         metavar="FILE.html",
         help="write a web page with all pictures in it, 5 to 8 bytes for each pixel of an"
         " original; a page of that name is replaced",
+    )
+    parser.add_argument(
+        "-f", "--force", action="store_true", help="write the page through a symbolic link"
     )
     parser.add_argument(
         "--json", action="store_true", help="print a JSON list with one object for each picture"
@@ -40,42 +46,78 @@ def add_compare(commands: Commands) -> None:
         "--model", metavar="NAME", help="the model that encodes the .sdz files; default: mini"
     )
     add_coding(parser)
-    parser.set_defaults(run=_run_compare, parser=parser)
+    add_jobs(parser)
+    parser.set_defaults(run=_run, parser=parser)
 
 
-def _run_compare(options: argparse.Namespace) -> int:
-    from .. import compare  # takes numpy, for which the other commands need not wait
-
+def _run(options: argparse.Namespace) -> int:
+    check_inputs(options)
     page: Path | None = options.report
-    if page is not None and page.suffix.lower() not in (".html", ".htm"):
+    if page is not None:
+        _check_page(options, page)
+    found = find(options.inputs, picture_files, "pictures")
+    paths = [path for path, _ in found.paths]
+    names = ("quality", "target_size", "model", "coding", "effort", "tune")
+    comparer = Comparer(
+        given(options, *names), with_text=not options.json, with_section=page is not None
+    )
+    summary = each(comparer, paths, jobs=options.jobs)
+    complete = True
+    if options.json:
+        say_json([figures for figures, _ in summary.results])
+    sections = [section for _, section in summary.results]
+    if page is not None and sections:
+        complete = _write_page(page, sections)
+        if complete and not options.json:
+            say(str(page))
+    if options.json:
+        return int(summary.failed > 0 or not (complete and found.complete))
+    return close(summary, found, several=False) or int(not complete)
+
+
+def _check_page(options: argparse.Namespace, page: Path) -> None:
+    """End the program if the page may not be written."""
+    if page.suffix.lower() not in (".html", ".htm"):
         # So no picture is replaced, even if its name is given by mistake.
         refuse(options, f"--report {page}: the name of a page ends in .html")
-    names = ("quality", "target_size", "model", "coding", "effort", "tune")
-    save_options = given(options, *names)
-    figures: list[dict[str, Any]] = []
-    sections: list[str] = []
+    if page.is_symlink() and not options.force:
+        refuse(options, f"--report {page} is a symbolic link (--force writes through it)")
 
-    def compare_one(path: Path) -> None:
-        with Image.open(path) as image:
-            complain_of_frames(path, image)
-            comparison = compare.compare(image, str(path), **save_options)
-        if page is not None:
-            sections.append(compare.section(comparison))
-        figures.append(comparison.figures())
-        if not options.json:
-            print(f"{path}: {comparison.heading()}\n{comparison.table()}\n")
 
-    complete = each(options.inputs, compare_one, lambda path: path)
-    if options.json:
-        print(json.dumps(figures, indent=2))
-    if page is not None and sections:
-        try:
-            page.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(page) as file:
-                file.write(compare.report(sections).encode())
-        except OSError as error:
-            complain(page, reason(error, page))
-            return 1
-        if not options.json:
-            print(page)
-    return int(not complete)
+@dataclass(frozen=True)
+class Comparer:
+    """Compares one picture; the result is its figures and its section of the page."""
+
+    save_options: dict[str, Any]
+    with_text: bool
+    with_section: bool
+
+    def __call__(self, path: Path, report: Report) -> None:
+        from .. import compare  # takes numpy, for which other commands need not wait
+
+        with open_picture(readable(path)) as image:
+            warn_of_frames(image, report)
+            deep = needs_scaling(image, report)
+            image.load()
+            picture = upright_alone(scaled(image) if deep else image)
+            comparison = compare.compare(picture, str(path), **self.save_options)
+        section = compare.section(comparison) if self.with_section else ""
+        report.result = comparison.figures(), section
+        if self.with_text:
+            report.say(f"{path}: {comparison.heading()}")
+            for line in comparison.table().splitlines():
+                report.say(line)
+            report.say("")
+
+
+def _write_page(page: Path, sections: list[str]) -> bool:
+    from .. import compare
+
+    try:
+        Path(os.path.realpath(page)).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(page) as file:
+            file.write(compare.report(sections).encode())
+    except OSError as error:
+        complain(page, reason(error, page))
+        return False
+    return True

@@ -1,102 +1,146 @@
-"""Which files a command reads, and which it writes."""
+"""Which files a command reads, and what it calls the files that it writes."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import io
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
-from ..atomic import replacing
-from .arguments import refuse
-from .messages import complain
+from .arguments import STREAM, Output, refuse
+from .messages import complain, reason
+
+# Files of latents. As `interchange.FORMATS`, which takes numpy to import.
+LATENT_SUFFIXES = frozenset((".latent", ".npz", ".npy", ".safetensors"))
+
+# macOS keeps what its own file systems know of a file x in ._x, where others know less.
+APPLE_DOUBLE = "._"
 
 
 @dataclass(frozen=True)
 class Job:
     """A file to read, and the file to write.
 
-    If several files are written together as one, ``others`` are those after the first.
+    ``root`` is the folder that the user named; the target is in it, or further below. If several
+    files are written together as one, ``others`` are those after the first. ``taken_by`` is an
+    earlier source with the same target.
     """
 
     source: Path
     target: Path
+    root: Path
     others: tuple[Path, ...] = ()
+    taken_by: Path | None = None
+
+    def __str__(self) -> str:
+        return str(self.source)
 
 
-class Targets:
-    """The files that a command writes: each only once, and existing ones only if forced."""
+@dataclass
+class Found:
+    """What the inputs of a command come to.
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._force: bool = options.force
-        self._skip: bool = options.skip_existing
-        self._taken: dict[Path, Path] = {}  # what this command writes, and from what
-
-    def wanted(self, job: Job) -> bool:
-        """Say whether to write the target, before any work is done; False to skip it.
-
-        OSError or ValueError if it may not be written.
-        """
-        other = self._taken.setdefault(job.target.absolute(), job.source)
-        if other != job.source:
-            msg = f"{job.target} is written from {other} already"
-            raise FileExistsError(msg)
-        if job.target.exists():
-            if job.source.exists() and job.source.samefile(job.target):
-                msg = "would overwrite itself"
-                raise ValueError(msg)
-            if self._skip:
-                return False
-            if not self._force:
-                msg = f"{job.target} exists (--force replaces it, --skip-existing leaves it)"
-                raise FileExistsError(msg)
-        return True
-
-    @contextlib.contextmanager
-    def open(self, job: Job) -> Iterator[IO[bytes]]:
-        """The target, in a folder made for it; it becomes visible when it is complete."""
-        folder = Path(os.path.realpath(job.target)).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(job.target) as file:
-            yield file
-
-
-def jobs(
-    options: argparse.Namespace,
-    wanted: Callable[[list[Path]], list[Path]],
-    named: Callable[[Path], str],
-    target: Path | None,
-) -> tuple[list[Job], bool]:
-    """A job for every input, and whether there was a folder with nothing in it.
-
-    The result goes to ``target``, or gets the name that ``named`` makes of the source's.
-    ``wanted`` picks from the files of a folder.
+    ``left_out`` counts the files in folders that the command does not take. ``complete`` is False
+    if a folder could not be read, or had nothing in it. ``folders`` says whether there were any.
     """
-    found: list[Job] = []
-    missing = False
-    for source in options.inputs:
-        if not source.is_dir():
-            folder = options.output or source.parent
-            found.append(Job(source, target or folder / named(source)))
+
+    paths: list[tuple[Path, Path]] = field(default_factory=list)  # each with the input it is from
+    left_out: int = 0
+    complete: bool = True
+    folders: bool = False
+
+
+def find(inputs: list[Path], wanted: Callable[[list[Path]], list[Path]], kind: str) -> Found:
+    """The files among the inputs, and in the folders among them those that are ``wanted``.
+
+    ``kind`` is what these are called in a message.
+    """
+    found = Found()
+    for source in inputs:
+        if not is_folder(source):
+            found.paths.append((source, source))
             continue
-        paths = wanted(files_below(source))
-        if not paths:
-            complain(source, "nothing to convert in this folder")
-            missing = True
-        for path in paths:
-            folder = (options.output or source) / path.parent.relative_to(source)
-            found.append(Job(path, folder / named(path)))
-    return found, missing
+        found.folders = True
+        files, others, readable = _files_below(source)
+        chosen = wanted(files)
+        found.left_out += others + len(files) - len(chosen)
+        found.paths += [(path, source) for path in chosen]
+        if readable and not chosen:
+            complain(source, f"this folder has no {kind}")
+        found.complete &= readable and bool(chosen)
+    return found
 
 
-def files_below(folder: Path) -> list[Path]:
-    """All files in a folder and in the folders in it, sorted."""
-    return sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+def is_folder(path: Path) -> bool:
+    """Whether this is a folder; a path that cannot be looked at is none."""
+    try:
+        return path != STREAM and path.is_dir()
+    except OSError:  # such as a name that is too long, which is told when the file is read
+        return False
+
+
+def _files_below(folder: Path) -> tuple[list[Path], int, bool]:
+    """The files in a folder and its folders, sorted; how many others; whether all was readable."""
+    readable = True
+
+    def unreadable(error: OSError) -> None:
+        nonlocal readable
+        readable = False
+        complain(error.filename, reason(error, error.filename))
+
+    files, others = [], 0
+    for parent, _, names in os.walk(folder, onerror=unreadable):
+        for name in names:
+            path = Path(parent, name)
+            if not name.startswith(APPLE_DOUBLE) and is_regular(path):
+                files.append(path)
+            else:
+                others += 1
+    return sorted(files), others, readable
+
+
+def is_regular(path: Path) -> bool:
+    """Whether this is a file with contents, or a link to one: no pipe, device or lost link."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def readable(path: Path) -> Path | IO[bytes]:
+    """What to read a file from: its path, or all of standard input in memory.
+
+    OSError for pipes and devices: reading one might never end.
+    """
+    if path == STREAM:
+        return io.BytesIO(sys.stdin.buffer.read())
+    if not stat.S_ISREG(path.stat().st_mode):
+        msg = "this is a pipe or a device, not a file (- reads from standard input)"
+        raise OSError(msg)
+    return path
+
+
+def size_of(source: Path | IO[bytes]) -> int:
+    """The bytes of what `readable` returned."""
+    if isinstance(source, Path):
+        return source.stat().st_size
+    return source.seek(0, os.SEEK_END)
+
+
+def open_sdz(source: Path | IO[bytes]) -> Image.Image:
+    """An .sdz file, opened; OSError for files of other formats."""
+    try:
+        return Image.open(source, formats=["SDZ"])
+    except UnidentifiedImageError as error:
+        msg = "not an .sdz file"
+        raise OSError(msg) from error
 
 
 def sdz_files(paths: list[Path]) -> list[Path]:
@@ -104,31 +148,81 @@ def sdz_files(paths: list[Path]) -> list[Path]:
     return [path for path in paths if path.suffix.lower() == ".sdz"]
 
 
-def output_file(options: argparse.Namespace, suffixes: Iterable[str] | None = None) -> Path | None:
-    """What -o names, if that is a file and not a folder.
+def check_inputs(options: argparse.Namespace) -> None:
+    """End the program if standard input is not the only input."""
+    if STREAM in options.inputs and len(options.inputs) > 1:
+        refuse(options, "- is standard input: give no other input with it")
 
-    It is a file if there is one input, which is no folder, and if its suffix is known: one of
-    ``suffixes``, or else of a format of pictures.
+
+def target_file(options: argparse.Namespace) -> Path | None:
+    """The file that the result is written to, `STREAM` for standard output.
+
+    None if there is a file for each input, in the folder -o or beside the input.
     """
-    output: Path | None = options.output
+    check_inputs(options)
+    output: Output | None = options.output
+    from_stream = options.inputs == [STREAM]
+    one = len(options.inputs) == 1 and not is_folder(options.inputs[0])
     if output is None:
-        return None
-    if len(options.inputs) != 1 or options.inputs[0].is_dir() or output.is_dir():
-        if output.exists() and not output.is_dir():
-            refuse(options, f"-o {output} is not a folder")
-        return None
-    if output.exists() or output.suffix.lower() in (suffixes or Image.registered_extensions()):
-        return output
-    if output.suffix[1:].isalpha():
+        target = STREAM if from_stream else None
+    elif output.path == STREAM:
+        if not one:
+            refuse(options, "-o -: standard output takes the result of one file")
+        target = STREAM
+    else:
+        target = output.path if _is_file(options, output, one=one) else None
+        if target is None and from_stream:
+            refuse(options, f"-o {output}: name a file, because standard input has no name")
+    if target == STREAM and sys.stdout.isatty():
+        refuse(options, "standard output is a terminal: name a file with -o")
+    return target
+
+
+def _is_file(options: argparse.Namespace, output: Output, *, one: bool) -> bool:
+    """Whether -o names a file; the suffixes of pictures and latents are those of files."""
+    if output.is_folder or is_folder(output.path):
+        return False
+    suffix = output.path.suffix.lower()
+    known = suffix in Image.registered_extensions() or suffix in LATENT_SUFFIXES
+    if one and (known or output.path.exists()):
+        return True
+    if output.path.exists():
+        refuse(options, f"-o {output} is not a folder")
+    if known:
+        refuse(options, f"-o {output} names one file, but there may be several inputs")
+    if one and suffix[1:].isalpha():
         # Nobody wants a folder called x.pgn. But v1.2 is one.
-        refuse(options, f"-o {output}: no format is called {output.suffix} here")
-    return None
+        refuse(options, f"-o {output}: no format is called {suffix} here (x/ would be a folder)")
+    return False
 
 
-def open_sdz(path: Path) -> Image.Image:
-    """The .sdz file, opened; OSError for files of other formats."""
-    try:
-        return Image.open(path, formats=["SDZ"])
-    except UnidentifiedImageError as error:
-        msg = "not an .sdz file"
-        raise OSError(msg) from error
+def jobs(
+    options: argparse.Namespace,
+    found: Found,
+    named: Callable[[Path], str],
+    target: Path | None,
+) -> list[Job]:
+    """A job for every file that was found.
+
+    The result goes to ``target``, or gets the name that ``named`` makes of the source's.
+    """
+    folder: Path | None = None if options.output is None else options.output.path
+    planned = []
+    for path, source in found.paths:
+        if target is not None:
+            planned.append(Job(path, target, target.parent))
+            continue
+        inside = path.parent.relative_to(source) if path != source else Path()
+        root = folder or (path.parent if path == source else source)
+        planned.append(Job(path, root / inside / named(path), root))
+    return planned
+
+
+def without_clashes(planned: list[Job]) -> list[Job]:
+    """The jobs; each that has the target of an earlier one is marked with it."""
+    taken: dict[Path, Path] = {}
+    checked = []
+    for job in planned:
+        first = taken.setdefault(job.target.absolute(), job.source)
+        checked.append(job if first == job.source else replace(job, taken_by=first))
+    return checked

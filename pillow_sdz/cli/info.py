@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from PIL import ExifTags, Image
+
+from ..chunks import MASK, PROVENANCE
+from ..container import Reader, TruncatedError
 from .arguments import Commands, add_inputs
-from .files import files_below, open_sdz, sdz_files
-from .metadata import metadata
-from .running import each
+from .files import check_inputs, find, open_sdz, readable, sdz_files, size_of
+from .messages import say, say_json
+from .metadata import UPRIGHT, metadata, orientation
+from .pictures import frame_count
+from .reports import Report
+from .running import close, each
+
+# What is longer is cut in the text, but not in JSON. Chosen: a few lines of a terminal.
+LONGEST = 300
+
+SHOWN = {
+    2: "mirrored",
+    3: "turned by 180 degrees",
+    4: "mirrored and turned by 180 degrees",
+    5: "mirrored and turned by 90 degrees to the left",
+    6: "turned by 90 degrees to the right",
+    7: "mirrored and turned by 90 degrees to the right",
+    8: "turned by 90 degrees to the left",
+}
 
 
 def add_info(commands: Commands) -> None:
@@ -20,72 +42,138 @@ def add_info(commands: Commands) -> None:
         help="print what is in .sdz files",
         description="Print what is in .sdz files, and in all .sdz files in folders.",
     )
-    add_inputs(parser)
+    add_inputs(parser, "an .sdz file")
     parser.add_argument(
         "--json", action="store_true", help="print a JSON list with one object for each file"
     )
-    parser.set_defaults(run=_run_info)
+    parser.set_defaults(run=_run, parser=parser)
 
 
-def _run_info(options: argparse.Namespace) -> int:
-    described: list[dict[str, Any]] = []
-
-    def describe(path: Path) -> None:
-        described.append(_description(path))
-
-    paths: list[Path] = []
-    for path in options.inputs:
-        paths += sdz_files(files_below(path)) if path.is_dir() else [path]
-    complete = each(paths, describe, lambda path: path)
+def _run(options: argparse.Namespace) -> int:
+    check_inputs(options)
+    found = find(options.inputs, sdz_files, ".sdz files")
+    summary = each(_describe, [path for path, _ in found.paths])
     if options.json:
-        print(json.dumps(described, indent=2))
-    elif described:
-        print("\n\n".join(_text(entry) for entry in described))
-    return int(not complete)
+        say_json(summary.results)
+        return int(summary.failed > 0 or not found.complete)
+    for number, entry in enumerate(summary.results):
+        if number:
+            say("")
+        say(entry["file"])
+        for name, value in _lines(entry):
+            say(f"  {name:<12}{value}")
+    return close(summary, found, several=False)
+
+
+def _describe(path: Path, report: Report) -> None:
+    report.result = _description(path)
+    if report.result["truncated"]:
+        report.warn(report.result["truncated"])
+        report.failed = True
 
 
 def _description(path: Path) -> dict[str, Any]:
     """What is in one file, for a program to read."""
-    with open_sdz(path) as image:
-        size = path.stat().st_size
-        frames = getattr(image, "n_frames", 1)
+    source = readable(path)
+    size = size_of(source)
+    with open_sdz(source) as image:
+        frames = frame_count(image)
         image.seek(frames - 1)
         return {
             "file": str(path),
             "width": image.width,
             "height": image.height,
             "mode": image.mode,
+            "orientation": orientation(image),
             "frames": frames,
             "duration": image.info.get("timestamp", 0) + image.info.get("duration", 0),
             "loop": image.info.get("loop"),
             "bytes": size,
             "bits_per_pixel": round(8 * size / (image.width * image.height * frames), 4),
             "metadata": {name: len(data) for name, data in metadata(image).items()},
+            "place": _has_place(image),
             "sdz": image.info["sdz"],
+            **_chunks(source),
         }
 
 
-def _text(entry: dict[str, Any]) -> str:
-    """What is in one file, for a person to read."""
+def _has_place(image: Image.Image) -> bool:
+    """Whether EXIF says where the picture was taken."""
+    try:
+        return bool(image.getexif().get_ifd(ExifTags.IFD.GPSInfo))
+    except Exception:  # Pillow raises anything for damaged EXIF
+        return False
+
+
+def _chunks(source: Path | IO[bytes]) -> dict[str, Any]:
+    """What is only known from the chunks themselves."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return _chunks(file)
+    reader = Reader(source)
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    provenance = truncated = None
+    try:
+        for entry in reader:
+            name = entry.type.decode("ascii")
+            counts[name] += 1
+            sizes[name] += entry.length
+            if entry.type == PROVENANCE.type:
+                provenance = PROVENANCE.parse(reader.data(entry), reader.header)
+    except TruncatedError as error:
+        truncated = str(error)
+    return {
+        "truncated": truncated,
+        "weights": reader.header.digest.hex(),
+        "provenance": provenance,
+        "alpha_mask": MASK.type.decode("ascii") in counts,
+        "chunks": [{"type": n, "count": counts[n], "bytes": sizes[n]} for n in counts],
+    }
+
+
+def _lines(entry: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is in one file, for a person to read: names and values."""
     sdz = entry["sdz"]
-    lines = [
-        ("size", f"{entry['width']}x{entry['height']} {entry['mode']}"),
-        *([("frames", _frames_text(entry))] if entry["frames"] > 1 else []),
-        ("bytes", f"{entry['bytes']:,} ({entry['bits_per_pixel']:.3f} bits per pixel)"),
-        *((f"  {part}", f"{size:,}") for part, size in sdz["bytes"].items() if size),
-        *((name, f"{sdz[name]:g}") for name in ("quality", "step") if name in sdz),
-        ("model", sdz["model"]),
-        ("coding", sdz["coding"]),
-        ("latents", "x".join(map(str, sdz["latents"])) + f", factor {sdz['factor']}"),
-    ]
+    yield "size", f"{entry['width']}x{entry['height']} {entry['mode']}"
+    if entry["orientation"] != UPRIGHT:
+        yield "shown", SHOWN[entry["orientation"]]
+    if entry["frames"] > 1:
+        yield "frames", _frames_text(entry)
+    yield "bytes", f"{entry['bytes']:,} ({entry['bits_per_pixel']:.3f} bits per pixel)"
+    for part, size in sdz["bytes"].items():
+        if size:
+            yield f"  {part}", f"{size:,}"
+    for name in ("quality", "step"):
+        if name in sdz:
+            yield name, f"{sdz[name]:g}"
+    yield "model", sdz["model"]
+    yield "weights", entry["weights"]
+    yield "coding", sdz["coding"]
+    yield "latents", "x".join(map(str, sdz["latents"])) + f", factor {sdz['factor']}"
+    if "tune" in sdz:
+        yield "tune", sdz["tune"]
+    if "denoise" in sdz:
+        yield "denoise", "strength {strength:g}, {steps} steps".format_map(sdz["denoise"])
     if "prompt" in sdz:
-        # Nothing that a terminal takes for a command may reach it.
-        text = "".join(c if c.isprintable() else " " for c in sdz["prompt"])
-        lines.append(("prompt", " ".join(text.split())))
+        yield "prompt", _cut(" ".join(sdz["prompt"].split()))
+    if entry["provenance"] is not None:
+        yield "provenance", _cut(json.dumps(entry["provenance"]))
+    if entry["alpha_mask"]:
+        yield "alpha mask", "yes"
+    yield "chunks", ", ".join(_chunk_text(**chunk) for chunk in entry["chunks"])
     if entry["metadata"]:
         parts = (f"{name} {size:,}" for name, size in entry["metadata"].items())
-        lines.append(("metadata", ", ".join(parts) + " bytes"))
-    return "\n".join([entry["file"], *(f"  {name:<12}{value}" for name, value in lines)])
+        place = ", with the place where it was taken" if entry["place"] else ""
+        yield "metadata", ", ".join(parts) + f" bytes{place}"
+
+
+def _chunk_text(type: str, count: int, bytes: int) -> str:
+    return f"{type} {bytes:,}" if count == 1 else f"{count:,} {type} {bytes:,}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... (--json prints all)"
 
 
 def _frames_text(entry: dict[str, Any]) -> str:

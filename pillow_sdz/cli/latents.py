@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import re
-from dataclasses import replace
+import io
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
-from .arguments import Commands, add_inputs, add_output, given, refuse
-from .files import Job, Targets, jobs, output_file, sdz_files
-from .messages import complain
-from .running import each
+from .arguments import STREAM, Commands, add_inputs, add_jobs, add_output, given, refuse
+from .files import (
+    LATENT_SUFFIXES,
+    Job,
+    find,
+    is_regular,
+    jobs,
+    readable,
+    sdz_files,
+    size_of,
+    target_file,
+    without_clashes,
+)
+from .reports import Report
+from .running import close, each
+from .targets import Targets
 
 if TYPE_CHECKING:
     from ..interchange import LatentFile
 
-# As `interchange.FORMATS`, which takes numpy to import.
-LATENT_SUFFIXES = frozenset((".latent", ".npz", ".npy", ".safetensors"))
-
 # sd-scripts caches what its text encoders return beside the latents, under these names.
 TEXT_ENDINGS = ("_te", "_te_outputs")
-
-# A cache with several resolutions becomes several .sdz files, whose names end in this.
-RESOLUTION = re.compile(r"(.+)\.(\d+x\d+)")
 
 
 def latent_files(paths: list[Path]) -> list[Path]:
@@ -35,65 +41,85 @@ def latent_files(paths: list[Path]) -> list[Path]:
     ]
 
 
+@dataclass(frozen=True)
 class LatentEncoder:
-    """Encodes files of latents, and counts the bytes before and after."""
+    """Encodes one file of latents."""
 
-    def __init__(self, options: argparse.Namespace, targets: Targets) -> None:
-        self._options = options
-        self._targets = targets
-        self._files = self._before = self._after = 0
-        self._assumed = False
+    settings: dict[str, Any]
+    model: str | None
+    for_pictures: tuple[str, ...]  # options that were given, but are not for latents
+    targets: Targets
+    sources: dict[Path, Path]  # of the command's targets; a file of latents may have more of them
+    verbose: bool
 
-    def encode(self, job: Job) -> None:
+    @classmethod
+    def of(cls, options: argparse.Namespace, targets: Targets, planned: list[Job]) -> Self:
+        """The encoder for a command line."""
+        return cls(
+            given(options, "quality", "step", "lossless", "coding", "effort", "prompt"),
+            options.model,
+            tuple(given(options, "target_size", "tune")),
+            targets,
+            {job.target.absolute(): job.source for job in reversed(planned)},
+            options.verbose,
+        )
+
+    def __call__(self, job: Job, report: Report) -> None:
         """Encode a file; if it has several resolutions, write a file for each."""
         from .. import interchange
 
-        if wrong := given(self._options, "target_size", "tune"):
-            msg = f"--{next(iter(wrong)).replace('_', '-')} is for pictures, these are latents"
+        if self.for_pictures:
+            name = self.for_pictures[0].replace("_", "-")
+            msg = f"--{name} is for pictures, these are latents"
             raise ValueError(msg)
+        source = readable(job.source)
         parts = interchange.read(job.source)
-        targets = [job.target]
-        if len(parts) > 1:
-            targets = [job.target.with_suffix(f".{p.origin.resolution[1:]}.sdz") for p in parts]
-        for part, target in zip(parts, targets, strict=True):
-            self._encode(part, replace(job, target=target))
-        self._files += 1
-        self._before += job.source.stat().st_size
-        self._after += sum(target.stat().st_size for target in targets)
+        if len(parts) > 1 and job.target == STREAM:
+            msg = f"it has {len(parts)} resolutions, standard output takes one file"
+            raise ValueError(msg)
+        written = [
+            self._encode(part, self._checked(replace(job, target=target)), report)
+            for part, target in zip(parts, interchange.targets(job.target, parts), strict=True)
+        ]
+        report.skipped = not any(written)
+        if not report.skipped:
+            report.before = size_of(source)
 
-    def _encode(self, part: LatentFile, job: Job) -> None:
+    def _checked(self, job: Job) -> Job:
+        """The job; OSError if its target is the one that another source of the command has."""
+        other = self.sources.get(job.target.absolute(), job.source)
+        if other != job.source:
+            msg = f"{job.target} is written from {other}"
+            raise FileExistsError(msg)
+        return job
+
+    def _encode(self, part: LatentFile, job: Job, report: Report) -> bool:
+        """Write one .sdz file; False if it is there already and skipped."""
         from .. import latents
 
-        if not self._targets.wanted(job):
-            return
-        settings = ("quality", "step", "lossless", "coding", "effort", "prompt")
-        with self._targets.open(job) as file:
-            latents.imported(
-                part, file, model=self._model(job, part), **given(self._options, *settings)
-            )
-        _report(self._options, job)
+        if not self.targets.wanted(job):
+            return False
+        file = io.BytesIO()
+        latents.imported(part, file, model=self._model(job, part, report), **self.settings)
+        data = file.getbuffer()
+        self.targets.write(job, data)
+        report.after += len(data)
+        if self.verbose:
+            report.say(f"{job.source} -> {job.target}: {len(data):,} bytes")
+        return True
 
-    def _model(self, job: Job, part: LatentFile) -> str:
+    def _model(self, job: Job, part: LatentFile, report: Report) -> str:
         from .. import interchange
 
-        model: str | None = self._options.model or interchange.model_named_by(job.source)
+        model = self.model or interchange.model_named_by(job.source)
         if model is not None:
             return model
         channels = part.latents.shape[-3]
         if channels != 4:
             msg = f"latents of {channels} channels: say with --model whose (sd3, flux, ...)"
             raise ValueError(msg)
-        if not self._assumed:
-            complain(job.source, "assumed to be latents of sd1 (--model names another model)")
-            self._assumed = True
+        report.remark("latents are assumed to be of sd1 (--model names another model)")
         return "sd1"
-
-    def print_total(self) -> None:
-        """If any latents were encoded, print what that saved."""
-        if self._files:
-            files = "1 file" if self._files == 1 else f"{self._files:,} files"
-            sizes = f"{self._before:,} bytes -> {self._after:,} bytes"
-            print(f"latents of {files}: {sizes}, ratio {self._before / self._after:.2f}")
 
 
 def add_latents(commands: Commands) -> None:
@@ -104,44 +130,39 @@ def add_latents(commands: Commands) -> None:
         description="Write the latents of .sdz files, and of all .sdz files in folders, as"
         " ComfyUI's .latent, as sd-scripts' .npz, or as plain .npz, .npy or .safetensors files.",
     )
-    add_inputs(parser)
+    add_inputs(parser, "an .sdz file")
     add_output(parser)
     parser.add_argument(
         "--format",
         choices=sorted(suffix[1:] for suffix in LATENT_SUFFIXES),
         help="default: what the name after -o ends in, or npz",
     )
-    parser.set_defaults(run=_run_latents, parser=parser)
+    add_jobs(parser)
+    parser.set_defaults(run=_run, parser=parser)
 
 
-def _run_latents(options: argparse.Namespace) -> int:
-    target = output_file(options, LATENT_SUFFIXES)
+def _run(options: argparse.Namespace) -> int:
+    target = target_file(options)
     suffix = _suffix(options, target)
-    targets = Targets(options)
 
     def named(path: Path) -> str:
-        match = RESOLUTION.fullmatch(path.stem) if suffix == ".npz" else None
-        return (match[1] if match else path.stem) + suffix
+        return path.stem + suffix
 
-    def convert(job: Job) -> None:
-        from .. import interchange, latents
-
-        if not targets.wanted(job):
-            return
-        parts = [latents.exported(path, suffix) for path in (job.source, *job.others)]
-        with targets.open(job) as file:
-            interchange.write(file, suffix, parts)
-        _report(options, job)
-
-    found, missing = jobs(options, sdz_files, named, target)
-    complete = each(_together(found), convert, lambda job: job.source)
-    return int(missing or not complete)
+    found = find(options.inputs, sdz_files, ".sdz files")
+    planned = jobs(options, found, named, target)
+    if suffix == ".npz":  # of sd-scripts' caches, the only files with several resolutions
+        planned = _together(planned)
+    planned = without_clashes(planned)
+    targets = Targets(options.force, options.skip_existing)
+    converter = Converter(suffix, targets, options.verbose)
+    summary = each(converter, planned, jobs=options.jobs, stdout_is_data=target == STREAM)
+    return close(summary, found, several=len(planned) > 1)
 
 
 def _suffix(options: argparse.Namespace, target: Path | None) -> str:
     """The suffix of the files to write, as --format or -o says."""
     suffix = f".{options.format or 'npz'}"
-    if target is None:
+    if target is None or target == STREAM:
         return suffix
     if options.format is not None and target.suffix.lower() != suffix:
         refuse(options, f"--format {options.format} contradicts -o {target}")
@@ -150,19 +171,45 @@ def _suffix(options: argparse.Namespace, target: Path | None) -> str:
     return target.suffix.lower()
 
 
-def _together(found: list[Job]) -> list[Job]:
+@dataclass(frozen=True)
+class Converter:
+    """Writes the latents of one .sdz file, or of several that were one cache."""
+
+    suffix: str
+    targets: Targets
+    verbose: bool
+
+    def __call__(self, job: Job, report: Report) -> None:
+        from .. import interchange, latents
+
+        if not self.targets.wanted(job):
+            report.skipped = True
+            return
+        sources = [readable(path) for path in (job.source, *job.others)]
+        report.before = sum(map(size_of, sources))
+        parts = [latents.exported(source, self.suffix) for source in sources]
+        file = io.BytesIO()
+        interchange.write(file, self.suffix, parts)
+        data = file.getbuffer()
+        self.targets.write(job, data)
+        report.after = len(data)
+        if self.verbose:
+            report.say(f"{job.source} -> {job.target}: {len(data):,} bytes")
+
+
+def _together(planned: list[Job]) -> list[Job]:
     """The jobs; those whose sources are the resolutions of one former cache are joined."""
-    joined: dict[object, Job] = {}
-    for job in found:
-        together = RESOLUTION.fullmatch(job.source.stem) and job.target.stem != job.source.stem
-        key = (job.source.parent, job.target) if together else (job.source, len(joined))
-        first = joined.setdefault(key, job)
-        if first is not job:
-            joined[key] = replace(first, others=(*first.others, job.source))
-    return list(joined.values())
+    from .. import latents
+
+    # What is no file is left alone, and refused when its turn comes.
+    lists = latents.together(job.source for job in planned if _is_file(job.source))
+    others = {first: tuple(rest) for first, *rest in lists}
+    return [
+        replace(job, others=others.get(job.source, ()))
+        for job in planned
+        if job.source in others or not _is_file(job.source)
+    ]
 
 
-def _report(options: argparse.Namespace, job: Job) -> None:
-    """With --verbose: print what was written, and its size."""
-    if options.verbose:
-        print(f"{job.source} -> {job.target}: {job.target.stat().st_size:,} bytes")
+def _is_file(path: Path) -> bool:
+    return path != STREAM and is_regular(path)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from .. import models as registry
 from .. import options as settings
 from ..models import hub, recorded, sources
 from .arguments import Commands
+from .messages import StdoutError, complain, reason, say, say_json
 
 
 def add_models(commands: Commands) -> None:
@@ -63,9 +62,18 @@ def add_models(commands: Commands) -> None:
     path = action(
         "path",
         _path,
-        "Print where a model's weights are or, without a name, the list of added models.",
+        "Print where a model's weights are.",
     )
-    path.add_argument("name", metavar="NAME", nargs="?")
+    path.add_argument(
+        "name", metavar="NAME", nargs="?", help="default: print where the list of added models is"
+    )
+
+    action(
+        "repair",
+        _repair,
+        "Write a damaged list of added models again, with what of it is sound, and keep the old"
+        " one beside it.",
+    )
 
 
 def _run(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
@@ -74,8 +82,10 @@ def _run(run: Callable[[argparse.Namespace], None], options: argparse.Namespace)
             run(options)
     except BrokenPipeError:
         raise
-    except (OSError, ValueError) as error:
-        print(f"sdz: models: {error}", file=sys.stderr)
+    except StdoutError:
+        raise
+    except Exception as error:  # the libraries that read weights raise anything
+        complain("models", reason(error))
         return 1
     return 0
 
@@ -91,17 +101,17 @@ def _source(name: str) -> sources.Source:
 def _list(options: argparse.Namespace) -> None:
     described = [_describe(name) for name in registry.names()]
     if options.json:
-        print(json.dumps(described, indent=2))
+        say_json(described)
         return
     # Names have up to 32 characters; two spaces after the longest.
     width = 2 + max(len(model["name"]) for model in described)
-    print(f"{'name':<{width}}{'latents':<24}{'weights':<10}{'U-Net':<7}state")
+    say(f"{'name':<{width}}{'latents':<24}{'weights':<10}{'U-Net':<7}state")
     for model in described:
         latents = f"{model['latent_space']}, {model['channels']} at 1/{model['factor']}"
         denoiser = "yes" if model["denoiser"] else "-"
         state = "installed" if model["installed"] else model["hint"].rpartition(": ")[2]
         name, digest = model["name"], model["digest"] or "-"
-        print(f"{name:<{width}}{latents:<24}{digest:<10}{denoiser:<7}{state}")
+        say(f"{name:<{width}}{latents:<24}{digest:<10}{denoiser:<7}{state}")
 
 
 def _describe(name: str) -> dict[str, Any]:
@@ -109,11 +119,11 @@ def _describe(name: str) -> dict[str, Any]:
     hint = None
     try:
         source.check()
-    except sources.NotInstalled as e:
-        hint = str(e)
+    except OSError as e:  # not installed, or damaged
+        hint = reason(e)
     try:
         denoiser = source.denoiser() is not None
-    except sources.NotInstalled:
+    except OSError:
         denoiser = False
     return {
         "name": name,
@@ -150,21 +160,21 @@ def _fetch(options: argparse.Namespace) -> None:
         path = hub.fetch(snapshot) / snapshot.files[-1].path
         pin = recorded.Pin(str(snapshot.revision), weights.sha256(path))
         recorded.write(name, pin)
-        print(f"{name}: pinned to {pin.revision}, sha256 {pin.sha256}")
+        say(f"{name}: pinned to {pin.revision}, sha256 {pin.sha256}")
     else:
         path = hub.fetch(snapshot) / snapshot.files[-1].path
-    print(f"{name}: {path}")
+    say(f"{name}: {path}")
     if options.denoiser and preset.denoiser is not None:
-        print(f"{name}: {hub.fetch(preset.denoiser)}")
+        say(f"{name}: {hub.fetch(preset.denoiser)}")
 
 
 def _verify(options: argparse.Namespace) -> None:
     source = _source(options.name)
     if not isinstance(source, (sources.Directory, sources.Pinned)):
         registry.load(registry.spec(options.name))  # which checks its hash
-        print(f"{options.name}: the weights that come with pillow-sdz are sound")
+        say(f"{options.name}: the weights that come with pillow-sdz are sound")
     else:
-        print(f"{options.name}: {sources.check_weights(source.folder())} is sound")
+        say(f"{options.name}: {sources.check_weights(source.folder())} is sound")
     try:
         denoiser = source.denoiser()
     except sources.NotInstalled:
@@ -172,12 +182,12 @@ def _verify(options: argparse.Namespace) -> None:
     for part in vars(denoiser).values() if denoiser else ():
         # A scheduler and a tokenizer have no weights.
         if isinstance(part, sources.Folder) and part.sha256:
-            print(f"{options.name}: {sources.check_weights(part)} is sound")
+            say(f"{options.name}: {sources.check_weights(part)} is sound")
 
 
 def _add(options: argparse.Namespace) -> None:
     spec = registry.record_model(options.name, options.directory, options.latent_space)
-    print(
+    say(
         f"{spec.name}: {spec.channels} channels at 1/{spec.factor}, "
         f"latent space {spec.latent_space}, weights {spec.digest.hex()}"
     )
@@ -185,10 +195,22 @@ def _add(options: argparse.Namespace) -> None:
 
 def _path(options: argparse.Namespace) -> None:
     if options.name is None:
-        print(recorded.path())
+        say(str(recorded.path()))
         return
     source = _source(options.name)
     if not isinstance(source, (sources.Directory, sources.Pinned)):
         msg = f"the weights of {options.name!r} are part of pillow-sdz"
         raise ValueError(msg)
-    print(source.folder().path)
+    say(str(source.folder().path))
+
+
+def _repair(options: argparse.Namespace) -> None:
+    repair = recorded.repair()
+    if repair is None:
+        say(f"the list of added models {recorded.path()} is sound")
+        return
+    say(f"the damaged list is kept as {repair.aside}")
+    for name in repair.kept:
+        say(f"{name}: kept")
+    for name in repair.lost:
+        say(f"{name}: left out, add it again")

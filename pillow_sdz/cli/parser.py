@@ -1,7 +1,7 @@
 """The whole command line, and `main`, which runs it.
 
 The exit status is 0 if everything was done, 1 if a file could not be done (the others are), 2 for
-a wrong command line, 130 after Ctrl-C and 141 if the reader of the output went away.
+a wrong command line or environment, 130 after Ctrl-C and 141 if the reader of the output went away.
 """
 
 from __future__ import annotations
@@ -10,47 +10,85 @@ import argparse
 import io
 import os
 import sys
-import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .. import __version__
+from .. import options as settings
 from .compare import add_compare
+from .decode import add_decode
 from .demo import add_demo
+from .encode import add_encode
 from .info import add_info
 from .latents import add_latents
-from .messages import complain, reason, show_warning
+from .messages import StdoutError, complain, flush, note, one_line_each, printable, reason
 from .models import add_models
-from .pictures import add_decode, add_encode
+from .shell import add_completion, add_manpage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (by default ``sys.argv``) and return the exit status."""
-    options = parser().parse_args(arguments)
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A file's name may hold what the terminal's encoding cannot show.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    options = parser().parse_args(arguments)
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = show_warning
+        if complaints := settings.complaints():
+            for complaint in complaints:
+                note(f"sdz: {complaint}")
+            return 2
+        with one_line_each():
             status: int = options.run(options)
-        sys.stdout.flush()
+        flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # The reader went away, as in `sdz info *.sdz | head`. Programs that the signal kills say
-        # nothing, and neither may Python when it flushes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # nothing, and neither may Python when it flushes the streams at its end.
+        _silence()
         return 141
-    except OSError as error:  # such as a full disk behind stdout
-        complain("stdout", reason(error))
+    except StdoutError as error:
+        _silence(1)
+        complain("standard output", str(error))
+        return 1
+    except OSError as error:
+        note(f"sdz: {reason(error)}")
         return 1
     return status
 
 
+def _open_closed_streams() -> None:
+    """Open standard streams that are closed: other files would get their numbers otherwise.
+
+    They go nowhere. Standard output is opened for reading, so that writing to it is still an
+    error, as it is for a closed file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            if descriptor == number:
+                mode = "r" if name == "stdin" else "w"
+                setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
+
+
+def _silence(*numbers: int) -> None:
+    """Let what is still to be written to standard output and error go nowhere."""
+    for number in numbers or (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose messages are printable lines, whatever the arguments are."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    whole = argparse.ArgumentParser(
+    whole = _Parser(
         prog="sdz",
         description="Keep pictures as .sdz, in a few kilobytes each, and get them back.",
     )
@@ -63,4 +101,6 @@ def parser() -> argparse.ArgumentParser:
     add_compare(commands)
     add_models(commands)
     add_demo(commands)
+    add_completion(commands, parser)
+    add_manpage(commands, parser)
     return whole

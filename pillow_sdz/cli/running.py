@@ -1,44 +1,87 @@
-"""Many files, one after another: a failure does not stop the rest, and a bar shows the progress."""
+"""Many files: a failure does not stop the rest, a bar shows the progress, a line sums up."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+import time
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 from .. import progress
-from .messages import complain, reason
+from .cores import cores
+from .files import Found
+from .messages import note, printable, say
+from .reports import Item, Report, Summary, Work, run
 
 # Seconds that a stage of a picture takes before its bar appears. Chosen: most pictures take less.
 PATIENCE = 1
 
-Item = TypeVar("Item")
+# Seconds that the first files may take before more processes are started. Chosen: a process
+# needs 1 to 2 seconds until it works (see docs/command-line.md), so most runs end before.
+ALONE = 2
 
 
-def each(items: Sequence[Item], work: Callable[[Item], None], path: Callable[[Item], Path]) -> bool:
-    """Work on every item, also after failures; return whether all succeeded."""
-    complete = True
-    for item in _with_bar(items):
-        try:
-            with _bar_of_stages():
-                work(item)
-        except BrokenPipeError:
-            raise
-        except Exception as error:  # plugins of Pillow's raise anything
-            complain(path(item), reason(error, path(item)))
-            complete = False
-    return complete
+def each(
+    work: Work[Item], items: Sequence[Item], *, jobs: int | None = 1, stdout_is_data: bool = False
+) -> Summary:
+    """Work on every item, on so many at once; print what is said about them, in their order.
+
+    ``jobs`` is None for as many as there are cores. With several, pickle must be able to hand
+    ``work`` and the items to another process.
+    """
+    summary = Summary()
+    said: set[str] = set()
+    reports = _reports(work, items, cores() if jobs is None else jobs)
+    with contextlib.closing(reports), contextlib.closing(_bar(len(items))) as bar:
+        for report in reports:
+            for is_error, line in report.lines:
+                if is_error or stdout_is_data:
+                    if line not in said:
+                        note(line)
+                    said.add(line)
+                else:
+                    say(line)
+            summary.add(report)
+            bar.update()
+    return summary
 
 
-def _with_bar(items: Sequence[Item]) -> Iterable[Item]:
-    """The items; while they are taken, a bar counts them if there are several."""
-    if len(items) < 2 or not sys.stderr.isatty():
-        return items
+def close(summary: Summary, found: Found, *, several: bool) -> int:
+    """Print the closing line, if there may be more than one file; return the exit status."""
+    if several or found.folders:
+        say(summary.line(found.left_out))
+    return int(summary.failed > 0 or not found.complete)
+
+
+def _reports(work: Work[Item], items: Sequence[Item], jobs: int) -> Generator[Report]:
+    """What became of each item, in order."""
+    begin = time.monotonic()
+    for number, item in enumerate(items):
+        if jobs > 1 and number and number < len(items) - 1 and time.monotonic() - begin > ALONE:
+            from .workers import Workers  # takes multiprocessing, which short runs need not
+
+            left = items[number:]
+            with Workers(work, min(jobs, len(left))) as workers:
+                yield from workers.map(left)
+            return
+        with _bar_of_stages():
+            report = run(work, item)
+        yield report
+
+
+class _NoBar:
+    def update(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def _bar(count: int) -> Any:
+    """A bar that counts files, if there are several and somebody looks."""
+    if count < 2 or not sys.stderr.isatty():
+        return _NoBar()
     from tqdm import tqdm
 
-    return tqdm(items, unit="file", file=sys.stderr)
+    return tqdm(total=count, unit="file", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -59,7 +102,7 @@ def _bar_of_stages() -> Iterator[None]:
             if bar is not None:
                 bar.close()
             bar = tqdm(
-                desc=f"  {stage}",
+                desc=f"  {printable(stage)}",
                 total=total,
                 unit="part",
                 file=sys.stderr,

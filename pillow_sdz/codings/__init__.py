@@ -1,7 +1,7 @@
-"""The codings: latents <-> payloads.  Integers, and no torch.
+"""The codings: latents <-> payloads.  They compute in integers, without torch.
 
-A coding is one file with a class that fulfils `coding.Coding`, its row in `catalogue`, which says
-what headers say of it, and its row here.
+A coding has a file with a class that fulfils `coding.Coding`, a row in `catalogue` for what headers
+say of it, and a row here.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from .context import Context
 from .dithering import DitheredPalette
 from .float16 import Float16
 
-#: What makes each coding, of the model whose latents it codes and, where the coding needs its
-#: weights, of the loaded model itself.
+#: What makes each coding.  It gets the model of the latents and, if the coding needs the model's
+#: weights, the loaded model; otherwise None.
 CODINGS: dict[CodingSpec, Callable[[ModelSpec, Any], Coding]] = {
     HYPERPRIOR: lambda model, network: Banded(HYPERPRIOR, network),
     CONTEXT: lambda model, network: Context.of(model),

@@ -1,14 +1,14 @@
-"""The prior of latents that nobody trained one for: it learns as it codes.
+"""The prior for latents without a trained prior: it learns while it codes.
 
-Two linear regressions per channel are refitted by least squares while the latents are coded.
-One predicts each value from its neighbours, and from how wrong the channels before were there
-(least squares from what is coded: Li and Orchard 2001, "Edge-directed prediction for lossless
-compression of natural images"); the other predicts how wrong the first will be.  Encoder and
-decoder see the same symbols and compute in integers alone, so that both learn the same.
+Each channel has two linear regressions.  They are refitted by least squares while the latents are
+coded (Li and Orchard 2001, "Edge-directed prediction for lossless compression of natural images").
+One predicts each value from its neighbours, and from the errors of the channels before at this
+place.  The other predicts the error of the first.  Encoder and decoder see the same symbols and
+compute in integers, so both learn the same.
 
-The places of one anti-diagonal wave, of all channels, do not depend on each other: a photo
-is two to three hundred waves, each some dozens of calls of numpy.  `docs/adaptive.md`
-specifies it well enough to be written again.
+The places of one anti-diagonal wave, in all channels, do not depend on each other.  A photo has two
+to three hundred waves, and each takes some dozens of calls of numpy.  docs/adaptive.md specifies
+the prior.
 """
 
 from __future__ import annotations
@@ -21,41 +21,43 @@ from ..arrays import Floats, Ints
 from .integers import LOG_UNITS, STEP_LIMIT, STEP_UNITS, logarithm
 from .range_coder import Coder, DamagedPayload
 
-# Constants without another origin were chosen on other latents than Kodak's, 4 channels of a
-# half-trained autoencoder and 16 random projections of photos' blocks, and rounded.  Doubled
-# or halved they cost or gain under 0.5 %.
+# Constants without another origin are measured and rounded: docs/measurements.md#adaptive.
 UNIT_BITS = 6  # values, errors and magnitudes are in 1/64 of a step
 UNIT = 1 << UNIT_BITS
 VALUE_LIMIT = (1 << 18) - 1  # 4096 steps: a wave's sums of 2 ** 15 products stay below 2 ** 53
 WEIGHT_BITS = 16
-SAMPLE_BITS = 20  # of the factor that a sample is multiplied by
+SAMPLE_BITS = 20  # the factor of a sample is in 2 ** -20
 
 Offsets = list[tuple[int, int]]
 
-# (row, column).  A wave needs column + 2 row < 0 of its own channel's neighbours.
+# (row, column).  In a wave's own channel, neighbours with column + 2 row < 0 are known.
 OWN: Offsets = [(0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0), (-1, -2), (-2, -1)]
-# Channels follow each other at a distance of three waves: column + 2 row < 3 is known.
+# A channel is three waves behind the one before it, where column + 2 row < 3 is known.
 BEFORE: Offsets = [(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0)]
 CHANNEL_DELAY = 3
-NEAR = 3  # channels before whose BEFORE is used
-FAR = 15  # channels before of which the same place is used
+NEAR = 3  # of this many channels before, all places of BEFORE are used
+FAR = 15  # of this many channels before, the same place is used
 
 PRIOR = 1 << 17  # the first weights count as much as 32 samples of size 1
-FLOOR = 1 << 12  # of the diagonal, one such sample: far above what rounding leaves behind
-RELATIVE_FLOOR = 10  # and 2 ** -10 of itself: bounds the condition number
-DECAY = 5  # a wave leaves 31/32 of what was known before: photos change from place to place
-REFIT_WAVES = 4  # a refit costs as much as coding two waves of a small picture
-LEARNING_WAVES = 32  # so often it is only later; each wave counts at the beginning
+FLOOR = 1 << 12  # added to the diagonal, one such sample: far above the errors of rounding
+RELATIVE_FLOOR = 10  # 2 ** -10 of the diagonal is added as well: bounds the condition number
+DECAY = 5  # a wave keeps 31/32 of what was learned before: photos change from place to place
+REFIT_WAVES = 4  # waves from refit to refit; a refit costs as much as two waves of a small picture
+LEARNING_WAVES = 32  # at first 1, after this many waves 2, after twice as many 3
 
 LEAST_MAGNITUDE = 10  # in 1/64: no error is expected to be below 0.15 steps
 INITIAL_ERROR = 3 * STEP_UNITS // 10  # in 1/1024 of the latents' unit
-# Scale 0 is 2 ** -5 steps.  A logistic's mean magnitude is 2 ln 2 scales, and 5 % less served
-# better: 140 / 256 octaves.  `logarithm` is 15 / 256 low on average; 16 rounds to eighths.
+# From the logarithm of the magnitude to a scale.  Scale 0 is 2 ** -5 steps.  A magnitude is 140/256
+# octaves above the scale (docs/measurements.md#adaptive).  `logarithm` is 15/256 too low on
+# average.  16 rounds to eighths.
 SCALE_OFFSET = 5 * LOG_UNITS - 140 + 15 + 16
 
 
 class _Wave(NamedTuple):
-    """Places coded at once, (n,) each, sorted by channel; ``bounds`` of each active channel."""
+    """Places that are coded at once, (n,) each, sorted by channel.
+
+    ``bounds`` has each channel with places in the wave, and the slice of its places.
+    """
 
     rows: Ints
     columns: Ints
@@ -77,10 +79,10 @@ class _Wave(NamedTuple):
 
 
 class _Regressions:
-    """Two linear predictions per channel, in integers: weights (2, C, K) in 2 ** -16."""
+    """Two linear regressions for each channel, in integers: weights (2, C, K) in 2 ** -16."""
 
     def __init__(self, channels: int, initial: Ints) -> None:
-        """``initial`` are the first weights (2, K)."""
+        """``initial`` has the first weights (2, K)."""
         inputs = initial.shape[1]
         self._weights = np.repeat(initial[:, None].astype(np.float64), channels, axis=1)
         moments = np.tile(np.diag(np.full(inputs + 1, PRIOR)), (2, 1, 1))
@@ -88,12 +90,15 @@ class _Regressions:
         self._moments = np.repeat(moments[:, None], channels, axis=1)
 
     def predict(self, inputs: Floats, channels: Ints) -> Floats:
-        """(2, n), in 2 ** -16 of their unit, from inputs (2, n, K)."""
+        """Predictions (2, n), in 2 ** -16 of their unit, from inputs (2, n, K)."""
         predicted: Floats = (inputs * self._weights[:, channels]).sum(2)
         return predicted
 
     def learn(self, samples: Floats, importance: Floats, wave: _Wave) -> None:
-        """From inputs and what they should predict (2, n, K + 1), times (n,) in 2 ** -20."""
+        """Learn from samples (2, n, K + 1): inputs, and what they should have predicted.
+
+        Each sample is multiplied by its ``importance`` (n,), in 2 ** -20.
+        """
         samples = np.floor(samples * importance[:, None] * 2.0**-SAMPLE_BITS)
         for c, part in wave.bounds:
             moments = self._moments[:, c]
@@ -102,7 +107,7 @@ class _Regressions:
             moments += (of_channel.transpose(0, 2, 1) @ of_channel).astype(np.int64)
 
     def refit(self) -> None:
-        """Take the weights that are best for what has been learned."""
+        """Compute the best weights for all that was learned."""
         channels, size = self._moments.shape[1:3]
         weights = solve(self._moments.reshape(2 * channels, size, size))
         self._weights = weights.reshape(2, channels, -1).astype(np.float64)
@@ -114,16 +119,16 @@ def _shifted(x: Ints, by: Ints) -> Ints:
 
 
 def solve(moments: Ints) -> Ints:
-    """The weights (M, K), in 2 ** -16, of moments (M, K + 1, K + 1), the output's last.
+    """The weights (M, K), in 2 ** -16, from moments (M, K + 1, K + 1) with the output last.
 
-    Gaussian elimination in 64-bit integers; pivots need no search in a positive matrix.
+    Gaussian elimination in 64-bit integers.  The matrix is positive, so no pivots are searched.
     """
     inputs = moments.shape[1] - 1
     a = moments.copy()
     diagonal = np.einsum("mii->mi", a)
     diagonal += (diagonal >> RELATIVE_FLOOR) + FLOOR
-    # Every input gets a power of two that brings the diagonal to 2 ** 28 .. 2 ** 30.  Then no
-    # element is larger, no pivot below 2 ** 17, no weight above 2 ** 6 and no sum above 2 ** 60.
+    # Each input is multiplied by a power of two, so that the diagonal is 2 ** 28 .. 2 ** 30.  Then
+    # no element is larger, no pivot is below 2 ** 17, no weight above 2 ** 6, no sum above 2 ** 60.
     half = (np.frexp(diagonal.astype(np.float64))[1].astype(np.int64) + 1) // 2
     a = _shifted(a, 30 - half[:, :, None] - half[:, None, :])
     for i in range(inputs):
@@ -141,11 +146,11 @@ def _limited(x: Floats) -> Floats:
 
 
 class _Expectation(NamedTuple):
-    """Of a wave's places: the regressions' inputs (2, n, K) and outputs (n,)."""
+    """The regressions' inputs (2, n, K) and outputs (n,) for the places of a wave."""
 
     inputs: Floats
     mean: Floats  # in 2 ** -22 of a step
-    magnitude: Floats  # likewise; how wrong the mean will be
+    magnitude: Floats  # the expected error of the mean, in the same unit
 
     @property
     def eighths(self) -> Ints:
@@ -160,17 +165,16 @@ class _Expectation(NamedTuple):
 
 
 class _Picture:
-    """What is known of one picture's latents, and what has been learned from them."""
+    """The known latents of one picture, and what was learned from them."""
 
     def __init__(self, height: int, width: int, channels: int, step: int) -> None:
         self._near, self._far = min(NEAR, channels - 1), min(FAR, channels - 1)
-        # Values and errors.  In front of the first channel lie as many that are never wrong as
-        # are asked for.
+        # Values and errors.  In front of the first channel are ``far`` channels without errors, so
+        # that every channel has as many before it.
         self._known = np.zeros((2, self._far + channels, height, width))
         one = min(UNIT * STEP_UNITS // step, VALUE_LIMIT)
         usual = min(UNIT * INITIAL_ERROR // step, VALUE_LIMIT)
         self._constants = np.array([[one], [usual]])
-        # Of a step alone, float16's narrow cells took 2.7 % more bytes.
         self._softness = max(UNIT, usual)
         half, quarter, tenth = (1 << WEIGHT_BITS) // np.array([2, 4, 10])
         others = [0] * (len(BEFORE) * self._near + self._far - self._near)
@@ -180,7 +184,7 @@ class _Picture:
         )
 
     def expect(self, wave: _Wave) -> _Expectation:
-        """What the wave's symbols will be."""
+        """Predict the wave's symbols."""
         own, others = self._own(wave), self._others(wave)
         inputs = np.empty((2, len(others), len(OWN) + others.shape[1] + 1))
         inputs[:, :, : len(OWN)] = own
@@ -193,12 +197,13 @@ class _Picture:
         return _Expectation(inputs, mean, magnitude)
 
     def learn(self, wave: _Wave, expected: _Expectation, symbols: Ints) -> None:
-        """Take in what they are."""
+        """Learn from the wave's symbols."""
         value = symbols.astype(np.float64) * UNIT
         error = _limited(value - np.floor(expected.mean * 2.0**-WEIGHT_BITS + 0.5))
         known = np.stack([_limited(value), error])
         self._known[:, wave.channels + self._far, wave.rows, wave.columns] = known
-        # The larger an error was to be, the less it says: samples are in units of it, softened.
+        # Where a large error was expected, an error says less: samples are divided by what was
+        # expected, plus a constant.  The constant is measured: docs/measurements.md#adaptive.
         magnitude = np.floor(expected.magnitude * 2.0**-WEIGHT_BITS)
         importance = np.floor(2.0 ** (SAMPLE_BITS + UNIT_BITS) / (magnitude + self._softness))
         np.abs(known[1], out=known[1])
@@ -206,18 +211,18 @@ class _Picture:
         self._regressions.learn(samples, importance, wave)
 
     def refit(self) -> None:
-        """Apply what has been learned."""
+        """Use what was learned."""
         self._regressions.refit()
 
     def _own(self, wave: _Wave) -> Floats:
-        """Values and errors (2, n, K) around, in each place's channel, or the nearest coded."""
+        """Values and errors (2, n, K) at `OWN` around each place, or at the nearest known place."""
         down, right = np.array(OWN).T
         rows = np.maximum(wave.rows[:, None] + down, 0)
         columns = np.maximum(wave.columns[:, None] + right, 0)
         columns = np.minimum(columns, self._known.shape[3] - 1)
         ahead = (rows == wave.rows[:, None]) & (columns >= wave.columns[:, None])
         columns = np.where(ahead, wave.columns[:, None] - 1, columns)
-        outside = columns < 0  # of the first column: what lies above
+        outside = columns < 0  # left of the first column: the place above is used
         rows, columns = np.where(outside, rows - 1, rows), np.maximum(columns, 0)
         known: Floats = self._known[:, wave.channels[:, None] + self._far, rows, columns]
         known[:, rows < 0] = 0
@@ -237,42 +242,41 @@ class _Picture:
 
 
 def waves(height: int, width: int, channels: int) -> int:
-    """The number of waves of latents (height, width, channels)."""
+    """How many waves latents (height, width, channels) have."""
     return width + 2 * (height - 1) + CHANNEL_DELAY * (channels - 1)
 
 
-# A payload of a few bytes may decode to as many values as a header asks for, so time is bounded by
-# the payload's bytes. It is counted in values, 5 to 10 microseconds each; a wave of a channel takes
-# as long as 16 values, however few places it has. Chosen: two seconds for the smallest payload, and
-# 384 values for each byte more. Photos have about 3, and latents that are all zero 318.
+# A payload of a few bytes can decode to as many values as a header asks for.  So the payload's
+# bytes limit the work, which is counted in values.  A wave of a channel takes at least as long as
+# 16 values.  Chosen: docs/measurements.md#adaptive.
 FREE_WORK = 1 << 18
 WORK_PER_BYTE = 384
 WAVE_WORK = 16
 
 
 def work(height: int, width: int, channels: int) -> int:
-    """How long latents (h, w, C) take, in values."""
+    """The work to code latents (h, w, C): as long as so many values take."""
     return channels * max(height * width, WAVE_WORK * waves(height, width, channels))
 
 
 def check_work(height: int, width: int, channels: int, size: int) -> None:
-    """DamagedPayload where latents (h, w, C) would take too long for so many bytes."""
+    """DamagedPayload if latents (h, w, C) take too long for a payload of ``size`` bytes."""
     if work(height, width, channels) > FREE_WORK + WORK_PER_BYTE * size:
         msg = f"latents {(channels, height, width)} in {size} bytes are too many"
         raise DamagedPayload(msg)
 
 
 class AdaptivePrior:
-    """Predicts latents (h, w, C) of any kind, quantised with any step, from themselves alone."""
+    """Predicts latents (h, w, C) of any kind and any step.  It needs no training."""
 
     def __init__(self, channels: int) -> None:
         self.channels = channels
 
     def code(self, coder: Coder, height: int, width: int, step: int) -> Ints:
-        """Code latents' integers, "latents" to the coder; they (height, width, C) come back.
+        """Code the integers of latents (height, width, C), and return them.
 
-        ``step`` is the quantisation step in 1/1024 of the latents' unit, 1 to 65535.  Only
-        what is expected of the first symbols depends on it.
+        The coder knows them as "latents".  ``step`` is the quantisation step in 1/1024 of the
+        latents' unit, 1 to 65535.  Only what is expected at the start depends on it.
         """
         if not (0 < step < STEP_LIMIT and height > 0 and width > 0):
             msg = f"cannot code latents of {height}x{width} with a step of {step}/{STEP_UNITS}"

@@ -1,4 +1,4 @@
-"""Latents coded with the hyperprior of their own model, band by band and frame after frame."""
+"""Codes latents with the hyperprior of their model, band by band and frame after frame."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import chunks, container, progress
+from .. import chunks, order, progress
 from ..arrays import Latents, Samples
 from ..catalogue import HIGHEST_QUALITY, LOWEST_QUALITY, CodingSpec
 from ..container import Chunk
 from ..threads import one_blas_thread
 from . import changes
-from .coding import Frame, FrameEncoder
+from .coding import Frame, FrameEncoder, finite
 from .hyperprior import Coded, HyperPrior
 from .quantize import Quantizer
-from .range_coder import SymbolDecoder, Tables
+from .range_coder import Tables, decoder_of
 from .target_size import EncodedLatents, largest, largest_of_slow
 
-# A band has at most so many rows of latents: what a region costs beyond itself.  Chosen.
+# Rows of latents in a band, at most.  Chosen: to decode a region, whole bands must be decoded.
 BAND_ROWS = 64
 
-# Above this effort encoding takes seconds.
+# With more effort, encoding takes seconds.
 HIGHEST_QUICK_EFFORT = 4
 
 
 class Network(Protocol):
-    """What this coding needs of a model, which has its weights."""
+    """What this coding needs of a loaded model."""
 
     @property
     def prior(self) -> HyperPrior: ...
 
     def gain(self, quality: int) -> NDArray[np.float32]:
-        """Steps in a unit of latent, (C,), for a quality in hundredths."""
+        """How many steps a unit of latent has, (C,), for a quality in hundredths."""
         ...
 
     def refine(
@@ -45,12 +45,15 @@ class Network(Protocol):
         quality: int,
         effort: int,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Latents in steps and hyperlatents, not yet rounded, as ``effort`` has them."""
+        """Latents in steps, and hyperlatents, neither of them rounded.
+
+        The more ``effort``, the fewer bits they cost.
+        """
         ...
 
 
 class Banded:
-    """The coding: its quantisation is the quality in hundredths."""
+    """The coding.  Its quantisation is the quality in hundredths."""
 
     def __init__(self, spec: CodingSpec, network: Network) -> None:
         assert spec.band_latents is not None
@@ -63,18 +66,13 @@ class Banded:
         limit = min(BAND_ROWS, self._limit // width // 2 * 2)
         if height <= limit:
             return None
-        return -(-height // -(-height // limit) // 2) * 2  # about equally many, and even
+        return -(-height // -(-height // limit) // 2) * 2  # bands are about equal, and even
 
     def work(self, height: int, width: int) -> int:
         return 0
 
     def prepare(self, latents: NDArray[Any], quantisation: int) -> NDArray[Any]:
-        with np.errstate(over="ignore"):  # infinite values are refused below
-            found = latents.astype(np.float32)
-        if not np.isfinite(found).all():
-            msg = "latents have values that are infinite or not a number"
-            raise ValueError(msg)
-        return found
+        return finite(latents)
 
     def encoder(self, quantisation: int, effort: int, *, predict: bool = False) -> FrameEncoder:
         return _Encoder(self, self._network, quantisation, effort, predict=predict).encode
@@ -97,9 +95,11 @@ class Banded:
         shape: tuple[int, int],
         quantisation: int,
         before: Coded | None = None,
+        *,
+        complete: bool = True,
     ) -> Coded:
         with one_blas_thread():
-            decoder = SymbolDecoder(Tables.shipped(), payload)
+            decoder = decoder_of(payload, complete=complete)
             coded = self._network.prior.code(decoder, *shape, quantisation, before)
             decoder.finish()
         return coded
@@ -126,11 +126,11 @@ class _Encoder:
         gain = network.gain(quality)
         coded = []
         if slow := effort > HIGHEST_QUICK_EFFORT and pixels is not None:
-            # In tiles that bands do not cut.
+            # Before the frame is cut into bands, because tiles of pixels may cross bands.
             steps, hyper = network.refine(pixels, latents * gain, quality, effort)
         with one_blas_thread():
             height, width, _ = latents.shape
-            bands = container.bands(height, self._coding.band_rows(height, width))
+            bands = order.bands(height, self._coding.band_rows(height, width))
             for band in progress.told("coding", bands):
                 if slow:
                     refined = steps[band], hyper[band.start // 2 : -(-band.stop // 2)]
@@ -144,24 +144,25 @@ class _Encoder:
 
 
 class _BandEncoder:
-    """Codes a band of the latents, of one frame after another."""
+    """Codes one band of the latents, frame after frame."""
 
     def __init__(self, prior: HyperPrior, quality: int, *, predict: bool) -> None:
         self._prior, self._quality, self._predict = prior, quality, predict
-        self._before: Coded | None = None  # in the frame before
-        self._changes = 0  # how many DIFF in a row led there
+        self._before: Coded | None = None  # the band in the frame before
+        self._changes = 0  # how many DIFF in a row it ended
 
     def encode(self, steps: Latents, hyper: Latents) -> Chunk:
-        """The chunk of the next frame's latents and hyperlatents, in steps and not rounded."""
+        """The chunk for the next frame's latents and hyperlatents, in steps and not rounded."""
         tables, (height, width, _) = Tables.shipped(), steps.shape
-        before = self._before if self._changes < container.MAX_CHANGES else None
+        before = self._before if self._changes < order.MAX_CHANGES else None
         whole = Quantizer(tables, steps, hyper)
         counted = changes.Counted(whole, *hyper.shape[:2])
         coded = self._prior.code(whole if before is None else counted, height, width, self._quality)
         chunk = Chunk(chunks.LATENTS, whole.bytes())
         if before is not None:
             changed = changes.worth_their_bits(steps, before.symbols, counted.bits)
-            if not changed.all():
+            cells = before.cells + int(changed.sum())
+            if not changed.all() and cells <= changes.most_cells(*changed.shape):
                 parts = Quantizer(tables, steps, hyper, changed)
                 difference = self._prior.code(parts, height, width, self._quality, before)
                 payload = parts.bytes()

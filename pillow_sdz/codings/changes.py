@@ -1,4 +1,4 @@
-"""Which latents of a frame are those of the frame before: a map of what changes, coded.
+"""Codes a map of which latents change from the frame before.
 
 A cell of the map stands for a hyperlatent and its 2x2 latents.
 """
@@ -13,26 +13,34 @@ from numpy.typing import NDArray
 from ..arrays import Floats, Ints
 from .range_coder import MEAN_UNITS, Coder, DamagedPayload, Prediction, Tables
 
-# A cell is coded where that takes more off its squared error, in squared steps, than so much for
-# each of its bits.  Theory has 0.1155 for fine steps (see `quantize`), but what stays behind where
-# all else moves is seen: of 0.02 to 0.8, this one takes the fewest bytes at equal SSIMULACRA2 over
-# the moving scenes of benchmarks.frames, two of each, at qualities of 20 to 75.  Against 0.1, pans
-# take up to 9 % less, a camera that stands still 2 % less to 3 % more, and pages up to 4 % more.
+# A cell is coded if its squared error, in squared steps, falls by more than this for each bit.
+# Measured: docs/measurements.md#changes.
 RATE_WEIGHT = 0.05
 
-# A cell that changes is a symbol 1, of the table with this scale.  Its mean, in eighths, is then
-# the logarithm of the odds: from 0, one cell in 13,000, by a factor of 11 at each eighth, to 4,
-# every second one, and so on to 8.  Chosen: a coarser grid would span more than a map needs.
+# A cell that changes is a symbol 1 of the table with this scale, otherwise 0.  With this scale, the
+# mean in eighths is a logarithm of the odds.  A mean of 0: one cell in 13,000 changes.  Each eighth
+# multiplies the odds by 11.  4: every second cell changes, and so on to 8.  Chosen: with a coarser
+# scale the means would span more than a map needs.
 SCALE = 6
-# The middles, geometric ones, between these odds: n cells to one that changes, up to an eighth.
+# The geometric middles between these odds, as n cells for one that changes.
 MIDDLES = (4096, 384, 37, 4)
-# Contexts are how many of the three cells above change.  What is supposed of each before it has
-# been met: so many changed cells, of so many.  Chosen.
+# The context of a cell is how many of the three cells above it change, 0 to 3.  For each context,
+# how many cells count as changed at the start, and how many as coded.  Chosen.
 BEFORE_CHANGED, BEFORE_ALL = (1, 2, 2, 3), (16, 4, 4, 4)
+
+# To show a frame, a reader decodes all DIFF that lead to it.  This limits their cells, in multiples
+# of a frame's.  Chosen: with the network, which runs once, a frame then takes at most about three
+# times as long as a picture.
+MOST_CHANGES = 4
+
+
+def most_cells(height: int, width: int) -> int:
+    """How many cells of a map (height, width) may change in all DIFF in a row together."""
+    return MOST_CHANGES * height * width
 
 
 def code(coder: Coder, height: int, width: int) -> NDArray[np.bool_]:
-    """Code the map (height, width), "changed" to the coder, row by row; it comes back."""
+    """Code the map (height, width) row by row, and return it.  The coder knows it as "changed"."""
     changed = np.zeros((height, width), bool)
     above = np.zeros(width + 2, np.int32)
     counts = np.array([BEFORE_CHANGED, BEFORE_ALL])
@@ -41,7 +49,7 @@ def code(coder: Coder, height: int, width: int) -> NDArray[np.bool_]:
         mean = np.array([_mean(*map(int, count)) for count in counts.T])[context]
         symbols = coder.code("changed", (row,), mean, np.full(width, SCALE, np.int32))
         if not np.isin(symbols, (0, 1)).all():
-            msg = "a cell neither changes nor stays"
+            msg = "a cell of the map of changes is neither 0 nor 1"
             raise DamagedPayload(msg)
         changed[row] = symbols == 1
         counts[0] += np.bincount(context[changed[row]], minlength=len(counts.T))
@@ -51,17 +59,17 @@ def code(coder: Coder, height: int, width: int) -> NDArray[np.bool_]:
 
 
 def _mean(changed: int, cells: int) -> int:
-    """The mean, in eighths, that suits a context of which so many cells have changed."""
+    """The mean, in eighths, for a context in which ``changed`` of ``cells`` have changed."""
     rare = min(changed, cells - changed)
     level = sum(middle * rare > cells for middle in MIDDLES)
     return level if changed == rare else MEAN_UNITS - level
 
 
 class Counted:
-    """A `range_coder.Coder` that has another one code, and notes the ``bits`` of every cell."""
+    """A `range_coder.Coder` that lets another one code, and counts the ``bits`` of every cell."""
 
     def __init__(self, coder: Coder, height: int, width: int) -> None:
-        """Of a map (height, width)."""
+        """``height`` and ``width`` are those of the map."""
         self._coder = coder
         self.bits = np.zeros((height, width))
 
@@ -77,11 +85,12 @@ class Counted:
 
 
 def worth_their_bits(latents: NDArray[Any], before: Ints, bits: Floats) -> NDArray[np.bool_]:
-    """The map of what to code of latents (h, w, C) in steps, whose integers were ``before``.
+    """The map of the cells to code.
 
-    ``bits`` are what each cell takes where it is coded.  What is not worth them, such as a
-    camera's noise, stays as it was; since every frame is compared with what is shown of it, not
-    with the frame before, errors do not add up.
+    ``latents`` (h, w, C) are in steps, and ``before`` has their integers in the frame before.
+    ``bits`` has what each cell takes if it is coded.  Changes that are not worth their bits, such
+    as a camera's noise, are left out.  Errors do not add up, because a frame's latents are compared
+    with the integers that a reader has.
     """
     gain = (latents - before) ** 2 - (latents - np.rint(latents)) ** 2
     (height, width), (rows, columns) = bits.shape, gain.shape[:2]

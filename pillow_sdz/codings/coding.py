@@ -1,10 +1,11 @@
-"""What a coding is: the contract between the codec and every way of coding latents."""
+"""What a coding is: the contract between the codec and every coding of latents."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Latents, Samples
@@ -13,44 +14,54 @@ from .target_size import EncodedLatents
 
 
 class Frame(NamedTuple):
-    """Latents (h, w, C) to be coded, and the pixels (H, W, 3) that they stand for, if there are."""
+    """Latents (h, w, C) to be coded, and the pixels (H, W, 3) that they stand for, if known."""
 
     latents: NDArray[Any]
     pixels: Samples | None = None
 
 
-#: Codes the next frame of a file: its chunks, one for each band.  ValueError for what no reader
-#: would accept.
+#: Codes the next frame of a file into chunks, one for each band.  ValueError if readers would
+#: refuse them.
 FrameEncoder = Callable[[Frame], list[Chunk]]
+
+
+def finite(latents: NDArray[Any]) -> NDArray[np.float32]:
+    """Latents in float32; ValueError if some are infinite or not a number."""
+    with np.errstate(over="ignore"):  # infinite values are refused below
+        found = latents.astype(np.float32)
+    if not np.isfinite(found).all():
+        msg = "latents have values that are infinite or not a number"
+        raise ValueError(msg)
+    return found
 
 
 class Coding(Protocol):
     """Latents (h, w, C) of one model <-> the payloads of chunks.
 
-    ``quantisation`` is the header's, in the units of the coding's `catalogue.CodingSpec`.
+    ``quantisation`` is the header's.  The coding's `catalogue.CodingSpec` has its unit.
     """
 
     def quantisation(self, quality: float, effort: int) -> int:
-        """The quantisation of a quality of 1 to 100; of a coding that has no choice, its one."""
+        """The quantisation for a quality of 1 to 100; the only one if there is no choice."""
         ...
 
     def band_rows(self, height: int, width: int) -> int | None:
-        """How many rows of latents a band has; None where a frame is one band."""
+        """How many rows of latents a band has; None if a frame is one band."""
         ...
 
     def work(self, height: int, width: int) -> int:
-        """How long a frame of latents (height, width) takes to decode, in `adaptive.work`.
+        """The work to decode a frame of latents (height, width), in the unit of `adaptive.work`.
 
-        0 where the time grows with the bytes alone.
+        0 if the time depends on the bytes alone.
         """
         ...
 
     def prepare(self, latents: NDArray[Any], quantisation: int) -> NDArray[Any]:
-        """Latents of any shape as `encoder` takes them; ValueError for values it cannot keep."""
+        """Latents of any shape as `encoder` takes them; ValueError for values it cannot code."""
         ...
 
     def encoder(self, quantisation: int, effort: int, *, predict: bool = False) -> FrameEncoder:
-        """What codes the frames of a file, one after another.
+        """A function that codes the frames of a file, one after another.
 
         ``effort``, 0 to 9, trades time for bytes.  With ``predict``, a frame may be stored as the
         difference from the frame before.
@@ -60,18 +71,25 @@ class Coding(Protocol):
     def fit(
         self, frames: Sequence[Frame], limit: int, effort: int, *, predict: bool = False
     ) -> EncodedLatents:
-        """The best that all chunks of the frames hold in ``limit`` bytes; or `DoesNotFit`."""
+        """The best coding of the frames in at most ``limit`` bytes of chunks; or `DoesNotFit`."""
         ...
 
     def decode(
-        self, payload: bytes, shape: tuple[int, int], quantisation: int, before: Any = None
+        self,
+        payload: bytes,
+        shape: tuple[int, int],
+        quantisation: int,
+        before: Any = None,
+        *,
+        complete: bool = True,
     ) -> Any:
-        """The integers of a band of latents of ``shape`` (h, w); `DamagedPayload` if it has none.
+        """The integers of a band of latents (h, w); `DamagedPayload` if the payload is damaged.
 
-        ``before`` are those of the same band in the frame before, in a chunk of what changes.
+        For a DIFF chunk, ``before`` has the integers of the same band in the frame before.  If the
+        payload is not ``complete``, the integers that it lacks are the likeliest ones.
         """
         ...
 
     def latents(self, integers: Any, quantisation: int) -> Latents | NDArray[Any]:
-        """The latents (h, w, C) that decoded integers stand for, in float32 or a lossless dtype."""
+        """The latents (h, w, C) of decoded integers, in float32 or in a lossless dtype."""
         ...

@@ -1,4 +1,4 @@
-"""Latents quantised with one step, coded with a prior that predicts each from those around it."""
+"""Quantises all latents with one step, and codes them with a prior that predicts each of them."""
 
 from __future__ import annotations
 
@@ -16,54 +16,54 @@ from .coding import Frame
 from .integers import STEP_UNITS
 from .lattice import LatticePrior
 from .quantize import Prior
-from .range_coder import SYMBOL_LIMIT, DamagedPayload, SymbolDecoder, Tables
+from .range_coder import SYMBOL_LIMIT, DamagedPayload, decoder_of
 from .target_size import EncodedLatents, largest
 from .whole_frames import WholeFrames
 
 
 class _Trained(NamedTuple):
-    """A prior that was trained on latents of ``space``, all of which have ``channels``."""
+    """A prior that was trained on latents of ``space``, which have ``channels`` channels."""
 
     space: str
     channels: int
     load: Callable[[], Prior]
 
 
-# The first byte of a payload says which prior coded it: 0 the one that learns as it codes, else
-# one of these.
+# The first byte of a payload is the number of its prior: 0 for the one that learns while it codes,
+# otherwise one of these.
 ADAPTIVE = 0
 TRAINED: dict[int, _Trained] = {
     1: _Trained("sd1", 4, LatticePrior.sd1),
     2: _Trained("sd-mini", 4, LatticePrior.sd_mini),
 }
-# Latents of 4 channels may well be a relative of Stable Diffusion 1's.
+# Unknown latents of 4 channels may be related to Stable Diffusion 1's: its prior is tried.
 RELATIVE = 1
 
-# Which prior suits a frame hardly depends on the quality, so that it is looked for once: at the
-# default.
+# `fit` chooses the prior of each frame once, at the default quality.  Chosen: the best prior hardly
+# depends on the quality.
 TRIAL_QUALITY = 75
 
 
 def step_of(quality: float) -> int:
-    """The quantisation step, in 1/1024 of the latents' unit, of a quality of 1 to 100.
+    """The quantisation step for a quality of 1 to 100, in 1/1024 of the latents' unit.
 
-    Chosen: 20 qualities halve the step, and 100 is an eighth of the unit.  docs/stable-diffusion.md
-    has what steps take of latents like Stable Diffusion 1's (benchmarks.latents).
+    Chosen: 20 points of quality halve the step, and 100 is an eighth of the unit.
+    docs/stable-diffusion.md has the rates of some steps (benchmarks.latents).
     """
     return round(STEP_UNITS * 2 ** ((40 - quality) / 20))
 
 
 class Context(WholeFrames):
-    """A payload is the number of a prior, and the words of the range coder."""
+    """The coding.  A payload is the number of a prior, and the words of the range coder."""
 
     def __init__(self, channels: int, numbers: Sequence[int]) -> None:
-        """The best of some priors codes each frame; a payload of any prior is decoded."""
+        """``numbers`` are the priors that are tried for each frame.  All priors are decoded."""
         super().__init__(channels)
         self._numbers = numbers
 
     @classmethod
     def of(cls, model: ModelSpec) -> Context:
-        """With the priors that are worth trying on a model's latents."""
+        """The coding with the priors that are worth trying on a model's latents."""
         trained = [n for n, row in TRAINED.items() if row.space == model.space.prior]
         relatives = [ADAPTIVE, RELATIVE] if model.channels == 4 else [ADAPTIVE]
         return cls(model.channels, trained or relatives)
@@ -75,7 +75,10 @@ class Context(WholeFrames):
         found = super().prepare(latents, quantisation)
         highest = float(np.abs(found).max(initial=0))
         if highest * STEP_UNITS > SYMBOL_LIMIT * quantisation:
-            msg = f"latents of {highest:g} are more than {SYMBOL_LIMIT} steps from 0"
+            msg = (
+                f"latents of {highest:g} are more than {SYMBOL_LIMIT} steps from 0: "
+                "take a larger step"
+            )
             raise ValueError(msg)
         return found
 
@@ -104,17 +107,25 @@ class Context(WholeFrames):
         return payload[:1] == bytes([ADAPTIVE])
 
     def stored(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
+        return self._decoded(payload, shape, quantisation, complete=True)
+
+    def begun(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
+        return self._decoded(payload, shape, quantisation, complete=False)
+
+    def _decoded(
+        self, payload: bytes, shape: tuple[int, int], quantisation: int, *, complete: bool
+    ) -> NDArray[Any]:
         if not payload:
             msg = "it is empty"
             raise DamagedPayload(msg)
         prior = self._prior(payload[0])
-        decoder = SymbolDecoder(Tables.shipped(), payload[1:])
+        decoder = decoder_of(payload[1:], complete=complete)
         symbols = prior.code(decoder, *shape, quantisation)
         decoder.finish()
         return (symbols * (quantisation / STEP_UNITS)).astype(np.float32)
 
     def _best(self, latents: NDArray[Any], quantisation: int) -> int:
-        """The prior that codes rounded latents in the fewest bytes."""
+        """The number of the prior that codes the rounded latents in the fewest bytes."""
         if len(self._numbers) == 1:
             return self._numbers[0]
         return min(
@@ -127,7 +138,7 @@ class Context(WholeFrames):
         return bytes([number]) + coded
 
     def _prior(self, number: int) -> Prior:
-        """The prior of a number; DamagedPayload where there is none for these channels."""
+        """The prior of a number; DamagedPayload if there is none for these channels."""
         if number == ADAPTIVE:
             return AdaptivePrior(self._channels)
         row = TRAINED.get(number)

@@ -1,7 +1,7 @@
-"""Latents to a palette and the indices of its entries, and back, as the article of 2022 does it.
+"""Latents <-> a palette and an index for each latent, as in the article of 2022.
 
-k-means finds the palette, and error diffusion among the latents (Floyd and Steinberg 1976) chooses
-an entry for each.  `palette` codes both; `docs/palette.md` specifies the payload.
+k-means finds the palette.  Error diffusion among the latents (Floyd and Steinberg 1976) chooses an
+entry for each.  `palette` codes both.  docs/palette.md specifies the payload.
 """
 
 from __future__ import annotations
@@ -28,25 +28,23 @@ from .palette import (
 from .target_size import EncodedLatents, largest
 from .whole_frames import WholeFrames
 
-# The article's byte is 0.18215 of an unscaled latent: 0.18215^2 of a scaled one, 33.98 / 1024.
+# In the article, a byte is 0.18215 of an unscaled latent: 0.18215^2 of a scaled one, 33.98 / 1024.
 STEP = 34
 ENTRIES = 256  # the article's
 
-ITERATIONS = 20  # of k-means: after 10 its error is 0.3 % larger, after 50 less than 0.1 % smaller
-MAX_SAMPLE = 1 << 16  # latents that k-means sees; chosen, 256 for each of 256 entries
-PLACES_PER_ENTRY = 4  # at least; chosen, so that a small picture's palette does not outweigh it
-# The share of the error that is passed on, as in Atkinson's dither.  Of all of it, the squared
-# error is 16 % larger and that of 3x3 means, what is left when noise is taken out, 2 % smaller;
-# of a half, 8 % smaller and 20 % larger.  With less than all of it, errors die out where no
-# entry is near.  Eight photos, like the next.
+# The measured constants: docs/measurements.md#dithering.
+ITERATIONS = 20  # of k-means.  Measured.
+MAX_SAMPLE = 1 << 16  # latents that k-means sees.  Chosen: 256 for each of 256 entries.
+PLACES_PER_ENTRY = 4  # at least.  Chosen: the palette of a small picture must not outweigh it.
+# The share of the error that is passed on, as in Atkinson's dither.  Measured.
 DIFFUSED = 0.75
-# Distortion traded for code length, relative to the slope that theory gives to quantisation at a
-# high rate, 6 dB a bit.  0.5 saves 2.4 % of the bytes for 0.01 dB, 0.75 further 1.5 % for 0.08.
+# The weight of code length against distortion, in parts of the slope that theory has for fine
+# quantisation, 6 dB a bit.  Measured.
 RATE_WEIGHT = 0.5
 
 
 def _start(points: Floats, count: int, random: np.random.Generator) -> Floats:
-    """Up to ``count`` of the points (n, C), far from each other: k-means++ (Arthur 2007)."""
+    """Choose up to ``count`` points of (n, C), far from each other: k-means++ (Arthur 2007)."""
     centres = [points[random.integers(len(points))]]
     distances = ((points - centres[0]) ** 2).sum(1)
     while len(centres) < count and distances.any():
@@ -58,7 +56,7 @@ def _start(points: Floats, count: int, random: np.random.Generator) -> Floats:
 
 
 def _quantise(wanted: Floats, entries: int, seed: int) -> tuple[Palette, float]:
-    """A palette for bytes (h, w, C), not yet rounded, and its squared error in each channel."""
+    """A palette for bytes (h, w, C) that are not rounded, and its squared error per channel."""
     try:
         from scipy.cluster.vq import kmeans2, vq
     except ImportError as e:
@@ -73,8 +71,7 @@ def _quantise(wanted: Floats, entries: int, seed: int) -> tuple[Palette, float]:
         warnings.simplefilter("ignore", UserWarning)  # an empty cluster keeps its entry
         centres, _ = kmeans2(points, centres, iter=ITERATIONS, minit="matrix")
     error = float((vq(points, centres)[1] ** 2).mean()) / points.shape[1]
-    # The coarsest grid that is not coarser than the error.  Measured: an octave finer costs 115
-    # bytes for 0.1 dB, an octave coarser saves 125 and costs 0.4; all else costs 500 for 1 dB.
+    # The coarsest grid that is not coarser than the error.  Measured, as above.
     shift = 0
     while shift < BYTE_BITS - 1 and 4 ** (shift + 1) <= error:
         shift += 1
@@ -84,10 +81,10 @@ def _quantise(wanted: Floats, entries: int, seed: int) -> tuple[Palette, float]:
 
 
 class _Diffusion:
-    """Chooses entries by distance and code length, and passes the error on to places to come."""
+    """Chooses entries by distance and code length, and passes errors on to the places after."""
 
     def __init__(self, wanted: Floats, palette: Palette, share: float, weight: float) -> None:
-        # What errors leave behind at the borders is lost.
+        # Errors that go beyond the border are lost.
         self._wanted = np.pad(wanted, ((0, 1), (1, 1), (0, 0)))
         self._palette = palette.bytes.astype(np.float64)
         self._squares = (self._palette**2).sum(1)
@@ -116,12 +113,15 @@ def encode(
 ) -> bytes:
     """The payload of latents (h, w, C), C at most 256.
 
-    ``step`` is what a byte counts, in 1/1024 of a latent: 34 is the article's.  Latents beyond
-    128 steps are clipped.  A small picture gets fewer ``entries``, one for 4 places.
+    ``step`` is one step of a byte, in 1/1024 of a latent; 34 is the article's.  Latents beyond 128
+    steps are clipped.  A small picture gets fewer ``entries``: one for 4 places.
     """
     height, width, channels = latents.shape
     if channels > MAX_CHANNELS or not 0 < entries <= MAX_ENTRIES:
-        msg = f"no palette has {entries} entries of {channels} channels"
+        msg = (
+            f"a palette cannot have {entries} entries of {channels} channels: it has at most "
+            f"{MAX_ENTRIES} of {MAX_CHANNELS}"
+        )
         raise ValueError(msg)
     wanted = np.clip(latents.astype(np.float64) * (STEP_UNITS / step) + ZERO, 0, 255)
     places = height * width
@@ -134,14 +134,14 @@ def encode(
 def decode(
     payload: bytes, height: int, width: int, channels: int, *, step: int
 ) -> NDArray[np.float32]:
-    """The latents (h, w, C) of a payload; `DamagedPayload` if it has none."""
+    """The latents (h, w, C) of a payload; `DamagedPayload` if it is damaged."""
     palette, indices = unpack(payload, height, width, channels)
     latents = (palette.bytes - ZERO) * (step / STEP_UNITS)
     return latents.astype(np.float32)[indices]
 
 
 class DitheredPalette(WholeFrames):
-    """The coding; of palettes with the article's 256 entries, or as many as fit."""
+    """The coding.  A palette has ``entries`` entries; `fit` takes as many as fit."""
 
     def __init__(self, channels: int, entries: int = ENTRIES) -> None:
         super().__init__(channels)

@@ -1,9 +1,9 @@
-"""Float16 latents, kept bit for bit.
+"""Codes float16 latents bit for bit.
 
-Of a latent's 16 bits neighbours foretell only the first few.  So the numbers are sorted into
-cells of equal width, far narrower than a prediction's error; the cells' numbers are coded as
-quantised latents are, by `adaptive.AdaptivePrior`, and which of its cell's floats each latent
-is takes as many bits as there are, all alike.  `docs/float16.md` specifies it.
+Neighbours predict only the first few of a latent's 16 bits.  So floats are sorted into cells of
+equal width, much narrower than the error of a prediction.  `adaptive.AdaptivePrior` codes the
+number of each latent's cell, as it codes quantised latents.  Then it is coded which float of its
+cell the latent is; all are equally likely.  docs/float16.md specifies the payload.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from .range_coder import DamagedPayload, Prediction, SymbolDecoder, SymbolEncode
 from .target_size import DoesNotFit, EncodedLatents
 from .whole_frames import WholeFrames
 
-MANTISSA_BITS = 10  # that float16 stores
+MANTISSA_BITS = 10  # of float16
 LARGEST = 0x7FFF  # all bits but the sign: the NaN farthest from zero
-UNIT_BITS = 24  # magnitudes are integers in 2 ** -24, the least of float16
-LONGEST = 41  # bits of the largest magnitude
-# Of the magnitudes that all but 1 in 100 stay within, at least 128 cells.  64 to 256 differ by
-# 0.4 % on other latents than Kodak's; of 512 cells errors are wider than the widest table.
+UNIT_BITS = 24  # magnitudes are integers in 2 ** -24, the least magnitude of float16
+LONGEST = 41  # how many bits the largest magnitude has
+# At least 128 cells cover the magnitudes that all but 1 in 100 latents stay within.  Measured:
+# docs/measurements.md#float16.
 CELL_BITS = 7
 EXCEEDED = 100
 
 
 def encode(latents: NDArray[np.float16]) -> bytes:
-    """The payload of float16 latents (h, w, C): of any values, NaNs' payloads included."""
+    """The payload of float16 latents (h, w, C).  It keeps every bit, even those of NaNs."""
     bits = np.ascontiguousarray(latents).view(np.uint16).astype(np.int64)
     magnitudes, negative = _magnitudes(bits & LARGEST), bits >> 15 != 0
     precision = _precision(magnitudes)
@@ -56,7 +56,7 @@ def encode(latents: NDArray[np.float16]) -> bytes:
 
 
 def decode(payload: bytes, height: int, width: int, channels: int) -> NDArray[np.float16]:
-    """Float16 latents (height, width, channels); DamagedPayload where the payload is none."""
+    """Float16 latents (height, width, channels); DamagedPayload if the payload is damaged."""
     if len(payload) < 2:
         msg = "it ends before its words"
         raise DamagedPayload(msg)
@@ -69,7 +69,7 @@ def decode(payload: bytes, height: int, width: int, channels: int) -> NDArray[np
     cells = np.where(signed < 0, ~signed, signed)
     last = (LONGEST - 1 - precision - cell_bits << precision) + (2 << precision) - 1
     if cells.max() > last:
-        msg = "a cell beyond all floats"
+        msg = "a cell is beyond all floats"
         raise DamagedPayload(msg)
     magnitudes = _first_magnitudes(cells, precision, cell_bits)
     for selected, shift, count in _refinements(cells, precision, cell_bits):
@@ -102,12 +102,15 @@ class _CellEncoder:
 
 
 def _length(x: Ints) -> Ints:
-    """Bits of integers from 0, below 2 ** 53."""
+    """How many bits integers have; they are from 0 and below 2 ** 53."""
     return np.frexp(x.astype(np.float64))[1].astype(np.int64)
 
 
 def _magnitudes(floats: Ints) -> Ints:
-    """Integers in 2 ** -24 of floats without their sign; infinities and NaNs go on upwards."""
+    """The magnitudes of floats without their sign, in 2 ** -24.
+
+    Infinities and NaNs continue the numbers upwards.
+    """
     exponent = np.maximum(floats >> MANTISSA_BITS, 1) - 1
     magnitudes: Ints = floats - (exponent << MANTISSA_BITS) << exponent
     return magnitudes
@@ -121,24 +124,25 @@ def _floats(magnitudes: Ints) -> Ints:
 
 
 def _precision(magnitudes: Ints) -> int:
-    """The most mantissa bits that any number needs: 7 of numbers that once were bfloat16."""
-    trailing = _length(magnitudes & -magnitudes)  # and the lowest one
+    """The most mantissa bits that any number needs.  Numbers that were bfloat16 need 7."""
+    trailing = _length(magnitudes & -magnitudes)  # zeros at the end, and the lowest one
     return max(int((_length(magnitudes) - trailing).max()), 0)
 
 
 def _cell_bits(magnitudes: Ints, precision: int) -> int:
+    """A cell's width is 2 ** this, in units of magnitudes."""
     rank = magnitudes.size - 1 - magnitudes.size // EXCEEDED
     high = int(np.partition(magnitudes, rank, axis=None)[rank]).bit_length()
     return min(max(high - 1 - min(precision, CELL_BITS), 0), LONGEST - 1 - precision)
 
 
 def _step(cell_bits: int) -> int:
-    """A cell's width in 1/1024, as `AdaptivePrior` wants it."""
+    """A cell's width in 1/1024, as `AdaptivePrior` takes it."""
     return min(1 << max(cell_bits - UNIT_BITS + 10, 0), STEP_LIMIT - 1)
 
 
 def _cells(magnitudes: Ints, precision: int, cell_bits: int) -> Ints:
-    """The cells' numbers; where floats are farther apart than that, each has its own."""
+    """The numbers of the cells.  Floats that are farther apart than a cell have a cell each."""
     apart = np.maximum(_length(magnitudes) - 1 - precision - cell_bits, 0)
     cells: Ints = (apart << precision) + (magnitudes >> (cell_bits + apart))
     return cells
@@ -154,7 +158,7 @@ def _first_magnitudes(cells: Ints, precision: int, cell_bits: int) -> Ints:
 def _refinements(
     cells: Ints, precision: int, cell_bits: int
 ) -> Iterator[tuple[NDArray[np.bool_], int, int]]:
-    """Which cells but 0 have 2 ** count numbers, 2 ** shift apart: those, shift, count."""
+    """The cells, except 0, that hold 2 ** count floats, 2 ** shift apart: mask, shift, count."""
     lengths = _length(cells)
     for length in range(1, precision + 1):
         count = min(cell_bits, precision + 1 - length)
@@ -163,7 +167,7 @@ def _refinements(
 
 
 class Float16(WholeFrames):
-    """The coding; its quantisation is 0, or 1 for latents that are not scaled."""
+    """The coding.  Its quantisation is 0, or 1 for latents that are stored unscaled."""
 
     def quantisation(self, quality: float, effort: int) -> int:
         return 0

@@ -1,6 +1,6 @@
 """The prior of latents with hyperlatents: integer networks that predict every symbol.
 
-All weights and activations are integers; see `integers`.
+All weights and activations are integers; see `integers`.  docs/format.md specifies the prior.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from numpy.typing import NDArray
 from ..arrays import Ints
 from ..catalogue import HIGHEST_QUALITY
 from . import changes
-from .integers import Affine, largest
-from .range_coder import SYMBOL_LIMIT, Coder
+from .integers import Affine, largest_magnitude
+from .range_coder import SYMBOL_LIMIT, Coder, DamagedPayload
 
-ACTIVATION_LIMIT = (1 << 12) - 1  # wider ones save under 0.1 % (training.export), and cost time
-# Places evaluated at once: 16 MB for the widest layer.  Chosen; with 512 to 4096, the integers of a
-# megapixel take 106 to 112 ms of an idle core.
+ACTIVATION_LIMIT = (1 << 12) - 1  # measured: docs/measurements.md#hyperprior
+# Places that are computed at once.  Chosen: 16 MB for the widest layer.
 BLOCK = 1024
 
 
 def rectified(x: Ints) -> NDArray[np.float32]:
-    """Clipped to 0..ACTIVATION_LIMIT: the only non-linearity."""
+    """The values clipped to 0..ACTIVATION_LIMIT: the only non-linearity."""
     return np.clip(x, 0, ACTIVATION_LIMIT).astype(np.float32)
 
 
@@ -33,12 +32,12 @@ def _limited(x: Ints) -> NDArray[np.float32]:
 
 
 def _in_32_bits(x: Ints) -> NDArray[np.int32]:
-    """Means and scales, whose own limits are narrower."""
+    """Clipped to 32 bits.  The limits of means and scales are narrower."""
     return np.clip(x, -(1 << 31), (1 << 31) - 1).astype(np.int32)
 
 
 def _blocks(count: int) -> Iterator[slice]:
-    """Slices of at most BLOCK places: memory stays bounded however large the picture."""
+    """Slices of at most BLOCK places.  They bound the memory for large pictures."""
     for start in range(0, count, BLOCK):
         yield slice(start, min(start + BLOCK, count))
 
@@ -51,9 +50,12 @@ def _neighbours(
     layer: Affine,
     activation: Callable[[Ints], NDArray[np.float32]],
 ) -> NDArray[np.float32]:
-    """A layer of the values around places of a volume (h, w, C), zeros outside; (n, outputs)."""
+    """A layer's outputs (n, outputs) at n places of a volume (h, w, C).
+
+    Its inputs are the values at ``taps`` around each place, zero outside the volume.
+    """
     reach = max(abs(dy) for dy, _ in taps)
-    kind = layer.exact_type(largest(volume))
+    kind = layer.exact_type(largest_magnitude(volume))
     border = ((reach, reach), (reach, reach), (0, 0))
     padded: NDArray[Any] = np.pad(volume.astype(kind, copy=False), border)
     width = padded.shape[1]
@@ -68,32 +70,37 @@ def _neighbours(
 
 
 SQUARE = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-# Of a 5x5 square, the places that the first pass of a checkerboard has coded.
+# The places of a 5x5 square that the first pass of the checkerboard has coded.
 CHECKERBOARD = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy + dx) % 2]
 
 
-# The four places that a place at half the resolution stands for.
+# The four latents that one hyperlatent stands for.
 PARITIES = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def quadrant(down: int, right: int) -> list[tuple[int, int]]:
-    """Of a 3x3 square at half the resolution, the 2x2 places nearest to one of the four."""
+    """The 2x2 hyperlatents nearest to one of the four latents, in a 3x3 square of them."""
     return [(dy, dx) for dy in (down - 1, down) for dx in (right - 1, right)]
 
 
 class Coded(NamedTuple):
-    """The integers of latents: symbols (h, w, C), and hyperlatents (ceil(h/2), ceil(w/2), Z)."""
+    """The integers of latents: symbols (h, w, C), and hyperlatents (ceil(h/2), ceil(w/2), Z).
+
+    ``cells`` is the number of hyperlatents that were coded as changes, in all frames since the
+    last one without changes.
+    """
 
     symbols: Ints
     hyper: Ints
+    cells: int = 0
 
 
 class HyperPrior:
-    """Hyperlatents at half the resolution, then a checkerboard of two passes.
+    """Codes hyperlatents at half the resolution, then the latents in a checkerboard of two passes.
 
-    In each pass the channels come in groups; a group's distribution is predicted from the
-    hyperlatents, in the second pass from the first pass around it, and from the groups
-    before it at the same place.
+    In each pass, the channels come in groups.  The distribution of a group is predicted from the
+    hyperlatents and from the groups before it at the same place.  In the second pass, it is also
+    predicted from the first pass around it.
     """
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -112,11 +119,11 @@ class HyperPrior:
         self.hyper_channels = self._hyper_scale.shape[1]
 
     def hyper_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Shape of the hyperlatents of latents (height, width)."""
+        """The shape of the hyperlatents for latents (height, width)."""
         return (height + 1) // 2, (width + 1) // 2, self.hyper_channels
 
     def _features_of(self, hyper: Ints, rows: Ints, columns: Ints) -> NDArray[np.float32]:
-        """Hyperlatents (hz, wz, Z) to features (n, F) of some places of the latents."""
+        """Turn hyperlatents (hz, wz, Z) into features (n, F) at n places of the latents."""
         height, width, _ = hyper.shape
         all_rows, all_columns = (a.ravel() for a in np.indices((height, width)))
         up = np.empty((2 * height, 2 * width, self._up[0].outputs), np.float32)
@@ -135,20 +142,25 @@ class HyperPrior:
         quality: int,
         before: Coded | None = None,
     ) -> Coded:
-        """Code the hyperlatents and the latents (height, width, C), which come back.
+        """Code hyperlatents and latents (height, width, C), and return them.
 
-        ``quality`` is the header's, in hundredths.  With ``before``, those of the same place in
-        the frame before, first what changes is coded, and the rest stays as it was there.
+        ``quality`` is the header's, in hundredths.  ``before`` has those of the same band in the
+        frame before.  With it, a map of the cells that change is coded first, then these cells.
+        The others stay as they are in ``before``.
         """
         hyper_shape = self.hyper_shape(height, width)
         if before is None:
-            changed = np.ones(hyper_shape[:2], bool)
+            changed, cells = np.ones(hyper_shape[:2], bool), 0
             symbols = np.zeros((height, width, self.channels), np.int32)
             hyper = np.zeros(hyper_shape, np.int32)
         else:
             changed = changes.code(coder, *hyper_shape[:2])
             if not changed.any():
                 return before
+            cells = before.cells + int(changed.sum())
+            if cells > changes.most_cells(*hyper_shape[:2]):
+                msg = "more cells change in a row of DIFF than the limit"
+                raise DamagedPayload(msg)
             symbols, hyper = before.symbols.copy(), before.hyper.copy()
 
         hyper_scale = (self._hyper_scale[0] + self._hyper_scale[1] * quality) >> 16
@@ -160,7 +172,7 @@ class HyperPrior:
 
         parity = np.indices((height, width)).sum(0) % 2
         inside = changed.repeat(2, 0).repeat(2, 1)[:height, :width]
-        # What the first pass codes, then the second: of one latent there is no first.
+        # The places of the first pass, then of the second.  A single latent has no first pass.
         passes = [np.nonzero(inside & (parity == first)) for first in (1, 0)]
         features = self._features_of(hyper, *(np.concatenate(a) for a in zip(*passes, strict=True)))
         start = 0
@@ -187,4 +199,4 @@ class HyperPrior:
                 symbols[group_index] = chosen.reshape(len(rows), group)
                 coded[:, before_group : before_group + group] = symbols[group_index]
                 before_group += group
-        return Coded(symbols, hyper)
+        return Coded(symbols, hyper, cells)

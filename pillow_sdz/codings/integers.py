@@ -1,9 +1,8 @@
 """Arithmetic that gives the same integers on every machine.
 
-Weights and activations are integers.  Products are summed in floating point, which is exact
-because every partial sum stays below 2 ** 53 (or 2 ** 24, where float32 will do), whatever the
-order of summation.  So the same file decodes to the same integers with any BLAS, on any machine,
-with any threads.
+Weights and activations are integers.  Products are summed in floating point.  This is exact in any
+order, because every partial sum stays below 2 ** 53, or below 2 ** 24 in float32.  So a file
+decodes to the same integers with any BLAS, on any machine, with any number of threads.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from ..header import STEP_UNITS as STEP_UNITS
 EXACT = 1 << 53  # float64 holds every integer up to here
 EXACT_SINGLE = 1 << 24  # and float32 up to here
 
-STEP_LIMIT = 1 << 16  # of steps in `STEP_UNITS`: 0.05 is 51, within half a percent
-LOG_UNITS = 256  # logarithms to base 2 are in 1/256 octaves; finer than their own error
+STEP_LIMIT = 1 << 16  # steps are below this, in `STEP_UNITS`.  0.05 is 51, half a percent off.
+LOG_UNITS = 256  # logarithms to base 2 are in 1/256 octaves.  Chosen: finer than their error.
 
 
 def logarithm(x: Floats) -> Floats:
-    """Piecewise linear log2 of integers >= 1, less that of `STEP_UNITS`, in 1/256 octaves.
+    """log2(x / `STEP_UNITS`) of integers x >= 1, piecewise linear, in 1/256 octaves.
 
-    frexp takes a float64 apart exactly, and all products here are of powers of two.
+    It is exact: frexp is, and all factors here are powers of two.
     """
     mantissa, exponent = np.frexp(x)
     octaves: Floats = np.floor((2 * mantissa - 1) * LOG_UNITS)
@@ -38,9 +37,9 @@ def logarithm(x: Floats) -> Floats:
 class Affine:
     """y = (sum over inputs of (W_i x_i) * m_i + b + 2 ** (s - 1)) >> s, all integers.
 
-    ``W_i`` is int8 (outputs, inputs); ``m_i`` int32 and ``b`` int64, one per output, turn
-    the units of the inputs into those of the output.  ``limits`` bound each input's values;
-    ValueError where, within them, a sum may reach 2 ** 53.
+    ``W_i`` is int8 (outputs, inputs).  ``m_i``, int32, and ``b``, int64, have a value for each
+    output.  ``m_i`` turns the unit of the input into that of the output.  ``limits`` has the
+    largest magnitude of each input; ValueError if a sum may then reach 2 ** 53.
     """
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]], name: str, *limits: int) -> None:
@@ -66,9 +65,9 @@ class Affine:
             raise ValueError(msg)
 
     def exact_type(self, limit: int, number: int = 0) -> type:
-        """The narrowest type whose sums are exact for values of input ``number`` up to a limit.
+        """The narrowest type whose sums are exact if input ``number`` stays within a limit.
 
-        float32 is twice as fast; both give the same integers.
+        float32 is twice as fast.  Both types give the same integers.
         """
         return np.float32 if self._totals[number] * limit < EXACT_SINGLE else np.float64
 
@@ -77,19 +76,15 @@ class Affine:
         total = np.empty((len(inputs[0]), self.outputs))
         total[:] = self._bias
         for i, (x, weights) in enumerate(zip(inputs, self._weights, strict=True)):
-            # By the input's limit where that will do; a look at its values costs time too.
+            # By the input's limit if that is enough: finding the largest value takes time.
             kind = self.exact_type(self._limits[i], i)
             if kind is np.float64 and x.dtype == np.float32:
-                kind = self.exact_type(largest(x), i)
+                kind = self.exact_type(largest_magnitude(x), i)
             total += (x.astype(kind, copy=False) @ weights[kind]) * self._multipliers[i]
-        total *= 2.0**-self._shift  # exact, and so is what is cut off of it
+        total *= 2.0**-self._shift  # exact, and floor is exact as well
         return np.floor(total, out=total).astype(np.int64)
 
 
-def _largest(values: NDArray[Any]) -> int:
-    return int(max(values.max(initial=0), -values.min(initial=0)))
-
-
-def largest(values: NDArray[Any]) -> int:
-    """The largest magnitude; 0 of no values."""
+def largest_magnitude(values: NDArray[Any]) -> int:
+    """The largest magnitude; 0 if there are no values."""
     return int(max(values.max(initial=0), -values.min(initial=0)))

@@ -1,11 +1,11 @@
-"""The prior of latents that have no hyperlatents: a lattice refined by halves.
+"""The trained prior for latents without hyperlatents: a lattice that gets finer by halves.
 
-Every value is predicted from all that is coded around it, on all sides, by a small integer
-network (`integers.Affine`); the values of one pass do not depend on each other, so that a
-photo is some forty calls of numpy and constriction.  The order is that of hierarchical
-interpolation (Burt and Adelson's pyramid without a filter; FLIF's Adam-infinity interlacing,
-Sneyers and Wuille 2016), the networks' part is the channel-wise context of Minnen and Singh
-2020.  `docs/lattice.md` specifies it well enough to be written again.
+A small integer network (`integers.Affine`) predicts every value from the values around it, on all
+sides, that are coded already.  The values of one pass do not depend on each other, so a photo takes
+some forty calls of numpy and constriction.  The order is that of hierarchical interpolation (Burt
+and Adelson's pyramid without a filter; FLIF's Adam-infinity interlacing, Sneyers and Wuille 2016).
+The networks are channel-wise contexts (Minnen and Singh 2020).  docs/lattice.md specifies the
+prior.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from ..arrays import Floats, Ints
 from .integers import LOG_UNITS, STEP_LIMIT, STEP_UNITS, Affine, logarithm
 from .range_coder import MEAN_UNITS, Coder
 
-VALUE_LIMIT = (1 << 15) - 1  # of inputs: 32 units; chosen, latents hardly exceed 10
-ACTIVATION_LIMIT = (1 << 15) - 1  # of hidden layers: 0.1 to 0.3 % over the floats' bytes, measured
+VALUE_LIMIT = (1 << 15) - 1  # of inputs: 32 units.  Chosen: latents hardly exceed 10.
+ACTIVATION_LIMIT = (1 << 15) - 1  # of hidden layers.  Measured: docs/measurements.md#lattice.
 LOG_LIMIT = 1 << 14  # no logarithm of an int64 in these units is larger
-ACTIVITY_FLOOR = STEP_UNITS // 32  # chosen: keeps the logarithm of "all neighbours equal" sane
+ACTIVITY_FLOOR = STEP_UNITS // 32  # chosen: bounds the logarithm if all neighbours are equal
 
-# Chosen: 24 places of a 768x512 photo have no neighbours, under 1.3 % of its bytes.
-BASE_SPACING = 16
+BASE_SPACING = 16  # chosen: docs/measurements.md#lattice
 SPACINGS = (8, 4, 2, 1)
 REACH = 3  # of the taps, in spacings
-BLOCK = 4096  # places evaluated at once, as in `hyperprior`
+BLOCK = 4096  # places that are computed at once.  Chosen, as in `hyperprior`.
 
 
 def _mirrored(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -46,15 +45,15 @@ def _mirrored(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class Pass(NamedTuple):
-    """Which places of a lattice a pass codes, and what it knows around each of them.
+    """Which places of a lattice a pass codes, and which places around them it uses.
 
-    Places and offsets are (row, column), in spacings; places repeat with a period of 2.
+    Places and offsets are (row, column), in spacings.  Places repeat with a period of 2.
     """
 
     name: str
     places: list[tuple[int, int]]
-    known: list[tuple[int, int]]  # taps of all channels; the first four are the nearest
-    before: list[tuple[int, int]]  # further taps of channels coded before, own place first
+    known: list[tuple[int, int]]  # taps in all channels; the first four are the nearest
+    before: list[tuple[int, int]]  # more taps in the channels before; the first is the place itself
 
 
 PASSES = (
@@ -82,7 +81,7 @@ def _rectified(x: Ints) -> Floats:
 
 
 class _Piece(NamedTuple):
-    """A part of a pass small enough to be evaluated at once: rows of one of its sublattices."""
+    """A part of a pass that is computed at once: some rows of one of its sublattices."""
 
     place: tuple[int, int]
     start: int  # in rows of the sublattice
@@ -90,7 +89,7 @@ class _Piece(NamedTuple):
     columns: int
 
     def around(self, padded: Floats, taps: list[tuple[int, int]]) -> Floats:
-        """Values (C, T, n) at T offsets from n places, of lattices (C, h, w) padded by REACH."""
+        """Values (C, T, n) of padded lattices (C, h, w), at T offsets from n places."""
         rows = self.stop - self.start
         values = np.empty((len(padded), len(taps), rows, self.columns))
         for i, (dy, dx) in enumerate(taps):
@@ -112,30 +111,32 @@ def _pieces(places: list[tuple[int, int]], height: int, width: int) -> list[_Pie
 
 
 def _mirror(length: int) -> Ints:
-    """The rows (or columns) that stand for -REACH..length - 1 + REACH: mirrored about the first
-    and the last, which keeps every one's parity."""
+    """The rows (or columns) that stand for -REACH..length - 1 + REACH.
+
+    They are mirrored about the first and the last row, so each keeps its parity.
+    """
     period = max(1, 2 * (length - 1))
     rows = np.abs(np.arange(-REACH, length + REACH)) % period
     return np.minimum(rows, period - rows) if length > 1 else rows
 
 
 def _padded(symbols: Ints, step: int) -> Floats:
-    """The values (C, h + 2 REACH, w + 2 REACH) of a lattice of symbols (h, w, C)."""
+    """The values (C, h + 2 REACH, w + 2 REACH) of a lattice of symbols (h, w, C), mirrored."""
     rows, columns = _mirror(symbols.shape[0]), _mirror(symbols.shape[1])
     planes = symbols.transpose(2, 0, 1)[:, rows[:, None], columns]
     return planes.astype(np.float64) * step
 
 
 class _Known(NamedTuple):
-    """What all channels of a pass know of a piece's n places."""
+    """What all channels of a pass know of the n places of a piece."""
 
-    mean: Floats  # (C, n) of the four nearest values
-    values: Floats  # (C T + C, n) differences from the mean, and the means
-    activity: Floats  # (C, n) logarithms
+    mean: Floats  # (C, n): the mean of the four nearest values
+    values: Floats  # (C T + C, n): the taps' differences from the mean, and the means
+    activity: Floats  # (C, n): logarithms of how much the nearest values differ
 
 
 class LatticePrior:
-    """Predicts latents (h, w, C), quantised with any step, from themselves alone."""
+    """Predicts latents (h, w, C) of any step, without hyperlatents."""
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         self.channels = int(tensors["channels"][0])
@@ -155,19 +156,20 @@ class LatticePrior:
     @classmethod
     @cache
     def sd1(cls) -> LatticePrior:
-        """The prior of Stable-Diffusion-1-like latents, 4 scaled channels, loaded once."""
+        """The prior for latents like Stable Diffusion 1's, 4 scaled channels, loaded once."""
         return cls(load_file(weights.SD1_PRIOR.checked()))
 
     @classmethod
     @cache
     def sd_mini(cls) -> LatticePrior:
-        """The prior of the embedded `sd-mini`'s latents, loaded once."""
+        """The prior for the latents of `sd-mini`, loaded once."""
         return cls(load_file(weights.SD_MINI_PRIOR.checked()))
 
     def code(self, coder: Coder, height: int, width: int, step: int) -> Ints:
-        """Code latents' integers, "latents" to the coder; they (height, width, C) come back.
+        """Code the integers of latents (height, width, C), and return them.
 
-        ``step`` is the quantisation step in 1/1024 of the latents' unit, 1 to 65535.
+        The coder knows them as "latents".  ``step`` is the quantisation step in 1/1024 of the
+        latents' unit, 1 to 65535.
         """
         if not (0 < step < STEP_LIMIT and height > 0 and width > 0):
             msg = f"cannot code latents of {height}x{width} with a step of {step}/{STEP_UNITS}"
@@ -194,7 +196,7 @@ class LatticePrior:
     def _code_pass(
         self, coder: Coder, symbols: Ints, lattice: Ints, kind: Pass, spacing: int, step: int
     ) -> None:
-        """``lattice`` is a view of ``symbols`` with the spacing of this pass."""
+        """Code one pass; ``lattice`` is a view of ``symbols`` with the pass's spacing."""
         pieces = _pieces(kind.places, *lattice.shape[:2])
         if not pieces:
             return
@@ -208,7 +210,7 @@ class LatticePrior:
         )
         padded = _padded(lattice, step)
         current = padded.copy()
-        # What the channels share is kept for a picture of usual size, made anew in a large one.
+        # What the channels share is kept for usual pictures, and computed again for large ones.
         pieces_kept = len(pieces) if len(rows) <= 4 * BLOCK else 1
         known = lru_cache(pieces_kept)(lambda piece: self._known(kind, padded, piece, step))
         constant = np.array([float(step)] + [LOG_UNITS * float(s == spacing) for s in SPACINGS])
@@ -241,7 +243,7 @@ class LatticePrior:
         constant: Floats,
         step: int,
     ) -> Ints:
-        """Means in 1/1024 and scale indices (n, 2) of channel c."""
+        """Means in 1/1024 and indices of scales, together (n, 2), for channel c."""
         count = known.mean.shape[1]
         values, logs = [known.values], [known.activity]
         if c:
@@ -250,7 +252,7 @@ class LatticePrior:
             values.append(_clipped(before.reshape(-1, count)))
             logs.append(logarithm(surprise))
         logs.append(np.broadcast_to(constant[:, None], (len(constant), count)))
-        # Transposed views: the products read them as they lie.
+        # Transposed views are enough: the products need no copies.
         x, log = np.concatenate(values).T, np.concatenate(logs).T
         first, second, last = self._layers[kind.name, c]
         output = last(_rectified(second(_rectified(first(x, log)))), x, log)
@@ -261,6 +263,6 @@ class LatticePrior:
     def _code_channel(
         coder: Coder, symbols: Ints, index: tuple[Ints, Ints, int], output: Ints, step: int
     ) -> None:
-        # To eighths of a step, halves rounded up.
+        # In eighths of a step, rounded half up.
         mean = (2 * MEAN_UNITS * output[:, 0] + step) // (2 * step)
         symbols[index] = coder.code("latents", index, mean, output[:, 1])

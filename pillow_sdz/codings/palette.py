@@ -1,9 +1,8 @@
-"""A palette of latents and an index for each of them <-> the payload, without loss.
+"""A palette of latents and an index for each latent <-> the payload, without loss.
 
-The article of 2022 packs both with zlib.  Here the palette is coded as a set, without an order,
-and every index by its entry's distances to the entries chosen around it, weighted as the picture
-teaches.  Everything that a decoder computes is integers; `docs/palette.md` specifies it well enough
-to be written again.
+The article of 2022 packs both with zlib.  Here the palette is coded as a set, without an order.  An
+index is coded by the distances from its entry to the entries around it, with weights that are
+learned from the picture.  Decoders compute in integers.  docs/palette.md specifies the payload.
 """
 
 from __future__ import annotations
@@ -17,25 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Ints
-from .integers import logarithm
+from .integers import LOG_UNITS, logarithm
 from .range_coder import CODER_BITS, DamagedPayload, Words, sealed
 
-MAX_CHANNELS = 256  # so that no squared distance is beyond 2 ** 24
-MAX_ENTRIES = 1024  # chosen: more than the article's 256 pay (benchmarks/palette.py), tables grow
+MAX_CHANNELS = 256  # no squared distance is then above 2 ** 24
+MAX_ENTRIES = 1024  # chosen: more than the article's 256 pay (benchmarks.palette), but tables grow
 BYTE_BITS = 8
 ZERO = 128  # the byte of a latent of 0
 
 _TOTAL = 1 << CODER_BITS
 
 
-# Integers and their weights -> words.
+# Integers and their weights -> words
 
 
 def _counts(weights: NDArray[Any]) -> NDArray[np.float32]:
-    """What the coder takes of integer weights (n, m): counts less one, of 2 ** 24 in a row.
+    """The counts of integer weights (n, m), less one, as the range coder takes them.
 
-    The last symbol of a row gets what rounding leaves.  A float32 holds these integers exactly;
-    see `range_coder.Tables` for what constriction makes of them.
+    The counts of a row sum to 2 ** 24.  The last symbol of a row gets what rounding leaves.  A
+    float32 holds these integers exactly.  `range_coder.Tables` says how constriction uses them.
     """
     free = _TOTAL - weights.shape[1]
     counts = weights * free // weights.sum(1, keepdims=True)
@@ -53,10 +52,10 @@ _CATEGORICAL = constriction.stream.model.Categorical(perfect=False)
 
 
 class _Coder(Protocol):
-    """Codes symbols (n,) by their `_counts` (n, m), so that all is written once for both ways."""
+    """Codes symbols (n,) with `_counts` (n, m).  All is written once for both directions."""
 
     def code(self, symbols: Ints, counts: NDArray[np.float32]) -> Ints:
-        """An encoder writes the symbols; a decoder ignores them and answers what it reads."""
+        """An encoder writes the symbols.  A decoder ignores them, and returns what it reads."""
         ...
 
 
@@ -83,10 +82,10 @@ class _Decoder:
         self._words.finish()
 
 
-# The palette.
+# The palette
 
-# An entry counts for its level and the nearest on either side: 409 bytes a palette instead of 420
-# with the level alone, 412 with 3, 409 with 7 (eight photos).
+# An entry counts for SPREAD levels, with its own in the middle.  Measured:
+# docs/measurements.md#palette.
 SPREAD = 5
 
 
@@ -98,12 +97,12 @@ class Palette(NamedTuple):
 
     @property
     def bytes(self) -> Ints:
-        """The entries as bytes: of each cell of the grid its middle."""
+        """The entries as bytes: the middles of their cells of the grid."""
         return (self.entries << self.shift) + ((1 << self.shift) >> 1)
 
 
 def _rising(first: int, count: int) -> list[int]:
-    """The binomial coefficients (first + i - 1 over i), for i up to ``count``."""
+    """The binomial coefficients (first + i - 1 over i) for i up to ``count``."""
     values = [1]
     for i in range(1, count + 1):
         values.append(values[-1] * (first + i - 1) // i)
@@ -112,18 +111,18 @@ def _rising(first: int, count: int) -> list[int]:
 
 @functools.lru_cache(1 << 12)
 def _split_counts(points: int, below: int, above: int) -> NDArray[np.float32]:
-    """`_counts` of how many of ``points`` lie below: beta-binomial with these parameters."""
+    """`_counts` for how many of ``points`` lie below: beta-binomial with these parameters."""
     lower, upper = _rising(below, points), _rising(above, points)
     weights = [a * b for a, b in zip(lower, reversed(upper), strict=True)]
     return _counts(np.array([weights], dtype=object))
 
 
 def _code_palette(coder: _Coder, palette: Palette | None, places: int, channels: int) -> Palette:
-    """Code a palette for so many places; a decoder gives None.
+    """Code a palette for ``places`` places.  A decoder passes None.
 
-    The first channel's range is halved, and halved again, and each time it is coded how many
-    entries lie in the lower half; entries alike in one channel go on to the next.  So no order
-    is coded, which would cost log2 K! bits.
+    The range of the first channel is halved again and again.  Each time, the number of entries in
+    the lower half is coded.  Entries that are equal in one channel are told apart in the next.  So
+    no order is coded, which would cost log2 K! bits.
     """
     count, shift = (len(palette.entries), palette.shift) if palette else (1, 0)
 
@@ -137,7 +136,7 @@ def _code_palette(coder: _Coder, palette: Palette | None, places: int, channels:
         raise DamagedPayload(msg)
     entries = palette.entries.copy() if palette else np.zeros((count, channels), np.int64)
     levels = (1 << BYTE_BITS) >> shift
-    # A cell: the entries start..stop are alike in the channels before, and lie in low..high.
+    # A cell: the entries start..stop are equal in the channels before, and lie in low..high.
     cells = [(0, count, 0, 0, levels, [0] * (levels + 1))]
     while cells:
         start, stop, channel, low, high, before = cells.pop()
@@ -154,32 +153,30 @@ def _code_palette(coder: _Coder, palette: Palette | None, places: int, channels:
             continue
         part[:] = low
         if channel + 1 < channels:
-            # Of the entries before these, how many lie below each level, each spread over SPREAD.
+            # How many of the entries before these lie below each level, each spread over SPREAD.
             frequency = np.bincount(entries[:start, channel + 1], minlength=levels)
             spread = np.convolve(frequency, np.ones(SPREAD, np.int64))[SPREAD // 2 :][:levels]
             before = [0, *np.cumsum(spread).tolist()]
             cells.append((start, stop, channel + 1, 0, levels, before))
         elif stop - start > 1:
-            msg = "a palette with equal entries"
+            msg = "the palette has equal entries"
             raise DamagedPayload(msg)
     return Palette(entries, shift)
 
 
-# The indices.
+# The indices.  The measured constants: docs/measurements.md#palette.
 
 NEIGHBOURS = [(0, -1), (-1, 0), (-1, 1), (0, -2), (-2, 0), (-1, -1)]  # (row, column)
 WEIGHT_BITS = 16
-# All weights begin with 1/2: those of a fit to eight photos save 1 byte in 3,100.
-FIRST_WEIGHT = 1 << (WEIGHT_BITS - 1)
-WEIGHT_LIMIT = 1 << 20
-BIAS_LIMIT = 1 << 28  # 16 octaves
-OCTAVES = 6  # of scales; a seventh and an eighth save nothing
-LOG_UNITS = 256  # of `integers.logarithm`: 1/256 octaves
-# How fast weights and biases are learned, as shifts.  One either way: 0 to 6 bytes of 3,100.
+FIRST_WEIGHT = 1 << (WEIGHT_BITS - 1)  # all weights begin with 1/2.  Measured.
+WEIGHT_LIMIT = 1 << 20  # 16.  Chosen.
+BIAS_LIMIT = 1 << 28  # 16 octaves.  Chosen.
+OCTAVES = 6  # how many scales there are, an octave apart.  Measured.
+# How fast weights and biases are learned, as shifts.  Measured.
 WEIGHT_RATE = 22
 BIAS_RATE = 2
-LEARNED_AT_ONCE = 32  # places of a wave of a 512x512 image; longer waves count as one of these
-# 2 ** -x for x in 1/256 octaves, linear between the octaves as `integers.logarithm` is.
+LEARNED_AT_ONCE = 32  # places in a wave of 512x512 pixels.  A longer wave counts as such a one.
+# 2 ** -x for x in 1/256 octaves, linear between the octaves as in `integers.logarithm`.
 _POWERS = np.array(
     [(512 - x % 256) << (16 - x // 256) for x in range(16 * LOG_UNITS + 1)], np.int64
 )
@@ -188,8 +185,8 @@ _POWERS = np.array(
 def _waves(height: int, width: int) -> Iterator[tuple[Ints, Ints]]:
     """Rows and columns of the places 2 row + column = 0, 1, ...
 
-    All that is above or to the left of a place, and what is above and one to the right, lies in
-    earlier waves: so error diffusion and context coding take a whole wave at once.
+    The places above a place, to its left, and above with one to the right, lie in earlier waves.
+    So error diffusion and context coding take a whole wave at once.
     """
     for wave in range(2 * (height - 1) + width):
         rows = np.arange(max(0, (wave - width + 2) // 2), min(height - 1, wave // 2) + 1)
@@ -197,17 +194,17 @@ def _waves(height: int, width: int) -> Iterator[tuple[Ints, Ints]]:
 
 
 class _IndexModel:
-    """Learns, wave by wave, how likely each entry is next to those around.
+    """Learns, wave by wave, how likely each entry is beside the entries around it.
 
-    The likelihood of an entry is a product over the neighbours: of (1 + d / s) ** -w, where d is
-    the squared distance between the two entries, s a scale that grows with the distances among
-    the neighbours, and w the neighbour's weight.  Weights, and a bias for each entry, follow the
+    The likelihood of an entry is a product of (1 + d / s) ** -w over the neighbours.  d is the
+    squared distance between the two entries.  s is a scale that grows with the distances among the
+    neighbours.  w is the neighbour's weight.  The weights, and a bias for each entry, follow the
     gradient of the code length, as in the mixing of PAQ (Mahoney 2005).
     """
 
     def __init__(self, entries: Ints, height: int, width: int) -> None:
         count = len(entries)
-        self._nowhere = count  # the entry of places outside, equally far from all
+        self._nowhere = count  # the entry of places outside; its distance to all others is 0
         points = entries.astype(np.float64)
         squares = (points**2).sum(1)
         distances = squares[:, None] + squares - 2 * (points @ points.T)
@@ -228,7 +225,7 @@ class _IndexModel:
     def _octave(self, activity: Ints) -> Ints:
         """log2 of the scale: the mean of those of spacing and activity, less 2 or 3 octaves.
 
-        Measured: with an octave more it is 6 bytes of 3,100 more, with half an octave less 1.
+        Measured: docs/measurements.md#palette.
         """
         product = self._spacing * (2 * activity + self._spacing)
         _, exponents = np.frexp(product.astype(np.float64))
@@ -236,7 +233,7 @@ class _IndexModel:
         return octaves
 
     def predict(self, rows: Ints, columns: Ints) -> NDArray[np.float32]:
-        """`_counts` (n, K) of the entries at the places of a wave."""
+        """`_counts` (n, K) of all entries at the places of a wave."""
         around = np.stack([self._indices[rows + 2 + y, columns + 2 + x] for y, x in NEIGHBOURS])
         left, above, corner = around[0], around[1], around[-1]
         activity = self._distances[left, above]
@@ -250,7 +247,7 @@ class _IndexModel:
         return _counts(weights)
 
     def learn(self, rows: Ints, columns: Ints, counts: NDArray[np.float32], entries: Ints) -> None:
-        """Take in the entries of the wave that was predicted last."""
+        """Learn from the entries of the wave that was predicted last."""
         self._indices[rows + 2, columns + 2] = entries
         likely = counts.astype(np.float64) + 1
         expected = (self._around @ likely[:, :, None]).sum((0, 2))
@@ -265,11 +262,11 @@ class _IndexModel:
 
     @staticmethod
     def _limited(total: Ints, places: int) -> Ints:
-        """A sum over a wave as it would be if the wave were not longer than usual."""
+        """A sum over a wave, reduced to that of `LEARNED_AT_ONCE` places if it has more."""
         return total * LEARNED_AT_ONCE // places if places > LEARNED_AT_ONCE else total
 
 
-# Payloads.
+# Payloads
 
 Choose = Callable[[Ints, Ints, NDArray[np.float32]], Ints]
 
@@ -277,7 +274,7 @@ Choose = Callable[[Ints, Ints, NDArray[np.float32]], Ints]
 def _code(
     coder: _Coder, palette: Palette | None, choose: Choose, shape: tuple[int, int, int]
 ) -> tuple[Palette, Ints]:
-    """Code a palette, and the entries that ``choose`` makes of rows, columns and counts."""
+    """Code a palette, and the entries that ``choose`` returns for rows, columns and counts."""
     height, width, channels = shape
     palette = _code_palette(coder, palette, height * width, channels)
     indices = np.zeros((height, width), np.int64)
@@ -295,23 +292,23 @@ def pack(palette: Palette, indices: Ints) -> bytes:
     """The payload of a palette and the indices (h, w) of its entries, without loss."""
     ascending = np.unique(palette.entries, axis=0)
     if not np.array_equal(ascending, palette.entries):
-        msg = "the palette's entries are to be different and in ascending order"
+        msg = "the palette's entries must be different and in ascending order"
         raise ValueError(msg)
     shape = (*indices.shape, palette.entries.shape[1])
     return pack_choices(palette, lambda rows, columns, _: indices[rows, columns], shape)
 
 
 def pack_choices(palette: Palette, choose: Choose, shape: tuple[int, int, int]) -> bytes:
-    """As `pack`, of indices that are chosen wave by wave."""
+    """As `pack`, with indices that ``choose`` chooses wave by wave."""
     coder = _Encoder()
     _code(coder, palette, choose, shape)
     return coder.bytes()
 
 
 def unpack(payload: bytes, height: int, width: int, channels: int) -> tuple[Palette, Ints]:
-    """The palette and the indices (h, w) of a payload; `DamagedPayload` if it has none."""
+    """The palette and the indices (h, w) of a payload; `DamagedPayload` if it is damaged."""
     if not 1 <= channels <= MAX_CHANNELS:
-        msg = f"a palette of {channels} channels"
+        msg = f"a palette cannot have {channels} channels, only 1 to {MAX_CHANNELS}"
         raise DamagedPayload(msg)
     coder = _Decoder(payload)
     palette, indices = _code(

@@ -1,4 +1,4 @@
-"""Latents -> integers: rounded to the nearest, or chosen by rate and distortion."""
+"""Latents -> integers: rounded to the nearest one, or chosen by rate and distortion."""
 
 from __future__ import annotations
 
@@ -13,48 +13,43 @@ from ..arrays import Floats, Ints
 from .integers import STEP_UNITS
 from .range_coder import SYMBOL_LIMIT, Coder, Prediction, SymbolEncoder, Tables
 
-# D + lambda R is minimised, with the squared error D in squared steps and the rate R in bits.
-# Where the step is fine, D = step^2 / 12 and falls by 2 ln 2 times itself a bit: 0.1155.
-# Coarser steps want more; of 0.08 to 0.2 this served steps of 0.25 to 1.4 best together
-# (benchmarks.effort, a third of the photos).  Other weights for coarser lattice levels, which
-# the finer ones are predicted from, saved nothing.
+# The constants are measured or chosen: docs/measurements.md#quantize.
+
+# Lambda in D + lambda R, which is minimised: D is the squared error in squared steps, R is the rate
+# in bits.  Measured.
 RATE_WEIGHT = 0.15
 
-EFFORT_OF_RATE = 3  # one pass of rate and distortion, in about the time of rounding
-# Rate-distortion-optimised integers err more than rounded ones: at log2 of these steps as much
-# as rounding with a step coarser by such a part.  Between what was measured on latents like
-# Stable Diffusion 1's (0.05, 0.10 and 0.16 at steps of 0.25, 0.5 and 1; benchmarks.effort) and
-# on sd-mini's of photos held out from training (0.02, 0.06, 0.09 and 0.17 up to a step of 2).
+EFFORT_OF_RATE = 3  # chosen: one pass of rate and distortion takes about the time of rounding
+# With rate and distortion, the error is larger than with rounding.  For log2 of a step, the part
+# by which the step must be finer for the same error.  Measured.
 FINER = (-3, -2, -1, 0, 1), (0.01, 0.03, 0.07, 0.12, 0.17)
-# Rounds of `_descend` by effort.  Chosen: each doubling of the time saves 0.1 to 0.7 % more at
-# steps of 0.25 to 1 (benchmarks.effort).
+# Rounds of `_descend` by effort.  Chosen.
 ROUNDS = {6: 8, 7: 16, 8: 32, 9: 64}
 
-# How far from a changed integer `_descend` looks for what it did to the other integers' bits.
-# The taps of the finest lattice reach 3.  With 2 it began to keep what made things worse.
+# A changed integer changes the bits of others within this distance: the taps of the finest lattice
+# reach so far.  Measured.
 INFLUENCE = 3
-# Changes of one round are farther apart than INFLUENCE, and after this many rounds, when
-# little is left to gain that way, than twice that, where they do not blur each other.  All
-# are tried again then: on one photo, in 64 rounds, 0.1 to 1.5 % more at steps of 0.25 to 1.
+# The changes of one round are more than INFLUENCE apart.  After this many rounds they are more than
+# twice that apart, so that they do not blur each other, and all are tried again.  Measured.
 CROWDED_ROUNDS = 32
 
 
 class Prior(Protocol):
-    """Predicts latents (h, w, C) of any quantisation step from themselves alone."""
+    """Predicts latents (h, w, C) of any quantisation step, without hyperlatents."""
 
     def code(self, coder: Coder, height: int, width: int, step: int) -> Ints:
-        """Code latents' integers; see `lattice.LatticePrior.code`."""
+        """Code the integers of latents; see `lattice.LatticePrior.code`."""
         ...
 
 
 def encode(prior: Prior, latents: NDArray[Any], step: int, effort: int) -> bytes:
     """The payload of latents (h, w, C), in the latents' unit.
 
-    ``step`` is the quantisation step in 1/1024 of that unit, 1 to 65535.  ``effort`` is 0 to
-    9: up to 2 it rounds, up to 5 it weighs rate against distortion in one pass, and above it
-    tries alternatives in ever more passes, each about the time of one encoding.  With the
-    same step, more effort means fewer bytes and a larger error; at equal error, fewer bytes
-    (see `equal_error`).
+    ``step`` is the quantisation step in 1/1024 of that unit, 1 to 65535.  ``effort`` is 0 to 9.
+    From 0 to 2, latents are rounded.  From 3 to 5, one pass weighs rate against distortion.  From 6
+    on, more and more passes try alternatives; each takes about the time of one encoding.  With the
+    same step, more effort means fewer bytes and a larger error.  With the same error, it still
+    means fewer bytes (see `equal_error`).
     """
     height, width, _ = latents.shape
     steps = latents.astype(np.float64) * (STEP_UNITS / step)
@@ -72,7 +67,7 @@ def encode(prior: Prior, latents: NDArray[Any], step: int, effort: int) -> bytes
 
 
 def equal_error(step: int, effort: int) -> int:
-    """The step at which this effort errs about as much as rounding does at ``step``."""
+    """The step at which this effort has about the error that rounding has at ``step``."""
     if effort < EFFORT_OF_RATE:
         return step
     finer = np.interp(math.log2(step / STEP_UNITS), *FINER)
@@ -80,16 +75,13 @@ def equal_error(step: int, effort: int) -> int:
 
 
 class Quantizer:
-    """A `range_coder.Coder` that rounds latents as they are coded, and writes them.
+    """A `range_coder.Coder` that rounds latents and writes them.
 
-    ``latents`` (h, w, C) and ``hyper`` are in units of the quantisation step; ``changed`` is the
-    map of `changes`, where they are told by what changes.
+    ``latents`` (h, w, C) and ``hyper`` are in units of the quantisation step.  ``changed`` is the
+    map of `changes`, if the latents are stored as the difference from the frame before.
+
+    `mini` always rounds: its decoder is trained on rounded latents (docs/measurements.md#quantize).
     """
-
-    # `mini` does without the choice below: its decoder is trained on rounded latents.  On seven
-    # photos held out from training, at the best weight (0.015), it saved 0.2 to 0.4 % at equal
-    # PSNR and 0.4 to 1.3 % at equal SSIMULACRA2, and at 0.07 lost 1 to 5 %; its hyperlatents
-    # alone save more without any loss (models/refinement.py).
 
     def __init__(
         self,
@@ -116,15 +108,15 @@ class Quantizer:
         return symbols
 
     def bytes(self) -> bytes:
-        """The payload, once the prior has coded everything."""
+        """The payload, after the prior has coded all symbols."""
         return self._encoder.bytes()
 
 
 class RateDistortionQuantizer(Quantizer):
-    """A `Quantizer` that takes the next but nearest integer where its bits are worth it.
+    """A `Quantizer` that takes the second nearest integer if that saves enough bits.
 
-    ``weight`` is lambda, in squared steps a bit.  What a choice does to the bits of later
-    symbols is not seen here.
+    ``weight`` is lambda, in squared steps a bit.  The effect on the bits of later symbols is
+    ignored.
     """
 
     def __init__(self, tables: Tables, latents: Floats, weight: float) -> None:
@@ -147,10 +139,10 @@ def _other(latents: Floats, symbols: Ints) -> Ints:
 
 
 class _Survey:
-    """A `range_coder.Coder` of given symbols that writes nothing and notes bits.
+    """A `range_coder.Coder` of given symbols that counts bits and writes nothing.
 
-    ``bits`` (h, w, C) are those of the symbols, ``others_bits`` what others would take in
-    their places, one at a time and with all else as it is.
+    ``bits`` (h, w, C) has the bits of each symbol.  ``others_bits`` has the bits of each symbol's
+    alternative, if it alone were changed.
     """
 
     def __init__(self, symbols: Ints, others: Ints) -> None:
@@ -169,14 +161,14 @@ class _Survey:
 
 
 def _descend(prior: Prior, latents: Floats, symbols: Ints, step: int, rounds: int) -> Ints:
-    """Symbols of a smaller D + lambda R, found by trying others and keeping what helped.
+    """Symbols of a smaller D + lambda R: others are tried, and kept if they help.
 
-    Each round changes the most promising of the symbols not yet tried, far enough apart that
-    what each does to the bits of those predicted from it is seen in the bits around it.
+    Each round changes the most promising symbols that have not been tried.  They are so far apart
+    that the effect of each is seen in the bits around it.
     """
 
     def survey(symbols: Ints) -> tuple[Floats, Floats]:
-        """Bits of the places (h, w), and what the others take in addition (h, w, C)."""
+        """The bits of each place (h, w), and how many more each alternative takes (h, w, C)."""
         coder = _Survey(symbols, _other(latents, symbols))
         prior.code(coder, symbols.shape[0], symbols.shape[1], step)
         return coder.bits.sum(2), coder.others_bits - coder.bits
@@ -194,7 +186,7 @@ def _descend(prior: Prior, latents: Floats, symbols: Ints, step: int, rounds: in
         apart = INFLUENCE if number < CROWDED_ROUNDS else 2 * INFLUENCE
         others = _other(latents, symbols)
         worse = (latents - others) ** 2 - (latents - symbols) ** 2
-        # What is known before the trial: without the bits of those predicted from it.
+        # The gain as it is known before the trial, without the effect on other symbols' bits.
         promise = np.where(untried, -worse - RATE_WEIGHT * more, -np.inf)
         rows, columns = np.nonzero(_peaks(promise.max(2), apart))
         if not len(rows):
@@ -208,7 +200,7 @@ def _descend(prior: Prior, latents: Floats, symbols: Ints, step: int, rounds: in
         kept = worse[places] + RATE_WEIGHT * change[rows, columns] < 0
         undone = tuple(axis[~kept] for axis in places)
         trial[undone] = symbols[undone]
-        # Around what was undone, the bits are as they were.
+        # Around a change that was undone, the bits are those from before.
         around = np.zeros(bits.shape)
         around[undone[:2]] = 1
         around = _windows(around, INFLUENCE, 0).max((2, 3)) > 0
@@ -219,7 +211,7 @@ def _descend(prior: Prior, latents: Floats, symbols: Ints, step: int, rounds: in
 
 
 def _peaks(promise: Floats, apart: int) -> NDArray[np.bool_]:
-    """The finite values of a plane (h, w) that nothing within ``apart`` exceeds; ties broken."""
+    """The finite values of a plane (h, w) that are the largest within ``apart``, without ties."""
     rank = np.empty(promise.shape)
     rank.flat[np.argsort(promise, axis=None, kind="stable")] = np.arange(promise.size)
     largest = _windows(rank, apart, -1).max((2, 3))
@@ -228,6 +220,6 @@ def _peaks(promise: Floats, apart: int) -> NDArray[np.bool_]:
 
 
 def _windows(plane: NDArray[Any], reach: int, beyond: float) -> NDArray[Any]:
-    """Views (h, w, 2 reach + 1, 2 reach + 1) of what lies around each place of a plane."""
+    """Views (h, w, 2 reach + 1, 2 reach + 1) of the values around each place of a plane."""
     padded = np.pad(plane, reach, constant_values=beyond)
     return sliding_window_view(padded, (2 * reach + 1, 2 * reach + 1))

@@ -1,15 +1,15 @@
-"""Integers <-> bytes: probability tables by index over constriction's range coder.
+"""Integers <-> bytes: frequency tables, and constriction's range coder.
 
-Nothing here is floating-point arithmetic that a machine may round differently.  A symbol
-arrives with a predicted mean, in eighths, and the index of a scale, both integers computed
-by a prior; together they choose one of a few hundred tables of 16-bit frequencies.
-`docs/format.md` specifies all of it well enough to be written again.
+No floating-point arithmetic here depends on the machine.  A prior predicts a mean, in eighths of a
+step, and the index of a scale for every symbol.  Both are integers.  They choose one of a few
+hundred tables of 16-bit frequencies.  docs/format.md specifies all of it.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import math
 from typing import Any, NamedTuple, Protocol
 
 import constriction
@@ -22,20 +22,20 @@ from ..arrays import Floats, Ints
 
 MEAN_UNITS = 8  # means are predicted in eighths of a quantisation step
 SCALES = 96  # scale i is 2 ** (i / 8 - 5) quantisation steps
-PHASED_SCALES = 64  # from a scale of 8 steps on, the mean's fraction no longer matters
+PHASED_SCALES = 64  # from this scale on, 8 steps, the fraction of the mean no longer matters
 PHASES = MEAN_UNITS // 2 + 1
 FREQUENCY_BITS = 16
 CODER_BITS = 24  # constriction's default precision
 MAX_ESCAPE_BITS = 20
-SYMBOL_LIMIT = 1 << 19  # symbols and means are clipped to +-this
+SYMBOL_LIMIT = 1 << 19  # the largest magnitude of symbols and means; they are clipped
 
 
 class DamagedPayload(ValueError):
-    """The words do not decode to symbols."""
+    """The payload is not what an encoder makes."""
 
 
 class Tables:
-    """The frequency tables: table t codes residuals -reach[t]..reach[t] and an escape."""
+    """The frequency tables.  Table t codes the residuals -reach[t]..reach[t], and an escape."""
 
     def __init__(self, frequencies: NDArray[np.uint16], reach: NDArray[np.uint16]) -> None:
         self.reach: Ints = reach.astype(np.int32)
@@ -50,8 +50,8 @@ class Tables:
         self._bits = FREQUENCY_BITS - np.log2(frequencies.astype(np.float64))
         self.models = []
         # A float32 holds these integers exactly.  constriction gives a symbol of weight w
-        # floor(w * scale) + 1 counts, where the scale makes the sum 2 ** 24; with weights
-        # that sum to 2 ** 24 less the number of symbols the scale is exactly 1.
+        # floor(w * scale) + 1 counts, and chooses the scale so that they sum to 2 ** 24.  These
+        # weights sum to 2 ** 24 less the number of symbols, so the scale is exactly 1.
         unit = 1 << (CODER_BITS - FREQUENCY_BITS)
         for start, end in zip(starts, ends, strict=True):
             counts = frequencies[start:end].astype(np.int64)
@@ -64,29 +64,33 @@ class Tables:
     @classmethod
     @functools.cache
     def shipped(cls) -> Tables:
-        """The tables of the file format, loaded once."""
+        """The tables that the file format specifies, loaded once."""
         arrays = load_file(weights.TABLES.checked())
         return cls(arrays["frequencies"], arrays["reach"])
 
     def entries(self, residual: Ints, table: NDArray[np.uint16]) -> Ints:
-        """Where residuals stand in their tables; 2 reach + 1 is the escape."""
+        """The entries of residuals in their tables; 2 reach + 1 is the escape."""
         reach = self.reach[table]
         return np.where(np.abs(residual) > reach, 2 * reach + 1, residual + reach)
 
     def bits(self, symbols: Ints, prediction: Prediction) -> Floats:
-        """What each symbol costs where it is predicted so."""
+        """The bits that each symbol costs with this prediction."""
         residual = (symbols - prediction.centre) * prediction.mirror
-        entry = self.entries(residual, prediction.table)
-        bits: Floats = self._bits[self._starts[prediction.table] + entry]
+        bits = self.bits_of(self.entries(residual, prediction.table), prediction.table)
         excess = np.abs(residual) - self.reach[prediction.table]
         escaped = excess > 0
-        # `SymbolEncoder.encode`: one of 32 bit lengths, the bits below the first, the sign.
+        # As `SymbolEncoder.encode` writes it: a length below 32, the bits after the first, a sign.
         bits[escaped] += 5 + np.floor(np.log2(excess[escaped])) + 1
+        return bits
+
+    def bits_of(self, entries: Ints, table: NDArray[np.uint16]) -> Floats:
+        """The bits of entries of tables, without those after an escape."""
+        bits: Floats = self._bits[self._starts[table] + entries]
         return bits
 
 
 class Prediction(NamedTuple):
-    """Where a symbol's distribution lies: its table, its centre and whether it is mirrored."""
+    """The distribution of a symbol: its table, its centre, and whether it is mirrored."""
 
     table: NDArray[np.uint16]
     centre: Ints
@@ -94,8 +98,8 @@ class Prediction(NamedTuple):
 
     @classmethod
     def of(cls, mean: Ints, scale: Ints) -> Prediction:
-        """From means in eighths and scale indices of any range."""
-        # All that follows fits into 32 bits; stages of millions of symbols take a lot of memory.
+        """The prediction for means in eighths and scale indices, both clipped to their range."""
+        # All of this fits into 32 bits, which saves memory: a stage may have millions of symbols.
         scale = np.clip(scale, 0, SCALES - 1).astype(np.int32, copy=False)
         limit = SYMBOL_LIMIT * MEAN_UNITS
         mean = np.clip(mean, -limit, limit).astype(np.int32, copy=False)
@@ -111,8 +115,8 @@ class Prediction(NamedTuple):
 
 
 def _runs(table: NDArray[np.uint16]) -> tuple[Ints, list[tuple[int, slice]]]:
-    """The places sorted by their table, and each table in use with its part of them."""
-    order = np.argsort(table, kind="stable")  # by radix, of 16-bit integers
+    """The places in the order of their tables, and for each table in use its part of them."""
+    order = np.argsort(table, kind="stable")  # a radix sort for 16-bit integers
     in_order = table[order]
     bounds = [0, *(np.flatnonzero(np.diff(in_order)) + 1), len(in_order)]
     runs = [
@@ -124,24 +128,24 @@ def _runs(table: NDArray[np.uint16]) -> tuple[Ints, list[tuple[int, slice]]]:
 
 
 class Coder(Protocol):
-    """Codes one stage of symbols, so that a prior is written once for both directions."""
+    """Codes one stage of symbols.  With it, a prior is written once for both directions."""
 
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
-        """The symbols that ``index`` selects of ``volume``, as flat as ``mean`` and ``scale``.
+        """The symbols (n,) that ``index`` selects of ``volume``; ``mean`` and ``scale`` are (n,).
 
-        A decoder reads them; an encoder chooses and writes them.
+        A decoder reads them.  An encoder chooses and writes them.
         """
         ...
 
 
 def sealed(encoder: constriction.stream.queue.RangeEncoder) -> bytes:
-    """What a coder has written, in as few bytes as identify it."""
+    """What an encoder has written, in as few bytes as possible."""
     words: NDArray[np.uint32] = encoder.get_compressed()
     emitted, (lower, width) = encoder.pos()
     payload = words.astype(">u4").tobytes()
-    # constriction ends in whole words.  Any point of the final interval will do, and after
-    # the payload a decoder reads zeros: so the point with the most zeros at its end.  Where
-    # constriction's own point has carried into the words before, it stays.
+    # constriction ends with whole words.  Any point of the final interval decodes to the same
+    # symbols, and a decoder reads zeros after the payload.  So the point with the most zeros at its
+    # end is the shortest.  If constriction's own point carried into the words before, it stays.
     if int.from_bytes(payload[4 * emitted : 4 * emitted + 4], "big") >= lower >> 32:
         for zeros in range(64, -1, -8):
             point = -(-lower >> zeros) << zeros
@@ -180,14 +184,14 @@ class SymbolEncoder:
         self._encoder.encode(numbers.astype(np.int32), model)
 
     def bytes(self) -> bytes:
-        """The words, big-endian, in as few bytes as identify the symbols."""
+        """The words, big-endian, in as few bytes as possible."""
         return sealed(self._encoder)
 
 
 class Words:
-    """Reads words, and encodes again all that it reads, which costs little.
+    """Reads words, and encodes again all that it reads.  This costs little.
 
-    A payload is sound if and only if it is what an encoder makes of its symbols.
+    A payload is sound if and only if an encoder makes it from its symbols.
     """
 
     def __init__(self, payload: bytes) -> None:
@@ -198,10 +202,10 @@ class Words:
         self._again = constriction.stream.queue.RangeEncoder()
 
     def read(self, model: Any, *parameters: NDArray[np.float32], count: int = 0) -> Ints:
-        """``count`` symbols of a model, or as many as there are parameters of its family."""
+        """``count`` symbols of a model, or one for each row of a family's ``parameters``."""
         try:
             symbols = self._decoder.decode(model, *(parameters or (count,)))
-        except AssertionError as e:  # constriction's word for words no encoder makes
+        except AssertionError as e:  # constriction raises it for words that no encoder makes
             msg = "the words do not decode"
             raise DamagedPayload(msg) from e
         self._again.encode(symbols, model, *parameters)
@@ -223,6 +227,25 @@ class SymbolDecoder:
 
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
         prediction = Prediction.of(mean, scale)
+        reach = self._tables.reach[prediction.table]
+        entry = self._entries(prediction)
+        residual: Ints = entry - reach
+        for at in np.flatnonzero(entry == 2 * reach + 1):
+            bits = int(self.uniform(1, 32)[0])
+            if bits > MAX_ESCAPE_BITS:
+                msg = f"an escaped symbol of {bits} bits, more than the limit of {MAX_ESCAPE_BITS}"
+                raise DamagedPayload(msg)
+            low = int(self.uniform(1, 2 << bits)[0])
+            excess = (1 << bits) + (low >> 1)
+            residual[at] = -(reach[at] + excess) if low & 1 else reach[at] + excess
+        symbols = residual * prediction.mirror + prediction.centre
+        if np.abs(symbols).max(initial=0) > SYMBOL_LIMIT:
+            msg = f"a symbol is out of range: its magnitude is above {SYMBOL_LIMIT}"
+            raise DamagedPayload(msg)
+        return symbols
+
+    def _entries(self, prediction: Prediction) -> Ints:
+        """The entries of a stage's symbols in their tables.  Escapes are read later."""
         order, runs = _runs(prediction.table)
         in_order = np.empty(len(order), np.int32)
         for table, run in runs:
@@ -230,21 +253,7 @@ class SymbolDecoder:
             in_order[run] = self._words.read(self._tables.models[table], count=count)
         entry = np.empty_like(in_order)
         entry[order] = in_order
-        reach = self._tables.reach[prediction.table]
-        residual: Ints = entry - reach
-        for at in np.flatnonzero(entry == 2 * reach + 1):
-            bits = int(self.uniform(1, 32)[0])
-            if bits > MAX_ESCAPE_BITS:
-                msg = f"an escaped symbol of {bits} bits"
-                raise DamagedPayload(msg)
-            low = int(self.uniform(1, 2 << bits)[0])
-            excess = (1 << bits) + (low >> 1)
-            residual[at] = -(reach[at] + excess) if low & 1 else reach[at] + excess
-        symbols = residual * prediction.mirror + prediction.centre
-        if np.abs(symbols).max(initial=0) > SYMBOL_LIMIT:
-            msg = "a symbol out of range"
-            raise DamagedPayload(msg)
-        return symbols
+        return entry
 
     def uniform(self, count: int, size: int) -> Ints:
         """Read ``count`` numbers below ``size``, 2 to 2 ** 24, all equally likely."""
@@ -252,5 +261,50 @@ class SymbolDecoder:
         return self._words.read(model, count=count).astype(np.int64)
 
     def finish(self) -> None:
-        """Check that the payload holds these symbols and nothing else; or DamagedPayload."""
+        """DamagedPayload if the payload holds more than what has been read."""
         self._words.finish()
+
+
+# The coder reads two words ahead, so the last 64 bits of a cut payload do not decode.
+_AHEAD = 64
+
+
+class TruncatedDecoder(SymbolDecoder):
+    """Reads words that end too early.  Missing symbols become the likeliest ones."""
+
+    def __init__(self, tables: Tables, payload: bytes) -> None:
+        super().__init__(tables, payload)
+        self._left = float(8 * len(payload) - _AHEAD)  # bits
+
+    def _entries(self, prediction: Prediction) -> Ints:
+        likeliest = self._tables.reach[prediction.table].astype(np.int32)
+        if self._left <= 0:
+            return likeliest
+        try:
+            entry = super()._entries(prediction)
+        except DamagedPayload:  # after the end, anything may be read
+            self._left = 0
+            return likeliest
+        order, _ = _runs(prediction.table)
+        spent = np.cumsum(self._tables.bits_of(entry, prediction.table)[order])
+        known = int(np.searchsorted(spent, self._left, "right"))
+        if known == len(order):
+            self._left -= spent[-1] if known else 0
+            return entry
+        self._left = 0
+        entry[order[known:]] = likeliest[order[known:]]
+        # Escapes come last in their stage, so they lie beyond the end.
+        return np.where(entry == 2 * likeliest + 1, likeliest, entry)
+
+    def uniform(self, count: int, size: int) -> Ints:
+        self._left -= count * math.log2(size)
+        return super().uniform(count, size)
+
+    def finish(self) -> None:
+        """Check nothing: the words are known to end too early."""
+
+
+def decoder_of(payload: bytes, *, complete: bool) -> SymbolDecoder:
+    """A decoder for a payload.  If it is not ``complete``, it may end too early."""
+    kind = SymbolDecoder if complete else TruncatedDecoder
+    return kind(Tables.shipped(), payload)

@@ -1,10 +1,9 @@
-"""What the codings have in common that code a frame as one payload."""
+"""The common part of the codings that code a frame as one payload."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from .. import chunks
@@ -12,18 +11,18 @@ from ..arrays import Latents
 from ..container import Chunk
 from ..threads import one_blas_thread
 from . import adaptive
-from .coding import Frame, FrameEncoder
+from .coding import Frame, FrameEncoder, finite
 from .range_coder import DamagedPayload
 
-# Chosen: four times those of the public models.  The adaptive prior's time grows with their
-# square: a single latent of 64 channels takes it 0.75 s.
+# Chosen: four times those of the public models.  The time grows with their square
+# (docs/measurements.md#adaptive).
 MAX_CHANNELS = 64
 
 
 class WholeFrames:
-    """A frame is one payload, and knows nothing of the frames before.
+    """Codes each frame as one payload, without the frames before.
 
-    A coding has `payload`, its inverse `stored`, `quantisation` and `fit`.
+    A subclass has `payload`, its inverse `stored`, `quantisation` and `fit`.
     """
 
     def __init__(self, channels: int) -> None:
@@ -34,11 +33,16 @@ class WholeFrames:
         raise NotImplementedError
 
     def stored(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
-        """The latents (h, w, C) of a payload; DamagedPayload if it has none."""
+        """The latents (h, w, C) of a payload; DamagedPayload if it is damaged."""
         raise NotImplementedError
 
+    def begun(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
+        """As `stored`, for a payload that ends too early."""
+        msg = "it ends too early"
+        raise DamagedPayload(msg)
+
     def learns(self, payload: bytes) -> bool:
-        """Whether it takes as long as `adaptive.work` says, however few the bytes."""
+        """Whether decoding takes as long as `adaptive.work` says, even if there are few bytes."""
         return True
 
     def band_rows(self, height: int, width: int) -> int | None:
@@ -48,12 +52,7 @@ class WholeFrames:
         return adaptive.work(height, width, self._channels)
 
     def prepare(self, latents: NDArray[Any], quantisation: int) -> NDArray[Any]:
-        with np.errstate(over="ignore"):  # infinite values are refused below
-            found = latents.astype(np.float32)
-        if not np.isfinite(found).all():
-            msg = "latents have values that are infinite or not a number"
-            raise ValueError(msg)
-        return found
+        return finite(latents)
 
     def encoder(self, quantisation: int, effort: int, *, predict: bool = False) -> FrameEncoder:
         return lambda frame: [self._chunk(frame, quantisation, effort)]
@@ -66,12 +65,18 @@ class WholeFrames:
         return Chunk(chunks.LATENTS, payload)
 
     def decode(
-        self, payload: bytes, shape: tuple[int, int], quantisation: int, before: Any = None
+        self,
+        payload: bytes,
+        shape: tuple[int, int],
+        quantisation: int,
+        before: Any = None,
+        *,
+        complete: bool = True,
     ) -> NDArray[Any]:
         self._check_channels()
         self._check_work(payload, shape)
         with one_blas_thread():
-            return self.stored(payload, shape, quantisation)
+            return (self.stored if complete else self.begun)(payload, shape, quantisation)
 
     def latents(self, integers: NDArray[Any], quantisation: int) -> Latents | NDArray[Any]:
         return integers
@@ -82,6 +87,6 @@ class WholeFrames:
             raise DamagedPayload(msg)
 
     def _check_work(self, payload: bytes, shape: tuple[int, ...]) -> None:
-        """DamagedPayload where decoding would take too long for so few bytes."""
+        """DamagedPayload if decoding would take too long for so few bytes."""
         if self.learns(payload):
             adaptive.check_work(shape[0], shape[1], self._channels, len(payload))

@@ -1,11 +1,10 @@
-"""The registry of models: names, latent spaces and hashes, without loading anything heavy.
+"""The registry of models: names, latent spaces and hashes.  Looking one up loads nothing heavy.
 
-A name is a key of this registry and nothing else: never a path, never a repository. Under it is
- - a model whose weights come with this package (`catalogue.EMBEDDED`),
- - what this process registered (`register_model`),
- - what the user recorded (`sdz models add`, see recorded.py), or
- - a preset (`catalogue.PRESETS`), whose weights are in the Hugging Face hub's cache once they are
-   fetched.
+A name is a key of this registry. It is never a path or a repository. A model is one of these:
+ - embedded: its weights come with this package (`catalogue.EMBEDDED`),
+ - registered: this process called `register_model`,
+ - recorded: the user ran `sdz models add` (see recorded.py),
+ - a preset (`catalogue.PRESETS`): its weights are in the hub's cache once they are fetched.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def _sd_mini() -> Network:
     return SdMini(weights.SD_MINI.checked())
 
 
-#: What loads each embedded model; they import torch.
+#: The functions that load the embedded models.  They import torch.
 LOADERS: dict[str, Callable[[], Network]] = {
     MINI.name: _mini,
     MINI_PERCEPTUAL.name: _mini_perceptual,
@@ -87,20 +86,20 @@ def names() -> list[str]:
 
 
 def encoders() -> list[str]:
-    """The names of the models that can encode, sorted; OSError as in `names`."""
+    """The names of the models that encode, sorted; OSError as in `names`."""
     return [name for name in names() if name not in EMBEDDED or EMBEDDED[name].encodes]
 
 
 def spec(name: str) -> ModelSpec:
-    """The model called ``name``; KeyError where there is none, OSError for a damaged models file.
+    """The model called ``name``; KeyError if there is none, OSError if the models file is damaged.
 
-    The models file is read only for what this package and this process do not know.
+    The models file is read only for names that this package and this process do not know.
     """
     return _entry(name).spec
 
 
 def source(name: str) -> Source:
-    """Where the weights of a model are; errors as `spec`'s."""
+    """Where the weights of a model are; the same errors as `spec`."""
     return _entry(name).source
 
 
@@ -151,13 +150,14 @@ def _entry(name: str) -> _Entry:
 
 
 def decoder_for(spec: ModelSpec, digest: bytes, tune: str) -> ModelSpec:
-    """The model that shall decode a file.
+    """The model that decodes a file.
 
-    ``spec`` is what `catalogue.judge` has found of the file's header, ``digest`` (4 bytes) the
-    header's, ``tune`` what the file recommends.  It is the model that the file names, or that
-    model's other decoder for this tune, unless `options.DECODER` asks for another one.  ValueError
-    if that is no model's name.  OSError if the model is not known or not on this computer, with the
-    command that helps, and if the file's weights or latents are not the model's.
+    ``spec`` is the result of `catalogue.judge` for the file's header, ``digest`` (4 bytes) is the
+    header's, and ``tune`` is what the file recommends.  The decoder is the model that the file
+    names, or that model's second decoder for this tune, or the one in `options.DECODER`.
+    ValueError if `options.DECODER` is not the name of a model.  OSError if the model is not known
+    or not on this computer; the message has the command that helps.  OSError also if the file's
+    weights or latents are not the model's.
     """
     name = spec.name
     try:
@@ -171,7 +171,8 @@ def decoder_for(spec: ModelSpec, digest: bytes, tune: str) -> ModelSpec:
     if (spec.channels, spec.factor) != (wanted.channels, wanted.factor):
         msg = (
             f"the latents of this SDZ file have {spec.channels} channels at a factor of "
-            f"{spec.factor}, those of the model {name!r} {wanted.channels} at {wanted.factor}"
+            f"{spec.factor}, but those of the model {name!r} have {wanted.channels} at "
+            f"{wanted.factor}"
         )
         raise OSError(msg)
     if options.DECODER is not None:
@@ -181,8 +182,8 @@ def decoder_for(spec: ModelSpec, digest: bytes, tune: str) -> ModelSpec:
         decoder = wanted if other is None else _entry(other).spec
     else:
         msg = (
-            f"this SDZ file needs the model {name!r} with the weights {digest.hex()}, "
-            f"the installed weights are {wanted.digest.hex()}"
+            f"this SDZ file needs the model {name!r} with the weights {digest.hex()}, but the "
+            f"installed weights are {wanted.digest.hex()}"
         )
         raise OSError(msg)
     source(decoder.name).check()
@@ -197,15 +198,15 @@ def _decoder_asked_for(name: str, wanted: ModelSpec) -> ModelSpec:
         raise ValueError(msg) from None
     if _latents(decoder) != _latents(wanted):
         msg = (
-            f"options.DECODER is {name!r}, which decodes {decoder.latent_space} latents; "
-            f"those of this SDZ file, made by {wanted.name!r}, are {wanted.latent_space}"
+            f"options.DECODER is {name!r}, which decodes {decoder.latent_space} latents, but this "
+            f"SDZ file has {wanted.latent_space} latents of {wanted.name!r}"
         )
         raise OSError(msg)
     return decoder
 
 
 def _latents(spec: ModelSpec) -> tuple[str, int, int]:
-    """What models must have in common to decode each other's latents."""
+    """What two models must have in common to decode each other's latents."""
     return spec.latent_space, spec.channels, spec.factor
 
 
@@ -215,9 +216,9 @@ _loading = forks.Lock()
 
 
 def load(spec: ModelSpec) -> Network:
-    """The autoencoder itself, loaded once per process; imports torch.
+    """The model's network, loaded once in a process.  Imports torch.
 
-    OSError if the weights are missing, damaged, or not those that the registry names.
+    OSError if the weights are missing or damaged, or if their hash is not the registry's.
     """
     with _loading:
         if spec not in _loaded:
@@ -236,13 +237,13 @@ def _from_diffusers(source: sources.Diffusers) -> Network:
 
 
 def _entry_of(spec: ModelSpec) -> _Entry:
-    """The model; OSError where its name is another's by now."""
+    """The model's entry; OSError if another model has its name by now."""
     try:
         entry = _entry(spec.name)
     except KeyError:
         entry = None
     if entry is None or entry.spec != spec:
-        msg = f"the model {spec.name!r} is not the one any more that it was: load the file again"
+        msg = f"the model {spec.name!r} has been replaced or removed: open the file again"
         raise OSError(msg)
     return entry
 
@@ -252,11 +253,12 @@ def load_denoiser(spec: ModelSpec, *, on_cpu: bool = False) -> Denoiser:
 
     Diffusers' is imported for all U-Nets but `sd-mini`'s own.
 
-    ``on_cpu``: there and in float32, from now on, in place of the one that was loaded.
+    It is the model's own, or that of another model of the same latent space. With ``on_cpu``, it is
+    loaded on the CPU in float32, and replaces the one that was loaded.
 
-    The model's own, or that of another model of the same latent space. OSError where there is none
-    on this computer, with the command that brings it, or where it is damaged or not made for these
-    latents, or where it is a loaded module and shall be moved to the CPU.
+    OSError if this computer has no such U-Net; the message has the command that fetches it. OSError
+    also if it is damaged, if it is not made for these latents, or if it was registered as a loaded
+    module and ``on_cpu`` asks to move it.
     """
     with _loading:
         reason = ""
@@ -272,7 +274,7 @@ def load_denoiser(spec: ModelSpec, *, on_cpu: bool = False) -> Denoiser:
                 continue
             if parts is not None:
                 if on_cpu and not isinstance(parts.unet, Folder):
-                    msg = "the U-Net was registered as a loaded module, which is not moved"
+                    msg = "the U-Net was registered as a loaded module: move it to the CPU yourself"
                     raise OSError(msg)
                 _denoisers.clear()  # one at a time: they are large
                 with options.override(**({"DEVICE": "cpu", "DTYPE": "float32"} if on_cpu else {})):
@@ -292,10 +294,10 @@ def _denoiser(entry: _Entry, parts: DenoiserParts) -> Denoiser:
 
 
 def _same_space(spec: ModelSpec) -> Iterator[_Entry]:
-    """The models whose latents these are, the model itself first."""
+    """The models of the same latent space, the model itself first."""
     yield _entry_of(spec)
     for name in names():
-        with suppress(OSError):  # one that was recorded wrongly is no reason to do without others
+        with suppress(OSError):  # a wrong record of one model does not rule out the others
             entry = _entry(name)
             if name != spec.name and _latents(entry.spec) == _latents(spec):
                 yield entry
@@ -311,23 +313,22 @@ def register_model(
     tokenizer: Any = None,
     latent_space: str | None = None,
 ) -> ModelSpec:
-    """Make a model known to this process, in place of what had its name there.
+    """Make a model known to this process. It replaces a registered model of the same name.
 
-    ``name`` is what files name: 1 to 32 characters of a-z 0-9 . _ -, the first of a-z 0-9.
-    ``source`` is a directory in diffusers' layout, of an autoencoder or of a whole pipeline, or an
-    AutoencoderKL or AutoencoderTiny that is loaded already. So are ``unet``, ``scheduler``,
-    ``text_encoder`` and ``tokenizer``, which denoising takes; those of a pipeline's directory are
-    found. What is loaded is used as it is, where it is, without a copy, and must not be in training
-    mode.
+    ``name`` goes into files: 1 to 32 characters of a-z 0-9 . _ -, the first one of a-z 0-9.
+    ``source`` is a directory in diffusers' layout, of an autoencoder or of a whole pipeline. It may
+    also be a loaded AutoencoderKL or AutoencoderTiny. Denoising needs ``unet``, ``scheduler``,
+    ``text_encoder`` and ``tokenizer``; each is a directory or a loaded object. In a pipeline's
+    directory they are found. A loaded network is used as it is, on its device, without a copy. It
+    must not be in training mode.
 
-    Files also name the weights: those of a directory by the sha256 of the file, those of a loaded
-    autoencoder by that of its tensors (`stable_diffusion.digest`). No weights of a directory are
-    loaded that are not what they were when this was called. ``latent_space``, such as "sd1",
-    is given where models of that space can decode each other's files.
+    Files also name the weights: by the sha256 of a directory's file, or by that of a loaded
+    autoencoder's tensors (`stable_diffusion.digest`). If a directory's weights change after this
+    call, they are refused. Give ``latent_space``, such as "sd1", if models of that space can decode
+    each other's files.
 
-    ValueError where the name or the latent space is another model's or a network is in training
-    mode, OSError where the model is
-    damaged or of a kind that cannot be used.
+    ValueError if the name or the latent space belongs to another model, or if a network is in
+    training mode. OSError if the model is damaged or of a kind that cannot be used.
     """
     parts = None
     if isinstance(source, (str, os.PathLike)):
@@ -337,7 +338,7 @@ def register_model(
         network: Any = Folder(folder, sha256)
         parts = sources.denoiser_parts(directory)
     else:
-        sources.shape(source)  # refuses what is no autoencoder, before it is hashed
+        sources.shape(source)  # refuses other objects before they are hashed
         from .stable_diffusion import digest
 
         network, sha256 = source, digest(source)
@@ -368,7 +369,7 @@ def register_model(
 
 
 def record_model(name: str, directory: Path, latent_space: str | None = None) -> ModelSpec:
-    """Make a model known to all processes of this user, as `register_model` does to one."""
+    """Make a model known to all processes of this user, as `register_model` does for one."""
     directory = directory.absolute()
     folder = sources.autoencoder_folder(directory)
     sha256 = weights.sha256(sources.weights_file(folder))

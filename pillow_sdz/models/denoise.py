@@ -1,9 +1,9 @@
-"""Taking the noise of quantisation out of latents, with the U-Net that goes with them.
+"""Removes the noise of quantisation from latents with their U-Net.
 
-To a diffusion model, latents with a palette's dither are latents in the last steps of their
-making: the U-Net runs those steps and nothing is added.  The method is M. Buehlmann's ("Stable
-Diffusion Based Image Compression", 2022).  The strength, which part of the noise schedule is run,
-is fixed: by the file's writer or by the user.
+To a diffusion model, latents with a palette's dither look like latents in the last steps of
+generation.  The U-Net runs these steps, and no noise is added.  The method is M. Buehlmann's
+("Stable Diffusion Based Image Compression", 2022).  The strength is the part of the noise schedule
+that is run.  The file or the user fixes it.
 """
 
 from __future__ import annotations
@@ -41,10 +41,9 @@ UNASKED_WORK = UNASKED_STEPS * 256 * 256
 
 
 def wanted(recommended: Denoising | None, latents: int) -> tuple[float, int] | None:
-    """Strength in (0, 1] and number of steps, as `options` and the file say; None for none.
+    """Strength in (0, 1] and number of steps, from `options` or the file; None: do not denoise.
 
-    ``latents``, rows times columns, bound the steps that are run by the file's word alone, perhaps
-    to 0.
+    ``latents``, rows times columns, bounds the steps that only the file asks for, perhaps to 0.
     """
     asked = options.DENOISE
     if asked == 0 or (asked is None and recommended is None):
@@ -62,10 +61,11 @@ def wanted(recommended: Denoising | None, latents: int) -> tuple[float, int] | N
 def refiner(
     model: ModelSpec, recommended: Denoising | None, prompt: str, size: tuple[int, int]
 ) -> Callable[[Latents], Latents] | None:
-    """What refines latents (h, w, C), ``size`` of a model, or None where that is not wanted.
+    """A function that denoises latents (h, w, C) of a model, or None if that is not wanted.
 
-    Where the file alone recommends it, nothing is downloaded for it; where there is no U-Net, or
-    too many latents, a warning and None.  Where the user asked for it, OSError.
+    ``size`` is (h, w).  If there is no U-Net: OSError if the user asked for denoising.  If only the
+    file recommends it, a warning and None; also if there are too many latents.  Nothing is
+    downloaded then.
     """
     rows, columns = size
     settings = wanted(recommended, rows * columns)
@@ -113,11 +113,11 @@ def denoise(
 ) -> Latents:
     """Latents (h, w, C) after the last ``steps`` steps of DDIM; see `last_steps`.
 
-    OSError where the U-Net returns no numbers, as in float16 it may.
+    OSError if the U-Net returns values that are not finite, which may happen in float16.
     """
     x = torch.from_numpy(latents).permute(2, 0, 1)[None].to(denoiser.device, torch.float32)
     rows, columns = x.shape[2:]
-    # A U-Net halves its resolution some times, and adds what it finds there to what it had.
+    # A U-Net halves the resolution several times, and adds the results to the full resolution.
     multiple = denoiser.multiple
     x = F.pad(x, (0, -columns % multiple, 0, -rows % multiple), mode="replicate")
     condition = None if denoiser.embed is None else denoiser.embed(prompt)
@@ -125,7 +125,7 @@ def denoise(
     x = last_steps(x, predict, denoiser.schedule, strength, steps)
     refined: Latents = x[0, :, :rows, :columns].permute(1, 2, 0).cpu().numpy()
     if not np.isfinite(refined).all():
-        msg = f"the U-Net, run in {denoiser.dtype}, returned infinite values or none at all (NaN)"
+        msg = f"the U-Net in {denoiser.dtype} returned values that are infinite or not a number"
         if denoiser.dtype != torch.float32:
             msg += ": set options.DTYPE to float32"
         raise OSError(msg)
@@ -141,9 +141,9 @@ def last_steps(
 ) -> Tensor:
     """Latents (B, C, h, w) after the last steps of DDIM (Song et al. 2021), eta 0.
 
-    They are taken for the noisy latents at ``strength``, in (0, 1], of the schedule's noise, and
-    nothing is added: the same latents give the same result.  There are no more steps than the
-    schedule has at that strength.  ``predict`` is the U-Net, of noisy latents and a timestep.
+    The latents count as noisy latents at ``strength``, in (0, 1], of the schedule's noise.  No
+    noise is added, so the same latents give the same result.  There are at most as many steps as
+    the schedule has up to that strength.  ``predict`` runs the U-Net, at a timestep.
     """
     times = schedule.last(strength, steps)
     x = schedule.noisy(latents, times[0][0])

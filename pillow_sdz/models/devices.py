@@ -15,8 +15,8 @@ def device() -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         return torch.empty(0, device=options.DEVICE).device
-    except (AssertionError, NotImplementedError, RuntimeError) as e:
-        msg = f"options.DEVICE is {options.DEVICE!r}, which torch does not have here: {e}"
+    except (AssertionError, ImportError, NotImplementedError, RuntimeError) as e:
+        msg = f"options.DEVICE is {options.DEVICE!r}, but torch has no such device here: {e}"
         raise ValueError(msg) from e
 
 

@@ -1,7 +1,7 @@
-"""Pinned files in the Hugging Face hub's ordinary cache.
+"""Pinned files in the usual cache of the Hugging Face hub.
 
-`locate` only looks; nothing but `fetch` uses the network. Both go through huggingface_hub, so
-HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN mean what they mean elsewhere.
+`locate` looks into the cache. Only `fetch` and `latest` use the network. All use huggingface_hub,
+so HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN work as usual.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NEEDS_EXTRA = 'needs diffusers and transformers: run pip install "pillow-sdz[sd]
 
 def locate(snapshot: Snapshot) -> Path | None:
     """The folder of the commit in the cache; None unless all its files are there."""
-    # Never a branch: what the cache has for one depends on when it was looked at.
+    # Never a branch: the cache's commit of a branch depends on when it was fetched.
     if snapshot.revision is None or not REVISION.fullmatch(snapshot.revision):
         return None
     try:
@@ -34,9 +34,10 @@ def locate(snapshot: Snapshot) -> Path | None:
 
 
 def fetch(snapshot: Snapshot) -> Path:
-    """Download what the cache lacks, showing progress and resuming; the folder of the commit.
+    """Download the files that the cache lacks, and return the folder of the commit.
 
-    OSError where that fails, or where a file is not the pinned one.
+    It shows progress, and resumes a download. OSError if the download fails, or if a file is not
+    the pinned one.
     """
     assert snapshot.revision is not None
     try:
@@ -51,11 +52,11 @@ def fetch(snapshot: Snapshot) -> Path:
             path = hf_hub_download(snapshot.repository, file.path, revision=snapshot.revision)
         except EntryNotFoundError as e:
             msg = (
-                f"{snapshot.repository} has no {file.path}, or it cannot be reached; "
+                f"{snapshot.repository} has no {file.path}, or the hub cannot be reached; "
                 f"other files, such as pickles, are not read: {e}"
             )
             raise OSError(msg) from e
-        except Exception as e:  # of many libraries: the hub's, its HTTP client's, Xet's
+        except Exception as e:  # from many libraries: the hub's, its HTTP client, Xet
             msg = f"{snapshot.repository}/{file.path} could not be fetched: {e}"
             raise OSError(msg) from e
         folder = _root(path, file)
@@ -64,7 +65,7 @@ def fetch(snapshot: Snapshot) -> Path:
 
 
 def latest(repository: str) -> str:
-    """The commit, 40 hexadecimal digits, that the repository's main branch is at now."""
+    """The latest commit of a repository's main branch, 40 hexadecimal digits."""
     try:
         from huggingface_hub import HfApi
     except ImportError as e:
@@ -82,12 +83,12 @@ def latest(repository: str) -> str:
 
 
 def _root(path: str, file: File) -> Path:
-    """The folder of the commit, of which this is the path of a file."""
+    """The folder of the commit; ``path`` is where its file lies."""
     return Path(path).parents[file.path.count("/")]
 
 
 def _check_size_and_hash(path: Path, file: File) -> None:
-    path = path.resolve()  # what the cache's links point to is what has to be deleted
+    path = path.resolve()  # the cache has links: the user has to delete the file itself
     size = path.stat().st_size
     if file.bytes is not None and size != file.bytes:
         msg = f"{path} is damaged: it has {size} bytes instead of {file.bytes}: delete it"

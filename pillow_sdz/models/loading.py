@@ -98,7 +98,7 @@ def check_finite(module: torch.nn.Module, name: object) -> None:
     for tensor, values in module.state_dict().items():
         # What accelerate has offloaded is on "meta", without values, until it is needed.
         if values.is_floating_point() and not values.is_meta and not values.isfinite().all():
-            msg = f"{name} is damaged: {tensor} has infinite values or none at all (NaN)"
+            msg = f"{name} is damaged: {tensor} has values that are infinite or not a number"
             raise OSError(msg)
 
 

@@ -11,21 +11,21 @@ from ..arrays import Area, Latents, Pixels, Samples
 class Network(Protocol):
     """Pixels (H, W, 3) <-> latents (ceil(H/factor), ceil(W/factor), C), in numpy arrays.
 
-    Latents are scaled as pipelines have them.  Whatever the caller has set of torch for its own
-    networks, the result is the same, and the settings stay.
+    Latents are scaled as pipelines return them.  The caller's settings of torch change no result,
+    and are not changed.
     """
 
     def encode(self, pixels: Samples) -> Latents:
-        """The latents of pixels, which are asked for area by area."""
+        """The latents of pixels, which are read area by area."""
         ...
 
     def decode(
         self, latents: Samples, quantisation: int, *, area: Area | None = None, scale: int = 1
     ) -> Iterator[tuple[Area, Pixels]]:
-        """The pixels of latents, piece by piece: where in the picture, and the pixels.
+        """The pixels of latents, piece by piece: each piece's place in the picture, and its pixels.
 
-        ``quantisation`` is the header's.  Of a model whose specification has `by_area`, the pieces
-        cover ``area`` of the latents, at least; of others, the whole picture.  ``scale`` is one of
-        the specification's: pictures are so much smaller, and places are in their pixels.
+        ``quantisation`` is the header's.  If the model's specification has `by_area`, the pieces
+        cover at least ``area`` of the latents, otherwise the whole picture.  ``scale`` is one of
+        the specification's: pictures are at 1/scale of their size, and places are in their pixels.
         """
         ...

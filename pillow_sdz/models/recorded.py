@@ -6,13 +6,15 @@ where the environment variable ``SDZ_MODELS`` says.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..atomic import replacing
 from ..header import MAX_CHANNELS, MAX_FACTOR, NAME
@@ -36,15 +38,17 @@ class Directory:
     unet: str = ""
     text_encoder: str = ""
 
-    def is_sound(self) -> bool:
-        return (
-            os.path.isabs(self.directory)
-            and bool(_SHA256.fullmatch(self.sha256))
-            and bool(NAME.fullmatch(self.latent_space))
-            and 1 <= self.channels <= MAX_CHANNELS
-            and 1 <= self.factor <= MAX_FACTOR
-            and all(not sha or _SHA256.fullmatch(sha) for sha in (self.unet, self.text_encoder))
-        )
+    def sound_fields(self) -> dict[str, bool]:
+        """Whether each field has a value that a list may hold."""
+        return {
+            "directory": os.path.isabs(self.directory),
+            "sha256": bool(_SHA256.fullmatch(self.sha256)),
+            "latent_space": bool(NAME.fullmatch(self.latent_space)),
+            "channels": 1 <= self.channels <= MAX_CHANNELS,
+            "factor": 1 <= self.factor <= MAX_FACTOR,
+            "unet": not self.unet or bool(_SHA256.fullmatch(self.unet)),
+            "text_encoder": not self.text_encoder or bool(_SHA256.fullmatch(self.text_encoder)),
+        }
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,12 @@ class Pin:
     revision: str
     sha256: str
 
-    def is_sound(self) -> bool:
-        return bool(REVISION.fullmatch(self.revision) and _SHA256.fullmatch(self.sha256))
+    def sound_fields(self) -> dict[str, bool]:
+        """Whether each field has a value that a list may hold."""
+        return {
+            "revision": bool(REVISION.fullmatch(self.revision)),
+            "sha256": bool(_SHA256.fullmatch(self.sha256)),
+        }
 
 
 Record = Directory | Pin
@@ -75,36 +83,112 @@ def path() -> Path:
 
 
 def read() -> dict[str, Record]:
-    """The records by name; OSError where the file cannot be read or is damaged."""
+    """The records by name; OSError if the file cannot be read or is damaged."""
     try:
         text = path().read_bytes()
     except FileNotFoundError:
         return {}
+    sound, lost = _parse(text)
+    if lost:
+        msg = f"the list of added models {path()} is damaged: run 'sdz models repair'"
+        raise OSError(msg)
+    return sound
+
+
+def _parse(text: bytes) -> tuple[dict[str, Record], list[str]]:
+    """The records in the file's text by name, and the names of those that are damaged."""
     try:
         entries = json.loads(text)
-        if not isinstance(entries, dict):
-            raise TypeError
-        return {name: _record(name, fields) for name, fields in entries.items()}
-    except (ValueError, TypeError, RecursionError) as e:
-        msg = f"the models file {path()} is damaged: mend it or delete it"
-        raise OSError(msg) from e
+    except (ValueError, RecursionError):
+        entries = None
+    if not isinstance(entries, dict):
+        return {}, ["everything"]
+    sound, lost = {}, []
+    for name, fields in entries.items():
+        try:
+            sound[name] = _record(name, fields)
+        except (TypeError, ValueError):
+            lost.append(name)
+    return sound, lost
 
 
-def _record(name: str, fields: Mapping[str, object]) -> Record:
-    """ValueError or TypeError where it is none."""
+def _record(name: str, fields: object) -> Record:
+    """A record as the file has it; ValueError with what is wrong, or TypeError."""
+    if not isinstance(fields, dict):
+        msg = f"the record of {name!r} is not an object"
+        raise TypeError(msg)
     kind: type[Record] = Directory if "directory" in fields else Pin
-    record = kind(**fields)  # type: ignore[arg-type]
+    record = kind(**fields)
     for field, value in asdict(record).items():
         if type(value).__name__ != kind.__annotations__[field]:
-            raise TypeError
-    if not NAME.fullmatch(name) or not record.is_sound():
-        raise ValueError
+            msg = f"its {field} is {value!r}"
+            raise TypeError(msg)
+    for field, is_sound in record.sound_fields().items():
+        if not is_sound:
+            msg = f"its {field} is {getattr(record, field)!r}"
+            raise ValueError(msg)
+    if not NAME.fullmatch(name):
+        msg = f"{name!r} is not a model's name"
+        raise ValueError(msg)
     return record
 
 
 def write(name: str, record: Record) -> None:
-    """Add a record, or replace the one of this name."""
-    entries = {key: asdict(value) for key, value in {**read(), name: record}.items()}
-    path().parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path()) as file:
+    """Add a record, or replace the one of this name; OSError for one that `read` would refuse."""
+    try:
+        _record(name, json.loads(json.dumps(asdict(record))))
+    except (TypeError, ValueError) as e:
+        msg = f"the model {name!r} cannot be added: {e}"
+        raise OSError(msg) from e
+    _write({**read(), name: record})
+
+
+def _write(records: Mapping[str, Record]) -> None:
+    where = path()
+    _check_link(where)
+    entries = {name: asdict(record) for name, record in records.items()}
+    where.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(where) as file:
         file.write(json.dumps(entries, indent=2).encode() + b"\n")
+
+
+def _check_link(where: Path) -> None:
+    """OSError if the file is a symbolic link to nothing, or one that another user has made."""
+    if not where.is_symlink():
+        return
+    foreign = hasattr(os, "getuid") and where.lstat().st_uid != os.getuid()
+    if foreign or not where.exists():
+        kind = "of another user" if foreign else "to nothing"
+        msg = f"the list of added models {where} is a symbolic link {kind}: it is not written"
+        raise OSError(msg)
+
+
+class Repair(NamedTuple):
+    """What became of a damaged file: the names that were kept and lost, and where it is kept."""
+
+    kept: list[str]
+    lost: list[str]
+    aside: Path
+
+
+def repair() -> Repair | None:
+    """Write the sound records again, after keeping a copy of the damaged file; None if it is sound.
+
+    FileNotFoundError if there is no file.
+    """
+    where = path()
+    text = where.read_bytes()
+    sound, lost = _parse(text)
+    if not lost:
+        return None
+    aside = next(free for free in _names_aside(where) if not os.path.lexists(free))
+    with replacing(aside, exclusive=True) as file:
+        file.write(text)
+    _write(sound)
+    return Repair([*sound], lost, aside)
+
+
+def _names_aside(where: Path) -> Iterator[Path]:
+    yield where.with_name(where.name + ".damaged")
+    for number in itertools.count(2):
+        yield where.with_name(f"{where.name}.damaged-{number}")

@@ -1,4 +1,4 @@
-"""How the embedded networks are run: in which arithmetic, undisturbed by the caller's torch."""
+"""Runs the embedded networks in the right number format, whatever the caller has set in torch."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from .. import forks, options
 
 
 def cnn_dtype() -> torch.dtype:
-    """What the CNNs beside the linear paths compute in.
+    """The number format of the CNNs beside the linear paths.
 
-    Where the CPU multiplies matrices of bfloat16 (AMX), that is three times as fast as float32,
-    and elsewhere slower.  It changes a value in 20 of a decoded picture, by one grey level
-    (docs/speed.md).
+    It is bfloat16 if the CPU multiplies such matrices (AMX).  Otherwise bfloat16 is slower than
+    float32.  Measured: docs/speed.md#bfloat16-and-the-pixels.
     """
-    # Older versions of torch do not say what the CPU has.
+    # Older versions of torch do not know what the CPU has.
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     best = "bfloat16" if capabilities.get("amx_bf16") else "float32"
     return torch.bfloat16 if (options.DTYPE or best) == "bfloat16" else torch.float32
@@ -63,7 +62,7 @@ Built = TypeVar("Built")
 
 
 def built_once(build: Callable[[Owner], Built]) -> property:
-    """A property that is built when it is first asked for, once, whatever threads ask for it."""
+    """A property that is built once, when a thread first asks for it."""
     name = f"built{build.__name__}"
 
     def get(owner: Owner) -> Built:
@@ -76,31 +75,28 @@ def built_once(build: Callable[[Owner], Built]) -> property:
     return property(get)
 
 
-Network = TypeVar("Network", bound=nn.Module)
+Module = TypeVar("Module", bound=nn.Module)
 
 
-class Computing(Generic[Network]):
-    """An encoder or decoder in float32, and a copy whose CNN computes in bfloat16."""
+class Computing(Generic[Module]):
+    """An encoder or decoder in float32, and a copy of it whose CNN computes in bfloat16."""
 
-    def __init__(self, network: Network) -> None:
-        self.in_float32: Network = frozen(network)
+    def __init__(self, network: Module) -> None:
+        self.in_float32: Module = frozen(network)
 
-    def __call__(self) -> Network:
-        """The one whose CNN is in `cnn_dtype`; linear path and sum are in float32 in both."""
+    def __call__(self) -> Module:
+        """The one whose CNN is in `cnn_dtype`.  In both, linear path and sum are in float32."""
         return self.in_float32 if cnn_dtype() == torch.float32 else self._in_bfloat16
 
     @built_once
     @torch.inference_mode(False)
     @undisturbed()
-    def _in_bfloat16(self) -> Network:
-        other: Network = copy.deepcopy(self.in_float32)
+    def _in_bfloat16(self) -> Module:
+        other: Module = copy.deepcopy(self.in_float32)
         for name, part in other.named_children():
             if name != "linear":
                 part.to(torch.bfloat16)
         return other
-
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def built(network: Callable[[], Module], tensors: Mapping[str, Tensor]) -> Module:
@@ -116,7 +112,8 @@ def built(network: Callable[[], Module], tensors: Mapping[str, Tensor]) -> Modul
 
 
 def frozen(module: Module) -> Module:
-    """The module in float32, for inference, laid out as convolutions are fastest: by an eighth."""
+    """The module in float32, for inference."""
     module.float().eval().requires_grad_(False)
+    # Measured: docs/measurements.md#running.
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module

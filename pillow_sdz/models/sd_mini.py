@@ -1,8 +1,8 @@
 """The embedded autoencoder `sd-mini`: Stable Diffusion 1's latents in miniature.
 
-Four channels at an eighth of the resolution, of zero mean and unit variance on photos, as
-a pipeline's scaled latents are.  Its U-Net lies beside it in diffusers' own layout.  See
-training/README.md for how both were trained.
+Latents have four channels at an eighth of the resolution.  On photos, they have zero mean and unit
+variance, as a pipeline's scaled latents.  The U-Net lies beside the autoencoder's weights, in
+diffusers' layout.  training/README.md says how both were trained.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FIXED_MEMORY = 150_000_000
 # How many latents beyond a tile are looked at, by all of the decoder, and from its stage at 1/4
 # of the resolution on; a 3x3 convolution reaches one place further.
 DECODER_MARGIN, DECODER_MARGIN_4 = 19, 6
-# By all of the encoder, and from its stage at 1/8 on.
+# The same for the encoder: all of it, and its part from the stage at 1/8 on.
 ENCODER_MARGIN, ENCODER_MARGIN_8 = 13, 9
 
 
@@ -56,7 +56,7 @@ class Encoder(nn.Module):
         self.leave = nn.Conv2d(n8, CHANNELS, 3, padding=1)
 
     def forward(self, images: Tensor, sides: Sides = WHOLE) -> Tensor:
-        """Of a tile, latents without its margin of `ENCODER_MARGIN`."""
+        """The latents of a tile, without its margin of `ENCODER_MARGIN`."""
         y = self.at4(self.enter(F.pixel_unshuffle(images, 4)))
         y = sides.trim(self.down8(y), ENCODER_MARGIN - ENCODER_MARGIN_8)
         return sides.trim(self.leave(self.at8(y)), ENCODER_MARGIN_8)
@@ -75,7 +75,7 @@ class Decoder(nn.Module):
         self.leave = nn.Conv2d(n4, 48, 3, padding=1)
 
     def forward(self, latents: Tensor, sides: Sides = WHOLE) -> Tensor:
-        """Of a tile, the image without its margin of `DECODER_MARGIN`."""
+        """The image of a tile, without its margin of `DECODER_MARGIN`."""
         y = sides.trim(self.at8(self.enter(latents)), DECODER_MARGIN - DECODER_MARGIN_4)
         y = self.at4(F.pixel_shuffle(self.up4(y), 2))
         images: Tensor = F.pixel_shuffle(sides.trim(self.leave(y), 2 * DECODER_MARGIN_4), 4)
@@ -83,7 +83,7 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder; latents have zero mean and unit variance in every channel."""
+    """Encoder and decoder.  Latents have zero mean and unit variance in every channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class SdMini:
     def decode(
         self, latents: Samples, quantisation: int = 0, *, area: Area | None = None, scale: int = 1
     ) -> Iterator[tuple[Area, Pixels]]:
-        """Latents (h, w, 4) to pixels (8 h, 8 w, 3), tile by tile: places and pixels."""
+        """Latents (h, w, 4) to pixels (8 h, 8 w, 3), tile by tile: each tile's place and pixels."""
         network = self._autoencoder.decoder
 
         def levels(part: Tensor, sides: Sides) -> Tensor:

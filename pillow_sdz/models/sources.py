@@ -1,7 +1,7 @@
 """Where a model's weights are: with this package, in a folder, in memory or in the hub's cache.
 
-Folders have diffusers' layout: config.json beside the weights, and in a whole pipeline one folder
-for each part. Of weights only safetensors are read. Nothing here imports torch.
+Folders have diffusers' layout: config.json lies beside the weights, and a whole pipeline has a
+folder for each part. Only safetensors files are read as weights. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from .. import options, weights
 from ..catalogue import Preset, Snapshot
 from . import configurations, hub, recorded
 
-# The autoencoders that can be read, all from diffusers.
+# diffusers' classes of autoencoders that can be read.
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
-_STEMS = ("diffusion_pytorch_model", "model")  # of weights: diffusers' and transformers'
+_STEMS = ("diffusion_pytorch_model", "model")  # names of weights: diffusers' and transformers'
 _PICKLES = frozenset((".bin", ".ckpt", ".pt", ".pth"))
 _WEIGHING = ("unet", "text_encoder")  # the parts of a denoiser that have weights
-
-
-# What a U-Net's configuration has where it takes classes, sizes or images too, as SDXL's does.
+# Settings of U-Nets that take classes, sizes or images too, such as SDXL's.
 _MORE_THAN_TEXT = (
     "addition_embed_type",
     "class_embed_type",
@@ -35,11 +33,11 @@ _MORE_THAN_TEXT = (
 
 
 class NotInstalled(OSError):
-    """The weights are not on this computer; the message has the command that brings them."""
+    """The weights are not on this computer; the message has the command that fetches them."""
 
 
 class Folder(NamedTuple):
-    """A part of a model on disk, and the sha256 that its weights must have, None for any."""
+    """A part of a model on disk, and the sha256 that its weights must have; None allows any."""
 
     path: Path
     sha256: str | None = None
@@ -47,7 +45,7 @@ class Folder(NamedTuple):
 
 @dataclass(frozen=True)
 class DenoiserParts:
-    """A U-Net and what it needs, each a `Folder` or the loaded object itself."""
+    """A U-Net and the parts that it needs.  Each is a `Folder` or a loaded object."""
 
     unet: Any = None
     scheduler: Any = None
@@ -57,7 +55,7 @@ class DenoiserParts:
 
 @dataclass(frozen=True)
 class Embedded:
-    """A model of this package."""
+    """The source of an embedded model: this package.  ``parts`` is its U-Net."""
 
     parts: DenoiserParts | None = None
 
@@ -70,7 +68,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Given:
-    """What this process registered."""
+    """The source of a registered model."""
 
     autoencoder: Any  # a `Folder`, or the loaded autoencoder
     parts: DenoiserParts | None
@@ -88,7 +86,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Directory:
-    """What the user recorded: an autoencoder's folder or a whole pipeline's."""
+    """The source of a recorded model: the folder of an autoencoder or of a whole pipeline."""
 
     name: str
     record: recorded.Directory
@@ -102,7 +100,7 @@ class Directory:
             raise NotInstalled(msg)
 
     def folder(self) -> Folder:
-        """The autoencoder's folder; NotInstalled where there is none."""
+        """The autoencoder's folder; NotInstalled if there is none."""
         self.check()
         return Folder(autoencoder_folder(self._path), self.record.sha256)
 
@@ -122,7 +120,7 @@ class Directory:
 
 @dataclass(frozen=True)
 class Pinned:
-    """A preset, whose weights are in the hub's cache once they are fetched."""
+    """The source of a preset: the hub's cache, once the weights are fetched."""
 
     name: str
     preset: Preset
@@ -131,7 +129,7 @@ class Pinned:
         self.folder()
 
     def folder(self) -> Folder:
-        """The autoencoder's folder; NotInstalled where it is not in the cache."""
+        """The autoencoder's folder; NotInstalled if it is not in the cache."""
         snapshot = self.preset.autoencoder
         option = "" if snapshot.revision else " --pin"
         file = snapshot.files[-1]
@@ -158,7 +156,7 @@ class Pinned:
 
 
 #: Each has two methods.  ``check`` raises NotInstalled if the autoencoder's weights are not on this
-#: computer.  ``denoiser`` gives the parts of the model's U-Net, or None if it has none, and raises
+#: computer.  ``denoiser`` returns the parts of the model's U-Net, or None if the model has none;
 #: NotInstalled if they are not on this computer.
 Diffusers = Given | Directory | Pinned
 Source = Embedded | Diffusers
@@ -175,16 +173,19 @@ def _locate(snapshot: Snapshot, what: str, command: str) -> Path:
 
 
 def autoencoder_folder(directory: Path) -> Path:
-    """The autoencoder's own folder in a directory that holds it or a whole pipeline."""
+    """The autoencoder's folder: a directory itself, or a folder in a whole pipeline's directory."""
     for folder in (directory, directory / "vae"):
         if (folder / "config.json").is_file():
             return folder
-    msg = f"{directory} holds no model in diffusers' layout: no config.json, no vae/config.json"
+    msg = (
+        f"{directory} holds no model in diffusers' layout: it has no config.json and no "
+        "vae/config.json"
+    )
     raise OSError(msg)
 
 
 def denoiser_parts(directory: Path) -> DenoiserParts | None:
-    """What a pipeline's directory has for denoising; None where it has no U-Net."""
+    """The parts for denoising in a pipeline's directory; None if it has no U-Net."""
     unet, *others = (
         Folder(directory / part) if (directory / part).is_dir() else None
         for part in ("unet", "scheduler", "text_encoder", "tokenizer")
@@ -193,18 +194,18 @@ def denoiser_parts(directory: Path) -> DenoiserParts | None:
 
 
 def hashes(parts: DenoiserParts | None) -> dict[str, str]:
-    """The sha256 of the weights of those parts that are folders, by the part's name."""
+    """The sha256 of the weights of each part that is a folder, by the part's name."""
     found = {}
     for name in _WEIGHING:
         part = getattr(parts, name, None)
         if isinstance(part, Folder):
-            with suppress(OSError):  # what cannot be read is refused when it is needed
+            with suppress(OSError):  # a part that cannot be read is refused when it is needed
                 found[name] = weights.sha256(weights_file(part.path))
     return found
 
 
 def with_hashes(parts: DenoiserParts, hashes: Mapping[str, str]) -> DenoiserParts:
-    """The parts, of which those named here must have weights of this sha256; empty for any."""
+    """The parts, with the sha256 that the weights of each must have; an empty one allows any."""
     folders = {name: getattr(parts, name) for name, sha256 in hashes.items() if sha256}
     pinned = {
         name: part._replace(sha256=hashes[name])
@@ -215,7 +216,7 @@ def with_hashes(parts: DenoiserParts, hashes: Mapping[str, str]) -> DenoiserPart
 
 
 def weights_file(folder: Path) -> Path:
-    """The safetensors file with a part's weights, the half-precision variant if there is no other.
+    """The safetensors file with a part's weights; the half-precision variant if there is no other.
 
     OSError where there is none, with its own message where there are pickles instead.
     """
@@ -225,8 +226,8 @@ def weights_file(folder: Path) -> Path:
                 return path
     if folder.is_dir() and any(path.suffix in _PICKLES for path in folder.iterdir()):
         msg = (
-            f"{folder} has its weights as a pickle only, which may hold any program and is not "
-            "read: save them as safetensors"
+            f"{folder} has its weights only as a pickle, which is not read because it may hold any "
+            "program: save them as safetensors"
         )
     else:
         msg = f"{folder} has no weights: no diffusion_pytorch_model.safetensors"
@@ -234,15 +235,15 @@ def weights_file(folder: Path) -> Path:
 
 
 def check_weights(folder: Folder) -> Path:
-    """A part's file of weights; OSError where it is missing, or not the one it must be."""
-    path = weights_file(folder.path).resolve()  # what a link of the hub's cache points to
+    """A part's file of weights; OSError if it is missing, or has another sha256."""
+    path = weights_file(folder.path).resolve()  # the hub's cache has links
     if folder.sha256 is not None:
         weights.check_sha256(path, folder.sha256)
     return path
 
 
 def config(part: Any, name: str = "config.json") -> Mapping[str, Any]:
-    """The configuration of a part; OSError where its file is missing or damaged."""
+    """The configuration of a part; OSError if its file is missing or damaged."""
     if not isinstance(part, Folder):
         found = getattr(part, "config", {})
         settings = found if isinstance(found, Mapping) else getattr(found, "to_dict", dict)()
@@ -257,18 +258,19 @@ def config(part: Any, name: str = "config.json") -> Mapping[str, Any]:
         msg = f"{path} is damaged: {e}"
         raise OSError(msg) from e
     if not isinstance(settings, dict):
-        msg = f"{path} is damaged: not an object"
+        msg = f"{path} is damaged: it holds no object"
         raise OSError(msg)
     return settings
 
 
 def shape(part: Any) -> tuple[int, int]:
-    """An autoencoder's latent channels and factor; OSError where it is of an unknown class."""
+    """An autoencoder's latent channels and factor; OSError if its class is unknown."""
     settings = config(part)
     kind = settings.get("_class_name")
     if kind not in CLASSES:
         where = part.path if isinstance(part, Folder) else "this object"
-        msg = f"{where} is no autoencoder that can be used: {kind}, not {' or '.join(CLASSES)}"
+        known = " or ".join(CLASSES)
+        msg = f"{where} is no autoencoder that can be used: it is {kind}, not {known}"
         raise OSError(msg)
     # Of a loaded one, the rest is the loaded network's own affair.
     fields = kind if isinstance(part, Folder) else "scaling"
@@ -283,18 +285,18 @@ def shape(part: Any) -> tuple[int, int]:
 
 
 def check_denoiser(parts: DenoiserParts, channels: int) -> None:
-    """OSError where a U-Net is not made for these latents, or lacks what it needs."""
+    """OSError if a U-Net is not made for so many channels, or lacks a part that it needs."""
     if parts.unet is None:
-        msg = "a scheduler, a text encoder or a tokenizer is of no use without a U-Net"
+        msg = "a scheduler, a text encoder or a tokenizer needs a U-Net: give unet as well"
         raise OSError(msg)
     settings = config(parts.unet)
     kind = settings.get("_class_name")
     if kind not in ("UNet2DModel", "UNet2DConditionModel"):
-        msg = f"the U-Net is a {kind}, not a UNet2DModel or UNet2DConditionModel"
+        msg = f"the U-Net is of class {kind}, not UNet2DModel or UNet2DConditionModel"
         raise OSError(msg)
     for side in ("in_channels", "out_channels"):
         if settings.get(side) != channels:
-            msg = f"the U-Net has {settings.get(side)} {side}, but the latents {channels} channels"
+            msg = f"the U-Net has {settings.get(side)} {side}, but the latents have {channels}"
             raise OSError(msg)
     needed = ["scheduler"]
     if kind == "UNet2DConditionModel":
@@ -303,7 +305,7 @@ def check_denoiser(parts: DenoiserParts, channels: int) -> None:
         msg = f"the U-Net, a {kind}, lacks what it needs: {', '.join(missing)}"
         raise OSError(msg)
     if more := [name for name in _MORE_THAN_TEXT if settings.get(name) is not None]:
-        msg = f"the U-Net needs more than a prompt, which is not supported: it has {more[0]}"
+        msg = f"the U-Net needs more inputs than a prompt, which is not supported: {more[0]}"
         raise OSError(msg)
     for part, fields, file in (
         (parts.unet, kind, "config.json"),
@@ -317,5 +319,5 @@ def check_denoiser(parts: DenoiserParts, channels: int) -> None:
         width = config(parts.text_encoder).get("hidden_size")
         each = widths if isinstance(widths, (list, tuple)) else [widths]
         if width is not None and any(wanted != width for wanted in each):
-            msg = f"the U-Net takes texts of width {widths}, its text encoder makes {width}"
+            msg = f"the U-Net takes texts of width {widths}, but its text encoder makes {width}"
             raise OSError(msg)

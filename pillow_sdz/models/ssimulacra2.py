@@ -1,7 +1,8 @@
-"""SSIMULACRA2, differentiable: what refinement and training ask of a picture besides its error.
+"""SSIMULACRA2 with gradients, for refinement and training.
 
-Jon Sneyers' SSIMULACRA 2.1 (JPEG XL's reference software): error maps of SSIM, of ringing and of
-blur in the colour space XYB, at up to six scales, each pooled in two ways and weighted.
+This is Jon Sneyers' SSIMULACRA 2.1 (JPEG XL's reference software).  It has error maps of SSIM, of
+ringing and of blur in the colour space XYB, at up to six scales.  Each map is pooled in two ways
+and weighted.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from torch import Tensor
 
 
 class Weights(NamedTuple):
-    """Of a channel's maps, each a pair: for the mean, and for the fourth root of the mean of
-    fourth powers.
+    """The weights of a channel's maps.
+
+    Each map has two: for its mean, and for the fourth root of the mean of its fourth powers.
     """
 
     ssim: tuple[float, float] = (0, 0)
@@ -27,9 +29,8 @@ class Weights(NamedTuple):
 
 
 X, Y, B = range(3)
-# By scale and channel, those of the metric's 108 weights that are above 0.01.  The others are
-# below 0.0021, 0.02 in all: without them a score moves by 0.0014 at most (measured, four photos
-# with noise and blur), and most maps need not be made, which is more than half of the time.
+# The weights by scale and channel, from the metric's 108: those above 0.01.  Measured that the
+# others hardly matter: docs/measurements.md#ssimulacra2.
 WEIGHTS: tuple[dict[int, Weights], ...] = (
     {Y: Weights(ssim=(0, 7.466890328078848), blur=(0, 17.445833984131262))},
     {
@@ -57,7 +58,7 @@ WEIGHTS: tuple[dict[int, Weights], ...] = (
 )
 SMALLEST = 8  # pixels along a side; the metric skips smaller scales
 C2 = 0.0009
-# Linear RGB to the responses whose cube roots make XYB.
+# The matrix from linear RGB to the responses; their cube roots give XYB.
 ABSORBANCE = (
     (0.3, 0.622, 0.078),
     (0.23, 0.692, 0.078),
@@ -67,10 +68,10 @@ BIAS = 0.0037930732552754493
 
 
 class Reference:
-    """The score against one batch of originals (B, 3, H, W), float32 in [-0.5, 0.5], H and W at
-    least `SMALLEST`.
+    """Scores pictures against one batch of originals.
 
-    What concerns the originals alone is computed once.
+    The originals are (B, 3, H, W), float32 in [-0.5, 0.5], with H and W at least `SMALLEST`.  What
+    depends on the originals alone is computed once.
     """
 
     def __init__(self, originals: Tensor) -> None:
@@ -84,7 +85,7 @@ class Reference:
             self._scales.append((x, mean, _blur(x * x) - mean * mean))
 
     def score(self, pictures: Tensor) -> Tensor:
-        """Scores (B,) of pictures like the originals; 100 for identical ones."""
+        """The scores (B,) of pictures of the originals' shape; 100 for identical ones."""
         linear = _linear(pictures)
         total = pictures.new_zeros(len(pictures))
         for scale, (channels, (x, mean_x, variance_x)) in enumerate(
@@ -112,7 +113,7 @@ class Reference:
 
 
 def ssimulacra2(pictures: Tensor, originals: Tensor) -> Tensor:
-    """Scores (B,), 100 for identical pictures; both (B, 3, H, W) float32 in [-0.5, 0.5]."""
+    """The scores (B,), 100 for identical pictures; both (B, 3, H, W), float32 in [-0.5, 0.5]."""
     return Reference(originals).score(pictures)
 
 
@@ -132,16 +133,16 @@ def _pooled(map: Tensor, weights: tuple[float, float]) -> Tensor:
 
 
 def _linear(pictures: Tensor) -> Tensor:
-    """Linear light of sRGB in [-0.5, 0.5]."""
+    """The linear light of sRGB in [-0.5, 0.5]."""
     srgb = (pictures + 0.5).clamp(0, 1)
-    # The clamp keeps the power's gradient finite where the other branch is taken.
+    # The clamp keeps the gradient of the power finite if the other branch is taken.
     return torch.where(
         srgb <= 0.04045, srgb / 12.92, ((srgb.clamp_min(0.04) + 0.055) / 1.055) ** 2.4
     )
 
 
 def _xyb(linear: Tensor, channels: list[int]) -> Tensor:
-    """Of XYB, some channels (B, C, H, W), as the metric scales and shifts them."""
+    """Some channels (B, C, H, W) of XYB, scaled and shifted as in the metric."""
     matrix = linear.new_tensor(ABSORBANCE)[: 3 if B in channels else 2]
     responses = torch.einsum("ij,bjhw->bihw", matrix, linear) + BIAS
     root = responses.clamp_min(1e-6) ** (1 / 3) - BIAS ** (1 / 3)
@@ -155,9 +156,9 @@ def _xyb(linear: Tensor, channels: list[int]) -> Tensor:
     return torch.stack(made, dim=1)
 
 
-@functools.lru_cache(16)  # both sides of a picture at all scales, and some more
+@functools.lru_cache(16)  # chosen: enough for both sides of a picture at all scales
 def _blur_matrix(size: int) -> NDArray[np.float32]:
-    """Gaussian of sigma 1.5, radius 5, mirrored at the borders, as a (size, size) matrix."""
+    """A Gaussian of sigma 1.5 and radius 5, mirrored at the borders, as a (size, size) matrix."""
     offsets = np.arange(-5, 6)
     taps = np.exp(-0.5 * (offsets / 1.5) ** 2)
     columns = np.arange(size)[:, None] + offsets
@@ -169,6 +170,6 @@ def _blur_matrix(size: int) -> NDArray[np.float32]:
 
 
 def _blur(x: Tensor) -> Tensor:
-    # On a CPU faster than convolutions, up to a thousand pixels a side.
+    # Products of matrices are faster than convolutions: docs/measurements.md#ssimulacra2.
     rows, columns = (torch.from_numpy(_blur_matrix(n)).to(x) for n in x.shape[-2:])
     return rows @ x @ columns.T

@@ -21,20 +21,19 @@ from .sources import Folder
 
 # Chosen: the size that Stable Diffusion 1 was made for.
 TILE = 512  # pixels along a side
-# Decoding 512x512 pixels with Stable Diffusion's AutoencoderKL in float32 took 1.0 GB at most, 4 kB
-# for a pixel (resident memory, random weights, one thread of a CPU): chosen for 4 GB.
+# Chosen for 4 GB of memory: docs/measurements.md#stable_diffusion.
 TILE_ABOVE = 1024 * 1024  # pixels
 
-# Setting a module's tiling is not the affair of one thread, nor is the memory that a network takes.
+# One network runs at a time, because threads share a module's tiling and the memory.
 _running = forks.Lock()
 
 
 def digest(module: torch.nn.Module) -> str:
-    """The sha256, in hexadecimal, that stands for a loaded network's weights.
+    """The sha256 of a loaded network's weights, in hexadecimal.
 
-    Of every tensor of its state dict, in the order of their names: the name, a zero byte, the
-    number of axes and their lengths as little-endian u32, the values as little-endian float16.
-    So a network has one digest whether it was loaded in float32 or float16.
+    It is taken over the tensors of the state dict, in the order of their names.  Each gives its
+    name, a zero byte, the number of axes and their lengths as little-endian u32, and the values as
+    little-endian float16.  So a network has one digest, loaded in float32 or in float16.
     """
     sha256 = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
@@ -55,20 +54,20 @@ class _Way(NamedTuple):
 class DiffusersAutoencoder:
     """An AutoencoderKL or AutoencoderTiny: pixels <-> latents as pipelines scale them, in numpy.
 
-    What does not fit into memory is done in tiles and then on the CPU, what leaves float16's range
-    in float32, each with a warning.
+    If the memory is too small, the network is run in tiles, and then on the CPU.  If values leave
+    float16's range, it is run in float32.  Each of these gives a warning.
     """
 
     @torch.inference_mode(False)
     @undisturbed()
     def __init__(self, weights: Any, preset: Preset | None = None) -> None:
-        """``weights`` is a folder, or the module itself; OSError where it is not ``preset``'s."""
+        """``weights`` is a folder or the module itself; OSError if it is not ``preset``'s."""
         self._weights = weights
         self._channels, self._factor = sources.shape(weights)
         self._kind = sources.config(weights)["_class_name"]
-        # diffusers' AutoencoderTiny (0.42) takes all tiles for those of 4 channels at a factor of 8
+        # diffusers' AutoencoderTiny (0.42) assumes that tiles have 4 channels at a factor of 8.
         self._tileable = self._kind == "AutoencoderKL" or (self._channels, self._factor) == (4, 8)
-        self._overflows = False  # float16
+        self._overflows = False  # whether values have left float16's range
         self._module: Any = None
         if not isinstance(weights, Folder):
             self._module = weights
@@ -130,7 +129,7 @@ class DiffusersAutoencoder:
 
     @torch.inference_mode()
     def _run(self, network: Callable[[Any, Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
-        """What the network makes of ``x``, float32 on the CPU."""
+        """The network's output for ``x``, in float32 on the CPU."""
         with _running:
             way = _Way(*self._preferred(), tiled=self._tileable and pixels > TILE_ABOVE)
             while True:
@@ -149,7 +148,7 @@ class DiffusersAutoencoder:
                     way = self._more_precise(way)
 
     def _smaller(self, way: _Way) -> _Way:
-        """How to run in less memory; OSError where there is no other way."""
+        """How to run in less memory; OSError if there is no other way."""
         if self._tileable and not way.tiled:
             smaller = way._replace(tiled=True)
             remedy = "in tiles"
@@ -157,16 +156,16 @@ class DiffusersAutoencoder:
             smaller = way._replace(device=torch.device("cpu"), dtype=torch.float32)
             remedy = "on the CPU"
         else:
-            msg = f"the {self._kind} needs more memory than there is"
+            msg = f"the {self._kind} needs more memory than there is: use a smaller picture"
             raise OSError(msg)
         msg = f"out of memory on {way.device}, running the {self._kind} {remedy} instead"
         warnings.warn(msg, stacklevel=2)
         return smaller
 
     def _more_precise(self, way: _Way) -> _Way:
-        """How to run with a wider range of numbers; OSError where there is none."""
+        """How to run with a wider range of numbers; OSError if there is none."""
         if way.dtype == torch.float32:
-            msg = f"the {self._kind} returned infinite values or none at all (NaN)"
+            msg = f"the {self._kind} returned values that are infinite or not a number"
             raise OSError(msg)
         msg = f"the {self._kind} leaves the range of {way.dtype}, running it in float32 instead"
         warnings.warn(msg, stacklevel=2)
@@ -182,7 +181,7 @@ class DiffusersAutoencoder:
         return where, torch.float32 if self._overflows else numbers
 
     def _in(self, dtype: torch.dtype) -> Any:
-        """The network in those numbers, wherever it is."""
+        """The network with this number format, on any device."""
         if self._module is None or self._module.dtype != dtype:
             self._module = None  # two at a time may not fit
             # From the file, since what float16 has cut off does not come back.
@@ -190,7 +189,7 @@ class DiffusersAutoencoder:
         return self._module
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> Any:
-        """The network there and in those numbers."""
+        """The network on this device and with this number format."""
         if isinstance(self._weights, Folder):
             return self._in(dtype).to(device)
         if (device, dtype) == (self._module.device, self._module.dtype):
@@ -200,7 +199,7 @@ class DiffusersAutoencoder:
 
 @contextmanager
 def _tiling(module: Any, wanted: bool, factor: int) -> Iterator[None]:
-    """Switch diffusers' own tiling on; a module on which it is on already stays as it is."""
+    """Switch diffusers' tiling on for a while.  If it is on already, nothing changes."""
     if not wanted or module.use_tiling:
         yield
         return

@@ -1,4 +1,4 @@
-"""Cutting a picture's latents into tiles that are encoded or decoded one after another."""
+"""Cuts a picture's latents into tiles, and encodes or decodes one after another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .running import undisturbed
 
 
 class Sides(NamedTuple):
-    """On which sides of a tile the picture goes on: there, and only there, it has a margin."""
+    """On which sides the picture goes on beyond a tile.  Only there the tile has a margin."""
 
     top: bool
     bottom: bool
@@ -26,8 +26,8 @@ class Sides(NamedTuple):
     def trim(self, samples: Tensor, by: int) -> Tensor:
         """Samples (B, C, H, W) without the outermost ``by`` of the margin.
 
-        Deeper layers see less far, so that a network that trims between its stages computes
-        little more than what is kept.
+        The layers that are left need a smaller margin.  A network that trims between its stages
+        computes little that is not kept.
         """
         top, bottom, left, right = (by * side for side in self)
         height, width = samples.shape[-2:]
@@ -38,7 +38,7 @@ WHOLE = Sides(False, False, False, False)
 
 
 class Tile(NamedTuple):
-    """What a tile is computed from, with its margin, and where it belongs; in latents."""
+    """The area that a tile is computed from, with its margin, and its own area; in latents."""
 
     needed: Area
     place: Area
@@ -56,8 +56,8 @@ def encode(
 ) -> Latents:
     """Pixels (H, W, 3) to latents (ceil(H/factor), ceil(W/factor), channels), tile by tile.
 
-    ``encoder`` makes latents (1, C, h, w) of levels (1, 3, factor h, factor w) in 0..255, which it
-    may change, and trims them: h and w are then smaller by the margins.
+    ``encoder`` turns levels (1, 3, factor h, factor w) in 0..255 into latents (1, C, h, w), and
+    trims the margins of these.  It may change the levels.
     """
     rows, columns = (-(-n // factor) for n in pixels.shape[:2])
     latents = np.empty((rows, columns, channels), np.float32)
@@ -65,7 +65,7 @@ def encode(
     for tile in progress.told("encoding", list(cut)):
         needed = scaled(tile.needed, factor)
         part = pixels[needed]
-        # The picture goes on at the right and at the bottom as it ends.
+        # Beyond the right and the bottom edge, the last pixels are repeated.
         missing = [n.stop - n.start - length for n, length in zip(needed, part.shape, strict=False)]
         part = np.pad(part, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
         with undisturbed(), torch.inference_mode():
@@ -84,11 +84,11 @@ def decode(
     margin: int,
     area: Area | None = None,
 ) -> Iterator[tuple[Area, Pixels]]:
-    """Latents (h, w, C) to pixels (factor h, factor w, 3): of each tile, its place and its pixels.
+    """Latents (h, w, C) to pixels (factor h, factor w, 3): each tile's place and pixels.
 
-    ``area`` is what is needed of the latents; tiles may reach beyond it.  ``decoder`` makes levels
-    of latents (1, C, h, w) and trims them.  What it returns is its caller's, to be rounded and
-    clipped to 0..255 in place.
+    ``area`` is the needed part of the latents; tiles may reach beyond it.  ``decoder`` turns
+    latents (1, C, h, w) into levels, and trims their margins.  Its result is rounded and clipped to
+    0..255 in place.
     """
     rows, columns, _ = latents.shape
     cut = tiles(area or everything(rows, columns), rows, columns, side, margin)
@@ -102,7 +102,7 @@ def decode(
 
 
 def assembled(pieces: Iterable[tuple[Area, Pixels]], latents: Samples, factor: int) -> Pixels:
-    """What `decode` made of all latents, as one picture."""
+    """The pieces that `decode` makes of all latents, as one picture."""
     rows, columns = latents.shape[:2]
     pixels = np.empty((factor * rows, factor * columns, 3), np.uint8)
     for place, piece in pieces:
@@ -116,11 +116,11 @@ def everything(rows: int, columns: int) -> Area:
 
 
 def tiles(area: Area, rows: int, columns: int, side: int, margin: int) -> Iterator[Tile]:
-    """Tiles of at most ``side`` x ``side``, each computed with a margin where the picture goes on.
+    """Tiles of at most ``side`` x ``side``, with margins on the sides where the picture goes on.
 
-    Together they cover the area, and beyond it what is left of the picture where that is narrower
-    than a margin.  Where the margin is the networks' reach, there is no seam.  ``side`` is at least
-    twice it.
+    Together they cover the area.  If the rest of the picture beyond the area is narrower than a
+    margin, they cover it too.  If the margin is the network's reach, there are no seams.  ``side``
+    is at least twice the margin.
     """
     for top, bottom in _cuts(_widened(area[0], rows, margin), side):
         for left, right in _cuts(_widened(area[1], columns, margin), side):
@@ -138,7 +138,7 @@ def _widened(part: slice, length: int, margin: int) -> tuple[int, int]:
 
 
 def _cuts(whole: tuple[int, int], side: int) -> Iterator[tuple[int, int]]:
-    """As few parts as there may be, about equally long: none is shorter than half of ``side``."""
+    """As few parts as possible, of about equal length: none is shorter than half of ``side``."""
     start, stop = whole
     length = stop - start
     parts = -(-length // side)

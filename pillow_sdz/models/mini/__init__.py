@@ -33,15 +33,16 @@ from .reduced import Reduced
 
 
 class Mini:
-    """`mini`, loaded: pixels <-> latents in quantisation steps, in numpy arrays.
+    """`mini`, loaded: pixels <-> latents in the encoder's units, in numpy arrays.
 
-    ``quality`` is the header's, in hundredths (100..10000).
+    Multiplied by the gain, the latents are in quantisation steps.  ``quality`` is the header's, in
+    hundredths (100..10000).
     """
 
     @torch.inference_mode(False)
     @undisturbed()
     def __init__(self, weights: Path) -> None:
-        # Under the lock of `models.load`; otherwise each of the first threads would load them.
+        # Here, `models.load` holds its lock.  Later, each of the first threads would load them.
         Tables.shipped()
         tensors = load_file(weights)
 
@@ -58,14 +59,14 @@ class Mini:
 
     @undisturbed()
     def gain(self, quality: int) -> NDArray[np.float32]:
-        """Steps in a unit of latent, (C,)."""
+        """How many steps a unit of latent has, (C,)."""
         gain: NDArray[np.float32] = self._gain(rate_of(quality)).numpy().ravel()
         return gain
 
     def encode(self, pixels: Samples) -> NDArray[np.float32]:
         """Pixels (H, W, 3) to latents (ceil(H/16), ceil(W/16), C)."""
-        # Of one column, oneDNN's strided convolution in bfloat16 with AMX (brg_conv_fwd, torch
-        # 2.13) adds what was in the memory before, of whomever.
+        # For one column of latents, oneDNN's strided convolution in bfloat16 with AMX
+        # (brg_conv_fwd, torch 2.13) adds what was in the memory before.
         narrow = pixels.shape[1] <= FACTOR
         network = self._encoder.in_float32 if narrow else self._encoder()
 
@@ -95,12 +96,13 @@ class Mini:
         quality: int,
         effort: int,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Latents in steps (h, w, C), found by `encode`, and hyperlatents, as `effort` has them.
+        """Improve latents in steps (h, w, C), and find their hyperlatents.
 
-        They are not yet rounded; see `refinement.refine`.
+        Both are returned without rounding.  The more ``effort``, the longer the search; see
+        `refinement.refine`.
         """
         hyper = self.hyperlatents(steps)
-        with torch.inference_mode(False):  # whatever the caller has set: gradients are needed
+        with torch.inference_mode(False):  # the search needs gradients
             network, rate = self.decoder(), rate_of(quality)
             gain = self._gain(rate)
             return refinement.refine(
@@ -120,10 +122,11 @@ class Mini:
     def decode(
         self, latents: Samples, quantisation: int, *, area: Area | None = None, scale: int = 1
     ) -> Iterator[tuple[Area, Pixels]]:
-        """Latents (h, w, C), the gain taken off, to pixels, tile by tile: places and pixels.
+        """Latents (h, w, C) to pixels, tile by tile: each tile's place and pixels.
 
-        The pixels are those of ``area`` of the latents at least.  With a ``scale`` of 2, 4 or 8,
-        pictures are so much smaller, and places are in their pixels.
+        The latents are in the encoder's units, not in steps.  The pixels cover at least ``area`` of
+        the latents.  With a ``scale`` of 2, 4 or 8, pictures are at 1/scale of their size, and
+        places are in their pixels.
         """
         if scale == 1:
             return decoded(self.decoder, latents, quantisation, area)
@@ -136,7 +139,7 @@ class Mini:
 
 
 class MiniPerceptual:
-    """`mini` with the second decoder of its latents."""
+    """`mini` with the second decoder for its latents."""
 
     @torch.inference_mode(False)
     @undisturbed()
@@ -149,7 +152,7 @@ class MiniPerceptual:
     def decode(
         self, latents: Samples, quantisation: int, *, area: Area | None = None, scale: int = 1
     ) -> Iterator[tuple[Area, Pixels]]:
-        """As `Mini.decode`.  Reduced, there is little texture to invent, and `mini` decodes."""
+        """As `Mini.decode`.  Small pictures have little texture to invent: `mini` decodes them."""
         if scale == 1:
             return decoded(self.decoder, latents, quantisation, area)
         return self._mini.decode(latents, quantisation, area=area, scale=scale)
@@ -158,7 +161,7 @@ class MiniPerceptual:
 def decoded(
     network: Computing[Decoder], latents: Samples, quantisation: int, area: Area | None
 ) -> Iterator[tuple[Area, Pixels]]:
-    """Tile by tile the pixels of latents (h, w, C), the gain taken off: places and pixels."""
+    """Latents (h, w, C), in the encoder's units, to pixels: each tile's place and pixels."""
 
     def levels(part: Tensor, sides: Sides) -> Tensor:
         out: Tensor = network()(part, rate_of(quantisation), sides).add_(0.5).mul_(255)

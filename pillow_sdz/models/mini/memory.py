@@ -1,4 +1,4 @@
-"""How much of a picture is computed at once, so that `options.MEMORY_BUDGET` is kept."""
+"""The size of the tiles that keep to `options.MEMORY_BUDGET`."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import math
 from ... import options
 from .network import CHANNELS, DECODER_MARGIN
 
-# Latents along a side of what is encoded or decoded at once, within the memory budget.  Measured,
-# on 12 megapixels: smaller tiles spend more on their margins, larger ones on fresh memory for each
-# activation.
+# The measurements: docs/measurements.md#memory.
+
+# Latents along a side of a tile, at most.  Measured.
 LARGEST_TILE = 112
 SMALLEST_TILE = 2 * DECODER_MARGIN
-# Bytes that each latent of a tile takes, its margin included: to be decoded or encoded with a CNN
-# in float32; in bfloat16 it is a little less.  Then what the model itself and the integers of
-# bands take, and what is left between them.  Measured (benchmarks.memory).
+# Bytes that decoding and encoding take for each latent of a tile, margin included.  Measured
+# (benchmarks.memory).
 DECODER_MEMORY, ENCODER_MEMORY = 24_000, 36_000
+# Bytes for the model itself, the integers of bands, and unused memory between them.  Measured too.
 FIXED_MEMORY = 150_000_000
 
 
 def tile_side(memory: int, margin: int, columns: int = 0) -> int:
-    """How many latents along a side fit the memory budget at once, so many bytes for each.
+    """How many latents along a side a tile may have, if each takes ``memory`` bytes.
 
-    ``columns`` are those of the latents that are decoded for a row of tiles.
+    ``columns`` is the width of the latents, if all latents of a row of tiles are in memory.
     """
-    # The positive root of memory n^2 + row n - budget, with n the side and its margins.
+    # The positive root of memory n^2 + row n - budget; n is the side with its margins.
     row = columns * CHANNELS * 4
     budget = max(0, options.MEMORY_BUDGET - FIXED_MEMORY)
     side = (math.isqrt(row * row + 4 * memory * budget) - row) // (2 * memory)

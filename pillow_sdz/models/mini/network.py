@@ -1,10 +1,10 @@
 """The embedded autoencoder `mini`: a lapped transform learnt from data, with a CNN beside it.
 
-Both directions are the sum of a linear path, an overlapped block transform of 32x32
-samples at a stride of 16, and a residual path, a small CNN that works at 1/4, 1/8 and
-1/16 of the resolution.  The linear path alone is a competent transform coder; the CNN
-adds what a linear transform cannot: edges without ringing, and a reconstruction that
-knows how coarsely the latents were quantised.  See training/README.md for the figures.
+Encoder and decoder are each the sum of two paths.  The linear path is an overlapped block transform
+of 32x32 samples at a stride of 16.  The residual path is a small CNN at 1/4, 1/8 and 1/16 of the
+resolution.  The linear path alone is a good transform coder.  The CNN adds what it cannot do: edges
+without ringing, and a reconstruction that knows how coarsely the latents were quantised.
+training/README.md has the figures.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ DEPTHS_ENCODER = (4, 3, 2)  # residual blocks at each of them
 DEPTHS_DECODER = (5, 5, 2)
 RATE_FEATURES = 3
 
-# How many latents beyond a tile are looked at, by all of the decoder, and from its stages at 1/8
-# and at 1/4 of the resolution on.  A 3x3 convolution reaches one place further: in all 5 latents,
-# 10 eighths and 11 quarters, each rounded up.
+# How many latents the decoder sees beyond a tile: all of it, and its parts from the stages at 1/8
+# and at 1/4 of the resolution on.  Each 3x3 convolution adds one place: 5 latents, 10 eighths and
+# 11 quarters, each rounded up to latents.
 DECODER_MARGIN, DECODER_MARGIN_8, DECODER_MARGIN_4 = 13, 8, 3
-# By all of the encoder, and from its stages at 1/8 and 1/16 on.  They reach 11, 9 and 5 latents,
-# but what is beyond these moves a latent by less than 1e-4 (a test), and the reach costs an eighth.
+# The same for the encoder: all of it, and its parts from the stages at 1/8 and 1/16 on.  They reach
+# 11, 9 and 5 latents, but smaller margins are enough: docs/speed.md#large-pictures.
 ENCODER_MARGIN, ENCODER_MARGIN_8, ENCODER_MARGIN_16 = 6, 5, 3
 
 
@@ -40,14 +40,15 @@ def rate_of(quality: int) -> Tensor:
 
 
 def rate_features(rate: Tensor) -> Tensor:
-    """The position on the rate axis, (B,) in [0, 1], as (B, RATE_FEATURES) smooth features."""
+    """Smooth features (B, RATE_FEATURES) of places on the rate axis, (B,) in [0, 1]."""
     u = 2 * rate - 1
     return torch.stack([u, u * u, u * u * u], dim=1)
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W) in [-0.5, 0.5], H and W multiples of 16, to
-    latents (B, C, H/16, W/16).
+    """Images (B, 3, H, W) to latents (B, C, H/16, W/16).
+
+    Images are in [-0.5, 0.5], and H and W are multiples of 16.
     """
 
     def __init__(self) -> None:
@@ -65,8 +66,8 @@ class Encoder(nn.Module):
         self.leave = nn.Conv2d(n16, CHANNELS, 3, padding=1)
 
     def forward(self, x: Tensor, sides: Sides = WHOLE) -> Tensor:
-        """Of a tile, latents without its margin of `ENCODER_MARGIN`."""
-        # As few copies of all pixels at once as may be: they take the most memory.
+        """The latents of a tile, without its margin of `ENCODER_MARGIN`."""
+        # Copies of all pixels take the most memory: there are as few as possible at once.
         near = F.pad(sides.trim(x, (ENCODER_MARGIN - 1) * FACTOR), (8, 8, 8, 8), mode="replicate")
         latents = sides.trim(self.linear(F.pixel_unshuffle(near, FACTOR)), 1)
         del near
@@ -77,7 +78,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (B, C, h, w) and their place on the rate axis (B,) to images (B, 3, 16h, 16w)."""
+    """Latents (B, C, h, w) and places on the rate axis (B,) to images (B, 3, 16h, 16w)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,14 +92,14 @@ class Decoder(nn.Module):
         self.up4 = nn.Conv2d(n8, n4 * 4, 1)
         self.at4 = blocks(n4, d4)
         self.leave = nn.Conv2d(n4, 48, 3, padding=1)
-        # What the reconstruction should smooth depends on the quantisation step.
+        # How much the reconstruction should smooth depends on the quantisation step.
         self.rate = nn.ModuleList(nn.Linear(RATE_FEATURES, n) for n in (n16, n8, n4))
         for layer in self.rate:
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
     def forward(self, latents: Tensor, rate: Tensor, sides: Sides = WHOLE) -> Tensor:
-        """Of a tile, the image without its margin of `DECODER_MARGIN`."""
+        """The image of a tile, without its margin of `DECODER_MARGIN`."""
         dtype = self.enter.weight.dtype
         features = rate_features(rate).to(dtype)
         r16, r8, r4 = (layer(features)[:, :, None, None] for layer in self.rate)
@@ -108,18 +109,18 @@ class Decoder(nn.Module):
         y = sides.trim(y, 2 * (DECODER_MARGIN_8 - DECODER_MARGIN_4))
         y = self.at4(F.pixel_shuffle(self.up4(y), 2) + r4)
         y = F.pixel_shuffle(sides.trim(self.leave(y), 4 * DECODER_MARGIN_4), 4)
-        # Only now, and in place: it takes more memory than all of the above.
+        # Last, and in place, because it takes more memory than all of the above.
         near = sides.trim(latents, DECODER_MARGIN - 1)
         image = F.pixel_shuffle(self.linear(near), FACTOR)[..., 8:-8, 8:-8]
         return sides.trim(image, FACTOR).add_(y)
 
 
 class Gain(nn.Module):
-    """The quantisation step of every channel, as a function of the place on the rate axis.
+    """The gain of every channel, as a function of the place t on the rate axis.
 
-    Latents are multiplied by exp(a + b t + c t^2) before rounding and divided by it after:
-    one model for all rates (Cui et al., "Asymmetric Gained Deep Image Compression With
-    Continuous Rate Adaptation", CVPR 2021).
+    Latents are multiplied by exp(a + b t + c t^2) before rounding, and divided by it after.  So one
+    model has all rates (Cui et al., "Asymmetric Gained Deep Image Compression With Continuous Rate
+    Adaptation", CVPR 2021).
     """
 
     def __init__(self) -> None:
@@ -132,7 +133,7 @@ class Gain(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Encoder, decoder and gain; latents are in the encoder's own units, before the gain."""
+    """Encoder, decoder and gain.  Latents are in the encoder's units, before the gain."""
 
     def __init__(self) -> None:
         super().__init__()

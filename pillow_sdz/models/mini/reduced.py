@@ -1,10 +1,10 @@
-"""`mini`'s pictures at 1/2, 1/4 and 1/8 of their size, for a part of what decoding them takes.
+"""Decodes `mini`'s pictures at 1/2, 1/4 and 1/8 of their size, faster than in full size.
 
-At 1/8 a pixel is a linear function of the latents around it, with no network before it.  At 1/2
-and 1/4 the linear path is reduced exactly, since a mean of pixels is a mean of its kernels, and
-what the CNN adds is told by a convolution of what it has after the first of its five blocks at 1/4
-of the resolution, or the second of those at 1/8.  These convolutions were fitted by least squares
-to the decoder's own pictures, reduced (training/reduced.py).
+At 1/8, a pixel is a linear function of the latents around it.  At 1/2 and 1/4, the linear path is
+reduced exactly: the mean of pixels is a mean of kernels.  The CNN stops early, and a convolution
+makes the residual: at 1/2 after the first of its five blocks at 1/4 of the resolution, at 1/4 after
+the second block at 1/8.  These convolutions were fitted by least squares to the reduced pictures of
+the decoder (training/reduced.py).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from .network import CHANNELS, FACTOR, WIDTHS, Decoder, rate_features, rate_of
 
 
 class Eighth(nn.Module):
-    """Latents (B, C, h, w) and their place on the rate axis (B,) to images (B, 3, 2h, 2w)."""
+    """Latents (B, C, h, w) and places on the rate axis (B,) to images (B, 3, 2h, 2w)."""
 
     margin = 1
 
     def __init__(self) -> None:
         super().__init__()
-        # Of the latents, and of the latents times their place on the rate axis.
+        # Its inputs are the latents, and the latents times their place on the rate axis.
         self.head = nn.Conv2d(2 * CHANNELS, 3 * 2**2, 3, padding=1)
 
     def forward(self, latents: Tensor, rate: Tensor, sides: Sides = WHOLE) -> Tensor:
-        """Of a tile, the image without its margin."""
+        """The image of a tile, without its margin."""
         place = (2 * rate - 1)[:, None, None, None]
         levels = self.head(torch.cat([latents, place * latents], 1))
         return F.pixel_shuffle(sides.trim(levels, self.margin), 2)
@@ -45,11 +45,11 @@ class Eighth(nn.Module):
 class Reducing(nn.Module):
     """As `Eighth`, to images (B, 3, 16h / scale, 16w / scale), with a scale of 2 or 4.
 
-    Its layers but the last are those of a `Decoder`, with which it shares them.
+    It shares all layers but the last with a `Decoder`.
     """
 
-    # By scale: blocks at 1/8 and at 1/4 of the resolution; latents that all of it, its stage at 1/8
-    # and what comes after that look beyond a tile (see `network.DECODER_MARGIN`).
+    # By scale: the blocks at 1/8 and at 1/4 of the resolution, and the margins of the whole, from
+    # the stage at 1/8 on, and after that stage (see `network.DECODER_MARGIN`).
     SHAPES = {2: (5, 1, (11, 6, 1)), 4: (2, 0, (8, 3, 3))}  # noqa: RUF012
 
     def __init__(self, decoder: Decoder, scale: int) -> None:
@@ -62,11 +62,11 @@ class Reducing(nn.Module):
         self.up8, self.at8 = decoder.up8, decoder.at8[:at8]
         self.up4, self.at4 = decoder.up4, decoder.at4[: self.blocks_at4]
         self.rate = decoder.rate
-        # Two pixels along a side, at each place that it looks at.
+        # Each place becomes 2x2 pixels.
         self.head = nn.Conv2d(WIDTHS[0] if self.blocks_at4 else WIDTHS[1], 3 * 2**2, 3, padding=1)
 
     def forward(self, latents: Tensor, rate: Tensor, sides: Sides = WHOLE) -> Tensor:
-        """Of a tile, the image without its margin."""
+        """The image of a tile, without its margin."""
         y = self.head(self.features(latents, rate, sides))
         y = F.pixel_shuffle(sides.trim(y, self.side // 2 * self.margin_of_head), 2)
         near, cut = sides.trim(latents, self.margin - 1), self.side // 2
@@ -74,7 +74,7 @@ class Reducing(nn.Module):
         return sides.trim(image, self.side) + y
 
     def features(self, latents: Tensor, rate: Tensor, sides: Sides = WHOLE) -> Tensor:
-        """What the head looks at, of a tile with what of its margin is needed."""
+        """The head's input for a tile, with the margin that the head needs."""
         dtype = self.enter.weight.dtype
         of_rate = rate_features(rate).to(dtype)
         r16, r8, r4 = (layer(of_rate)[:, :, None, None] for layer in self.rate)
@@ -87,7 +87,7 @@ class Reducing(nn.Module):
 
 
 def _reduced(linear: nn.Conv2d, scale: int) -> nn.Conv2d:
-    """The linear path to the means of ``scale`` x ``scale`` pixels."""
+    """The linear path, reduced to means of ``scale`` x ``scale`` pixels."""
     side = FACTOR // scale
     outputs, inputs, height, width = linear.weight.shape
     kernels = linear.weight.float().view(3, side, scale, side, scale, inputs, height, width)
@@ -97,7 +97,7 @@ def _reduced(linear: nn.Conv2d, scale: int) -> nn.Conv2d:
 
 
 class Reduced:
-    """Decoders for the scales of 2, 4 and 8, loaded."""
+    """The decoders for the scales of 2, 4 and 8, loaded."""
 
     @torch.inference_mode(False)
     @undisturbed()
@@ -119,7 +119,7 @@ class Reduced:
         self, latents: Samples, quality: int, area: Area | None, scale: int
     ) -> Iterator[tuple[Area, Pixels]]:
         """As `Mini.decode`, with a scale of 2, 4 or 8."""
-        # There is nothing but the linear path at 1/8, which stays in float32.
+        # At 1/8 there is only a linear path, which stays in float32.
         computing = self._networks[scale]
         network = computing.in_float32 if scale == 8 else computing()
 

@@ -1,10 +1,10 @@
 """The encoder's search for better latents: gradient steps through `mini`'s decoder and prior.
 
-What the encoder network makes of a picture is a good guess.  From there, rate and distortion of
-this one picture are descended, in the manner of Campos et al., "Content Adaptive Optimization for
-Neural Image Compression" (CVPR Workshops 2019).  Rounding, which has no gradient, is replaced by
-a soft one with noise (Agustsson and Theis, "Universally Quantized Neural Compression", NeurIPS
-2020) that hardens from step to step.  Only encoders do this: a decoder has nothing to know of it.
+The latents of the encoder network are a good guess.  From there, gradient steps lower the rate and
+the distortion of this one picture, as in Campos et al., "Content Adaptive Optimization for Neural
+Image Compression" (CVPR Workshops 2019).  Rounding has no gradient.  It is replaced by soft
+rounding with noise (Agustsson and Theis, "Universally Quantized Neural Compression", NeurIPS 2020),
+which gets harder from step to step.  Decoders need not know of the search.
 """
 
 from __future__ import annotations
@@ -29,41 +29,33 @@ from .. import ssimulacra2, tiles
 from ..running import cnn_dtype
 from .network import FACTOR
 
-# The loss is bits per pixel, plus so much for a squared grey level, plus so much for a distance
-# of 100 in SSIMULACRA2, by place on the rate axis from 0 to 1.  At both ends of the axis,
-# geometric between them; training's are 1e-4 and 0.06 (training.mini).  With those a picture's
-# PSNR falls by up to 0.25 dB, with these it stays about what rounding has at the same quality,
-# and both save as much at equal PSNR.
+# The constants are measured or chosen: docs/measurements.md#refinement.
+
+# The loss is bits per pixel, plus a weight for a squared grey level, plus a weight for a distance
+# of 100 in SSIMULACRA2.  The first weight is geometric between these, from the lowest to the
+# highest quality.  Measured.
 SQUARED_ERROR = (1.5e-4, 0.065)
-# The power keeps the share of the slope near constant, since a halving of the bits costs about as
-# many points at any rate.  Training gives it 0.35 in the place of 0.2: here 0.35 saves 6 % at
-# equal PSNR and 19 % at equal SSIMULACRA2, 0.15 10 % and 8 %, none 11 % and -30 % (40 steps, rate
-# 0.35, three photos held out from training).
+# The second weight is PERCEPTUAL * (first weight / PERCEPTUAL_AT) ** PERCEPTUAL_POWER.  Measured;
+# the power is chosen.
 PERCEPTUAL = 0.2 * 0.35
 PERCEPTUAL_AT, PERCEPTUAL_POWER = 9e-4, 0.47
 
-# In quantisation steps.  Between 0.03 and 0.05, which were the best of 0.03, 0.05, 0.08 and 0.1,
-# by a percent; it falls as a cosine to a twentieth.
-LEARNING_RATE = 0.04
-# tanh's steepness in the first and the last step: 1 to 8 and 2 to 6 were as good, 4 to 12 and 2
-# to 24 half as good; noise that fades with the root of what is left of the steps is better than
-# with its square, by ten percent of the bits at 60 steps.
-STEEPNESS = (2.0, 12.0)
-MOMENTUM, DECAY = 0.9, 0.99  # Adam's, but the second moment is one for a channel
+LEARNING_RATE = 0.04  # in quantisation steps; falls as a cosine to a twentieth.  Measured.
+STEEPNESS = (2.0, 12.0)  # of tanh, in the first and the last step.  Measured.
+MOMENTUM, DECAY = 0.9, 0.99  # Adam's, but there is one second moment for each channel
 
-# By effort: how often the gradient is followed, of latents and hyperlatents together, and then of
-# the hyperlatents alone, which changes no pixel and takes no decoder.  Chosen: up to the default
-# what keeps encoding below AVIF's default in time, above it up to twice the time a level.
+# By effort: how many steps with latents and hyperlatents together, and then with the hyperlatents
+# alone, which changes no pixel and needs no decoder.  Chosen: up to the default, encoding takes
+# less time than AVIF's default.  Above it, each level takes up to twice the time.
 STEPS = ((0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (6, 8), (12, 8), (20, 8), (32, 16), (48, 16))
 
-# Latents along a side of what is refined at once, and how far beyond it is looked: both even, as
-# hyperlatents stand for pairs.  Chosen: a tile takes about a gigabyte, and what the decoder sees
-# beyond the margin, its reach being 13, are refined latents, of this tile or another.
+# Latents along a side of a tile that is refined at once, and of its margin.  Both are even, because
+# a hyperlatent stands for two latents along a side.  Chosen.
 TILE, MARGIN = 64, 8
 
 
 class RateModel:
-    """`hyperprior.HyperPrior` without its roundings, so that bits have a gradient."""
+    """`hyperprior.HyperPrior` without rounding, so that bits have a gradient."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         def layer(name: str, inputs: int) -> tuple[list[Tensor], Tensor]:
@@ -78,7 +70,7 @@ class RateModel:
         self._groups = [int(g) for g in tensors["groups"]]
         self._hyper_scale = tensors["hyper_scale"].float() / 65536
         ups, biases = zip(*(layer(f"up{i}", 1) for i in range(len(PARITIES))), strict=True)
-        # The four places of a hyperlatent, as the channels that pixel_shuffle takes apart.
+        # The four latents of a hyperlatent are channels, which pixel_shuffle spreads.
         kernels = [
             _kernel(weights[0], quadrant(*parity), 3)
             for weights, parity in zip(ups, PARITIES, strict=True)
@@ -92,15 +84,15 @@ class RateModel:
         self._output = [layer(f"output{i}", 1) for i in range(len(self._groups))]
 
     def before_hyper(self, symbols: Tensor, quality: int) -> list[Tensor]:
-        """What the hidden layers are told besides the hyperlatents, before they are rectified.
+        """The part of the hidden layers' sums that does not depend on the hyperlatents.
 
-        ``symbols`` are latents (1, C, h, w) in steps, which may lie between the integers, and
-        begin at an even row and column of the picture; ``quality`` is the header's.
+        ``symbols`` are latents (1, C, h, w) in steps, which need not be integers.  They begin at an
+        even row and column of the picture.  ``quality`` is the header's.
         """
         height, width = symbols.shape[2:]
         rows, columns = torch.arange(height)[:, None], torch.arange(width)
         first = ((rows + columns) % 2).to(symbols.dtype)
-        told, before = [], 0
+        sums, before = [], 0
         with _fast():
             context = F.conv2d(symbols * first, *self._context, padding=2) * (1 - first)
             context = context.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
@@ -109,12 +101,12 @@ class RateModel:
             ):
                 known = torch.cat([context, symbols[:, :before]], 1)
                 weight = torch.cat([of_context, *of_coded], 1)
-                told.append(_dense(known, weight, bias + of_quality[:, 0] * quality))
+                sums.append(_dense(known, weight, bias + of_quality[:, 0] * quality))
                 before += group
-        return told
+        return sums
 
-    def bits(self, symbols: Tensor, hyper: Tensor, told: list[Tensor], quality: int) -> Tensor:
-        """What latents and hyperlatents (1, Z, h/2, w/2) take, in all; ``told`` as above."""
+    def bits(self, symbols: Tensor, hyper: Tensor, sums: list[Tensor], quality: int) -> Tensor:
+        """The bits of latents and hyperlatents (1, Z, h/2, w/2); ``sums`` is `before_hyper`'s."""
         height, width = symbols.shape[2:]
         predicted = []
         with _fast():
@@ -122,7 +114,7 @@ class RateModel:
             features = _rectified(F.conv2d(F.pixel_shuffle(up, 2), *self._features, padding=1))
             features = features[..., :height, :width]
             for rest, ((of_features, *_), _), ((weight,), bias) in zip(
-                told, self._hidden, self._output, strict=True
+                sums, self._hidden, self._output, strict=True
             ):
                 inside = _rectified(_dense(features, of_features, None) + rest)
                 predicted.append(_dense(inside, weight, bias).float())
@@ -136,7 +128,7 @@ class RateModel:
 
 
 def _fast() -> AbstractContextManager[object]:
-    """The rate model's layers in bfloat16 where that is faster: by a fifth, for the same bytes."""
+    """Run the rate model in bfloat16 if that is faster: docs/measurements.md#refinement."""
     enabled = cnn_dtype() == torch.bfloat16
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
 
@@ -147,7 +139,7 @@ def _dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _kernel(weight: Tensor, taps: list[tuple[int, int]], size: int) -> Tensor:
-    """A convolution's kernel (O, I, size, size) of a weight (O, taps * I); zero elsewhere."""
+    """The kernel (O, I, size, size) of a convolution with weights (O, taps * I); zero elsewhere."""
     kernel = weight.new_zeros(len(weight), weight.shape[1] // len(taps), size, size)
     for (dy, dx), part in zip(taps, weight.chunk(len(taps), 1), strict=True):
         kernel[:, :, size // 2 + dy, size // 2 + dx] = part
@@ -159,9 +151,9 @@ def _rectified(x: Tensor) -> Tensor:
 
 
 def _bits(symbols: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """Bits in all, as the tables would have them; ``scale`` is their index."""
+    """About the bits of all symbols with the frequency tables; ``scale`` is the tables' index."""
     spread = torch.exp2(scale.clamp(0, SCALES - 1) / 8 - 5)
-    # The upper tail is computed as the lower one, where a difference of sigmoids is precise.
+    # Always in the lower tail, where a difference of sigmoids is precise.
     distance = -(symbols - mean).abs()
     mass = torch.sigmoid((distance + 0.5) / spread) - torch.sigmoid((distance - 0.5) / spread)
     return -torch.log2(mass.clamp_min(1e-9)).sum()  # escapes take about 30 bits, too
@@ -177,17 +169,17 @@ def refine(
     quality: int,
     effort: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Latents (h, w, C) and hyperlatents (ceil(h/2), ceil(w/2), Z) that, rounded, cost less.
+    """Latents (h, w, C) and hyperlatents (ceil(h/2), ceil(w/2), Z) that cost less when rounded.
 
-    Both are in steps.  ``decode`` makes pictures (1, 3, 16 h, 16 w) in [-0.5, 0.5] of such latents
-    (1, C, h, w), ``pixels`` (H, W, 3) are the original's, without which latents stay as they are,
-    and ``quality`` is the header's.  The same input gives the same output on one machine with one
-    number of threads.
+    Both are in steps.  ``decode`` turns latents (1, C, h, w) in steps into pictures (1, 3, 16 h,
+    16 w) in [-0.5, 0.5].  ``pixels`` (H, W, 3) are the original's; without them, the latents stay
+    as they are.  ``quality`` is the header's.  On one machine, with one number of threads, the same
+    input gives the same output.
     """
     of_both, of_hyper = STEPS[effort]
     latents, hyper = latents.copy(), hyper.copy()
     random = torch.Generator().manual_seed(0)
-    # Cut by hyperlatents, so that no pair of latents is.
+    # Tiles are cut in hyperlatents, so that the latents of one stay together.
     rows, columns, _ = hyper.shape
     area = tiles.everything(rows, columns)
     cut = list(tiles.tiles(area, rows, columns, TILE // 2, MARGIN // 2))
@@ -221,19 +213,19 @@ def _tensor(samples: NDArray[Any]) -> Tensor:
 def _loss(
     rate: RateModel, decode: Callable[[Tensor], Tensor], original: Tensor, quality: int
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of one tile, of latents and hyperlatents."""
+    """The loss of a tile, as a function of its latents and hyperlatents."""
     low, high = SQUARED_ERROR
     error = low * (high / low) ** ((quality - LOWEST_QUALITY) / (HIGHEST_QUALITY - LOWEST_QUALITY))
     perceptual = PERCEPTUAL * (error / PERCEPTUAL_AT) ** PERCEPTUAL_POWER
     height, width = original.shape[2:]
-    # The metric knows no smaller pictures.
+    # The metric cannot judge smaller pictures.
     judged = min(height, width) >= ssimulacra2.SMALLEST
     reference = ssimulacra2.Reference(original) if judged else None
 
     def loss(latents: Tensor, hyper: Tensor) -> Tensor:
         picture = decode(latents)[..., :height, :width]
         bits = rate.bits(latents, hyper, rate.before_hyper(latents, quality), quality)
-        # Not of the clipped picture: what is beyond black and white has a gradient, too.
+        # The picture is not clipped, so that values beyond black and white have a gradient.
         squared = ((picture - original) ** 2).mean() * 255**2
         total: Tensor = bits / (height * width) + error * squared
         if reference is not None:
@@ -251,13 +243,13 @@ def _cheaper_hyper(
     steps: int,
     random: torch.Generator,
 ) -> Tensor:
-    """Hyperlatents with which these symbols take fewer bits."""
-    told = rate.before_hyper(symbols, quality)
+    """Hyperlatents that make these symbols take fewer bits."""
+    sums = rate.before_hyper(symbols, quality)
 
     def loss(hyper: Tensor) -> Tensor:
-        return rate.bits(symbols, hyper, told, quality)
+        return rate.bits(symbols, hyper, sums, quality)
 
-    # Noise is not needed where little is left to chance.
+    # The symbols are fixed, and hyperlatents alone need no noise.  Chosen.
     return _descend(loss, [hyper], steps, random, noise=0)[0]
 
 
@@ -268,7 +260,7 @@ def _descend(
     random: torch.Generator,
     noise: float,
 ) -> list[Tensor]:
-    """Values of a smaller loss, which is asked of softly rounded ones."""
+    """Values with a smaller loss.  The loss sees them softly rounded."""
     variables = [values.clone().requires_grad_() for values in start]
     momenta = [torch.zeros_like(v) for v in variables]
     squares = [v.new_zeros(1, v.shape[1], 1, 1) for v in variables]
@@ -290,7 +282,7 @@ def _descend(
 
 
 def _soft(values: Tensor, steepness: float, noise: float, random: torch.Generator) -> Tensor:
-    """Softly rounded, noise added, softly rounded again."""
+    """The values softly rounded, with noise added, and softly rounded again."""
     rounded = _soft_round(values, steepness)
     if noise:
         uniform = torch.rand(values.shape, generator=random, dtype=values.dtype)

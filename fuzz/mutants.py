@@ -1,0 +1,351 @@
+"""`python -m fuzz.mutants`: small changes to the package, one at a time, and whether tests notice.
+
+The other targets change what is read, and look at the reader; this one changes the package, and
+looks at the tests. Cosmic Ray says which changes there are. A place in the source is drawn first,
+then one of the changes to it: an operator with many of them counts no more than a number.
+
+Everything happens in a copy of the checkout. The tests run there once, to record which of them run
+which lines. Each change then meets tests that run its line, of each test file the one first that
+runs least else. It is noticed if one of them fails, or does not end. Results are kept, and a second
+run goes on where the first one was ended.
+
+    pip install ".[test,mutants]"
+    python -m fuzz.mutants --count 300 --seed 0 --jobs 2
+    python -m fuzz.mutants pillow_sdz/mask.py --tests tests/test_caches.py
+
+That takes one run of the tests, and about a quarter of a minute for each change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import queue
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "pillow_sdz"
+GOAL = 0.9  # of the changes are to be noticed; chosen
+# Chosen: more tests seldom find what these do not, and take longer than all else.
+TESTS = 40
+SECONDS = 120  # for the tests of a change, chosen: they take 5 to 15 without it
+
+NOTICED = ("failed", "hung")
+Position = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change to a module: Cosmic Ray's operator, the how-manieth use of it, and where."""
+
+    module: str  # as a path from the root
+    operator: str
+    occurrence: int
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line}:{self.column} {self.operator.removeprefix('core/')}"
+
+    def source(self) -> str | None:
+        """The module with the change in it; None where that is no Python, or no change."""
+        import cosmic_ray.mutating
+        import cosmic_ray.plugins
+
+        original = (ROOT / self.module).read_text("utf-8")
+        operator = cosmic_ray.plugins.get_operator(self.operator)()
+        changed: str | None = cosmic_ray.mutating.mutate_code(original, operator, self.occurrence)
+        if changed is None or changed == original:
+            return None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)
+                compile(changed, self.module, "exec")
+        except (SyntaxError, ValueError):
+            return None
+        return changed
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a change: ``failed``, ``hung``, ``passed``, or ``no test`` runs the line."""
+
+    mutant: Mutant
+    outcome: str
+    seconds: float
+    tests: int
+
+
+# which changes there are
+
+
+def mutants(module: str) -> dict[Position, list[Mutant]]:
+    """The changes to a module by place, but not to annotations, which nothing evaluates."""
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    source = (ROOT / module).read_text("utf-8")
+    unevaluated = list(_annotations(source))
+    nodes = list(ast_nodes(get_ast(source)))
+    found: dict[Position, list[Mutant]] = defaultdict(list)
+    for name in operator_names():
+        operator = get_operator(name)
+        if operator.arguments():  # which would have to be told what to do
+            continue
+        places = (place for node in nodes for place in operator().mutation_positions(node))
+        for occurrence, (start, _) in enumerate(places):
+            if not any(first <= start < last for first, last in unevaluated):
+                found[start].append(Mutant(module, name, occurrence, *start))
+    return found
+
+
+def _annotations(source: str) -> Iterator[tuple[Position, Position]]:
+    """Where the annotations of a module start and end."""
+    for node in ast.walk(ast.parse(source)):
+        for name in ("annotation", "returns"):
+            noted = getattr(node, name, None)
+            if isinstance(noted, ast.expr):
+                assert noted.end_lineno is not None
+                assert noted.end_col_offset is not None
+                yield (
+                    (noted.lineno, noted.col_offset),
+                    (noted.end_lineno, noted.end_col_offset),
+                )
+
+
+def drawn(modules: Sequence[str], count: int, seed: int) -> list[Mutant]:
+    """So many changes to these modules, or all of them, the same for the same seed and source."""
+    rng = random.Random(seed)
+    places = [changes for module in modules for _, changes in sorted(mutants(module).items())]
+    rng.shuffle(places)
+    sound = (mutant for place in places if (mutant := rng.choice(place)).source() is not None)
+    return list(itertools.islice(sound, count))
+
+
+# which tests run which lines
+
+
+class Recorded:
+    """Which tests run which lines of which module."""
+
+    def __init__(self, tests: Mapping[str, Mapping[int, set[str]]]) -> None:
+        self._tests = tests
+        self._lines: dict[str, int] = defaultdict(int)  # that a test runs
+        for lines in tests.values():
+            for test in itertools.chain.from_iterable(lines.values()):
+                self._lines[test] += 1
+
+    @classmethod
+    def by_coverage(cls, file: Path, failing: Iterable[str]) -> Recorded:
+        """As `coverage` wrote it down, but for tests that fail anyway."""
+        from coverage import CoverageData
+
+        data = CoverageData(str(file))
+        data.read()
+        without = set(failing)
+        return cls(
+            {
+                path[path.rindex(f"{PACKAGE}{os.sep}") :]: {
+                    line: {context.partition("|")[0] for context in contexts} - without
+                    for line, contexts in data.contexts_by_lineno(path).items()
+                }
+                for path in data.measured_files()
+            }
+        )
+
+    def fitting(self, mutant: Mutant, count: int) -> list[str]:
+        """The tests for a change: of each test file in turn the one that runs the fewest lines."""
+        lines = self._tests.get(mutant.module, {})
+        start = _statement(mutant)
+        found = set[str]().union(*(lines.get(n, ()) for n in range(start, mutant.line + 1)))
+        if found == {""}:  # run by the import alone, as constants are: their users' tests, then
+            found = set[str]().union(*lines.values())
+        by_file: dict[str, list[str]] = defaultdict(list)
+        for test in sorted(found - {""}, key=lambda test: (self._lines[test], test)):
+            by_file[test.partition("::")[0]].append(test)
+        turns = itertools.zip_longest(*by_file.values())
+        return [test for turn in turns for test in turn if test is not None][:count]
+
+
+def _statement(mutant: Mutant) -> int:
+    """The first line of the innermost statement that a change is in: coverage knows no other."""
+    tree = ast.parse((ROOT / mutant.module).read_text("utf-8"))
+    return max(
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.stmt)
+        and node.end_lineno is not None
+        and node.lineno <= mutant.line <= node.end_lineno
+    )
+
+
+# the copy, and what runs in it
+
+
+def checkout() -> list[Path]:
+    """The files of the checkout, those that are not committed yet included."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    names = (Path(name) for name in sorted(set(listed.split("\0"))) if name)
+    return [name for name in names if (ROOT / name).is_file()]
+
+
+def digest(files: Sequence[Path], tests: Sequence[str]) -> str:
+    """Of all that results depend on."""
+    total = hashlib.sha256(repr(list(tests)).encode())
+    for name in files:
+        total.update(f"{name}\0".encode() + hashlib.sha256((ROOT / name).read_bytes()).digest())
+    return total.hexdigest()[:12]
+
+
+def copy(files: Sequence[Path], folder: Path) -> None:
+    """A checkout of its own, made anew, without bytecode of other sources."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+
+
+def pytest(folder: Path, *arguments: str, seconds: float | None = None) -> int:
+    """Run tests in a copy; the exit status. TimeoutExpired after so many seconds."""
+    command = [sys.executable, "-m", "pytest", "-q", *arguments]
+    # A change within a second and of the same size would be taken for its older bytecode.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    with (folder / "pytest.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            return process.wait(seconds)
+        finally:
+            # With what the tests started, and a test that failed left behind.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def recorded(folder: Path, files: Sequence[Path], tests: Sequence[str]) -> Recorded:
+    """Which of the tests run which lines; recorded, where they are not yet."""
+    data, failing = folder / "coverage", folder / "failing.json"
+    if not failing.exists():
+        print("the tests run once, to record which lines they run", flush=True)
+        work = folder / "work"
+        copy(files, work)
+        pytest(work, f"--cov={PACKAGE}", "--cov-context=test", "--cov-report=", *tests)
+        shutil.move(work / ".coverage", data)
+        failed = work / ".pytest_cache" / "v" / "cache" / "lastfailed"
+        failing.write_text(failed.read_text() if failed.exists() else "{}")
+    return Recorded.by_coverage(data, json.loads(failing.read_text()))
+
+
+def tried(mutant: Mutant, tests: Sequence[str], folder: Path) -> Result:
+    """What the tests say of a change, made in this copy and taken back."""
+    if not tests:
+        return Result(mutant, "no test", 0, 0)
+    path = folder / mutant.module
+    source = mutant.source()
+    assert source is not None
+    path.write_text(source, "utf-8")
+    start = time.monotonic()
+    try:
+        status = pytest(folder, "-x", "-p", "no:cacheprovider", *tests, seconds=SECONDS)
+        outcome = "failed" if status else "passed"
+    except subprocess.TimeoutExpired:
+        outcome = "hung"
+    finally:
+        shutil.copyfile(ROOT / mutant.module, path)
+    return Result(mutant, outcome, round(time.monotonic() - start, 1), len(tests))
+
+
+def run(mutants: Iterable[Mutant], tests: Recorded, copies: Sequence[Path]) -> Iterator[Result]:
+    """The results as they come, in as many copies of the checkout at a time as there are."""
+    free: queue.Queue[Path] = queue.Queue()
+    for place in copies:
+        free.put(place)
+
+    def one(mutant: Mutant) -> Result:
+        place = free.get()
+        try:
+            return tried(mutant, tests.fitting(mutant, TESTS), place)
+        finally:
+            free.put(place)
+
+    with ThreadPoolExecutor(len(copies)) as pool:
+        try:
+            for done in as_completed([pool.submit(one, mutant) for mutant in mutants]):
+                yield done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def kept(file: Path) -> Iterator[Result]:
+    """The results of earlier runs."""
+    if file.exists():
+        for line in file.read_text().splitlines():
+            fields = json.loads(line)
+            yield Result(**{**fields, "mutant": Mutant(**fields["mutant"])})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status, 1 where too many changes went unnoticed."""
+    parser = argparse.ArgumentParser(prog="python -m fuzz.mutants", description=__doc__)
+    parser.add_argument("modules", nargs="*", help="to change; default: the whole package")
+    parser.add_argument("--tests", nargs="+", default=[], help="to run; default: all")
+    parser.add_argument("--count", type=int, default=300, help="changes; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="at a time; default: %(default)s")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir(), "pillow-sdz-mutants"),
+        help="for copies and results; default: %(default)s",
+    )
+    options = parser.parse_args(arguments)
+    files = checkout()
+    modules = options.modules or [
+        str(f) for f in files if f.suffix == ".py" and f.parts[0] == PACKAGE
+    ]
+    sample = drawn(modules, options.count, options.seed)
+    folder = options.folder / digest(files, options.tests)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {result.mutant: result for result in kept(folder / "results.jsonl")}
+    tests = recorded(folder, files, options.tests)
+    copies = [folder / f"work{number}" for number in range(options.jobs)]
+    for place in copies:
+        copy(files, place)
+    with (folder / "results.jsonl").open("a") as file:
+        for result in run((mutant for mutant in sample if mutant not in results), tests, copies):
+            results[result.mutant] = result
+            print(f"{result.outcome:8}{result.seconds:6.1f} s  {result.mutant}", flush=True)
+            print(json.dumps(asdict(result)), file=file, flush=True)
+    return report([results[mutant] for mutant in sample])
+
+
+def report(results: Sequence[Result]) -> int:
+    """Print which changes went unnoticed; the exit status, 1 if they are too many."""
+    unnoticed = [result for result in results if result.outcome not in NOTICED]
+    print(f"\n{len(results) - len(unnoticed)} of {len(results)} changes noticed; not noticed:")
+    for result in sorted(unnoticed, key=lambda result: str(result.mutant)):
+        print(f"{result.mutant} ({result.tests or 'no'} tests)")
+    return int(len(unnoticed) > (1 - GOAL) * len(results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

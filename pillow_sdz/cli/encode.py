@@ -1,0 +1,201 @@
+"""`sdz encode`: pictures to .sdz. Files of latents that it is given go to `latents`."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image
+
+from ..chunks import MAX_METADATA
+from .arguments import (
+    STREAM,
+    Commands,
+    add_coding,
+    add_inputs,
+    add_jobs,
+    add_output,
+    add_size,
+    add_strip,
+    given,
+    positive,
+    refuse,
+)
+from .files import LATENT_SUFFIXES, Job, find, jobs, readable, size_of, target_file, without_clashes
+from .latents import LatentEncoder, latent_files
+from .metadata import UPRIGHT, metadata, orientation, upright
+from .pictures import (
+    changed_frames,
+    frame_count,
+    is_animation,
+    needs_scaling,
+    open_picture,
+    picture_files,
+    scaled,
+    warn_of_frames,
+)
+from .reports import Report
+from .running import close, each
+from .targets import Targets
+
+
+def add_encode(commands: Commands) -> None:
+    """Add `encode` to the commands of `sdz`."""
+    parser = commands.add_parser(
+        "encode",
+        help="convert pictures, or files of latents, to .sdz",
+        description="Convert pictures to .sdz files, and also files of latents: ComfyUI's .latent"
+        " files, sd-scripts' .npz caches, and others. From a folder all pictures are taken or, if"
+        " it has none, all files of latents.",
+    )
+    add_inputs(parser, "a picture or a file of latents")
+    add_output(parser)
+    precision = add_size(parser)
+    precision.add_argument(
+        "--step",
+        type=positive,
+        metavar="X",
+        help="for latents: the quantisation step, in units of a latent; 0.3 is quality 75",
+    )
+    precision.add_argument(
+        "--lossless",
+        action="store_const",
+        const="float16",
+        help="for latents: keep them exactly; float16 must be able to hold them exactly",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="the model that encodes pictures, default: mini; for latents: the model that made"
+        " them, default: as sd-scripts names its caches, or sd1",
+    )
+    add_coding(parser)
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="what the picture shows; it guides the denoising when the file is decoded",
+    )
+    add_strip(parser)
+    add_jobs(parser)
+    parser.set_defaults(run=_run, parser=parser)
+
+
+def _run(options: argparse.Namespace) -> int:
+    target = target_file(options)
+    if target is not None and target != STREAM and target.suffix.lower() != ".sdz":
+        refuse(options, f"-o {target}: encode writes .sdz files")
+    of_latents = given(options, "step", "lossless")
+
+    def wanted(paths: list[Path]) -> list[Path]:
+        # sd-scripts keeps its caches beside the pictures.
+        pictures = [] if of_latents else picture_files(paths)
+        return pictures or latent_files(paths)
+
+    def named(path: Path) -> str:
+        return path.stem + ".sdz"
+
+    found = find(options.inputs, wanted, "pictures and no files of latents")
+    planned = without_clashes(jobs(options, found, named, target))
+    targets = Targets(options.force, options.skip_existing)
+    names = ("quality", "target_size", "model", "coding", "effort", "tune", "prompt")
+    encoder = Encoder(
+        given(options, *names),
+        tuple(of_latents),
+        LatentEncoder.of(options, targets, planned),
+        targets,
+        strip=options.strip,
+        verbose=options.verbose,
+    )
+    summary = each(encoder, planned, jobs=options.jobs, stdout_is_data=target == STREAM)
+    return close(summary, found, several=len(planned) > 1)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes one picture, or hands a file of latents on."""
+
+    save_options: dict[str, Any]
+    for_latents: tuple[str, ...]  # options that were given, but are not for pictures
+    latents: LatentEncoder
+    targets: Targets
+    strip: bool
+    verbose: bool
+
+    def __call__(self, job: Job, report: Report) -> None:
+        if job.source.suffix.lower() in LATENT_SUFFIXES:
+            self.latents(job, report)
+            return
+        if self.for_latents:
+            msg = f"--{self.for_latents[0]} is for latents, this is a picture"
+            raise ValueError(msg)
+        if not self.targets.wanted(job):
+            report.skipped = True
+            return
+        source = readable(job.source)
+        report.before = size_of(source)
+        data = self._encoded(source, report)
+        self.targets.write(job, data)
+        with Image.open(io.BytesIO(data), formats=["SDZ"]) as written:
+            report.after = len(data)
+            report.metadata = written.info["sdz"]["bytes"]["metadata"]
+            if self.verbose:
+                pixels = written.width * written.height * frame_count(written)
+                report.say_written(job.target, pixels)
+
+    def _encoded(self, source: Path | IO[bytes], report: Report) -> bytes:
+        """The picture as an .sdz file, in memory: a process that is killed leaves no other."""
+        with open_picture(source) as image:
+            deep = needs_scaling(image, report)
+            frames = _frame_options(image, report)
+            image.load()
+            kept = {} if self.strip else _kept(image, report)
+            turn = self.strip and orientation(image) != UPRIGHT
+            if not (deep or turn):
+                return self._saved(image, kept, frames)
+
+            def changed(frame: Image.Image) -> Image.Image:
+                frame = scaled(frame) if deep else frame
+                return upright(frame) if turn else frame
+
+            first, others = changed_frames(image, changed)
+            return self._saved(first, kept, {**frames, **others} if frames else {})
+
+    def _saved(self, picture: Image.Image, kept: dict[str, bytes], frames: dict[str, Any]) -> bytes:
+        about: dict[str, Any] = {"exif": b"", "xmp": b"", **kept}
+        if self.strip:
+            about["chunks"] = []  # which a picture from another .sdz file may have
+        encoded = io.BytesIO()
+        try:
+            picture.save(encoded, "SDZ", **self.save_options, **about, **frames)
+        except ValueError as error:
+            size = sum(map(len, kept.values()))
+            if "target_size" not in self.save_options or not size:
+                raise
+            msg = f"{error}; {size:,} bytes of metadata are kept (--strip leaves them out)"
+            raise ValueError(msg) from error
+        return encoded.getvalue()
+
+
+def _frame_options(image: Image.Image, report: Report) -> dict[str, Any]:
+    """Options that save all frames of an animation."""
+    if is_animation(image):
+        # A GIF that does not say how often it is shown is shown once.
+        return {"save_all": True, "loop": image.info.get("loop", int(image.format == "GIF"))}
+    warn_of_frames(image, report)
+    return {}
+
+
+def _kept(picture: Image.Image, report: Report) -> dict[str, bytes]:
+    """The EXIF and XMP to keep. (The plugin itself keeps the profile, if it fits the pixels.)"""
+    kept = {}
+    for name, data in metadata(picture).items():
+        if name == "icc_profile":
+            continue
+        if len(data) > MAX_METADATA:
+            report.warn(f"its {name.upper()} is not kept: {len(data):,} bytes are too many")
+        else:
+            kept[name] = data
+    return kept

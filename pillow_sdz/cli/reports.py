@@ -1,0 +1,127 @@
+"""What became of a file, and of all files of a command."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from PIL import Image
+
+from .messages import StdoutError, reason
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class Report:
+    """What became of one file: the lines to print about it, and what to count.
+
+    ``before`` and ``after`` are the bytes read and written, ``metadata`` those of the bytes
+    written that are EXIF, XMP and the like. ``result`` is for commands that collect something.
+    """
+
+    name: str
+    lines: list[tuple[bool, str]] = field(default_factory=list)  # whether an error, and the line
+    skipped: bool = False
+    failed: bool = False
+    before: int = 0
+    after: int = 0
+    metadata: int = 0
+    result: Any = None
+
+    def say(self, line: str) -> None:
+        """Have a line of results printed."""
+        self.lines.append((False, line))
+
+    def say_written(self, target: Path, pixels: int) -> None:
+        """Have a line printed about the file that was written of so many pixels."""
+        line = f"{self.name} -> {target}: {self.after:,} bytes"
+        line += f", {8 * self.after / pixels:.3f} bits per pixel"
+        if self.metadata:
+            line += f", {self.metadata:,} bytes of it metadata"
+        self.say(line)
+
+    def warn(self, message: str) -> None:
+        """Have a line about this file printed, once."""
+        self.remark(f"{self.name}: {message}")
+
+    def remark(self, message: str) -> None:
+        """Have a line printed that is the same for many files, once for all of them."""
+        line = (True, f"sdz: {message}")
+        if line not in self.lines:
+            self.lines.append(line)
+
+
+Work = Callable[[Item, Report], None]
+
+
+@dataclass
+class Summary:
+    """What became of all files of a command."""
+
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+    before: int = 0
+    after: int = 0
+    metadata: int = 0
+    results: list[Any] = field(default_factory=list)
+
+    def add(self, report: Report) -> None:
+        """Count one file."""
+        self.failed += report.failed
+        self.skipped += report.skipped
+        self.done += not (report.failed or report.skipped)
+        if not report.failed:
+            self.before += report.before
+            self.after += report.after
+            self.metadata += report.metadata
+        if report.result is not None:
+            self.results.append(report.result)
+
+    def line(self, left_out: int) -> str:
+        """The closing line; ``left_out`` files of folders were not taken."""
+        line = f"{self.done:,} done, {self.skipped:,} skipped, {self.failed:,} failed"
+        if left_out:
+            line += f", {left_out:,} other {'file' if left_out == 1 else 'files'} left out"
+        if self.after:
+            line += f": {self.before:,} bytes -> {self.after:,} bytes"
+            if self.before > self.after:
+                line += f", ratio {self.before / self.after:.2f}"
+        if self.metadata:
+            line += f", {self.metadata:,} bytes of it metadata"
+        return line
+
+
+def run(work: Work[Item], item: Item) -> Report:
+    """Work on one item, and tell what became of it."""
+    report = Report(str(item))
+
+    def show_warning(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        report.warn("warning: " + " ".join(str(message).split()))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show_warning
+        if not sys.warnoptions:
+            # Python shows a warning once; but each file has its own.
+            for category in (UserWarning, Image.DecompressionBombWarning):
+                warnings.simplefilter("always", category)
+        try:
+            work(item, report)
+        except (BrokenPipeError, StdoutError):
+            raise  # that is for all files
+        except Exception as error:  # plugins of Pillow's raise anything
+            report.warn(reason(error, Path(report.name)))
+            report.failed = True
+    return report

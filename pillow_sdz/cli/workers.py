@@ -1,0 +1,157 @@
+"""Processes that work on many files at once.
+
+Processes and not threads, because coding latents holds Python's lock for 10 to 45 % of the time
+(docs/command-line.md), and because a process can be ended at once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from types import FrameType, TracebackType
+from typing import Any, Generic, Self
+
+from .cores import cores
+from .reports import Item, Report, Work, run
+
+# Files per process that may be done before an earlier one is, so that its lines come first.
+# Chosen: with fewer, processes wait for a large picture; with more, memory fills with results.
+AHEAD = 4
+
+# Seconds that a process has to remove its temporary file before it is killed. Chosen.
+GRACE = 5
+
+
+class _Worker(Generic[Item]):
+    """A process, and the number of the item that it works on."""
+
+    def __init__(self, work: Work[Item], threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: SpawnProcess = context.Process(
+            target=_work, args=(theirs, work, threads), daemon=True
+        )
+        self.number: int | None = None
+        with _sigint_ignored():
+            self.process.start()
+        theirs.close()
+
+    def stop(self) -> None:
+        """End the process; what it was writing is removed."""
+        self.process.terminate()
+        self.process.join(GRACE)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+
+
+class Workers(Generic[Item]):
+    """So many processes, which do some work on items; a context manager that ends them."""
+
+    def __init__(self, work: Work[Item], count: int) -> None:
+        self._work = work
+        self._threads = max(1, cores() // count)
+        self._count = count
+        self._workers: list[_Worker[Item]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for worker in self._workers:
+            worker.process.terminate()  # all of them first, so that they end together
+        for worker in self._workers:
+            worker.stop()
+
+    def map(self, items: Sequence[Item]) -> Iterator[Report]:
+        """What became of each item, in order."""
+        done: dict[int, Report] = {}
+        given = told = 0
+        while told < len(items):
+            while given < min(len(items), told + AHEAD * self._count):
+                worker = self._idle()
+                if worker is None:
+                    break
+                worker.number = given
+                worker.connection.send(items[given])
+                given += 1
+            for number, report in self._finished(items):
+                done[number] = report
+            while told in done:
+                yield done.pop(told)
+                told += 1
+
+    def _idle(self) -> _Worker[Item] | None:
+        """A process without work, started if there are not all yet."""
+        for worker in self._workers:
+            if worker.number is None:
+                return worker
+        if len(self._workers) < self._count:
+            self._workers.append(_Worker(self._work, self._threads))
+            return self._workers[-1]
+        return None
+
+    def _finished(self, items: Sequence[Item]) -> Iterator[tuple[int, Report]]:
+        """Wait until something is done; the numbers of what is, and what became of it."""
+        busy = {w.connection: w for w in self._workers if w.number is not None}
+        for ready in wait(list(busy)):
+            worker = busy[ready]  # type: ignore[index]  # of what was given, nothing else is ready
+            assert worker.number is not None
+            number, worker.number = worker.number, None
+            try:
+                yield number, worker.connection.recv()
+            except (EOFError, OSError):
+                self._workers.remove(worker)
+                worker.stop()
+                yield number, _lost(str(items[number]), worker.process.exitcode)
+
+
+def _lost(name: str, code: int | None) -> Report:
+    """What became of a file whose process ended by itself."""
+    how = f"signal {-code}" if code is not None and code < 0 else f"status {code}"
+    report = Report(name, failed=True)
+    report.warn(f"the process that worked on it ended with {how}; was there enough memory?")
+    return report
+
+
+@contextmanager
+def _sigint_ignored() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach, from their first moment on.
+
+    The terminal sends it to all processes; this one ends the others.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before: Callable[[int, FrameType | None], Any] | int | None
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _work(connection: Connection, work: Work[Item], threads: int) -> None:
+    """What a process does: one item after another, until it is ended."""
+    # An exception, so that a file that is being written is removed.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # The libraries read it when they are imported, which is later. More threads than cores
+    # make a network many times slower.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    # Until the process that gives the work is gone.
+    with suppress(EOFError, OSError):
+        while True:
+            connection.send(run(work, connection.recv()))

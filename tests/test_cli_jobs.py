@@ -1,0 +1,255 @@
+"""`--jobs`: many files in several processes say and write what one process says and writes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pillow_sdz.cli import main, running
+from pillow_sdz.cli.cores import _quotas, cores
+from pillow_sdz.cli.reports import Report
+from pillow_sdz.cli.workers import Workers
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+
+
+@pytest.fixture(autouse=True)
+def folder(photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with album/: four pictures, one of which is broken."""
+    monkeypatch.chdir(tmp_path)
+    Path("album").mkdir()
+    for number in range(4):
+        photo.rotate(40 * number).save(f"album/{number}.png")
+    Path("album/2.png").write_bytes(b"broken")
+    # Several processes from the second file on, however fast the first was.
+    monkeypatch.setattr(running, "ALONE", 0)
+
+
+def written(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def test_the_same_files_and_messages_in_the_same_order(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = {}
+    for number in ("1", "2"):
+        assert main(["encode", "album", "-o", f"out{number}", "-v", "-j", number]) == 1
+        out, err = capsys.readouterr()
+        said[number] = (out.replace(f"out{number}", "out"), err)
+    assert said["1"] == said["2"]
+    assert said["1"][1] == "sdz: album/2.png: not a picture that Pillow can read\n"
+    assert "3 done, 0 skipped, 1 failed" in said["1"][0]
+    assert written("out1") == written("out2")
+
+
+def test_other_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "album", "-o", "out", "-j", "1"]) == 1
+    capsys.readouterr()
+    for command in (
+        ["decode", "out", "-o", "back"],
+        ["compare", "album", "--json"],
+    ):
+        said = []
+        for jobs in ("1", "2"):
+            status = main([*command, "-j", jobs, *(["--force"] if "-o" in command else [])])
+            said.append((status, capsys.readouterr()))
+        assert said[0] == said[1]
+
+
+def test_caches(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is said of all of them is said once, whichever process says it."""
+    for number in range(4):
+        np.savez(f"{number}.npz", latents=np.zeros((4, 8, 6), np.float32))
+    assert main(["encode", *(f"{n}.npz" for n in range(4)), "-o", "out", "-j", "2"]) == 0
+    assert capsys.readouterr().err == (
+        "sdz: latents are assumed to be of sd1 (--model names another model)\n"
+    )
+    assert len(written("out")) == 4
+
+
+def test_a_short_run_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "ALONE", 1000)
+    monkeypatch.setattr(
+        "pillow_sdz.cli.workers.Workers", lambda *_: pytest.fail("a process is started")
+    )
+    assert main(["encode", "album", "-o", "out", "-j", "4"]) == 1
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "x", "1001", "1.5", "9" * 5000])
+def test_numbers_of_jobs_that_are_none(jobs: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["encode", "album", f"--jobs={jobs}"])
+
+
+# the processes
+
+
+def tell_threads(item: str, report: Report) -> None:
+    report.say(f"{item}: {os.environ['OMP_NUM_THREADS']}")
+
+
+def die(item: str, report: Report) -> None:
+    if item == "b":
+        os.kill(os.getpid(), signal.SIGKILL)
+    report.say(item)
+
+
+def test_a_process_has_its_share_of_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pillow_sdz.cli.workers.cores", lambda: 5)
+    with Workers(tell_threads, 2) as workers:
+        lines = [report.lines for report in workers.map(["a", "b"])]
+    assert lines == [[(False, "a: 2")], [(False, "b: 2")]]
+
+
+@posix_only
+def test_a_process_that_is_killed_costs_its_file_alone() -> None:
+    """As the system does where memory runs out."""
+    with Workers(die, 2) as workers:
+        reports = list(workers.map(["a", "b", "c", "d"]))
+    assert [report.failed for report in reports] == [False, True, False, False]
+    assert reports[1].lines == [
+        (
+            True,
+            "sdz: b: the process that worked on it ended with signal 9; was there enough memory?",
+        )
+    ]
+
+
+# Ctrl-C
+
+SLOW = """
+import multiprocessing, signal, sys, time
+from pathlib import Path
+from PIL import Image
+import pillow_sdz
+from pillow_sdz.cli import main, running
+
+save = Image.Image.save
+
+def slowly(image, *arguments, **options):
+    Path(f"started-{time.time_ns()}").touch()
+    if multiprocessing.parent_process() is None:
+        save(image, *arguments, **options)
+    else:
+        time.sleep(1000)
+
+if __name__ == "__main__":
+    # A shell may have started this test without Ctrl-C, as it does in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+Image.Image.save = slowly
+running.ALONE = 0
+if __name__ == "__main__":
+    sys.exit(main(["encode", "album", "-o", "out", "-j", "2"]))
+"""
+
+
+@posix_only
+@pytest.mark.parametrize("whom", ["process", "group"])
+def test_ctrl_c_ends_all_processes(whom: str, environment: dict[str, str]) -> None:
+    """Within seconds, without a word, with what is complete and nothing else.
+
+    A terminal sends SIGINT to the whole group of processes, ``kill`` to one.
+    """
+    Path("slow.py").write_text(SLOW)
+    process = subprocess.Popen(
+        [sys.executable, "slow.py"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(Path().glob("started-*"))) < 3:  # one alone, then one in each process
+            assert time.monotonic() < deadline, process.stderr
+            assert process.poll() is None
+            time.sleep(0.05)
+        children = processes_of(process.pid)
+        begin = time.monotonic()
+        if whom == "group":
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, out, err) == (130, b"", b"")
+    assert os.listdir("out") == ["0.sdz"]
+    while any(is_alive(child) for child in children):  # multiprocessing's own ends a moment later
+        assert time.monotonic() - begin < 20
+        time.sleep(0.05)
+
+
+def processes_of(parent: int) -> list[int]:
+    """The children of a process, where /proc tells."""
+    try:
+        return [
+            int(child)
+            for task in Path(f"/proc/{parent}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+    except FileNotFoundError:
+        return []
+
+
+def is_alive(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# how many cores there are
+
+
+def control_groups(root: Path, own: str, **limits: str) -> tuple[Path, Path]:
+    """Files as Linux has them, with a limit for the group of each name."""
+    groups = root / "cgroup"
+    groups.write_text(f"0::{own}\n")
+    for name, text in limits.items():
+        folder = root / "fs" / name.replace("_", "/")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cpu.max").write_text(text)
+    return groups, root / "fs"
+
+
+@pytest.mark.parametrize(
+    ("own", "limits", "expected"),
+    [
+        ("/", {}, []),
+        ("/a/b", {"a_b": "max 100000"}, []),
+        ("/a/b", {"a_b": "150000 100000"}, [1.5]),
+        ("/a/b", {"a": "200000 100000", "a_b": "max 100000"}, [2]),
+        ("/a/b", {"a": "nonsense", "a_b": "1 0"}, []),
+    ],
+)
+def test_the_limits_of_a_container(
+    tmp_path: Path, own: str, limits: dict[str, str], expected: list[float]
+) -> None:
+    """Its own and those of the groups that it is in."""
+    assert list(_quotas(*control_groups(tmp_path, own, **limits))) == expected
+
+
+def test_no_control_groups(tmp_path: Path) -> None:
+    assert list(_quotas(tmp_path / "none", tmp_path / "none")) == []
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    quotas: list[float] = []
+    monkeypatch.setattr("pillow_sdz.cli.cores._quotas", lambda *_: iter(quotas))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5, 7}, raising=False)
+    assert cores() == 4
+    quotas.append(1.6)
+    assert cores() == 2
+    quotas.append(0.1)
+    assert cores() == 1

@@ -1,0 +1,128 @@
+"""The search for the quality that fits: never over the limit, and as good as there is time for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pillow_sdz import container
+from pillow_sdz.catalogue import HIGHEST_QUALITY, LOWEST_QUALITY
+from pillow_sdz.chunks import LATENTS
+from pillow_sdz.codings.target_size import (
+    NEAR_ENOUGH,
+    SLOW_TRIES,
+    DoesNotFit,
+    EncodedLatents,
+    largest,
+    largest_of_slow,
+)
+from pillow_sdz.container import Chunk
+
+Coded = Callable[[int], EncodedLatents]
+
+
+def of_size(size: int, quality: int) -> EncodedLatents:
+    """So many bytes in a file: the framing of a chunk has 9 or 10 of them."""
+    data = bytes(size - container.chunk_size(size) + size)
+    coded = EncodedLatents([[Chunk(LATENTS, data)]], quality)
+    assert coded.size == size
+    return coded
+
+
+def sizes(growth: float, part: float = 1, jitter: int = 0) -> Callable[[int], int]:
+    """Bytes that grow exponentially with a quality, and are up to ``jitter`` more or less."""
+
+    def size(quality: int) -> int:
+        at = (quality - LOWEST_QUALITY) / (HIGHEST_QUALITY - LOWEST_QUALITY)
+        unsteady = quality * 7919 % (2 * jitter + 1) - jitter  # 7919: a prime, so that all come
+        return round(300 * part * growth**at) + unsteady
+
+    return size
+
+
+class Counted:
+    """Codes to the sizes that it was given, and notes at which qualities."""
+
+    def __init__(self, size: Callable[[int], int]) -> None:
+        self.size = size
+        self.asked: list[int] = []
+
+    def __call__(self, quality: int) -> EncodedLatents:
+        self.asked.append(quality)
+        return of_size(self.size(quality), quality)
+
+
+@pytest.mark.parametrize("growth", [1.5, 20, 400])
+@pytest.mark.parametrize("limit", [300, 301, 449, 450, 2_000, 120_000, 1_000_000])
+def test_the_highest_quality_that_fits(growth: float, limit: int) -> None:
+    size = sizes(growth)
+    coded = Counted(size)
+    quality, found = largest(coded, LOWEST_QUALITY, HIGHEST_QUALITY, limit)
+    assert quality == found.quantisation
+    assert found.size == size(quality) <= limit
+    assert quality == HIGHEST_QUALITY or size(quality + 1) > limit
+    assert len(coded.asked) <= 30  # of 9,901 qualities
+
+
+def test_none_that_fits() -> None:
+    with pytest.raises(DoesNotFit) as caught:
+        largest(Counted(sizes(20)), LOWEST_QUALITY, HIGHEST_QUALITY, 299)
+    assert caught.value.smallest == 300
+
+
+SLOW = [sizes(20, part, jitter) for part in (0.8, 0.93, 1.1) for jitter in (0, 3, 10)]
+
+
+@pytest.mark.parametrize("slow", SLOW)
+def test_slow_encoders_never_exceed_the_limit(slow: Callable[[int], int]) -> None:
+    """Not by a byte, and mostly use it; they are asked a few times and no more."""
+    quick = sizes(20)
+    used = []
+    for limit in range(450, 3_000, 17):
+        counted = Counted(slow)
+        found = largest_of_slow(Counted(quick), counted, limit)
+        assert found.size <= limit
+        assert len(counted.asked) <= SLOW_TRIES
+        used.append(found.size / limit)
+    assert min(used) > 0.8
+    assert sum(share > NEAR_ENOUGH for share in used) > 0.7 * len(used)
+
+
+@pytest.mark.parametrize("over", [1, 2, 3])
+def test_a_file_that_is_over_by_a_few_bytes_does_not_fit(over: int) -> None:
+    """However often a slow encoder misses by so little, what the quick one makes is kept."""
+    quick = sizes(20)
+    limit = 1_000
+    found = largest_of_slow(Counted(quick), lambda quality: of_size(limit + over, quality), limit)
+    assert found.size <= limit
+    assert found.size == quick(found.quantisation)
+    assert quick(found.quantisation + 1) > limit
+
+
+def test_the_largest_of_those_that_fit_is_kept() -> None:
+    """Of the few that were tried, whatever came after it."""
+    sizes_in_turn = iter((900, 930, 920))
+    limit = 1_000
+    slow = Counted(lambda _: next(sizes_in_turn))
+    assert largest_of_slow(Counted(sizes(20)), slow, limit).size == 930
+    assert len(slow.asked) == SLOW_TRIES
+
+
+def test_near_enough_is_enough() -> None:
+    slow = Counted(lambda _: 980)
+    assert largest_of_slow(Counted(sizes(20)), slow, 1_000).size == 980
+    assert len(slow.asked) == 1
+
+
+def test_a_slow_encoder_that_fits_nowhere() -> None:
+    """The smallest is its own at the lowest quality, and not the quick one's."""
+    with pytest.raises(DoesNotFit) as caught:
+        largest_of_slow(Counted(sizes(20)), Counted(sizes(20, 0.9)), 200)
+    assert caught.value.smallest == 270
+
+
+def test_the_highest_quality_needs_no_second_try() -> None:
+    slow = Counted(sizes(20))
+    found = largest_of_slow(Counted(sizes(20)), slow, 1_000_000)
+    assert (found.quantisation, slow.asked) == (HIGHEST_QUALITY, [HIGHEST_QUALITY])
