@@ -270,8 +270,9 @@ class SdzImageFile(ImageFile.ImageFile):
         if not decoder.by_area:  # a U-Net needs all latents at once
             from .models import denoise
 
-            refine = denoise.refiner(decoder, self._denoising, self._prompt)
-        # Before the network runs, which would be in vain if alpha is damaged.
+            size = header.latents[1:]
+            refine = denoise.refiner(decoder, self._denoising, self._prompt, size)
+        # Before the network runs, since damage here makes its work vain.
         alpha = self._alpha(box) if header.has_alpha else None
         if self._latents is None:
             self._latents = codec.Frames(

@@ -46,8 +46,9 @@ Otherwise only ``sdz models fetch`` does.
 DENOISE: bool | float | None = None
 """Whether a U-Net takes the quantisation noise out of decoded latents.
 
-None: as the file recommends. A number from 0.001 to 1.0 is the strength: the part of the
-diffusion's steps that is run; 0.0 is none. The integers 0 and 1 are False and True.
+None: as the file recommends, within bounds (docs/security.md). A number from 0.001 to 1.0 is the
+strength: the part of the diffusion's steps that is run; 0.0 is none. The integers 0 and 1 are False
+and True.
 """
 
 DENOISE_STEPS: int | None = None
@@ -64,7 +65,8 @@ asked of every file, those of embedded models included: one of another latent sp
 """
 
 MEMORY_BUDGET: int = 340_000_000
-"""Bytes that `mini` may take to decode, loaded itself, besides the picture; 210 MB at least.
+"""Bytes that an embedded model may take to decode, loaded itself, besides the picture; 210 MB at
+least.
 
 It decides how large a part of a picture the networks compute at once: smaller parts take more time,
 and pixels are the same to a grey level. Networks of other models, and effort above 4, take more.

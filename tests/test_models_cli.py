@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -286,24 +287,36 @@ def test_there_is_nothing_to_repair(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "field"),
+    "config",
     [
-        ({"latent_channels": 0}, "channels is 0"),
-        ({"latent_channels": -1}, "channels is -1"),
-        ({"latent_channels": 65536}, "channels is 65536"),
-        ({"latent_channels": True}, "channels is True"),
-        ({"block_out_channels": [4] * 9}, "factor is 256"),
+        {"latent_channels": 0},
+        {"latent_channels": -1},
+        {"latent_channels": 65536},
+        {"latent_channels": True},
+        {"block_out_channels": [4] * 9},  # a factor of 256
     ],
 )
 def test_what_no_reader_accepts_is_not_added(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, object], field: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, object]
 ) -> None:
     """`add` refuses it and names the field; every other command goes on working."""
     directory = autoencoder_directory(tmp_path / "brick", **config)
+    (field,) = config
     message = told(capsys, "add", "brick", str(directory), status=1)
-    assert message == f"sdz: models: the model 'brick' cannot be added: its {field}\n"
+    assert message.startswith(f"sdz: models: {directory}/config.json: the field {field!r} must be ")
     assert not recorded.path().exists()
     assert "mini" in told(capsys, "list")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("channels", 0), ("channels", 65536), ("channels", True), ("factor", 256)]
+)
+def test_what_no_reader_accepts_is_not_recorded(field: str, value: int) -> None:
+    """Whoever calls `write`."""
+    record = recorded.Directory("/brick", "0" * 64, "brick", 4, 8)
+    with pytest.raises(OSError, match=f"'brick' cannot be added: its {field} is {value}"):
+        recorded.write("brick", dataclasses.replace(record, **{field: value}))
+    assert not recorded.path().exists()
 
 
 def test_an_added_model_that_is_gone_does_not_stop_the_list(

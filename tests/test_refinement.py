@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pillow_sdz import catalogue, demo, fidelity, models, weights
+from pillow_sdz import catalogue, demo, fidelity, models
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import Tables
 from pillow_sdz.models.mini import Mini, refinement
@@ -137,45 +135,6 @@ def test_tiles_agree_but_for_what_the_margin_hides(
     assert tiled != whole
     assert len(tiled) == pytest.approx(len(whole), rel=0.04)
     assert scores(photo, tiled)[0] > scores(photo, whole)[0] - 0.3
-
-
-@contextlib.contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    yield
-    torch.set_default_dtype(before)
-
-
-CALLERS = {
-    "no_grad": torch.no_grad,
-    "inference_mode": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "default device": lambda: torch.device("meta"),
-    "default float64": lambda: default_dtype(torch.float64),
-    "default float16": lambda: default_dtype(torch.float16),
-}
-
-
-@pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS)
-def test_what_the_caller_has_set_for_its_own_networks_changes_nothing(
-    photo: Image.Image, caller: Any
-) -> None:
-    expected = [saved(photo, effort=effort) for effort in (4, 5)]
-    pixels = opened(expected[1]).tobytes()
-    with caller():
-        assert [saved(photo, effort=effort) for effort in (4, 5)] == expected
-        assert opened(expected[1]).tobytes() == pixels
-
-
-@pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS)
-def test_nor_where_the_model_is_loaded(photo: Image.Image, caller: Any) -> None:
-    with caller():
-        network = Mini(weights.MINI.path)
-        steps = network.encode(np.asarray(photo)) * network.gain(3000)
-        inside = network.refine(np.asarray(photo), steps, 3000, effort=5)
-    again = network.refine(np.asarray(photo), steps, 3000, effort=5)
-    assert all(np.array_equal(a, b) for a, b in zip(inside, again, strict=True))
 
 
 def test_leaves_the_networks_as_they_were(mini: Mini, photo: Image.Image) -> None:

@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ from safetensors.torch import load_file, save_file
 import tiny_models as tiny
 from model_registry import hub_cache, no_network, registry
 from pillow_sdz import catalogue, models, options, presets, register_model
-from pillow_sdz.models import denoise, hub, stable_diffusion
+from pillow_sdz.models import denoise, devices, hub, stable_diffusion
+from pillow_sdz.models.schedule import Schedule
 from pillow_sdz.models.sources import Folder
 from pillow_sdz.models.stable_diffusion import DiffusersAutoencoder
 from pillow_sdz.presets import PRESETS
@@ -193,33 +193,6 @@ def test_latents_that_are_no_numbers() -> None:
         shown(autoencoder, np.full((2, 2, 4), np.nan, np.float32))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "diffusion_pytorch_model.safetensors.index.json",
-        "diffusion_pytorch_model.safetensors.index.fp16.json",
-        "adapter_config.json",
-        "model.safetensors",
-    ],
-)
-def test_what_leads_to_weights_that_nobody_checked(kl: Path, name: str) -> None:
-    spec = register_model("ours", kl)
-    (kl / name).write_text("{}")
-    with pytest.raises(OSError, match="is not read: besides a file of weights, it has"):
-        models.load(spec)
-    with pytest.raises(OSError, match="is not read: besides a file of weights, it has"):
-        register_model("again", kl)
-
-
-def test_a_text_encoder_that_names_other_weights(tmp_path: Path) -> None:
-    directory = tiny.save_pipeline(tmp_path / "pipeline")
-    config = directory / "text_encoder" / "config.json"
-    settings = {**json.loads(config.read_text()), "transformers_weights": "other.safetensors"}
-    config.write_text(json.dumps(settings))
-    with pytest.raises(OSError, match="it has a configuration that names other weights"):
-        embedding(register_model("ours", directory), "")
-
-
 def test_a_name_that_is_another_models_by_now(tmp_path: Path) -> None:
     spec = register_model("ours", tiny.autoencoder_kl())
     other = register_model("ours", tiny.autoencoder_kl(seed=1))
@@ -373,9 +346,9 @@ def test_what_leaves_float16s_range_is_run_in_float32(monkeypatch: pytest.Monkey
 
 
 def test_device_and_dtype(kl: Path, pixels: NDArray[np.uint8]) -> None:
-    assert stable_diffusion.dtype(torch.device("cpu")) == torch.float32
-    assert stable_diffusion.dtype(torch.device("cuda")) == torch.float16
-    assert stable_diffusion.dtype(torch.device("mps")) == torch.float16
+    assert devices.dtype(torch.device("cpu")) == torch.float32
+    assert devices.dtype(torch.device("cuda")) == torch.float16
+    assert devices.dtype(torch.device("mps")) == torch.float16
     autoencoder = DiffusersAutoencoder(Folder(kl))
     whole = autoencoder.encode(pixels)
     with options.override(DEVICE="cpu", DTYPE="bfloat16"):
@@ -395,7 +368,7 @@ def test_a_unet_that_does_not_fit_is_run_on_the_cpu(
             raise CUDA
         return to(module, device, *arguments)
 
-    monkeypatch.setattr(stable_diffusion, "device", lambda: META)
+    monkeypatch.setattr(devices, "device", lambda: META)
     monkeypatch.setattr(tiny.diffusers.UNet2DModel, "to", limited)
     with pytest.warns(UserWarning, match="out of memory on meta, running the U-Net on the CPU"):
         unet = models.load_denoiser(spec).unet
@@ -428,7 +401,8 @@ def test_a_pipelines_unet_and_text_encoder(tmp_path: Path) -> None:
     denoiser = models.load_denoiser(spec)
     assert models.load_denoiser(spec) is denoiser
     assert denoiser.embed is not None
-    assert denoiser.scheduler.config.beta_schedule == "scaled_linear"
+    kept = tiny.scheduler().alphas_cumprod
+    np.testing.assert_array_equal(denoiser.schedule.kept, kept)
     prompts = [denoiser.embed(prompt) for prompt in ("", "a cat", "")]
     assert torch.equal(prompts[0], prompts[2])
     assert not torch.equal(prompts[0], prompts[1])
@@ -449,7 +423,7 @@ def test_loaded_parts_are_used_as_they_are() -> None:
     spec = register_model("ours", tiny.autoencoder_kl(), unet=unet, scheduler=scheduler)
     denoiser = models.load_denoiser(spec)
     assert denoiser.unet is unet
-    assert denoiser.scheduler is scheduler
+    np.testing.assert_array_equal(denoiser.schedule.kept, scheduler.alphas_cumprod)
 
 
 def test_parts_of_other_directories(tmp_path: Path, kl: Path) -> None:
@@ -556,7 +530,7 @@ def test_networks_in_training_mode_are_refused() -> None:
 
 
 def refined(spec: catalogue.ModelSpec) -> NDArray[np.float32]:
-    refine = denoise.refiner(spec, None, "")
+    refine = denoise.refiner(spec, None, "", (8, 6))
     assert refine is not None
     return refine(latents())
 
@@ -573,7 +547,7 @@ def unconditional(tmp_path: Path, denoising: None) -> catalogue.ModelSpec:
     return register_model("ours", tiny.save_pipeline(tmp_path / "pipeline", conditional=False))
 
 
-@pytest.mark.parametrize("error", [RuntimeError, TypeError, ValueError])
+@pytest.mark.parametrize("error", [IndexError, RuntimeError, TypeError, ValueError])
 def test_what_a_unet_raises(
     unconditional: catalogue.ModelSpec, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
@@ -610,7 +584,7 @@ def out_of_memory_on_meta(monkeypatch: pytest.MonkeyPatch, everywhere: bool = Fa
 
     monkeypatch.setattr(tiny.diffusers.UNet2DModel, "forward", limited)
     monkeypatch.setattr(
-        stable_diffusion,
+        devices,
         "device",
         lambda: torch.device(options.DEVICE) if options.DEVICE else META,
     )
@@ -655,12 +629,12 @@ def test_a_loaded_unet_is_not_moved(denoising: None, monkeypatch: pytest.MonkeyP
 def test_steps_do_not_raise_the_strength(strength: float, steps: int, taken: Any) -> None:
     times = []
 
-    def unet(x: torch.Tensor, t: torch.Tensor) -> Any:
-        times.append(int(t))
-        return SimpleNamespace(sample=torch.zeros_like(x))
+    def predict(x: torch.Tensor, time: int) -> torch.Tensor:
+        times.append(time)
+        return torch.zeros_like(x)
 
-    unet.dtype = torch.float32  # type: ignore[attr-defined]
-    denoise.last_steps(torch.zeros(1, 4, 2, 2), unet, tiny.scheduler(), strength, steps)
+    schedule = Schedule.of(tiny.scheduler().config, "")
+    denoise.last_steps(torch.zeros(1, 4, 2, 2), predict, schedule, strength, steps)
     assert times == ([999, 499] if taken == 2 else list(taken))
 
 
@@ -672,15 +646,6 @@ def test_pickled_parts_are_not_read(tmp_path: Path, part: str) -> None:
     spec = register_model("ours", directory)
     with pytest.raises(OSError, match="its weights only as a pickle"):
         embedding(spec, "")
-
-
-@pytest.mark.parametrize("class_name", ["UNet2DModel", "os", "Nonsense", None])
-def test_what_is_no_scheduler(tmp_path: Path, class_name: str | None) -> None:
-    directory = tiny.save_pipeline(tmp_path / "pipeline", conditional=False)
-    settings = directory / "scheduler" / "scheduler_config.json"
-    settings.write_text(json.dumps({"_class_name": class_name}))
-    with pytest.raises(OSError, match=f"holds no scheduler that diffusers knows: {class_name}"):
-        models.load_denoiser(register_model("ours", directory))
 
 
 # the hub's cache

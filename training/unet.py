@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from pillow_sdz.chunks import ARTICLES_DENOISING
 from pillow_sdz.models.denoise import last_steps
+from pillow_sdz.models.schedule import Schedule
 from pillow_sdz.models.sd_mini import CHANNELS, FACTOR, Autoencoder
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from pillow_sdz.presets import WEIGHTS
@@ -112,6 +113,17 @@ class Examples:
         return exact, coded, pixels.float() / 255 - 0.5
 
 
+def refine(latents: Tensor, model: nn.Module, noises: Any, strength: float = STRENGTH) -> Tensor:
+    """Latents (B, C, h, w) as decoding refines them."""
+
+    def predict(x: Tensor, time: int) -> Tensor:
+        noise: Tensor = model(x, time).sample
+        return noise.float()
+
+    schedule = Schedule.of(noises.config, "the schedule")
+    return last_steps(latents, predict, schedule, strength, STEPS)
+
+
 def as_noise(exact: Tensor, coded: Tensor, noises: Any) -> Tensor:
     """A palette's errors in the unit of the noise that the article's strength stands for."""
     start = round(STRENGTH * noises.config.num_train_timesteps) - 1
@@ -129,7 +141,7 @@ def distance_left(
     noises: Any,
 ) -> tuple[Tensor, Tensor]:
     """What the last steps leave of a palette's error: in latents, as a part, and as seen."""
-    refined = last_steps(coded, model, noises, STRENGTH, STEPS)
+    refined = refine(coded, model, noises)
     error = ((refined - exact) ** 2).mean() / ((coded - exact) ** 2).mean()
     images = autoencoder.decoder(refined).float() / 2
     # Where the latents were cut out of a photo's, the decoder lacks what was beside them.
@@ -159,13 +171,13 @@ def score(
         for latents in unseen:
             exact = latents[None, :, : latents.shape[1] // 2 * 2, : latents.shape[2] // 2 * 2]
             noisy = exact + noise * torch.randn_like(exact)
-            refined = last_steps(noisy, model, noises, strength, STEPS)
+            refined = refine(noisy, model, noises, strength)
             left.append(((refined - exact) ** 2).mean().item())
         out.append(f"{noise**2:.4f} {np.mean(left):.4f}")
     if examples:
         inside = ..., slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN)
         pixels = (examples.pixels[inside].float() / 255 - 0.5).contiguous()
-        refined = last_steps(examples.coded, model, noises, STRENGTH, STEPS)
+        refined = refine(examples.coded, model, noises)
         for latents in (examples.coded, refined):
             error = ((latents - examples.exact) ** 2).mean().item()
             images = autoencoder.decoder(latents)[inside].contiguous() / 2

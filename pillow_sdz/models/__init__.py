@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import forks, options, weights
 from ..catalogue import EMBEDDED, MINI, MINI_PERCEPTUAL, NOT_NAMED, SD_MINI, SPACES, ModelSpec
-from ..header import NAME
 from ..presets import PRESETS
-from . import recorded, sources
+from . import recorded, sources, specs
 from .sources import DenoiserParts, Folder, NotInstalled, Source
 
 if TYPE_CHECKING:
+    from .denoiser import Denoiser as Denoiser
     from .network import Network
-    from .stable_diffusion import Denoiser as Denoiser
 
 
 class _Entry(NamedTuple):
@@ -71,8 +70,11 @@ _registered: dict[str, _Entry] = {}
 
 
 def names() -> list[str]:
-    """The names of all models, sorted, installed or not; OSError if the models file is damaged."""
-    return sorted({*EMBEDDED, *_registered, *recorded.read(), *PRESETS})
+    """The names of all models, sorted, installed or not; OSError for a damaged models file."""
+    found = {*EMBEDDED, *_registered, *PRESETS}
+    with suppress(_Unreadable):
+        found.update(_recorded())
+    return sorted(found)
 
 
 def encoders() -> list[str]:
@@ -93,16 +95,39 @@ def source(name: str) -> Source:
     return _entry(name).source
 
 
+class _Unreadable(OSError):
+    """There is no models file to be read, as in a home directory that is none."""
+
+
+def _recorded() -> dict[str, recorded.Record]:
+    try:
+        return recorded.read()
+    except RuntimeError as e:  # pathlib's, of a user who has no home directory
+        msg = f"the models that were added are not known: {e}"
+        raise _Unreadable(msg) from e
+    except OSError as e:
+        if e.errno is None:  # it can be read, and is damaged
+            raise
+        msg = f"the models that were added are not known: {e}"
+        raise _Unreadable(msg) from e
+
+
 def _entry(name: str) -> _Entry:
     if name in EMBEDDED:
         return _Entry(EMBEDDED[name], sources.Embedded(DENOISERS.get(name)))
     if name in _registered:
         return _registered[name]
-    record = recorded.read().get(name)
+    try:
+        record = _recorded().get(name)
+    except _Unreadable as e:
+        if name not in PRESETS:
+            msg = f"{name!r} is no model that pillow-sdz knows by itself, and {e}"
+            raise OSError(msg) from e
+        record = None
     if isinstance(record, recorded.Directory):
         digest = bytes.fromhex(record.sha256)[:4]
         spec = ModelSpec(name, record.channels, record.factor, digest, record.latent_space)
-        if complaint := _misplaced(spec):
+        if complaint := specs.misplaced(spec):
             msg = f"the models file {recorded.path()} is damaged: model {name!r}: {complaint}"
             raise OSError(msg)
         return _Entry(spec, sources.Directory(name, record))
@@ -114,19 +139,6 @@ def _entry(name: str) -> _Entry:
     space = SPACES[preset.latent_space]
     spec = ModelSpec(name, space.channels, space.factor, digest, space.name)
     return _Entry(spec, sources.Pinned(name, preset))
-
-
-def _misplaced(spec: ModelSpec) -> str | None:
-    """Why a model of the user's cannot have this latent space, or None."""
-    space = spec.space
-    if space.is_own:
-        return f"{space.name} latents belong to one model alone: choose another latent space"
-    if (spec.channels, spec.factor) != (space.channels, space.factor):
-        return (
-            f"{space.name} latents have {space.channels} channels at a factor of {space.factor}, "
-            f"but this autoencoder has {spec.channels} at {spec.factor}"
-        )
-    return None
 
 
 def decoder_for(spec: ModelSpec, digest: bytes, tune: str) -> ModelSpec:
@@ -229,7 +241,9 @@ def _entry_of(spec: ModelSpec) -> _Entry:
 
 
 def load_denoiser(spec: ModelSpec, *, on_cpu: bool = False) -> Denoiser:
-    """A U-Net for a model's latents, loaded once in a process.  Imports torch and diffusers.
+    """A U-Net for a model's latents, loaded once per process; imports torch.
+
+    Diffusers' is imported for all U-Nets but `sd-mini`'s own.
 
     It is the model's own, or that of another model of the same latent space. With ``on_cpu``, it is
     loaded on the CPU in float32, and replaces the one that was loaded.
@@ -243,7 +257,7 @@ def load_denoiser(spec: ModelSpec, *, on_cpu: bool = False) -> Denoiser:
         for entry in _same_space(spec):
             key = entry.spec, options.DEVICE, options.DTYPE
             loaded = _denoisers.get(key)
-            if loaded is not None and not (on_cpu and loaded.unet.device.type != "cpu"):
+            if loaded is not None and not (on_cpu and loaded.device.type != "cpu"):
                 return loaded
             try:
                 parts = entry.source.denoiser()
@@ -251,16 +265,24 @@ def load_denoiser(spec: ModelSpec, *, on_cpu: bool = False) -> Denoiser:
                 reason = reason or str(e)
                 continue
             if parts is not None:
-                from .stable_diffusion import Denoiser
-
                 if on_cpu and not isinstance(parts.unet, Folder):
                     msg = "the U-Net was registered as a loaded module: move it to the CPU yourself"
                     raise OSError(msg)
                 _denoisers.clear()  # one at a time: they are large
                 with options.override(**({"DEVICE": "cpu", "DTYPE": "float32"} if on_cpu else {})):
-                    return _denoisers.setdefault(key, Denoiser.load(parts, spec.channels))
+                    return _denoisers.setdefault(key, _denoiser(entry, parts))
     msg = reason or f"no U-Net for {spec.latent_space} latents is known: register a model with one"
     raise NotInstalled(msg)
+
+
+def _denoiser(entry: _Entry, parts: DenoiserParts) -> Denoiser:
+    if isinstance(entry.source, sources.Embedded):
+        from . import sd_mini_unet
+
+        return sd_mini_unet.load(parts)
+    from . import unets
+
+    return unets.load(parts, entry.spec.channels)
 
 
 def _same_space(spec: ModelSpec) -> Iterator[_Entry]:
@@ -328,7 +350,7 @@ def register_model(
             raise ValueError(msg)
     if given:
         parts = dataclasses.replace(parts or DenoiserParts(), **given)
-    spec = _new_spec(name, network, parts, sha256, latent_space)
+    spec = specs.new(name, network, parts, sha256, latent_space, PRESETS)
     if parts is not None:
         parts = sources.with_hashes(parts, sources.hashes(parts))
     with _loading:
@@ -344,7 +366,7 @@ def record_model(name: str, directory: Path, latent_space: str | None = None) ->
     folder = sources.autoencoder_folder(directory)
     sha256 = weights.sha256(sources.weights_file(folder))
     parts = sources.denoiser_parts(directory)
-    spec = _new_spec(name, Folder(folder, sha256), parts, sha256, latent_space)
+    spec = specs.new(name, Folder(folder, sha256), parts, sha256, latent_space, PRESETS)
     hashes = sources.hashes(parts)
     record = recorded.Directory(
         str(directory),
@@ -356,37 +378,4 @@ def record_model(name: str, directory: Path, latent_space: str | None = None) ->
         hashes.get("text_encoder", ""),
     )
     recorded.write(name, record)
-    return spec
-
-
-def _new_spec(
-    name: str, network: Any, parts: DenoiserParts | None, sha256: str, latent_space: str | None
-) -> ModelSpec:
-    """The specification of a model to register; ValueError or OSError if it must not be."""
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        msg = (
-            "a model's name must have 1 to 32 characters of a-z 0-9 . _ -, the first one of "
-            f"a-z 0-9, not {name!r}"
-        )
-        raise ValueError(msg)
-    if name in EMBEDDED:
-        msg = f"{name!r} is the name of a model that comes with pillow-sdz"
-        raise ValueError(msg)
-    channels, factor = sources.shape(network)
-    if parts is not None:
-        sources.check_denoiser(parts, channels)
-    preset = PRESETS.get(name)
-    if latent_space is None:
-        latent_space = preset.latent_space if preset else name
-    if not NAME.fullmatch(latent_space):
-        msg = f"a latent space must have a name such as sd1, not {latent_space!r}"
-        raise ValueError(msg)
-    if preset:
-        pinned = preset.autoencoder.files[-1].sha256
-        if latent_space != preset.latent_space or sha256 != (pinned or sha256):
-            msg = f"{name!r} is a known model with other weights or latents: choose another name"
-            raise ValueError(msg)
-    spec = ModelSpec(name, channels, factor, bytes.fromhex(sha256)[:4], latent_space)
-    if complaint := _misplaced(spec):
-        raise ValueError(complaint)
     return spec

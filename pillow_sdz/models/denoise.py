@@ -8,63 +8,91 @@ that is run.  The file or the user fixes it.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import models, options
+from .. import models, options, progress
 from ..arrays import Latents
 from ..catalogue import ModelSpec
 from ..chunks import ARTICLES_DENOISING, Denoising
+from . import tiles
+from .denoiser import Denoiser
+from .running import is_out_of_memory, undisturbed
+from .schedule import Schedule
+
+# Latents along a side of what a U-Net sees at once, without and in a margin.  Chosen: pictures of
+# 768x768 in one tile, and margins with which the pixels of sd-mini differ by less than 0.2 on
+# average from those without tiles.  With its margins a tile of sd-mini takes 61 MB (measured),
+# within the least that `options.MEMORY_BUDGET` may be.
+TILE, MARGIN = 96, 16
+
+# What a file may have done by its word alone, while the user has set neither `options.DENOISE` nor
+# `options.DENOISE_STEPS`: steps, and latents times steps.  Chosen: the article's steps, which this
+# package writes, of 4 megapixels at a factor of 8; of more pixels, fewer steps.  A step of sd-mini
+# takes half as long as decoding (measured), and up to 1.8 times as long with its margins.
+UNASKED_STEPS = ARTICLES_DENOISING.steps
+UNASKED_WORK = UNASKED_STEPS * 256 * 256
 
 
-def wanted(recommended: Denoising | None) -> tuple[float, int] | None:
-    """Strength in (0, 1] and number of steps, from `options` or the file; None: do not denoise."""
+def wanted(recommended: Denoising | None, latents: int) -> tuple[float, int] | None:
+    """Strength in (0, 1] and number of steps, from `options` or the file; None: do not denoise.
+
+    ``latents``, rows times columns, bounds the steps that only the file asks for, perhaps to 0.
+    """
     asked = options.DENOISE
     if asked == 0 or (asked is None and recommended is None):
         return None
     strength, steps = recommended or ARTICLES_DENOISING
     if options.DENOISE_STEPS is not None:
         steps = options.DENOISE_STEPS
+    elif asked is None:
+        steps = min(steps, UNASKED_STEPS, UNASKED_WORK // latents)
     if asked is None or asked is True:
         return strength / 1000, steps
     return float(asked), steps
 
 
 def refiner(
-    model: ModelSpec, recommended: Denoising | None, prompt: str
+    model: ModelSpec, recommended: Denoising | None, prompt: str, size: tuple[int, int]
 ) -> Callable[[Latents], Latents] | None:
     """A function that denoises latents (h, w, C) of a model, or None if that is not wanted.
 
-    If there is no U-Net: OSError if the user asked for denoising.  If only the file recommends it,
-    a warning and None.
+    ``size`` is (h, w).  If there is no U-Net: OSError if the user asked for denoising.  If only the
+    file recommends it, a warning and None; also if there are too many latents.  Nothing is
+    downloaded then.
     """
-    settings = wanted(recommended)
+    rows, columns = size
+    settings = wanted(recommended, rows * columns)
     if settings is None:
         return None
+    strength, steps = settings
+    unasked = options.DENOISE is None
     try:
-        denoiser = models.load_denoiser(model)
+        if steps == 0:
+            msg = f"{rows}x{columns} latents are too many: set options.DENOISE to True"
+            raise OSError(msg)
+        with options.override(**({"ALLOW_DOWNLOADS": False} if unasked else {})):
+            denoiser = models.load_denoiser(model)
     except OSError as e:
-        if options.DENOISE is not None:
+        if not unasked:
             raise
         warnings.warn(f"decoded without the denoising that the file recommends: {e}", stacklevel=2)
         return None
-    strength, steps = settings
 
+    @undisturbed()
     def refine(latents: Latents) -> Latents:
         nonlocal denoiser
-        from .stable_diffusion import is_out_of_memory
-
         while True:
-            where = denoiser.unet.device
+            where = denoiser.device
             try:
                 return denoise(latents, denoiser, strength, steps, prompt)
-            except (RuntimeError, TypeError, ValueError) as e:  # from torch and diffusers
+            except (LookupError, RuntimeError, TypeError, ValueError) as e:  # of its libraries
                 full = isinstance(e, RuntimeError) and is_out_of_memory(e)
                 if not full or where.type == "cpu":
                     msg = f"the U-Net failed: {e}"
@@ -81,58 +109,76 @@ def refiner(
 
 @torch.inference_mode()
 def denoise(
-    latents: Latents, denoiser: models.Denoiser, strength: float, steps: int, prompt: str = ""
+    latents: Latents, denoiser: Denoiser, strength: float, steps: int, prompt: str = ""
 ) -> Latents:
     """Latents (h, w, C) after the last ``steps`` steps of DDIM; see `last_steps`.
 
     OSError if the U-Net returns values that are not finite, which may happen in float16.
     """
-    unet = denoiser.unet
-    x = torch.from_numpy(latents).permute(2, 0, 1)[None].to(unet.device, torch.float32)
+    x = torch.from_numpy(latents).permute(2, 0, 1)[None].to(denoiser.device, torch.float32)
     rows, columns = x.shape[2:]
     # A U-Net halves the resolution several times, and adds the results to the full resolution.
-    multiple = 2 ** (len(unet.config.block_out_channels) - 1)
+    multiple = denoiser.multiple
     x = F.pad(x, (0, -columns % multiple, 0, -rows % multiple), mode="replicate")
-    condition = {} if denoiser.embed is None else {"encoder_hidden_states": denoiser.embed(prompt)}
-    x = last_steps(x, unet, denoiser.scheduler, strength, steps, **condition)
+    condition = None if denoiser.embed is None else denoiser.embed(prompt)
+    predict = functools.partial(_in_tiles, denoiser, condition)
+    x = last_steps(x, predict, denoiser.schedule, strength, steps)
     refined: Latents = x[0, :, :rows, :columns].permute(1, 2, 0).cpu().numpy()
     if not np.isfinite(refined).all():
-        msg = f"the U-Net in {unet.dtype} returned values that are infinite or not a number"
-        if unet.dtype != torch.float32:
+        msg = f"the U-Net in {denoiser.dtype} returned values that are infinite or not a number"
+        if denoiser.dtype != torch.float32:
             msg += ": set options.DTYPE to float32"
         raise OSError(msg)
     return refined
 
 
 def last_steps(
-    latents: Tensor, unet: Any, scheduler: Any, strength: float, steps: int, **condition: Tensor
+    latents: Tensor,
+    predict: Callable[[Tensor, int], Tensor],
+    schedule: Schedule,
+    strength: float,
+    steps: int,
 ) -> Tensor:
     """Latents (B, C, h, w) after the last steps of DDIM (Song et al. 2021), eta 0.
 
-    The latents count as noisy latents at ``strength``, in (0, 1], of the scheduler's noise.  No
+    The latents count as noisy latents at ``strength``, in (0, 1], of the schedule's noise.  No
     noise is added, so the same latents give the same result.  There are at most as many steps as
-    the schedule has up to that strength.  OSError if the scheduler is not one of a diffusion model.
+    the schedule has up to that strength.  ``predict`` runs the U-Net, at a timestep.
     """
-    from diffusers import DDIMScheduler
-
-    if not hasattr(scheduler, "alphas_cumprod"):
-        msg = (
-            "denoising needs the scheduler of a diffusion model, "
-            f"but this model has {type(scheduler).__name__}"
-        )
-        raise OSError(msg)
-    ddim = DDIMScheduler.from_config(  # type: ignore[no-untyped-call]
-        scheduler.config,
-        timestep_spacing="trailing",  # so that the first step is the strength's
-        set_alpha_to_one=True,  # and the last one ends without noise
-        clip_sample=False,
-    )
-    in_all = ddim.config.num_train_timesteps
-    steps = min(steps, max(1, round(strength * in_all)))
-    ddim.set_timesteps(min(round(steps / strength), in_all))
-    last = ddim.timesteps[-steps:]
-    x: Tensor = latents * ddim.alphas_cumprod[last[0]].sqrt()
-    for t in last:
-        noise = unet(x.to(unet.dtype), t, **condition).sample.float()
-        x = ddim.step(noise, t, x, eta=0.0).prev_sample
+    times = schedule.last(strength, steps)
+    x = schedule.noisy(latents, times[0][0])
+    for time, after in times:
+        x = schedule.step(x, predict(x, time), time, after)
     return x
+
+
+def _in_tiles(denoiser: Denoiser, condition: Tensor | None, x: Tensor, time: int) -> Tensor:
+    """What the U-Net predicts of noisy latents (1, C, h, w), each tile blended into the next."""
+    multiple = denoiser.multiple
+    margin = max(1, MARGIN // multiple)
+    side = max(TILE // multiple, 4 * margin)  # so that the margins of a tile do not meet
+    rows, columns = (length // multiple for length in x.shape[2:])
+    predicted = torch.zeros_like(x)
+    area = tiles.everything(rows, columns)
+    for tile in progress.told("denoising", list(tiles.tiles(area, rows, columns, side, margin))):
+        needed = ..., *tiles.scaled(tile.needed, multiple)
+        part = denoiser.predict(x[needed].to(denoiser.dtype), time, condition).float()
+        predicted[needed] += part * _weights(part, tile.sides, margin * multiple)
+    return predicted
+
+
+def _weights(part: Tensor, sides: tiles.Sides, margin: int) -> Tensor:
+    """How much each latent (h, w) of a tile counts: those of all tiles that see it add up to 1."""
+    rising = (torch.arange(2 * margin, device=part.device, dtype=torch.float32) + 0.5) / (
+        2 * margin
+    )
+    rows, columns = (torch.ones(n, device=part.device, dtype=torch.float32) for n in part.shape[2:])
+    for weights, starts, ends in (
+        (rows, sides.top, sides.bottom),
+        (columns, sides.left, sides.right),
+    ):
+        if starts:
+            weights[: 2 * margin] = rising
+        if ends:
+            weights[-2 * margin :] = rising.flip(0)
+    return rows[:, None] * columns

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import forks, options
 
@@ -23,6 +23,36 @@ def cnn_dtype() -> torch.dtype:
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     best = "bfloat16" if capabilities.get("amx_bf16") else "float32"
     return torch.bfloat16 if (options.DTYPE or best) == "bfloat16" else torch.float32
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """For networks: without the default device and autocast that the caller has set for its own.
+
+    The caller's default dtype stays, since it is one for all threads: what runs in here names the
+    dtype of each tensor that it makes.  Memory that runs out is an OSError.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        try:
+            yield
+        except RuntimeError as e:
+            if not is_out_of_memory(e):
+                raise
+            msg = f"the model needs more memory than there is: {e}"
+            raise OSError(msg) from e
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether that is what torch says with this error."""
+    # What MPS and the CPU raise has no type of its own.
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(
+        text in str(error)
+        for text in ("out of memory", "can't allocate memory", "not enough memory")
+    )
 
 
 _building = forks.Lock()
@@ -60,6 +90,7 @@ class Computing(Generic[Module]):
 
     @built_once
     @torch.inference_mode(False)
+    @undisturbed()
     def _in_bfloat16(self) -> Module:
         other: Module = copy.deepcopy(self.in_float32)
         for name, part in other.named_children():
@@ -68,23 +99,21 @@ class Computing(Generic[Module]):
         return other
 
 
+def built(network: Callable[[], Module], tensors: Mapping[str, Tensor]) -> Module:
+    """The network with these weights, `frozen`.
+
+    Its own first weights are never made: they would be of the caller's default dtype, and random,
+    of the caller's random numbers.
+    """
+    with torch.device("meta"):
+        module = network()
+    module.load_state_dict(tensors, assign=True)
+    return frozen(module)
+
+
 def frozen(module: Module) -> Module:
     """The module in float32, for inference."""
     module.float().eval().requires_grad_(False)
     # Measured: docs/measurements.md#running.
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module
-
-
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def undisturbed(method: Method) -> Method:
-    """The method, on the CPU and without autocast, whatever the caller has set."""
-
-    @functools.wraps(method)
-    def calling(*args: Any, **keywords: Any) -> Any:
-        with torch.device("cpu"), torch.autocast("cpu", enabled=False):
-            return method(*args, **keywords)
-
-    return calling  # type: ignore[return-value]

@@ -7,17 +7,20 @@ diffusers' layout.  training/README.md says how both were trained.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .. import options
 from ..arrays import Area, Latents, Pixels, Samples
 from . import tiles
 from .blocks import blocks
-from .running import frozen
+from .running import built, undisturbed
 from .tiles import WHOLE, Sides
 
 FACTOR = 8
@@ -26,9 +29,15 @@ CHANNELS = 4
 ENCODER_WIDTHS, ENCODER_DEPTHS = (48, 96), (3, 4)  # at 1/4 and 1/8 of the resolution
 DECODER_WIDTHS, DECODER_DEPTHS = (48, 112), (5, 6)
 
-TILE = 256  # latents along a side of a tile.  Chosen: 4 megapixels.
-# How many latents the decoder sees beyond a tile: all of it, and its part from the stage at 1/4 of
-# the resolution on.  Each 3x3 convolution adds one place.
+# Latents along a side of what is encoded or decoded at once, at most.  Chosen: 4 megapixels.
+TILE = 256
+# Bytes that each latent of a tile takes, its margin included, to be decoded or encoded, and what
+# the model itself, the integers and what the U-Net leaves of the heap take.  Measured on 4
+# megapixels, and rounded up.
+DECODER_MEMORY, ENCODER_MEMORY = 4_100, 5_500
+FIXED_MEMORY = 150_000_000
+# How many latents beyond a tile are looked at, by all of the decoder, and from its stage at 1/4
+# of the resolution on; a 3x3 convolution reaches one place further.
 DECODER_MARGIN, DECODER_MARGIN_4 = 19, 6
 # The same for the encoder: all of it, and its part from the stage at 1/8 on.
 ENCODER_MARGIN, ENCODER_MARGIN_8 = 13, 9
@@ -82,13 +91,18 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder()
 
 
+def tile_side(memory: int, margin: int) -> int:
+    """How many latents along a side fit `options.MEMORY_BUDGET`, so many bytes for each."""
+    return min(math.isqrt((options.MEMORY_BUDGET - FIXED_MEMORY) // memory) - 2 * margin, TILE)
+
+
 class SdMini:
     """`sd-mini`, loaded: pixels <-> latents of unit variance, in numpy arrays."""
 
+    @torch.inference_mode(False)
+    @undisturbed()
     def __init__(self, weights: Path) -> None:
-        autoencoder = Autoencoder()
-        autoencoder.load_state_dict(load_file(weights))
-        self._autoencoder = frozen(autoencoder)
+        self._autoencoder = built(Autoencoder, load_file(weights))
 
     def encode(self, pixels: Samples) -> Latents:
         """Pixels (H, W, 3) to latents (ceil(H/8), ceil(W/8), 4)."""
@@ -98,8 +112,9 @@ class SdMini:
             out: Tensor = network(levels.div_(127.5).sub_(1), sides)
             return out
 
-        shape = {"channels": CHANNELS, "factor": FACTOR, "side": TILE, "margin": ENCODER_MARGIN}
-        return tiles.encode(pixels, latents, **shape)
+        side = tile_side(ENCODER_MEMORY, ENCODER_MARGIN)
+        shape = {"channels": CHANNELS, "factor": FACTOR, "margin": ENCODER_MARGIN}
+        return tiles.encode(pixels, latents, side=side, **shape)
 
     def decode(
         self, latents: Samples, quantisation: int = 0, *, area: Area | None = None, scale: int = 1
@@ -111,6 +126,7 @@ class SdMini:
             out: Tensor = network(part, sides).add_(1).mul_(127.5)
             return out
 
+        side = tile_side(DECODER_MEMORY, DECODER_MARGIN)
         return tiles.decode(
-            latents, levels, area=area, factor=FACTOR, side=TILE, margin=DECODER_MARGIN
+            latents, levels, area=area, factor=FACTOR, side=side, margin=DECODER_MARGIN
         )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from .. import options, weights
 from ..presets import Preset, Snapshot
-from . import hub, recorded
+from . import configurations, hub, recorded
 
 # diffusers' classes of autoencoders that can be read.
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
@@ -218,12 +218,8 @@ def with_hashes(parts: DenoiserParts, hashes: Mapping[str, str]) -> DenoiserPart
 def weights_file(folder: Path) -> Path:
     """The safetensors file with a part's weights; the half-precision variant if there is no other.
 
-    OSError if there is none; if there are pickles instead, the message says so.  OSError also if
-    diffusers or transformers would load other files, because nobody has checked those.
+    OSError where there is none, with its own message where there are pickles instead.
     """
-    if found := _misleading(folder):
-        msg = f"{folder} is not read: besides a file of weights, it has {found}: remove that"
-        raise OSError(msg)
     for suffix in (".safetensors", ".fp16.safetensors"):
         for stem in _STEMS:
             if (path := folder / (stem + suffix)).is_file():
@@ -236,18 +232,6 @@ def weights_file(folder: Path) -> Path:
     else:
         msg = f"{folder} has no weights: no diffusion_pytorch_model.safetensors"
     raise OSError(msg)
-
-
-def _misleading(folder: Path) -> str | None:
-    """What would make diffusers or transformers load other weights than the folder's file."""
-    for pattern in ("*.index*.json", "adapter_config.json"):  # shards, a LoRA
-        for path in folder.glob(pattern):
-            return path.name
-    if all(any(folder.glob(f"{stem}.*safetensors")) for stem in _STEMS):
-        return "weights of another library"
-    if (folder / "config.json").is_file() and "transformers_weights" in config(Folder(folder)):
-        return "a configuration that names other weights"
-    return None
 
 
 def check_weights(folder: Folder) -> Path:
@@ -288,16 +272,16 @@ def shape(part: Any) -> tuple[int, int]:
         known = " or ".join(CLASSES)
         msg = f"{where} is no autoencoder that can be used: it is {kind}, not {known}"
         raise OSError(msg)
+    # Of a loaded one, the rest is the loaded network's own affair.
+    fields = kind if isinstance(part, Folder) else "scaling"
+    where = part.path / "config.json" if isinstance(part, Folder) else f"this {kind}"
+    found = configurations.checked(fields, settings, where)
     # The defaults are diffusers' own.
     if kind == "AutoencoderKL":
         widths = settings.get("block_out_channels", (64,))
     else:
         widths = settings.get("encoder_block_out_channels", (64, 64, 64, 64))
-    channels = settings.get("latent_channels", 4)
-    if not isinstance(channels, int) or not isinstance(widths, (list, tuple)) or not widths:
-        msg = f"the configuration of {kind} is damaged"
-        raise OSError(msg)
-    return channels, 1 << (len(widths) - 1)
+    return found.get("latent_channels", 4), 1 << (len(widths) - 1)
 
 
 def check_denoiser(parts: DenoiserParts, channels: int) -> None:
@@ -323,6 +307,13 @@ def check_denoiser(parts: DenoiserParts, channels: int) -> None:
     if more := [name for name in _MORE_THAN_TEXT if settings.get(name) is not None]:
         msg = f"the U-Net needs more inputs than a prompt, which is not supported: {more[0]}"
         raise OSError(msg)
+    for part, fields, file in (
+        (parts.unet, kind, "config.json"),
+        (parts.scheduler, "scheduler", "scheduler_config.json"),
+        (parts.text_encoder, "CLIPTextModel", "config.json"),
+    ):
+        if isinstance(part, Folder):
+            configurations.checked(fields, config(part, file), part.path / file)
     if kind == "UNet2DConditionModel":
         widths = settings.get("cross_attention_dim", 1280)  # diffusers' default
         width = config(parts.text_encoder).get("hidden_size")

@@ -1,31 +1,24 @@
-"""Stable Diffusion's own networks, run by diffusers: autoencoders, U-Nets, text encoders."""
+"""Stable Diffusion's own autoencoders, through diffusers."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import forks, options
+from .. import forks
 from ..arrays import Area, Latents, Pixels, Samples
 from ..catalogue import SPACES
 from ..presets import Preset
-from . import hub, sources
-from .sources import DenoiserParts, Folder
-
-try:
-    import diffusers
-except ImportError as e:
-    msg = f"this model {hub.NEEDS_EXTRA}"
-    raise OSError(msg) from e
+from . import devices, loading, sources
+from .running import is_out_of_memory, undisturbed
+from .sources import Folder
 
 # Chosen: the size that Stable Diffusion 1 was made for.
 TILE = 512  # pixels along a side
@@ -34,26 +27,6 @@ TILE_ABOVE = 1024 * 1024  # pixels
 
 # One network runs at a time, because threads share a module's tiling and the memory.
 _running = forks.Lock()
-
-
-def device() -> torch.device:
-    """The device of networks, from `options.DEVICE`; ValueError if torch cannot run there."""
-    if options.DEVICE is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=options.DEVICE).device
-    except (AssertionError, ImportError, NotImplementedError, RuntimeError) as e:
-        msg = f"options.DEVICE is {options.DEVICE!r}, but torch has no such device here: {e}"
-        raise ValueError(msg) from e
-
-
-def dtype(device: torch.device) -> torch.dtype:
-    """The number format of networks on a device, from `options.DTYPE`."""
-    gains = device.type in ("cuda", "mps")
-    found: torch.dtype = getattr(torch, options.DTYPE or ("float16" if gains else "float32"))
-    return found
 
 
 def digest(module: torch.nn.Module) -> str:
@@ -86,6 +59,8 @@ class DiffusersAutoencoder:
     float16's range, it is run in float32.  Each of these gives a warning.
     """
 
+    @torch.inference_mode(False)
+    @undisturbed()
     def __init__(self, weights: Any, preset: Preset | None = None) -> None:
         """``weights`` is a folder or the module itself; OSError if it is not ``preset``'s."""
         self._weights = weights
@@ -97,27 +72,27 @@ class DiffusersAutoencoder:
         self._module: Any = None
         if not isinstance(weights, Folder):
             self._module = weights
-            _check_finite(weights, "this autoencoder")
+            loading.check_finite(weights, "this autoencoder")
         config = (self._module or self._in(self._preferred()[1])).config
         shift = config.get("latents_mean") or config.get("shift_factor") or 0
-        # Pipelines divide by latents_std if a model has it.
-        scale = config.scaling_factor / torch.tensor(config.get("latents_std") or 1.0)
+        scale, deviation = config.scaling_factor, config.get("latents_std") or 1.0
         if preset is not None:
-            found = (self._kind, self._channels, self._factor, config.scaling_factor, shift)
-            space = SPACES[preset.latent_space]
-            expected = (
-                preset.class_name,
-                space.channels,
-                space.factor,
-                preset.scaling,
-                preset.shift,
-            )
-            if found != expected:
-                msg = f"{weights.path / 'config.json'} is damaged: {found} instead of {expected}"
-                raise OSError(msg)
+            self._check_preset(preset, scale, shift)
         self._shift = torch.tensor(shift, dtype=torch.float32).reshape(1, -1, 1, 1)
-        self._scale = scale.reshape(1, -1, 1, 1)
+        # As pipelines do with models that have latents_std.
+        self._scale = (scale / torch.tensor(deviation, dtype=torch.float32)).reshape(1, -1, 1, 1)
 
+    def _check_preset(self, preset: Preset, scaling: float, shift: Any) -> None:
+        """OSError if the configuration is not the one that this package knows."""
+        space = SPACES[preset.latent_space]
+        found = (self._kind, self._channels, self._factor, scaling, shift)
+        expected = preset.class_name, space.channels, space.factor, preset.scaling, preset.shift
+        if found != expected:
+            path = self._weights.path / "config.json"
+            msg = f"{path} is damaged: {found} instead of {expected}"
+            raise OSError(msg)
+
+    @undisturbed()
     def encode(self, pixels: Samples) -> Latents:
         """Pixels (H, W, 3) to latents (ceil(H/f), ceil(W/f), C): the mode of the posterior."""
         height, width = (-n % self._factor for n in pixels.shape[:2])
@@ -137,17 +112,21 @@ class DiffusersAutoencoder:
         self, latents: Samples, quantisation: int = 0, *, area: Area | None = None, scale: int = 1
     ) -> Iterator[tuple[Area, Pixels]]:
         """Latents (h, w, C) to pixels (f h, f w, 3), in one piece."""
-        whole = latents[:, :]
-        x = torch.tensor(whole).permute(2, 0, 1)[None] / self._scale + self._shift
+        pixels = self._decoded(latents[:, :])
+        yield (slice(0, pixels.shape[0]), slice(0, pixels.shape[1])), pixels
+
+    @undisturbed()
+    def _decoded(self, latents: Latents) -> Pixels:
+        x = torch.tensor(latents).permute(2, 0, 1)[None] / self._scale + self._shift
 
         def decoder(module: Any, latents: Tensor) -> Tensor:
             images: Tensor = module.decode(latents).sample
             return images
 
-        images = self._run(decoder, x, whole[..., 0].size * self._factor**2)
+        images = self._run(decoder, x, latents[..., 0].size * self._factor**2)
         levels = torch.round((images[0].clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
         pixels: Pixels = levels.permute(1, 2, 0).contiguous().numpy()
-        yield (slice(0, pixels.shape[0]), slice(0, pixels.shape[1])), pixels
+        return pixels
 
     @torch.inference_mode()
     def _run(self, network: Callable[[Any, Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
@@ -180,7 +159,8 @@ class DiffusersAutoencoder:
         else:
             msg = f"the {self._kind} needs more memory than there is: use a smaller picture"
             raise OSError(msg)
-        _warn(f"out of memory on {way.device}, running the {self._kind} {remedy} instead")
+        msg = f"out of memory on {way.device}, running the {self._kind} {remedy} instead"
+        warnings.warn(msg, stacklevel=2)
         return smaller
 
     def _more_precise(self, way: _Way) -> _Way:
@@ -188,14 +168,15 @@ class DiffusersAutoencoder:
         if way.dtype == torch.float32:
             msg = f"the {self._kind} returned values that are infinite or not a number"
             raise OSError(msg)
-        _warn(f"the {self._kind} leaves the range of {way.dtype}, running it in float32 instead")
+        msg = f"the {self._kind} leaves the range of {way.dtype}, running it in float32 instead"
+        warnings.warn(msg, stacklevel=2)
         self._overflows = True
         return way._replace(dtype=torch.float32)
 
     def _preferred(self) -> tuple[torch.device, torch.dtype]:
         if isinstance(self._weights, Folder):
-            where = device()
-            numbers = dtype(where)
+            where = devices.device()
+            numbers = devices.dtype(where)
         else:
             where, numbers = self._module.device, self._module.dtype
         return where, torch.float32 if self._overflows else numbers
@@ -204,8 +185,8 @@ class DiffusersAutoencoder:
         """The network with this number format, on any device."""
         if self._module is None or self._module.dtype != dtype:
             self._module = None  # two at a time may not fit
-            # From the file, because float16 has lost precision.
-            self._module = _load(getattr(diffusers, self._kind), self._weights, dtype)
+            # From the file, since what float16 has cut off does not come back.
+            self._module = loading.network(self._kind, self._weights, dtype)
         return self._module
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> Any:
@@ -214,9 +195,7 @@ class DiffusersAutoencoder:
             return self._in(dtype).to(device)
         if (device, dtype) == (self._module.device, self._module.dtype):
             return self._module
-        copy = type(self._module).from_config(self._module.config)
-        copy.load_state_dict({name: t.cpu() for name, t in self._module.state_dict().items()})
-        return copy.to(device, dtype)
+        return loading.copied(self._module, device, dtype)
 
 
 @contextmanager
@@ -233,159 +212,3 @@ def _tiling(module: Any, wanted: bool, factor: int) -> Iterator[None]:
     finally:
         module.disable_tiling()
         module.tile_sample_min_size, module.tile_latent_min_size = sizes
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether this error of torch says that memory is full."""
-    # The errors of MPS and the CPU have no type of their own.
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(
-        text in str(error)
-        for text in ("out of memory", "can't allocate memory", "not enough memory")
-    )
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
-
-
-def _load(cls: Any, folder: Folder, dtype: torch.dtype) -> Any:
-    """A folder's network, on the CPU; OSError if its weights are damaged or have another hash."""
-    weights = sources.weights_file(folder.path)
-    sources.check_weights(folder)
-    try:
-        module, report = cls.from_pretrained(
-            folder.path,
-            variant="fp16" if weights.name.endswith(".fp16.safetensors") else None,
-            torch_dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except Exception as e:  # from diffusers, transformers, accelerate, safetensors or torch
-        msg = f"{folder.path} could not be loaded as {cls.__name__}: {e}"
-        raise OSError(msg) from e
-    # Missing weights would be random.
-    if missing := sorted(report["missing_keys"]):
-        msg = f"{weights} is damaged: it lacks {len(missing)} tensors, such as {missing[0]}"
-        raise OSError(msg)
-    _check_finite(module, weights)
-    return module.eval()
-
-
-def _check_finite(module: torch.nn.Module, name: object) -> None:
-    for tensor, values in module.state_dict().items():
-        # Tensors that accelerate has offloaded are on "meta", without values.
-        if values.is_floating_point() and not values.is_meta and not values.isfinite().all():
-            msg = f"{name} is damaged: {tensor} has values that are infinite or not a number"
-            raise OSError(msg)
-
-
-@dataclass(frozen=True)
-class Denoiser:
-    """A U-Net that predicts the noise in latents, its scheduler, and the embedding of prompts.
-
-    ``embed`` turns a prompt into the U-Net's encoder_hidden_states (1, tokens, features), on its
-    device and in its dtype.  It is None if the U-Net takes no prompt.
-    """
-
-    unet: Any
-    scheduler: Any
-    embed: Callable[[str], Tensor] | None
-
-    @classmethod
-    def load(cls, parts: DenoiserParts, channels: int) -> Denoiser:
-        """Load the parts; OSError if one is missing, damaged or not made for so many channels.
-
-        If the U-Net does not fit into the GPU's memory, it stays on the CPU, with a warning.
-        """
-        sources.check_denoiser(parts, channels)
-        kind = sources.config(parts.unet)["_class_name"]
-        unet = parts.unet
-        if isinstance(unet, Folder):
-            where = device()
-            unet = _load(getattr(diffusers, kind), unet, dtype(where))
-            try:
-                unet = unet.to(where)
-            except RuntimeError as e:
-                if not is_out_of_memory(e):
-                    msg = f"the U-Net cannot be run on {where}: {e}"
-                    raise OSError(msg) from e
-                _warn(f"out of memory on {where}, running the U-Net on the CPU instead")
-                unet = unet.to("cpu", torch.float32)
-        else:
-            _check_finite(unet, "this U-Net")
-        scheduler = parts.scheduler
-        if isinstance(scheduler, Folder):
-            scheduler = _load_scheduler(scheduler)
-        embed = None if kind == "UNet2DModel" else _embedding(unet, parts)
-        return cls(unet, scheduler, embed)
-
-
-def _load_scheduler(folder: Folder) -> Any:
-    settings = sources.config(folder, "scheduler_config.json")
-    name = str(settings.get("_class_name"))
-    cls: Any = getattr(diffusers, name, None)
-    if not hasattr(cls, "set_timesteps") or not hasattr(cls, "from_config"):
-        msg = f"{folder.path} holds no scheduler that diffusers knows: {name}"
-        raise OSError(msg)
-    try:
-        return cls.from_config(settings)
-    except Exception as e:  # its arithmetic may raise anything for bad values
-        msg = f"{folder.path} could not be loaded as {name}: {e}"
-        raise OSError(msg) from e
-
-
-def _embedding(unet: Any, parts: DenoiserParts) -> Callable[[str], Tensor]:
-    """A function that embeds prompts for the U-Net.  Its first call loads the text encoder."""
-
-    @functools.cache
-    def encoder() -> tuple[Any, Any]:
-        import transformers
-
-        text_encoder, tokenizer = parts.text_encoder, parts.tokenizer
-        if isinstance(text_encoder, Folder):
-            with _no_progress_bar():
-                text_encoder = _load(transformers.CLIPTextModel, text_encoder, unet.dtype)
-            text_encoder = text_encoder.to(unet.device)
-        else:
-            _check_finite(text_encoder, "this text encoder")
-        if isinstance(tokenizer, Folder):
-            try:
-                tokenizer = transformers.CLIPTokenizer.from_pretrained(
-                    tokenizer.path, local_files_only=True
-                )
-            except Exception as e:  # from transformers or tokenizers
-                msg = f"{tokenizer.path} could not be loaded as CLIPTokenizer: {e}"
-                raise OSError(msg) from e
-        return text_encoder, tokenizer
-
-    @functools.lru_cache(maxsize=16)  # chosen: the files of a batch mostly have one prompt
-    @torch.no_grad()
-    def embed(prompt: str) -> Tensor:
-        text_encoder, tokenizer = encoder()
-        tokens = tokenizer(
-            prompt,
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        states: Tensor = text_encoder(tokens.input_ids.to(text_encoder.device))[0]
-        return states.to(unet.device, unet.dtype)
-
-    return embed
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Hide the bar that transformers shows while it loads, which takes a second."""
-    import transformers
-
-    logging: Any = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import progress
 from ..arrays import Area, Latents, Pixels, Samples
+from .running import undisturbed
 
 
 class Sides(NamedTuple):
@@ -67,7 +68,7 @@ def encode(
         # Beyond the right and the bottom edge, the last pixels are repeated.
         missing = [n.stop - n.start - length for n, length in zip(needed, part.shape, strict=False)]
         part = np.pad(part, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
-        with torch.inference_mode():
+        with undisturbed(), torch.inference_mode():
             levels = torch.from_numpy(part).permute(2, 0, 1)[None].float()
             out = encoder(levels, tile.sides)[0]
         latents[tile.place] = out.permute(1, 2, 0).numpy()
@@ -93,7 +94,7 @@ def decode(
     cut = tiles(area or everything(rows, columns), rows, columns, side, margin)
     for tile in progress.told("decoding", list(cut)):
         part = torch.from_numpy(latents[tile.needed])
-        with torch.inference_mode():
+        with undisturbed(), torch.inference_mode():
             levels = decoder(part.permute(2, 0, 1)[None], tile.sides)[0]
             out = levels.round_().clamp_(0, 255).to(torch.uint8)
             pixels: Pixels = out.permute(1, 2, 0).contiguous().numpy()

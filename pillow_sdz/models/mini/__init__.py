@@ -15,7 +15,7 @@ from ...arrays import Area, Pixels, Samples
 from ...codings.hyperprior import HyperPrior
 from ...codings.range_coder import Tables
 from .. import tiles
-from ..running import Computing, built_once, frozen, undisturbed
+from ..running import Computing, built, built_once, undisturbed
 from ..tiles import Sides
 from . import refinement
 from .memory import DECODER_MEMORY, ENCODER_MEMORY, tile_side
@@ -40,7 +40,7 @@ class Mini:
     """
 
     @torch.inference_mode(False)
-    @undisturbed
+    @undisturbed()
     def __init__(self, weights: Path) -> None:
         # Here, `models.load` holds its lock.  Later, each of the first threads would load them.
         Tables.shipped()
@@ -49,24 +49,20 @@ class Mini:
         def part(name: str) -> dict[str, Tensor]:
             return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
 
-        autoencoder = Autoencoder()
-        autoencoder.load_state_dict(part("autoencoder."))
+        autoencoder = built(Autoencoder, part("autoencoder."))
         self._encoder = Computing(autoencoder.encoder)
         self.decoder = Computing(autoencoder.decoder)
-        self._gain = frozen(autoencoder.gain)
-        analysis = HyperAnalysis()
-        analysis.load_state_dict(part("analysis."))
-        self._analysis = frozen(analysis)
+        self._gain = autoencoder.gain
+        self._analysis = built(HyperAnalysis, part("analysis."))
         self._prior_tensors = part("prior.")
         self.prior = HyperPrior({k: v.numpy() for k, v in self._prior_tensors.items()})
 
-    @undisturbed
+    @undisturbed()
     def gain(self, quality: int) -> NDArray[np.float32]:
         """How many steps a unit of latent has, (C,)."""
         gain: NDArray[np.float32] = self._gain(rate_of(quality)).numpy().ravel()
         return gain
 
-    @undisturbed
     def encode(self, pixels: Samples) -> NDArray[np.float32]:
         """Pixels (H, W, 3) to latents (ceil(H/16), ceil(W/16), C)."""
         # For one column of latents, oneDNN's strided convolution in bfloat16 with AMX
@@ -82,7 +78,7 @@ class Mini:
         shape = {"channels": CHANNELS, "factor": FACTOR, "margin": ENCODER_MARGIN}
         return tiles.encode(pixels, latents, side=side, **shape)
 
-    @undisturbed
+    @undisturbed()
     def hyperlatents(self, steps: NDArray[np.float32]) -> NDArray[np.float32]:
         """Latents in steps (h, w, C) to hyperlatents (ceil(h/2), ceil(w/2), 32), not rounded."""
         height, width = (n % 2 for n in steps.shape[:2])
@@ -92,7 +88,7 @@ class Mini:
         hyper: NDArray[np.float32] = out[0].permute(1, 2, 0).numpy()
         return hyper
 
-    @undisturbed
+    @undisturbed()
     def refine(
         self,
         pixels: Samples | None,
@@ -146,12 +142,10 @@ class MiniPerceptual:
     """`mini` with the second decoder for its latents."""
 
     @torch.inference_mode(False)
-    @undisturbed
+    @undisturbed()
     def __init__(self, weights: Path, mini: Mini) -> None:
-        decoder = Decoder()
-        tensors = load_file(weights)
-        decoder.load_state_dict({k.removeprefix("decoder."): v for k, v in tensors.items()})
-        self.decoder = Computing(decoder)
+        tensors = {k.removeprefix("decoder."): v for k, v in load_file(weights).items()}
+        self.decoder = Computing(built(Decoder, tensors))
         self._mini = mini
         self.encode = mini.encode
 
@@ -169,7 +163,6 @@ def decoded(
 ) -> Iterator[tuple[Area, Pixels]]:
     """Latents (h, w, C), in the encoder's units, to pixels: each tile's place and pixels."""
 
-    @undisturbed
     def levels(part: Tensor, sides: Sides) -> Tensor:
         out: Tensor = network()(part, rate_of(quantisation), sides).add_(0.5).mul_(255)
         return out

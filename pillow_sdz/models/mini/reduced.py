@@ -100,19 +100,19 @@ class Reduced:
     """The decoders for the scales of 2, 4 and 8, loaded."""
 
     @torch.inference_mode(False)
-    @undisturbed
+    @undisturbed()
     def __init__(self, decoder: Decoder) -> None:
         tensors = load_file(weights.MINI_REDUCED.checked())
-        networks: dict[int, Reducing | Eighth] = {
-            2: Reducing(decoder, 2),
-            4: Reducing(decoder, 4),
-            8: Eighth(),
-        }
+        with torch.device("meta"):  # as `running.built`
+            networks: dict[int, Reducing | Eighth] = {
+                2: Reducing(decoder, 2),
+                4: Reducing(decoder, 4),
+                8: Eighth(),
+            }
         for scale, network in networks.items():
             name = f"{scale}.head."
-            network.head.load_state_dict(
-                {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
-            )
+            head = {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+            network.head.load_state_dict(head, assign=True)
         self._networks = {scale: Computing(network) for scale, network in networks.items()}
 
     def decode(
@@ -123,7 +123,6 @@ class Reduced:
         computing = self._networks[scale]
         network = computing.in_float32 if scale == 8 else computing()
 
-        @undisturbed
         def levels(part: Tensor, sides: Sides) -> Tensor:
             out: Tensor = network(part, rate_of(quality), sides).add_(0.5).mul_(255)
             return out

@@ -1,0 +1,111 @@
+"""Networks of diffusers and transformers, made of a folder's weights and nothing else of it.
+
+Of the libraries' own `from_pretrained` nothing is used: it lets a configuration choose quantisers,
+attention kernels from the network and other files of weights.  Here a network is of a class that is
+named here, its configuration is what `configurations` lets through, and its weights are those of
+the one file whose sha256 was checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from . import configurations, hub, sources
+from .running import undisturbed
+from .sources import Folder
+
+try:
+    import diffusers
+except ImportError as e:
+    msg = f"this model {hub.NEEDS_EXTRA}"
+    raise OSError(msg) from e
+
+# What tensors were called before: by diffusers (until 0.15), in files that are still the pinned
+# ones, and by transformers (until 5).
+_FORMER_NAMES = (
+    (".query.", ".to_q."),
+    (".key.", ".to_k."),
+    (".value.", ".to_v."),
+    (".proj_attn.", ".to_out.0."),
+)
+_FORMER_PREFIX = "text_model."
+
+
+@torch.inference_mode(False)
+@undisturbed()
+def network(kind: str, folder: Folder, dtype: torch.dtype) -> Any:
+    """A network of a folder, on the CPU; OSError if its files are damaged or of another kind."""
+    path = sources.check_weights(folder)
+    settings = configurations.checked(kind, sources.config(folder), folder.path / "config.json")
+    try:
+        # A copy: what is loaded is only mapped into memory, and the file may change.
+        tensors = {name: t.to(dtype, copy=True) for name, t in load_file(path).items()}
+        module = _empty(kind, settings)
+    except Exception as e:  # of diffusers, transformers, safetensors and torch
+        raise _failure(folder, kind, e) from e
+    own = module.state_dict()
+    tensors = {_name_today(name, own): tensor for name, tensor in tensors.items()}
+    # Weights that are missing would be random.
+    if missing := sorted(own.keys() - tensors.keys()):
+        msg = f"{path} is damaged: it lacks {len(missing)} tensors, such as {missing[0]}"
+        raise OSError(msg)
+    # A text encoder may lie in its file with what pools its output, which is not used.
+    if kind != "CLIPTextModel" and (foreign := sorted(tensors.keys() - own.keys())):
+        msg = f"{path} is not of a {kind} like this: it has {foreign[0]!r}, too"
+        raise OSError(msg)
+    try:
+        module.load_state_dict({name: tensors[name] for name in own}, assign=True)
+    except RuntimeError as e:
+        raise _failure(folder, kind, e) from e
+    check_finite(module, path)
+    return module.eval().requires_grad_(False)
+
+
+def _failure(folder: Folder, kind: str, error: Exception) -> OSError:
+    return OSError(f"{folder.path} could not be loaded as {kind}: {error}")
+
+
+def _empty(kind: str, settings: Mapping[str, Any]) -> Any:
+    """A network without weights; it takes no memory, however large it says that it is."""
+    with torch.device("meta"):
+        if kind != "CLIPTextModel":
+            return getattr(diffusers, kind)(**settings)
+        import transformers
+
+        # Of the ways to compute attention, the one that is always there.
+        chosen: dict[str, Any] = {**settings, "attn_implementation": "eager"}
+        config = transformers.CLIPTextConfig(**chosen)
+        module = transformers.CLIPTextModel(config)
+    for part in module.modules():
+        if hasattr(part, "position_ids"):  # no weights, so that no file has them
+            part.position_ids = torch.arange(config.max_position_embeddings)[None]
+    return module
+
+
+def _name_today(name: str, own: Iterable[str]) -> str:
+    """What a tensor is called in the network."""
+    names = [name, name.removeprefix(_FORMER_PREFIX), _FORMER_PREFIX + name]
+    names += [name.replace(former, today) for former, today in _FORMER_NAMES]
+    return next((candidate for candidate in names if candidate in own), name)
+
+
+def check_finite(module: torch.nn.Module, name: object) -> None:
+    """OSError if there are infinite values, or none, among the weights."""
+    for tensor, values in module.state_dict().items():
+        # What accelerate has offloaded is on "meta", without values, until it is needed.
+        if values.is_floating_point() and not values.is_meta and not values.isfinite().all():
+            msg = f"{name} is damaged: {tensor} has values that are infinite or not a number"
+            raise OSError(msg)
+
+
+def copied(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """A copy of a loaded network, elsewhere or in other numbers."""
+    tensors = {name: t.to("cpu", dtype, copy=True) for name, t in module.state_dict().items()}
+    with torch.device("meta"):
+        copy = type(module).from_config(module.config)
+    copy.load_state_dict(tensors, assign=True)
+    return copy.eval().to(device)

@@ -1,0 +1,63 @@
+"""What may be registered or recorded as a model, and what is then known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..catalogue import EMBEDDED, ModelSpec
+from ..header import NAME
+from ..presets import Preset
+from . import sources
+from .sources import DenoiserParts
+
+
+def misplaced(spec: ModelSpec) -> str | None:
+    """Why a model that is not this package's own cannot be of its latent space, or None."""
+    space = spec.space
+    if space.is_own:
+        return f"{space.name} latents belong to one model alone: choose another latent space"
+    if (spec.channels, spec.factor) != (space.channels, space.factor):
+        return (
+            f"{space.name} latents have {space.channels} channels at a factor of {space.factor}, "
+            f"but this autoencoder has {spec.channels} at {spec.factor}"
+        )
+    return None
+
+
+def new(
+    name: str,
+    network: Any,
+    parts: DenoiserParts | None,
+    sha256: str,
+    latent_space: str | None,
+    presets: Mapping[str, Preset],
+) -> ModelSpec:
+    """What is to be registered; ValueError or OSError where it must not be."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        msg = (
+            "a model's name must have 1 to 32 characters of a-z 0-9 . _ -, the first one of "
+            f"a-z 0-9, not {name!r}"
+        )
+        raise ValueError(msg)
+    if name in EMBEDDED:
+        msg = f"{name!r} is the name of a model that comes with pillow-sdz"
+        raise ValueError(msg)
+    channels, factor = sources.shape(network)
+    if parts is not None:
+        sources.check_denoiser(parts, channels)
+    preset = presets.get(name)
+    if latent_space is None:
+        latent_space = preset.latent_space if preset else name
+    if not NAME.fullmatch(latent_space):
+        msg = f"a latent space must have a name such as sd1, not {latent_space!r}"
+        raise ValueError(msg)
+    if preset:
+        pinned = preset.autoencoder.files[-1].sha256
+        if latent_space != preset.latent_space or sha256 != (pinned or sha256):
+            msg = f"{name!r} is a known model with other weights or latents: choose another name"
+            raise ValueError(msg)
+    spec = ModelSpec(name, channels, factor, bytes.fromhex(sha256)[:4], latent_space)
+    if complaint := misplaced(spec):
+        raise ValueError(complaint)
+    return spec

@@ -1,0 +1,193 @@
+"""What the caller has set of torch for its own networks: it changes nothing here, and it stays."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import tiny_models as tiny
+from model_registry import no_network, registry
+from pillow_sdz import models, register_model
+from sdz_files import decode, encode
+
+__all__ = ["no_network", "registry"]
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def default_device() -> Iterator[None]:
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+CALLERS: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "device": lambda: torch.device("meta"),
+    "default device": default_device,
+    "default float64": lambda: default_dtype(torch.float64),
+    "default bfloat16": lambda: default_dtype(torch.bfloat16),
+}
+
+
+def settings() -> tuple[object, ...]:
+    """All that the callers above have set, and the state of their random numbers."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
+        torch.get_default_device(),
+        torch.get_default_dtype(),
+        torch.get_rng_state().numpy().tobytes(),
+    )
+
+
+Using = Callable[[], bytes]
+
+
+def saved_and_loaded(photo: Image.Image, **keywords: Any) -> Using:
+    """A file, and its pixels."""
+
+    def using() -> bytes:
+        data = encode(photo, **keywords)
+        return data + decode(data).tobytes()
+
+    return using
+
+
+def mini(photo: Image.Image) -> Using:
+    return saved_and_loaded(photo, effort=5)
+
+
+def perceptual(photo: Image.Image) -> Using:
+    return saved_and_loaded(photo, tune="perceptual")
+
+
+def sd_mini(photo: Image.Image) -> Using:
+    return saved_and_loaded(photo, model="sd-mini")
+
+
+def denoised(photo: Image.Image) -> Using:
+    return saved_and_loaded(photo, model="sd-mini", denoise=0.1)
+
+
+def folder(photo: Image.Image, tmp_path: Path) -> Using:
+    """A whole pipeline's: autoencoder, text encoder and U-Net."""
+    register_model("ours", tiny.save_pipeline(tmp_path / "pipeline"), latent_space="sd1")
+    return saved_and_loaded(photo, model="ours", denoise=0.1, prompt="a cat")
+
+
+def tiny_folder(photo: Image.Image, tmp_path: Path) -> Using:
+    tiny.autoencoder_tiny().save_pretrained(tmp_path / "tiny")
+    register_model("ours", tmp_path / "tiny", latent_space="sd1")
+    return saved_and_loaded(photo, model="ours")
+
+
+def modules(photo: Image.Image, tmp_path: Path) -> Using:
+    """The same, registered as loaded modules."""
+    parts = tiny.pipeline_parts(tmp_path)
+    names = ("unet", "scheduler", "text_encoder", "tokenizer")
+    used = {name: parts[name] for name in names}
+    config: dict[str, Any] = {
+        "latents_mean": [0.1, 0.2, 0.3, 0.4],
+        "latents_std": [1.0, 2.0, 3.0, 4.0],
+    }
+    register_model("ours", tiny.autoencoder_kl(**config), **used, latent_space="sd1")
+    return saved_and_loaded(photo, model="ours", denoise=0.1, prompt="a cat")
+
+
+def reduced(photo: Image.Image) -> Using:
+    data = encode(photo)
+
+    def using() -> bytes:
+        with Image.open(BytesIO(data)) as im:
+            im.draft(None, (im.width // 2, im.height // 2))
+            return im.tobytes()
+
+    return using
+
+
+MODELS = [mini, perceptual, reduced, sd_mini, denoised, folder, tiny_folder, modules]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS)
+def test_the_callers_settings_change_nothing_and_stay(
+    photo: Image.Image,
+    tmp_path: Path,
+    model: Callable[..., Using],
+    caller: Callable[[], contextlib.AbstractContextManager[object]],
+) -> None:
+    """While a model is built, while it runs, and while it runs that was built so."""
+    of_a_folder = model in (folder, tiny_folder, modules)
+    using = model(photo, tmp_path) if of_a_folder else model(photo)
+    expected = using()
+    models._loaded.clear()
+    models._denoisers.clear()
+    with caller():
+        before = settings()
+        assert using() == expected
+        assert settings() == before
+    assert using() == expected
+
+
+# Memory that runs out
+
+FULL = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")
+
+
+def fail(*_: object, **__: object) -> Any:
+    raise FULL
+
+
+@pytest.mark.parametrize(
+    ("keywords", "kind"),
+    [
+        ({}, "mini.network.Encoder"),
+        ({}, "mini.network.Decoder"),
+        ({}, "mini.network.HyperAnalysis"),
+        ({}, "mini.network.Gain"),
+        ({"effort": 5}, "mini.refinement.RateModel"),
+        ({"tune": "perceptual"}, "mini.network.Decoder"),
+        ({"model": "sd-mini"}, "sd_mini.Encoder"),
+        ({"model": "sd-mini"}, "sd_mini.Decoder"),
+    ],
+)
+def test_memory_that_runs_out_is_an_oserror(
+    photo: Image.Image, monkeypatch: pytest.MonkeyPatch, keywords: dict[str, Any], kind: str
+) -> None:
+    data = encode(photo, **keywords)
+    method = "bits" if kind.endswith("RateModel") else "forward"
+    monkeypatch.setattr(f"pillow_sdz.models.{kind}.{method}", fail)
+    with pytest.raises(OSError, match=r"needs more memory than there is: .*can't allocate memory"):
+        (decode(data) if kind.endswith("Decoder") else encode(photo, **keywords))
+
+
+def test_memory_that_runs_out_while_a_draft_is_decoded(
+    photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    using = reduced(photo)
+    monkeypatch.setattr("pillow_sdz.models.mini.reduced.Reducing.forward", fail)
+    with pytest.raises(OSError, match="needs more memory than there is"):
+        using()
