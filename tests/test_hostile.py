@@ -228,9 +228,8 @@ def peak(use: Callable[[bytes], None], data: bytes) -> int:
 
 
 TIMES = 3  # chosen: larger than the differences that a busy machine makes
-WALKS = (
-    2 * TIMES
-)  # as many parts are walked over by open and by load, and each costs less than opening
+# open and load each walk over as many parts, and each walk costs less than opening
+WALKS = 2 * TIMES
 
 
 def costly() -> list[str]:

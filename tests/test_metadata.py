@@ -212,9 +212,7 @@ def test_bad_chunks_are_refused(photo: Image.Image, chunks: Any) -> None:
 
 
 def test_as_many_chunks_as_may_be(photo: Image.Image) -> None:
-    most = [
-        (b"abCd", b"")
-    ] * 988  # The limit is 1,000, which includes HEAD, DONE and one of each known kind.
+    most = [(b"abCd", b"")] * 988  # of 1,000, with HEAD, DONE and one of each known kind
     assert roundtrip(photo, chunks=most, **KINDS).info["sdz_chunks"] == most
 
 

@@ -98,9 +98,7 @@ class InIntegers(Affine):
         shift = int(tensors[f"{name}.shift"][0])
         total: Ints = tensors[f"{name}.bias"] + (1 << (shift - 1))
         for i, x in enumerate(inputs):
-            product = (
-                x.astype(np.int64) @ tensors[f"{name}.weight{i}"].T
-            )  # numpy's own product, without BLAS
+            product = x.astype(np.int64) @ tensors[f"{name}.weight{i}"].T  # by numpy, without BLAS
             total = total + product * tensors[f"{name}.multiplier{i}"]
         return total >> shift
 

@@ -35,9 +35,7 @@ def sizes(growth: float, part: float = 1, jitter: int = 0) -> Callable[[int], in
 
     def size(quality: int) -> int:
         at = (quality - LOWEST_QUALITY) / (HIGHEST_QUALITY - LOWEST_QUALITY)
-        unsteady = (
-            quality * 7919 % (2 * jitter + 1) - jitter
-        )  # 7919 is a prime, so every value occurs
+        unsteady = quality * 7919 % (2 * jitter + 1) - jitter  # 7919 is prime, so all values occur
         return round(300 * part * growth**at) + unsteady
 
     return size
