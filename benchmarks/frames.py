@@ -28,7 +28,7 @@ SIZE = 384, 256
 FRAMES = 16
 DURATION = 80  # milliseconds
 QUALITIES = 35, 65  # of `.sdz`
-SPEED = 1.5  # the pan moves so many pixels a frame
+SPEED = 1.5  # pixels that the pan moves in each frame
 NOISE = 2.0  # chosen: standard deviation of a camera's noise in good light, in grey levels
 
 # WebP uses its highest effort and may choose which frames to code by themselves. AVIF has the same

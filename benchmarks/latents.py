@@ -42,7 +42,7 @@ from pillow_sdz.codings.quantize import Prior, Quantizer
 from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
 
 STEPS = (0.25, 0.5, 1.0)  # the steps of all of the project's figures
-FACTOR = 8  # one latent stands for so many pixels a side
+FACTOR = 8  # pixels a side for one latent
 FOLDS = 3  # `training.lattice_prior` makes the same number
 
 

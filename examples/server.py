@@ -65,7 +65,7 @@ class Limits:
     pixels: int = 12_000_000  # 5 seconds of a core to encode
     working: int = os.cpu_count() or 1  # pictures at a time, one per process
     waiting: int = 32  # pictures that may wait
-    work: float = 10  # seconds for a picture: twice the time for so many pixels
+    work: float = 10  # seconds for a picture: twice the time for the largest
     seconds: float = 20  # to wait and be converted, and also to receive an upload
     receiving: int = 64  # uploads at a time; together a gigabyte on the disk
 
@@ -186,7 +186,7 @@ class Workers:
 class Upload:
     """An upload that is being received. It can be ended."""
 
-    # Each upload counts as if it had sent so many bytes already, so none is slow at once. Chosen.
+    # Chosen: bytes that each upload gets as a start, so that none is slow at once.
     AHEAD = 65536
 
     def __init__(self, timeout: asyncio.Timeout) -> None:
@@ -205,7 +205,7 @@ class Upload:
 
 
 class Server:
-    """Pictures in a folder, as NAME.sdz, where NAME is the sha256 of the file."""
+    """Pictures in a folder, as NAME.sdz. NAME is the sha256 of the file."""
 
     workers: Workers
 

@@ -31,7 +31,7 @@ def photo() -> Image.Image:
 
 @pytest.fixture(scope="session")
 def small_file(photo: Image.Image) -> bytes:
-    """A real file with every known chunk, as small as possible, so that tests can damage each byte."""
+    """A real file with every known chunk, so small that tests can damage each of its bytes."""
     alpha = Image.new("L", (5, 3), 200)
     alpha.putpixel((2, 1), 7)
     picture = photo.resize(alpha.size)

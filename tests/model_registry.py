@@ -23,7 +23,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail if anything tries to reach the network, even if the code under test handles the error."""
+    """Fail if anything tries to reach the network, even if the tested code handles the error."""
     calls: list[object] = []
 
     def refuse(*arguments: object, **_: object) -> Any:

@@ -81,7 +81,7 @@ def framed(chunks: list[Chunk]) -> bytes:
 
 
 def assert_similar(a: Image.Image, b: Image.Image, tolerance: float) -> None:
-    """Both have the same mode and size. On average they differ by at most ``tolerance`` grey levels."""
+    """Same mode and size, and on average at most ``tolerance`` grey levels of difference."""
     assert (a.mode, a.size) == (b.mode, b.size)
     difference = ImageStat.Stat(ImageChops.difference(a, b)).mean
     assert max(difference) <= tolerance, f"mean difference per band: {difference}"

@@ -138,7 +138,7 @@ def test_every_space_is_that_of_a_model() -> None:
 
 
 def test_no_other_model_has_the_latents_of_mini(tmp_path: Path) -> None:
-    """Its integers are coded with its own weights. Others could write files that nobody can read."""
+    """Its integers are coded with its own weights. Files of others could not be read."""
     directory = autoencoder_directory(tmp_path / "ours")
     for add in (register_model, models.record_model):
         with pytest.raises(ValueError, match="mini latents belong to one model alone"):

@@ -153,7 +153,7 @@ def test_any_size(real_photo: Image.Image, size: tuple[int, int]) -> None:
 
 
 def test_tiles_have_no_seam(real_photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles are computed with all the pixels around them that matter. A latent may differ by 1e-4."""
+    """Tiles are computed with all the pixels that matter. A latent may differ by 1e-4."""
     monkeypatch.setattr(options, "DTYPE", "float32")
     pixels = np.asarray(real_photo.resize((1000, 700)))
     mini = models.load(MINI)

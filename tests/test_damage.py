@@ -163,7 +163,7 @@ def test_flip_every_byte_with_load_truncated(small_file: bytes) -> None:
         else:
             loaded = True
             assert im.size == (5, 3)
-        # Framing and header must be right up to the latents. The contents of metadata do not matter.
+        # Framing and header must be right up to the latents. What the metadata say may be wrong.
         if position in first_bytes(small_file) and not in_metadata(small_file, position):
             assert not loaded
         else:

@@ -150,7 +150,7 @@ class TestWhatIsCoded:
 
     @pytest.mark.parametrize("quality", [25, 75])
     def test_noise_is_not_coded_again(self, scene: Image.Image, quality: int) -> None:
-        """The noise of a camera in good light. At most a tenth of the cells may be coded for it."""
+        """A camera's noise in good light. Later frames take less than a tenth of the first."""
         first, *others = map(len, payloads(encode_all(noisy(scene, 8, 2), quality=quality)))
         assert sum(others) / len(others) < first / 10
 
@@ -237,7 +237,7 @@ class TestMapOfChanges:
 
     @pytest.mark.parametrize("part", [0, 0.02, 0.3, 0.9])
     def test_as_specified(self, part: float) -> None:
-        """Read with docs/format.md alone: contexts, counts, means, and the symbols of a row by table."""
+        """Read with docs/format.md alone: contexts, counts, means, and a row's symbols."""
         changed = np.random.default_rng(1).random((20, 15)) < part
         decoder = RangeDecoder(self.encoded(changed))
         tables = load_file(weights.TABLES.path)
@@ -267,7 +267,7 @@ class TestMapOfChanges:
                 changing[k] += symbols[x]
 
     def test_what_a_map_costs(self) -> None:
-        """It costs almost nothing if nothing changes, and a bit for each cell if there is no order."""
+        """It costs almost nothing if nothing changes, and a bit a cell if there is no order."""
         random = np.random.default_rng(0)
         shape = 50, 80
         assert len(self.encoded(np.zeros(shape, bool))) <= 3
@@ -361,7 +361,7 @@ class TestHowLittleIsDecoded:
     def test_in_any_order(
         self, animation: bytes, decoded: list[str], order: list[int], expected: list[int]
     ) -> None:
-        """Decoding starts at the last complete frame, or the last decoded one. Only one makes pixels."""
+        """Decoding starts at the last complete or last decoded frame. Only one makes pixels."""
         with Image.open(BytesIO(animation)) as im:
             for number, count in zip(order, expected, strict=True):
                 decoded.clear()
@@ -573,7 +573,7 @@ class TestTiming:
                     im.seek(4)
 
     def test_each_frames_own(self, moving: list[Image.Image]) -> None:
-        """The default comes from each animation. A picture that has no duration takes the first."""
+        """The default is each animation's own. A picture without a duration gets the first one."""
         source = BytesIO(encode_all(moving[:3], duration=[30, 50, 70]))
         with Image.open(source) as im:
             data = encode_all([im, moving[3]])
@@ -641,7 +641,7 @@ class TestDamage:
 
     @pytest.mark.usefixtures("load_truncated")
     def test_what_is_left(self, animation: bytes) -> None:
-        """The frames before the damage are shown. Later ones are black until the next complete frame."""
+        """Frames before the damage are shown. Later ones are black until the next complete one."""
         expected = frames_of(animation)
         with Image.open(BytesIO(self.rewritten(animation, 3, b"\xff" * 40))) as im:
             for number, frame in enumerate(expected):

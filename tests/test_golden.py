@@ -1,7 +1,7 @@
-"""Files of record in fixtures/: what they hold may never be read differently, nor written so.
+"""Golden files in fixtures/: they must always be read, and written, in the same way.
 
-They were made once and are never made anew: a test that fails here means that files in people's
-archives have become unreadable.
+They were made once and are never made again. If a test fails here, files in people's archives can
+no longer be read.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pillow_sdz.header import Header
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 ALL = sorted(FIXTURES.glob("*.sdz"))
 
-# container.sdz has every kind of chunk, of a model that is in no registry: its bytes pin the
-# container alone, whatever becomes of the models.
+# container.sdz has every kind of chunk. Its model is in no registry, so its bytes test only the
+# container, and the models may change.
 CONTAINER = FIXTURES / "container.sdz"
 HEADER = Header(
     mode="RGBA",
@@ -92,7 +92,7 @@ def test_container_opens() -> None:
     assert sum((200, 2, 51, 117)) == CONTAINER.stat().st_size
 
 
-# Files of `mini`: name, header's quality, sha256 of the symbols as big-endian int32, a few of them.
+# Files of `mini`: name, header's quality, sha256 of the symbols as big-endian int32, some symbols.
 MINI_FILES: dict[str, tuple[int, str, list[int]]] = {
     "mini-perceptual": (
         1250,
@@ -135,7 +135,7 @@ def symbols_of(chunk: bytes, header: Header) -> Ints:
 
 
 class Both:
-    """A coder that decodes one payload and encodes what it reads into another."""
+    """A coder that decodes one payload and encodes the same symbols to another."""
 
     def __init__(self, payload: bytes) -> None:
         self._decoder = SymbolDecoder(Tables.shipped(), payload)
@@ -149,7 +149,7 @@ class Both:
 
 @pytest.mark.parametrize("name", MINI_FILES)
 def test_integers_of_record(name: str) -> None:
-    """The exact integers are read, and from them the exact bytes are written."""
+    """Read the exact integers, and write the exact bytes from them."""
     quality, digest, some = MINI_FILES[name]
     data = (FIXTURES / f"{name}.sdz").read_bytes()
     parts = container.read(data)
@@ -172,7 +172,7 @@ def test_integers_of_record(name: str) -> None:
 
 @pytest.mark.parametrize("name", MINI_FILES)
 def test_pixels_of_record(name: str) -> None:
-    """The network is floating point: a grey level of difference is allowed, no more."""
+    """The network computes in floating point, so a difference of one grey level is allowed."""
     with (
         options.override(DTYPE="float32"),
         Image.open(FIXTURES / f"{name}.sdz") as im,
@@ -185,9 +185,9 @@ def test_pixels_of_record(name: str) -> None:
             assert im.getchannel("A").tobytes() == png.getchannel("A").tobytes()
 
 
-# mini-frames.sdz: five frames of two bands, three of one picture and two of another, in each of
-# which a square moves.  Types and bytes of what frames are made of, and sha256 of each frame's
-# symbols as big-endian int32.
+# mini-frames.sdz has five frames of two bands. Three show one picture and two another. A square
+# moves in both. For each frame: the types and bytes of its chunks, and sha256 of its symbols as
+# big-endian int32.
 FRAMES = FIXTURES / "mini-frames.sdz"
 CHUNKS_OF_FRAMES = [
     ("LATN", 126),
@@ -216,7 +216,7 @@ FRAME_DIGESTS = [
 
 
 def test_frames_of_record() -> None:
-    """Exact integers, of bands that are coded by themselves and that tell changes; and back."""
+    """Exact integers of bands that are coded by themselves or as changes, and back."""
     data = FRAMES.read_bytes()
     parts = container.read(data)
     reader = container.Reader(BytesIO(data))
@@ -250,7 +250,7 @@ def test_frames_of_record() -> None:
 
 
 def test_shown_as_of_record() -> None:
-    """All frames are below each other in the PNG; in any order they are what they are."""
+    """The PNG has all frames, one below the other. They are the same in any order."""
     with (
         options.override(DTYPE="float32"),
         Image.open(FRAMES) as im,
@@ -267,7 +267,7 @@ def test_shown_as_of_record() -> None:
             assert im.getchannel("A").tobytes() == expected.getchannel("A").tobytes()
 
 
-# Files of latents: shape, sha256 of the values as little-endian float32, a few of them.
+# Files of latents: shape, sha256 of the values as little-endian float32, some of the values.
 LATENT_FILES: dict[str, tuple[tuple[int, ...], str, list[float]]] = {
     "latents-sd1": (
         (2, 4, 24, 33),
@@ -299,7 +299,7 @@ LATENT_FILES: dict[str, tuple[tuple[int, ...], str, list[float]]] = {
 
 @pytest.mark.parametrize("name", LATENT_FILES)
 def test_latents_of_record(name: str) -> None:
-    """Exact values are read, whatever the coding and the prior."""
+    """Read the exact values, for each coding and prior."""
     shape, digest, some = LATENT_FILES[name]
     values = open_latents(FIXTURES / f"{name}.sdz").latents.astype("<f4")
     assert values.shape == shape

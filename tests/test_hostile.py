@@ -1,7 +1,7 @@
-"""The files in fixtures/hostile/: what refuses each, and what those cost that nothing refuses.
+"""The files in fixtures/hostile/: what refuses each one, and what the others cost.
 
-`python -m fuzz.hostile` made them, and shows how long each takes. docs/security.md says what they
-are a model of.
+`python -m fuzz.hostile` made them, and shows how long each takes. docs/security.md says which
+attacks they stand for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
 from sdz_files import CountingFile, CountingReads
 
-# Fuzzing is no part of the installed package, so that only the checkout has it.
+# Fuzzing is not part of the installed package. Only the checkout has it.
 sys.path.append(str(Path(__file__).parent.parent))
 
 from fuzz.allowed import ALLOWED
@@ -31,7 +31,7 @@ from fuzz.targets import latents_of, opened, shown, verified
 
 HOSTILE = Path(__file__).parent.parent / "fixtures" / "hostile"
 
-# What is not even opened, nor are its latents but where `LATENTS` says so, and why.
+# Files that do not open, and why. Their latents do not open either, unless `LATENTS` says so.
 NOT_OPENED = {
     "signature-alone": "ends at byte 8, before its DONE chunk",
     "head-missing": "chunk LATN at byte 8 instead of HEAD",
@@ -73,7 +73,7 @@ NOT_OPENED = {
     "alpha-missing": "DONE before ALPH",
 }
 
-# What opens, and is not decoded.
+# Files that open but do not decode.
 NOT_SHOWN = {
     "latents-of-129x128": "bands of 129x128 latents, more than the limit",
     "latents-of-8191x1": r"latents \(4, 8191, 1\) in 1 bytes are too many",
@@ -100,8 +100,8 @@ NOT_SHOWN = {
     "float16-beyond-its-bits": "no cells of 0 bits for mantissas of 11",
 }
 
-# Why `open_latents` refuses a file, where the reason is another one; None where it does not. It
-# looks at provenance and masks, and at no alpha.
+# Files that `open_latents` refuses for another reason. None means that it accepts the file. It
+# reads provenance and masks, but no alpha.
 LATENTS = {
     "float16-nan": None,
     "channels-65535": r"latents \(65535, 2, 2\) in 1 bytes are too many",
@@ -121,8 +121,8 @@ LATENTS = {
     "alpha-as-before-the-first": None,
 }
 
-# What is a picture. The texts and the rest of the pixels in a PNG of an alpha channel are not read;
-# the origin of latents is no part of a picture.
+# Files that are valid pictures. The texts and surplus pixels in the PNG of an alpha channel are not
+# read. The origin of latents is not part of a picture.
 SHOWN = {
     "chunks-1000",
     "changes-of-all-frames",
@@ -175,9 +175,9 @@ def test_what_latents_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_opening_reads_what_there_is_and_no_more(name: str) -> None:
-    """At most two reads of a chunk, its framing and its data, and each byte of them twice.
+    """At most two reads of a chunk, its framing and its data, and each byte at most twice.
 
-    A chunk has 9 bytes at least; the length and type of the next chunk are read as 9 bytes.
+    A chunk has at least 9 bytes. The length and type of the next chunk are read as 9 bytes.
     """
     data = FILES[name]
     file = CountingReads(data)
@@ -188,7 +188,7 @@ def test_opening_reads_what_there_is_and_no_more(name: str) -> None:
 
 
 def honest(header: Header) -> bytes:
-    """A file that an encoder could have made of a busy picture with this header."""
+    """A valid file with this header, as an encoder would make it of a busy picture."""
     generator = np.random.default_rng(0)
     model = models.spec(header.model)
     channels, height, width = header.latents
@@ -207,7 +207,7 @@ def honest(header: Header) -> bytes:
 
 
 def seconds(use: Callable[[bytes], None], data: bytes) -> float:
-    """Of the CPU, the least of three; of what is used in vain, too."""
+    """CPU time, the least of three runs. Work that fails also counts."""
     taken = []
     for _ in range(3):
         start = time.process_time()
@@ -218,7 +218,7 @@ def seconds(use: Callable[[bytes], None], data: bytes) -> float:
 
 
 def peak(use: Callable[[bytes], None], data: bytes) -> int:
-    """Bytes of Python's and numpy's that were in use at once."""
+    """The most bytes that Python and numpy used at once."""
     tracemalloc.start()
     with suppress(*ALLOWED):
         use(data)
@@ -227,12 +227,13 @@ def peak(use: Callable[[bytes], None], data: bytes) -> int:
     return size
 
 
-TIMES = 3  # chosen: more than machines that do other things make of the same work
-WALKS = 2 * TIMES  # over as many parts, of open and of load, each of the two less than opening is
+TIMES = 3  # chosen: larger than the differences that a busy machine makes
+# open and load each walk over as many parts, and each walk costs less than opening
+WALKS = 2 * TIMES
 
 
 def costly() -> list[str]:
-    """Of the files, those that are begun to be decoded."""
+    """The files whose decoding begins."""
     embedded = {name: data for name, data in FILES.items() if name not in NOT_OPENED}
     return [
         name
@@ -243,18 +244,18 @@ def costly() -> list[str]:
 
 @pytest.mark.parametrize(
     "name",
-    # The honest picture of this one's header alone takes three seconds, and is made three times.
+    # The honest picture of this header alone takes three seconds, and is made three times.
     [
         pytest.param(name, marks=pytest.mark.slow if name == "latents-of-129x128" else ())
         for name in costly()
     ],
 )
 def test_a_picture_costs_what_an_honest_one_of_its_header_does(name: str) -> None:
-    """In time and memory, besides the walks over as many chunks as the file has."""
+    """In time and memory, apart from walking over as many chunks as the file has."""
     data = FILES[name]
     header = container.Reader(CountingFile(data)).header
     reference = honest(header)
     shown(reference)
     assert seconds(shown, data) <= TIMES * seconds(shown, reference) + WALKS * seconds(opened, data)
-    megabyte = 1 << 20  # of what is imported and remembered meanwhile
+    megabyte = 1 << 20  # for what is imported and cached meanwhile
     assert peak(shown, data) <= TIMES * peak(shown, reference) + megabyte

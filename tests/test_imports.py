@@ -1,4 +1,4 @@
-"""Which room may import which: no circles, and the order that docs/architecture.md has."""
+"""Which room may import which: no circles, and only in the order of docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
-# No folder at the top level may import one of the others, but for what is listed.
+# Top-level folders may not import each other, except as listed.
 TOP_LEVEL = {
     "pillow_sdz": set[str](),
     "evaluation": {"pillow_sdz"},
@@ -24,7 +24,7 @@ TOP_LEVEL = {
 
 
 def modules(folder: str) -> dict[str, Path]:
-    """The files of a top-level folder by their names, such as "pillow_sdz.models"."""
+    """The files of a top-level folder by module name, such as "pillow_sdz.models"."""
     found = {}
     for path in sorted((ROOT / folder).rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -38,7 +38,7 @@ def all_modules() -> dict[str, Path]:
 
 
 def statements(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Every import, those within functions too, but not what only a type checker sees."""
+    """Every import, also those in functions, but not those for type checkers."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
@@ -48,7 +48,7 @@ def statements(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 
 def imports(name: str) -> set[str]:
-    """The modules of this repository that one imports."""
+    """The modules of this repository that one module imports."""
     path = all_modules()[name]
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found = set()
@@ -61,14 +61,14 @@ def imports(name: str) -> set[str]:
             above = package.split(".")[: len(package.split(".")) - node.level + 1]
             base = ".".join([*above, *([base] if base else [])])
         for alias in node.names:
-            # A module of a package, or a name of the package's own.
+            # A module of a package, or a name in the package itself.
             inside = f"{base}.{alias.name}"
             found.add(inside if inside in all_modules() else base)
     return {one for one in found if one in all_modules()} - {name}
 
 
 def test_what_is_walked() -> None:
-    """The walk sees what it must: a lazy import, one of a package's own names, and no types."""
+    """The walk sees a lazy import and a name of the package itself, but no types."""
     assert "pillow_sdz.saving" in imports("pillow_sdz.SdzImagePlugin")
     assert "pillow_sdz.models.stable_diffusion" in imports("pillow_sdz.models")
     assert "pillow_sdz.models.network" not in imports("pillow_sdz.models")
@@ -84,7 +84,7 @@ def test_no_circles() -> None:
 
 
 def floors() -> dict[str, int]:
-    """The rooms of the package by name, and how high docs/architecture.md puts them."""
+    """The rooms of the package by name, with their floors in docs/architecture.md."""
     text = ARCHITECTURE.read_text().partition("## The order")[2].partition("\n## ")[0]
     found = {}
     for line in text.splitlines():
@@ -95,7 +95,7 @@ def floors() -> dict[str, int]:
 
 
 def room(name: str) -> str:
-    """The room of a module: its file or folder right under the package."""
+    """The room of a module: its file or folder directly in the package."""
     inside = name.split(".")[1:]
     return inside[0] if inside else "__init__"
 
@@ -106,7 +106,7 @@ def test_every_room_has_its_floor() -> None:
 
 @pytest.mark.parametrize("name", modules("pillow_sdz"))
 def test_no_arrow_against_the_order(name: str) -> None:
-    """A room imports only rooms on lower floors; within one room, files may import each other."""
+    """A room imports only rooms on lower floors. Files in one room may import each other."""
     high = floors()
     for other in imports(name):
         if other.startswith("pillow_sdz") and room(other) != room(name):
@@ -122,7 +122,7 @@ def test_folders_keep_apart(folder: str) -> None:
 
 
 def test_no_generic_file_names_a_model_or_a_coding() -> None:
-    """In code; documentation may give examples."""
+    """In code. Documentation may give examples."""
     for name in ("SdzImagePlugin", "saving", "latents", "codec", "keywords"):
         tree = ast.parse((ROOT / "pillow_sdz" / f"{name}.py").read_text())
         documentation = {
@@ -140,7 +140,7 @@ def test_no_generic_file_names_a_model_or_a_coding() -> None:
 
 @pytest.mark.parametrize("path", [*modules("pillow_sdz").values()], ids=lambda path: path.stem)
 def test_files_are_short(path: Path) -> None:
-    """Of 400 lines at most, or with a reason for more in the first comment."""
+    """At most 400 lines, unless the first comment gives a reason for more."""
     text = path.read_text()
     comment = re.search(r"^#.*$", text, re.M)
     has_reason = comment is not None and "longer than 400 lines" in comment[0]

@@ -1,4 +1,4 @@
-"""Large pictures: bands and tiles, in little memory, and only those that are needed."""
+"""Large pictures: bands and tiles take little memory, and only needed ones are decoded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pillow_sdz.models.mini import network as mini_network
 from sdz_files import CountingFile, decode, encode, framed
 
 BANDS = 5
-ROWS = 4  # of latents in a band: 64 of pixels
+ROWS = 4  # of latents in a band, which are 64 rows of pixels
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def photo() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def banded(photo: Image.Image) -> bytes:
-    """A file of several bands, as larger pictures have them."""
+    """A file of several bands, like those of larger pictures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pillow_sdz.codings.banded.BAND_ROWS", ROWS)
         return encode(photo, quality=60)
@@ -43,7 +43,7 @@ def banded(photo: Image.Image) -> bytes:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of the bands that have been decoded."""
+    """The numbers of the bands that were decoded."""
     numbers: list[int] = []
     decode_stored = codec.Frames.decode_stored
 
@@ -67,7 +67,7 @@ def mini() -> Mini:
 
 
 def budget_for(side: int) -> int:
-    """The smallest budget with which tiles of the decoder have at least such a side."""
+    """The smallest budget that gives the decoder's tiles at least this side."""
     return tile_memory.FIXED_MEMORY + tile_memory.DECODER_MEMORY * (side + 26) ** 2
 
 
@@ -77,8 +77,8 @@ def budget_for(side: int) -> int:
 @pytest.mark.parametrize(
     ("height", "width", "rows"),
     [
-        (64, 256, None),  # 1024x4096 pixels are one band still
-        (65, 256, 34),  # about equally high, and even
+        (64, 256, None),  # 1024x4096 pixels are still one band
+        (65, 256, 34),  # bands of about equal height, and even
         (66, 257, 34),
         (511, 766, 20),  # 100 megapixels
         (2, 4096, None),
@@ -104,7 +104,7 @@ def test_every_band_is_a_chunk_of_its_own(photo: Image.Image, banded: bytes) -> 
     for number, chunk in enumerate(parts[2:-1]):
         alone = header._replace(size=(photo.width, ROWS * 16))
         file = container.write([Chunk(b"HEAD", alone.pack()), chunk, Chunk(b"DONE", b"")])
-        # As a picture it shows the same place, but for what the decoder sees of its neighbours.
+        # It shows the same place as the picture, except where the decoder looks beyond the cut.
         top = number * ROWS * 16
         expected = np.asarray(photo.crop((0, top, photo.width, top + ROWS * 16))).astype(int)
         difference = np.abs(np.asarray(decode(file)) - expected)
@@ -112,17 +112,17 @@ def test_every_band_is_a_chunk_of_its_own(photo: Image.Image, banded: bytes) -> 
 
 
 def test_bands_cost_little(photo: Image.Image, banded: bytes) -> None:
-    """Here 20 bytes for each of four cuts, a chunk's 12 among them; usual bands are 64 high."""
+    """Four cuts cost 20 bytes each, 12 of them for a chunk. Usual bands have 64 rows."""
     assert 0 < len(banded) - len(encode(photo, quality=60)) <= 40 * (BANDS - 1)
 
 
 def test_no_seam_between_bands(photo: Image.Image, banded: bytes) -> None:
-    """The latents are those of one band or many, and so are the pixels."""
+    """One band or many give the same latents, and the same pixels."""
     assert decode(banded).tobytes() == decode(encode(photo, quality=60)).tobytes()
 
 
 def test_bands_too_large_are_refused() -> None:
-    """60 bytes must not decode to as many latents as they like."""
+    """A file of 60 bytes must not decode to any number of latents."""
     header = Header("RGB", (4096, 4096), "mini", catalogue.MINI.digest, 160, 16, 5000)
     parts = [Chunk(b"HEAD", header.pack()), Chunk(b"LATN", b""), Chunk(b"DONE", b"")]
     with pytest.raises(OSError, match="bands of 256x256 latents, more than the limit"):
@@ -165,7 +165,7 @@ def test_tiles_follow_the_memory_budget() -> None:
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
 @pytest.mark.usefixtures("dtype")
 def test_tiled_pixels_are_those_of_one_piece(scale: int) -> None:
-    """Each stage is computed as far beyond a tile as the next ones look."""
+    """Each stage is computed so far beyond a tile as the next stages look."""
     pixels = np.asarray(demo.photo().resize((1296, 1008)))
     latents = mini().encode(pixels)
     pictures = []
@@ -183,9 +183,9 @@ def test_tiled_pixels_are_those_of_one_piece(scale: int) -> None:
 
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
 def test_margins_are_not_too_narrow(scale: int) -> None:
-    """A latent just within the margin counts; one beyond it does not.
+    """A latent just within the margin matters. One just outside does not.
 
-    In float64, where what is far is small but not lost.
+    In float64, because what is far away has a small effect.
     """
     if scale == 1:
         network: torch.nn.Module = mini().decoder.in_float32
@@ -214,7 +214,7 @@ def test_margins_are_not_too_narrow(scale: int) -> None:
 def test_crop_decodes_the_bands_that_it_needs(
     banded: bytes, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of the box, and of the 13 latents around it that the decoder looks at."""
+    """The latents of the box, and 13 around it, which the decoder looks at."""
     file = CountingFile(banded)
     with Image.open(file) as im:
         opened = file.count
@@ -224,7 +224,7 @@ def test_crop_decodes_the_bands_that_it_needs(
             len(c.data) for c in container.read(banded)[-2:]
         )
         decoded.clear()
-        im.draft(None, (im.width // 8, im.height // 8))  # which looks at one
+        im.draft(None, (im.width // 8, im.height // 8))  # looks at one latent
         im.crop((0, 9, 5, 11))
         assert decoded == [0, 1]
         decoded.clear()
@@ -235,7 +235,7 @@ def test_crop_decodes_the_bands_that_it_needs(
 def test_crop_computes_the_tiles_that_it_needs(
     banded: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In latents: 13 more on each side than the box has, and no more."""
+    """In latents: 13 more on each side than the box, and no more."""
     seen = []
     forward = mini_network.Decoder.forward
 
@@ -251,7 +251,7 @@ def test_crop_computes_the_tiles_that_it_needs(
 
 
 def test_of_other_models_a_crop_loads_the_picture(photo: Image.Image) -> None:
-    """Their networks need all latents, which are not decoded again for each part."""
+    """Their networks need all latents. These are not decoded again for each part."""
     with Image.open(BytesIO(encode(photo, model="sd-mini"))) as im:
         part = im.crop((10, 20, 40, 60))
         assert im.tile == []
@@ -259,7 +259,7 @@ def test_of_other_models_a_crop_loads_the_picture(photo: Image.Image) -> None:
 
 
 def test_of_a_damaged_file_the_other_parts(banded: bytes) -> None:
-    """A band that is damaged is none of those that a part needs."""
+    """The damaged band is not needed for the part."""
     entries = [e for e in container.Reader(BytesIO(banded)) if e.type == chunks.LATENTS]
     damaged = bytearray(banded)
     damaged[entries[-1].start] ^= 1
@@ -281,14 +281,14 @@ def test_damaged_bands_are_black(banded: bytes) -> None:
         found = np.asarray(decode(bytes(damaged)))
     top, bottom = 2 * ROWS * 16, 3 * ROWS * 16
     assert not found[top:bottom].any()
-    # What the decoder looks at is out of its sight in the first and the last row.
+    # The first and the last row are too far from the damaged band to change.
     assert np.array_equal(found[0], whole[0]) or np.abs(found[0].astype(int) - whole[0]).max() <= 1
     assert found[:top].any(axis=2).mean() > 0.9
     assert found[bottom:].any(axis=2).mean() > 0.9
     with pytest.warns(UserWarning, match="truncated SDZ file") as warned:
         cut = np.asarray(decode(banded[: entries[3].start]))
     assert [str(one.message).partition("the rows ")[2] for one in warned] == [
-        "192 to 256 are guessed in part",  # of its chunk nothing is there but the framing
+        "192 to 256 are guessed in part",  # only the framing of its chunk is there
         "256 to 320 are black",
     ]
     assert not cut[4 * ROWS * 16 :].any()
@@ -302,8 +302,9 @@ def test_damaged_bands_are_black(banded: bytes) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["load", "draft 1/2", "draft 1/8", "crop 512x512"])
 def test_memory_is_bounded(way: str, tmp_path: Path, large_file: Path) -> None:
-    """At most 300 MB above what the process had, and twice the decoded image, Pillow's 4 bytes a
-    pixel; what the model itself takes included.
+    """At most 300 MB more than before, besides twice the decoded image of 4 bytes a pixel.
+
+    This includes the model itself.
     """
     found = memory.in_fresh_process(large_file, way)
     assert found["peak"] <= 300e6 + 2 * found["decoded"]
@@ -311,7 +312,7 @@ def test_memory_is_bounded(way: str, tmp_path: Path, large_file: Path) -> None:
 
 @pytest.fixture(scope="module")
 def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of 6 megapixels, which take four tiles and two bands."""
+    """A picture of 6 megapixels takes four tiles and two bands."""
     path = tmp_path_factory.mktemp("large") / "large.sdz"
     memory.picture(6).save(path, quality=30, effort=0)
     return path

@@ -35,7 +35,7 @@ from sdz_files import decode, encode, framed, replaced
 
 Array = NDArray[Any]
 
-# Those of a picture of 48x64 pixels. Of channels like Stable Diffusion's: smooth, unit variance.
+# Latents of a picture of 48x64 pixels, like Stable Diffusion's: smooth, unit variance.
 SHAPE = (4, 8, 6)
 
 
@@ -59,7 +59,7 @@ def roundtrip(array: Any, **options: Any) -> Array:
 
 @pytest.mark.parametrize("step", [1 / 1024, 0.01, 0.3, 2])
 def test_step_bounds_the_error(step: float) -> None:
-    """By half of it, as it is stored: to 1/1024; and what float32 adds to that."""
+    """Half of the stored step (a multiple of 1/1024), and the rounding of float32."""
     found = open_latents(saved(latents(), step=step))
     assert found.step == pytest.approx(step, abs=0.5 / 1024)
     assert found.step is not None
@@ -67,7 +67,7 @@ def test_step_bounds_the_error(step: float) -> None:
 
 
 def test_quality_is_that_of_pictures() -> None:
-    """75 where nothing is said; a step of 2 ** ((40 - quality) / 20), where that is rounded to."""
+    """The default is 75. The step is 2 ** ((40 - quality) / 20), rounded as it is stored."""
     assert open_latents(saved(latents())).step == open_latents(saved(latents(), quality=75)).step
     for quality in (1, 40, 100):
         found = open_latents(saved(latents(), quality=quality, effort=0))
@@ -75,14 +75,14 @@ def test_quality_is_that_of_pictures() -> None:
 
 
 def test_a_step_is_a_promise_and_a_quality_none() -> None:
-    """No value is off by more than half the step that was asked for, unless effort was, too."""
+    """No value is off by more than half the step, unless the user asks for effort."""
     given = latents()
     exact = open_latents(saved(given, step=0.5))
     assert exact.step == 0.5
     assert np.abs(exact.latents - given).max() <= 0.25 + 1e-6
     weighed = open_latents(saved(given, step=0.5, effort=4))
     assert 0.25 + 1e-6 < np.abs(weighed.latents - given).max() <= 0.5
-    # At one quality, effort has a finer step make up for that, and still saves bytes.
+    # At one quality, effort makes up for that with a finer step, and still saves bytes.
     fast, small = saved(given, quality=60, effort=0), saved(given, quality=60, effort=4)
     assert open_latents(small).step < open_latents(fast).step
     assert len(small.getvalue()) < len(fast.getvalue())
@@ -95,19 +95,19 @@ def test_finer_steps_take_more_bytes() -> None:
 
 
 def test_latents_saved_again_are_the_same() -> None:
-    """A second generation loses nothing: the values are on the lattice already."""
+    """Saving again loses nothing: the values already are multiples of the step."""
     first = roundtrip(latents(), step=0.3)
     np.testing.assert_array_equal(roundtrip(first, step=0.3), first)
 
 
 def test_the_articles_palette() -> None:
-    """At most the article's 4.96 kB for a picture of 512x512, even of latents that are noise."""
+    """At most the article's 4.96 kB for a picture of 512x512, even if the latents are noise."""
     array = latents(4, 64, 64)
     file = saved(array, coding="palette")
     found = open_latents(file)
     assert len(file.getvalue()) <= 4960
     assert (found.coding, found.step, found.info) == ("palette", None, {"denoise": 0.04})
-    # 256 colours of 4 channels: each channel has four levels, so to speak, for a deviation of 1.
+    # 256 colours of 4 channels are about four levels a channel, for a deviation of 1.
     assert np.abs(found.latents - array).mean() < 0.3
 
 
@@ -117,7 +117,7 @@ def test_the_articles_palette() -> None:
 def test_lossless_keeps_every_bit_of_float16() -> None:
     bits = np.random.default_rng(1).integers(0, 1 << 16, (4, 16, 16)).astype(np.uint16)
     array = bits.view(np.float16)
-    kept = ~np.isnan(array)  # a processor may change the bits of what is not a number
+    kept = ~np.isnan(array)  # a processor may change the bits of a NaN
     array = np.where(kept, array, np.float16("nan"))
     found = roundtrip(array, lossless="float16")
     assert found.dtype == np.float16
@@ -138,7 +138,7 @@ def test_lossless_refuses_what_float16_would_round(value: float) -> None:
 
 
 def test_lossless_of_unscaled_latents_is_exact_too() -> None:
-    """They are kept as they are, since scaled by 0.18215 they are not exact in float16."""
+    """Values are stored as they are. Scaled by 0.18215 they are not exact in float16."""
     array = (5 * latents()).astype(np.float16)
     found = open_latents(saved(array, lossless="float16", scaled=False))
     np.testing.assert_allclose(found.latents, array.astype(np.float32) * 0.18215, rtol=1e-6)
@@ -148,7 +148,7 @@ def test_lossless_of_unscaled_latents_is_exact_too() -> None:
 
 @pytest.mark.parametrize("model", ["sd1", "sd3", "sd-mini"])
 def test_unscaled_latents_without_loss_keep_every_bit(model: str) -> None:
-    """Scaling there and back would not: a shift takes the sign of zero."""
+    """Scaling and scaling back would change bits: a shift takes the sign of zero."""
     channels = models.spec(model).channels
     bits = np.random.default_rng(3).integers(0, 1 << 16, (channels, 8, 6)).astype(np.uint16)
     bits[np.isnan(bits.view(np.float16))] = 0x8000  # -0
@@ -167,7 +167,7 @@ def test_scaling_there_and_back_is_exact_for_all_float16(model: str) -> None:
 
 
 def test_unscaled_latents_need_a_known_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also those that are not scaled when they are saved: a picture of them has to be."""
+    """Also for latents that are not scaled when they are saved: a picture needs scaled ones."""
     tiny_models = pytest.importorskip("tiny_models", reason="needs the extra sd")
     monkeypatch.setattr(models, "_registered", {})
     pillow_sdz.register_model("own", tiny_models.autoencoder_kl())
@@ -177,7 +177,7 @@ def test_unscaled_latents_need_a_known_scaling(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_unscaled_latents_without_loss_need_a_scaling_that_all_know(tiny: str) -> None:
-    """Only this process knows that tiny's are sd1's. With a step they are scaled when saved."""
+    """Only this process knows that tiny has sd1's latents. With a step, saving scales them."""
     array = np.zeros(SHAPE, np.float16)
     with pytest.raises(ValueError, match="other computers do not know the scaling of tiny"):
         saved(array, model=tiny, lossless="float16", scaled=False)
@@ -192,7 +192,7 @@ def test_unscaled_latents_without_loss_need_a_scaling_that_all_know(tiny: str) -
     [("sd1", 0.18215, 0), ("taesd", 0.18215, 0), ("sdxl", 0.13025, 0), ("sd3", 1.5305, 0.0609)],
 )
 def test_unscaled_latents_are_scaled(model: str, scaling: float, shift: float) -> None:
-    """As pipelines do: (x - shift) * scaling. Of taesd as of sd1, whose latents it shares."""
+    """As pipelines do: (x - shift) * scaling. taesd has sd1's, because it shares its latents."""
     channels = models.spec(model).channels
     array = latents(channels, 8, 6)
     found = open_latents(saved(array, model=model, scaled=False, step=0.001))
@@ -246,7 +246,7 @@ def test_what_is_told_about_a_file() -> None:
 
 
 def test_mini_in_its_own_units() -> None:
-    """Its latents are multiplied by what its quality says; so no step, and no other coding."""
+    """Its quality scales its latents, so it has no step, and no other coding."""
     data = encode(Image.linear_gradient("L").convert("RGB"), quality=60)
     found = open_latents(BytesIO(data))
     assert found.latents.shape == (160, 16, 16)
@@ -312,7 +312,7 @@ def test_info_is_what_save_latents_takes() -> None:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a registered autoencoder, tiny and of random weights, for sd1's latents."""
+    """The name of a registered autoencoder for sd1's latents: tiny, with random weights."""
     tiny_models = pytest.importorskip("tiny_models", reason="needs the extra sd")
     monkeypatch.setattr(models, "_registered", {})
     pillow_sdz.register_model("tiny", tiny_models.autoencoder_kl(), latent_space="sd1")
@@ -320,7 +320,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_the_same_latents_as_a_picture(tiny: str) -> None:
-    """`Image.open` decodes them with the model, where there is one."""
+    """`Image.open` decodes them if the model is installed."""
     batch = latents(2, *SHAPE)
     with Image.open(saved(batch, model=tiny, size=(47, 61))) as image:
         first = image.convert("RGB")
@@ -338,12 +338,12 @@ def test_unscaled_latents_are_the_same_picture(tiny: str, monkeypatch: pytest.Mo
     unscaled = saved(array, lossless="float16", scaled=False)
     scaled = saved(array.astype(np.float32) * 0.18215, step=1 / 1024)
     pictures = [np.asarray(decode(file.getvalue()), np.int16) for file in (unscaled, scaled)]
-    # What is left is the step's, of a network that multiplies it by some hundred levels.
+    # The rest comes from the step. The network multiplies it by some hundred levels.
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
 def test_no_model_and_no_torch_are_needed(tmp_path: Path, environment: dict[str, str]) -> None:
-    """To save and to open latents, also of a model that nobody here knows."""
+    """Saving and opening latents need neither, even if nobody here knows the model."""
     known = saved(latents()).getvalue()
     header = Header.parse(container.read(known)[0].data)
     stranger = header._replace(model="strange-1", digest=b"1234")
@@ -485,7 +485,7 @@ def test_a_header_may_not_ask_for_gigabytes() -> None:
 
 
 def relabelled(data: bytes, **change: Any) -> BytesIO:
-    """The file with other values in its header, and as many frames as that says."""
+    """The file with other values in its header, and as many frames as the header says."""
     head, *_, latn, done = container.read(data)
     header = Header.parse(head.data)._replace(**change)
     return BytesIO(framed([Chunk(chunks.HEAD, header.pack()), *[latn] * header.frames, done]))
@@ -496,10 +496,10 @@ def relabelled(data: bytes, **change: Any) -> BytesIO:
 def test_channels_are_limited(
     channels: int, coding: CodingSpec, quantisation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They cost a reader their square, and a header of a few bytes may ask for any number."""
+    """The time for channels grows with their square, and a small header may ask for many."""
     monkeypatch.setattr(sys.modules["pillow_sdz.latents"], "FREE_WORK", 1 << 60)
     for one in (Context, DitheredPalette, Float16):
-        monkeypatch.setattr(one, "stored", None)  # no work is begun
+        monkeypatch.setattr(one, "stored", None)  # no work begins
     data = replaced(saved(latents(4, 1, 1)).getvalue(), chunks.LATENTS, b"\0")
     header = {"channels": channels, "coding": coding.number, "quantisation": quantisation}
     with pytest.raises(OSError, match=f"{channels} channels, more than the limit of 64"):
@@ -517,7 +517,7 @@ def test_channels_are_limited_for_writers() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"size": (8, 8), "frames": 2000},  # many waves with next to nothing in them
+        {"size": (8, 8), "frames": 2000},  # many waves with almost nothing in them
         {"size": (65535, 1), "channels": 63},
         {"size": (1500, 1500)},
     ],
@@ -526,7 +526,7 @@ def test_time_is_limited_by_the_bytes_of_a_file(
     change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for one in (Context, DitheredPalette, Float16):
-        monkeypatch.setattr(one, "stored", None)  # no work is begun
+        monkeypatch.setattr(one, "stored", None)  # no work begins
     data = replaced(saved(latents(4, 1, 1)).getvalue(), chunks.LATENTS, b"\0")
     header = {"model": "strange-1", "factor": 1, "quantisation": 300, **change}
     with pytest.raises(OSError, match=r"frames of latents .* in \d+ bytes are too many"):
@@ -534,7 +534,7 @@ def test_time_is_limited_by_the_bytes_of_a_file(
 
 
 def test_what_nothing_happens_in_is_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all latents zeros have the most values in a byte: what can be written can be read."""
+    """Latents of zeros have the most values in a byte. What can be written can be read."""
     monkeypatch.setattr(sys.modules["pillow_sdz.latents"], "FREE_WORK", 1 << 15)
     assert not roundtrip(np.zeros((16, 64, 64), np.float16), model="sd3", step=0.3).any()
     assert not roundtrip(np.zeros((100, *SHAPE), np.float16)).any()
@@ -544,6 +544,6 @@ def test_what_nothing_happens_in_is_within_the_limit(monkeypatch: pytest.MonkeyP
 
 
 def test_pictures_too_large_for_pillow_have_latents(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`Image.MAX_IMAGE_PIXELS` is for pixels, and none are decoded."""
+    """`Image.MAX_IMAGE_PIXELS` is for pixels, and no pixels are decoded here."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert roundtrip(latents()).shape == SHAPE

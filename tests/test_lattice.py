@@ -1,4 +1,4 @@
-"""The lattice prior: latents without hyperlatents to a payload and back, to the integer."""
+"""The lattice prior: latents without hyperlatents become a payload and come back exactly."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STEPS = [1, 51, 256, 512, 1024, 4096, 65535]  # in 1/1024; 51 is 0.05, 4096 is 4
 
 
 def smooth_latents(height: int, width: int, seed: int = 0) -> NDArray[np.float64]:
-    """Something like a photo's latents (h, w, 4): waves, an edge and some noise."""
+    """Latents (h, w, 4) like those of a photo: waves, an edge and some noise."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     planes = []
@@ -70,7 +70,7 @@ def test_exact_round_trip(height: int, width: int, step: int) -> None:
 
 
 def test_more_places_than_are_evaluated_at_once() -> None:
-    # 300 * 250 / 2 places in the last pass: many pieces, and what they know is made anew.
+    # 300 * 250 / 2 places in the last pass. These are many pieces, whose context is computed anew.
     symbols = quantised(smooth_latents(300, 250), 512)
     assert np.array_equal(decode(encode(symbols, 512), 300, 250, 512), symbols)
 
@@ -120,7 +120,7 @@ print(hashlib.sha256(payload + decode(payload, 64, 96, 333).tobytes()).hexdigest
 def test_threads_do_not_change_a_bit() -> None:
     digests = set()
     for threads in ("1", "2"):
-        # Read once, when numpy loads its BLAS: hence processes of their own.
+        # numpy reads these when it loads its BLAS, so each case needs its own process.
         variables = dict.fromkeys(
             ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads
         )
@@ -154,17 +154,17 @@ def test_damaged_payloads_raise_nothing_but_damage() -> None:
             decode(words, 17, 12, 512)
         except DamagedPayload:
             refused += 1
-    # Not all can be known: any words decode to something, and checksums are the container's.
+    # Not all damage can be noticed: any words decode to something. Checksums are in the container.
     assert refused > 0
 
 
 def test_the_largest_symbols_do_not_overflow() -> None:
     class Extremes:
-        """A coder that answers the largest symbols, in alternation."""
+        """A coder that returns the largest symbols with alternating signs."""
 
         def code(self, volume: str, index: object, mean: Ints, scale: Ints) -> Ints:
             assert mean.dtype == scale.dtype == np.int64
-            # All that a network adds to the nearest values is bounded: an overflow is not.
+            # What a network adds to the nearest values is bounded. An overflow is not.
             assert np.abs(mean).max(initial=0) < 1 << 40
             assert np.abs(scale).max(initial=0) < 1 << 40
             return np.where(np.arange(len(mean)) % 2, 1 << 19, -(1 << 19))
@@ -173,7 +173,7 @@ def test_the_largest_symbols_do_not_overflow() -> None:
 
 
 def stages_by_the_specification(symbols: Ints, step: int) -> list[Stage]:
-    """docs/lattice.md, one place at a time."""
+    """docs/lattice.md, one place after another."""
     height, width, channels = symbols.shape
     tensors = load_file(weights.SD1_PRIOR.path)
     coded = np.zeros(symbols.shape, bool)
@@ -271,7 +271,7 @@ def test_the_specification_says_what_the_code_does(height: int, width: int, step
     stages: list[Stage] = []
 
     class Recorder:
-        """A coder that answers the symbols and keeps what it was asked."""
+        """A coder that returns the symbols and keeps what it was asked."""
 
         def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
             rows, columns, channel = index
@@ -286,7 +286,7 @@ def test_the_specification_says_what_the_code_does(height: int, width: int, step
 
 @pytest.mark.parametrize("case", ["photo", "odd", "single", "wild"])
 def test_golden_payloads(case: str) -> None:
-    """Made once, never anew: a failure means that files written before are unreadable."""
+    """Made once, never again. If this fails, files written earlier cannot be read any more."""
     record = load_file(GOLDEN)
     symbols = record[f"{case}.symbols"].astype(np.int64)
     payload = record[f"{case}.payload"].tobytes()

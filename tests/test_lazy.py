@@ -1,4 +1,4 @@
-"""Importing and opening are cheap: nothing heavy is imported before the pixels are needed."""
+"""Importing and opening are cheap. Nothing heavy is imported before pixels are needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from sdz_files import CountingFile, encode
 
 HEAVY = ["torch", "numpy", "diffusers", "transformers", "constriction", "safetensors"]
-# Of this package, what decoding, encoding and latents take.
+# The modules of this package that only decoding, encoding and latents need.
 LATER = [f"pillow_sdz.{name}" for name in ("models", "saving", "latents", "codec", "codings")]
 
 SCRIPT = f"""
@@ -57,6 +57,6 @@ def test_open_reads_only_headers_and_metadata(photo: Image.Image, mode: str) -> 
     rich = CountingFile(encode(im, xmp=bytes(1000)))
     with Image.open(plain), Image.open(rich):
         pass
-    # Pillow reads 16 bytes to recognise the format; a framing is read as 9 bytes.
+    # Pillow reads 16 bytes to recognise the format. A framing is read as 9 bytes.
     assert plain.count <= 120
     assert rich.count <= plain.count + 1000 + 32

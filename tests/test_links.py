@@ -1,4 +1,4 @@
-"""The documentation's links lead somewhere, and the README stays short."""
+"""The links of the documentation work, and the README stays short."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def prose(page: Path) -> str:
 
 @functools.cache
 def anchors(page: Path) -> frozenset[str]:
-    """The names that GitHub gives to a page's headings: lower case, hyphens, no punctuation."""
+    """The names that GitHub gives to headings: lower case, hyphens, no punctuation."""
     names: set[str] = set()
     for heading in re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE):
         name = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
@@ -40,8 +40,8 @@ def anchors(page: Path) -> frozenset[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links(page: Path) -> None:
-    """Each relative link: its file is there, and has the heading that the link names."""
-    # A link's text may be code, but `x[i](y)` within code is no link.
+    """For each relative link, the file exists and has the heading that the link names."""
+    # A link's text may be code, but `x[i](y)` in code is not a link.
     text = INLINE_CODE.sub("code", prose(page))
     for link in LINK.findall(text):
         if ELSEWHERE.match(link):
@@ -59,12 +59,12 @@ def test_contents() -> None:
 
 
 def test_readme_is_short() -> None:
-    """A newcomer finishes it."""
+    """A newcomer can read it to the end."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_mentions() -> None:
-    """A page that a source file names is there, and has the heading that it names."""
+    """A page that a source file names exists and has the heading that it names."""
     for folder in SOURCES:
         for path in (ROOT / folder).rglob("*.py"):
             for page, anchor in MENTION.findall(path.read_text()):

@@ -18,13 +18,13 @@ from PIL import Image
 from pillow_sdz import demo
 
 ROOT = Path(__file__).parent.parent
-HANGS = 240  # seconds that nothing takes here, on a busy machine either
+HANGS = 240  # chosen: seconds, longer than anything here takes on a busy machine
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
-# What the programs below have in common: many threads or processes want fresh ones, in which
-# nothing is loaded yet, and a hang is then an error that can be told.
+# The start of the programs below. Tests of many threads or processes need fresh processes, in which
+# nothing is loaded yet. There, a hang can be reported as an error.
 START = """
 import io, json, os, sys, threading
 import numpy as np
@@ -38,7 +38,7 @@ def decoded(path):
 
 
 def run(program: str, *arguments: object, environment: dict[str, str], folder: Path) -> str:
-    """What a program prints. From a file, since spawned processes read it as well."""
+    """What a program prints. It runs from a file, because spawned processes also read it."""
     path = folder / "program.py"
     path.write_text(START + program)
     process = subprocess.run(
@@ -55,7 +55,7 @@ def run(program: str, *arguments: object, environment: dict[str, str], folder: P
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Six .sdz files, no two alike."""
+    """Six .sdz files. No two are alike."""
     folder = tmp_path_factory.mktemp("files")
     photo = demo.photo()
     paths = [folder / f"{number}.sdz" for number in range(6)]
@@ -75,13 +75,13 @@ print(json.dumps(dataclasses.asdict(many.stress(seconds=2, threads=16))))
 
 
 def test_sixteen_threads_do_as_one(environment: dict[str, str], tmp_path: Path) -> None:
-    """`python -m benchmarks.many` does it for a minute; docs/many.md has the result."""
+    """`python -m benchmarks.many` runs for a minute. docs/many.md has its result."""
     result = json.loads(run(STRESS, environment=environment, folder=tmp_path))
     assert result["pictures"] >= 16
     assert result["other_bytes"] == result["other_integers"] == 0
-    # The network is floating point, and torch may split its sums otherwise in another thread.
+    # The network computes in floating point. torch may split sums differently in another thread.
     assert result["grey_levels"] <= 1
-    # Measured: 7 MB for each thread. Each with a copy of the networks would take three times that.
+    # Measured: 7 MB for each thread. A copy of the networks for each would take three times that.
     assert result["peak"] - result["peak_of_one"] <= 16 * 16e6
 
 
@@ -112,7 +112,7 @@ print(json.dumps([sorted(calls), len(pictures), len(set(pictures))]))
 def test_the_model_is_loaded_once(
     files: list[Path], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Sixteen threads want it at the same time, as the first thing that the process does."""
+    """Sixteen threads want the model at once, as the first thing that the process does."""
     printed = run(LOADS, files[0], environment=environment, folder=tmp_path)
     weights = ["mini.safetensors", "tables.safetensors"]
     assert json.loads(printed) == [weights, 16, 1]
@@ -150,7 +150,7 @@ if __name__ == "__main__":
 def test_a_data_loaders_workers(
     way: str, files: list[Path], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Those that are spawned import the program, and with it the plugin."""
+    """Spawned workers import the program, and so the plugin."""
     printed = run(LOADER, way, *files, environment=environment, folder=tmp_path)
     count, workers, levels = json.loads(printed)
     assert (count, workers) == (6, 2)
@@ -190,8 +190,8 @@ stop.set()
 def test_a_child_forked_after_decoding(
     threads: int, files: list[Path], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Also while other threads decode, whose locks may be held. OpenMP's threads, which the parent
-    has and the child has not, are not waited for."""
+    """Also while other threads decode and may hold locks. The child does not wait for OpenMP's
+    threads, which only the parent has."""
     printed = run(FORKED, files[0], threads, environment=environment, folder=tmp_path)
     assert json.loads(printed) == [0] * 8
 
@@ -212,7 +212,7 @@ print(json.dumps([result.kills, result.wrong, result.lost, result.finished]))
 def test_a_killed_command_leaves_whole_files_and_the_next_one_does_the_rest(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """`python -m benchmarks.killed` does it 50 times; docs/many.md has the result."""
+    """`python -m benchmarks.killed` does this 50 times. docs/many.md has its result."""
     (tmp_path / "work").mkdir()
     printed = run(KILLED, tmp_path / "work", environment=environment, folder=tmp_path)
     assert json.loads(printed) == [2, 0, 0, True]

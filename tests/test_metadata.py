@@ -31,14 +31,14 @@ def test_kept_from_the_keyword(photo: Image.Image, kind: str, value: bytes) -> N
 def test_only_the_profile_is_kept_from_the_picture(
     photo: Image.Image, kind: str, value: bytes
 ) -> None:
-    """As with JPEG, PNG, WebP and AVIF: what may tell of a person is written if it is given."""
+    """As with JPEG, PNG, WebP and AVIF: metadata that may identify a person must be given."""
     im = photo.copy()
     im.info[kind] = value
     assert (roundtrip(im).info.get(kind) == value) is (kind == "icc_profile")
 
 
 def test_a_turned_photo_is_not_turned_twice(photo: Image.Image) -> None:
-    """The orientation that a camera noted is no longer true of a picture that was turned."""
+    """After a picture was turned, the orientation that the camera noted is wrong."""
     camera = BytesIO()
     photo.save(camera, "JPEG", exif=EXIF)
     with Image.open(camera) as im:
@@ -163,7 +163,7 @@ def test_a_profile_that_does_not_fit_is_dropped(
 
 
 def test_a_grey_profile_does_not_follow_into_a_file_with_colour(photo: Image.Image) -> None:
-    """The frames decide: one of them in colour, and all are stored so."""
+    """The frames decide: if one is in colour, all are stored in colour."""
     profile = bytearray(PROFILE)
     profile[16:20] = b"GRAY"
     grey = photo.convert("L")
@@ -212,7 +212,7 @@ def test_bad_chunks_are_refused(photo: Image.Image, chunks: Any) -> None:
 
 
 def test_as_many_chunks_as_may_be(photo: Image.Image) -> None:
-    most = [(b"abCd", b"")] * 988  # of 1,000, which are HEAD, DONE and one of each known kind
+    most = [(b"abCd", b"")] * 988  # of 1,000, with HEAD, DONE and one of each known kind
     assert roundtrip(photo, chunks=most, **KINDS).info["sdz_chunks"] == most
 
 

@@ -1,4 +1,4 @@
-"""What becomes of each mode, and of each size."""
+"""How each mode and each size is saved."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from PIL import Image, ImageChops, ImageStat
 from pillow_sdz.saving import CONVERT_FIRST, SAVED_AS
 from sdz_files import assert_similar, decode, encode, roundtrip
 
-# Mean grey levels per band at the default quality. Far above what a smooth picture loses, far below
-# what a swapped band, an inverted picture or a forgotten conversion would cost.
+# Mean grey levels of difference per band at the default quality. A smooth picture loses much less.
+# A swapped band, an inverted picture or a missing conversion would cost much more.
 TOLERANCE = 8
 
 
@@ -72,7 +72,7 @@ def test_premultiplied_alpha_is_divided_out(photo: Image.Image, mode: str, strai
 
 
 def test_palette_with_alpha(photo: Image.Image) -> None:
-    # Fewer colours, or dither, change the picture more than the codec does.
+    # Fewer colours or dithering change the picture more than the codec does.
     im = photo.quantize(256, dither=Image.Dither.NONE).convert("PA")
     alpha = Image.linear_gradient("L").resize(im.size)
     im.putalpha(alpha)
@@ -169,7 +169,7 @@ def test_saving_again_what_was_opened(photo: Image.Image) -> None:
 
 
 def cut_out(photo: Image.Image) -> Image.Image:
-    """A disc of the photo, transparent around, where its colours are still there."""
+    """A disc of the photo. It is transparent around, but its colours are still there."""
     disc = Image.radial_gradient("L").resize(photo.size).point(lambda v: 255 * (v < 100))
     im = photo.convert("RGBA")
     im.putalpha(disc)
@@ -177,7 +177,7 @@ def cut_out(photo: Image.Image) -> Image.Image:
 
 
 def test_colours_under_alpha_0_do_not_travel(photo: Image.Image) -> None:
-    """What was hidden cannot be seen again, and takes next to no bytes."""
+    """Hidden colours cannot be seen again, and they take almost no bytes."""
     im = cut_out(photo)
     hidden = im.getchannel("A").point(lambda v: 255 * (v == 0))
     data, exact = encode(im), encode(im, exact=True)
@@ -192,7 +192,7 @@ def test_colours_under_alpha_0_do_not_travel(photo: Image.Image) -> None:
 
 
 def test_the_edge_stays_clean(photo: Image.Image) -> None:
-    """Hidden colours of the other extreme do not bleed into what is seen."""
+    """Hidden colours of the other extreme do not change the visible ones."""
     seen = Image.radial_gradient("L").resize(photo.size).point(lambda v: 255 * (v < 100))
     im = Image.composite(
         Image.new("RGB", photo.size, (250, 240, 40)), Image.new("RGB", photo.size, 0), seen

@@ -1,4 +1,4 @@
-"""The palette coding: exact, small, and nothing but DamagedPayload for damage."""
+"""The palette coding is exact and small. Damage raises only DamagedPayload."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pillow_sdz.codings.palette import Palette, pack, unpack
 from pillow_sdz.codings.range_coder import DamagedPayload
 from range_coder import RangeDecoder
 
-STEP = 34  # the article's
+STEP = 34  # as in the article
 SHAPES = [(1, 1), (1, 2), (1, 7), (9, 1), (8, 8), (17, 33), (64, 64), (96, 64)]
-ARTICLE = 4890  # bytes of payload that 4.96 kB leave beside some 70 of the container
+ARTICLE = 4890  # 4.96 kB less about 70 bytes of the container
 
 
 def photo_like(height: int, width: int, channels: int, seed: int = 0) -> NDArray[np.float32]:
-    """Latents (h, w, C) as rough as a busy photo's: unit variance, correlation 0.8 along rows."""
+    """Latents (h, w, C) as rough as a busy photo's: unit variance, correlation 0.8 in rows."""
     rng = np.random.default_rng(seed)
     latents = rng.normal(0, 1, (height, width, channels))
     for axis in (0, 1):
@@ -46,7 +46,7 @@ def some_palette(entries: int, channels: int, shift: int, seed: int) -> Palette:
 
 
 def some_indices(height: int, width: int, entries: int, seed: int) -> Ints:
-    """Some that a model can learn, and some that it cannot."""
+    """Some palettes that a model can learn, and some that it cannot."""
     rng = np.random.default_rng(seed)
     walk = np.cumsum(rng.integers(-1, 2, (height, width)), axis=1) % entries
     noise = rng.integers(0, entries, (height, width))
@@ -116,9 +116,9 @@ def test_more_entries_take_more_bytes_and_come_nearer() -> None:
 
 
 def test_dithering_keeps_local_means() -> None:
-    """In slopes that 9 entries must render: what means of 8x8 miss is a third, at most.
+    """Slopes that 9 entries must show. Means of 8x8 miss at most a third.
 
-    Except at the borders, beyond which there are no entries to mix with.
+    The borders do not count, because there are no entries beyond them to mix with.
     """
     y, x = np.mgrid[:64, :64] / 64
     latents = np.stack([x, y, x + y, x - y], axis=2).astype(np.float32)
@@ -156,7 +156,7 @@ def test_without_scipy_the_message_says_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "scipy.cluster.vq", None)
     with pytest.raises(OSError, match=r'pip install "pillow-sdz\[sd\]"'):
         encode(np.zeros((2, 2, 4), np.float32), step=STEP)
-    assert decode(GOLDEN, 4, 5, 2, step=STEP).shape == (4, 5, 2)  # a reader does without
+    assert decode(GOLDEN, 4, 5, 2, step=STEP).shape == (4, 5, 2)  # a reader does not need it
 
 
 def test_damaged_payloads_raise_nothing_but_damage() -> None:
@@ -175,7 +175,7 @@ def test_damaged_payloads_raise_nothing_but_damage() -> None:
             decode(words, 12, 9, 3, step=STEP)
         except DamagedPayload:
             refused += 1
-    # Not all can be known: checksums are the container's.
+    # Not all damage can be noticed. Checksums are in the container.
     assert refused > len(hostile) / 2
     for words in (payload[:-1], payload + b"\0", payload + b"\1"):
         with pytest.raises(DamagedPayload):
@@ -216,7 +216,7 @@ print(hashlib.sha256(payload + decode(payload, 64, 64, 4, step=STEP).tobytes()).
 def test_threads_do_not_change_a_bit() -> None:
     digests = set()
     for threads in ("1", "2"):
-        # Read once, when numpy loads its BLAS: hence processes of their own.
+        # numpy reads these when it loads its BLAS, so each case needs its own process.
         variables = dict.fromkeys(
             ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads
         )
@@ -236,7 +236,7 @@ def test_threads_do_not_change_a_bit() -> None:
 def read_by_the_specification(
     payload: bytes, height: int, width: int, channels: int
 ) -> tuple[list[list[int]], int, list[list[int]]]:
-    """docs/palette.md, one symbol at a time: entries, shift and indices."""
+    """docs/palette.md, one symbol after another: entries, shift and indices."""
     coder = RangeDecoder(payload)
 
     def counts_of(weights: list[int]) -> list[int]:
@@ -357,7 +357,7 @@ GOLDEN = bytes.fromhex("4026010df6637f90ce67ad2d034008d5e8")
 
 
 def test_golden_payload() -> None:
-    """Made once, never anew: a failure means that files written before are unreadable."""
+    """Made once, never again. If this fails, files written earlier cannot be read any more."""
     assert pack(GOLDEN_PALETTE, GOLDEN_INDICES) == GOLDEN
     decoded, indices = unpack(GOLDEN, 4, 5, 2)
     assert np.array_equal(decoded.bytes, GOLDEN_PALETTE.entries * 4 + 2)

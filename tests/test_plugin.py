@@ -1,4 +1,4 @@
-"""The plugin as Pillow's users meet it: opening, saving, options, files and their handles."""
+"""The plugin as users of Pillow see it: opening, saving, options, files and their handles."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_overhead_of_a_plain_photo(photo: Image.Image) -> None:
     counts = roundtrip(photo).info["sdz"]["bytes"]
     assert counts["container"] <= 64
     assert counts["alpha"] == counts["metadata"] == 0
-    # A longer length takes a longer varint: what the largest photos cost.
+    # A longer length takes a longer varint. This is the cost for the largest photos.
     largest = container.size(
         [Chunk(b"HEAD", _header().pack()), Chunk(b"LATN", bytes(1 << 28)), Chunk(b"DONE", b"")]
     )
@@ -151,7 +151,7 @@ def test_target_size_is_never_exceeded(photo: Image.Image, mode: str) -> None:
     for target in (smallest, (smallest + largest) // 2, largest, 10 * largest):
         data = encode(im, target_size=target, xmp=b"<x/>")
         assert len(data) <= target
-        # With a byte more than it made, it makes the same: nothing larger had fitted.
+        # With one byte more than its size, it makes the same file: nothing larger fitted.
         assert encode(im, target_size=len(data), xmp=b"<x/>") == data
     assert len(encode(im, target_size=10 * largest, xmp=b"<x/>")) >= largest
 
@@ -205,7 +205,7 @@ def test_a_stream_stays_open(path: Path) -> None:
 
 
 def test_no_handle_leaks(path: Path, tmp_path: Path) -> None:
-    """pyproject.toml turns ResourceWarning into an error; this makes the handles go."""
+    """pyproject.toml turns ResourceWarning into an error. This collects the handles."""
     data = path.read_bytes()
     broken = tmp_path / "broken.sdz"
     for cut in (4, 30, len(data) - 1):
@@ -221,7 +221,7 @@ def test_no_handle_leaks(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_stream_that_cannot_seek(path: Path) -> None:
-    """Has the same picture, and the same to say of it."""
+    """The same picture, with the same info."""
 
     class Pipe:
         def __init__(self, data: bytes) -> None:
@@ -398,7 +398,7 @@ def assert_same(a: Image.Image, b: Image.Image) -> None:
 def test_other_options_are_named(
     photo: Image.Image, option: dict[str, Any], complaint: str
 ) -> None:
-    """A warning, with the caller's line: tools pass the options of several formats."""
+    """A warning, at the caller's line. Tools pass the options of several formats."""
     with pytest.warns(UserWarning, match=complaint) as warned:
         photo.save(BytesIO(), "SDZ", **option)
     assert warned[0].filename == __file__

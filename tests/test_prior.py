@@ -1,7 +1,7 @@
-"""mini's prior in integers: the same bytes and the same integers however its sums are computed.
+"""mini's prior in integers: the same bytes and integers, in whatever way its sums are computed.
 
-Everything here goes both ways: from the integers come the expected predictions and payload, and
-from that the integers.
+Each test goes both ways. The integers give the expected predictions and payload, and the payload
+gives the integers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from pillow_sdz.codings.range_coder import SYMBOL_LIMIT, SymbolDecoder, Tables
 TABLES = Tables.shipped()
 Tensors = Mapping[str, NDArray[Any]]
 
-# A photo's integers at two of the header's qualities, and integers that no network expects: with
-# those, sums do not fit float32, and in it alone a few of the predictions come out otherwise.
+# A photo's integers at two of the header's qualities, and integers that no network expects. With
+# the latter, sums do not fit float32. In float32 alone, a few predictions would differ.
 LOW, HIGH = 1000, 10000
 WILD = 200_000
 CASES = ["low", "high", "wild"]
@@ -43,7 +43,7 @@ def shipped() -> Tensors:
 
 @functools.cache
 def case(name: str) -> tuple[Ints, Ints, int]:
-    """Latents' and hyperlatents' integers, and the quality."""
+    """The integers of latents and hyperlatents, and the quality."""
     if name == "wild":
         rng = np.random.default_rng(1)
         shapes = ((15, 25, 160), (8, 13, 32))
@@ -58,7 +58,7 @@ def case(name: str) -> tuple[Ints, Ints, int]:
 
 
 class Noted(Quantizer):
-    """One that keeps the means and scales, of which a payload shows less."""
+    """A coder that keeps the means and scales. A payload shows less of them."""
 
     def __init__(self, symbols: Ints, hyper: Ints) -> None:
         super().__init__(TABLES, symbols.astype(np.float64), hyper)
@@ -70,7 +70,7 @@ class Noted(Quantizer):
 
 
 def encoded(network: HyperPrior, name: str) -> tuple[bytes, Ints]:
-    """The payload, and all predictions."""
+    """Encode, and return the payload and all predictions."""
     symbols, hyper, quality = case(name)
     quantizer = Noted(symbols, hyper)
     network.code(quantizer, *symbols.shape[:2], quality)
@@ -86,7 +86,7 @@ def decoded(network: HyperPrior, payload: bytes, name: str) -> Ints:
 
 
 class InIntegers(Affine):
-    """What the specification says: no floating point at all."""
+    """The specification with integers only, without floating point."""
 
     def __init__(self, tensors: Tensors, name: str, *limits: int) -> None:
         super().__init__(tensors, name, *limits)
@@ -98,14 +98,14 @@ class InIntegers(Affine):
         shift = int(tensors[f"{name}.shift"][0])
         total: Ints = tensors[f"{name}.bias"] + (1 << (shift - 1))
         for i, x in enumerate(inputs):
-            product = x.astype(np.int64) @ tensors[f"{name}.weight{i}"].T  # numpy's own, no BLAS
+            product = x.astype(np.int64) @ tensors[f"{name}.weight{i}"].T  # by numpy, without BLAS
             total = total + product * tensors[f"{name}.multiplier{i}"]
         return total >> shift
 
 
 @functools.cache
 def expected(name: str) -> tuple[bytes, Ints]:
-    """As `encoded`, by integer arithmetic."""
+    """Like `encoded`, with integer arithmetic."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hyperprior, "Affine", InIntegers)
         return encoded(HyperPrior(shipped()), name)
@@ -155,7 +155,7 @@ def test_any_number_of_places_at_once(
 
 
 def shuffled(tensors: Tensors) -> Tensors:
-    """The same networks, the units inside them in another order: so sums have another, too."""
+    """The same networks with their inner units in another order, so sums have another order."""
     rng = np.random.default_rng(0)
     out = dict(tensors)
 
@@ -185,7 +185,7 @@ def test_any_order_of_summation(name: str) -> None:
 
 
 def layer(*weights: list[int]) -> Affine:
-    """Of one input of any values, for which sums are exact; what comes out is what is summed."""
+    """One input of any values, with exact sums. The output is the sum."""
     tensors = {
         "layer.shift": np.array([1], np.int32),
         "layer.bias": np.zeros(len(weights), np.int64),
@@ -197,7 +197,7 @@ def layer(*weights: list[int]) -> Affine:
 
 @pytest.mark.parametrize("last", [-1, 0, 1])
 def test_float32_is_left_where_its_integers_end(last: int) -> None:
-    """2 ** 24 + 1 is no float32, in whatever order it is summed."""
+    """2 ** 24 + 1 is not a float32, in whatever order it is summed."""
     summed = layer([1, 1, 1])
     halves = np.array([[EXACT_SINGLE // 2, EXACT_SINGLE // 2, last]], np.float32)
     assert summed(halves) == [[EXACT_SINGLE + last]]

@@ -1,6 +1,6 @@
-"""What holds of any chunks, any damage, any pieces and any number of threads.
+"""What holds for any chunks, any damage, any pieces and any number of threads.
 
-The examples are the same in every run; ``HYPOTHESIS_PROFILE=other`` looks for others.
+The examples are the same in every run. ``HYPOTHESIS_PROFILE=other`` tries others.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ pytest.importorskip("hypothesis", reason='needs pip install ".[test]"')
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-# Fuzzing is no part of the installed package, so that only the checkout has it.
+# Fuzzing is not part of the installed package. Only the checkout has it.
 sys.path.append(str(Path(__file__).parent.parent))
 
 from fuzz.allowed import ALLOWED
 from fuzz.mutations import repaired
 from fuzz.targets import latents_of, light, opened, shown, verified
 
-# Without deadlines: a test that fails on a busy machine says nothing of the code.
+# There are no deadlines. A failure on a busy machine would say nothing about the code.
 settings.register_profile("other", deadline=None)
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
@@ -93,7 +93,7 @@ def test_chunks_are_read_as_they_were_written(written: list[Chunk]) -> None:
 
 @given(headers, parts)
 def test_what_may_not_be_written_is_not_read(header: Header, others: list[Chunk]) -> None:
-    """The rules are the same ones, whatever stands wherever."""
+    """Writer and reader have the same rules, for any order of chunks."""
     parts = [Chunk(chunks.HEAD, header.pack()), *others]
     data = framed(parts)
     try:
@@ -110,7 +110,7 @@ def test_what_may_not_be_written_is_not_read(header: Header, others: list[Chunk]
 
 
 def small_files() -> list[bytes]:
-    """A few pixels in every coding, with alpha, metadata and what else there is."""
+    """A few pixels in every coding, with alpha, metadata and everything else."""
     picture = Image.linear_gradient("L").resize((11, 7)).convert("RGBA")
     picture.putalpha(Image.radial_gradient("L").resize(picture.size))
     about = {"exif": b"MM\0*\0\0\0\x08\0\0", "xmp": "<x/>", "icc_profile": b"profile"}
@@ -125,29 +125,29 @@ SMALL = small_files()
 files = st.sampled_from(SMALL)
 USES = (opened, shown, verified, latents_of)
 
-# Chosen, both: what Python and Pillow take for so little, and some of each thing for a value.
+# Both are chosen: what Python and Pillow need for small files, and some objects for each value.
 FIXED_MEMORY = 1 << 20
 MEMORY_PER_VALUE = 200
 
 
 @pytest.fixture(scope="module")
 def without_networks() -> Iterator[None]:
-    """Of these the network is a matter of pixels alone, as is its memory."""
+    """The networks are left out. Their time and memory depend only on pixels."""
     with light():
         for data in SMALL:
-            shown(data)  # whatever is loaded once
+            shown(data)  # load what is loaded only once
         yield
 
 
 def memory(data: bytes) -> int:
-    """The most that was in use at once, in bytes, of all that can be had of a file."""
+    """The most bytes in use at once, for everything that can be read from a file."""
     tracemalloc.start()
     try:
         for use in USES:
             try:
                 use(data)
             except ALLOWED as e:
-                assert str(e)  # noqa: PT017  it says why
+                assert str(e)  # noqa: PT017  the message says why
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -156,7 +156,7 @@ def memory(data: bytes) -> int:
 @given(data=files, at=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
 @pytest.mark.usefixtures("without_networks")
 def test_damage_is_refused(data: bytes, at: float, flip: int) -> None:
-    """And nothing is decoded before, so that it takes no more memory than the file does."""
+    """Nothing is decoded before, so it takes no more memory than the file does."""
     at = int(at * len(data))
     for damaged in (data[:at], data[:at] + bytes([data[at] ^ flip]) + data[at + 1 :]):
         for use in (shown, verified, latents_of):
@@ -186,7 +186,7 @@ def test_damage_behind_right_crcs_costs_what_the_header_says(
 # pieces
 
 
-@settings(max_examples=20)  # each decodes a picture
+@settings(max_examples=20)  # each example decodes a picture
 @given(data=files, cuts=st.lists(st.floats(0, 1), max_size=6))
 def test_pieces_are_read_as_the_whole_is(data: bytes, cuts: list[float]) -> None:
     bounds = [0, *sorted(int(cut * len(data)) for cut in cuts), len(data)]
@@ -202,7 +202,7 @@ def test_pieces_are_read_as_the_whole_is(data: bytes, cuts: list[float]) -> None
 # threads
 
 
-@settings(max_examples=10)  # each encodes a picture twice
+@settings(max_examples=10)  # each example encodes a picture twice
 @example(size=(9, 70), quality=50, model="mini", seed=0)
 @given(
     size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
@@ -213,7 +213,7 @@ def test_pieces_are_read_as_the_whole_is(data: bytes, cuts: list[float]) -> None
 def test_the_number_of_threads_changes_no_byte(
     size: tuple[int, int], quality: int, model: str, seed: int
 ) -> None:
-    """The example is a picture of one column of latents, of which oneDNN once made noise."""
+    """One example has a single column of latents. oneDNN once made noise of it."""
     noise = Image.frombytes("L", (8, 8), random.Random(seed).randbytes(64))
     picture = noise.resize(size, Image.Resampling.BICUBIC).convert("RGB")
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Latents to integers: what more effort saves, and that any choice decodes."""
+"""Latents to integers: what more effort saves, and that any choice of integers decodes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STEPS = [256, 1024]  # in 1/1024
 
 @functools.cache
 def photo_like(height: int = 20, width: int = 28) -> NDArray[np.float32]:
-    """Latents (h, w, 4) with edges, waves and noise that is stronger in one half."""
+    """Latents (h, w, 4) with edges, waves and noise. The noise is stronger in one half."""
     rng = np.random.default_rng(5)
     y, x = np.mgrid[:height, :width]
     edge = np.where(x + 0.4 * y > width / 2, 0.8, -0.6)
@@ -54,7 +54,7 @@ def decoded(payload: bytes, shape: tuple[int, ...], step: int) -> Ints:
 
 @functools.cache
 def outcome(step: int, effort: int) -> tuple[int, float]:
-    """Bytes and squared error, in squared steps, of the photo-like latents."""
+    """Bytes of the photo-like latents, and their squared error in squared steps."""
     latents = photo_like()
     payload = encode(PRIOR, latents, step, effort)
     error = decoded(payload, latents.shape, step) - latents * (STEP_UNITS / step)
@@ -76,7 +76,7 @@ def test_bits_are_those_that_an_encoder_takes(symbol: int, mean: int, scale: int
     encoder = SymbolEncoder(TABLES)
     encoder.encode(symbols, prediction)
     bits = TABLES.bits(symbols, prediction)
-    # The coder ends in whole bytes, at the shortest point of its last interval.
+    # The coder writes whole bytes, and ends at the shortest point of its last interval.
     assert 8 * len(encoder.bytes()) == pytest.approx(bits.sum(), abs=16)
 
 
@@ -112,7 +112,7 @@ def test_which_levels_of_effort_are_the_same(step: int) -> None:
 
 @pytest.mark.parametrize("effort", [4, 6])
 def test_fewer_bytes_at_less_error_than_rounding(effort: int) -> None:
-    # Rounded with a step of 0.5; a finer step here makes up for the choices by rate.
+    # Rounding has a step of 0.5. A finer step makes up for the choices by rate.
     size, error = outcome(512, 0)
     chosen_size, chosen_error = outcome(448, effort)
     assert chosen_error * 448**2 < error * 512**2
@@ -120,7 +120,7 @@ def test_fewer_bytes_at_less_error_than_rounding(effort: int) -> None:
 
 
 def test_one_pass_weighs_each_symbol_alone() -> None:
-    # 0.6 steps are between 0 and 1.  To take 0 costs 0.6 ** 2 - 0.4 ** 2 = 0.2 squared steps.
+    # 0.6 steps lie between 0 and 1. Taking 0 costs 0.6 ** 2 - 0.4 ** 2 = 0.2 squared steps.
     latents, mean, scale = np.full((1, 1, 1), 0.6), np.zeros(1, np.int64), np.full(1, 30)
     prediction = Prediction.of(mean, scale)
     saved = TABLES.bits(np.ones(1, np.int64), prediction) - TABLES.bits(
@@ -177,7 +177,7 @@ def test_extremes(largest: float, step: int, effort: int) -> None:
 
 
 class Grouped:
-    """A prior whose stages are all channels of all places, in two halves."""
+    """A prior with two stages. Each has all channels of half of the places."""
 
     def code(self, coder: Any, height: int, width: int, step: int) -> Ints:
         symbols = np.zeros((height, width, 3), np.int64)
@@ -196,6 +196,6 @@ def test_any_prior_of_the_interface() -> None:
     decoder = SymbolDecoder(TABLES, payload)
     symbols = Grouped().code(decoder, *latents.shape[:2], 512)
     decoder.finish()
-    # Nothing is predicted from anything, so that one pass finds the best already.
+    # Nothing is predicted from anything, so one pass already finds the best.
     assert payload == encode(Grouped(), latents, 512, 4)
     assert np.abs(symbols - latents * 2).max() <= 1

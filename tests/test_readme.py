@@ -1,7 +1,7 @@
-"""Every snippet in the documentation runs: Python as it stands, `sdz` through the command line.
+"""Every snippet in the documentation runs: Python as it is, `sdz` through the command line.
 
-Each page stands by itself. Its snippets run in the order in which they are read, in one namespace
-and one folder, beside a ``photo.jpg``.
+Each page stands by itself. Its snippets run in the order of the page, in one namespace and one
+folder, with a ``photo.jpg``.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ PAGES = sorted(
     if BLOCK.search(page.read_text())
 )
 
-# Pages for readers who have a pipeline of diffusers, which their snippets call `pipe`.
+# Pages for readers who have a pipeline of diffusers. Their snippets call it `pipe`.
 WITH_PIPELINE = ("README.md", "docs/stable-diffusion.md")
 
-# What a bash block may hold besides `sdz` and `python -m`, and why it is not run here.
+# What a bash block may contain besides `sdz` and `python -m`, and why it does not run here.
 NOT_RUN = {
     "pip": "would install into the environment that runs the tests",
     "pytest": "would run this test within itself",
@@ -48,15 +48,15 @@ NOT_RUN = {
     "curl": "asks the server that was not started",
 }
 
-# Python blocks with an import of these are run by tests/conformance, where these are installed.
+# tests/conformance runs Python blocks that import these, if they are installed.
 OTHER_TOOLS = re.compile(r"^(from|import) (imageio|matplotlib|django|torchvision|datasets)", re.M)
 
-# Commands of the checkout, in blocks or within a sentence.
+# Commands of the checkout, in blocks or in a sentence.
 MODULE = re.compile(r"python -m ((?:benchmarks|fuzz|pillow_sdz|training)[a-z0-9_.]*)")
 
 
 def commands(text: str) -> list[list[str]]:
-    """A bash block's commands as words, one for each side of an `&&`."""
+    """A bash block's commands as words, one command for each side of an `&&`."""
     lines = text.replace("\\\n", " ").splitlines()
     parts = (part for line in lines for part in line.split("&&"))
     return [words for part in parts if (words := shlex.split(part, comments=True))]
@@ -64,7 +64,7 @@ def commands(text: str) -> list[list[str]]:
 
 @functools.cache
 def help_of(module: str) -> str:
-    """What ``python -m module --help`` prints."""
+    """The output of ``python -m module --help``."""
     return subprocess.run(
         [sys.executable, "-m", module, "--help"],
         cwd=ROOT,
@@ -76,7 +76,7 @@ def help_of(module: str) -> str:
 
 
 def run(words: list[str], environment: dict[str, str]) -> None:
-    """Run the command, or check as much of it as can be checked without running it."""
+    """Run the command. If it cannot run here, check as much of it as possible."""
     if any(" ".join(words[:length]) in NOT_RUN for length in (1, 2, 3)):
         return
     if words[:3] == ["python", "-m", "pytest"]:
@@ -88,7 +88,7 @@ def run(words: list[str], environment: dict[str, str]) -> None:
         assert not missing, shlex.join(words)
         return
     if words[:2] == ["python", "-m"]:
-        # Benchmarks take long, and photos that are not in the tree: shown to be there.
+        # Benchmarks take long and need photos that are not in the tree. Check only that they exist.
         known = help_of(words[2])
         unknown = [word for word in words[3:] if word.startswith("--") and word not in known]
         assert not unknown, f"{shlex.join(words)}: no {unknown} in its help"
@@ -105,7 +105,7 @@ def run(words: list[str], environment: dict[str, str]) -> None:
 
 
 def pipeline(folder: Path) -> functools.partial[object]:
-    """The reader's own pipeline, of the sizes and with the settings that make it quick.
+    """The reader's own pipeline, with small sizes and settings that make it quick.
 
     It is also in ``folder``/my-pipeline.
     """
@@ -136,7 +136,7 @@ def test_snippets(
     environment = {**environment, "SDZ_MODELS": str(tmp_path / "models.json")}
 
     monkeypatch.chdir(tmp_path)
-    # As a viewer does, which also closes the file.
+    # A viewer would show and close the file, so do the same.
     monkeypatch.setattr(ImageShow, "show", lambda image, *args: bool(image.load()))
     # What the reader has: a photo, a folder of photos, and a cache of latents.
     photo.resize((128, 96)).save("photo.jpg")
@@ -157,13 +157,13 @@ def test_snippets(
 
 
 def test_pages() -> None:
-    """The pages that newcomers are sent to have snippets, so that they are among these."""
+    """The pages for newcomers have snippets, so the tests above include them."""
     names = ("saving", "quality", "speed", "large", "tools", "stable-diffusion", "many", "security")
     assert {"README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in names)} <= set(PAGES)
 
 
 def test_modules() -> None:
-    """Every ``python -m ...`` that a page names is in the checkout."""
+    """Every ``python -m ...`` that a page names exists in the checkout."""
     pages = (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "training" / "README.md")
     for page in pages:
         for module in MODULE.findall(page.read_text()):

@@ -1,4 +1,4 @@
-"""SSIMULACRA2 as a loss: the metric of the reference, and its gradient."""
+"""SSIMULACRA2 as a loss: it equals the reference metric, and it has a gradient."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tensor(image: Image.Image) -> torch.Tensor:
 
 
 def test_weights_are_the_references_that_matter() -> None:
-    """By channel, scale, norm and map; of those left out, all together weigh 0.02."""
+    """By channel, scale, norm and map. All those left out weigh 0.02 together."""
     theirs = np.asarray(reference.ssimulacra2.weights).reshape(3, 6, 2, 3)
     ours = np.zeros_like(theirs)
     for scale, channels in enumerate(WEIGHTS):
@@ -34,7 +34,7 @@ def test_weights_are_the_references_that_matter() -> None:
 
 
 def test_scores_are_the_metrics(tmp_path: Path) -> None:
-    """Within 5 points: the loss mirrors the picture at its borders, the metric does not."""
+    """Within 5 points: the loss mirrors the picture at its borders, and the metric does not."""
     photo = demo.photo().crop((150, 50, 406, 306))
     scores = []
     for side in (32, 64, 128):
@@ -49,7 +49,7 @@ def test_scores_are_the_metrics(tmp_path: Path) -> None:
 
 
 def test_identical_pictures_have_the_highest_score() -> None:
-    """But for rounding: variances are differences of near equals."""
+    """Except for rounding: variances are differences of almost equal numbers."""
     photo = tensor(demo.photo().crop((150, 50, 278, 178)))
     assert score(photo, photo).item() == pytest.approx(100, abs=1)
 
@@ -68,7 +68,7 @@ def test_each_picture_of_a_batch_has_its_own() -> None:
     [(8, 1), (15, 1), (16, 2), (31, 2), (32, 3), (63, 3), (64, 4), (128, 5), (256, 6)],
 )
 def test_a_scale_has_eight_pixels_a_side(side: int, scales: int) -> None:
-    """As the metric has it: eight are enough, seven are not; the shorter side counts."""
+    """As in the metric: eight pixels are enough, seven are not. The shorter side counts."""
     for shape in ((side, side), (side, 999), (999, side)):
         assert _scales(torch.zeros(1, 3, *shape)) == scales
 

@@ -1,4 +1,4 @@
-"""The search for the quality that fits: never over the limit, and as good as there is time for."""
+"""The search for the quality that fits: never over the limit, and as good as time allows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Coded = Callable[[int], EncodedLatents]
 
 
 def of_size(size: int, quality: int) -> EncodedLatents:
-    """So many bytes in a file: the framing of a chunk has 9 or 10 of them."""
+    """The bytes of a payload in a file. The framing of a chunk has 9 or 10."""
     data = bytes(size - container.chunk_size(size) + size)
     coded = EncodedLatents([[Chunk(LATENTS, data)]], quality)
     assert coded.size == size
@@ -31,18 +31,18 @@ def of_size(size: int, quality: int) -> EncodedLatents:
 
 
 def sizes(growth: float, part: float = 1, jitter: int = 0) -> Callable[[int], int]:
-    """Bytes that grow exponentially with a quality, and are up to ``jitter`` more or less."""
+    """Bytes that grow exponentially with a quality, plus or minus up to ``jitter``."""
 
     def size(quality: int) -> int:
         at = (quality - LOWEST_QUALITY) / (HIGHEST_QUALITY - LOWEST_QUALITY)
-        unsteady = quality * 7919 % (2 * jitter + 1) - jitter  # 7919: a prime, so that all come
+        unsteady = quality * 7919 % (2 * jitter + 1) - jitter  # 7919 is prime, so all values occur
         return round(300 * part * growth**at) + unsteady
 
     return size
 
 
 class Counted:
-    """Codes to the sizes that it was given, and notes at which qualities."""
+    """Encodes to the given sizes, and notes at which qualities."""
 
     def __init__(self, size: Callable[[int], int]) -> None:
         self.size = size
@@ -76,7 +76,7 @@ SLOW = [sizes(20, part, jitter) for part in (0.8, 0.93, 1.1) for jitter in (0, 3
 
 @pytest.mark.parametrize("slow", SLOW)
 def test_slow_encoders_never_exceed_the_limit(slow: Callable[[int], int]) -> None:
-    """Not by a byte, and mostly use it; they are asked a few times and no more."""
+    """They never exceed the limit and mostly use it. They are asked only a few times."""
     quick = sizes(20)
     used = []
     for limit in range(450, 3_000, 17):
@@ -91,7 +91,7 @@ def test_slow_encoders_never_exceed_the_limit(slow: Callable[[int], int]) -> Non
 
 @pytest.mark.parametrize("over", [1, 2, 3])
 def test_a_file_that_is_over_by_a_few_bytes_does_not_fit(over: int) -> None:
-    """However often a slow encoder misses by so little, what the quick one makes is kept."""
+    """The slow encoder may miss by a little any number of times. The quick one's file is kept."""
     quick = sizes(20)
     limit = 1_000
     found = largest_of_slow(Counted(quick), lambda quality: of_size(limit + over, quality), limit)
@@ -101,7 +101,7 @@ def test_a_file_that_is_over_by_a_few_bytes_does_not_fit(over: int) -> None:
 
 
 def test_the_largest_of_those_that_fit_is_kept() -> None:
-    """Of the few that were tried, whatever came after it."""
+    """The best of the few that were tried, whatever came later."""
     sizes_in_turn = iter((900, 930, 920))
     limit = 1_000
     slow = Counted(lambda _: next(sizes_in_turn))
@@ -116,7 +116,7 @@ def test_near_enough_is_enough() -> None:
 
 
 def test_a_slow_encoder_that_fits_nowhere() -> None:
-    """The smallest is its own at the lowest quality, and not the quick one's."""
+    """The smallest size is the slow encoder's own at the lowest quality, not the quick one's."""
     with pytest.raises(DoesNotFit) as caught:
         largest_of_slow(Counted(sizes(20)), Counted(sizes(20, 0.9)), 200)
     assert caught.value.smallest == 270

@@ -1,4 +1,4 @@
-"""The limit on numpy's BLAS: set while a prior works, and always taken back."""
+"""The limit on numpy's BLAS: it holds while a prior works, and is always taken back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pillow_sdz.threads import one_blas_thread
 def blas_threads() -> set[int]:
     np.ones((2, 2)) @ np.ones((2, 2))  # so that it is loaded
     libraries = ThreadpoolController().select(internal_api="openblas").info()
-    # scipy, which another test may have imported, has a copy of its own, of the same name.
+    # scipy has its own copy with the same name. Another test may have imported it.
     numpys = [library for library in libraries if "numpy" in library["filepath"]]
     return {library["num_threads"] for library in numpys}
 
@@ -43,7 +43,7 @@ def test_restored_after_an_error() -> None:
 
 
 def test_threads_that_overlap() -> None:
-    """First in, first out: the limit holds for the other until it leaves, and then for nobody."""
+    """First in, first out: the limit holds until the other one leaves, and then for nobody."""
     first_in, second_in, first_out = Event(), Event(), Event()
 
     def first() -> None:
@@ -67,7 +67,7 @@ def test_threads_that_overlap() -> None:
 
 
 def test_any_thread_limits_after_any_other() -> None:
-    """threadpoolctl lets only one thread do so, and that for life, from version 3.8 on."""
+    """From version 3.8 on, threadpoolctl lets only one thread do so, for the whole process."""
 
     def limited() -> set[int]:
         with one_blas_thread():

@@ -1,4 +1,4 @@
-"""The training program: one command that starts, and goes on where it was interrupted."""
+"""The training program: one command starts it, and it goes on after an interruption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pillow_sdz import demo
 
 pytest.importorskip("ssimulacra2", reason="the training loss takes its constants from ssimulacra2")
 
-# Training is no part of the installed package, so that only the checkout has it.
+# Training is not part of the installed package. Only the checkout has it.
 sys.path.append(str(Path(__file__).parent.parent))
 
 
@@ -36,7 +36,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(photos: Path, run: Path, minutes: float) -> int:
-    """Train so long in all; the steps made."""
+    """Train until this many minutes in all. Return the steps."""
     arguments = ["--photos", photos, "--run", run, "--minutes", minutes, "--crop", 32, 16]
     arguments += ["--perceptual", 0.3, "--hard", "--threads", 1]
     command = [sys.executable, "-m", "training.mini", *map(str, arguments)]

@@ -101,7 +101,7 @@ def calibrate(prior: Prior, batches: list[tuple[Tensor, Tensor]]) -> dict[str, f
 
 @torch.no_grad()
 def integers(prior: Prior, largest: dict[str, float]) -> dict[str, NDArray[Any]]:
-    """All tensors of `pillow_sdz.prior.HyperPrior`."""
+    """All tensors of `pillow_sdz.codings.hyperprior.HyperPrior`."""
     # A margin of 1.5: what is larger than anything seen in calibration is clipped.  Chosen.
     unit = {k: 1.5 * v / ACTIVATION_LIMIT for k, v in largest.items()}
     ones = torch.ones

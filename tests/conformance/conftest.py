@@ -1,4 +1,4 @@
-"""What all of these tools are given: the same photo, and the lines of docs/tools.md about each."""
+"""What all these tools get: the same photo, and the lines about each tool in docs/tools.md."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def path(data: bytes, tmp_path: Path) -> Path:
 def snippet(
     photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], dict[str, Any]]:
-    """Runs the lines of docs/tools.md about a tool, beside photo.jpg and photo.sdz; their names."""
+    """Run a tool's lines of docs/tools.md beside photo.jpg and photo.sdz. Return the names."""
     monkeypatch.chdir(tmp_path)
     photo.save("photo.jpg")
     photo.save("photo.sdz")

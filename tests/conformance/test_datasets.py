@@ -1,8 +1,8 @@
-"""What Hugging Face datasets' tests of its Image feature ask of a format, asked of `.sdz`.
+"""What the tests of Hugging Face datasets' Image feature check of a format, checked with `.sdz`.
 
-Each test names those of datasets' (5.2, tests/features/test_image.py) that check the same of JPEG.
-What is theirs to choose and matters for a lossy format is checked beside it: when a picture that
-nobody has changed is encoded again.
+Each test names those of datasets (5.2, tests/features/test_image.py) that check the same with JPEG.
+There are further tests of what matters for a lossy format: when datasets encodes a picture again
+that nobody has changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def no_progress() -> Iterator[None]:
 
 
 def stored(dataset: Any) -> dict[str, Any]:
-    """What the only row of a dataset keeps of its picture: its bytes, or where they are."""
+    """What the only row of a dataset keeps of its picture: its bytes or its path."""
     [row] = dataset.cast_column("image", datasets.Image(decode=False))
     image: dict[str, Any] = row["image"]
     return image
@@ -50,7 +50,7 @@ EXAMPLES: dict[str, Callable[[str, bytes], Any]] = {
 def test_encode_and_decode_example(
     path: Path, data: bytes, example: Callable[[str, bytes], Any]
 ) -> None:
-    """test_image_feature_encode_example, test_image_decode_example: nothing is encoded anew."""
+    """test_image_feature_encode_example, test_image_decode_example: nothing is encoded again."""
     feature = datasets.Image()
     encoded = feature.encode_example(example(str(path), data))
     assert encoded.keys() == {"path", "bytes"}
@@ -88,7 +88,7 @@ def test_formatted(path: Path, format: str, shape: tuple[int, ...]) -> None:
 
 
 def test_mode(path: Path) -> None:
-    """The feature's own mode converts what was decoded."""
+    """The feature's own mode converts the decoded picture."""
     dataset = Dataset.from_dict({"image": [str(path)]})
     assert dataset.cast_column("image", datasets.Image(mode="L"))[0]["image"].mode == "L"
 
@@ -103,7 +103,7 @@ def test_orientation(photo: Image.Image, tmp_path: Path) -> None:
 
 
 def test_concatenated(path: Path, data: bytes) -> None:
-    """test_dataset_concatenate_image_features: one by its path, one by its bytes."""
+    """test_dataset_concatenate_image_features: one has a path, one has bytes."""
     one = Dataset.from_dict({"image": [str(path)]}, features=FEATURES)
     other = Dataset.from_dict({"image": [{"bytes": data}]}, features=FEATURES)
     first, second = datasets.concatenate_datasets([one, other])["image"]
@@ -120,10 +120,10 @@ def test_kept_on_disk(path: Path, data: bytes, tmp_path: Path) -> None:
 
 
 class TestMap:
-    """test_dataset_with_image_feature_map, ..._change_image; and what is encoded again."""
+    """test_dataset_with_image_feature_map, ..._change_image, and what is encoded again."""
 
     def test_a_path_stays_a_path(self, path: Path) -> None:
-        """As theirs: a picture that was looked at is still the file that it came from."""
+        """As in their test: a picture that was looked at is still stored as its file."""
         dataset = Dataset.from_dict({"image": [str(path)]}, features=FEATURES)
         mapped = dataset.map(lambda row: {"mode": row["image"].mode})
         assert mapped[0]["mode"] == "RGB"
@@ -131,7 +131,7 @@ class TestMap:
 
     @pytest.fixture(params=["from_dict", "load_from_disk"])
     def of_bytes(self, request: pytest.FixtureRequest, data: bytes, tmp_path: Path) -> Any:
-        """A data set that keeps the picture's bytes: as it was given them, or its file's."""
+        """A data set that keeps the picture's bytes, which were given or are those of its file."""
         if request.param == "from_dict":
             return Dataset.from_dict({"image": [{"bytes": data}]}, features=FEATURES)
         (tmp_path / "photo.sdz").write_bytes(data)
@@ -140,7 +140,7 @@ class TestMap:
         return datasets.load_from_disk(tmp_path / "kept")
 
     def test_bytes_are_encoded_again(self, of_bytes: Any, data: bytes) -> None:
-        """A picture kept as bytes is encoded anew once it was looked at: a second loss."""
+        """A picture that is kept as bytes is encoded again if it was looked at: a second loss."""
         mapped = of_bytes.map(lambda row: {"mode": row["image"].mode})
         again = stored(mapped)["bytes"]
         assert decode(again).format == "SDZ"
@@ -156,7 +156,7 @@ class TestMap:
         assert mapped[0] == {"image": undecoded[0]["image"], "length": len(data)}
 
     def test_changed_pictures_are_png(self, path: Path) -> None:
-        """As theirs, of JPEG: what is no file's picture any more is kept without further loss."""
+        """As in their test with JPEG: a picture without a file is kept without further loss."""
         dataset = Dataset.from_dict({"image": [str(path)]}, features=FEATURES)
         mapped = dataset.map(lambda row: {"image": row["image"].resize((30, 20))})
         im = mapped[0]["image"]
@@ -166,9 +166,9 @@ class TestMap:
 
 
 def test_from_pictures(path: Path, data: bytes) -> None:
-    """test_dataset_with_image_feature_from_pil_image: by its file where it has one.
+    """test_dataset_with_image_feature_from_pil_image: stored as its file if it has one.
 
-    Otherwise in its own format, a second loss, unless it is a copy, which has no format.
+    Otherwise it is stored in its own format, with a second loss. A copy has no format.
     """
 
     def kept(im: Image.Image) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def test_from_pictures(path: Path, data: bytes) -> None:
 
 
 def test_imagefolder(photo: Image.Image, data: bytes, tmp_path: Path) -> None:
-    """load_dataset("imagefolder") goes by a fixed list of extensions, which `.sdz` is not in."""
+    """load_dataset("imagefolder") uses a fixed list of extensions, which does not have `.sdz`."""
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "photo.sdz").write_bytes(data)
@@ -194,7 +194,7 @@ def test_imagefolder(photo: Image.Image, data: bytes, tmp_path: Path) -> None:
 
 
 def test_snippet(snippet: Callable[[str], dict[str, Any]]) -> None:
-    """The lines of docs/tools.md do as it says."""
+    """The lines of docs/tools.md do what the page says."""
     names = snippet("datasets")
     assert names["photos"][0]["image"].format == "SDZ"
     assert names["widths"]["width"][0] == 61

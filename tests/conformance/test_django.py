@@ -1,6 +1,6 @@
-"""What Django's tests of its image fields ask of a format, asked of `.sdz`.
+"""What Django's tests of its image fields check of a format, checked with `.sdz`.
 
-Each test names those of Django's (5.2, in its folder tests) that check the same of PNG and WebP:
+Each test names Django's tests (5.2, in its folder tests) that check the same with PNG and WebP:
 forms_tests/field_tests/test_imagefield.py, files/tests.py, model_fields/test_imagefield.py and
 validators/tests.py.
 """
@@ -44,7 +44,7 @@ from django.http import FileResponse  # noqa: E402
 
 
 class Person(models.Model):
-    """As Django's own tests have it: the dimensions are kept beside the picture."""
+    """As in Django's own tests, the dimensions are stored with the picture."""
 
     portrait = models.ImageField(
         null=True, width_field="portrait_width", height_field="portrait_height"
@@ -77,11 +77,11 @@ class TestForm:
         cleaned = ImageField().clean(upload)
         assert cleaned.image.format == "SDZ"
         assert cleaned.content_type == "image/x-sdz"
-        # verify has read the file, and whoever stores it reads it once more.
+        # verify has read the file, and it is read again to store it.
         assert cleaned.read() == data
 
     def test_large_upload(self, photo: Image.Image, data: bytes) -> None:
-        """test_imagefield_annotate_...: what Django keeps on the disk and not in memory."""
+        """test_imagefield_annotate_...: an upload that Django keeps on the disk."""
         with TemporaryUploadedFile("photo.sdz", "", len(data), None) as upload:
             upload.write(data)
             upload.seek(0)
@@ -94,7 +94,7 @@ class TestForm:
             ImageField().clean(SimpleUploadedFile("photo.txt", data))
 
     def test_corrupted(self, data: bytes, truncated: bytes) -> None:
-        """test_corrupted_image: no picture, half of one, and one byte of one."""
+        """test_corrupted_image: not a picture, half of one, and one with a wrong byte."""
         flipped = bytearray(data)
         flipped[len(data) // 2] ^= 1
         for content in (b"not a picture", truncated, bytes(flipped)):
@@ -115,7 +115,7 @@ def test_extension_validator(name: str) -> None:
 
 
 def test_without_the_import(data: bytes, tmp_path: Path, environment: dict[str, str]) -> None:
-    """Django asks Pillow for the formats; a process that has not imported the plugin has none."""
+    """Django asks Pillow for the formats. It needs the plugin to be imported."""
     (tmp_path / "photo.sdz").write_bytes(data)
     script = """
 import sys
@@ -163,7 +163,7 @@ class TestDimensions:
             assert stream.tell() == 7
 
     def test_multiple_calls(self, path: Path) -> None:
-        """test_multiple_calls, test_bug_19457: the second time as the first."""
+        """test_multiple_calls, test_bug_19457: the second call gives the same as the first."""
         with path.open("rb") as stream:
             file = ImageFile(stream)
             for _ in range(2):
@@ -171,12 +171,12 @@ class TestDimensions:
             assert (file.width, file.height) == (61, 43)
 
     def test_large_metadata(self, photo: Image.Image) -> None:
-        """test_webp, the same for a file whose picture begins some chunks later."""
+        """test_webp: the same for a file whose picture begins some chunks later."""
         data = encode(photo, icc_profile=bytes(10_000), xmp=bytes(10_000))
         assert get_image_dimensions(ContentFile(data)) == (61, 43)
 
     def test_invalid(self, data: bytes, truncated: bytes) -> None:
-        """test_invalid_image: unknown, and not an error; of half a picture they are known."""
+        """test_invalid_image: unknown dimensions are no error. Half a picture has known ones."""
         assert get_image_dimensions(ContentFile(b"not a picture")) == (None, None)
         assert get_image_dimensions(ContentFile(data[:20])) == (None, None)
         assert get_image_dimensions(ContentFile(truncated)) == (61, 43)
@@ -223,8 +223,8 @@ class TestModel:
 
 
 def test_response(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """file_responses: the content type is Python's guess, which has to be told of `.sdz`."""
-    # Of this process alone, whatever the machine's own tables say.
+    """file_responses: Python guesses the content type, so it must know `.sdz`."""
+    # Only for this process, whatever the machine's own tables say.
     monkeypatch.setattr(mimetypes, "_db", mimetypes.MimeTypes(filenames=()))
     with path.open("rb") as stream:
         assert FileResponse(stream)["Content-Type"] == "application/octet-stream"
@@ -237,7 +237,7 @@ def test_snippet(
     path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The lines of docs/tools.md do as it says: an application with them serves the right type."""
+    """An application with the lines of docs/tools.md serves the right type."""
     monkeypatch.setattr(mimetypes, "_db", mimetypes.MimeTypes(filenames=()))
     gallery = ModuleType("gallery")
     gallery.__path__ = [str(path.parent)]

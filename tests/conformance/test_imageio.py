@@ -1,8 +1,8 @@
-"""What imageio's tests of its Pillow plugin ask of a format, asked of `.sdz`.
+"""What imageio's tests of its Pillow plugin check of a format, checked with `.sdz`.
 
-Each test names those of imageio's (2.38.1, tests/test_pillow.py) that check the same of other
-formats, in both of its interfaces. imageio finds the plugin by Pillow's registry alone: `.sdz` is
-not among the extensions that it lists itself.
+Each test names imageio's tests (2.38.1, tests/test_pillow.py) that check the same with other
+formats, in both of its interfaces. imageio finds `.sdz` only through Pillow's registry. It is not
+among the extensions that imageio lists itself.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class TestWriting:
         assert (tmp_path / "imageio.sdz").read_bytes() == encode(im)
 
     def test_options(self, array: npt.NDArray[np.uint8], tmp_path: Path) -> None:
-        """test_jpg_compression: Pillow's options are handed on."""
+        """test_jpg_compression: Pillow's options are passed on."""
         sizes = []
         for quality in (10, 90):
             iio.imwrite(tmp_path / "photo.sdz", array, quality=quality)
@@ -51,7 +51,7 @@ class TestWriting:
         assert sizes[0] < sizes[1]
 
     def test_to_bytes(self, array: npt.NDArray[np.uint8], data: bytes) -> None:
-        """test_write_to_bytes, _imwrite, _rgba: the plugin and the format have to be named."""
+        """test_write_to_bytes, _imwrite, _rgba: the caller must name the plugin and the format."""
         assert iio.imwrite("<bytes>", array, plugin="pillow", extension=".sdz") == data
         stream = BytesIO()
         iio.imwrite(stream, array, plugin="pillow", extension=".sdz")
@@ -75,15 +75,15 @@ class TestWriting:
         assert np.mean((grey > 127) == disc) > 0.97
 
     def test_16_bits(self, array: npt.NDArray[np.uint8], tmp_path: Path) -> None:
-        """test_png_16bit, which `.sdz` refuses; saying so is ours."""
+        """test_png_16bit: `.sdz` refuses it, and must say so."""
         with pytest.raises(ValueError, match="scale it to 8 bits"):
             iio.imwrite(tmp_path / "deep.sdz", array[..., 0].astype(np.uint16))
 
     def test_without_the_plugin(self, tmp_path: Path, environment: dict[str, str]) -> None:
-        """test_incomatible_write_format: an extension that Pillow does not know is an OSError.
+        """test_incomatible_write_format: an extension that Pillow does not know raises OSError.
 
-        Naming the plugin makes it one: without, imageio goes on to its others, and where tifffile
-        is installed the result is a TIFF called `.sdz`.
+        This needs the plugin's name. Without it, imageio tries its other plugins. If tifffile is
+        installed, the result is a TIFF file with the suffix `.sdz`.
         """
         script = """
 import imageio.v3 as iio
@@ -112,14 +112,14 @@ class TestReading:
             np.testing.assert_array_equal(iio.imread(source, plugin=plugin), expected)
 
     def test_mode(self, path: Path) -> None:
-        """test_gif_rgb_vs_rgba, test_gif_gray: the caller's mode."""
+        """test_gif_rgb_vs_rgba, test_gif_gray: the mode that the caller asks for."""
         opaque = iio.imread(path, mode="RGBA")
         np.testing.assert_array_equal(opaque[..., :3], iio.imread(path))
         assert np.all(opaque[..., 3] == 255)
         assert iio.imread(path, mode="L").shape == (43, 61)
 
     def test_one_frame(self, path: Path) -> None:
-        """test_gif_indexed_read, of a picture that has only one."""
+        """test_gif_indexed_read, with a picture that has only one frame."""
         expected = iio.imread(path)
         np.testing.assert_array_equal(iio.imread(path, index=0), expected)
         np.testing.assert_array_equal(iio.imread(path, index=...), expected[np.newaxis])
@@ -127,7 +127,7 @@ class TestReading:
         np.testing.assert_array_equal(frame, expected)
 
     def test_properties(self, photo: Image.Image, path: Path, tmp_path: Path) -> None:
-        """test_properties: told without decoding, of a colour and of a grey picture."""
+        """test_properties: known without decoding, for a colour picture and a grey one."""
         properties = iio.improps(path)
         assert (properties.shape, properties.dtype) == ((43, 61, 3), np.uint8)
         assert not properties.is_batch
@@ -143,7 +143,7 @@ class TestReading:
         assert meta["sdz"]["reconstructed"]
 
     def test_orientation(self, photo: Image.Image, tmp_path: Path) -> None:
-        """test_exif_orientation: turned only where the caller asks for it."""
+        """test_exif_orientation: the picture is turned only if the caller asks for it."""
         exif = Image.Exif()
         exif[0x0112] = 6
         iio.imwrite(tmp_path / "turned.sdz", np.rot90(np.asarray(photo)), exif=exif)
@@ -158,7 +158,7 @@ class TestReading:
     def test_invalid_orientation(
         self, array: npt.NDArray[np.uint8], tmp_path: Path, orientation: int
     ) -> None:
-        """test_exif_invalid_orientation: kept as it is, and turns nothing."""
+        """test_exif_invalid_orientation: it is kept and turns nothing."""
         exif = Image.Exif()
         exif[0x0112] = orientation
         path = tmp_path / "photo.sdz"
@@ -168,16 +168,16 @@ class TestReading:
 
     @pytest.mark.parametrize("writeable", [True, False])
     def test_writeable(self, path: Path, writeable: bool) -> None:
-        """test_writable_output: the array is the caller's own, unless that is not needed."""
+        """test_writable_output: the array belongs to the caller, unless that is not needed."""
         array = iio.imread(path, plugin="pillow", writeable_output=writeable)
         assert array.flags["WRITEABLE"] == writeable
 
     def test_not_a_picture(self, data: bytes, tmp_path: Path) -> None:
-        """test_unknown_image, test_initialization_failure: an OSError, whatever the name."""
+        """test_unknown_image, test_initialization_failure: an OSError for any name."""
         (tmp_path / "text.sdz").write_text("no picture, whatever its name says")
         with pytest.raises(OSError, match="can not handle the given uri"):
             iio.imread(tmp_path / "text.sdz", plugin="pillow")
-        # What is an .sdz file, but damaged, says what is wrong instead.
+        # A damaged .sdz file gives a message about the damage instead.
         (tmp_path / "short.sdz").write_bytes(data[:-30])
         with pytest.raises(OSError, match="truncated SDZ file"):
             iio.imread(tmp_path / "short.sdz", plugin="pillow")
@@ -193,7 +193,7 @@ def test_v2(array: npt.NDArray[np.uint8], data: bytes, tmp_path: Path) -> None:
 
 
 def test_snippet(snippet: Callable[[str], dict[str, Any]]) -> None:
-    """The lines of docs/tools.md do as it says."""
+    """The lines of docs/tools.md do what the page says."""
     names = snippet("imageio")
     with Image.open("photo.sdz") as im:
         assert im.info["sdz"]["quality"] == 60

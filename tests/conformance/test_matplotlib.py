@@ -1,7 +1,7 @@
-"""What matplotlib's tests of imread and imsave ask of a format, asked of `.sdz`.
+"""What matplotlib's tests of imread and imsave check of a format, checked with `.sdz`.
 
-Each test names those of matplotlib's (3.11, lib/matplotlib/tests/test_image.py) that check the same
-of other formats. Only PNG is matplotlib's own; everything else goes to Pillow by its extension.
+Each test names matplotlib's tests (3.11, lib/matplotlib/tests/test_image.py) that check the same
+with other formats. matplotlib itself handles only PNG. Pillow handles all other extensions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ image = pytest.importorskip("matplotlib.image")
 class TestImread:
     @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
     def test_array(self, photo: Image.Image, tmp_path: Path, mode: str) -> None:
-        """test_imread_pil_uint16 and others: Pillow's array, whole numbers and not 0 to 1."""
+        """test_imread_pil_uint16 and others: Pillow's array of whole numbers, not of 0 to 1."""
         path = tmp_path / "photo.sdz"
         photo.convert(mode).save(path)
         array = image.imread(path)
@@ -33,17 +33,17 @@ class TestImread:
         np.testing.assert_array_equal(array, np.asarray(decode(path.read_bytes())))
 
     def test_names(self, path: Path) -> None:
-        """test_imread_fspath: a path, or its name."""
+        """test_imread_fspath: a path object or a string."""
         np.testing.assert_array_equal(image.imread(path), image.imread(str(path)))
 
     def test_stream(self, path: Path, data: bytes) -> None:
-        """Of a stream without a name matplotlib takes for granted that it is a PNG."""
+        """matplotlib assumes that a stream without a name is a PNG."""
         with path.open("rb") as stream:
             expected = image.imread(stream)
         np.testing.assert_array_equal(image.imread(BytesIO(data), format="sdz"), expected)
 
     def test_imshow(self, data: bytes) -> None:
-        """test_imshow_pil: a picture itself, not loaded yet, in place of its array."""
+        """test_imshow_pil: a picture that is not loaded yet, in place of its array."""
         axes = figure.Figure().add_subplot()
         with Image.open(BytesIO(data)) as im:
             shown = axes.imshow(im)
@@ -52,18 +52,18 @@ class TestImread:
 
 class TestImsave:
     def test_extension(self, photo: Image.Image, tmp_path: Path) -> None:
-        """test_imsave_fspath, test_imsave: RGBA, as matplotlib makes it of every picture."""
+        """test_imsave_fspath, test_imsave: RGBA, which matplotlib makes of every picture."""
         image.imsave(tmp_path / "photo.sdz", np.asarray(photo))
         assert_similar(decode((tmp_path / "photo.sdz").read_bytes()), photo.convert("RGBA"), 8)
 
     def test_format(self, photo: Image.Image) -> None:
-        """test_imsave: to a stream in the format that is asked for."""
+        """test_imsave: to a stream in the requested format."""
         stream = BytesIO()
         image.imsave(stream, np.asarray(photo), format="sdz")
         assert_similar(decode(stream.getvalue()), photo.convert("RGBA"), 8)
 
     def test_options(self, photo: Image.Image) -> None:
-        """test_imsave_pil_kwargs_png, _tiff: Pillow's options are handed on."""
+        """test_imsave_pil_kwargs_png, _tiff: Pillow's options are passed on."""
         for quality in (20, 90):
             stream = BytesIO()
             options = {"quality": quality}
@@ -78,7 +78,7 @@ class TestImsave:
         assert_similar(decode(stream.getvalue()), grey.convert("RGBA"), 8)
 
     def test_alpha(self, photo: Image.Image) -> None:
-        """test_imsave_color_alpha: alpha comes back as it was."""
+        """test_imsave_color_alpha: alpha comes back unchanged."""
         alpha = photo.convert("L")
         transparent = photo.copy()
         transparent.putalpha(alpha)
@@ -88,7 +88,7 @@ class TestImsave:
 
 
 def test_figure(tmp_path: Path) -> None:
-    """A figure's own formats are a list of matplotlib's; its pixels save as any others."""
+    """matplotlib has its own list of formats for figures. Their pixels save like any others."""
     fig = figure.Figure(figsize=(1, 1), dpi=50)
     canvas = backend_agg.FigureCanvasAgg(fig)
     fig.add_subplot().plot([1, 3, 2])
@@ -101,7 +101,7 @@ def test_figure(tmp_path: Path) -> None:
 
 
 def test_snippet(snippet: Callable[[str], dict[str, Any]]) -> None:
-    """The lines of docs/tools.md do as it says."""
+    """The lines of docs/tools.md do what the page says."""
     snippet("matplotlib")
     with Image.open("photo.sdz") as im:
         assert (im.mode, im.info["sdz"]["quality"]) == ("RGBA", 60)

@@ -1,8 +1,8 @@
-"""What Pillow's own tests ask of every format, asked of `.sdz`.
+"""What Pillow's own tests check of every format, checked with `.sdz`.
 
-Each test names those of Pillow's (13.0.0, in its folder Tests) that check the same of other
-formats. Where they compare pixels exactly, these allow what a lossy format loses. Crop, draft and
-thumbnail, and animations are in files of their own.
+Each test names Pillow's tests (13.0.0, in its folder Tests) that check the same with other formats.
+Some of them compare pixels exactly. The tests here allow the loss of a lossy format. Crop, draft
+and thumbnail, and animations have their own files.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from pillow_sdz import chunks, container
 from pillow_sdz.SdzImagePlugin import SdzImageFile
 from sdz_files import CountingFile, assert_similar, decode, encode, replaced
 
-# Mean difference to the photo, in grey levels of the worst band, that quality 75 leaves: as in
-# tests/test_plugin.py.
+# The loss at quality 75: the mean difference from the photo, in grey levels of the worst band. As
+# in tests/test_plugin.py.
 LOSS = 8
 
 
 class TestOpen:
-    """test_image.py, TestImage; test_file_*.py, what the formats' tests have in common."""
+    """test_image.py, TestImage, and what the tests of formats (test_file_*.py) have in common."""
 
     def test_formats(self, path: Path) -> None:
-        """test_open_formats: a list of formats restricts what is tried."""
+        """test_open_formats: a list of formats limits what is tried."""
         for formats in (["SDZ"], ("sdz", "JPEG")):
             with Image.open(path, formats=formats) as im:
                 assert im.format == "SDZ"
@@ -43,14 +43,14 @@ class TestOpen:
             Image.open(path, formats=["JPEG"])
 
     def test_mime_type(self, path: Path) -> None:
-        """What most test_file_*.py ask in test_sanity: the format and its MIME type."""
+        """What most test_file_*.py check in test_sanity: the format and its MIME type."""
         with Image.open(path) as im:
             assert im.get_format_mimetype() == Image.MIME["SDZ"]
             im.load()
             assert im.get_format_mimetype() == Image.MIME["SDZ"]
 
     def test_invalid_file(self, photo: Image.Image, tmp_path: Path) -> None:
-        """test_invalid_file: the class itself says SyntaxError, which Image.open counts on."""
+        """test_invalid_file: the class raises SyntaxError, which Image.open expects."""
         photo.save(tmp_path / "photo.jpg")
         with pytest.raises(SyntaxError):
             SdzImageFile(tmp_path / "photo.jpg")
@@ -67,7 +67,7 @@ class TestOpen:
 
     @pytest.mark.parametrize("loaded", [False, True])
     def test_closed_file(self, path: Path, loaded: bool) -> None:
-        """test_closed_file, test_context_manager: closed in either way, nothing is warned of."""
+        """test_closed_file, test_context_manager: closed in either way, nothing warns."""
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             im = Image.open(path)
@@ -79,7 +79,7 @@ class TestOpen:
                     im.load()
 
     def test_seek_beyond_the_only_frame(self, path: Path) -> None:
-        """test_eoferror, and test_imagesequence.py::test_iterator of a single picture."""
+        """test_eoferror, and test_imagesequence.py::test_iterator with a single picture."""
         with Image.open(path) as im:
             im.seek(0)
             with pytest.raises(EOFError):
@@ -89,7 +89,7 @@ class TestOpen:
             assert im.tell() == 0
 
     def test_in_an_archive(self, photo: Image.Image, path: Path, tmp_path: Path) -> None:
-        """test_file_tar.py::test_sanity: the file is a stretch of another."""
+        """test_file_tar.py::test_sanity: the file is a part of another file."""
         with tarfile.open(tmp_path / "photos.tar", "w") as archive:
             archive.add(path, "photo.sdz")
         with (
@@ -99,7 +99,7 @@ class TestOpen:
             assert_similar(im.convert("RGB"), photo, LOSS)
 
     def test_equality(self, path: Path) -> None:
-        """test_ne: pictures are equal by their pixels, also where each opens the file itself."""
+        """test_ne: pictures are equal if their pixels are, also if each opens the file itself."""
         with Image.open(path) as one, Image.open(path) as other:
             assert one == other
             other.putpixel((0, 0), (1, 2, 3))
@@ -107,13 +107,13 @@ class TestOpen:
 
     @pytest.mark.parametrize("make", [Image.Image.copy, copy.copy, copy.deepcopy])
     def test_copy(self, path: Path, make: Callable[[Image.Image], Image.Image]) -> None:
-        """test_image_copy.py::test_copy, test_deepcopy: nobody has asked for the pixels yet."""
+        """test_image_copy.py::test_copy, test_deepcopy: the pixels are not loaded yet."""
         with Image.open(path) as im:
             other = make(im)
         assert_similar(other, decode(path.read_bytes()), 0)
 
     def test_numpy(self, data: bytes) -> None:
-        """test_numpy.py::test_to_array: an array of a picture not loaded yet; and back."""
+        """test_numpy.py::test_to_array: an array of a picture that is not loaded yet, and back."""
         with Image.open(BytesIO(data)) as im:
             array = np.asarray(im)
         assert (array.shape, array.dtype) == ((43, 61, 3), np.uint8)
@@ -124,7 +124,7 @@ class TestSave:
     """test_image.py, TestImage."""
 
     def test_file_object_with_a_name(self, photo: Image.Image, tmp_path: Path) -> None:
-        """test_fp_name: the format is told by the name of a file object, too."""
+        """test_fp_name: the name of a file object also tells the format."""
         with (tmp_path / "named.sdz").open("wb") as stream:
             photo.save(stream)
         with Image.open(tmp_path / "named.sdz") as im:
@@ -147,20 +147,20 @@ class TestSave:
             assert im.format == "SDZ"
 
     def test_no_warning_on_save(self, path: Path, tmp_path: Path) -> None:
-        """test_no_resource_warning_on_save: one file is opened and saved as another."""
+        """test_no_resource_warning_on_save: open one file and save it as another."""
         with Image.open(path) as im, warnings.catch_warnings():
             warnings.simplefilter("error")
             im.save(tmp_path / "other.sdz")
 
     @pytest.mark.parametrize("size", [(0, 0), (0, 1), (1, 0)])
     def test_no_new_file_on_error(self, tmp_path: Path, size: tuple[int, int]) -> None:
-        """test_no_new_file_on_error: of what cannot be saved there is no file."""
+        """test_no_new_file_on_error: if a picture cannot be saved, there is no file."""
         with pytest.raises(ValueError, match="0"):
             Image.new("RGB", size).save(tmp_path / "nothing.sdz")
         assert not (tmp_path / "nothing.sdz").exists()
 
     def test_exif(self, path: Path, tmp_path: Path) -> None:
-        """test_exif_webp: the tags of an opened picture, none yet, are added to."""
+        """test_exif_webp: add tags to those of an opened picture, which has none yet."""
         with Image.open(path) as im:
             exif = im.getexif()
             assert dict(exif) == {}
@@ -175,14 +175,14 @@ class TestImageFile:
     """test_imagefile.py, TestImageFile."""
 
     def test_parser(self, photo: Image.Image) -> None:
-        """test_parser: the whole file in one feed."""
+        """test_parser: feed the whole file at once."""
         grey = photo.convert("L")
         parser = ImageFile.Parser()
         parser.feed(encode(grey))
         assert_similar(parser.close(), grey, LOSS)
 
     def test_incremental(self, photo: Image.Image, data: bytes) -> None:
-        """test_incremental_webp, _tiff: too little for a picture, then the rest."""
+        """test_incremental_webp, _tiff: feed too little for a picture, then the rest."""
         with ImageFile.Parser() as parser:
             parser.feed(data[: len(container.SIGNATURE) + 4])
             assert parser.image is None
@@ -191,7 +191,7 @@ class TestImageFile:
             assert parser.image.size == photo.size
 
     def test_parser_of_half_a_file(self, data: bytes) -> None:
-        """test_negative_stride: a picture that is not complete is an OSError at the end."""
+        """test_negative_stride: an incomplete picture raises OSError at the end."""
         parser = ImageFile.Parser()
         parser.feed(data[: len(data) // 2])
         with pytest.raises(OSError, match=r"incomplete|truncated"):
@@ -199,15 +199,15 @@ class TestImageFile:
 
     @pytest.mark.parametrize("block", ["SAFEBLOCK", "MAXBLOCK"])
     def test_block_sizes(self, data: bytes, block: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """test_safeblock, and what test_parser does to MAXBLOCK: reading in small pieces."""
+        """test_safeblock, and test_parser with MAXBLOCK: read in small pieces."""
         expected = decode(data)
         monkeypatch.setattr(ImageFile, block, 1)
         assert_similar(decode(data), expected, 0)
 
     def test_tile_size(self, data: bytes) -> None:
-        """test_tile_size: no part of the file is read over and over.
+        """test_tile_size: no part of the file is read again and again.
 
-        Opening does not read the picture, and loading reads no more than the file has.
+        Opening does not read the picture. Loading reads no more than the file has.
         """
         stream = CountingFile(data)
         with Image.open(stream) as im:
@@ -219,7 +219,7 @@ class TestImageFile:
 
     @pytest.mark.parametrize("missing", [1, 20, 100])
     def test_truncated_with_errors(self, data: bytes, missing: int) -> None:
-        """test_truncated_with_errors: refused, and refused again when loaded a second time."""
+        """test_truncated_with_errors: refused, and refused again by a second load."""
         with Image.open(BytesIO(data[:-missing])) as im:
             for _ in range(2):
                 with pytest.raises(OSError, match="truncated"):
@@ -234,7 +234,7 @@ class TestImageFile:
 
     @pytest.fixture
     def broken(self, data: bytes) -> bytes:
-        """The framing intact, and what it frames is noise."""
+        """The framing is intact, and its contents are noise."""
         [latents] = (chunk for chunk in container.read(data) if chunk.type == chunks.LATENTS)
         noise = np.random.default_rng(0).bytes(len(latents.data))
         return replaced(data, chunks.LATENTS, noise)
@@ -257,7 +257,7 @@ class TestLoad:
     """test_image_load.py."""
 
     def test_sanity(self, photo: Image.Image, path: Path) -> None:
-        """test_sanity: load gives access to the pixels."""
+        """test_sanity: load returns access to the pixels."""
         with Image.open(path) as im:
             pixels = im.load()
             assert pixels is not None
@@ -265,7 +265,7 @@ class TestLoad:
             assert pixels[middle] == im.getpixel(middle)
 
     def test_close(self, path: Path) -> None:
-        """test_close: after it, a picture that was not loaded has no pixels to give."""
+        """test_close: a closed picture that was not loaded has no pixels."""
         im = Image.open(path)
         im.close()
         with pytest.raises(ValueError, match="closed"):
@@ -274,7 +274,7 @@ class TestLoad:
             im.getpixel((0, 0))
 
     def test_close_after_load(self, path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        """test_close_after_load: nothing that deserves a line in a log."""
+        """test_close_after_load: nothing is logged."""
         im = Image.open(path)
         im.load()
         with caplog.at_level(logging.DEBUG):
@@ -282,7 +282,7 @@ class TestLoad:
         assert caplog.records == []
 
     def test_context_manager(self, path: Path) -> None:
-        """test_contextmanager: leaving it closes the file that open has opened ..."""
+        """test_contextmanager: leaving it closes the file that open has opened."""
         with Image.open(path) as im:
             assert im.fp is not None
             descriptor = im.fp.fileno()
@@ -291,7 +291,7 @@ class TestLoad:
             os.fstat(descriptor)
 
     def test_context_manager_of_a_stream(self, path: Path) -> None:
-        """test_contextmanager_non_exclusive_fp: ... and not one that was handed to it."""
+        """test_contextmanager_non_exclusive_fp: leaving it does not close the caller's file."""
         with path.open("rb") as stream:
             with Image.open(stream):
                 pass
@@ -306,7 +306,7 @@ class TestPickle:
     def test_pickle_image(
         self, path: Path, tmp_path: Path, mode: str | None, protocol: int
     ) -> None:
-        """test_pickle_image: through bytes and through a file, in every protocol."""
+        """test_pickle_image: through bytes and through a file, with every protocol."""
         with Image.open(path) as opened:
             im = opened if mode is None else opened.convert(mode)
             assert pickle.loads(pickle.dumps(im, protocol)) == im
@@ -362,7 +362,7 @@ class TestDecompressionBomb:
             assert enlarged.getpixel((im.width, im.height)) == (0, 0, 0)
 
     def test_crop_checks(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """test_crop_decompression_checks: of the box's size, wherever it lies."""
+        """test_crop_decompression_checks: the size of the box counts, wherever it lies."""
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 61 * 43 * 4 - 1)
         with Image.open(path) as im:
             assert im.crop((-9999, -9999, -9990, -9990)).size == (9, 9)
@@ -372,7 +372,7 @@ class TestDecompressionBomb:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_transpose(photo: Image.Image, orientation: int) -> None:
-    """test_imageops.py::test_exif_transpose: turned upright, and no longer said to be turned."""
+    """test_imageops.py::test_exif_transpose: turned upright, and EXIF no longer says to turn it."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     im = decode(encode(photo, exif=exif))
@@ -381,5 +381,5 @@ def test_exif_transpose(photo: Image.Image, orientation: int) -> None:
     assert upright.size == (im.size if orientation <= 4 else im.size[::-1])
     assert 0x0112 not in upright.getexif() or orientation == 1
     if orientation > 1:
-        # What is saved of it does not turn it again.
+        # A saved copy is not turned again.
         assert 0x0112 not in decode(encode(upright)).getexif()

@@ -1,7 +1,7 @@
-"""What Pillow's own tests ask of crop, asked of an `.sdz` picture that is not loaded.
+"""What Pillow's own tests check of crop, checked with an `.sdz` picture that is not loaded.
 
-It then decodes only what the part needs, which must not be seen in the result. Each test names
-those of Pillow's (13.0.0, Tests/test_image_crop.py) that check the same of loaded pictures.
+Then crop decodes only what the part needs. The result must not show that. Each test names Pillow's
+tests (13.0.0, Tests/test_image_crop.py) that check the same with loaded pictures.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sdz_files import decode, encode
 
 SIZE = (301, 263)
 
-# Inside, at each side and corner, and beyond them; a pixel, a row and a column.
+# Inside, at each side and corner, and beyond them. Also a pixel, a row and a column.
 BOXES = [
     (0, 0, *SIZE),
     (100, 100, 200, 200),
@@ -47,7 +47,7 @@ BOXES = [
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
-    """A photo by mode: odd sides, and in bands of 64 rows of pixels, so that it has five."""
+    """A photo by mode, with odd sides, in bands of 64 rows of pixels, which are five bands."""
     photo = demo.photo().crop((150, 100, 150 + SIZE[0], 100 + SIZE[1]))
     photo.putalpha(Image.linear_gradient("L").resize(SIZE))
     with pytest.MonkeyPatch.context() as context:
@@ -56,14 +56,14 @@ def files() -> dict[str, bytes]:
 
 
 def assert_same_but_for_rounding(a: Image.Image, b: Image.Image) -> None:
-    """Equal to one grey level: sums of floating point may be grouped differently."""
+    """Equal to one grey level, because floating-point sums may be grouped differently."""
     assert (a.mode, a.size) == (b.mode, b.size)
     difference = np.asarray(ImageChops.difference(a, b))
     assert difference.max(initial=0) <= 1
 
 
 def test_bands(files: dict[str, bytes]) -> None:
-    """What the others presuppose."""
+    """What the other tests assume."""
     for data in files.values():
         assert [chunk.type for chunk in container.read(data)].count(chunks.LATENTS) == 5
 
@@ -85,27 +85,27 @@ def test_everything(files: dict[str, bytes]) -> None:
 
 @pytest.mark.parametrize("box", [(8, 2, 2, 8), (2, 8, 8, 2), (8, 8, 2, 2)])
 def test_negative_crop(files: dict[str, bytes], box: tuple[int, int, int, int]) -> None:
-    """test_negative_crop: a right that is left of the left is an error, as of any picture."""
+    """test_negative_crop: a right edge left of the left edge is an error, as in any picture."""
     with Image.open(BytesIO(files["RGB"])) as im, pytest.raises(ValueError, match="is less than"):
         im.crop(box)
 
 
 def test_the_picture_is_what_it_was(files: dict[str, bytes]) -> None:
-    """test_crop_crash: parts may be taken in any order, and the whole afterwards."""
+    """test_crop_crash: take parts in any order, and then the whole picture."""
     whole = decode(files["RGB"])
     with Image.open(BytesIO(files["RGB"])) as im:
         parts = [im.crop((left, 100, left + 50, 150)) for left in (200, 0, 100)]
         assert im.size == SIZE
         assert im.tobytes() == whole.tobytes()
     for part, left in zip(parts, (200, 0, 100), strict=True):
-        part.load()  # the file is closed, the part has its own pixels
+        part.load()  # the file is closed, and the part has its own pixels
         assert_same_but_for_rounding(part, whole.crop((left, 100, left + 50, 150)))
         assert part.info == whole.info
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_of_a_draft(files: dict[str, bytes], scale: int) -> None:
-    """Of a picture that is to be decoded at a scale, the box counts the pixels that it then has."""
+    """If a picture will be decoded at a scale, the box counts pixels at that scale."""
     with Image.open(BytesIO(files["RGB"])) as drafted, Image.open(BytesIO(files["RGB"])) as im:
         for picture in (drafted, im):
             picture.draft(None, (SIZE[0] // scale, SIZE[1] // scale))
@@ -115,7 +115,7 @@ def test_of_a_draft(files: dict[str, bytes], scale: int) -> None:
 
 
 def test_damage(files: dict[str, bytes]) -> None:
-    """A truncated file is one, whatever the part."""
+    """A truncated file raises its error for each part."""
     with Image.open(BytesIO(files["RGB"][:-30])) as im:
         for _ in range(2):
             with pytest.raises(OSError, match="truncated SDZ file"):

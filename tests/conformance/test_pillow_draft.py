@@ -1,7 +1,7 @@
-"""What Pillow's own tests ask of draft and thumbnail, asked of `.sdz`.
+"""What Pillow's own tests check of draft and thumbnail, checked with `.sdz`.
 
-Each test names those of Pillow's (13.0.0, Tests/test_image_draft.py and test_image_thumbnail.py)
-that check the same of JPEG, the one format of Pillow's own that decodes at 1/2, 1/4 and 1/8.
+Each test names Pillow's tests (13.0.0, Tests/test_image_draft.py and test_image_thumbnail.py) that
+check the same with JPEG. JPEG is Pillow's only own format that decodes at 1/2, 1/4 and 1/8.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from PIL import Image, ImageFile
 
 from sdz_files import assert_similar, decode, encode
 
-# Mean difference, in grey levels of the worst band, of the photo decoded at a reduced scale to the
-# one decoded in full and then reduced. Up to 1.5 when this was written; half a pixel's shift would
-# be 2.4 at 1/8.
+# The photo decoded at a scale is compared with the photo decoded in full and then reduced. This is
+# the mean difference in grey levels of the worst band. It was up to 1.5 when this was written. A
+# shift by half a pixel would give 2.4 at 1/8.
 LOSS = 2
 
 
@@ -26,7 +26,7 @@ def opened(data: bytes) -> ImageFile.ImageFile:
 
 @pytest.fixture(scope="module")
 def picture(photo: Image.Image) -> Callable[[str, tuple[int, int]], bytes]:
-    """Files of the photo by mode and size, each encoded once."""
+    """Files of the photo by mode and size. Each is encoded once."""
     files: dict[tuple[str, tuple[int, int]], bytes] = {}
 
     def file(mode: str, size: tuple[int, int]) -> bytes:
@@ -49,7 +49,7 @@ class TestDraft:
             ((128, 128), (64, 64), (64, 64)),
             ((128, 128), (32, 32), (32, 32)),
             ((128, 128), (16, 16), (16, 16)),
-            # The side that is closer to what is requested decides, at and next to each scale.
+            # The side that is closer to the request decides, at each scale and next to it.
             ((435, 361), (218, 128), (435, 361)),
             ((435, 361), (217, 128), (218, 181)),
             ((435, 361), (109, 64), (218, 181)),
@@ -88,7 +88,7 @@ class TestDraft:
     @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
     @pytest.mark.parametrize("scale", [2, 4, 8])
     def test_pixels(self, picture: Picture, mode: str, scale: int) -> None:
-        """What is decoded at a scale is the picture, reduced."""
+        """The picture decoded at a scale equals the reduced picture."""
         data = picture(mode, (435, 361))
         with opened(data) as im:
             im.draft(None, (435 // scale, 361 // scale))
@@ -98,7 +98,7 @@ class TestDraft:
     @pytest.mark.parametrize("mode", ["L", "RGB"])
     @pytest.mark.parametrize("requested", ["1", "L", "RGB", "YCbCr"])
     def test_mode(self, picture: Picture, mode: str, requested: str) -> None:
-        """test_mode: what cannot be decoded to directly is not; what is loaded is what is said."""
+        """test_mode: a mode that cannot be decoded directly is not used. The mode stays true."""
         with opened(picture(mode, (128, 128))) as im:
             drafted = im.draft(requested, (64, 64))
             assert drafted is not None
@@ -108,7 +108,7 @@ class TestDraft:
             assert im.im.mode == im.mode
 
     def test_several_drafts(self, picture: Picture) -> None:
-        """test_several_drafts: the second one leaves what the first has chosen."""
+        """test_several_drafts: the second one keeps what the first one chose."""
         with opened(picture("L", (128, 128))) as im:
             im.draft(None, (64, 64))
             assert im.draft(None, (64, 64)) is None
@@ -116,7 +116,7 @@ class TestDraft:
             assert im.size == (64, 64)
 
     def test_after_load(self, picture: Picture) -> None:
-        """Once there are pixels nothing is drafted."""
+        """Draft changes nothing once there are pixels."""
         with opened(picture("L", (128, 128))) as im:
             im.load()
             assert im.draft(None, (16, 16)) is None
@@ -150,20 +150,20 @@ class TestThumbnail:
         requested: tuple[int, int],
         expected: tuple[int, int],
     ) -> None:
-        """test_aspect, test_division_by_zero: the shape of the picture, also of a sliver."""
+        """test_aspect, test_division_by_zero: the shape of the picture, also of a very thin one."""
         with opened(picture("L", size)) as im:
             im.thumbnail(requested)
             assert im.size == expected
             im.load()
 
     def test_fractions(self, picture: Picture) -> None:
-        """test_float: less than a pixel is none."""
+        """test_float: a size below one pixel."""
         with opened(picture("L", (128, 128))) as im:
             im.thumbnail((99.9, 99.9))
             assert im.size == (99, 99)
 
     def test_no_resize(self, picture: Picture) -> None:
-        """test_no_resize: where a scale is the size that is wanted, decoding is all there is."""
+        """test_no_resize: if a scale gives the wanted size, decoding is all that happens."""
         with (
             opened(picture("RGB", (128, 128))) as drafted,
             opened(picture("RGB", (128, 128))) as im,
@@ -174,7 +174,7 @@ class TestThumbnail:
             assert im.tobytes() == drafted.tobytes()
 
     def test_decodes_at_a_scale(self, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
-        """test_load_first_unless_jpeg: thumbnail drafts, and gets what it has asked for."""
+        """test_load_first_unless_jpeg: thumbnail drafts, and gets what it asked for."""
         with opened(picture("RGB", (256, 256))) as im:
             draft = im.draft
             drafted = []
@@ -189,20 +189,20 @@ class TestThumbnail:
 
     @pytest.mark.parametrize("side", [32, 64, 100])
     def test_edges(self, side: int) -> None:
-        """test_DCT_scaling_edges: a border of one colour stays where it is, at an odd size."""
+        """test_DCT_scaling_edges: a border of one colour stays in its place, at an odd size."""
         im = Image.new("RGB", (257, 257), "red")
         im.paste((0, 0, 0), (11, 11, 246, 246))
         with opened(encode(im, quality=100, effort=0)) as thumbnail:
-            # A small gap, so that most of the reduction is the decoder's.
+            # A small gap, so that the decoder does most of the reduction.
             thumbnail.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=1.0)
             reference = im.resize((side, side), Image.Resampling.BICUBIC)
-            # Up to 3.0 when this was written; a shift of two pixels would be 7.
+            # It was up to 3.0 when this was written. A shift by two pixels would give 7.
             assert_similar(thumbnail.copy(), reference, 4)
 
     @pytest.mark.parametrize("gap", [None, 1.0, 2.0, 3.0])
     @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
     def test_reducing_gap(self, picture: Picture, mode: str, gap: float | None) -> None:
-        """test_reducing_gap_values, test_reducing_gap_for_DCT_scaling: near the fair one."""
+        """test_reducing_gap_values, test_reducing_gap_for_DCT_scaling: near a full reduction."""
         data = picture(mode, (256, 162))
         fair = decode(data)
         fair.thumbnail((33, 33), reducing_gap=None)

@@ -1,8 +1,8 @@
-"""What Pillow's own tests ask of animations, asked of `.sdz`; and imageio's, of batches.
+"""What Pillow's own tests check of animations, and imageio's of batches, checked with `.sdz`.
 
-Each test names those of Pillow's (13.0.0, Tests/test_file_webp_animated.py, test_file_avif.py,
+Each test names Pillow's tests (13.0.0, Tests/test_file_webp_animated.py, test_file_avif.py,
 TestAvifAnimation, and test_imagesequence.py) and imageio's (2.38.1, tests/test_pillow.py) that
-check the same of WebP, AVIF, TIFF and GIF.
+check the same with WebP, AVIF, TIFF and GIF.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image, ImageSequence
 
 from sdz_files import assert_similar, decode, encode
 
-# Mean difference to the originals, as in tests/test_plugin.py.
+# Mean difference from the originals, as in tests/test_plugin.py.
 LOSS = 8
 
 
@@ -33,7 +33,7 @@ TURNS = (
 
 @pytest.fixture(scope="module")
 def originals(photo: Image.Image) -> list[Image.Image]:
-    """Four pictures that have little in common: no frame is like the one before."""
+    """Four pictures with little in common. No frame is like the one before."""
     return [photo.transpose(turn) if turn is not None else photo for turn in TURNS]
 
 
@@ -55,13 +55,13 @@ def assert_all_similar(data: bytes, originals: list[Image.Image]) -> None:
 class TestSaving:
     @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
     def test_write(self, originals: list[Image.Image], mode: str) -> None:
-        """test_write_animation_L, _RGB, _RGBA: as many frames, in their order, each itself."""
+        """test_write_animation_L, _RGB, _RGBA: the right number of frames in order, each itself."""
         pictures = [original.convert(mode) for original in originals]
         data = encode(pictures[0], save_all=True, append_images=pictures[1:])
         assert_all_similar(data, pictures)
 
     def test_generator(self, originals: list[Image.Image], animation: bytes) -> None:
-        """test_write_animation_RGB: what is appended may be made while it is asked for."""
+        """test_write_animation_RGB: appended pictures may be made when they are asked for."""
 
         def later() -> Iterator[Image.Image]:
             yield from originals[1:]
@@ -75,19 +75,19 @@ class TestSaving:
         assert encode(photo, save_all=True, append_images=[]) == encode(photo)
 
     def test_without_save_all(self, originals: list[Image.Image], animation: bytes) -> None:
-        """Without it the frame that is shown is saved, alone."""
+        """Without save_all, only the current frame is saved."""
         with Image.open(BytesIO(animation)) as im:
             im.seek(1)
             assert_all_similar(encode(im), [originals[1]])
 
     def test_from_an_animation(self, originals: list[Image.Image]) -> None:
-        """test_write_animation_P: every frame of a GIF, for as long as it is shown there."""
+        """test_write_animation_P: every frame of a GIF, with its duration."""
         gif = BytesIO()
         originals[0].save(gif, "GIF", save_all=True, append_images=originals[1:], duration=50)
         with Image.open(gif) as im:
             im.seek(2)
             data = encode(im, save_all=True)
-            assert im.tell() == 2  # where it was before
+            assert im.tell() == 2  # as before
             expected = [frame.convert("RGB") for frame in ImageSequence.Iterator(im)]
         assert_all_similar(data, expected)
         with Image.open(BytesIO(data)) as im:
@@ -98,13 +98,13 @@ class TestSaving:
     def test_to_another_format(
         self, originals: list[Image.Image], animation: bytes, format: str
     ) -> None:
-        """A reader of many formats and a writer of many: ours is read as theirs are."""
+        """An `.sdz` animation is saved in another format with all frames and durations."""
         stream = BytesIO()
         with Image.open(BytesIO(animation)) as im:
             im.save(stream, format, save_all=True)
         with Image.open(stream) as im:
             assert getattr(im, "n_frames", 1) == len(originals)
-            im.load()  # of WebP, only this tells the duration
+            im.load()  # WebP tells the duration only after this
             assert im.info["duration"] in (30, 33)  # a GIF counts hundredths of a second
 
     def test_sizes_that_differ(self, photo: Image.Image) -> None:
@@ -113,7 +113,7 @@ class TestSaving:
             encode(photo, save_all=True, append_images=[photo.resize((10, 10))])
 
     def test_modes_that_differ(self, photo: Image.Image) -> None:
-        """WebP's frames are RGB, or RGBA as soon as one has transparency."""
+        """WebP's frames are RGB, or RGBA if one of them has transparency."""
         transparent = photo.copy()
         transparent.putalpha(200)
         opaque = photo.convert("RGBA")
@@ -144,7 +144,7 @@ class TestTiming:
                 timestamp += duration
 
     def test_float_duration(self, originals: list[Image.Image]) -> None:
-        """test_float_duration: an APNG's, say, is a float."""
+        """test_float_duration: the duration may be a float, as in APNG."""
         data = encode(originals[0], save_all=True, append_images=originals[1:], duration=70.0)
         with Image.open(BytesIO(data)) as im:
             im.load()
@@ -152,7 +152,7 @@ class TestTiming:
 
     @pytest.mark.parametrize("loop", [0, 1, 3])
     def test_loop(self, originals: list[Image.Image], loop: int) -> None:
-        """test_gif_loop_and_duration of imageio's: how often, 0 for ever."""
+        """test_gif_loop_and_duration of imageio: how often it is shown. 0 is for ever."""
         data = encode(originals[0], save_all=True, append_images=originals[1:], loop=loop)
         with Image.open(BytesIO(data)) as im:
             assert im.info["loop"] == loop
@@ -166,7 +166,7 @@ class TestSeeking:
                 assert (im.n_frames, im.is_animated, im.tell()) == (number, number > 1, 0)
 
     def test_backwards(self, originals: list[Image.Image], animation: bytes) -> None:
-        """test_seeking: each with its time, from the last to the first."""
+        """test_seeking: each frame has its time, from the last to the first."""
         with Image.open(BytesIO(animation)) as im:
             for number in reversed(range(4)):
                 im.seek(number)
@@ -176,7 +176,7 @@ class TestSeeking:
                 assert_similar(im.copy(), originals[number], LOSS)
 
     def test_any_order_gives_the_same(self, animation: bytes) -> None:
-        """test_iterator, test_consecutive: a frame does not depend on how one came to it."""
+        """test_iterator, test_consecutive: a frame does not depend on the frames seen before."""
         expected = frames(animation)
         with Image.open(BytesIO(animation)) as im:
             for number in (3, 0, 0, 2, 1, 3, 2):
@@ -184,7 +184,7 @@ class TestSeeking:
                 assert im.tobytes() == expected[number].tobytes()
 
     def test_errors(self, animation: bytes) -> None:
-        """test_seek_errors, and test_eoferror of most formats: there is no such frame."""
+        """test_seek_errors, and test_eoferror of most formats: a frame that does not exist."""
         with Image.open(BytesIO(animation)) as im:
             for number in (-1, 4, 42):
                 with pytest.raises(EOFError):
@@ -211,7 +211,7 @@ class TestSeeking:
             im.seek(0)
 
     def test_pickle(self, animation: bytes) -> None:
-        """test_pickle.py: the frame that is shown."""
+        """test_pickle.py: the current frame."""
         with Image.open(BytesIO(animation)) as im:
             im.seek(2)
             assert pickle.loads(pickle.dumps(im)) == im
@@ -219,7 +219,7 @@ class TestSeeking:
 
 class TestImageSequence:
     def test_iterator(self, animation: bytes) -> None:
-        """test_sanity, test_iterator: by number and in turn, and then no more."""
+        """test_sanity, test_iterator: by number and in turn, and then the end."""
         with Image.open(BytesIO(animation)) as im:
             sequence = ImageSequence.Iterator(im)
             for number in range(4):
@@ -238,7 +238,7 @@ class TestImageSequence:
             assert again.tobytes() == first.tobytes()
 
     def test_all_frames(self, photo: Image.Image, animation: bytes) -> None:
-        """test_all_frames: pictures of their own, of one animation or several, and changed."""
+        """test_all_frames: separate pictures of one animation or several, and changed ones."""
         with Image.open(BytesIO(animation)) as im:
             im.seek(1)
             every = ImageSequence.all_frames(im)
@@ -254,7 +254,7 @@ class TestImageSequence:
 
 
 class TestImageio:
-    """imageio's batches are animations; its tests are named."""
+    """imageio's batches are animations. Each test names imageio's test."""
 
     @pytest.fixture
     def iio(self) -> Any:
@@ -276,7 +276,7 @@ class TestImageio:
     def test_read(self, iio: Any, animation: bytes) -> None:
         """test_apng_reading, test_properties, test_gif_indexed_read: all frames, or one.
 
-        Without an index it is the first one, but for GIF and APNG: imageio knows them by name.
+        Without an index it is the first one. GIF and APNG differ, because imageio knows them.
         """
         expected = np.stack([np.asarray(frame) for frame in frames(animation)])
         np.testing.assert_array_equal(iio.imread(animation), expected[0])

@@ -1,12 +1,12 @@
-"""What torchvision's tests of its image folders ask of a format, asked of `.sdz`.
+"""What torchvision's tests of its image folders check of a format, checked with `.sdz`.
 
-Each test names those of torchvision's (0.28, test/test_datasets.py, TestDatasetFolder) that check
-the same of PNG. `torchvision.io` is no part of it: its decoders of JPEG, PNG, WebP and others are
-compiled in, and no format can be added.
+Each test names torchvision's tests (0.28, test/test_datasets.py, TestDatasetFolder) that check the
+same with PNG. `torchvision.io` is left out. Its decoders of JPEG, PNG, WebP and others are compiled
+in, and no format can be added.
 
-This file wants a process of its own: the wheels of torchvision are built for CUDA, their import
-fails beside a CPU build of torch, and with it that of transformers, which imports torchvision
-wherever it is installed. So .ci/run installs it where only the run of this file looks.
+This file needs its own process. torchvision's wheels are built for CUDA, and their import fails
+with a CPU build of torch. transformers then fails too, because it imports torchvision if it finds
+it. So .ci/run installs torchvision where only the run of this file looks.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from sdz_files import decode, encode
 try:
     pytest.importorskip("torchvision", reason="needs torchvision", exc_type=ModuleNotFoundError)
 except RuntimeError:
-    # The compiled operators are missing, and the import stops at the first whose shapes it wants to
-    # tell torch. With these two declared, though not there, it is complete. Folders, loaders and
-    # transforms take none of them.
+    # The compiled operators are missing, so the import stops when it describes one of them to
+    # torch. With these two declared, the import is complete, though the operators do not exist.
+    # Folders, loaders and transforms use neither.
     for operator in ("nms", "qnms"):
         schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
         torch.library.define(f"torchvision::{operator}", schema)
@@ -43,7 +43,7 @@ def is_sdz(path: str) -> bool:
 
 @pytest.fixture
 def folder(photo: Image.Image, tmp_path: Path) -> Path:
-    """Two classes with two pictures each, and a file that is none."""
+    """Two classes with two pictures each, and a file that is not a picture."""
     for name, angle in (("cat", 0), ("dog", 90)):
         (tmp_path / name).mkdir()
         for number in range(2):
@@ -57,7 +57,7 @@ def folder(photo: Image.Image, tmp_path: Path) -> Path:
 def test_loader(
     photo: Image.Image, tmp_path: Path, mode: str, loader: Callable[[Path], Image.Image]
 ) -> None:
-    """What ImageFolder loads with: any picture as RGB, and the file is closed."""
+    """ImageFolder's loader: it opens any picture as RGB, and closes the file."""
     data = encode(photo.convert(mode))
     (tmp_path / "photo.sdz").write_bytes(data)
     im = loader(tmp_path / "photo.sdz")
@@ -66,7 +66,7 @@ def test_loader(
 
 
 def test_fixed_extensions(folder: Path) -> None:
-    """test_is_valid_file, without one: only the extensions that torchvision lists itself."""
+    """test_is_valid_file without that function: only the extensions that torchvision lists."""
     with pytest.raises(FileNotFoundError, match="Found no valid file"):
         ImageFolder(folder)
 
@@ -88,7 +88,7 @@ def test_extensions(folder: Path) -> None:
 
 
 def test_damaged_file(folder: Path) -> None:
-    """What a folder contains is looked at only when it is its turn; then it is Pillow's error."""
+    """A file is opened only when it is its turn. Then Pillow raises its error."""
     path = folder / "cat" / "0.sdz"
     path.write_bytes(path.read_bytes()[:-30])
     (folder / "cat" / "1.sdz").write_bytes(b"not a picture")
@@ -101,7 +101,7 @@ def test_damaged_file(folder: Path) -> None:
 
 
 def test_transforms(folder: Path) -> None:
-    """Transforms of a training loop, from the file to a batch."""
+    """The transforms of a training loop, from the file to a batch."""
     transform = v2.Compose(
         [v2.ToImage(), v2.Resize((32, 32)), v2.ToDtype(torch.float32, scale=True)]
     )
@@ -112,14 +112,14 @@ def test_transforms(folder: Path) -> None:
 
 
 def test_to_tensor(path: Path) -> None:
-    """PILToTensor of a picture that is not loaded yet: its pixels, to the value."""
+    """PILToTensor of a picture that is not loaded yet: exactly its pixels."""
     with Image.open(path) as im:
         tensor = v2.PILToTensor()(im)
         np.testing.assert_array_equal(tensor.permute(1, 2, 0).numpy(), np.asarray(im))
 
 
 def test_snippet(photo: Image.Image, snippet: Callable[[str], dict[str, Any]]) -> None:
-    """The line of docs/tools.md does as it says."""
+    """The line of docs/tools.md does what the page says."""
     for name in ("album/summer", "album/winter"):
         Path(name).mkdir(parents=True)
         photo.save(f"{name}/photo.sdz")
