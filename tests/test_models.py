@@ -342,3 +342,15 @@ def test_only_commits_are_looked_up(hub_cache: Path) -> None:
     assert hub.locate(presets.Snapshot("a/b", "main", files)) is None
     folder.rename(folder.with_name("1" * 40))
     assert hub.locate(presets.Snapshot("a/b", "1" * 40, files)) == folder.with_name("1" * 40)
+
+
+def test_no_home_directory_has_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        msg = "Could not determine home directory."
+        raise RuntimeError(msg)
+
+    for name in ("SDZ_MODELS", "XDG_CONFIG_HOME", "APPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(OSError, match="no place for the list of added models: .* set SDZ_MODELS"):
+        recorded.path()

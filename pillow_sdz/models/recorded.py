@@ -70,16 +70,23 @@ Record = Directory | Pin
 
 
 def path() -> Path:
-    """Where the models file is, or would be."""
+    """Where the models file is, or would be; OSError if there is no home directory."""
     if chosen := os.environ.get("SDZ_MODELS"):
         return Path(chosen)
+    try:
+        return _folder() / "pillow-sdz" / "models.json"
+    except RuntimeError as e:  # of Path.home
+        msg = f"there is no place for the list of added models: {e}: set SDZ_MODELS to a file"
+        raise OSError(msg) from e
+
+
+def _folder() -> Path:
+    """Where the platform has such files."""
     if sys.platform == "win32":
-        folder = Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
-    elif sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Application Support"
-    else:
-        folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return folder / "pillow-sdz" / "models.json"
+        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
 
 
 def read() -> dict[str, Record]:
