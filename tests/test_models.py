@@ -352,5 +352,5 @@ def test_no_home_directory_has_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SDZ_MODELS", "XDG_CONFIG_HOME", "APPDATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    with pytest.raises(OSError, match="no place for the list of added models: .* set SDZ_MODELS"):
+    with pytest.raises(OSError, match=r"no place for the list of added models: .* set SDZ_MODELS"):
         recorded.path()

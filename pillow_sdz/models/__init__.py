@@ -102,12 +102,9 @@ class _Unreadable(OSError):
 def _recorded() -> dict[str, recorded.Record]:
     try:
         return recorded.read()
-    except RuntimeError as e:  # pathlib's, of a user who has no home directory
-        msg = f"the models that were added are not known: {e}"
-        raise _Unreadable(msg) from e
     except OSError as e:
-        if e.errno is None:  # it can be read, and is damaged
-            raise
+        if e.errno is None and not isinstance(e, recorded.Homeless):
+            raise  # the file can be read, and is damaged
         msg = f"the models that were added are not known: {e}"
         raise _Unreadable(msg) from e
 

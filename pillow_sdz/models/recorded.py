@@ -69,6 +69,10 @@ class Pin:
 Record = Directory | Pin
 
 
+class Homeless(OSError):
+    """The user has no home directory, in which the models file would be."""
+
+
 def path() -> Path:
     """Where the models file is, or would be; OSError if there is no home directory."""
     if chosen := os.environ.get("SDZ_MODELS"):
@@ -77,7 +81,7 @@ def path() -> Path:
         return _folder() / "pillow-sdz" / "models.json"
     except RuntimeError as e:  # of Path.home
         msg = f"there is no place for the list of added models: {e}: set SDZ_MODELS to a file"
-        raise OSError(msg) from e
+        raise Homeless(msg) from e
 
 
 def _folder() -> Path:
