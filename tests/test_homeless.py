@@ -79,7 +79,7 @@ def test_what_needs_no_added_models_works(
         PermissionError(errno.EACCES, os.strerror(errno.EACCES), "models.json"),
         NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), "models.json"),
         OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), "models.json"),
-        RuntimeError("Could not determine home directory."),
+        recorded.Homeless("Could not determine home directory."),
     ],
 )
 def test_added_models_that_cannot_be_known(
