@@ -6,7 +6,6 @@ are first needed.  Only then are the models' registry and torch imported.
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from io import BytesIO
@@ -28,8 +27,18 @@ if TYPE_CHECKING:
     from .codec import Frames
 
 
-# Bytes of a file that is held in memory.  Chosen: far more than a picture of 100 megapixels has.
-HELD = 64 << 20
+# A file on disk of at most so many bytes is kept in memory when it is opened.  Chosen: most
+# pictures have some kilobytes, and reading a megabyte takes less than decoding ten pixels.  Of an
+# animation, whose frames are decoded one by one, far more than any has.
+HELD_OF_ONE, HELD = 1 << 20, 64 << 20
+
+
+def is_on_disk(fp: IO[bytes]) -> bool:
+    """Whether a file object reads a file of the operating system's, which others may change."""
+    try:
+        return fp.fileno() >= 0
+    except (AttributeError, OSError):  # not every file object has one
+        return False
 
 
 def _accept(prefix: bytes) -> bool:
@@ -53,14 +62,12 @@ class SdzImageFile(ImageFile.ImageFile):
 
         # From here on it is an SDZ file, and every error is an OSError.  Pillow takes other
         # exceptions for "not this format", and hides the reason from the user.
-        fp = self.fp
-        if self.filename and fp.seek(0, os.SEEK_END) <= HELD:
-            # A file that `Image.open` opened itself is kept in memory.  A picture may be saved
-            # under its name while frames of it are still to be decoded.
-            fp.seek(0)
-            fp = BytesIO(fp.read())
-        reader = container.Reader(fp)
+        reader = container.Reader(self.fp)
         header = reader.header
+        if reader.file_size <= (HELD if header.frames > 1 else HELD_OF_ONE) and is_on_disk(self.fp):
+            # A picture may be saved under the file's name while frames are still to be decoded.
+            self.fp.seek(0)
+            reader = container.Reader(BytesIO(self.fp.read()))
         # Pillow checks this as well, but only after the metadata has been read.
         check_pixels(header.size)
         self._model, self._coding = catalogue.judge(header)
@@ -120,6 +127,7 @@ class SdzImageFile(ImageFile.ImageFile):
             if not (truncated or ImageFile.LOAD_TRUNCATED_IMAGES) or not has_latents:
                 raise
             self._truncated = str(e)
+        catalogue.judge_chunks(self._model, self._coding, {entry.type for entry in entries})
         self._note(found)
         if copied:
             self.info["sdz_chunks"] = copied
@@ -187,8 +195,10 @@ class SdzImageFile(ImageFile.ImageFile):
         if the model has no reduced decoders, nothing changes and the result is None.  ``mode`` is
         ignored.
         """
+        if not self.tile or self._scale > 1 or size is None:
+            return None
         scales = sorted(self._model.scales, reverse=True)
-        if not self.tile or self._scale > 1 or size is None or scales == [1]:
+        if scales == [1]:
             return None
         width, height = self.size
         fitting = min(width // max(1, size[0]), height // max(1, size[1]))
@@ -267,7 +277,7 @@ class SdzImageFile(ImageFile.ImageFile):
         decoder = models.decoder_for(self._model, header.digest, self._tune)
         models.load(decoder)
         refine = None
-        if not decoder.by_area:  # a U-Net needs all latents at once
+        if not decoder.space.is_own:  # a U-Net needs all latents at once
             from .models import denoise
 
             size = header.latents[1:]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 # The first byte says what follows.
 _CONSTANT = 0
 _PNG = 1
+_MAX_FILTER = 4  # of PNG's filter types (PNG specification, 9.2)
 AS_BEFORE = bytes([2])  # nothing follows: the alpha channel is that of the frame before
 
 OPAQUE = bytes([_CONSTANT, 255])
@@ -42,8 +44,10 @@ def filled(picture: Image.Image) -> Image.Image:
     seen = picture.getchannel("A").point([0, *[255] * 255])
     colours = picture.convert("RGB")
     lowest, _ = seen.getextrema()
-    if lowest or picture.size == (1, 1):
+    if lowest:
         return colours
+    if picture.size == (1, 1):
+        return Image.new("RGB", picture.size)
     opaque = Image.merge("RGBA", (*colours.split(), seen))
     # Pillow weighs colours with alpha when it resizes: each becomes the mean of visible colours.
     width, height = (-(-n // 2) for n in picture.size)
@@ -93,6 +97,24 @@ def _pixels_alone(png: bytes) -> bytes:
     return b"".join(parts)
 
 
+def _check_pixels_are_there(png: bytes, size: tuple[int, int]) -> None:
+    """ValueError if the data of a PNG's IDAT chunks are not all rows, each with a known filter."""
+    width, height = size
+    packed, at = [], 8
+    while at + 8 <= len(png):
+        length, type = struct.unpack_from(">I4s", png, at)
+        if type == b"IDAT":
+            packed.append(png[at + 8 : at + 8 + length])
+        at += 12 + length
+    try:
+        rows = zlib.decompressobj().decompress(b"".join(packed), height * (width + 1))
+    except zlib.error as e:
+        raise ValueError(str(e)) from e
+    if len(rows) < height * (width + 1) or max(rows[:: width + 1]) > _MAX_FILTER:
+        msg = "its pixels are not all there"
+        raise ValueError(msg)
+
+
 def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
     """The alpha channel, mode L, in the data of an ALPH chunk; OSError if it is damaged."""
     method, coded = data[:1], data[1:]
@@ -107,6 +129,9 @@ def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
             if (picture.mode, picture.size) != ("L", size):  # as Pillow has read them
                 msg = f"it has the mode {picture.mode} and the size {picture.size}"
                 raise ValueError(msg)
+            if ImageFile.LOAD_TRUNCATED_IMAGES:
+                # Pillow would show what is missing as transparent, and say nothing.
+                _check_pixels_are_there(coded, size)
             picture.load()
             return picture
     except Exception as e:  # Pillow's PNG reader may raise anything for hostile bytes

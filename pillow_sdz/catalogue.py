@@ -6,12 +6,12 @@ All of it is data, besides the function `judge`.  Opening a file needs no more. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
 from . import weights
-from .chunks import ARTICLES_DENOISING, TUNES, Denoising
+from .chunks import ARTICLES_DENOISING, BANDS, CHANGES, TUNES, Denoising
 from .header import STEP_UNITS, Header
 
 # Codings
@@ -233,3 +233,13 @@ def judge(header: Header) -> tuple[ModelSpec, CodingSpec]:
         )
         raise OSError(msg)
     return spec, coding
+
+
+def judge_chunks(spec: ModelSpec, coding: CodingSpec, types: Collection[bytes]) -> None:
+    """OSError if a file has chunks of these types that latents of this coding do not have."""
+    if coding.band_latents is None:
+        for type in (BANDS.type, CHANGES):
+            if type in types:
+                name = type.decode("ascii")
+                msg = f"damaged SDZ file: chunk {name} in a file of model {spec.name}"
+                raise OSError(msg)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from . import chunks, container, models
 from .arrays import Area, Box, Latents, Pixels
-from .catalogue import CodingSpec, ModelSpec, judge, known
+from .catalogue import CodingSpec, ModelSpec, judge, judge_chunks, known
 from .codings import CODINGS
 from .codings.coding import Coding, Frame
 from .codings.range_coder import DamagedPayload
@@ -130,7 +130,11 @@ def write(file: Sequence[Chunk]) -> bytes:
     """The bytes of a file with these chunks; ValueError if a reader would refuse it."""
     data = container.write(file)
     try:
-        judge(Header.parse(file[0].data))
+        header = Header.parse(file[0].data)
+        judge_chunks(*judge(header), {chunk.type for chunk in file})
+        for chunk in file:
+            if kind := chunks.KINDS.get(chunk.type):
+                kind.parse(chunk.data, header)
     except OSError as e:
         raise ValueError(str(e)) from e
     return data
@@ -162,11 +166,7 @@ class Frames:
         reader: ChunkReader,
     ) -> None:
         rows, columns = bands[0].stop, header.latents[2]
-        if coding.band_latents is None:
-            if len(bands) > 1:
-                msg = f"damaged SDZ file: chunk BAND in a file of model {model.name}"
-                raise OSError(msg)
-        elif rows * columns > coding.band_latents:
+        if coding.band_latents is not None and rows * columns > coding.band_latents:
             # A few bytes can decode to as many latents as a header asks for.
             msg = f"damaged SDZ file: bands of {rows}x{columns} latents, more than the limit"
             raise OSError(msg)
@@ -183,7 +183,7 @@ class Frames:
         self._latest: dict[int, tuple[int, Any]] = {}
 
     def frame(self, number: int, *, lenient: bool = False) -> FrameLatents:
-        """One frame.  With ``lenient``, damaged bands are 0 and listed in ``damaged``."""
+        """One frame.  With ``lenient``, damaged bands are 0 and listed in ``losses``."""
         return FrameLatents(self, number, lenient=lenient)
 
     def decode(self, number: int, band: int, *, complete: bool = True) -> Latents:
@@ -241,11 +241,7 @@ class Frames:
         """Whether a band is stored as the difference from the frame before."""
         if number >= len(self._frames) or band >= len(self._frames[number].bands):
             return False  # the file is truncated
-        found = self._frames[number].bands[band].type == chunks.CHANGES
-        if found and self.coding.band_latents is None:
-            msg = f"DIFF is not allowed with latents of {self.model.name}"
-            raise DamagedPayload(msg)
-        return found
+        return self._frames[number].bands[band].type == chunks.CHANGES
 
 
 class Loss(NamedTuple):
@@ -320,7 +316,7 @@ def decode(
     """
     header = latents.header
     network = models.load(decoder)
-    if decoder.by_area:
+    if decoder.by_area and refine is None:
         area = _area_of(box, header.factor // scale)
         pieces = network.decode(latents, header.quantisation, area=area, scale=scale)
     else:
@@ -328,7 +324,8 @@ def decode(
         if not np.isfinite(whole).all():  # lossless codings keep such values
             msg = "the latents have values that are infinite or not a number"
             raise OSError(msg)
-        pieces = network.decode(refine(whole) if refine else whole, header.quantisation)
+        refined = whole if refine is None else refine(whole)
+        pieces = network.decode(refined, header.quantisation, scale=scale)
     left, top, right, bottom = box
     for (rows, columns), pixels in pieces:
         place = (

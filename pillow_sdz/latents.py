@@ -210,6 +210,7 @@ def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
             info[kind.keyword] = kind.parse(reader.data(entry), header)
         elif entry.type not in chunks.CODED:
             reader.data(entry)  # for the CRC
+    catalogue.judge_chunks(model, coding, {entry.type for entry in entries})
     frames = container.Frames(entries, len(reader.bands))
     found = codec.Frames(header, model, coding, reader.bands, frames, reader)
     sizes = [entry.length for entry in entries if entry.type in chunks.CODED]

@@ -118,7 +118,7 @@ class _Shell(NamedTuple):
 
     header: Header
     about: list[Chunk]
-    profile: Chunk | None  # the picture's own, if no other was asked for
+    profile: Chunk | None
     timing: Timing | None
 
     def file(
@@ -177,7 +177,7 @@ def _write(
             raise ValueError(msg)
         target_size = keywords.target_size(options["target_size"])
     exact = keywords.exact(options.get("exact"))
-    profile = _own_profile(im)
+    profile = _profile(im)
     about = [*_metadata(im), *keywords.for_decoding(options, model, coding)]
     if tune != model.space.tunes[0]:
         about.append(keywords.chunk(chunks.TUNE, tune))
@@ -266,14 +266,16 @@ def _metadata(im: Image.Image) -> list[Chunk]:
     where a photo was taken, or how a picture must be turned that is upright by now.
     """
     others = im.encoderinfo.get("chunks", im.info.get("sdz_chunks"))
-    return [*keywords.known_metadata(im.encoderinfo), *keywords.other_chunks(others)]
+    return [
+        *keywords.known_metadata({**im.encoderinfo, "icc_profile": None}),
+        *keywords.other_chunks(others),
+    ]
 
 
-def _own_profile(im: Image.Image) -> Chunk | None:
-    """The picture's own profile; None if the options ask for another one, or for none."""
-    if "icc_profile" in im.encoderinfo:
-        return None
-    found = keywords.known_metadata({"icc_profile": im.info.get("icc_profile")})
+def _profile(im: Image.Image) -> Chunk | None:
+    """The profile that was asked for, otherwise the picture's own; None if there is none."""
+    asked = im.encoderinfo.get("icc_profile", im.info.get("icc_profile"))
+    found = keywords.known_metadata({"icc_profile": asked})
     return found[0] if found else None
 
 

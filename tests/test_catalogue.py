@@ -125,6 +125,22 @@ def test_limits_count_what_is_decoded() -> None:
         open_latents(file(honest._replace(channels=1, frames=9)))
 
 
+def test_codings_of_a_space_are_told_apart() -> None:
+    for space in catalogue.SPACES.values():
+        for field in ("number", "name"):
+            found = [getattr(coding, field) for coding in space.codings]
+            assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize(
+    "chunk", [Chunk(b"tUNE", b"\0\0"), Chunk(b"oRIG", b"x"), Chunk(b"mASK", b"x")]
+)
+def test_a_writer_does_not_write_damaged_chunks(chunk: Chunk) -> None:
+    head, *rest = container.read(file(SD1).getvalue())
+    with pytest.raises(ValueError, match=f"chunk {chunk.type.decode()}"):
+        codec.write([head, chunk, *rest])
+
+
 def test_every_space_is_that_of_a_model() -> None:
     """A file of an unknown model must not enter a latent space by its name."""
     for name, space in catalogue.SPACES.items():

@@ -23,7 +23,7 @@ LARGEST_SCALE = 1e6  # latents beyond it would be no numbers in float16
 
 
 class Field(NamedTuple):
-    """What a field must be, in words, and how to tell."""
+    """A rule for a field: its description and its check."""
 
     what: str
     fits: Callable[[Any], bool]
@@ -125,7 +125,7 @@ def _either(one: Field, other: Field) -> Field:
 
 
 def _only(value: object) -> Field:
-    """Of what changes a network in a way that is not supported."""
+    """A field with one allowed value, because other values are not supported."""
     shown = "null" if value is None else repr(value)
     return Field(f"{shown}, all else is not supported", lambda found: found == value)
 

@@ -1,4 +1,4 @@
-"""Networks of diffusers and transformers, made of a folder's weights and nothing else of it.
+"""Networks of diffusers and transformers, built only from the weights in a folder.
 
 Of the libraries' own `from_pretrained` nothing is used: it lets a configuration choose quantisers,
 attention kernels from the network and other files of weights.  Here a network is of a class that is

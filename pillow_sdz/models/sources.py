@@ -218,7 +218,7 @@ def with_hashes(parts: DenoiserParts, hashes: Mapping[str, str]) -> DenoiserPart
 def weights_file(folder: Path) -> Path:
     """The safetensors file with a part's weights; the half-precision variant if there is no other.
 
-    OSError where there is none, with its own message where there are pickles instead.
+    OSError if there is none.  The message says so if there are only pickles.
     """
     for suffix in (".safetensors", ".fp16.safetensors"):
         for stem in _STEMS:
