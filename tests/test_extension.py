@@ -111,12 +111,13 @@ class Means:
         yield place, pixels.repeat(side, 0).repeat(side, 1)
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=[True, False], ids=["by area", "whole"])
+def registered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     coding: Coding = Deflated()  # mypy checks that the contracts are kept
     network: Network = Means()
     monkeypatch.setitem(catalogue.SPACES, BLOCKS.name, BLOCKS)
-    monkeypatch.setitem(catalogue.EMBEDDED, MEANS.name, MEANS)
+    means = MEANS._replace(by_area=request.param)
+    monkeypatch.setitem(catalogue.EMBEDDED, MEANS.name, means)
     monkeypatch.setitem(codings.CODINGS, DEFLATED, lambda model, network: coding)
     monkeypatch.setitem(models.LOADERS, MEANS.name, lambda: network)
 
@@ -165,7 +166,7 @@ def test_draft_and_crop(flat: Image.Image) -> None:
         assert im.getpixel((5, 5)) == latents.getpixel((5, 5))
     with Image.open(BytesIO(data)) as im:
         assert im.crop((9, 5, 33, 21)).tobytes() == flat.crop((9, 5, 33, 21)).tobytes()
-        assert im.tile  # still to be loaded
+        assert bool(im.tile) is catalogue.EMBEDDED["means"].by_area  # still to be loaded
 
 
 def test_frames_and_alpha(flat: Image.Image) -> None:

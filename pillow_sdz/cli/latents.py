@@ -33,7 +33,7 @@ TEXT_ENDINGS = ("_te", "_te_outputs")
 
 
 def latent_files(paths: list[Path]) -> list[Path]:
-    """Those of the paths whose names are those of files of latents."""
+    """The paths whose suffix is that of a file of latents."""
     return [
         path
         for path in paths

@@ -49,7 +49,7 @@ def register_plugins() -> None:
 
 
 def picture_files(paths: list[Path]) -> list[Path]:
-    """Those of the paths whose names are those of pictures that can be read here."""
+    """The paths whose suffix is that of a picture that can be read here."""
     register_plugins()
     suffixes = PICTURE_SUFFIXES & Image.registered_extensions().keys()
     return [path for path in paths if path.suffix.lower() in suffixes]

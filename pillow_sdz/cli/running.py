@@ -25,7 +25,7 @@ ALONE = 2
 def each(
     work: Work[Item], items: Sequence[Item], *, jobs: int | None = 1, stdout_is_data: bool = False
 ) -> Summary:
-    """Work on every item, on so many at once; print what is said about them, in their order.
+    """Work on all items, ``jobs`` at once, and print their messages in order.
 
     ``jobs`` is None for as many as there are cores. With several, pickle must be able to hand
     ``work`` and the items to another process.

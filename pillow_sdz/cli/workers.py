@@ -105,7 +105,7 @@ class Workers(Generic[Item]):
         return None
 
     def _finished(self, items: Sequence[Item]) -> Iterator[tuple[int, Report]]:
-        """Wait until something is done; the numbers of what is, and what became of it."""
+        """Wait for an item; return the numbers of the finished items, and their results."""
         busy = {w.connection: w for w in self._workers if w.number is not None}
         for ready in wait(list(busy)):
             worker = busy[ready]  # type: ignore[index]  # of what was given, nothing else is ready

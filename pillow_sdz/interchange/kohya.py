@@ -17,7 +17,7 @@ from .origin import KOHYA_TYPES, NUMBERS, RESOLUTION, LatentFile, Origin, are_in
 
 # How the names of the caches end, and whose latents they hold.  The autoencoder of Lumina is that
 # of FLUX.1, and Anima's that of Qwen-Image.  The catalogue does not know all of these families.
-# Caches end in a mere `.npz` if they are from before sd-scripts trained other models than Stable
+# Older caches, from before sd-scripts trained other models, end in `.npz` alone: they are of Stable
 # Diffusion 1, 2 and XL.
 FAMILIES = {
     "_sd": "sd1",

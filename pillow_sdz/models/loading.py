@@ -53,7 +53,7 @@ def network(kind: str, folder: Folder, dtype: torch.dtype) -> Any:
     if missing := sorted(own.keys() - tensors.keys()):
         msg = f"{path} is damaged: it lacks {len(missing)} tensors, such as {missing[0]}"
         raise OSError(msg)
-    # A text encoder may lie in its file with what pools its output, which is not used.
+    # A text encoder's file may also hold a pooling layer, which is not used.
     if kind != "CLIPTextModel" and (foreign := sorted(tensors.keys() - own.keys())):
         msg = f"{path} is not of a {kind} like this: it has {foreign[0]!r}, too"
         raise OSError(msg)
@@ -94,7 +94,7 @@ def _name_today(name: str, own: Iterable[str]) -> str:
 
 
 def check_finite(module: torch.nn.Module, name: object) -> None:
-    """OSError if there are infinite values, or none, among the weights."""
+    """OSError if weights are infinite or not a number."""
     for tensor, values in module.state_dict().items():
         # What accelerate has offloaded is on "meta", without values, until it is needed.
         if values.is_floating_point() and not values.is_meta and not values.isfinite().all():

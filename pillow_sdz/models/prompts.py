@@ -19,7 +19,7 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def embedding(unet: Any, parts: DenoiserParts) -> Callable[[str], Tensor]:
-    """What makes of a prompt what the U-Net takes; the text encoder is loaded when first used."""
+    """Turns a prompt into the U-Net's input.  The text encoder is loaded when it is first used."""
 
     @functools.cache
     def encoder() -> tuple[Any, Any]:

@@ -26,7 +26,7 @@ class Schedule(NamedTuple):
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], where: object) -> Schedule:
-        """Of a scheduler's configuration, whatever its class; OSError with the field's name."""
+        """The schedule in a configuration, of any class; OSError with the field's name."""
         found = configurations.checked("scheduler", settings, where)
         kept = torch.cumprod(1 - _betas(found), 0)
         if found.get("rescale_betas_zero_snr"):

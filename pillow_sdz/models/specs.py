@@ -33,7 +33,7 @@ def new(
     latent_space: str | None,
     presets: Mapping[str, Preset],
 ) -> ModelSpec:
-    """What is to be registered; ValueError or OSError where it must not be."""
+    """The model to register; ValueError or OSError if it is not allowed."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         msg = (
             "a model's name must have 1 to 32 characters of a-z 0-9 . _ -, the first one of "
