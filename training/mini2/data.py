@@ -54,7 +54,11 @@ SOURCES = (
     Source("alicevision+dataset_monstree", ("*.jpg", "*.JPG"), "photos"),
     Source("openMVG+ImageDataset_SceauxCastle", ("*.JPG",), "photos"),
     Source("mapillary+OpenSfM", ("*lund*.jpg", "*berlin*.jpg"), "photos"),
-    Source("magicleap+SuperGluePretrainedNetwork", ("*scannet_sample*.jpg",), "photos"),
+    Source(
+        "magicleap+SuperGluePretrainedNetwork",
+        ("*scannet_sample*.jpg", "*phototourism_sample*.jpg"),
+        "photos",
+    ),
     Source("cvg+Hierarchical-Localization", ("*sacre_coeur*.jpg",), "photos"),
     Source(
         "FrenzyExists+wallpapers",
@@ -81,7 +85,6 @@ CITY = (
 )
 # ... and large photos, reduced to 2.5 megapixels.
 LARGE = (
-    "*Ashim DSilva.jpg",
     "*Martin Adams.jpg",
     "*Sunset by the Pier.jpg",
     "*Tj Holowaychuk.jpg",

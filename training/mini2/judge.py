@@ -26,7 +26,8 @@ from training import mini
 from training.mini2.data import Photo, to_tensor
 from training.mini2.model import STRETCH, Model
 
-PLACES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
+PLACES = (0.05, 0.2, 0.35, 0.5)
+PLACES_WITH_DETAILS = (0.45, 0.55, 0.65, 0.75, 0.9)
 
 
 def qualities(picture: Tensor, image: Tensor) -> tuple[float, float]:
@@ -46,7 +47,8 @@ def avif(photo: Photo, size: float) -> tuple[float, float, float]:
             file = io.BytesIO()
             options = {"quality": quality, "speed": 4, "subsampling": subsampling}
             Image.fromarray(photo).save(file, "AVIF", **options)
-            if file.tell() <= size or not best:
+            # Where none is small enough, the smallest.
+            if file.tell() <= size or not best or file.tell() < len(best):
                 best = file.getvalue()
             low, high = (quality + 1, high) if file.tell() <= size else (low, quality - 1)
         decoded = np.asarray(Image.open(io.BytesIO(best)).convert("RGB"))
@@ -74,7 +76,8 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--limit", type=int, default=12)
-    parser.add_argument("--places", type=float, nargs="+", default=PLACES)
+    parser.add_argument("--places", type=float, nargs="*", default=PLACES, help="the base alone")
+    parser.add_argument("--details", type=float, nargs="*", default=PLACES_WITH_DETAILS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     first, second = mini.Model(), Model()
@@ -83,7 +86,8 @@ def main() -> None:
     else:
         second.load_state_dict({k: v.float() for k, v in load_file(options.state).items()})
     photos = middles(options.images, options.size, options.limit)
-    for place in options.places:
+    places = [(p, False) for p in options.places] + [(p, True) for p in options.details]
+    for place, details in places:
         rows = []
         for photo in photos:
             image = to_tensor(photo)
@@ -93,13 +97,13 @@ def main() -> None:
                     picture, bits = first(image, then, hard=True)
                 else:
                     rate = torch.full((1, 1, 1, 1), float(place))
-                    coded = second(image, rate, hard=True)
+                    coded = second(image, rate, details=details, hard=True)
                     picture, bits = coded.picture, coded.base + coded.detail
             pixels = photo.shape[0] * photo.shape[1]
             size, *others = avif(photo, bits.item() * pixels / 8)
             rows.append((bits.item(), *qualities(picture, image), 8 * size / pixels, *others))
         words = "{:.3f} {:.2f} {:.1f} | AVIF {:.3f} {:.2f} {:.1f}".format(*np.mean(rows, 0))
-        print(f"{place:.2f}: {words}", flush=True)
+        print(f"{place:.2f}{' with details' if details else ''}: {words}", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@ from training.mini2.prior import DetailPrior, Prior
 LAMBDA_LOW, LAMBDA_HIGH = 1e-4, 0.6
 # The best step in grey levels times the root of the weight.
 STEP = math.sqrt(18 / math.log(2))
-# Where details begin: at this weight (0.0032) the best step is 89 grey levels, so that nearly
-# all are zero and the rate goes on without a jump.  Chosen.
-DETAILS_FROM = 0.4
+# The base alone goes from 0 to the first place, with details from the second to 1.  At the two
+# a picture takes about as many bits, and looks as good, so that a scale of qualities can go
+# over from one to the other.  Measured (training/README.md).
+BASE_TO, DETAILS_FROM = 0.6, 0.4
 
 # Errors in flat blocks of 8x8 pixels count up to so many times more: the woven texture, the
 # bands of a gradient.  And those of an 8x8 mean: tints.  Chosen.
@@ -46,27 +47,34 @@ class Model(nn.Module):
         self.prior = Prior()
         self.detail_prior = DetailPrior()
 
-    def forward(self, images: Tensor, rate: Tensor, *, hard: bool) -> Coded:
-        """Of images (B, 3, H, W) in [-0.5, 0.5] at rates (B, 1, ...) as `network` has them."""
+    def forward(self, images: Tensor, rate: Tensor, *, details: bool, hard: bool) -> Coded:
+        """Of images (B, 3, H, W) in [-0.5, 0.5] at rates (B, 1, ...) as `network` has them.
+
+        With ``details``, cells have them where their rate is at least `DETAILS_FROM`.
+        """
         pixels = images.shape[2] * images.shape[3]
         parts = self.autoencoder
         latents = parts.encoder(images).float()
         height, width = latents.shape[2:]
         gain = parts.gain(rate, 2, height, width)
+        if not details:
+            # Beyond, the base's steps are as details want them, not as the base alone would.
+            below = spread((rate < DETAILS_FROM).float(), 2, height, width)
+            gain = gain * below + gain.detach() * (1 - below)
         latents = latents * gain
         bits, features = self.prior.bits(latents, rate, hard=hard)
         # The decoder sees what it will see in a file: rounded latents.
         rounded = latents + (torch.round(latents) - latents).detach()
         picture, decoded = parts.decoder(rounded / gain, rate)
-        if rate.max() < DETAILS_FROM:
+        if not details:
             return Coded(picture, bits / pixels, torch.zeros_like(bits))
-        details = parts.details
+        layer = parts.details
         with torch.autocast(images.device.type, enabled=False):
             # No details where the rate is below that.
             active = (rate >= DETAILS_FROM).float()
             size = 4, 2 * height, 2 * width
-            gain = details.gain(rate, *size)
-            left = details.transform(images - picture) * spread(active, *size)
+            gain = layer.gain(rate, *size)
+            left = layer.transform(images - picture) * spread(active, *size)
             steps = left * gain
             detail_bits = self.detail_prior.bits(
                 steps, torch.round(latents).detach(), features, rate, hard=hard
@@ -75,7 +83,7 @@ class Model(nn.Module):
             # error stays.  Only the gain learns what a step of its costs.
             scaled = left.detach() * gain
             rounded = scaled + (torch.round(scaled) - scaled).detach()
-            detail = details.reconstruct(rounded, gain)
+            detail = layer.reconstruct(rounded, gain)
             picture = picture + detail
         step = spread(STEP / distortion_weight(rate).sqrt(), 8, *decoded.shape[2:]) / 255
         restored = parts.restoration(picture, detail, step, decoded, rate)

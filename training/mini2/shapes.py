@@ -23,7 +23,6 @@ from training.mini2.data import Crops
 from training.mini2.model import Model, begin_details, channels_last, loss_of, take_over
 from training.mini2.train import (
     PIXELS,
-    SCORED,
     average,
     parameter_groups,
     rates,
@@ -90,9 +89,10 @@ def main() -> None:
                 falling = (options.steps - step) / 100
                 group["lr"] = group["base"] * min(1, (step + 1) / 50, falling)
             images = crops.batch(PIXELS // options.crop**2, options.crop)
-            rate = rates(len(images), options.crop, rng)
+            details = rng.random() < 0.5
+            rate = rates(len(images), options.crop, details, rng)
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                coded = model(images, rate, hard=False)
+                coded = model(images, rate, details=details, hard=False)
                 if step < options.prior_first:
                     loss = (coded.base + coded.detail).mean()
                 else:
@@ -104,7 +104,7 @@ def main() -> None:
             average(mean, model, min(step, 400))
         seconds = time.process_time() - started
         model.load_state_dict(mean, strict=False)
-        print(f"{name}: {seconds:.0f} s: {score(model, photos, SCORED)}", flush=True)
+        print(f"{name}: {seconds:.0f} s: {score(model, photos)}", flush=True)
 
 
 if __name__ == "__main__":

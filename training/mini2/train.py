@@ -26,6 +26,7 @@ from pillow_sdz.ssimulacra2 import ssimulacra2
 from training.mini import shipped
 from training.mini2.data import Crops, Pack, Photo, to_tensor
 from training.mini2.model import (
+    BASE_TO,
     DETAILS_FROM,
     Model,
     begin_details,
@@ -40,25 +41,28 @@ PIXELS = 2**17  # in a step: while much is new, many small steps.  Chosen.
 # Crops as they are drawn: mostly of two sizes, and small pictures down to one latent.
 SIZES = (128, 128, 256, 256, 192, 192, 128, 256, 64, 32)
 # New parts learn faster than those taken over, the priors at first faster still.  Chosen.
-FASTER = {"prior": 2.0, "detail_prior": 3.0, "gain": 12.0}
+FASTER = {"prior": 2.0, "detail_prior": 3.0, "gain": 6.0}
 BOOST, BOOST_STEPS = 3.0, 1000
-SCORED = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
+# Places on the axis, of the base alone and with details.
+SCORED = ((0.1, 0.25, 0.4, BASE_TO), (DETAILS_FROM, 0.55, 0.7, 0.85, 1.0))
 SCORED_PHOTOS, SCORED_SIZE = 8, 320
 
 
-def rates(batch: int, size: int, rng: random.Random) -> Tensor:
-    """Places on the rate axis: all with details or all without, one in four as a map."""
-    if rng.random() < 0.5:
-        values = [rng.triangular(0, DETAILS_FROM, 0.75 * DETAILS_FROM) for _ in range(batch)]
+def rates(batch: int, size: int, details: bool, rng: random.Random) -> Tensor:
+    """Places on the rate axis, one batch in four as a map."""
+    if details:
+        # Most often where the rate is about one bit per pixel.
+        values = [rng.triangular(DETAILS_FROM, 1, DETAILS_FROM) for _ in range(batch)]
     else:
-        values = [rng.uniform(DETAILS_FROM, 1) for _ in range(batch)]
+        # Most often where a few kilobytes are.
+        values = [rng.triangular(0, BASE_TO, 0.3) for _ in range(batch)]
     rate = torch.tensor(values).view(batch, 1, 1, 1)
     if rng.random() < 0.75 or size < 64:
         return rate
     cells = size // 32
     numbers = torch.rand(batch, 1, 2, 2) - 0.5  # a step or two across the crop
     patches = nn.functional.interpolate(numbers, size=(cells, cells), mode="nearest")
-    return (rate + 0.6 * patches).clamp(0, 1)
+    return (rate + 0.6 * patches).clamp(0, 1 if details else BASE_TO)
 
 
 def parameter_groups(model: Model, learning_rate: float) -> list[dict[str, object]]:
@@ -95,14 +99,15 @@ def scored_photos(folder: Path) -> list[Photo]:
 
 
 @torch.no_grad()
-def score(model: Model, photos: list[Photo], places: tuple[float, ...] = SCORED) -> str:
+def score(model: Model, photos: list[Photo]) -> str:
     """Bits per pixel (estimated; of them detail), PSNR and SSIMULACRA2, hard rounding."""
     out = []
-    for value in places:
+    for place, details in [(p, bool(i)) for i, places in enumerate(SCORED) for p in places]:
         rows = []
         for photo in photos:
             image = to_tensor(photo)
-            coded = model(image, torch.full((1, 1, 1, 1), value), hard=True)
+            rate = torch.full((1, 1, 1, 1), place)
+            coded = model(image, rate, details=details, hard=True)
             picture = torch.round(coded.picture.clamp(-0.5, 0.5) * 255) / 255
             mse = max(((picture - image) ** 2).mean().item(), 1e-9)
             bits = (coded.base + coded.detail).item(), coded.detail.item()
@@ -181,7 +186,7 @@ def main() -> None:
     parser.add_argument("--decay", type=float, default=0.0, help="the last minutes")
     parser.add_argument("--prior-first", type=int, default=0, help="steps of the priors alone")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
-    parser.add_argument("--perceptual", type=float, default=0.35, help="share of SSIMULACRA2")
+    parser.add_argument("--perceptual", type=float, default=0.6, help="share of SSIMULACRA2")
     parser.add_argument("--report", type=float, default=10, help="minutes between scores")
     parser.add_argument("--save", type=float, default=3, help="minutes between checkpoints")
     parser.add_argument("--threads", type=int, default=1)
@@ -224,11 +229,12 @@ def main() -> None:
         size = rng.choice(SIZES)
         batch = min(max(PIXELS // size**2, 1), 64)
         images = crops.batch(batch, size).to(options.device)
-        rate = rates(batch, size, rng).to(options.device)
+        details = rng.random() < 0.5
+        rate = rates(batch, size, details, rng).to(options.device)
         precise = options.precision == "float32"
         kind = torch.float32 if precise else torch.bfloat16
         with torch.autocast(images.device.type, dtype=kind, enabled=not precise):
-            coded = model(images, rate, hard=False)
+            coded = model(images, rate, details=details, hard=False)
             if frozen:
                 loss = (coded.base + coded.detail).mean()
             else:
@@ -239,8 +245,7 @@ def main() -> None:
             factor *= max(left / options.decay, 0.01)
         if not run.descend(loss, factor):
             run.log("a gradient that is not finite: step left out")
-        kind_of_step = "detail" if coded.detail.any() else "base"
-        totals.setdefault(kind_of_step, []).append(loss.item())
+        totals.setdefault("detail" if details else "base", []).append(loss.item())
         run.spent += time.perf_counter() - started
         if run.spent - saved > 60 * options.save:
             saved = run.spent
