@@ -1,0 +1,264 @@
+"""Train `mini`, second generation: a run that is continued over many sessions.
+
+    python -m training.mini2.train --packs PACK/train --validation PACK/validation --run DIR
+
+goes on from ``DIR/checkpoint.pt``, or else from ``--state FILE`` (averaged weights of another
+run), or else from the first generation's weights.  It ends when it is told to by ``--until``
+or by a signal: the learning rate is constant after its warm-up, and the weights to score and
+to ship are the averaged ones, so that any moment is a good one.  ``--decay MINUTES`` lets the
+learning rate fall to zero over so many last minutes: for the very end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pillow_sdz.ssimulacra2 import ssimulacra2
+from training.mini import shipped
+from training.mini2.data import Crops, Pack, Photo, to_tensor
+from training.mini2.model import (
+    BASE_TO,
+    DETAILS_FROM,
+    Model,
+    begin_details,
+    channels_last,
+    loss_of,
+    take_over,
+)
+
+AVERAGING = 0.999
+WARM_UP = 200  # steps
+PIXELS = 2**17  # in a step: while much is new, many small steps.  Chosen.
+# Crops as they are drawn: mostly of two sizes, and small pictures down to one latent.
+SIZES = (128, 128, 256, 256, 192, 192, 128, 256, 64, 32)
+# New parts learn faster than those taken over, the priors at first faster still.  Chosen.
+FASTER = {"prior": 2.0, "detail_prior": 3.0, "gain": 6.0}
+BOOST, BOOST_STEPS = 3.0, 1000
+# Places on the axis, of the base alone and with details.
+SCORED = ((0.1, 0.25, 0.4, BASE_TO), (DETAILS_FROM, 0.55, 0.7, 0.85, 1.0))
+SCORED_PHOTOS, SCORED_SIZE = 8, 320
+
+
+def rates(batch: int, size: int, details: bool, rng: random.Random) -> Tensor:
+    """Places on the rate axis, one batch in four as a map."""
+    if details:
+        # Most often where the rate is about one bit per pixel.
+        values = [rng.triangular(DETAILS_FROM, 1, DETAILS_FROM) for _ in range(batch)]
+    else:
+        # Most often where a few kilobytes are.
+        values = [rng.triangular(0, BASE_TO, 0.3) for _ in range(batch)]
+    rate = torch.tensor(values).view(batch, 1, 1, 1)
+    if rng.random() < 0.75 or size < 64:
+        return rate
+    cells = size // 32
+    numbers = torch.rand(batch, 1, 2, 2) - 0.5  # a step or two across the crop
+    patches = nn.functional.interpolate(numbers, size=(cells, cells), mode="nearest")
+    return (rate + 0.6 * patches).clamp(0, 1 if details else BASE_TO)
+
+
+def parameter_groups(model: Model, learning_rate: float) -> list[dict[str, object]]:
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        names = name.split(".")
+        faster = max([1.0, *(v for k, v in FASTER.items() if k in names)])
+        groups.setdefault((faster, "prior" in names[0]), []).append(parameter)
+    return [
+        {"params": p, "lr": learning_rate * f, "base": learning_rate * f, "prior": prior}
+        for (f, prior), p in groups.items()
+    ]
+
+
+@torch.no_grad()
+def average(mean: dict[str, Tensor], model: nn.Module, step: int) -> None:
+    """Move the averaged weights towards the model's."""
+    decay = min(AVERAGING, (1 + step) / (10 + step))
+    current = model.state_dict()
+    torch._foreach_lerp_(list(mean.values()), [current[k] for k in mean], 1 - decay)
+
+
+def scored_photos(folder: Path) -> list[Photo]:
+    """The middles of a few validation photos."""
+    pack = Pack(folder)
+    numbers = [i for i, g in enumerate(pack.groups) if g == "photos"]
+    photos = [pack[i] for i in numbers if min(pack[i].shape[:2]) >= SCORED_SIZE]
+    chosen = photos[:: max(1, len(photos) // SCORED_PHOTOS)][:SCORED_PHOTOS]
+    out = []
+    for photo in chosen:
+        top, left = ((n - SCORED_SIZE) // 2 for n in photo.shape[:2])
+        out.append(photo[top : top + SCORED_SIZE, left : left + SCORED_SIZE])
+    return out
+
+
+@torch.no_grad()
+def score(model: Model, photos: list[Photo]) -> str:
+    """Bits per pixel (estimated; of them detail), PSNR and SSIMULACRA2, hard rounding."""
+    out = []
+    for place, details in [(p, bool(i)) for i, places in enumerate(SCORED) for p in places]:
+        rows = []
+        for photo in photos:
+            image = to_tensor(photo)
+            rate = torch.full((1, 1, 1, 1), place)
+            coded = model(image, rate, details=details, hard=True)
+            picture = torch.round(coded.picture.clamp(-0.5, 0.5) * 255) / 255
+            mse = max(((picture - image) ** 2).mean().item(), 1e-9)
+            bits = (coded.base + coded.detail).item(), coded.detail.item()
+            rows.append((*bits, -10 * math.log10(mse), ssimulacra2(picture, image).item()))
+        out.append("{:.3f} ({:.3f}) {:.2f} {:.1f}".format(*np.mean(rows, 0)))
+    return " | ".join(out)
+
+
+class Run:
+    """The model under training, its optimizer and averaged weights, and their checkpoint."""
+
+    def __init__(self, model: Model, options: argparse.Namespace) -> None:
+        self.model, self.options = model, options
+        self.step, self.spent = 0, 0.0
+        groups = parameter_groups(model, options.learning_rate)
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
+        self.mean = {
+            k: v.detach().clone() for k, v in model.state_dict().items() if v.is_floating_point()
+        }
+        self._checkpoint = options.run / "checkpoint.pt"
+        if self._checkpoint.exists():
+            saved = torch.load(self._checkpoint, map_location=options.device, weights_only=True)
+            model.load_state_dict(saved["model"])
+            # The learning rate is this command's.
+            bases = [g["base"] for g in self.optimizer.param_groups]
+            self.optimizer.load_state_dict(saved["optimizer"])
+            for group, base in zip(self.optimizer.param_groups, bases, strict=True):
+                group["base"] = base
+            self.mean = saved["mean"]
+            self.step, self.spent = saved["step"], saved["spent"]
+
+    def descend(self, loss: Tensor, factor: float) -> bool:
+        """One step; whether the gradient was finite and it was made."""
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            return False
+        for group in self.optimizer.param_groups:
+            boost = 1 + BOOST * math.exp(-self.step / BOOST_STEPS) if group["prior"] else 1.0
+            group["lr"] = group["base"] * factor * boost
+        self.optimizer.step()
+        self.step += 1
+        average(self.mean, self.model, self.step)
+        return True
+
+    def save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "mean": self.mean,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "spent": self.spent,
+        }
+        torch.save(state, self._checkpoint.with_suffix(".tmp"))
+        self._checkpoint.with_suffix(".tmp").replace(self._checkpoint)
+        half = {k: v.half().cpu().contiguous() for k, v in self.mean.items()}
+        save_file(half, self.options.run / "averaged.safetensors")
+
+    def log(self, words: str) -> None:
+        line = f"{time.strftime('%H:%M')} {self.step} {self.spent / 60:.1f}m {words}"
+        print(line, flush=True)
+        with open(self.options.run / "log.txt", "a") as log:
+            log.write(line + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--packs", type=Path, nargs="+", required=True)
+    parser.add_argument("--validation", type=Path, required=True)
+    parser.add_argument("--run", type=Path, required=True, help="checkpoint, log and weights")
+    parser.add_argument("--state", type=Path, help="averaged weights to begin with")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of the whole run")
+    parser.add_argument("--decay", type=float, default=0.0, help="the last minutes")
+    parser.add_argument("--prior-first", type=int, default=0, help="steps of the priors alone")
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--perceptual", type=float, default=0.6, help="share of SSIMULACRA2")
+    parser.add_argument("--report", type=float, default=10, help="minutes between scores")
+    parser.add_argument("--save", type=float, default=3, help="minutes between checkpoints")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, help="for comparisons; else from the clock")
+    parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    options.run.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    model = Model()
+    if options.state:
+        model.load_state_dict({k: v.float() for k, v in load_file(options.state).items()})
+    else:
+        take_over(model, shipped())
+        begin_details(model)
+    model = channels_last(model.to(options.device))
+    run = Run(model, options)
+    # Another order after each restart.
+    seed = options.seed if options.seed is not None else time.time_ns() % 2**32
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    crops = Crops(options.packs, rng)
+    photos = scored_photos(options.validation)
+    averaged = Model()
+
+    def report() -> None:
+        averaged.load_state_dict({k: v.float().cpu() for k, v in run.mean.items()})
+        run.log(score(averaged, photos))
+
+    saved = reported = run.spent
+    totals: dict[str, list[float]] = {}
+    autoencoder = list(model.autoencoder.parameters())
+    while run.spent < 60 * options.minutes:
+        started = time.perf_counter()
+        frozen = run.step < options.prior_first
+        for parameter in autoencoder:
+            parameter.requires_grad_(not frozen)
+        size = rng.choice(SIZES)
+        batch = min(max(PIXELS // size**2, 1), 64)
+        images = crops.batch(batch, size).to(options.device)
+        details = rng.random() < 0.5
+        rate = rates(batch, size, details, rng).to(options.device)
+        precise = options.precision == "float32"
+        kind = torch.float32 if precise else torch.bfloat16
+        with torch.autocast(images.device.type, dtype=kind, enabled=not precise):
+            coded = model(images, rate, details=details, hard=False)
+            if frozen:
+                loss = (coded.base + coded.detail).mean()
+            else:
+                loss = loss_of(coded, images, rate, perceptual=options.perceptual)
+        left = options.minutes - run.spent / 60
+        factor = min(1.0, (run.step + 1) / WARM_UP)
+        if options.decay and left < options.decay:
+            factor *= max(left / options.decay, 0.01)
+        if not run.descend(loss, factor):
+            run.log("a gradient that is not finite: step left out")
+        totals.setdefault("detail" if details else "base", []).append(loss.item())
+        run.spent += time.perf_counter() - started
+        if run.spent - saved > 60 * options.save:
+            saved = run.spent
+            run.save()
+            means = {k: round(float(np.mean(v)), 4) for k, v in totals.items()}
+            print(f"{run.step} {run.spent / 60:.1f}m mean loss {means}", flush=True)
+            totals = {}
+        if run.spent - reported > 60 * options.report:
+            reported = run.spent
+            report()
+    run.save()
+    report()
+
+
+if __name__ == "__main__":
+    main()
