@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pillow_sdz.ssimulacra2 import ssimulacra2
+from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from training import mini
 from training.mini2.data import Photo, to_tensor
 from training.mini2.model import STRETCH, Model

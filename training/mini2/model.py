@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pillow_sdz.ssimulacra2 import ssimulacra2
+from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from training.mini2.network import KNOTS, Autoencoder, spread
 from training.mini2.prior import DetailPrior, Prior
 

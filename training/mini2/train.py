@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pillow_sdz.ssimulacra2 import ssimulacra2
+from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from training.mini import shipped
 from training.mini2.data import Crops, Pack, Photo, to_tensor
 from training.mini2.model import (
