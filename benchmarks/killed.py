@@ -73,7 +73,8 @@ def killed(folder: Path, times: int, seed: int = 0) -> Result:
 
 def _encode(pictures: Path, output: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pillow_sdz", "encode", str(pictures), "-o", str(output)]
-    return subprocess.Popen([*command, "--skip-existing"])
+    # The closing line of each run would stand between the figures.
+    return subprocess.Popen([*command, "--skip-existing"], stdout=subprocess.DEVNULL)
 
 
 def _names(output: Path) -> list[str]:

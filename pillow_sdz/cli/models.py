@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,14 @@ def _list(options: argparse.Namespace) -> None:
     described = [_describe(name) for name in registry.names()]
     if options.json:
         say_json(described)
-        return
+    else:
+        _say_table(described)
+    # The models' names leave out added models if their list cannot be read. Here, it is an error.
+    with suppress(recorded.Homeless):
+        recorded.read()
+
+
+def _say_table(described: list[dict[str, Any]]) -> None:
     # Names have up to 32 characters; two spaces after the longest.
     width = 2 + max(len(model["name"]) for model in described)
     say(f"{'name':<{width}}{'latents':<24}{'weights':<10}{'U-Net':<7}state")
