@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pillow_sdz.models.blocks import blocks
+
 FACTOR = 16
 CHANNELS = 160
 DETAIL_FACTOR = 8  # pixels along the stride of the details' transform
@@ -43,26 +45,6 @@ def knots(rate: Tensor) -> Tensor:
     """
     places = torch.arange(KNOTS, device=rate.device, dtype=rate.dtype)[:, None, None]
     return F.relu(1 - (rate * (KNOTS - 1) - places).abs())
-
-
-class ResidualBlock(nn.Module):
-    """x + conv(relu(conv(x))), both 3x3."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(torch.as_tensor(self.second.bias))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.second(F.relu(self.first(x)))
-        return x + y
-
-
-def blocks(channels: int, depth: int) -> nn.Sequential:
-    """Residual blocks one after another."""
-    return nn.Sequential(*(ResidualBlock(channels) for _ in range(depth)))
 
 
 class Encoder(nn.Module):

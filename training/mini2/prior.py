@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pillow_sdz.models.mini.network import HyperAnalysis
 from training.mini2.network import CHANNELS, DETAILS, spread
 from training.mini2.network import GROUPS as DETAIL_GROUPS
+from training.prior import checkerboard, logistic_bits
 
 HYPER_CHANNELS = 32
 FEATURES = 96
@@ -35,38 +37,9 @@ DETAIL_HIDDEN = 96
 FIRST_LOG_SCALE = -1.4
 
 
-def logistic_bits(symbols: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Bits of integers (or integers plus uniform noise) under a discretised logistic."""
-    scale = torch.exp(log_scale.clamp(-3.5, 6))
-    # The upper tail is computed as the lower one, where a difference of sigmoids is precise.
-    distance = -(symbols - mean).abs()
-    mass = torch.sigmoid((distance + 0.5) / scale) - torch.sigmoid((distance - 0.5) / scale)
-    return -torch.log2(mass.clamp_min(1e-9))
-
-
-def checkerboard(like: Tensor) -> Tensor:
-    """(1, 1, h, w): 1 where the first pass goes (row + column odd), 0 elsewhere."""
-    rows = torch.arange(like.shape[-2], device=like.device)[:, None]
-    columns = torch.arange(like.shape[-1], device=like.device)[None]
-    return ((rows + columns) % 2).to(like.dtype)[None, None]
-
-
 def even(x: Tensor) -> Tensor:
     """Padded by zeros to whole pairs, for which one hyperlatent stands."""
     return F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
-
-
-class HyperAnalysis(nn.Sequential):
-    """Latents (B, C, h, w) in steps, h and w even, to hyperlatents (B, 32, h/2, w/2)."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            nn.Conv2d(CHANNELS, FEATURES, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(FEATURES, FEATURES, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(FEATURES, HYPER_CHANNELS, 3, padding=1),
-        )
 
 
 class HyperScale(nn.Module):
@@ -89,7 +62,7 @@ class Prior(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         f, z = FEATURES, HYPER_CHANNELS
-        self.analysis = HyperAnalysis()
+        self.analysis = HyperAnalysis(z, f)
         self.hyper_scale = HyperScale(z)
         self.synthesis = nn.Conv2d(z, f, 3, padding=1)
         self.synthesis_up = nn.ConvTranspose2d(f, f, 4, stride=2, padding=1)
