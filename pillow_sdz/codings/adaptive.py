@@ -88,6 +88,8 @@ class _Regressions:
         moments = np.tile(np.diag(np.full(inputs + 1, PRIOR)), (2, 1, 1))
         moments[:, :-1, -1] = moments[:, -1, :-1] = PRIOR * initial >> WEIGHT_BITS
         self._moments = np.repeat(moments[:, None], channels, axis=1)
+        # Channels whose weights are not those of their moments.  The first weights are not either.
+        self._stale = set(range(channels))
 
     def predict(self, inputs: Floats, channels: Ints) -> Floats:
         """Predictions (2, n), in 2 ** -16 of their unit, from inputs (2, n, K)."""
@@ -105,12 +107,21 @@ class _Regressions:
             moments -= moments >> DECAY
             of_channel = samples[:, part]
             moments += (of_channel.transpose(0, 2, 1) @ of_channel).astype(np.int64)
+            self._stale.add(c)
 
     def refit(self) -> None:
-        """Compute the best weights for all that was learned."""
-        channels, size = self._moments.shape[1:3]
-        weights = solve(self._moments.reshape(2 * channels, size, size))
-        self._weights = weights.reshape(2, channels, -1).astype(np.float64)
+        """Compute the best weights for all that was learned.
+
+        A wave has places of a few channels.  The others would get the weights that they have, so
+        the time grows with the channels, and not with their square.
+        """
+        if not self._stale:
+            return
+        stale = sorted(self._stale)
+        size = self._moments.shape[2]
+        weights = solve(self._moments[:, stale].reshape(2 * len(stale), size, size))
+        self._weights[:, stale] = weights.reshape(2, len(stale), -1)
+        self._stale.clear()
 
 
 def _shifted(x: Ints, by: Ints) -> Ints:
@@ -255,8 +266,11 @@ WAVE_WORK = 16
 
 
 def work(height: int, width: int, channels: int) -> int:
-    """The work to code latents (h, w, C): as long as so many values take."""
-    return channels * max(height * width, WAVE_WORK * waves(height, width, channels))
+    """The work to code latents (h, w, C): as long as so many values take.
+
+    Each channel has places in the waves of one channel, and adds its delay to the picture's waves.
+    """
+    return channels * max(height * width, WAVE_WORK * (waves(height, width, 1) + CHANNEL_DELAY))
 
 
 def check_work(height: int, width: int, channels: int, size: int) -> None:
