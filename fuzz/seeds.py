@@ -131,4 +131,8 @@ def made() -> list[bytes]:
             provenance={"layout": "plain", "format": ".npy"},
         )
         files.append(file.getvalue())
+    file = BytesIO()
+    clip = np.random.default_rng(0).normal(0, 1, (2, 3, 2, 1)).astype(np.float32)
+    save_latents(clip[None], file, model="two", factor=8, lossless="float32")
+    files.append(file.getvalue())
     return files

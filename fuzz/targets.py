@@ -59,6 +59,8 @@ CASES = (
     Case(TWO, catalogue.CONTEXT, 250, prior=0),
     Case(TWO, catalogue.PALETTE, 34),
     Case(TWO, catalogue.FLOAT16, 0),
+    Case(TWO, catalogue.BFLOAT16, 0),
+    Case(TWO, catalogue.FLOAT32, 0),
 )
 
 

@@ -141,6 +141,7 @@ class SdzImageFile(ImageFile.ImageFile):
         self._prompt: str = found.get(chunks.PROMPT.keyword, "")
         self._tune: str = found.get(chunks.TUNE.keyword, chunks.TUNES[0])
         self._animation: Animation | None = found.get(chunks.ANIMATION.keyword)
+        self._steps: int = found.get(chunks.CLIP.keyword, 1)
         about: dict[str, Any] = {
             "model": header.model,
             "coding": self._coding.name,
@@ -270,6 +271,12 @@ class SdzImageFile(ImageFile.ImageFile):
         last = len(self._frames) - 1
         if self._truncated and (self._frame > last or (self._frame == last and not lenient)):
             raise OSError(self._truncated)
+        if self._model.space.video and self._frame % self._steps:
+            msg = (
+                f"frame {self._frame} is a time step of a clip of {self._model.name} latents: only "
+                f"the first of its {self._steps} is a picture, open_latents has them all"
+            )
+            raise OSError(msg)
         from . import codec, models
 
         # LOAD_TRUNCATED_IMAGES is about files: errors of the models are always raised.

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from . import latent_statistics as statistics
 from . import weights
 from .chunks import ARTICLES_DENOISING, BANDS, CHANGES, TUNES, Denoising
 from .header import STEP_UNITS, Header
@@ -75,6 +76,8 @@ HYPERPRIOR = CodingSpec(
 CONTEXT = CodingSpec(0, "context", 1, 0xFFFF, "step")
 PALETTE = CodingSpec(1, "palette", 1, 0xFFFF, "byte", dithered=True)
 FLOAT16 = CodingSpec(2, "float16", 0, 1, None, lossless="float16", unscaled=1)
+BFLOAT16 = CodingSpec(3, "bfloat16", 0, 1, None, lossless="bfloat16", unscaled=1)
+FLOAT32 = CodingSpec(4, "float32", 0, 1, None, lossless="float32", unscaled=1)
 
 # Latent spaces
 
@@ -83,17 +86,25 @@ class Space(NamedTuple):
     """A space of latents: its models can decode each other's latents.
 
     ``codings`` are the codings that these latents may have, the default first.  Pipelines scale
-    what the VAE encodes to (x - shift) * scaling; ``scaling`` is None if it is not known.
-    ``prior`` names the trained prior of `codings.context`.  Files of a dithered coding recommend
-    ``denoising``.  ``decoders`` has, for each tune but the first, the model that decodes.
+    what the VAE encodes to (x - shift) * scaling.  Both are one number, or one for each channel.
+    ``scaling`` is None if it is not known.  ``packing`` says how pipelines make a sequence of
+    latents: see `shapes.PACKINGS`.  ``video`` latents have an axis of time.  Pipelines put it
+    before the channels if ``time_first``.  ``patches`` names the space whose latents are 2x2
+    patches of these.  ``prior`` names the trained prior of `codings.context`.  Files of a dithered
+    coding recommend ``denoising``.  ``decoders`` has, for each tune but the first, the model that
+    decodes.
     """
 
     name: str
     channels: int
     factor: int
-    codings: tuple[CodingSpec, ...] = (CONTEXT, PALETTE, FLOAT16)
-    scaling: float | None = None
-    shift: float = 0
+    codings: tuple[CodingSpec, ...] = (CONTEXT, PALETTE, FLOAT16, BFLOAT16, FLOAT32)
+    scaling: float | tuple[float, ...] | None = None
+    shift: float | tuple[float, ...] = 0
+    packing: str | None = None
+    video: bool = False
+    time_first: bool = False
+    patches: str | None = None
     prior: str | None = None
     denoising: Denoising | None = None
     decoders: Mapping[str, str] = MappingProxyType({})
@@ -113,8 +124,14 @@ class Space(NamedTuple):
         return any(coding.needs_weights for coding in self.codings)
 
 
+def _normal(std: tuple[float, ...]) -> tuple[float, ...]:
+    """The scaling that makes each channel's standard deviation 1."""
+    return tuple(1 / each for each in std)
+
+
 # The ``denoising`` of sd1 is the article's.  That of sd-mini is measured:
-# docs/measurements.md#catalogue.
+# docs/measurements.md#catalogue.  All other numbers are specified: the configurations of the
+# families' autoencoders, and diffusers' pipelines.
 SPACES: dict[str, Space] = {
     space.name: space
     for space in (
@@ -129,7 +146,68 @@ SPACES: dict[str, Space] = {
         Space("sd1", 4, 8, scaling=0.18215, prior="sd1", denoising=ARTICLES_DENOISING),
         Space("sdxl", 4, 8, scaling=0.13025),
         Space("sd3", 16, 8, scaling=1.5305, shift=0.0609),
-        Space("flux", 16, 8, scaling=0.3611, shift=0.1159),
+        # Also of Chroma, Z-Image, Lumina 2 and HiDream.
+        Space("flux", 16, 8, scaling=0.3611, shift=0.1159, packing="patches"),
+        # As FLUX.2's autoencoder returns them, and as its pipelines do.
+        Space("flux2", 32, 8, scaling=1, patches="flux2-patches"),
+        Space(
+            "flux2-patches",
+            128,
+            16,
+            scaling=_normal(statistics.FLUX2_STD),
+            shift=statistics.FLUX2_MEAN,
+            packing="places",
+        ),
+        Space(
+            "qwen-image",
+            16,
+            8,
+            scaling=_normal(statistics.WAN21_STD),
+            shift=statistics.WAN21_MEAN,
+            packing="patches",
+            video=True,
+        ),
+        Space(
+            "qwen-image-2",
+            64,
+            16,
+            scaling=_normal(statistics.QWEN21_STD),
+            shift=statistics.QWEN21_MEAN,
+            packing="even places",
+            video=True,
+        ),
+        Space(
+            "wan21",
+            16,
+            8,
+            scaling=_normal(statistics.WAN21_STD),
+            shift=statistics.WAN21_MEAN,
+            video=True,
+        ),
+        Space(
+            "wan22",
+            48,
+            16,
+            scaling=_normal(statistics.WAN22_STD),
+            shift=statistics.WAN22_MEAN,
+            video=True,
+        ),
+        Space("sana", 32, 32, scaling=0.41407),
+        Space("hunyuan-image", 64, 32, scaling=0.75289),
+        Space("hunyuan-video", 16, 8, scaling=0.476986, video=True),
+        Space("hunyuan-video-1.5", 32, 16, scaling=1.03682, video=True),
+        Space("cogvideox", 16, 8, scaling=1.15258426, video=True, time_first=True),
+        Space(
+            "mochi",
+            12,
+            8,
+            scaling=_normal(statistics.MOCHI_STD),
+            shift=statistics.MOCHI_MEAN,
+            video=True,
+        ),
+        # Their statistics come with the weights, and are not known here.
+        Space("ltx", 128, 32, packing="places", video=True),
+        Space("glm-image", 16, 8),
     )
 }
 
@@ -185,16 +263,17 @@ EMBEDDED: dict[str, ModelSpec] = {spec.name: spec for spec in (MINI, MINI_PERCEP
 def known(name: str) -> ModelSpec | None:
     """The model of this name, if every computer with this package knows it; otherwise None.
 
-    A preset's digest is `NOT_NAMED`, because another computer may have another commit's weights.
+    The name of a latent space is also that of a model.  Such a model and a preset have the digest
+    `NOT_NAMED`, because another computer may have other weights.
     """
     if name in EMBEDDED:
         return EMBEDDED[name]
     from .presets import PRESETS  # for which files of the embedded models need not wait
 
-    if name in PRESETS:
-        space = SPACES[PRESETS[name].latent_space]
-        return ModelSpec(name, space.channels, space.factor, NOT_NAMED, space.name)
-    return None
+    space = SPACES.get(PRESETS[name].latent_space if name in PRESETS else name)
+    if space is None:
+        return None
+    return ModelSpec(name, space.channels, space.factor, NOT_NAMED, space.name)
 
 
 def judge(header: Header) -> tuple[ModelSpec, CodingSpec]:

@@ -56,6 +56,7 @@ EXIF_PREFIX = b"Exif\0\0"
 
 _DENOISING = Struct(">HB")
 _BANDS = Struct(">H")
+_CLIP = Struct(">H")
 _LOOP = Struct(">H")
 _DURATION = Struct(">I")
 
@@ -200,6 +201,14 @@ def _parse_bands(data: bytes, about: About) -> int:
     return int(rows)
 
 
+def _parse_clip(data: bytes, about: About) -> int:
+    (steps,) = _CLIP.unpack(data) if len(data) == _CLIP.size else (0,)
+    if steps < 2 or about.frames % steps:
+        msg = f"damaged SDZ file: chunk cLIP of {steps} time steps for {about.frames} frames"
+        raise OSError(msg)
+    return int(steps)
+
+
 def _parse_provenance(data: bytes, about: About) -> dict[str, Any]:
     import json
     import zlib
@@ -249,6 +258,7 @@ PROMPT = Kind(b"pRMT", "prompt", _parse_prompt, _pack_prompt, limit=MAX_PROMPT)
 TUNE = Kind(b"tUNE", "tune", _parse_tune, _pack_tune)
 ANIMATION = Kind(b"aNIM", "animation", Animation.parse, Animation.pack)
 BANDS = Kind(b"BAND", "bands", _parse_bands, _BANDS.pack)
+CLIP = Kind(b"cLIP", "clip", _parse_clip, _CLIP.pack)
 # Imported latents have these two.  Only `open_latents` reads them.
 PROVENANCE = Kind(b"oRIG", "provenance", _parse_provenance, _pack_provenance, at_open=False)
 MASK = Kind(b"mASK", "alpha_mask", _parse_mask, bytes, at_open=False)  # see `mask.encode`
@@ -258,7 +268,7 @@ METADATA = (ICC_PROFILE, EXIF, XMP)
 #: The kinds by type.  A file has each at most once, before the latents.
 KINDS: dict[bytes, Kind] = {
     kind.type: kind
-    for kind in (*METADATA, DENOISING, PROMPT, TUNE, ANIMATION, BANDS, PROVENANCE, MASK)
+    for kind in (*METADATA, DENOISING, PROMPT, TUNE, ANIMATION, BANDS, CLIP, PROVENANCE, MASK)
 }
 
 

@@ -86,25 +86,36 @@ class Encoder:
         return Frame(self._network.encode(pixels), pixels)
 
 
-def scaled(latents: NDArray[Any], model: ModelSpec) -> Latents:
-    """Turn latents as the model's VAE encodes them into latents as pipelines return them."""
-    factor, shift = scaling(model)
+def scaled(latents: NDArray[Any], model: ModelSpec, axis: int = -1) -> Latents:
+    """Turn latents as the model's VAE encodes them into latents as pipelines return them.
+
+    ``axis`` is that of the channels.
+    """
+    factor, shift = scaling(model, latents.ndim - 1 - axis % latents.ndim)
     return (latents.astype(np.float32) - shift) * factor
 
 
-def unscaled(latents: NDArray[Any], model: ModelSpec) -> Latents:
+def unscaled(latents: NDArray[Any], model: ModelSpec, axis: int = -1) -> Latents:
     """Turn latents as pipelines return them into latents as the model's VAE encodes them."""
-    factor, shift = scaling(model)
+    factor, shift = scaling(model, latents.ndim - 1 - axis % latents.ndim)
     return latents.astype(np.float32) / factor + shift
 
 
-def scaling(model: ModelSpec) -> tuple[np.float32, np.float32]:
-    """The scaling and the shift of the model's latent space; ValueError if they are not known."""
+def scaling(model: ModelSpec, after: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The scaling and the shift of the model's latent space; ValueError if they are not known.
+
+    They broadcast to latents that have ``after`` axes after that of the channels.
+    """
     space = model.space
     if space.scaling is None:
         msg = f"the scaling of {model.latent_space} latents is not known"
         raise ValueError(msg)
-    return np.float32(space.scaling), np.float32(space.shift)
+    factor, shift = (np.array(each, np.float32) for each in (space.scaling, space.shift))
+    ones = (1,) * after
+    return (
+        factor.reshape(*factor.shape, *ones) if factor.ndim else factor,
+        shift.reshape(*shift.shape, *ones) if shift.ndim else shift,
+    )
 
 
 def check_others_can_scale(model: ModelSpec) -> None:
@@ -193,12 +204,15 @@ class Frames:
         """
         return self.as_pipelines_have(self.decode_stored(number, band, complete=complete))
 
-    def as_pipelines_have(self, stored: NDArray[Any]) -> Latents:
-        """Stored latents, scaled and in float32; OSError if their scaling is not known."""
+    def as_pipelines_have(self, stored: NDArray[Any], axis: int = -1) -> Latents:
+        """Stored latents, scaled and in float32; OSError if their scaling is not known.
+
+        ``axis`` is that of the channels.
+        """
         if not is_unscaled(self.coding, self.header.quantisation):
             return stored.astype(np.float32, copy=False)
         try:
-            return scaled(stored, self.model)
+            return scaled(stored, self.model, axis)
         except ValueError as e:
             msg = f"SDZ file of unscaled latents: {e}"
             raise OSError(msg) from e

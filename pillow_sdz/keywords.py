@@ -13,10 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from . import chunks, models, order
-from .catalogue import DEFAULT, CodingSpec, ModelSpec
+from .catalogue import DEFAULT, CodingSpec, ModelSpec, known
 from .chunks import Animation, Denoising, Kind
 from .container import Chunk
 from .header import MAX_FRAMES, STEP_UNITS
@@ -75,6 +77,9 @@ def model_named(name: object) -> ModelSpec:
     try:
         found = models.spec(name)  # type: ignore[arg-type]  # a TypeError is caught
     except (KeyError, TypeError):
+        family = known(name) if isinstance(name, str) else None
+        if family is not None:
+            return family
         msg = f"model must be one of {', '.join(models.encoders())}, not {name!r}"
         raise ValueError(msg) from None
     if not found.encodes:
@@ -334,6 +339,20 @@ def precision(
         msg = f"step must be 1/{STEP_UNITS} to 63.99, not {step!r}"
         raise ValueError(msg)
     return found, quantisation
+
+
+def scaled_step(step: float | None, scaling: NDArray[np.float32]) -> float | None:
+    """A step for unscaled latents as a step for scaled ones.
+
+    It is rounded down, and fits the channel with the least scaling, so that it holds in all.
+    """
+    if isinstance(step, bool) or not isinstance(step, Real) or not step > 0:
+        return step  # `precision` says what is wrong
+    units = int(float(step) * float(scaling.min()) * STEP_UNITS)
+    if units == 0:
+        msg = f"step {step!r} of unscaled latents is too fine: keep them without loss"
+        raise ValueError(msg)
+    return units / STEP_UNITS
 
 
 def _lossless(model: ModelSpec, coding: object, dtype: object) -> CodingSpec:

@@ -6,7 +6,6 @@ autoencoder.  Only the latents of `mini` need its networks.
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,9 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from . import catalogue, chunks, codec, container, interchange, keywords, mask
+from . import catalogue, chunks, codec, container, interchange, keywords, mask, shapes
 from .atomic import replacing
-from .catalogue import ModelSpec
 from .codings import adaptive
 from .codings.coding import Coding, Frame
 from .container import Chunk
@@ -43,11 +41,15 @@ FREE_WORK = 1 << 21
 class Latents:
     """What `open_latents` returns.
 
-    ``latents`` are (C, h, w), or (B, C, h, w) if there are several frames.  They are scaled and
-    shifted as diffusers' pipelines return them with ``output_type="latent"``.  They are float32, or
-    float16 if they were saved without loss.  ``size`` is the picture's (width, height) in pixels,
-    and ``factor`` the number of pixels along one side of a latent.  ``step`` is the quantisation
-    step, or None if values have different steps.  ``info`` has what else the file says, under the
+    ``latents`` are (C, h, w), or (B, C, h, w) if there are several frames.  Those of a clip are
+    (C, T, h, w), and those of several clips (B, C, T, h, w).  They are scaled and shifted as
+    diffusers' pipelines return them with ``output_type="latent"``.  ``dtype`` is the type in which
+    they were saved without loss, or "float32".  numpy lacks bfloat16, which is float32 in
+    ``latents``, and itself in `torch`.
+
+    ``size`` is the picture's (width, height) in pixels, and ``factor`` the number of pixels along
+    one side of a latent.  ``step`` is the quantisation step, or None if values have different
+    steps.  ``steps`` is T, or 1 without clips.  ``info`` has what else the file says, under the
     keywords of `save_latents`: prompt, denoise, exif, icc_profile, xmp, provenance, alpha_mask.
     """
 
@@ -58,13 +60,16 @@ class Latents:
     coding: str
     step: float | None
     info: dict[str, Any]
-    _stored: NDArray[np.float16] | None = field(default=None, repr=False)  # if stored unscaled
+    dtype: str = "float32"
+    steps: int = 1
+    _stored: Array | None = field(default=None, repr=False)  # if stored unscaled
 
     def torch(self) -> torch.Tensor:
-        """The latents as a tensor on the CPU.  It shares their memory."""
+        """The latents as a tensor on the CPU.  It shares their memory, unless it is bfloat16."""
         import torch
 
-        return torch.from_numpy(self.latents)
+        tensor = torch.from_numpy(self.latents)
+        return tensor.bfloat16() if self.dtype == "bfloat16" else tensor
 
     def unscaled(self) -> NDArray[np.float32] | NDArray[np.float16]:
         """The latents as the model's VAE encodes them; ValueError if its scaling is not known.
@@ -73,7 +78,8 @@ class Latents:
         """
         if self._stored is not None:
             return self._stored
-        return codec.unscaled(self.latents, keywords.model_named(self.model))
+        axis = self.latents.ndim - (3 if self.steps == 1 else 4)
+        return codec.unscaled(self.latents, keywords.model_named(self.model), axis)
 
 
 def save_latents(
@@ -81,6 +87,7 @@ def save_latents(
     fp: str | os.PathLike[str] | IO[bytes],
     *,
     model: str,
+    factor: int | None = None,
     size: tuple[int, int] | None = None,
     quality: float | None = None,
     step: float | None = None,
@@ -99,23 +106,25 @@ def save_latents(
     """Write latents as an `.sdz` file.  `Image.open` shows it if the model is installed.
 
     ``latents`` is a numpy array or a torch tensor of floating point values, on any device.  Its
-    shape is (C, h, w), or (B, C, h, w) for a batch, which becomes the frames of one file.  By
-    default the latents are scaled and shifted as diffusers' pipelines return them with
-    ``output_type="latent"``.  With ``scaled=False`` they are as the VAE encodes them.  Together
-    with ``lossless``, ``scaled=False`` needs a model that the package knows by name, because every
-    reader must know the scaling.
+    shape is (C, h, w), or (B, C, h, w) for a batch, which becomes the frames of one file.  Families
+    of videos have (B, C, T, h, w).  A packed sequence (B, n, D), as pipelines of FLUX.1, FLUX.2,
+    Qwen-Image and LTX return it, needs ``size``.  By default the latents are scaled and shifted as
+    diffusers' pipelines return them with ``output_type="latent"``.  With ``scaled=False`` they are
+    as the VAE encodes them, and ``step`` is in their unit.  ``scaled=False`` needs a family whose
+    scaling is known here.
 
     ``fp`` is a path or a file.  A path is written completely or not at all.  ``model`` is the name
-    of the model that the latents belong to, such as "sd1" or "sdxl"; its weights are not needed.
-    ``size`` is the picture's (width, height), by default (factor w, factor h).  The last column and
-    row of latents may reach beyond it.
+    of the model or family that the latents belong to, such as "sd1" or "flux2"; its weights are not
+    needed.  For a name that is not known here, ``factor`` is the number of pixels along one side
+    of a latent, 1 to 255.  ``size`` is the picture's (width, height), by default (factor w,
+    factor h).  The last column and row of latents may reach beyond it.
 
     One of these says how exactly values are kept:
 
     - ``quality``, 1 to 100, as in ``Image.save``; the default is 75.
     - ``step``, the distance between two quantised values, 1/1024 to 63.99, rounded to 1/1024.
-    - ``lossless="float16"`` keeps float16 latents bit for bit.  It refuses other latents unless
-      they are exact in float16.
+    - ``lossless``, "bfloat16", "float16" or "float32", keeps latents of this dtype bit for bit.
+      Latents of another dtype are refused unless they are exact in it.
     - ``coding="palette"`` has one precision.
 
     ``effort``, 0 to 9, trades time for bytes.  Below 3, no value changes by more than half a step;
@@ -128,9 +137,12 @@ def save_latents(
 
     ValueError for what cannot be written, before anything is written.
     """
-    spec = keywords.model_named(model)
-    frames = _frames(latents, spec)
-    size = _checked_size(size, frames.shape[-2:], spec.factor)
+    given = shapes.frames(latents, model, factor, size)
+    spec, frames, _ = given
+    _check_count(frames)
+    size = shapes.checked_size(size, given)
+    if not scaled:
+        step = keywords.scaled_step(step, codec.scaling(spec)[0])
     # A step that is given must hold.  A quality may be reached with another step.
     effort = keywords.effort(effort, keywords.DEFAULT_EFFORT if step is None else 0)
     found, quantisation = keywords.precision(
@@ -142,7 +154,7 @@ def save_latents(
         quantisation = found.unscaled
     elif not scaled:
         with np.errstate(over="ignore"):  # infinite values are refused below
-            frames = codec.scaled(frames, spec)
+            frames = codec.scaled(frames, spec, 1)
 
     options = {"exif": exif, "icc_profile": icc_profile, "xmp": xmp}
     for_decoding = {"prompt": prompt, "denoise": denoise}
@@ -152,6 +164,8 @@ def save_latents(
         *_provenance_chunk(provenance),
         *_mask_chunk(alpha_mask, size, spec.factor),
     ]
+    if given.steps > 1:
+        about.append(keywords.chunk(chunks.CLIP, given.steps))
     coder = codec.coder_of(spec, found)
     if quantisation is None:
         quantisation = coder.quantisation(quality, effort)
@@ -218,20 +232,31 @@ def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
         raise OSError(complaint)
     stored = _stored(found)
     is_unscaled = codec.is_unscaled(coding, header.quantisation)
+    latents = found.as_pipelines_have(stored, 1) if is_unscaled else stored
+    steps = info.get(chunks.CLIP.keyword, 1)
     return Latents(
-        found.as_pipelines_have(stored) if is_unscaled else stored,
+        _shaped(latents, steps),
         header.model,
         header.size,
         header.factor,
         coding.name,
         coding.step(header.quantisation),
         _info(info),
-        stored if is_unscaled else None,
+        coding.lossless or "float32",
+        steps,
+        _shaped(stored, steps) if is_unscaled else None,
     )
 
 
+def _shaped(frames: Array, steps: int) -> Array:
+    """Frames (N, C, h, w) in the shape of `Latents`."""
+    if steps > 1:
+        return shapes.clips(frames, steps)
+    return frames if len(frames) > 1 else frames[0]
+
+
 def _stored(frames: codec.Frames) -> Array:
-    """All latents (C, h, w) or (B, C, h, w).  This takes little more memory than they do."""
+    """All latents (N, C, h, w).  This takes little more memory than they do."""
     header = frames.header
     stored: Array | None = None
     for number in range(header.frames):
@@ -241,7 +266,7 @@ def _stored(frames: codec.Frames) -> Array:
                 stored = np.empty((header.frames, *header.latents), part.dtype)
             stored[number, :, rows] = part.transpose(2, 0, 1)
     assert stored is not None  # a file has at least a frame, and a frame at least a band
-    return stored if header.frames > 1 else stored[0]
+    return stored
 
 
 def imported(part: LatentFile, fp: IO[bytes], *, model: str, **options: Any) -> None:
@@ -303,46 +328,10 @@ def exported(fp: str | os.PathLike[str] | IO[bytes], format: str) -> LatentFile:
 # Writing
 
 
-def _frames(latents: Any, spec: ModelSpec) -> Array:
-    """The latents as an array (B, C, h, w), in their own dtype."""
-    if hasattr(latents, "detach"):  # a tensor; torch is not imported to find out
-        tensor = latents.detach().cpu()
-        # numpy lacks bfloat16 and other narrow dtypes.  All of them are exact in float32.
-        narrow = tensor.is_floating_point() and tensor.element_size() < 4
-        latents = (tensor.float() if narrow else tensor).numpy()
-    array = np.asarray(latents)
-    if array.dtype.kind != "f":
-        msg = f"latents must be floating point values, not {array.dtype}"
-        raise ValueError(msg)
-    if array.ndim not in (3, 4) or 0 in array.shape:
-        msg = f"latents must have the shape (C, h, w) or (B, C, h, w), not {array.shape}"
-        raise ValueError(msg)
-    frames = array if array.ndim == 4 else array[None]
-    if frames.shape[1] != spec.channels:
-        msg = f"model {spec.name} has latents of {spec.channels} channels, not {frames.shape[1]}"
-        raise ValueError(msg)
+def _check_count(frames: Array) -> None:
     if len(frames) > MAX_FRAMES or frames.size > MAX_VALUES:
         msg = f"latents of the shape {frames.shape} are too many for one file: write several files"
         raise ValueError(msg)
-    return frames
-
-
-def _checked_size(size: Any, shape: tuple[int, ...], factor: int) -> tuple[int, int]:
-    height, width = (n * factor for n in shape)
-    if size is None:
-        return width, height
-    try:
-        given_width, given_height = (operator.index(n) for n in size)
-    except (TypeError, ValueError) as e:
-        msg = f"size must be (width, height), not {size!r}"
-        raise ValueError(msg) from e
-    if (-(-given_width // factor), -(-given_height // factor)) != (shape[1], shape[0]):
-        msg = (
-            f"latents of {shape[1]}x{shape[0]} belong to a picture of {width}x{height}, or up to "
-            f"{factor - 1} pixels less on each side, not of {given_width}x{given_height}"
-        )
-        raise ValueError(msg)
-    return given_width, given_height
 
 
 def _too_much_work(header: Header, coder: Coding, size: int) -> str | None:

@@ -9,12 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..catalogue import CONTEXT, FLOAT16, HYPERPRIOR, PALETTE, CodingSpec, ModelSpec
+from ..catalogue import (
+    BFLOAT16,
+    CONTEXT,
+    FLOAT16,
+    FLOAT32,
+    HYPERPRIOR,
+    PALETTE,
+    CodingSpec,
+    ModelSpec,
+)
 from .banded import Banded
 from .coding import Coding
 from .context import Context
 from .dithering import DitheredPalette
 from .float16 import Float16
+from .float32 import BFloat16, Float32
 
 #: What makes each coding.  It gets the model of the latents and, if the coding needs the model's
 #: weights, the loaded model; otherwise None.
@@ -23,4 +33,6 @@ CODINGS: dict[CodingSpec, Callable[[ModelSpec, Any], Coding]] = {
     CONTEXT: lambda model, network: Context.of(model),
     PALETTE: lambda model, network: DitheredPalette(model.channels),
     FLOAT16: lambda model, network: Float16(model.channels),
+    BFLOAT16: lambda model, network: BFloat16(model.channels),
+    FLOAT32: lambda model, network: Float32(model.channels),
 }

@@ -14,9 +14,8 @@ from . import adaptive
 from .coding import Frame, FrameEncoder, finite
 from .range_coder import DamagedPayload
 
-# Chosen: four times those of the public models.  The time grows with their square
-# (docs/measurements.md#adaptive).
-MAX_CHANNELS = 64
+# Chosen: the widest latents that are known, of autoencoders on pretrained features, have 768.
+MAX_CHANNELS = 1024
 
 
 class WholeFrames:

@@ -1,0 +1,242 @@
+"""Latents in the shapes in which pipelines and trainers hand them over, and whose they are.
+
+All of them become frames (N, C, h, w): the pictures of a batch, or the time steps of clips.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import keywords
+from .catalogue import NOT_NAMED, SPACES, ModelSpec, Space
+from .header import MAX_CHANNELS, MAX_FACTOR, NAME
+
+Array = NDArray[Any]
+
+# A sequence and a plane of latents may have one shape.  If a plane were this many times as high as
+# wide, it is taken for a sequence.  Chosen: no pipeline makes such pictures, and sequences of
+# pictures of 256 x 256 pixels or more are beyond it.
+NARROW = 4
+
+
+class Frames(NamedTuple):
+    """Latents (N, C, h, w) of ``model``; a clip has ``steps`` of them, a picture 1."""
+
+    model: ModelSpec
+    latents: Array
+    steps: int = 1
+
+
+class Packing(NamedTuple):
+    """How a pipeline makes a sequence (B, n, D) of latents.
+
+    A place of the sequence stands for ``side`` x ``side`` latents, so D is C ``side``^2.  The
+    latents have a multiple of ``multiple`` rows and columns.  The rest of the picture is left out.
+    """
+
+    side: int
+    multiple: int
+
+    def shape(self, size: tuple[int, int], factor: int) -> tuple[int, int]:
+        """The rows and columns of latents for a picture of (width, height) pixels."""
+        width, height = (n // (factor * self.multiple) * self.multiple for n in size)
+        return height, width
+
+
+#: By the name in `catalogue.Space.packing`.  Specified: diffusers' pipelines, _pack_latents.
+PACKINGS = {
+    "patches": Packing(side=2, multiple=2),
+    "places": Packing(side=1, multiple=1),
+    "even places": Packing(side=1, multiple=2),
+}
+
+
+def frames(latents: Any, name: object, factor: object, size: Any) -> Frames:
+    """The latents as frames, in their own dtype, and the model that they are of.
+
+    ``name`` and ``factor`` are `save_latents`' model and factor.  ``size`` is the picture's (width,
+    height) in pixels, or None; a sequence needs it.  ValueError for other shapes.
+    """
+    array = _array(latents)
+    model = _model(name, factor, array.shape)
+    space = model.space
+    if packing := _packed(array.shape, space, size):
+        return _unpacked(array, model, packing, size)
+    if array.ndim == 5 or _is_clip(array.shape, space):
+        clips = array if array.ndim == 5 else array[None]
+        if space.time_first and clips.shape[2] == model.channels:
+            clips = clips.swapaxes(1, 2)
+        _check_channels(clips.shape[1], model)
+        batch, channels, steps, height, width = clips.shape
+        planes = clips.swapaxes(1, 2).reshape(batch * steps, channels, height, width)
+        return Frames(model, planes, steps)
+    planes = array if array.ndim == 4 else array[None]
+    _check_channels(planes.shape[1], model)
+    return Frames(model, planes)
+
+
+def clips(frames: Array, steps: int) -> Array:
+    """Frames (N, C, h, w) of clips as (B, C, T, h, w), or (C, T, h, w) if there is one."""
+    count, channels, height, width = frames.shape
+    found = frames.reshape(count // steps, steps, channels, height, width).swapaxes(1, 2)
+    return found if len(found) > 1 else found[0]
+
+
+def unpatched(patches: Array) -> Array:
+    """Latents (h, w, 4 C) of 2x2 patches as latents (2 h, 2 w, C)."""
+    height, width, depth = patches.shape
+    split = patches.reshape(height, width, depth // 4, 2, 2).transpose(0, 3, 1, 4, 2)
+    return split.reshape(2 * height, 2 * width, depth // 4)
+
+
+def _array(latents: Any) -> Array:
+    """The latents as an array in their own dtype, bfloat16 and narrower ones as float32."""
+    if hasattr(latents, "detach"):  # a tensor; torch is not imported to find out
+        tensor = latents.detach().cpu()
+        # numpy lacks bfloat16 and other narrow dtypes.  All of them are exact in float32.
+        narrow = tensor.is_floating_point() and tensor.element_size() < 4
+        is_half = str(tensor.dtype) == "torch.float16"
+        latents = (tensor.float() if narrow and not is_half else tensor).numpy()
+    array = np.asarray(latents)
+    if array.dtype.kind != "f":
+        msg = f"latents must be floating point values, not {array.dtype}"
+        raise ValueError(msg)
+    if array.ndim not in (3, 4, 5) or 0 in array.shape:
+        msg = (
+            "latents must have the shape (C, h, w), (B, C, h, w) or (B, C, T, h, w), or be a "
+            f"sequence (B, n, D) of a family that packs them, not {array.shape}"
+        )
+        raise ValueError(msg)
+    return array
+
+
+def _model(name: object, factor: object, shape: tuple[int, ...]) -> ModelSpec:
+    """The model of a name.  If nobody knows the name, the latents say their channels."""
+    try:
+        model = keywords.model_named(name)
+    except ValueError as e:
+        if factor is None:
+            msg = f"{e}; for latents of another model, give its factor, such as factor=8"
+            raise ValueError(msg) from None
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise
+        found = _whole("factor", factor, MAX_FACTOR)
+        channels = shape[1] if len(shape) == 5 else shape[-3]
+        return ModelSpec(name, _whole("channels", channels, MAX_CHANNELS), found, NOT_NAMED, name)
+    patches = SPACES.get(model.space.patches or "")
+    if patches is not None and _has_channels(shape, patches) and not _has_channels(shape, model):
+        model = ModelSpec(patches.name, patches.channels, patches.factor, NOT_NAMED, patches.name)
+    if factor is not None and _whole("factor", factor, MAX_FACTOR) != model.factor:
+        msg = f"model {model.name} has a factor of {model.factor}, not {factor}"
+        raise ValueError(msg)
+    return model
+
+
+def _has_channels(shape: tuple[int, ...], of: Space | ModelSpec) -> bool:
+    places = {5: (1,), 4: (1,), 3: (0, 2)}[len(shape)]
+    return any(shape[place] == of.channels for place in places)
+
+
+def _whole(what: str, value: Any, most: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if not 1 <= number <= most or isinstance(value, bool):
+        msg = f"{what} must be a whole number from 1 to {most}, not {value!r}"
+        raise ValueError(msg)
+    return number
+
+
+def _check_channels(channels: int, model: ModelSpec) -> None:
+    if channels != model.channels:
+        msg = f"model {model.name} has latents of {model.channels} channels, not {channels}"
+        raise ValueError(msg)
+
+
+def _is_clip(shape: tuple[int, ...], space: Space) -> bool:
+    """Whether this is one clip (C, T, h, w), or (T, C, h, w), and not a batch."""
+    if len(shape) != 4 or not space.video:
+        return False
+    return shape[0] == space.channels != shape[1]
+
+
+# Sequences
+
+
+def _packed(shape: tuple[int, ...], space: Space, size: Any) -> Packing | None:
+    """The packing, if latents of this shape are a sequence; ValueError if that cannot be told."""
+    packing = PACKINGS.get(space.packing or "")
+    if packing is None or len(shape) != 3 or shape[2] != space.channels * packing.side**2:
+        return None
+    is_plane = shape[0] == space.channels
+    if size is None:
+        if is_plane and shape[1] < NARROW * shape[2]:
+            return None
+        msg = (
+            f"{shape} is a packed sequence of {space.name} latents: give size=(width, height), "
+            "the picture's in pixels"
+        )
+        raise ValueError(msg)
+    rows, columns = packing.shape(pixel_size(size), space.factor)
+    places = max(rows * columns // packing.side**2, 1)
+    if shape[1] == places or (space.video and shape[1] % places == 0):
+        return packing
+    if is_plane:
+        return None
+    msg = (
+        f"a sequence of {shape[1]} places is not a picture of {size[0]}x{size[1]} pixels, "
+        f"which has {places} with {space.name} latents"
+    )
+    raise ValueError(msg)
+
+
+def _unpacked(array: Array, model: ModelSpec, packing: Packing, size: Any) -> Frames:
+    side = packing.side
+    height, width = packing.shape(pixel_size(size), model.factor)
+    rows, columns = height // side, width // side
+    steps = array.shape[1] // (rows * columns)
+    split = array.reshape(len(array) * steps, rows, columns, model.channels, side, side)
+    planes = split.transpose(0, 3, 1, 4, 2, 5)
+    return Frames(model, planes.reshape(len(split), model.channels, height, width), steps)
+
+
+# Sizes
+
+
+def pixel_size(size: Any) -> tuple[int, int]:
+    """A size that a user gave, as (width, height); ValueError if it is none."""
+    try:
+        width, height = (operator.index(n) for n in size)
+    except (TypeError, ValueError) as e:
+        msg = f"size must be (width, height), not {size!r}"
+        raise ValueError(msg) from e
+    return width, height
+
+
+def checked_size(size: Any, given: Frames) -> tuple[int, int]:
+    """The picture's size in pixels, by default that of its latents.
+
+    ValueError if the latents are not those of a picture of this size.  Pipelines that pack latents
+    round the size down.
+    """
+    model = given.model
+    rows, columns = given.latents.shape[-2:]
+    whole = columns * model.factor, rows * model.factor
+    if size is None:
+        return whole
+    width, height = found = pixel_size(size)
+    if (-(-height // model.factor), -(-width // model.factor)) == (rows, columns):
+        return found
+    packing = PACKINGS.get(model.space.packing or "")
+    if packing is not None and packing.shape(found, model.factor) == (rows, columns):
+        return whole
+    msg = (
+        f"latents of {rows}x{columns} belong to a picture of {whole[0]}x{whole[1]}, or up to "
+        f"{model.factor - 1} pixels less on each side, not of {width}x{height}"
+    )
+    raise ValueError(msg)

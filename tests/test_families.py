@@ -1,0 +1,305 @@
+"""Latents of today's families, as pipelines and trainers hand them over."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pillow_sdz import Latents, catalogue, chunks, container, open_latents, save_latents, shapes
+from sample_latents import correlated_latents
+from sdz_files import replaced
+
+Array = NDArray[Any]
+
+
+def latents(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def saved(array: Any, **options: Any) -> BytesIO:
+    file = BytesIO()
+    save_latents(array, file, **options)
+    file.seek(0)
+    return file
+
+
+def exact(array: Any, **options: Any) -> Latents:
+    """The latents saved without loss, and opened."""
+    return open_latents(saved(array, lossless="float32", **options))
+
+
+def framed(array: Any, name: str, size: Any = None) -> shapes.Frames:
+    return shapes.frames(array, name, None, size)
+
+
+# Any name
+
+
+@pytest.mark.parametrize("channels", [1, 3, 65, 200])
+def test_a_family_that_nobody_knows(channels: int) -> None:
+    array = latents(channels, 3, 5)
+    found = exact(array, model="features-of-tomorrow", factor=14)
+    assert (found.model, found.factor, found.size) == ("features-of-tomorrow", 14, (70, 42))
+    np.testing.assert_array_equal(found.latents, array)
+
+
+def test_the_widest_latents_in_steps() -> None:
+    array = correlated_latents(3, 4, 768).transpose(2, 0, 1)
+    found = open_latents(saved(array, model="features", factor=16, step=0.5))
+    assert np.abs(found.latents - array).max() <= 0.25 + 1e-6
+
+
+@pytest.mark.parametrize("name", [name for name in catalogue.SPACES if name != "mini"])
+def test_every_family(name: str) -> None:
+    space = catalogue.SPACES[name]
+    array = latents(space.channels, 4, 2)
+    found = exact(array, model=name)
+    assert (found.factor, found.size) == (space.factor, (2 * space.factor, 4 * space.factor))
+    np.testing.assert_array_equal(found.latents, array)
+
+
+# Scaling
+
+
+@pytest.mark.parametrize("name", [n for n, s in catalogue.SPACES.items() if s.scaling is not None])
+def test_unscaled_latents_of_every_family(name: str) -> None:
+    """As pipelines do: (x - shift) * scaling, channel by channel."""
+    space = catalogue.SPACES[name]
+    array = latents(2, space.channels, 4, 2)
+    found = open_latents(saved(array, model=name, scaled=False, step=0.05))
+    scaling, shift = (
+        np.broadcast_to(np.array(each, np.float32), space.channels)[:, None, None]
+        for each in (space.scaling, space.shift)
+    )
+    # A step of unscaled latents is in their own unit.
+    assert np.abs(found.unscaled() - array).max() <= 0.0251
+    assert (np.abs(found.latents - (array - shift) * scaling) <= 0.0251 * scaling).all()
+    kept = exact(array, model=name, scaled=False).unscaled()
+    np.testing.assert_array_equal(kept, array)
+
+
+def test_statistics_are_those_of_diffusers() -> None:
+    diffusers = pytest.importorskip("diffusers", reason="needs the extra sd")
+    import inspect
+
+    for name, kind in (
+        ("qwen-image", diffusers.AutoencoderKLQwenImage),
+        ("wan21", diffusers.AutoencoderKLWan),
+        ("mochi", diffusers.AutoencoderKLMochi),
+        ("qwen-image-2", diffusers.AutoencoderKLQwenImage21),
+    ):
+        defaults = inspect.signature(kind).parameters
+        space = catalogue.SPACES[name]
+        std = defaults["latents_std"].default
+        np.testing.assert_allclose(space.scaling, 1 / np.array(std), rtol=1e-6)
+        np.testing.assert_allclose(space.shift, defaults["latents_mean"].default, rtol=1e-6)
+
+
+# Sequences, as diffusers' pipelines pack them
+
+
+def packed_patches(array: Array) -> Array:
+    """(B, C, h, w) as `FluxPipeline._pack_latents` has it, in loops."""
+    batch, channels, height, width = array.shape
+    found = np.empty((batch, height * width // 4, 4 * channels), array.dtype)
+    for y in range(height):
+        for x in range(width):
+            place = y // 2 * (width // 2) + x // 2
+            for c in range(channels):
+                found[:, place, 4 * c + 2 * (y % 2) + x % 2] = array[:, c, y, x]
+    return found
+
+
+def packed_places(array: Array) -> Array:
+    return array.reshape(*array.shape[:2], -1).transpose(0, 2, 1)
+
+
+@pytest.mark.parametrize("name", ["flux", "qwen-image"])
+def test_packed_patches(name: str) -> None:
+    array = latents(3, 16, 6, 4)
+    # Pipelines round the size down to whole patches.
+    for size in ((32, 48), (47, 63)):
+        given = framed(packed_patches(array), name, size)
+        np.testing.assert_array_equal(given.latents, array)
+        assert shapes.checked_size(size, given) == (32, 48)
+    found = exact(packed_patches(array), model=name, size=(32, 48))
+    np.testing.assert_array_equal(found.latents, array)
+
+
+def test_packed_patches_are_diffusers() -> None:
+    diffusers = pytest.importorskip("diffusers", reason="needs the extra sd")
+    array = latents(2, 16, 6, 4)
+    packed = diffusers.FluxPipeline._pack_latents(torch.from_numpy(array), 2, 16, 6, 4).numpy()
+    np.testing.assert_array_equal(packed, packed_patches(array))
+    array = latents(2, 32, 6, 4)
+    patches = diffusers.Flux2Pipeline._patchify_latents(torch.from_numpy(array)).numpy()
+    places = diffusers.Flux2Pipeline._pack_latents(torch.from_numpy(patches)).numpy()
+    np.testing.assert_array_equal(places, packed_places(patches))
+    for one, found in zip(array, patches, strict=True):
+        back = shapes.unpatched(found.transpose(1, 2, 0)).transpose(2, 0, 1)
+        np.testing.assert_array_equal(back, one)
+
+
+def test_flux2_is_told_by_its_channels() -> None:
+    patches = latents(2, 128, 3, 2)
+    for given, size in ((patches, None), (packed_places(patches), (32, 48))):
+        found = framed(given, "flux2", size)
+        assert (found.model.name, found.model.factor) == ("flux2-patches", 16)
+        np.testing.assert_array_equal(found.latents, patches)
+    own = framed(latents(32, 6, 4), "flux2")
+    assert (own.model.name, own.model.factor) == ("flux2", 8)
+    assert shapes.checked_size(None, own) == (32, 48)
+    assert exact(patches[0, :, :1], model="flux2").model == "flux2-patches"
+
+
+def test_even_places() -> None:
+    array = latents(2, 64, 4, 2)
+    found = framed(packed_places(array), "qwen-image-2", (50, 65))
+    np.testing.assert_array_equal(found.latents, array)
+
+
+def test_packed_clips() -> None:
+    array = latents(2, 128, 5, 3, 2)
+    found = framed(array.reshape(2, 128, -1).transpose(0, 2, 1), "ltx", (64, 96))
+    assert found.steps == 5
+    np.testing.assert_array_equal(shapes.clips(found.latents, 5), array)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "complaint"),
+    [
+        ((16, 1024, 64), None, r"packed sequence of flux latents: give size"),
+        ((1, 1024, 64), None, r"packed sequence of flux latents: give size"),
+        ((2, 24, 64), (512, 512), "a sequence of 24 places is not a picture of 512x512"),
+        ((2, 24, 64), (8, 8), "a sequence of 24 places is not a picture of 8x8"),
+        ((2, 24, 64), 5, "size must be"),
+    ],
+)
+def test_sequences_that_cannot_be_unpacked(
+    shape: tuple[int, ...], size: Any, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        saved(latents(*shape), model="flux", size=size)
+
+
+def test_planes_that_look_like_sequences() -> None:
+    """The commonest shape of all, 512 x 512 pixels of FLUX.1, is no sequence."""
+    array = latents(16, 64, 64)
+    for size in (None, (512, 512), (509, 505)):
+        np.testing.assert_array_equal(framed(array, "flux", size).latents[0], array)
+    packed = latents(16, 1024, 64)
+    assert framed(packed, "flux", (512, 512)).latents.shape == (16, 16, 64, 64)
+    assert framed(packed, "flux", (512, 8192)).latents.shape == (1, 16, 1024, 64)
+
+
+# Clips
+
+
+@pytest.mark.parametrize("name", ["wan21", "cogvideox", "mochi"])
+def test_clips(name: str) -> None:
+    channels = catalogue.SPACES[name].channels
+    array = latents(2, channels, 3, 4, 5)
+    given = array.swapaxes(1, 2) if name == "cogvideox" else array
+    file = saved(given, model=name, lossless="float32")
+    found = open_latents(file)
+    assert (found.steps, found.latents.shape) == (3, array.shape)
+    np.testing.assert_array_equal(found.latents, array)
+    np.testing.assert_array_equal(exact(array[0], model=name).latents, array[0])
+    file.seek(0)
+    with Image.open(file) as im:
+        assert im.n_frames == 6  # type: ignore[attr-defined]
+        im.seek(4)
+        with pytest.raises(OSError, match="frame 4 is a time step of a clip"):
+            im.load()
+
+
+def test_one_frame_is_a_picture() -> None:
+    array = latents(2, 16, 1, 4, 5)
+    found = exact(array, model="qwen-image")
+    assert found.steps == 1
+    np.testing.assert_array_equal(found.latents, array[:, :, 0])
+
+
+def test_unscaled_clips() -> None:
+    array = latents(2, 16, 3, 4, 5)
+    np.testing.assert_array_equal(exact(array, model="wan21", scaled=False).unscaled(), array)
+    found = open_latents(saved(array, model="wan21", scaled=False, step=0.1))
+    assert np.abs(found.unscaled() - array).max() <= 0.0501
+
+
+@pytest.mark.parametrize("data", [b"", b"\0\0", b"\0\1", b"\0\4", b"\0\3\0"])
+def test_damaged_clips(data: bytes) -> None:
+    file = saved(latents(2, 16, 3, 4, 5), model="wan21").getvalue()
+    damaged = replaced(file, chunks.CLIP.type, data)
+    for read in (open_latents, Image.open):
+        with pytest.raises(OSError, match=r"chunk cLIP of . time steps for 6 frames"):
+            read(BytesIO(damaged))
+    assert chunks.CLIP.type in [chunk.type for chunk in container.read(file)]
+
+
+# Without loss
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_tensors_without_loss(dtype: torch.dtype) -> None:
+    tensor = torch.from_numpy(latents(16, 8, 6)).to(dtype)
+    tensor[0, 0, 0], tensor[0, 0, 1], tensor[0, 0, 2] = 0.0, -0.0, 1e-6
+    name = str(dtype).removeprefix("torch.")
+    for given in (tensor, tensor * 0, tensor * 1e-3, tensor.float()):
+        found = open_latents(saved(given, model="flux", lossless=name))
+        assert found.dtype == name
+        assert found.torch().dtype == dtype
+        assert torch.equal(found.torch(), given.to(dtype))
+        assert torch.equal(found.torch().signbit(), given.signbit())
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_every_float_comes_back(name: str) -> None:
+    """Also infinities, NaNs, the least and the largest."""
+    bits = np.random.default_rng(2).integers(0, 1 << 32, (4, 16, 16)).astype(np.uint32)
+    bits[0, 0, :6] = [0, 1 << 31, 1, 0x7F800000, 0xFF800000, 0x7FC00000]
+    bits[0, 1, :3] = [0x7F7FFFFF, 0x00800000, 0x807FFFFF]
+    if name == "bfloat16":
+        bits &= np.uint32(0xFFFF0000)
+    found = open_latents(saved(bits.view(np.float32), model="sd1", lossless=name)).latents
+    np.testing.assert_array_equal(found.view(np.uint32), bits)
+
+
+@pytest.mark.parametrize("exponent", [-140, -100, -30, 0, 40, 120])
+def test_floats_of_any_unit(exponent: int) -> None:
+    array = np.ldexp(latents(4, 16, 16), exponent).astype(np.float32)
+    array[0, 0, 0], array[0, 0, 1] = 1e-45, 3e38
+    np.testing.assert_array_equal(exact(array, model="sd1").latents, array)
+
+
+def test_exceptions_are_few_and_damage_is_found() -> None:
+    from pillow_sdz.codings import float32
+    from pillow_sdz.codings.range_coder import DamagedPayload
+
+    array = latents(8, 8, 4)
+    payload = float32.encode(array)
+    assert payload[4:8] == bytes(4)
+    np.testing.assert_array_equal(float32.decode(payload, (8, 8, 4)), array)
+    array[3, 3, 3], array[7, 7, 3] = np.inf, np.nan
+    payload = float32.encode(array)
+    assert payload[4:8] == bytes([0, 0, 0, 2])
+    for damaged in (
+        payload[:5],
+        payload[:12],
+        b"\x18" + payload[1:],
+        payload[:1] + b"\x3c" + payload[2:],
+        payload[:8] + b"\0" + payload[9:],
+        payload[:8] + b"\xff" * 6 + payload[12:],
+        payload[:9] + b"\xff\x7f" + payload[11:],
+        payload[:2] + b"\x70\0" + payload[4:],
+    ):
+        with pytest.raises(DamagedPayload):
+            float32.decode(damaged, (8, 8, 4))
+    with pytest.raises(DamagedPayload, match=r"no cells of .* bits for mantissas of 23"):
+        float32.decode(payload, (8, 8, 4), 7)
