@@ -276,6 +276,12 @@ def known(name: str) -> ModelSpec | None:
     return ModelSpec(name, space.channels, space.factor, NOT_NAMED, space.name)
 
 
+def whole_of(model: ModelSpec) -> ModelSpec | None:
+    """The family whose 2x2 patches a model's latents are; None if they are no patches."""
+    families = (space for space in SPACES.values() if space.patches == model.space.name)
+    return next((known(space.name) for space in families), None)
+
+
 def judge(header: Header) -> tuple[ModelSpec, CodingSpec]:
     """The model and the coding of a file with this header.
 

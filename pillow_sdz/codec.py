@@ -12,7 +12,7 @@ from PIL import Image
 
 from . import chunks, container, models
 from .arrays import Area, Box, Latents, Pixels
-from .catalogue import CodingSpec, ModelSpec, judge, judge_chunks, known
+from .catalogue import CodingSpec, ModelSpec, judge, judge_chunks, known, whole_of
 from .codings import CODINGS
 from .codings.coding import Coding, Frame
 from .codings.range_coder import DamagedPayload
@@ -116,6 +116,13 @@ def scaling(model: ModelSpec, after: int = 0) -> tuple[NDArray[np.float32], NDAr
         factor.reshape(*factor.shape, *ones) if factor.ndim else factor,
         shift.reshape(*shift.shape, *ones) if shift.ndim else shift,
     )
+
+
+def unpatched(patches: Latents) -> Latents:
+    """Latents (h, w, 4 C) of 2x2 patches as latents (2 h, 2 w, C)."""
+    height, width, depth = patches.shape
+    split = patches.reshape(height, width, depth // 4, 2, 2).transpose(0, 3, 1, 4, 2)
+    return split.reshape(2 * height, 2 * width, depth // 4)
 
 
 def check_others_can_scale(model: ModelSpec) -> None:
@@ -338,6 +345,9 @@ def decode(
         if not np.isfinite(whole).all():  # lossless codings keep such values
             msg = "the latents have values that are infinite or not a number"
             raise OSError(msg)
+        patched = whole_of(latents.model)
+        if patched is not None and patched.space == decoder.space:
+            whole = scaled(unpatched(unscaled(whole, latents.model)), decoder)
         refined = whole if refine is None else refine(whole)
         pieces = network.decode(refined, header.quantisation, scale=scale)
     left, top, right, bottom = box

@@ -86,13 +86,6 @@ def clips(frames: Array, steps: int) -> Array:
     return found if len(found) > 1 else found[0]
 
 
-def unpatched(patches: Array) -> Array:
-    """Latents (h, w, 4 C) of 2x2 patches as latents (2 h, 2 w, C)."""
-    height, width, depth = patches.shape
-    split = patches.reshape(height, width, depth // 4, 2, 2).transpose(0, 3, 1, 4, 2)
-    return split.reshape(2 * height, 2 * width, depth // 4)
-
-
 def _array(latents: Any) -> Array:
     """The latents as an array in their own dtype, bfloat16 and narrower ones as float32."""
     if hasattr(latents, "detach"):  # a tensor; torch is not imported to find out

@@ -11,7 +11,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pillow_sdz import Latents, catalogue, chunks, container, open_latents, save_latents, shapes
+from pillow_sdz import (
+    Latents,
+    catalogue,
+    chunks,
+    codec,
+    container,
+    open_latents,
+    save_latents,
+    shapes,
+)
 from sample_latents import correlated_latents
 from sdz_files import replaced
 
@@ -142,7 +151,7 @@ def test_packed_patches_are_diffusers() -> None:
     places = diffusers.Flux2Pipeline._pack_latents(torch.from_numpy(patches)).numpy()
     np.testing.assert_array_equal(places, packed_places(patches))
     for one, found in zip(array, patches, strict=True):
-        back = shapes.unpatched(found.transpose(1, 2, 0)).transpose(2, 0, 1)
+        back = codec.unpatched(found.transpose(1, 2, 0)).transpose(2, 0, 1)
         np.testing.assert_array_equal(back, one)
 
 

@@ -16,10 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import forks, options, weights
+from .. import catalogue, forks, options, weights
 from ..catalogue import EMBEDDED, MINI, MINI_PERCEPTUAL, NOT_NAMED, SD_MINI, SPACES, ModelSpec
 from ..presets import PRESETS
 from . import recorded, sources, specs
+from .given import described
 from .sources import DenoiserParts, Folder, NotInstalled, Source
 
 if TYPE_CHECKING:
@@ -149,14 +150,13 @@ def decoder_for(spec: ModelSpec, digest: bytes, tune: str) -> ModelSpec:
     weights or latents are not the model's.
     """
     name = spec.name
-    try:
-        wanted = _entry(name).spec
-    except KeyError:
+    wanted = _wanted(spec)
+    if wanted is None:
         msg = (
             f"this SDZ file needs the model {name!r}, which is not known here: "
             f"run 'sdz models add {name} DIRECTORY'"
         )
-        raise OSError(msg) from None
+        raise OSError(msg)
     if (spec.channels, spec.factor) != (wanted.channels, wanted.factor):
         msg = (
             f"the latents of this SDZ file have {spec.channels} channels at a factor of "
@@ -167,7 +167,8 @@ def decoder_for(spec: ModelSpec, digest: bytes, tune: str) -> ModelSpec:
     if options.DECODER is not None:
         decoder = _decoder_asked_for(options.DECODER, wanted)
     elif NOT_NAMED in (digest, wanted.digest) or digest == wanted.digest:
-        other = wanted.space.decoders.get(tune)
+        whole = catalogue.whole_of(wanted)
+        other = wanted.space.decoders.get(tune) or (whole.name if whole else None)
         decoder = wanted if other is None else _entry(other).spec
     else:
         msg = (
@@ -179,13 +180,30 @@ def decoder_for(spec: ModelSpec, digest: bytes, tune: str) -> ModelSpec:
     return decoder
 
 
+def _wanted(spec: ModelSpec) -> ModelSpec | None:
+    """The model that a file names; None if this computer does not know it.
+
+    The name of a family is no model's, unless the user has given it to one.  It can be decoded by
+    `options.DECODER`.  2x2 patches can be decoded by the model of the family whose they are.
+    """
+    whole = catalogue.whole_of(spec)
+    for name in (spec.name, *([whole.name] if whole else [])):
+        try:
+            found = _entry(name).spec
+        except KeyError:
+            continue
+        return found if name == spec.name else spec
+    return spec if options.DECODER is not None and catalogue.known(spec.name) else None
+
+
 def _decoder_asked_for(name: str, wanted: ModelSpec) -> ModelSpec:
     try:
         decoder = spec(name)
     except KeyError:
         msg = f"options.DECODER must be one of {', '.join(names())}, not {name!r}"
         raise ValueError(msg) from None
-    if _latents(decoder) != _latents(wanted):
+    whole = catalogue.whole_of(wanted)
+    if _latents(decoder) not in [_latents(each) for each in (wanted, whole) if each]:
         msg = (
             f"options.DECODER is {name!r}, which decodes {decoder.latent_space} latents, but this "
             f"SDZ file has {wanted.latent_space} latents of {wanted.name!r}"
@@ -215,11 +233,15 @@ def load(spec: ModelSpec) -> Network:
             if isinstance(entry.source, sources.Embedded):
                 _loaded[spec] = LOADERS[spec.name]()
             else:
-                _loaded[spec] = _from_diffusers(entry.source)
+                _loaded[spec] = _network(entry.source)
         return _loaded[spec]
 
 
-def _from_diffusers(source: sources.Diffusers) -> Network:
+def _network(source: sources.Diffusers) -> Network:
+    if isinstance(source, sources.Given) and source.how is not None:
+        from .any_autoencoder import AnyAutoencoder
+
+        return AnyAutoencoder(source.autoencoder, source.how)
     from .stable_diffusion import DiffusersAutoencoder
 
     return DiffusersAutoencoder(*source.weights())
@@ -301,36 +323,33 @@ def register_model(
     text_encoder: Any = None,
     tokenizer: Any = None,
     latent_space: str | None = None,
+    **conventions: Any,
 ) -> ModelSpec:
     """Make a model known to this process. It replaces a registered model of the same name.
 
     ``name`` goes into files: 1 to 32 characters of a-z 0-9 . _ -, the first one of a-z 0-9.
     ``source`` is a directory in diffusers' layout, of an autoencoder or of a whole pipeline. It may
-    also be a loaded AutoencoderKL or AutoencoderTiny. Denoising needs ``unet``, ``scheduler``,
-    ``text_encoder`` and ``tokenizer``; each is a directory or a loaded object. In a pipeline's
-    directory they are found. A loaded network is used as it is, on its device, without a copy. It
-    must not be in training mode.
+    also be a loaded autoencoder: one of diffusers' classes, or any object whose ``encode`` turns
+    pictures (B, 3, H, W) into latents and whose ``decode`` turns them back. Denoising needs
+    ``unet``, ``scheduler``, ``text_encoder`` and ``tokenizer``; each is a directory or a loaded
+    object. In a pipeline's directory they are found. A loaded network is used as it is, on its
+    device, without a copy. It must not be in training mode.
 
     Files also name the weights: by the sha256 of a directory's file, or by that of a loaded
     autoencoder's tensors (`stable_diffusion.digest`). If a directory's weights change after this
     call, they are refused. Give ``latent_space``, such as "sd1", if models of that space can decode
     each other's files.
 
+    A loaded autoencoder of another class is tried on a small grey picture. It may have these
+    ``conventions``. ``pixel_range`` has its values of black and white, by default (-1, 1).
+    Pipelines scale what it encodes to (x - ``shift``) * ``scaling``, by default as its
+    configuration says: one number, or one for each channel. ``channels`` and ``factor`` must be
+    those of its latents.
+
     ValueError if the name or the latent space belongs to another model, or if a network is in
     training mode. OSError if the model is damaged or of a kind that cannot be used.
     """
-    parts = None
-    if isinstance(source, (str, os.PathLike)):
-        directory = Path(source).absolute()
-        folder = sources.autoencoder_folder(directory)
-        sha256 = weights.sha256(sources.weights_file(folder))
-        network: Any = Folder(folder, sha256)
-        parts = sources.denoiser_parts(directory)
-    else:
-        sources.shape(source)  # refuses other objects before they are hashed
-        from .stable_diffusion import digest
-
-        network, sha256 = source, digest(source)
+    network, sha256, shape, parts, how = described(source, conventions)
     given = {
         part: Folder(Path(value).absolute()) if isinstance(value, (str, os.PathLike)) else value
         for part, value in (
@@ -347,11 +366,11 @@ def register_model(
             raise ValueError(msg)
     if given:
         parts = dataclasses.replace(parts or DenoiserParts(), **given)
-    spec = specs.new(name, network, parts, sha256, latent_space, PRESETS)
+    spec = specs.new(name, shape, parts, sha256, latent_space, PRESETS)
     if parts is not None:
         parts = sources.with_hashes(parts, sources.hashes(parts))
     with _loading:
-        _registered[name] = _Entry(spec, sources.Given(network, parts))
+        _registered[name] = _Entry(spec, sources.Given(network, parts, how))
         _loaded.pop(spec, None)
         _denoisers.clear()
     return spec
@@ -360,10 +379,8 @@ def register_model(
 def record_model(name: str, directory: Path, latent_space: str | None = None) -> ModelSpec:
     """Make a model known to all processes of this user, as `register_model` does for one."""
     directory = directory.absolute()
-    folder = sources.autoencoder_folder(directory)
-    sha256 = weights.sha256(sources.weights_file(folder))
-    parts = sources.denoiser_parts(directory)
-    spec = specs.new(name, Folder(folder, sha256), parts, sha256, latent_space, PRESETS)
+    _, sha256, shape, parts, _ = described(directory, {})
+    spec = specs.new(name, shape, parts, sha256, latent_space, PRESETS)
     hashes = sources.hashes(parts)
     record = recorded.Directory(
         str(directory),

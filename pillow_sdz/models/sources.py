@@ -7,15 +7,19 @@ folder for each part. Only safetensors files are read as weights. Nothing here i
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import options, weights
 from ..presets import Preset, Snapshot
 from . import configurations, hub, recorded
+
+if TYPE_CHECKING:
+    from .any_autoencoder import Conventions
 
 # diffusers' classes of autoencoders that can be read.
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
@@ -72,6 +76,8 @@ class Given:
 
     autoencoder: Any  # a `Folder`, or the loaded autoencoder
     parts: DenoiserParts | None
+    #: How the autoencoder is called, if it is not one of `CLASSES`.
+    how: Conventions | None = None
 
     def check(self) -> None:
         pass
@@ -247,7 +253,7 @@ def config(part: Any, name: str = "config.json") -> Mapping[str, Any]:
     if not isinstance(part, Folder):
         found = getattr(part, "config", {})
         settings = found if isinstance(found, Mapping) else getattr(found, "to_dict", dict)()
-        return {**settings, "_class_name": type(part).__name__}
+        return {**settings, "_class_name": _class_of(part) or type(part).__name__}
     path = part.path / name
     try:
         settings = json.loads(path.read_bytes())
@@ -261,6 +267,13 @@ def config(part: Any, name: str = "config.json") -> Mapping[str, Any]:
         msg = f"{path} is damaged: it holds no object"
         raise OSError(msg)
     return settings
+
+
+def is_any(part: Any) -> bool:
+    """Whether this is a loaded autoencoder that is not one of `CLASSES`, nor derived from one."""
+    if isinstance(part, Folder) or not (hasattr(part, "encode") and hasattr(part, "decode")):
+        return False
+    return _class_of(part) is None
 
 
 def shape(part: Any) -> tuple[int, int]:
@@ -282,6 +295,13 @@ def shape(part: Any) -> tuple[int, int]:
     else:
         widths = settings.get("encoder_block_out_channels", (64, 64, 64, 64))
     return found.get("latent_channels", 4), 1 << (len(widths) - 1)
+
+
+def _class_of(part: Any) -> str | None:
+    """The one of `CLASSES` that a loaded autoencoder is of, or derived from."""
+    library = sys.modules.get("diffusers")
+    kinds = (name for name in CLASSES if isinstance(part, getattr(library, name, ())))
+    return next(kinds, None)
 
 
 def check_denoiser(parts: DenoiserParts, channels: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..catalogue import EMBEDDED, ModelSpec
 from ..header import NAME
@@ -27,13 +26,16 @@ def misplaced(spec: ModelSpec) -> str | None:
 
 def new(
     name: str,
-    network: Any,
+    shape: tuple[int, int],
     parts: DenoiserParts | None,
     sha256: str,
     latent_space: str | None,
     presets: Mapping[str, Preset],
 ) -> ModelSpec:
-    """The model to register; ValueError or OSError if it is not allowed."""
+    """The model to register; ValueError or OSError if it is not allowed.
+
+    ``shape`` is the number of channels of its latents, and their factor.
+    """
     if not isinstance(name, str) or not NAME.fullmatch(name):
         msg = (
             "a model's name must have 1 to 32 characters of a-z 0-9 . _ -, the first one of "
@@ -43,7 +45,7 @@ def new(
     if name in EMBEDDED:
         msg = f"{name!r} is the name of a model that comes with pillow-sdz"
         raise ValueError(msg)
-    channels, factor = sources.shape(network)
+    channels, factor = shape
     if parts is not None:
         sources.check_denoiser(parts, channels)
     preset = presets.get(name)

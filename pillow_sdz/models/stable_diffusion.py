@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from ..presets import Preset
 from . import devices, loading, sources
 from .running import is_out_of_memory, undisturbed
 from .sources import Folder
+
+if TYPE_CHECKING:
+    from .any_autoencoder import Conventions
 
 # Chosen: the size that Stable Diffusion 1 was made for.
 TILE = 512  # pixels along a side
@@ -44,6 +47,13 @@ def digest(module: torch.nn.Module) -> str:
     return sha256.hexdigest()
 
 
+def where(network: Any) -> tuple[torch.device, torch.dtype]:
+    """The device and the number format of a loaded network's weights."""
+    weights = network.parameters() if hasattr(network, "parameters") else iter(())
+    first = next((w for w in weights if w.is_floating_point()), torch.empty(0, device="cpu"))
+    return first.device, first.dtype
+
+
 class _Way(NamedTuple):
     """How a network is run."""
 
@@ -61,26 +71,38 @@ class DiffusersAutoencoder:
 
     @torch.inference_mode(False)
     @undisturbed()
-    def __init__(self, weights: Any, preset: Preset | None = None) -> None:
-        """``weights`` is a folder or the module itself; OSError if it is not ``preset``'s."""
+    def __init__(
+        self, weights: Any, preset: Preset | None = None, how: Conventions | None = None
+    ) -> None:
+        """``weights`` is a folder or the module itself; OSError if it is not ``preset``'s.
+
+        ``how`` replaces what is read from a configuration of diffusers.
+        """
         self._weights = weights
-        self._channels, self._factor = sources.shape(weights)
+        self._channels, self._factor = (how.channels, how.factor) if how else sources.shape(weights)
         self._kind = sources.config(weights)["_class_name"]
         # diffusers' AutoencoderTiny (0.42) assumes that tiles have 4 channels at a factor of 8.
-        self._tileable = self._kind == "AutoencoderKL" or (self._channels, self._factor) == (4, 8)
+        self._tileable = how is None and (
+            self._kind == "AutoencoderKL" or (self._channels, self._factor) == (4, 8)
+        )
         self._overflows = False  # whether values have left float16's range
         self._module: Any = None
         if not isinstance(weights, Folder):
             self._module = weights
-            loading.check_finite(weights, "this autoencoder")
-        config = (self._module or self._in(self._preferred()[1])).config
-        shift = config.get("latents_mean") or config.get("shift_factor") or 0
-        scale, deviation = config.scaling_factor, config.get("latents_std") or 1.0
-        if preset is not None:
-            self._check_preset(preset, scale, shift)
-        self._shift = torch.tensor(shift, dtype=torch.float32).reshape(1, -1, 1, 1)
-        # As pipelines do with models that have latents_std.
-        self._scale = (scale / torch.tensor(deviation, dtype=torch.float32)).reshape(1, -1, 1, 1)
+            if hasattr(weights, "parameters"):
+                loading.check_finite(weights, "this autoencoder")
+        if how is not None:
+            scaling, shift = how.scaling, how.shift
+        else:
+            config = (self._module or self._in(self._preferred()[1])).config
+            shift = config.get("latents_mean") or config.get("shift_factor") or 0
+            scale, deviation = config.scaling_factor, config.get("latents_std") or 1.0
+            if preset is not None:
+                self._check_preset(preset, scale, shift)
+            # As pipelines do with models that have latents_std.
+            scaling = scale / torch.tensor(deviation, dtype=torch.float32)
+        self._shift = torch.as_tensor(shift, dtype=torch.float32).reshape(1, -1, 1, 1)
+        self._scale = torch.as_tensor(scaling, dtype=torch.float32).reshape(1, -1, 1, 1)
 
     def _check_preset(self, preset: Preset, scaling: float, shift: Any) -> None:
         """OSError if the configuration is not the one that this package knows."""
@@ -98,13 +120,9 @@ class DiffusersAutoencoder:
         height, width = (-n % self._factor for n in pixels.shape[:2])
         padded = np.pad(pixels[:, :], ((0, height), (0, width), (0, 0)), mode="edge")
         images = torch.from_numpy(padded).permute(2, 0, 1)[None].float() / 127.5 - 1
-
-        def encoder(module: Any, images: Tensor) -> Tensor:
-            out = module.encode(images)
-            mode: Tensor = out.latents if "latents" in out else out.latent_dist.mode()
-            return mode
-
-        latents = (self._run(encoder, images, padded[..., 0].size) - self._shift) * self._scale
+        latents = (
+            self._run(self._encoded, images, padded[..., 0].size) - self._shift
+        ) * self._scale
         scaled: Latents = latents[0].permute(1, 2, 0).contiguous().numpy()
         return scaled
 
@@ -118,15 +136,21 @@ class DiffusersAutoencoder:
     @undisturbed()
     def _decoded(self, latents: Latents) -> Pixels:
         x = torch.tensor(latents).permute(2, 0, 1)[None] / self._scale + self._shift
-
-        def decoder(module: Any, latents: Tensor) -> Tensor:
-            images: Tensor = module.decode(latents).sample
-            return images
-
-        images = self._run(decoder, x, latents[..., 0].size * self._factor**2)
+        images = self._run(self._decoded_by, x, latents[..., 0].size * self._factor**2)
         levels = torch.round((images[0].clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
         pixels: Pixels = levels.permute(1, 2, 0).contiguous().numpy()
         return pixels
+
+    def _encoded(self, module: Any, images: Tensor) -> Tensor:
+        """What the network makes of images (1, 3, H, W) in -1..1."""
+        out = module.encode(images)
+        mode: Tensor = out.latents if "latents" in out else out.latent_dist.mode()
+        return mode
+
+    def _decoded_by(self, module: Any, latents: Tensor) -> Tensor:
+        """The images (1, 3, H, W) in -1..1 that the network makes of its own latents."""
+        images: Tensor = module.decode(latents).sample
+        return images
 
     @torch.inference_mode()
     def _run(self, network: Callable[[Any, Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
@@ -175,11 +199,11 @@ class DiffusersAutoencoder:
 
     def _preferred(self) -> tuple[torch.device, torch.dtype]:
         if isinstance(self._weights, Folder):
-            where = devices.device()
-            numbers = devices.dtype(where)
+            place = devices.device()
+            numbers = devices.dtype(place)
         else:
-            where, numbers = self._module.device, self._module.dtype
-        return where, torch.float32 if self._overflows else numbers
+            place, numbers = where(self._module)
+        return place, torch.float32 if self._overflows else numbers
 
     def _in(self, dtype: torch.dtype) -> Any:
         """The network with this number format, on any device."""
@@ -193,7 +217,7 @@ class DiffusersAutoencoder:
         """The network on this device and with this number format."""
         if isinstance(self._weights, Folder):
             return self._in(dtype).to(device)
-        if (device, dtype) == (self._module.device, self._module.dtype):
+        if (device, dtype) == where(self._module):
             return self._module
         return loading.copied(self._module, device, dtype)
 

@@ -1,0 +1,213 @@
+"""Loaded autoencoders of any class: told by what they do, not by the name of their type."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from evaluation import taef2
+from pillow_sdz import models, open_latents, options, register_model, save_latents
+from sdz_files import decode, encode
+
+diffusers = pytest.importorskip("diffusers", reason="needs the extra sd")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_registered", {})
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    x, y = np.meshgrid(np.linspace(0, 255, 52), np.linspace(0, 255, 37))
+    return Image.fromarray(np.stack([x, y, 255 - x], 2).astype(np.uint8))
+
+
+def seeded(make: Any) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make().eval()
+
+
+class Blocks:
+    """Means of 8x8 blocks in 0..1, and how many networks there are: not even a torch module."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(images, 8)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+
+def test_any_object_with_encode_and_decode(photo: Image.Image) -> None:
+    spec = register_model("blocks", Blocks(), pixel_range=(0, 1), scaling=4, shift=0.5)
+    assert (spec.channels, spec.factor) == (3, 8)
+    data = encode(photo, model="blocks", coding="float32")
+    kept = open_latents(BytesIO(data)).latents
+    assert -2 <= kept.min() < kept.max() <= 2
+    means = photo.crop((0, 0, 48, 32)).reduce(8)
+    shown = decode(data).crop((0, 0, 48, 32)).reduce(8)
+    assert np.abs(np.asarray(means, int) - np.asarray(shown, int)).max() <= 1
+
+
+def test_another_latent_space_of_its_own_shape(photo: Image.Image) -> None:
+    with pytest.raises(ValueError, match="sd1 latents have 4 channels at a factor of 8"):
+        register_model("blocks", Blocks(), latent_space="sd1")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "complaint"),
+    [
+        ({"channels": 4}, OSError, "has 3 as its channels, not 4"),
+        ({"factor": 16}, OSError, "has 8 as its factor, not 16"),
+        ({"chanels": 3}, ValueError, "has no 'chanels'"),
+    ],
+)
+def test_conventions_that_do_not_hold(
+    given: dict[str, Any], error: type[Exception], complaint: str
+) -> None:
+    with pytest.raises(error, match=complaint):
+        register_model("blocks", Blocks(), **given)
+
+
+def test_what_is_no_autoencoder_of_pictures() -> None:
+    class Sound:
+        def encode(self, waves: Tensor) -> Tensor:
+            raise RuntimeError("expected 2 axes")
+
+        decode = encode
+
+    with pytest.raises(OSError, match="is no autoencoder of pictures: RuntimeError: expected 2"):
+        register_model("sound", Sound())
+    with pytest.raises(OSError, match="no autoencoder that can be used"):
+        register_model("sound", object())
+
+
+def test_a_class_derived_from_a_known_one(photo: Image.Image) -> None:
+    """Also if its name is another, and not if only its name is one of diffusers'."""
+    import tiny_models as tiny
+
+    derived = type("Mine", (diffusers.AutoencoderTiny,), {})
+    vae = tiny.autoencoder_tiny()
+    vae.__class__ = derived
+    spec = register_model("mine", vae, latent_space="sd1")
+    assert not hasattr(models.load(spec), "_how")
+    register_model("theirs", type("AutoencoderKL", (Blocks,), {})(), pixel_range=(0, 1))
+    assert decode(encode(photo, model="theirs")).size == photo.size
+
+
+# diffusers' classes.  Only the sizes and the weights are not real.
+
+
+def flux2() -> Any:
+    return diffusers.AutoencoderKLFlux2(
+        block_out_channels=(4, 4, 4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=2,
+        layers_per_block=1,
+    )
+
+
+def qwen() -> Any:
+    return diffusers.AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1)
+
+
+def wan() -> Any:
+    return diffusers.AutoencoderKLWan(base_dim=8, num_res_blocks=1)
+
+
+def sana() -> Any:
+    return diffusers.AutoencoderDC(
+        latent_channels=32,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(32,) * 6,
+        decoder_block_out_channels=(32,) * 6,
+        encoder_layers_per_block=(1,) * 6,
+        decoder_layers_per_block=(1,) * 6,
+        encoder_qkv_multiscales=((),) * 6,
+        decoder_qkv_multiscales=((),) * 6,
+        scaling_factor=0.41407,
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "space"),
+    [(flux2, "flux2"), (qwen, "qwen-image"), (wan, "wan21"), (sana, "sana")],
+)
+def test_diffusers_classes(make: Any, space: str, photo: Image.Image) -> None:
+    vae = seeded(make)
+    spec = register_model("ours", vae, latent_space=space)
+    network = models.load(spec)
+    latents = network.encode(np.asarray(photo))
+    # As pipelines scale them.
+    pixels = np.asarray(photo)
+    height, width = (-n % spec.factor for n in pixels.shape[:2])
+    padded = np.pad(pixels, ((0, height), (0, width), (0, 0)), mode="edge")
+    images = torch.from_numpy(padded).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        out = vae.encode(images[:, :, None] if spec.space.video else images)
+    own = out.latent if space == "sana" else out.latent_dist.mode()
+    own = own[:, :, 0] if spec.space.video else own
+    file = BytesIO()
+    save_latents(own, file, model="ours", scaled=False, step=1 / 64)
+    saved = open_latents(BytesIO(file.getvalue()))
+    bound = 1 / 64 * np.max(spec.space.scaling) + 1e-5
+    assert np.abs(saved.latents.transpose(1, 2, 0) - latents).max() <= bound
+    assert decode(encode(photo, model="ours")).size == photo.size
+
+
+def test_flux2_from_its_pipeline(photo: Image.Image) -> None:
+    """The pipeline's latents are 2x2 patches, normalised, and decode to the same picture."""
+    vae = seeded(flux2)
+    spec = register_model("ours", vae, latent_space="flux2")
+    register_model("other", seeded(sana), latent_space="sana")
+    own = models.load(spec).encode(np.asarray(photo.resize((48, 32))))
+    space = models.catalogue.SPACES["flux2-patches"]
+    tensor = torch.from_numpy(own).permute(2, 0, 1)[None]
+    patches = diffusers.Flux2Pipeline._patchify_latents(tensor)
+    scaling, shift = (torch.tensor(v)[:, None, None] for v in (space.scaling, space.shift))
+    packed = diffusers.Flux2Pipeline._pack_latents((patches - shift) * scaling)
+    file, plain = BytesIO(), BytesIO()
+    save_latents(packed, file, model="flux2", size=(48, 32), lossless="float32")
+    save_latents(own.transpose(2, 0, 1), plain, model="ours", lossless="float32")
+    with options.override(DECODER="ours"):
+        found, expected = (np.asarray(decode(f.getvalue()), int) for f in (file, plain))
+    assert np.abs(found - expected).max() <= 1
+    with pytest.raises(OSError, match="needs the model 'flux2-patches'"):
+        decode(file.getvalue())
+    register_model("flux2", vae)
+    assert np.abs(np.asarray(decode(file.getvalue()), int) - expected).max() <= 1
+    with (
+        options.override(DECODER="other"),
+        pytest.raises(OSError, match="decodes sana latents, but"),
+    ):
+        decode(file.getvalue())
+
+
+# Real weights
+
+
+def test_real_taef2(photo: Image.Image) -> None:
+    path = taef2.weights()
+    if path is None:
+        pytest.skip("needs the weights of taef2: TAEF2=FILE")
+    module = taef2.load(Path(path))
+    spec = register_model("taef2", module, latent_space="flux2", pixel_range=(0, 1))
+    assert (spec.channels, spec.factor) == (32, 8)
+    picture = photo.resize((96, 64))
+    images = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        own = module.decode(module.encode(images))[0].clamp(0, 1).permute(1, 2, 0).numpy() * 255
+    exact = decode(encode(picture, model="taef2", coding="float32"))
+    assert np.abs(np.asarray(exact) - own).max() <= 0.51
+    near = decode(encode(picture, model="taef2", quality=75))
+    assert np.abs(np.asarray(near) - own).mean() < 3
