@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from PIL import Image
 
 from . import catalogue, chunks, codec, container, interchange, keywords, mask, shapes
 from .atomic import replacing
+from .catalogue import ModelSpec
 from .codings import adaptive
 from .codings.coding import Coding, Frame
 from .container import Chunk
@@ -91,7 +93,7 @@ def save_latents(
     size: tuple[int, int] | None = None,
     quality: float | None = None,
     step: float | None = None,
-    lossless: str | None = None,
+    lossless: str | bool | None = None,
     coding: str | None = None,
     effort: int | None = None,
     scaled: bool = True,
@@ -124,7 +126,8 @@ def save_latents(
     - ``quality``, 1 to 100, as in ``Image.save``; the default is 75.
     - ``step``, the distance between two quantised values, 1/1024 to 63.99, rounded to 1/1024.
     - ``lossless``, "bfloat16", "float16" or "float32", keeps latents of this dtype bit for bit.
-      Latents of another dtype are refused unless they are exact in it.
+      Latents of another dtype are refused unless they are exact in it.  True takes the first of
+      them in which they are exact.
     - ``coding="palette"`` has one precision.
 
     ``effort``, 0 to 9, trades time for bytes.  Below 3, no value changes by more than half a step;
@@ -145,6 +148,8 @@ def save_latents(
         step = keywords.scaled_step(step, codec.scaling(spec)[0])
     # A step that is given must hold.  A quality may be reached with another step.
     effort = keywords.effort(effort, keywords.DEFAULT_EFFORT if step is None else 0)
+    if lossless is True:
+        lossless = _exact_dtype(frames, spec)
     found, quantisation = keywords.precision(
         spec, coding, quality=quality, step=step, lossless=lossless
     )
@@ -271,24 +276,30 @@ def _stored(frames: codec.Frames) -> Array:
 
 def imported(part: LatentFile, fp: IO[bytes], *, model: str, **options: Any) -> None:
     """Save latents that `interchange.read` has read; ``options`` are those of `save_latents`."""
-    space = keywords.model_named(model).latent_space
+    given = shapes.frames(part.latents, model, options.get("factor"), None)
+    origin = part.origin
     save_latents(
         part.latents,
         fp,
         model=model,
-        scaled=interchange.is_scaled(part.origin.layout, space),
-        provenance=part.origin.json(),
+        scaled=interchange.is_scaled(origin.layout, given.model.latent_space, origin.metadata),
+        provenance=origin.json(),
         alpha_mask=part.alpha_mask,
         **options,
     )
 
 
-def together(paths: Iterable[Path]) -> list[list[Path]]:
-    """The `.sdz` files, in lists.  Files that are the resolutions of one cache share a list.
+def together(paths: Iterable[Path], format: str) -> list[list[Path]]:
+    """The `.sdz` files, in lists.  Files that are the parts of one cache share a list.
+
+    ``format`` is that of the files to be written.  A cache of another format is not put together.
 
     A file that cannot be read is alone in its list; `exported` says why it cannot.
     """
-    return interchange.together((path, _origin(path)) for path in paths)
+    origins = ((path, _origin(path)) for path in paths)
+    return interchange.together(
+        (path, origin if origin and origin.format == format else None) for path, origin in origins
+    )
 
 
 def _origin(path: Path) -> Origin | None:
@@ -319,13 +330,23 @@ def exported(fp: str | os.PathLike[str] | IO[bytes], format: str) -> LatentFile:
     layout = interchange.layout_for(format, origin)
     latents: Array = found.latents
     if layout != "plain" and not interchange.is_scaled(
-        layout, keywords.model_named(found.model).latent_space
+        layout, keywords.model_named(found.model).latent_space, origin.metadata
     ):
         latents = found.unscaled()
     return LatentFile(latents, origin, found.info.get("alpha_mask"))
 
 
 # Writing
+
+
+def _exact_dtype(frames: Array, spec: ModelSpec) -> str | None:
+    """The first lossless dtype in which latents are exact; the last one if there is none."""
+    dtypes = [coding for coding in spec.space.codings if coding.lossless]
+    for coding in dtypes:
+        with suppress(ValueError):
+            codec.coder_of(spec, coding).prepare(frames, 0)
+            return coding.lossless
+    return dtypes[-1].lossless if dtypes else "float32"
 
 
 def _check_count(frames: Array) -> None:

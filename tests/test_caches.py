@@ -76,7 +76,7 @@ def written(paths: list[Path], target: Path) -> Path:
 
 def there_and_back(path: Path) -> Path:
     (first, *others) = encoded(path, path.with_suffix(".sdz"))
-    (group,) = latents.together([*others, first])  # in whatever order they come
+    (group,) = latents.together([*others, first], path.suffix)  # in whatever order they come
     return written(group, path.with_name("again" + path.suffix))
 
 
@@ -112,7 +112,7 @@ def test_names_like_resolutions_mean_nothing(tmp_path: Path) -> None:
     for name, shape in (("wall.96x64", (12, 8)), ("wall.64x96", (8, 12))):
         np.savez(tmp_path / f"{name}.npz", **kohya("", *shape))
         encoded(tmp_path / f"{name}.npz", tmp_path / f"{name}.sdz")
-    groups = latents.together(sorted(tmp_path.glob("*.sdz")))
+    groups = latents.together(sorted(tmp_path.glob("*.sdz")), ".npz")
     assert [[path.name for path in group] for group in groups] == [
         ["wall.64x96.sdz"],
         ["wall.96x64.sdz"],
@@ -124,7 +124,7 @@ def test_a_cache_is_one_again_whatever_its_files_are_called(tmp_path: Path) -> N
     np.savez(path, **kohya("_8x6"), **kohya("_12x4", 12, 4))
     first, second = encoded(path, tmp_path / "a.sdz")
     renamed = [first.rename(tmp_path / "z.sdz"), second.rename(tmp_path / "b.24x8.sdz")]
-    (group,) = latents.together(sorted(renamed))
+    (group,) = latents.together(sorted(renamed), ".npz")
     assert group == renamed
     assert_same_npz(path, written(group, tmp_path / "again.npz"))
 
@@ -137,7 +137,7 @@ def test_copies_of_a_cache_stay_apart(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     c = [Path(shutil.copy(path, tmp_path / "c")) for path in a]
     again = Path(shutil.copy(a[0], tmp_path / "a again.sdz"))
-    groups = latents.together([*a, *b, again, *c])
+    groups = latents.together([*a, *b, again, *c], ".npz")
     assert groups == [a, b, [again], c]
 
 
@@ -186,7 +186,7 @@ def test_damaged_and_foreign_files_are_alone(tmp_path: Path) -> None:
     paths = [path, tmp_path / "cut.sdz", tmp_path / "empty.sdz", tmp_path / "missing.sdz"]
     paths[1].write_bytes(path.read_bytes()[:60])
     paths[2].write_bytes(b"")
-    assert latents.together(paths) == [[path] for path in paths]
+    assert latents.together(paths, ".npz") == [[path] for path in paths]
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_arrays_that_are_not_kept_are_named(
 
 def test_tensors_that_are_not_kept_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.latent"
-    tensors = {"latent_tensor": torch.zeros(1, 4, 8, 6), "noise_mask": torch.zeros(64, 48)}
+    tensors = {"latent_tensor": torch.zeros(1, 4, 8, 6), "noise_mask": torch.zeros(640, 480)}
     save_file(tensors | {"latent_format_version_0": torch.tensor([])}, path)
     with pytest.warns(UserWarning, match="a.latent: not kept: 'noise_mask'$"):
         interchange.read(path)

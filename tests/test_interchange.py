@@ -310,7 +310,7 @@ def test_a_layout_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         claims=lambda contents: contents.metadata.get("tool") == "toy",
         read=read,
         arrays=lambda parts: {p.origin.key: Stored(p.latents, "float32") for p in parts},
-        is_scaled=lambda space: space == "sd1",
+        is_scaled=lambda space, metadata: space == "sd1",
         families={"_toy": "sdxl"},
         has_parts=True,
     )
@@ -374,6 +374,8 @@ def test_what_an_origin_leaves_out() -> None:
         "cache": "",
         "part": 0,
         "parts": 1,
+        "shape": None,
+        "others": {},
     }
 
 
@@ -475,7 +477,7 @@ HOSTILE = {
     "nothing.npz": zipped({}),
     "two.npz": saved(np.savez, a=np.zeros(3), b=np.zeros(3)),
     "flat.npy": saved(np.save, np.zeros(3, np.float32)),
-    "video.npy": saved(np.save, np.zeros((1, 16, 5, 8, 8), np.float32)),
+    "video.npy": saved(np.save, np.zeros((1, 1, 16, 5, 8, 8), np.float32)),
     "integers.npy": saved(np.save, np.zeros((4, 8, 8), np.int8)),
     "text_in.npz": zipped({"latents.npy": b"hello"}),
     "method.npz": patched(zipped({"latents.npy": bytes(99)}), 2, 99),
@@ -555,4 +557,4 @@ def test_flipped_bits_end_in_an_error_or_in_latents(tmp_path: Path, suffix: str)
 
 def test_other_suffixes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="latents are read from"):
-        interchange.read(tmp_path / "x.pt")
+        interchange.read(tmp_path / "x.bin")

@@ -63,14 +63,14 @@ def add_encode(commands: Commands) -> None:
     precision.add_argument(
         "--lossless",
         action="store_const",
-        const="float16",
-        help="for latents: keep them exactly; float16 must be able to hold them exactly",
+        const=True,
+        help="for latents: keep them exactly, in bfloat16, float16 or float32",
     )
     parser.add_argument(
         "--model",
         metavar="NAME",
         help="the model that encodes pictures, default: mini; for latents: the model that made"
-        " them, default: as sd-scripts names its caches, or sd1",
+        " them, default: as the file or its name says, or sd1",
     )
     add_coding(parser)
     parser.add_argument(

@@ -18,7 +18,7 @@ from .arguments import STREAM, Output, refuse
 from .messages import complain, reason
 
 # Files of latents. As `interchange.FORMATS`, which takes numpy to import.
-LATENT_SUFFIXES = frozenset((".latent", ".npz", ".npy", ".safetensors"))
+LATENT_SUFFIXES = frozenset((".latent", ".npz", ".npy", ".safetensors", ".pt"))
 
 # macOS keeps what its own file systems know of a file x in ._x, where others know less.
 APPLE_DOUBLE = "._"

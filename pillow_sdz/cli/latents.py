@@ -30,15 +30,25 @@ if TYPE_CHECKING:
 
 # sd-scripts caches what its text encoders return beside the latents, under these names.
 TEXT_ENDINGS = ("_te", "_te_outputs")
+# ai-toolkit and OneTrainer have folders for that.
+AI_TOOLKITS, ONE_TRAINERS = "_t_e_cache", "text"
+AGGREGATE = "aggregate.pt"  # OneTrainer's, beside its caches
 
 
 def latent_files(paths: list[Path]) -> list[Path]:
     """The paths whose suffix is that of a file of latents."""
     return [
-        path
-        for path in paths
-        if path.suffix.lower() in LATENT_SUFFIXES and not path.stem.endswith(TEXT_ENDINGS)
+        path for path in paths if path.suffix.lower() in LATENT_SUFFIXES and not _is_of_text(path)
     ]
+
+
+def _is_of_text(path: Path) -> bool:
+    """Whether a trainer's file of this name holds what a text encoder returns, or no latents."""
+    return (
+        path.stem.endswith(TEXT_ENDINGS)
+        or path.parent.name == AI_TOOLKITS
+        or (path.suffix == ".pt" and (path.name == AGGREGATE or ONE_TRAINERS in path.parts))
+    )
 
 
 @dataclass(frozen=True)
@@ -109,17 +119,33 @@ class LatentEncoder:
         return True
 
     def _model(self, job: Job, part: LatentFile, report: Report) -> str:
-        from .. import interchange
+        from .. import catalogue
 
-        model = self.model or interchange.model_named_by(job.source)
-        if model is not None:
+        said = part.family
+        if said is not None:
+            if catalogue.known(said) is None and self.model is None:
+                msg = f"its latents are of {said!r}, which is not known: say with --model whose"
+                raise ValueError(msg)
+            self._check_said(job, said)
+        if (model := self.model or said) is not None:
             return model
-        channels = part.latents.shape[-3]
+        channels = part.latents.shape[-3 if part.latents.ndim < 5 else 1]
         if channels != 4:
             msg = f"latents of {channels} channels: say with --model whose (sd3, flux, ...)"
             raise ValueError(msg)
         report.remark("latents are assumed to be of sd1 (--model names another model)")
         return "sd1"
+
+    def _check_said(self, job: Job, said: str) -> None:
+        """ValueError if --model contradicts what the file says of its family."""
+        from .. import keywords
+
+        if self.model is None:
+            return
+        wanted = keywords.model_named(self.model)
+        if wanted.latent_space != said:
+            msg = f"{job.source} says that its latents are of {said}, not of {self.model}"
+            raise ValueError(msg)
 
 
 def add_latents(commands: Commands) -> None:
@@ -128,7 +154,7 @@ def add_latents(commands: Commands) -> None:
         "latents",
         help="convert .sdz to files of latents",
         description="Write the latents of .sdz files, and of all .sdz files in folders, as"
-        " ComfyUI's .latent, as sd-scripts' .npz, or as plain .npz, .npy or .safetensors files.",
+        " the caches that they came from, as ComfyUI's .latent, or as plain arrays.",
     )
     add_inputs(parser, "an .sdz file")
     add_output(parser)
@@ -150,8 +176,7 @@ def _run(options: argparse.Namespace) -> int:
 
     found = find(options.inputs, sdz_files, ".sdz files")
     planned = jobs(options, found, named, target)
-    if suffix == ".npz":  # of sd-scripts' caches, the only files with several resolutions
-        planned = _together(planned)
+    planned = _together(planned, suffix)
     planned = without_clashes(planned)
     targets = Targets(options.force, options.skip_existing)
     converter = Converter(suffix, targets, options.verbose)
@@ -197,12 +222,12 @@ class Converter:
             report.say(f"{job.source} -> {job.target}: {len(data):,} bytes")
 
 
-def _together(planned: list[Job]) -> list[Job]:
+def _together(planned: list[Job], suffix: str) -> list[Job]:
     """The jobs; those whose sources are the resolutions of one former cache are joined."""
     from .. import latents
 
     # What is no file is left alone, and refused when its turn comes.
-    lists = latents.together(job.source for job in planned if _is_file(job.source))
+    lists = latents.together((job.source for job in planned if _is_file(job.source)), suffix)
     others = {first: tuple(rest) for first, *rest in lists}
     return [
         replace(job, others=others.get(job.source, ()))

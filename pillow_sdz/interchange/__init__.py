@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
-from . import numpy_files, safetensors_files
+from . import numpy_files, safetensors_files, torch_files
+from .ai_toolkit import AI_TOOLKIT
 from .comfyui import COMFYUI
 from .contracts import Format, Layout
 from .kohya import KOHYA
+from .musubi import MUSUBI
+from .one_trainer import ONE_TRAINER
 from .origin import LatentFile, Origin, parse, shown
 from .parts import numbered, targets, together
 from .plain import PLAIN
@@ -43,10 +48,11 @@ FORMATS: Mapping[str, Format] = {
     ".npz": numpy_files.NPZ,
     ".npy": numpy_files.NPY,
     ".safetensors": safetensors_files.SAFETENSORS,
+    ".pt": torch_files.PT,
 }
 #: The layouts, in the order in which they are asked whether a file is theirs.  The last one takes
 #: every file.
-LAYOUTS: tuple[Layout, ...] = (COMFYUI, KOHYA, PLAIN)
+LAYOUTS: tuple[Layout, ...] = (COMFYUI, KOHYA, MUSUBI, AI_TOOLKIT, ONE_TRAINER, PLAIN)
 
 _NAMES_IN_WARNING = 8  # chosen: a line that can still be read
 
@@ -63,14 +69,18 @@ def read(path: Path) -> list[LatentFile]:
         raise ValueError(msg)
     with format.open(path) as contents:
         layout = next(row for row in LAYOUTS if suffix in row.formats and row.claims(contents))
-        found = layout.read(contents)
+        family = layout.said(contents) or model_named_by(path)
+        found = [replace(part, family=family) for part in layout.read(contents)]
     for text in (*_not_kept(set(contents.names) - contents.known), *contents.notes):
         warnings.warn(f"{path}: {text}", stacklevel=2)
     found = numbered(path, found)
     for part in found:
         shape = part.latents.shape
-        if len(shape) not in (3, 4) or 0 in shape:
-            msg = f"an array of the shape {shape} is not latents (C, h, w) or (B, C, h, w)"
+        if len(shape) not in (3, 4, 5) or 0 in shape:
+            msg = (
+                f"an array of the shape {shape} is not latents (C, h, w), (B, C, h, w) or "
+                "(B, C, T, h, w)"
+            )
             raise ValueError(msg)
         if part.latents.dtype.kind != "f" or part.latents.dtype.itemsize > 8:
             msg = f"an array of {part.latents.dtype} is not latents"
@@ -128,12 +138,14 @@ def layout_for(format: str, origin: Origin) -> str:
     return origin.layout if format == origin.format else FORMATS[format].usual_layout
 
 
-def is_scaled(layout: str, latent_space: str) -> bool:
+def is_scaled(
+    layout: str, latent_space: str, metadata: Mapping[str, str] = MappingProxyType({})
+) -> bool:
     """Whether the latents of a layout are scaled and shifted as pipelines return them.
 
-    If not, they are as the VAE encodes them.
+    If not, they are as the VAE encodes them.  ``metadata`` is that of their file.
     """
-    return _layout(layout).is_scaled(latent_space)
+    return _layout(layout).is_scaled(latent_space, metadata)
 
 
 def model_named_by(path: Path) -> str | None:

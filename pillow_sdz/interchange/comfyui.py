@@ -1,6 +1,7 @@
 """What ComfyUI's SaveLatent writes, read from its nodes.py.
 
-The tensor `latent_tensor` is a batch of latents as the VAE encodes them.  Before ComfyUI wrote the
+The tensor `latent_tensor` is a batch of latents as ComfyUI's VAE encodes them, with an axis of time
+for videos.  Nodes may write others beside it, such as `noise_mask`.  Before ComfyUI wrote the
 empty tensor `latent_format_version_0` beside it, the values were 0.18215 times these, whatever the
 model.
 """
@@ -13,10 +14,13 @@ import numpy as np
 
 from .contracts import Contents, Layout, Stored
 from .origin import LatentFile, Origin
+from .tensors import others_of, small_others
 
 LATENTS = "latent_tensor"
 MARKER = "latent_format_version_0"
 LEGACY_SCALING = 0.18215
+# The spaces whose autoencoders, as ComfyUI has them, scale the latents.
+NORMALISED = frozenset(("flux2-patches", "ltx"))
 
 
 def _claims(contents: Contents) -> bool:
@@ -30,18 +34,24 @@ def _read(contents: Contents) -> list[LatentFile]:
     if not marked:
         array = array.astype(np.float32) * np.float32(1 / LEGACY_SCALING)
     format = contents.path.suffix.lower()
-    origin = Origin(COMFYUI.name, format, dtype, marked=marked, metadata=contents.metadata)
-    return [LatentFile(array, origin)]
+    shape = array.shape if array.ndim == 5 else None
+    origin = Origin(
+        COMFYUI.name, format, dtype, marked=marked, shape=shape, metadata=contents.metadata
+    )
+    return [LatentFile(array, origin).with_others(small_others(contents))]
 
 
 def _arrays(parts: Sequence[LatentFile]) -> dict[str, Stored]:
     (part,) = parts
-    latents = part.latents if part.latents.ndim == 4 else part.latents[None]
+    latents = part.latents if part.latents.ndim >= 4 else part.latents[None]
+    if part.origin.shape is not None:
+        latents = latents.reshape(part.origin.shape)
+    others = others_of(part.origin)
     if part.origin.marked:
         empty = Stored(np.zeros(0, np.float32), "float32")
-        return {LATENTS: Stored(latents, part.origin.dtype), MARKER: empty}
+        return {LATENTS: Stored(latents, part.origin.dtype), MARKER: empty, **others}
     latents = latents.astype(np.float32) * np.float32(LEGACY_SCALING)
-    return {LATENTS: Stored(latents, part.origin.dtype)}
+    return {LATENTS: Stored(latents, part.origin.dtype), **others}
 
 
 COMFYUI = Layout(
@@ -50,5 +60,5 @@ COMFYUI = Layout(
     claims=_claims,
     read=_read,
     arrays=_arrays,
-    is_scaled=lambda space: False,
+    is_scaled=lambda space, metadata: space in NORMALISED,
 )

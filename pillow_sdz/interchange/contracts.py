@@ -79,9 +79,11 @@ class Layout:
     read: Callable[[Contents], list[LatentFile]]
     #: Returns the arrays of a file with these parts.  ValueError if one file cannot hold them.
     arrays: Callable[[Sequence[LatentFile]], Mapping[str, Stored]]
-    #: Whether latents of a latent space, named here, are scaled and shifted as pipelines return
-    #: them.  If not, they are as the VAE encodes them.
-    is_scaled: Callable[[str], bool]
+    #: Whether latents of a latent space, named here, in a file with this metadata, are scaled and
+    #: shifted as pipelines return them.  If not, they are as the VAE encodes them.
+    is_scaled: Callable[[str, Mapping[str, str]], bool]
+    #: The family that a file itself says it is of, or None.  The catalogue need not know it.
+    said: Callable[[Contents], str | None] = lambda contents: None
     #: How the tool ends the names of its files (without their suffix), and the family of latents
     #: that each ending stands for.
     families: Mapping[str, str] = field(default_factory=dict)

@@ -51,16 +51,20 @@ def _read(contents: Contents) -> list[LatentFile]:
 
 def _part(contents: Contents, ending: str) -> LatentFile:
     latents, dtype = contents.take("latents" + ending)
+    # Autoencoders of videos leave an axis of time, of one picture.
+    shape = latents.shape if latents.ndim == 4 and latents.shape[1] == 1 else None
     flipped = contents.take_if_there("latents_flipped" + ending)
     if flipped is not None:
         same = (flipped.array.shape, flipped.dtype) == (latents.shape, dtype)
-        if latents.ndim != 3 or not same:
+        if (latents.ndim != 3 and shape is None) or not same:
             msg = f"latents_flipped{ending} does not match latents{ending}"
             raise ValueError(msg)
         latents = np.stack([latents, flipped.array])
-    elif latents.ndim != 3:
+    elif latents.ndim != 3 and shape is None:
         msg = f"latents{ending} has the shape {latents.shape}, not (C, h, w)"
         raise ValueError(msg)
+    if shape is not None:
+        latents = latents[..., 0, :, :]
     found = {name: contents.take_if_there(name + ending) for name in KOHYA_TYPES}
     others = {name: stored for name, stored in found.items() if stored is not None}
     for name, stored in others.items():
@@ -75,6 +79,7 @@ def _part(contents: Contents, ending: str) -> LatentFile:
         original_size=_integers(others, "original_size", 2, ending),
         crop_ltrb=_integers(others, "crop_ltrb", 4, ending),
         flipped=flipped is not None,
+        shape=shape,
         dtypes={n: stored.dtype for n, stored in others.items() if stored.dtype != KOHYA_TYPES[n]},
     )
     mask = others.get("alpha_mask")
@@ -113,13 +118,16 @@ def _arrays_of(part: LatentFile) -> dict[str, Stored]:
     if latents.ndim != (4 if origin.flipped else 3) or (origin.flipped and len(latents) != 2):
         msg = f"latents of the shape {latents.shape} do not fit their origin, {origin.json()}"
         raise ValueError(msg)
-    arrays = {"latents": latents[0] if origin.flipped else latents}
+    pictures = latents if origin.flipped else latents[None]
+    if origin.shape is not None:
+        pictures = pictures.reshape(-1, *origin.shape)
+    arrays = {"latents": pictures[0]}
     if origin.original_size is not None:
         arrays["original_size"] = np.array(origin.original_size, np.int64)
     if origin.crop_ltrb is not None:
         arrays["crop_ltrb"] = np.array(origin.crop_ltrb, np.int64)
     if origin.flipped:
-        arrays["latents_flipped"] = latents[1]
+        arrays["latents_flipped"] = pictures[1]
     if part.alpha_mask is not None:
         arrays["alpha_mask"] = part.alpha_mask
     types = KOHYA_TYPES | dict(origin.dtypes)
@@ -135,7 +143,7 @@ KOHYA = Layout(
     claims=_claims,
     read=_read,
     arrays=_arrays,
-    is_scaled=lambda space: space in SCALED,
+    is_scaled=lambda space, metadata: space in SCALED,
     families=FAMILIES,
     has_parts=True,
     keeps=frozenset(KOHYA_TYPES),

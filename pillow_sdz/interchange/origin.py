@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Other = tuple[str, tuple[int, ...], str]  # an array: dtype, shape, and bytes in base64
 
 #: The types that latents may have.
 FLOATS = frozenset(("bfloat16", "float16", "float32", "float64"))
@@ -20,6 +23,11 @@ NUMBERS = frozenset(np.dtype(code).name for code in "?bBhHiIqQefd")
 KOHYA_TYPES = {"original_size": "int64", "crop_ltrb": "int64", "alpha_mask": "float32"}
 #: Names of arrays that an origin can keep.
 KEY = re.compile(r"[\w.-]{1,64}", re.ASCII)
+#: Bytes of an array besides latents that an origin keeps.  Chosen: masks at the size of latents
+#: and indices have some kilobytes, embeddings of pictures some hundreds.
+MAX_OTHER = 65536
+#: Axes of an array, and other arrays of an origin.  Chosen: caches have 5 and a dozen.
+MAX_AXES, MAX_OTHERS = 8, 64
 #: How the names of a kohya cache's arrays end.
 RESOLUTION = re.compile(r"(?:_\d{1,5}x\d{1,5})?")
 #: Resolutions of one cache.  Chosen: sd-scripts' lists of them have a dozen at most.
@@ -44,7 +52,9 @@ class Origin:
     own.  Kohya: ``resolution`` is the ending of the arrays' names ("" or "_64x48"),
     ``original_size`` is (width, height) and ``crop_ltrb`` (left, top, right, bottom), in pixels.
     ``flipped`` says that the second latents are those of the mirrored picture.  ``dtypes`` has the
-    types of the other arrays if they are not `KOHYA_TYPES`.
+    types of the other arrays if they are not `KOHYA_TYPES`.  Trainers' tensors: ``key`` is the
+    name, ``shape`` that of the tensor in the file, and ``others`` has small tensors by name: their
+    dtype, their shape, and their bytes in base64.
     """
 
     layout: str
@@ -62,6 +72,8 @@ class Origin:
     cache: str = ""
     part: int = 0
     parts: int = 1
+    shape: tuple[int, ...] | None = None
+    others: Mapping[str, Other] = field(default_factory=dict)
 
     def json(self) -> dict[str, Any]:
         """The fields that do not have their default values, as JSON knows them."""
@@ -82,6 +94,24 @@ class LatentFile:
     latents: Array
     origin: Origin
     alpha_mask: Array | None = None
+    #: The family that the file says it is of, or None.
+    family: str | None = None
+
+    def with_others(self, others: Mapping[str, Other]) -> LatentFile:
+        """This part, with other arrays of its file in its origin."""
+        return replace(self, origin=replace(self.origin, others=others))
+
+
+def as_bits(array: Array, dtype: str) -> bytes:
+    """The bytes of an array, little-endian; those of a bfloat16 as float32."""
+    kind = np.dtype("float32" if dtype == "bfloat16" else dtype)
+    return np.ascontiguousarray(array, kind.newbyteorder("<")).tobytes()
+
+
+def from_bits(data: bytes, dtype: str) -> Array:
+    """The inverse of `as_bits`, as one row; ValueError if the bytes are not whole values."""
+    kind = np.dtype("float32" if dtype == "bfloat16" else dtype)
+    return np.frombuffer(data, kind.newbyteorder("<")).astype(kind)
 
 
 def parse(data: Mapping[str, Any], formats: Mapping[str, Collection[str]]) -> Origin:
@@ -97,7 +127,7 @@ def parse(data: Mapping[str, Any], formats: Mapping[str, Collection[str]]) -> Or
         msg = f"not an origin of latents: {min(missing)} is missing"
         raise ValueError(msg)
     values: dict[str, Any] = {
-        name: tuple(value) if name in _SIZES and isinstance(value, list) else value
+        name: tuple(value) if name in (*_SIZES, "shape") and isinstance(value, list) else value
         for name, value in data.items()
     }
     origin = Origin(**values)
@@ -127,6 +157,8 @@ def _checks(o: Origin, formats: Mapping[str, Collection[str]]) -> Iterator[tuple
     yield "dtypes", all(dtype in NUMBERS for dtype in o.dtypes.values())
     yield "cache", _matches(_CACHE, o.cache)
     yield "parts", are_integers((o.parts,), 1) and 0 < o.parts <= MAX_PARTS
+    yield "shape", o.shape is None or _is_shape(o.shape)
+    yield "others", _are_others(o.others)
     yield "part", are_integers((o.part,), 1) and 0 <= o.part < o.parts
 
 
@@ -136,6 +168,36 @@ def _matches(pattern: re.Pattern[str], value: object) -> bool:
 
 def _are_texts(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def _is_shape(value: object) -> bool:
+    return (
+        isinstance(value, (tuple, list))
+        and len(value) <= MAX_AXES
+        and are_integers(tuple(value), len(value))
+        and all(length >= 0 for length in value)
+    )
+
+
+def _are_others(value: object) -> bool:
+    if not isinstance(value, dict) or len(value) > MAX_OTHERS:
+        return False
+    return all(KEY.fullmatch(str(name)) and _is_other(other) for name, other in value.items())
+
+
+def _is_other(value: object) -> bool:
+    if not isinstance(value, (tuple, list)) or len(value) != 3:
+        return False
+    dtype, shape, text = value
+    if not isinstance(dtype, str) or dtype not in FLOATS | NUMBERS or not _is_shape(shape):
+        return False
+    size = math.prod(shape) * np.dtype("float32" if dtype == "bfloat16" else dtype).itemsize
+    if not isinstance(text, str) or size > MAX_OTHER:
+        return False
+    try:
+        return len(base64.b64decode(text, validate=True)) == size
+    except ValueError:
+        return False
 
 
 def are_integers(values: object, count: int) -> bool:

@@ -34,7 +34,7 @@ def targets(target: Path, parts: Sequence[LatentFile]) -> list[Path]:
 
     The names are for people.  The files themselves say what belongs together (`together`).
     """
-    others = [part.origin.resolution[1:] or "latents" for part in parts[1:]]
+    others = [part.origin.resolution[1:] or part.origin.key for part in parts[1:]]
     return [target, *(target.with_name(f"{target.stem}.{o}{target.suffix}") for o in others)]
 
 

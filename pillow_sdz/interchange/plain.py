@@ -28,6 +28,7 @@ def _read(contents: Contents) -> list[LatentFile]:
         dtype,
         key=name,
         batched=array.ndim == 4,
+        shape=array.shape if array.ndim == 5 else None,
         metadata=contents.metadata,
     )
     return [LatentFile(array, origin)]
@@ -36,16 +37,18 @@ def _read(contents: Contents) -> list[LatentFile]:
 def _arrays(parts: Sequence[LatentFile]) -> dict[str, Stored]:
     (part,) = parts
     latents = part.latents
-    if part.origin.batched and latents.ndim == 3:
+    if part.origin.shape is not None:
+        latents = latents.reshape(part.origin.shape)
+    elif part.origin.batched and latents.ndim == 3:
         latents = latents[None]
     return {part.origin.key: Stored(latents, part.origin.dtype)}
 
 
 PLAIN = Layout(
     "plain",
-    (".latent", ".npz", ".npy", ".safetensors"),
+    (".latent", ".npz", ".npy", ".safetensors", ".pt"),
     claims=lambda contents: True,
     read=_read,
     arrays=_arrays,
-    is_scaled=lambda space: True,
+    is_scaled=lambda space, metadata: True,
 )

@@ -12,8 +12,22 @@ import numpy as np
 from .contracts import Contents, Format, Stored
 from .numpy_files import as_numpy
 
-# What the file format calls the types that latents may have.
-_FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+# What the file format calls the types that arrays may have.
+_TYPES = {
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "BOOL": "bool",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "U8": "uint8",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+}
 
 
 @contextmanager
@@ -26,14 +40,14 @@ def _open(path: Path) -> Iterator[Contents]:
 
             def load(name: str) -> Stored:
                 dtype = file.get_slice(name).get_dtype()
-                if dtype not in _FLOATS:
-                    msg = f"a tensor of {dtype} cannot be latents"
+                if dtype not in _TYPES:
+                    msg = f"a tensor of {dtype} cannot be read"
                     raise ValueError(msg)
                 if dtype != "BF16":
-                    return Stored(file.get_tensor(name), _FLOATS[dtype])
+                    return Stored(file.get_tensor(name), _TYPES[dtype])
                 with safe_open(path, "pt") as with_torch:
                     tensor = with_torch.get_tensor(name)
-                    return Stored(tensor.float().numpy(), _FLOATS[dtype])
+                    return Stored(tensor.float().numpy(), _TYPES[dtype])
 
             yield Contents(path, tuple(file.keys()), load, file.metadata() or {})
     except SafetensorError as e:
@@ -42,7 +56,7 @@ def _open(path: Path) -> Iterator[Contents]:
 
 
 def _write(file: IO[bytes], arrays: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
-    contiguous = {name: np.ascontiguousarray(as_numpy(stored)) for name, stored in arrays.items()}
+    contiguous = {name: np.asarray(as_numpy(stored), order="C") for name, stored in arrays.items()}
     halves = {name for name, stored in arrays.items() if stored.dtype == "bfloat16"}
     if not halves:
         from safetensors.numpy import save

@@ -1,0 +1,74 @@
+"""The `.safetensors` caches of ostris' ai-toolkit, read from its toolkit/dataloader_mixins.py.
+
+The tensor `latent` has no axis for a batch.  The metadata says which latents they are, where the
+picture was cropped, and how large it was before.  What text encoders return is in folders called
+`_t_e_cache`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from . import tensors
+from .contracts import Contents, Layout
+from .origin import LatentFile
+
+# Their names in the metadata, `latent_space_version`: those of toolkit/data_loader.py, and the
+# architectures of the models.
+FAMILIES = {
+    "sd1": "sd1",
+    "sdxl": "sdxl",
+    "sd3": "sd3",
+    "flux1": "flux",
+    "flux": "flux",
+    "flux_kontext": "flux",
+    "flex2": "flux",
+    "chroma": "flux",
+    "hidream": "flux",
+    "hidream_e1": "flux",
+    "lumina2": "flux",
+    "zimage": "flux",
+    "flux2": "flux2",
+    "flux2_klein_4b": "flux2",
+    "flux2_klein_9b": "flux2",
+    "anima": "qwen-image",
+    "krea2": "qwen-image",
+    "qwen_image": "qwen-image",
+    "qwen_image_edit": "qwen-image",
+    "qwen_image_edit_plus": "qwen-image",
+    "wan21": "wan21",
+    "wan21_i2v": "wan21",
+    "wan22_14b": "wan21",
+    "wan22_14b_i2v": "wan21",
+    "wan22_5b": "wan22",
+}
+LATENTS = frozenset(("latent", "first_frame_latent"))
+
+
+def _claims(contents: Contents) -> bool:
+    return "latent" in contents.names and "latent_space_version" in contents.metadata
+
+
+def _said(contents: Contents) -> str:
+    version = contents.metadata["latent_space_version"]
+    return FAMILIES.get(version, version)
+
+
+def _read(contents: Contents) -> list[LatentFile]:
+    return tensors.read(contents, AI_TOOLKIT.name, LATENTS.__contains__)
+
+
+def _is_scaled(space: str, metadata: Mapping[str, str]) -> bool:
+    return True
+
+
+AI_TOOLKIT = Layout(
+    "ai-toolkit",
+    (".safetensors",),
+    claims=_claims,
+    read=_read,
+    arrays=tensors.arrays,
+    is_scaled=_is_scaled,
+    said=_said,
+    has_parts=True,
+)

@@ -1,0 +1,72 @@
+"""The `.safetensors` caches of kohya's musubi-tuner, read from its dataset/cache_io.py.
+
+The metadata names the architecture.  The names of tensors end in their dtype, and those of latents
+in their size before it: `latents_1x64x48_bfloat16` (frames, height, width),
+`latents_64x48_float32`, `latents_control_0_64x48_bfloat16`.  Files of what text encoders return
+end in `_te`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from . import tensors
+from .contracts import Contents, Layout
+from .origin import LatentFile, shown
+
+# The family of each architecture.  Those of FramePack are of HunyuanVideo, and Krea 2's of
+# Qwen-Image.
+FAMILIES = {
+    "hunyuan_video": "hunyuan-video",
+    "hunyuan_video_1_5": "hunyuan-video-1.5",
+    "framepack": "hunyuan-video",
+    "flux_kontext": "flux",
+    "flux_2_dev": "flux2",
+    "flux_2_klein_4b": "flux2",
+    "flux_2_klein_9b": "flux2",
+    "qwen_image": "qwen-image",
+    "qwen_image_edit": "qwen-image",
+    "qwen_image_layered": "qwen-image",
+    "krea2": "qwen-image",
+    "wan": "wan21",
+    "z_image": "flux",
+}
+# The architectures whose latents are as the autoencoder's network returns them.  The others' are
+# scaled and shifted.
+UNSCALED = frozenset(("z_image", "hunyuan_video", "hunyuan_video_1_5"))
+
+_LATENTS = re.compile(r"latents(_[a-z0-9_]+)??_(\d+x)?\d+x\d+_(float32|float16|bfloat16)")
+
+
+def _claims(contents: Contents) -> bool:
+    return "architecture" in contents.metadata and "format_version" in contents.metadata
+
+
+def _said(contents: Contents) -> str:
+    architecture = contents.metadata["architecture"]
+    return FAMILIES.get(architecture, architecture)
+
+
+def _read(contents: Contents) -> list[LatentFile]:
+    architecture = contents.metadata["architecture"]
+    if architecture.startswith("hidream_o1"):
+        msg = f"{shown(architecture)} has no latents, but patches of pixels"
+        raise ValueError(msg)
+    return tensors.read(contents, MUSUBI.name, lambda name: bool(_LATENTS.fullmatch(name)))
+
+
+def _is_scaled(space: str, metadata: Mapping[str, str]) -> bool:
+    return metadata.get("architecture") not in UNSCALED
+
+
+MUSUBI = Layout(
+    "musubi",
+    (".safetensors",),
+    claims=_claims,
+    read=_read,
+    arrays=tensors.arrays,
+    is_scaled=_is_scaled,
+    said=_said,
+    has_parts=True,
+)

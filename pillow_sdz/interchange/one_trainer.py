@@ -1,0 +1,39 @@
+"""The `.pt` caches of OneTrainer, read from mgds' DiskCache and OneTrainer's modules/dataLoader.
+
+Each file is a dictionary of one picture: its latents as the autoencoder returns them, its size and
+crop as tuples of integers, perhaps a mask at the size of the latents, and in other folders what
+text encoders return.  `aggregate.pt` beside them lists paths, and is no cache of latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from . import tensors
+from .contracts import Contents, Layout
+from .origin import LatentFile
+
+LATENTS = frozenset(("latent_image", "latent_conditioning_image"))
+
+
+def _claims(contents: Contents) -> bool:
+    return "latent_image" in contents.names
+
+
+def _read(contents: Contents) -> list[LatentFile]:
+    return tensors.read(contents, ONE_TRAINER.name, LATENTS.__contains__)
+
+
+def _is_scaled(space: str, metadata: Mapping[str, str]) -> bool:
+    return False
+
+
+ONE_TRAINER = Layout(
+    "onetrainer",
+    (".pt",),
+    claims=_claims,
+    read=_read,
+    arrays=tensors.arrays,
+    is_scaled=_is_scaled,
+    has_parts=True,
+)

@@ -1,0 +1,109 @@
+"""torch's `.pt` files of dictionaries, read without running what a pickle may ask for.
+
+Values that are no tensors, such as sizes, become metadata: their text in Python.
+"""
+
+from __future__ import annotations
+
+import ast
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from .contracts import Contents, Format, Stored
+from .numpy_files import MAX_INFLATED, as_numpy
+from .origin import NUMBERS
+
+_LONGEST = 65536  # characters of a value's text.  Chosen: paths and sizes have some hundreds.
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Contents]:
+    found = load(path)
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        msg = "a .pt file of latents must hold a dictionary of tensors by name"
+        raise ValueError(msg)
+    arrays = {name: value for name, value in found.items() if hasattr(value, "detach")}
+    values = {name: repr(value) for name, value in found.items() if name not in arrays}
+    notes = [
+        f"not kept: {name!r}, a {type(found[name]).__name__}"
+        for name, text in values.items()
+        if not _is_literal(text)
+    ]
+    kept = {name: text for name, text in values.items() if _is_literal(text)}
+    yield Contents(path, tuple(arrays), lambda name: stored(arrays[name]), kept, notes=notes)
+
+
+def load(file: Path | IO[bytes]) -> Any:
+    """What torch has saved, if it is tensors and plain values.
+
+    OSError if the file is damaged, too large, or asks for anything else to be run.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            inflated = sum(member.file_size for member in archive.infolist())
+            packed = sum(member.compress_size for member in archive.infolist())
+        if inflated > max(MAX_INFLATED, packed):
+            msg = f"its tensors would take {inflated} bytes, the limit is {MAX_INFLATED}"
+            raise ValueError(msg)
+        import torch
+
+        if not isinstance(file, Path):
+            file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as e:  # of zipfile, pickle and torch
+        msg = f"no file of tensors alone: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
+        raise OSError(msg) from e
+
+
+def stored(tensor: Any) -> Stored:
+    """A tensor as an array; ValueError for a type that numpy lacks."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype == "bfloat16":
+        return Stored(tensor.float().numpy(), dtype)
+    if dtype not in NUMBERS:
+        msg = f"a tensor of {dtype} cannot be read"
+        raise ValueError(msg)
+    return Stored(tensor.contiguous().numpy(), dtype)
+
+
+def tensor(given: Stored) -> Any:
+    """The inverse of `stored`."""
+    import torch
+
+    array = torch.from_numpy(np.array(as_numpy(given)))
+    return array.bfloat16() if given.dtype == "bfloat16" else array
+
+
+def _is_literal(text: str) -> bool:
+    if len(text) > _LONGEST:
+        return False
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def values(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The values that became metadata; ValueError if their texts are not Python's."""
+    if not all(map(_is_literal, metadata.values())):
+        msg = "metadata of a .pt file must be literals of Python"
+        raise ValueError(msg)
+    return {name: ast.literal_eval(text) for name, text in metadata.items()}
+
+
+def _write(file: IO[bytes], arrays: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
+    import torch
+
+    tensors = {name: tensor(one) for name, one in arrays.items()}
+    torch.save({**tensors, **values(metadata)}, file)
+
+
+PT = Format(_open, _write, has_metadata=True)

@@ -1,0 +1,383 @@
+"""Caches of today's trainers, written here as their own sources write them, there and back."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pillow_sdz import interchange, latents, open_latents
+from pillow_sdz.cli import main
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def converted(path: Path, *options: str) -> list[Path]:
+    """The `.sdz` files that `sdz encode` makes of a cache, in a folder beside it."""
+    folder = path.parent / "sdz"
+    assert main(["encode", str(path), "-o", str(folder), "--lossless", *options]) == 0
+    return sorted(folder.rglob("*.sdz"))
+
+
+def back(path: Path) -> Path:
+    """The file that `sdz latents` makes of what `converted` has made."""
+    folder = path.parent / "back"
+    source = str(path.parent / "sdz")
+    assert main(["latents", source, "-o", str(folder), "--format", path.suffix[1:]]) == 0
+    (found,) = folder.rglob("*" + path.suffix)
+    return found
+
+
+def assert_same_tensors(path: Path, again: Path) -> None:
+    """The same names, dtypes, shapes, bits and metadata."""
+    with safe_open(path, "pt") as one, safe_open(again, "pt") as other:
+        assert one.metadata() == other.metadata()
+    expected, found = load_file(path), load_file(again)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
+        assert torch.equal(found[name], tensor), name
+
+
+# musubi-tuner
+
+
+def musubi(
+    folder: Path, architecture: str, short: str, tensors: dict[str, Tensor], **more: str
+) -> Path:
+    """As save_latent_cache_common, under the name of get_latent_cache_path."""
+    metadata = {"architecture": architecture, "width": "0048", "height": "64"}
+    path = folder / f"photo_0048x0064_{short}.safetensors"
+    save_file(tensors, path, metadata=metadata | {"format_version": "1.0.1"} | more)
+    return path
+
+
+BF16 = torch.bfloat16
+MUSUBI = {
+    "z_image": (
+        "zi",
+        {"latents_1x8x6_bfloat16": normal(16, 8, 6, dtype=BF16)},
+        "flux",
+        (16, 8, 6),
+    ),
+    "flux_2_klein_4b": (
+        "f2k4b",
+        {
+            "latents_4x3_bfloat16": normal(128, 4, 3, dtype=BF16),
+            "latents_control_0_4x4_bfloat16": normal(128, 4, 4, dtype=BF16, seed=1),
+            "latents_control_1_2x3_bfloat16": normal(128, 2, 3, dtype=BF16, seed=2),
+        },
+        "flux2-patches",
+        (128, 4, 3),
+    ),
+    "qwen_image": (
+        "qi",
+        {"latents_1x8x6_float32": normal(16, 1, 8, 6)},
+        "qwen-image",
+        (16, 8, 6),
+    ),
+    "qwen_image_layered": (
+        "qil",
+        {"latents_3x8x6_float32": normal(16, 3, 8, 6)},
+        "qwen-image",
+        (16, 3, 8, 6),
+    ),
+    "wan": (
+        "wan",
+        {
+            "latents_5x4x3_bfloat16": normal(16, 5, 4, 3, dtype=BF16),
+            "latents_image_5x4x3_bfloat16": normal(20, 5, 4, 3, dtype=BF16, seed=1)[:16],
+            "f_indices_int32": torch.tensor([0, 4, 8], dtype=torch.int32),
+            "clip_bfloat16": normal(1, 7, 9, dtype=BF16),
+        },
+        "wan21",
+        (16, 5, 4, 3),
+    ),
+    "hunyuan_video": (
+        "hv",
+        {"latents_2x4x3_float16": normal(16, 2, 4, 3, dtype=torch.float16)},
+        "hunyuan-video",
+        (16, 2, 4, 3),
+    ),
+    "flux_kontext": (
+        "fk",
+        {
+            "latents_1x8x6_bfloat16": normal(16, 8, 6, dtype=BF16),
+            "latents_control_1x4x4_bfloat16": normal(16, 4, 4, dtype=BF16),
+        },
+        "flux",
+        (16, 8, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("architecture", MUSUBI)
+def test_musubi_tuner(architecture: str, tmp_path: Path) -> None:
+    short, tensors, model, shape = MUSUBI[architecture]
+    more = {"frame_count": "17"} if architecture == "wan" else {}
+    path = musubi(tmp_path, architecture, short, tensors, **more)
+    files = converted(path)
+    assert len(files) == sum(name.startswith("latents") for name in tensors)
+    found = [open_latents(file) for file in files]
+    assert {one.model for one in found} == {model}
+    assert shape in [one.latents.shape for one in found]
+    assert_same_tensors(path, back(path))
+
+
+def test_which_of_musubis_are_scaled(tmp_path: Path) -> None:
+    """Z-Image's and FLUX.1 Kontext's are of one family, and only Kontext's are scaled."""
+    values = {}
+    for architecture in ("z_image", "flux_kontext"):
+        (tmp_path / architecture).mkdir()
+        tensors = {"latents_1x8x6_float32": normal(16, 8, 6)}
+        path = musubi(tmp_path / architecture, architecture, "x", tensors)
+        values[architecture] = open_latents(*converted(path)).latents
+    own = normal(16, 8, 6).numpy()
+    np.testing.assert_array_equal(values["flux_kontext"], own)
+    np.testing.assert_allclose(values["z_image"], (own - 0.1159) * 0.3611, atol=1e-5)
+
+
+def test_musubis_text_and_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    musubi(tmp_path, "z_image", "zi", {"latents_1x8x6_float32": normal(16, 8, 6)})
+    save_file({"varlen_float32": normal(7, 5)}, tmp_path / "photo_zi_te.safetensors")
+    assert main(["encode", str(tmp_path), "-o", str(tmp_path / "sdz")]) == 0
+    assert [p.name for p in (tmp_path / "sdz").rglob("*.sdz")] == ["photo_0048x0064_zi.sdz"]
+    path = musubi(tmp_path, "hidream_o1_image", "ho1", {"latents_1x2x2_float32": normal(2, 2, 9)})
+    assert main(["encode", str(path)]) == 1
+    assert "'hidream_o1_image' has no latents, but patches of pixels" in capsys.readouterr().err
+
+
+# ai-toolkit
+
+
+def ai_toolkit(folder: Path, version: str, tensors: dict[str, Tensor]) -> Path:
+    """As _cache_one_latent, with the metadata of get_meta_for_safetensors."""
+    info = OrderedDict[str, Any](
+        filename="photo é.jpg",
+        scale_to_width=48,
+        scale_to_height=64,
+        crop_x=0,
+        crop_y=3,
+        crop_width=48,
+        crop_height=64,
+        latent_space_version=version,
+        latent_version=1,
+        flip_x=True,
+        software={"name": "ai-toolkit", "version": "0.7"},
+    )
+    metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}
+    (folder / "_latent_cache").mkdir()
+    path = folder / "_latent_cache" / "photo_yRkO3n-aT5a_0hQe0c1mYg.safetensors"
+    save_file(tensors, path, metadata=metadata | {"format": "pt"})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("version", "shape", "model"),
+    [
+        ("sd1", (4, 8, 6), "sd1"),
+        ("sdxl", (4, 8, 6), "sdxl"),
+        ("flux1", (16, 8, 6), "flux"),
+        ("flux2", (128, 4, 3), "flux2-patches"),
+        ("qwen_image", (16, 1, 8, 6), "qwen-image"),
+        ("zimage", (16, 8, 6), "flux"),
+        ("wan21", (16, 3, 8, 6), "wan21"),
+    ],
+)
+def test_ai_toolkit(version: str, shape: tuple[int, ...], model: str, tmp_path: Path) -> None:
+    tensors = {"latent": normal(*shape, dtype=BF16)}
+    if len(shape) == 4:
+        tensors["num_frames"] = torch.tensor(9, dtype=torch.int32)
+        tensors["first_frame_latent"] = normal(16, 1, 8, 6, dtype=BF16, seed=1)
+    path = ai_toolkit(tmp_path, version, tensors)
+    assert {open_latents(file).model for file in converted(path)} == {model}
+    assert_same_tensors(path, back(path))
+
+
+def test_ai_toolkits_text_is_left_out(tmp_path: Path) -> None:
+    ai_toolkit(tmp_path, "flux1", {"latent": normal(16, 8, 6)})
+    (tmp_path / "_t_e_cache").mkdir()
+    save_file({"text_embeds": normal(7, 5)}, tmp_path / "_t_e_cache" / "photo_x.safetensors")
+    assert main(["encode", str(tmp_path), "-o", str(tmp_path / "sdz")]) == 0
+    assert len(list((tmp_path / "sdz").rglob("*.sdz"))) == 1
+
+
+# What a file says of its family
+
+
+def test_a_family_that_nobody_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = ai_toolkit(tmp_path, "tomorrow_v2", {"latent": normal(16, 8, 6)})
+    assert main(["encode", str(path)]) == 1
+    assert "its latents are of 'tomorrow_v2', which is not known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["sd3", "wan21"])
+def test_a_contradiction(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = ai_toolkit(tmp_path, "flux1", {"latent": normal(16, 8, 6)})
+    assert main(["encode", str(path), "--model", model]) == 1
+    assert f"says that its latents are of flux, not of {model}" in capsys.readouterr().err
+    assert main(["encode", str(path), "--model", "taef1"]) == 0  # of the same family
+
+
+# OneTrainer
+
+
+def one_trainer(folder: Path, latent: Tensor, **more: Any) -> Path:
+    """As mgds' DiskCache writes split items."""
+    folder = folder / "image" / "3f2a" / "variation-0"
+    folder.mkdir(parents=True)
+    item = {
+        "latent_image": latent,
+        "original_resolution": (1033, 812),
+        "crop_offset": (0, 12),
+        **more,
+    }
+    torch.save(item, folder / "0.pt")
+    aggregate = [{"crop_resolution": (64, 48), "image_path": "/photos/a.jpg"}]
+    torch.save(aggregate, folder / "aggregate.pt")
+    return folder / "0.pt"
+
+
+@pytest.mark.parametrize(
+    ("shape", "model"),
+    [
+        ((4, 8, 6), "sdxl"),
+        ((16, 8, 6), "flux"),
+        ((32, 8, 6), "flux2"),
+        ((16, 1, 8, 6), "qwen-image"),
+    ],
+)
+def test_one_trainer(shape: tuple[int, ...], model: str, tmp_path: Path) -> None:
+    latent = normal(*shape, dtype=BF16)
+    mask = (normal(1, 8, 6) > 0).float()
+    path = one_trainer(tmp_path, latent, latent_mask=mask)
+    converted(path, "--model", model)
+    again = torch.load(back(path), weights_only=True)
+    expected = torch.load(path, weights_only=True)
+    assert again.keys() == expected.keys()
+    assert again["original_resolution"] == (1033, 812)
+    assert again["crop_offset"] == (0, 12)
+    for name in ("latent_image", "latent_mask"):
+        assert again[name].dtype == expected[name].dtype
+        assert torch.equal(again[name], expected[name])
+
+
+def test_one_trainers_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one_trainer(tmp_path, normal(4, 8, 6))
+    text = tmp_path / "text" / "3f2a" / "variation-0"
+    text.mkdir(parents=True)
+    torch.save({"tokens": torch.arange(77)}, text / "0.pt")
+    assert main(["encode", str(tmp_path), "-o", str(tmp_path / "sdz")]) == 0
+    assert "assumed to be of sd1" in capsys.readouterr().err
+    assert len(list((tmp_path / "sdz").rglob("*.sdz"))) == 1
+
+
+def test_pickles_run_nothing(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    path = tmp_path / "0.pt"
+    torch.save({"latent_image": normal(4, 8, 6), "x": Hostile()}, path)
+    with pytest.raises(OSError, match="no file of tensors alone"):
+        interchange.read(path)
+    path.write_bytes(b"\x80\x04nonsense")
+    with pytest.raises(OSError, match="no file of tensors alone"):
+        interchange.read(path)
+    assert not (tmp_path / "ran").exists()
+
+
+# sd-scripts: Anima's autoencoder leaves an axis of time
+
+
+def test_anima(tmp_path: Path) -> None:
+    path = tmp_path / "photo_0048x0064_anima.npz"
+    arrays = {
+        "latents_8x6": normal(16, 1, 8, 6).numpy(),
+        "original_size_8x6": np.array([812, 1033]),
+        "crop_ltrb_8x6": np.array([0, 12, 48, 76]),
+        "latents_flipped_8x6": normal(16, 1, 8, 6, seed=1).numpy(),
+    }
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    (file,) = converted(path)
+    assert open_latents(file).model == "qwen-image"
+    with np.load(back(path)) as again:
+        assert again.files == list(arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(again[name], array)
+
+
+@pytest.mark.parametrize(
+    ("ending", "channels", "model"),
+    [
+        ("sd", 4, "sd1"),
+        ("sdxl", 4, "sdxl"),
+        ("sd3", 16, "sd3"),
+        ("flux", 16, "flux"),
+        ("lumina", 16, "flux"),
+        ("hi", 64, "hunyuan-image"),
+    ],
+)
+def test_all_endings_of_sd_scripts(ending: str, channels: int, model: str, tmp_path: Path) -> None:
+    path = tmp_path / f"photo_0048x0064_{ending}.npz"
+    key = "" if ending in ("sd", "sdxl") else "_4x3"
+    arrays = {
+        "latents" + key: normal(channels, 4, 3).numpy(),
+        "original_size" + key: np.array([48, 64]),
+        "crop_ltrb" + key: np.array([0, 0, 48, 64]),
+    }
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    np.savez(tmp_path / f"photo_{ending}_te.npz", hidden=np.zeros((77, 9)))
+    assert main(["encode", str(tmp_path), "-o", str(tmp_path / "sdz"), "--lossless"]) == 0
+    (file,) = (tmp_path / "sdz").rglob("*.sdz")
+    assert open_latents(file).model == model
+    with np.load(back(path)) as again:
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(again[name], array)
+
+
+# ComfyUI
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        ("sd1", (3, 4, 8, 6)),
+        ("flux2", (1, 128, 4, 3)),
+        ("qwen-image", (2, 16, 1, 8, 6)),
+        ("wan21", (1, 16, 5, 8, 6)),
+    ],
+)
+def test_comfyui(model: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """As SaveLatent, and with a noise mask as nodes add it."""
+    path = tmp_path / "ComfyUI_00001_.latent"
+    tensors = {
+        "latent_tensor": normal(*shape),
+        "latent_format_version_0": torch.tensor([]),
+        "noise_mask": torch.ones(1, 1, 64, 48),
+    }
+    workflow = {"prompt": json.dumps({"3": {"class_type": "KSampler"}}), "workflow": "{}"}
+    save_file(tensors, path, metadata=workflow)
+    (file,) = converted(path, "--model", model)
+    found = open_latents(file)
+    assert found.model == ("flux2-patches" if model == "flux2" else model)
+    if model in ("flux2",):  # whose latents ComfyUI keeps as pipelines have them
+        np.testing.assert_array_equal(found.latents, tensors["latent_tensor"][0])
+    assert_same_tensors(path, back(path))
+
+
+def test_a_cache_is_not_put_together_for_another_format(tmp_path: Path) -> None:
+    path = musubi(tmp_path, "flux_kontext", "fk", MUSUBI["flux_kontext"][1])
+    files = converted(path)
+    assert len(latents.together(files, ".safetensors")) == 1
+    assert len(latents.together(files, ".npz")) == 2
