@@ -9,13 +9,14 @@ from __future__ import annotations
 import sys
 import warnings
 from io import BytesIO
+from os import PathLike
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
 
 from . import catalogue, chunks, container
 from .order import MAX_CHANGES
-from .pillow_private import DeferredError, check_pixels, undecoded
+from .pillow_private import DeferredError, check_pixels, descriptor, is_read_from, undecoded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,16 +34,15 @@ if TYPE_CHECKING:
 HELD_OF_ONE, HELD = 1 << 20, 64 << 20
 
 
-def is_on_disk(fp: IO[bytes]) -> bool:
-    """Whether a file object reads a file of the operating system's, which others may change."""
-    try:
-        return fp.fileno() >= 0
-    except (AttributeError, OSError):  # not every file object has one
-        return False
-
-
 def _accept(prefix: bytes) -> bool:
     return prefix.startswith(container.SIGNATURE)
+
+
+def _held(fp: IO[bytes] | None) -> container.Reader:
+    """A reader of a copy of the file in memory."""
+    assert fp is not None
+    fp.seek(0)
+    return container.Reader(BytesIO(fp.read()))
 
 
 class SdzImageFile(ImageFile.ImageFile):
@@ -64,10 +64,10 @@ class SdzImageFile(ImageFile.ImageFile):
         # exceptions for "not this format", and hides the reason from the user.
         reader = container.Reader(self.fp)
         header = reader.header
-        if reader.file_size <= (HELD if header.frames > 1 else HELD_OF_ONE) and is_on_disk(self.fp):
+        most = HELD if header.frames > 1 else HELD_OF_ONE
+        if reader.file_size <= most and descriptor(self.fp) is not None:
             # A picture may be saved under the file's name while frames are still to be decoded.
-            self.fp.seek(0)
-            reader = container.Reader(BytesIO(self.fp.read()))
+            reader = _held(self.fp)
         # Pillow checks this as well, but only after the metadata has been read.
         check_pixels(header.size)
         self._model, self._coding = catalogue.judge(header)
@@ -86,6 +86,18 @@ class SdzImageFile(ImageFile.ImageFile):
         if self.is_animated:
             self._fp = self.fp  # `load` sets fp to None.  Pillow's `close` closes _fp as well.
         self._show(0)
+
+    def save(
+        self, fp: str | bytes | PathLike[str] | PathLike[bytes] | IO[bytes], *args: Any, **kw: Any
+    ) -> None:
+        """As `Image.save`, which empties the target first.  Here it may be this picture's file."""
+        others = kw.get("append_images")
+        for image in (self, *(others if isinstance(others, (list, tuple)) else ())):
+            undecoded = isinstance(image, SdzImageFile) and (image.tile or image.is_animated)
+            if undecoded and is_read_from(image, fp):
+                image._reader = _held(image._fp if image.is_animated else image.fp)
+                image._latents = None
+        super().save(fp, *args, **kw)
 
     def _read_chunks(self) -> list[container.Entry]:
         """Read the chunks before the latents, and find where all chunks lie.

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import struct
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -58,8 +61,16 @@ def warn_of_others(options: Mapping[str, Any]) -> None:
         if name not in OPTIONS:
             near = difflib.get_close_matches(name, OPTIONS, n=1)
             hint = f": did you mean {near[0]!r}?" if near else ""
-            # From here to the caller of `Image.save`.
-            warnings.warn(f"SDZ has no option {name!r}{hint}", stacklevel=6)
+            warn(f"SDZ has no option {name!r}{hint}")
+
+
+def warn(message: str) -> None:
+    """Warn the caller of `Image.save`, which is outside of Pillow and this package."""
+    inside = os.path.dirname(__file__), os.path.dirname(PIL.__file__)
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and os.path.dirname(frame.f_code.co_filename) in inside:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def exact(value: object) -> bool:

@@ -170,8 +170,8 @@ class _Settings(ModuleType):
         if name in _RULES:
             value = _checked(name, value, name)
             _complaints.pop(name, None)
-        elif name.isupper() and name not in self.__dict__:
-            near = difflib.get_close_matches(name, _RULES, n=1)
+        elif not name.startswith("_") and name not in self.__dict__:
+            near = difflib.get_close_matches(name.upper(), _RULES, n=1)
             hint = f": did you mean {near[0]}?" if near else f", only {', '.join(_RULES)}"
             msg = f"there is no setting {name}{hint}"
             raise AttributeError(msg)

@@ -5,8 +5,32 @@ A new version of Pillow may change them.  Then only this file must change.
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 from PIL import Image, ImageFile
 from PIL._util import DeferredError as DeferredError  # replaces the file of a closed image
+from PIL._util import is_path
+
+
+def descriptor(fp: object) -> int | None:
+    """The number of the operating system's file that a file object reads or writes, if any."""
+    try:
+        return fp.fileno()  # type: ignore[attr-defined,no-any-return]
+    except (AttributeError, OSError, ValueError):  # not every file object has one
+        return None
+
+
+def is_read_from(image: Image.Image, target: Any) -> bool:
+    """Whether a picture still reads the file ``target``, a path or an open file."""
+    source = descriptor(getattr(image, "_fp", None) or getattr(image, "fp", None))
+    written = target if is_path(target) else descriptor(target)
+    if source is None or written is None:
+        return False
+    try:
+        return os.path.samestat(os.fstat(source), os.stat(written))
+    except OSError:
+        return False
 
 
 def check_pixels(size: tuple[int, int]) -> None:

@@ -14,6 +14,7 @@ from .container import Chunk
 from .header import MAX_SIDE, MODES, Header
 from .keywords import Timing
 from .order import MAX_CHANGES
+from .pillow_private import is_read_from
 
 # The mode that each mode is saved as. A picture of mode 1, L, P or RGB that has transparency (in
 # its info or its palette) is saved with alpha, as LA or RGBA.
@@ -56,13 +57,21 @@ def save_all(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     options = im.encoderinfo
     timing = Timing(options.get("duration"), options.get("loop"))
     others = keywords.append_images(options.get("append_images"))
-    with contextlib.closing(_frames_of(itertools.chain([im], others))) as frames:
+    with contextlib.closing(_frames_of(itertools.chain([im], others), fp)) as frames:
         _write(im, fp, frames, timing)
 
 
-def _frames_of(images: Iterable[Image.Image]) -> Generator[Image.Image]:
-    """Every frame of every image.  Afterwards each image is at its old frame again."""
+def _frames_of(images: Iterable[Image.Image], fp: IO[bytes]) -> Generator[Image.Image]:
+    """Every frame of every image.  Afterwards each image is at its old frame again.
+
+    Pillow has emptied the target ``fp`` by now.  Of an image that still reads it, only the frame
+    that is loaded is left.
+    """
     for image in images:
+        if image.format != "SDZ" and is_read_from(image, fp):
+            keywords.warn(f"{fp.name} has been emptied for writing: only one frame is left")
+            yield image
+            continue
         frames = getattr(image, "n_frames", 1)
         if frames == 1:
             yield image
@@ -208,6 +217,10 @@ def _write(
         file = _encoded(encoder, pictures, shell)
     else:
         file = _fitted(encoder, pictures, shell, target_size)
+    is_kept = any(chunk.type == chunks.ICC_PROFILE.type for chunk in file)
+    if options.get("icc_profile") and not is_kept:
+        mode = Header.parse(file[0].data).mode
+        keywords.warn(f"icc_profile is not written: it is not for mode {mode}")
     fp.write(codec.write(file))
 
 
@@ -262,13 +275,12 @@ def _convert(im: Image.Image) -> Image.Image:
 def _metadata(im: Image.Image) -> list[Chunk]:
     """The chunks of the metadata that was asked for.
 
-    EXIF and XMP are written only if they are given, as with Pillow's own formats.  They may say
-    where a photo was taken, or how a picture must be turned that is upright by now.
+    EXIF, XMP and unknown chunks are written only if they are given, as with Pillow's own formats.
+    They may say where a photo was taken, or how a picture must be turned that is upright by now.
     """
-    others = im.encoderinfo.get("chunks", im.info.get("sdz_chunks"))
     return [
         *keywords.known_metadata({**im.encoderinfo, "icc_profile": None}),
-        *keywords.other_chunks(others),
+        *keywords.other_chunks(im.encoderinfo.get("chunks")),
     ]
 
 

@@ -209,6 +209,9 @@ def test_closed_standard_output(environment: dict[str, str]) -> None:
     assert (done.returncode, done.stderr) == (1, b"sdz: standard output: Bad file descriptor\n")
     done = sdz(environment, "encode a.png -o - >&-")
     assert (done.returncode, done.stderr) == (1, b"sdz: standard output: Bad file descriptor\n")
+    for what in ("--version", "--help", "info --help"):
+        done = sdz(environment, f"{what} >&-")
+        assert (done.returncode, done.stderr) == (1, b"sdz: standard output: Bad file descriptor\n")
     done = sdz(environment, "encode a.png >&-")
     assert (done.returncode, done.stderr) == (0, b"")
     # The file did not get the number of the closed stream, nor what was printed.
@@ -230,7 +233,9 @@ def test_all_streams_closed(environment: dict[str, str]) -> None:
 
 @posix_only
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this device")
-@pytest.mark.parametrize("arguments", ["info x.sdz", "models list", "encode a.png -o -"])
+@pytest.mark.parametrize(
+    "arguments", ["info x.sdz", "models list", "encode a.png -o -", "--version"]
+)
 def test_a_full_disk_behind_standard_output(environment: dict[str, str], arguments: str) -> None:
     done = sdz(environment, f"{arguments} >/dev/full")
     assert done.returncode == 1

@@ -703,6 +703,49 @@ class TestSavingOverItself:
                 again.seek(number)
                 again.load()
 
+    @pytest.mark.parametrize("loaded", [True, False])
+    def test_a_file_that_was_not_kept_in_memory(
+        self, path: Path, loaded: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Large ones are not read when they are opened, but when they are about to be emptied."""
+        monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD", 0)
+        with Image.open(path) as im, Image.open(path) as other:
+            if loaded:
+                im.load()
+            other.seek(other.n_frames - 1)
+            im.save(path, save_all=True, append_images=[other])
+        with Image.open(path) as again:
+            assert again.n_frames == 2 * 6
+            again.seek(11)
+            assert again.getextrema() != ((0, 0),) * 3
+
+    def test_another_target_is_not_read(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD", 0)
+        with Image.open(path) as im:
+            reader = im._reader  # type: ignore[attr-defined]
+            im.save(path.with_name("b.sdz"), save_all=True)
+            assert im._reader is reader  # type: ignore[attr-defined]
+
+    def test_another_format(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD", 0)
+        with Image.open(path) as im:
+            im.save(path, "GIF", save_all=True)
+        with Image.open(path) as again:
+            assert (again.format, again.n_frames) == ("GIF", 6)
+
+    def test_lazy_frames_of_another_format(self, scene: Image.Image, tmp_path: Path) -> None:
+        """Pillow empties the file before this package is asked: nobody can save its frames."""
+        path = tmp_path / "a.gif"
+        scene.save(path, save_all=True, append_images=[scene.rotate(90)])
+        with (
+            Image.open(path) as im,
+            pytest.warns(UserWarning, match=r"a\.gif has been emptied .* only one frame"),
+        ):
+            im.save(path, "SDZ", save_all=True)
+        with Image.open(path) as again:
+            assert (again.format, again.n_frames) == ("SDZ", 1)
+            assert_similar(again, scene, 8)
+
     @pytest.mark.parametrize("whole", [True, False], ids=["animation", "picture"])
     def test_as_an_appended_image(self, path: Path, whole: bool) -> None:
         if not whole:

@@ -195,4 +195,7 @@ def test_a_misspelt_setting_is_not_set() -> None:
         options.DENOIZE = False  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match="no setting QUALITY, only DEVICE"):
         options.QUALITY = 3  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="no setting denoise: did you mean DENOISE"):
+        options.denoise = False  # type: ignore[attr-defined]
     assert not hasattr(options, "DENOIZE")
+    assert not hasattr(options, "denoise")

@@ -11,7 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
 from .. import options as settings
@@ -21,7 +21,7 @@ from .demo import add_demo
 from .encode import add_encode
 from .info import add_info
 from .latents import add_latents
-from .messages import StdoutError, complain, flush, note, one_line_each, printable, reason
+from .messages import StdoutError, complain, flush, note, one_line_each, printable, reason, say
 from .models import add_models
 from .shell import add_completion, add_manpage
 
@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A file's name may hold what the terminal's encoding cannot show.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    options = parser().parse_args(arguments)
     try:
+        options = _parsed(arguments)
         if complaints := settings.complaints():
             for complaint in complaints:
                 note(f"sdz: {complaint}")
@@ -57,6 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         note(f"sdz: {reason(error)}")
         return 1
     return status
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The parsed command line.  The parser ends the program after --help and --version."""
+    try:
+        return parser().parse_args(arguments)
+    except SystemExit:
+        flush()  # or Python's own flush at its end fails, with a traceback
+        raise
 
 
 def _open_closed_streams() -> None:
@@ -84,6 +93,13 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stdout:  # argparse would not tell if nobody can read the help
+            for line in message.splitlines():
+                say(line)
+        else:
+            super()._print_message(message, file)
 
 
 def parser() -> argparse.ArgumentParser:
