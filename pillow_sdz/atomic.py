@@ -9,6 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+# Temporary files that are being written.
+_unfinished: set[Path] = set()
+
+
+def remove_unfinished() -> None:
+    """Remove what is being written, for a process that ends without further ado."""
+    for temporary in [*_unfinished]:
+        temporary.unlink(missing_ok=True)
+
 
 @contextmanager
 def replacing(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
@@ -20,6 +29,7 @@ def replacing(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
     target = path if exclusive else Path(os.path.realpath(path))
     # Short, because the target's own name may be as long as names can be.
     temporary = target.with_name(f".sdz-{secrets.token_hex(8)}.tmp")
+    _unfinished.add(temporary)
     try:
         # Not tempfile, whose files nobody else may read: this one's permissions follow the umask.
         with temporary.open("x+b") as file:
@@ -35,6 +45,8 @@ def replacing(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        _unfinished.discard(temporary)
 
 
 def _move_to_free_name(file: Path, target: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pillow_sdz.atomic import replacing
 from pillow_sdz.cli import main, running
 from pillow_sdz.cli.cores import _quotas, cores
 from pillow_sdz.cli.reports import Report
@@ -103,6 +104,20 @@ def die(item: str, report: Report) -> None:
     report.say(item)
 
 
+class Terminated:
+    """A process that is told to end when this object goes."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end(item: str, report: Report) -> None:
+    with replacing(Path(item)) as file:
+        file.write(b"half")
+        Terminated()
+    report.say("Python has ignored an exception")
+
+
 def test_a_process_has_its_share_of_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pillow_sdz.cli.workers.cores", lambda: 5)
     with Workers(tell_threads, 2) as workers:
@@ -122,6 +137,32 @@ def test_a_process_that_is_killed_costs_its_file_alone() -> None:
             "sdz: b: the process that worked on it ended with signal 9; was there enough memory?",
         )
     ]
+
+
+@posix_only
+def test_a_process_that_is_told_to_end_does_so_anywhere(capfd: pytest.CaptureFixture[str]) -> None:
+    """At once, without a traceback, even where Python ignores exceptions, and leaves no file."""
+    with Workers(end, 1) as workers:
+        (report,) = workers.map(["a"])
+    assert report.lines == [
+        (
+            True,
+            "sdz: a: the process that worked on it ended with status 143; was there enough memory?",
+        )
+    ]
+    assert capfd.readouterr().err == ""
+    assert os.listdir() == ["album"]
+
+
+@posix_only
+def test_a_process_that_has_ended_before_it_gets_work() -> None:
+    with Workers(tell_threads, 1) as workers:
+        reports = workers.map(["a", "b", "c"])
+        assert not next(reports).failed
+        (worker,) = workers._workers
+        worker.process.kill()
+        worker.process.join()
+        assert [report.failed for report in reports] == [True, False]
 
 
 # Ctrl-C

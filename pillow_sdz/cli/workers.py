@@ -9,15 +9,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType, TracebackType
-from typing import Any, Generic, Self
+from typing import Any, Generic, NoReturn, Self
 
+from ..atomic import remove_unfinished
 from .cores import cores
 from .reports import Item, Report, Work, run
 
@@ -86,7 +86,8 @@ class Workers(Generic[Item]):
                 if worker is None:
                     break
                 worker.number = given
-                worker.connection.send(items[given])
+                with suppress(OSError):  # it has ended, and `_finished` tells
+                    worker.connection.send(items[given])
                 given += 1
             for number, report in self._finished(items):
                 done[number] = report
@@ -144,10 +145,19 @@ def _sigint_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """End this process at once.
+
+    An exception would not do: where Python cannot pass one on, as in a callback or at the end of
+    the process, it prints a traceback and goes on.
+    """
+    remove_unfinished()
+    os._exit(128 + number)
+
+
 def _work(connection: Connection, work: Work[Item], threads: int) -> None:
     """What a process does: one item after another, until it is ended."""
-    # An exception, so that a file that is being written is removed.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, _end)
     # The libraries read it when they are imported, which is later. More threads than cores
     # make a network many times slower.
     os.environ["OMP_NUM_THREADS"] = str(threads)
