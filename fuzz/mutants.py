@@ -188,12 +188,18 @@ def _statement(mutant: Mutant) -> int:
     """The first line of the innermost statement around a change. coverage knows only this line."""
     tree = ast.parse((ROOT / mutant.module).read_text("utf-8"))
     return max(
-        node.lineno
+        first
         for node in ast.walk(tree)
         if isinstance(node, ast.stmt)
         and node.end_lineno is not None
-        and node.lineno <= mutant.line <= node.end_lineno
+        and (first := _first_line(node)) <= mutant.line <= node.end_lineno
     )
+
+
+def _first_line(node: ast.stmt) -> int:
+    """The first line of a statement, with its decorators."""
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
 
 # the copy, and what runs in it

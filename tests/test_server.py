@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import importlib
@@ -381,10 +382,14 @@ def begun(running: Any, data: bytes, length: int) -> Iterator[socket.socket]:
     """An upload of which only the first bytes have come."""
     count = len(running.uploads)
     with socket.create_connection(running.address, timeout=60) as connection:
-        head = f"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: {length}\r\n\r\n"
-        connection.sendall(head.encode() + data)
+        connection.sendall(head_of(length) + data)
         until(lambda: len(running.uploads) > count)
         yield connection
+
+
+def head_of(length: int) -> bytes:
+    """The first lines of an upload."""
+    return f"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
 def status(connection: socket.socket) -> int:
@@ -404,6 +409,37 @@ def test_slow_uploads_hold_no_place(running: Any, client: Any, photo: Image.Imag
             slow[n].sendall(data[9 * n + 1 :])
             assert status(slow[n]) == 201
     until(lambda: not running.uploads)
+
+
+def test_a_flood_of_empty_uploads_ends_no_ordinary_one(
+    running: Any, client: Any, photo: Image.Image
+) -> None:
+    """Ten times as many as there are places, while one sends 20 kB a second."""
+    data = file_of(photo.resize((140, 140)).effect_spread(9))
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(begun(running, data[:20_000], len(data)))
+        for part in range(20_000, len(data), 2_000):
+            time.sleep(0.1)
+            connection.sendall(data[part : part + 2_000])
+            for _ in range(10):
+                empty = stack.enter_context(socket.create_connection(running.address))
+                empty.sendall(head_of(99))
+        assert status(connection) == 201
+    until(lambda: not running.uploads)
+
+
+def test_an_upload_that_has_just_begun_is_not_the_slowest(server: ModuleType) -> None:
+    async def rates() -> list[float]:
+        uploads = [server.Upload(None) for _ in range(3)]
+        loop = asyncio.get_running_loop()
+        for upload, (seconds, received) in zip(
+            uploads, [(0, 0), (20, 100), (5, 200_000)], strict=True
+        ):
+            upload._begun, upload.received = loop.time() - seconds, received
+        return [upload.rate() for upload in uploads]
+
+    begun, slow, ordinary = asyncio.run(rates())
+    assert slow < begun < ordinary
 
 
 def test_an_upload_that_takes_too_long(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
