@@ -128,9 +128,17 @@ def test_a_change_meets_the_tests_of_its_line() -> None:
     assert mutants.Recorded({}).fitting(change, 9) == []
 
 
+def test_a_decorator_belongs_to_its_statement() -> None:
+    module = "tests/test_fuzz.py"
+    lines = (ROOT / module).read_text().splitlines()
+    decorator = next(n for n, text in enumerate(lines, 1) if text.startswith("@pytest"))
+    change = mutants.Mutant(module, "core/NumberReplacer", 0, decorator, 3)
+    assert mutants._statement(change) == decorator
+
+
 def test_changes_are_drawn_by_their_seed() -> None:
     pytest.importorskip("cosmic_ray", reason='needs pip install ".[mutants]"')
-    modules = ["pillow_sdz/target_size.py", "pillow_sdz/mask.py"]
+    modules = ["pillow_sdz/codings/target_size.py", "pillow_sdz/mask.py"]
     drawn = mutants.drawn(modules, 12, 0)
     assert drawn == mutants.drawn(modules, 12, 0) != mutants.drawn(modules, 12, 1)
     assert len({(change.module, change.line, change.column) for change in drawn}) == 12

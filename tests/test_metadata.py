@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from pillow_sdz import container
+from pillow_sdz import chunks, container, order
 from sdz_files import decode, encode, roundtrip
 
 EXIF = Image.Exif()
@@ -228,7 +228,9 @@ def test_bad_chunks_are_refused(photo: Image.Image, chunks: Any) -> None:
 
 
 def test_as_many_chunks_as_may_be(photo: Image.Image) -> None:
-    most = [(b"abCd", b"")] * 988  # of 1,000, with HEAD, DONE and one of each known kind
+    # Of 1,000, with HEAD, DONE and one of each known kind.
+    most = [(b"abCd", b"")] * (1000 - 2 - len(chunks.KINDS))
+    assert len(most) == order.MAX_OTHERS
     assert roundtrip(photo, chunks=most, **KINDS).info["sdz_chunks"] == most
 
 
@@ -236,7 +238,8 @@ def test_more_chunks_are_refused_before_anything_is_encoded(
     photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pillow_sdz.codec.Encoder", None)
-    with pytest.raises(ValueError, match="chunks must have at most 988 entries, not 992"):
+    message = f"chunks must have at most {order.MAX_OTHERS} entries, not 992"
+    with pytest.raises(ValueError, match=message):
         encode(photo, chunks=[(b"abCd", b"")] * 992)
 
 
