@@ -324,7 +324,7 @@ def test_arrays_that_are_not_kept_are_named(
 
 def test_tensors_that_are_not_kept_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.latent"
-    tensors = {"latent_tensor": torch.zeros(1, 4, 8, 6), "noise_mask": torch.zeros(640, 480)}
+    tensors = {"latent_tensor": torch.zeros(1, 4, 8, 6), "noise_mask": torch.zeros(2048, 1024)}
     save_file(tensors | {"latent_format_version_0": torch.tensor([])}, path)
     with pytest.warns(UserWarning, match="a.latent: not kept: 'noise_mask'$"):
         interchange.read(path)

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from .. import options as settings
+from .comfyui import add_comfyui
 from .compare import add_compare
 from .decode import add_decode
 from .demo import add_demo
@@ -116,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     add_info(commands)
     add_compare(commands)
     add_models(commands)
+    add_comfyui(commands)
     add_demo(commands)
     add_completion(commands, parser)
     add_manpage(commands, parser)

@@ -22,17 +22,21 @@ from .comfyui import COMFYUI
 from .contracts import Format, Layout
 from .kohya import KOHYA
 from .musubi import MUSUBI
+from .numpy_files import as_numpy
 from .one_trainer import ONE_TRAINER
 from .origin import LatentFile, Origin, parse, shown
 from .parts import numbered, targets, together
 from .plain import PLAIN
+from .tensors import kept
 
 __all__ = [
     "FORMATS",
     "LAYOUTS",
     "LatentFile",
     "Origin",
+    "arrays_of",
     "is_scaled",
+    "kept",
     "layout_for",
     "model_named_by",
     "parse_origin",
@@ -131,6 +135,11 @@ def _lost(part: LatentFile, format: str, layout: Layout) -> Iterator[str]:
             yield name
     if part.origin.metadata and not FORMATS[format].has_metadata:
         yield "metadata"
+
+
+def arrays_of(part: LatentFile, layout: str) -> dict[str, Any]:
+    """The arrays, by name, of a file of this layout with one part."""
+    return {name: as_numpy(stored) for name, stored in _layout(layout).arrays([part]).items()}
 
 
 def layout_for(format: str, origin: Origin) -> str:

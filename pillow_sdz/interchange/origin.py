@@ -23,9 +23,9 @@ NUMBERS = frozenset(np.dtype(code).name for code in "?bBhHiIqQefd")
 KOHYA_TYPES = {"original_size": "int64", "crop_ltrb": "int64", "alpha_mask": "float32"}
 #: Names of arrays that an origin can keep.
 KEY = re.compile(r"[\w.-]{1,64}", re.ASCII)
-#: Bytes of an array besides latents that an origin keeps.  Chosen: masks at the size of latents
-#: and indices have some kilobytes, embeddings of pictures some hundreds.
-MAX_OTHER = 65536
+#: Bytes of an array besides latents that an origin keeps.  Chosen: a float32 mask of 1024x1024
+#: pixels has as many.
+MAX_OTHER = 4 << 20
 #: Axes of an array, and other arrays of an origin.  Chosen: caches have 5 and a dozen.
 MAX_AXES, MAX_OTHERS = 8, 64
 #: How the names of a kohya cache's arrays end.

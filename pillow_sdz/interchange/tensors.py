@@ -15,6 +15,7 @@ from .origin import (
     KEY,
     MAX_OTHER,
     NUMBERS,
+    Array,
     LatentFile,
     Origin,
     Other,
@@ -57,9 +58,14 @@ def small_others(contents: Contents) -> dict[str, Other]:
             continue  # a type that numpy lacks
         if array.nbytes <= MAX_OTHER and dtype in FLOATS | NUMBERS and KEY.fullmatch(name):
             contents.known.add(name)
-            text = base64.b64encode(as_bits(array, dtype)).decode("ascii")
-            others[name] = dtype, array.shape, text
+            others[name] = kept(array, dtype)
     return others
+
+
+def kept(array: Array, dtype: str | None = None) -> Other:
+    """An array as an origin keeps it; ``dtype`` is its own, unless it is bfloat16."""
+    dtype = dtype or array.dtype.name
+    return dtype, array.shape, base64.b64encode(as_bits(array, dtype)).decode("ascii")
 
 
 def arrays(parts: Sequence[LatentFile]) -> dict[str, Stored]:

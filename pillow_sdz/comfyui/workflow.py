@@ -1,0 +1,51 @@
+"""The prompt and the workflow that ComfyUI keeps in its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+from PIL import ExifTags, Image
+
+from .. import container
+from ..chunks import EXIF, PROVENANCE
+
+# Pictures keep them where ComfyUI's WebP files do: "prompt:{...}" and "workflow:{...}".
+_TAGS = {"prompt": ExifTags.Base.Model, "workflow": ExifTags.Base.Make}
+_NAMES = tuple(_TAGS)
+
+
+def metadata(prompt: Any, extra: Mapping[str, Any] | None) -> dict[str, str]:
+    """What ComfyUI hands to a node that saves, as texts of JSON by name."""
+    found = {} if prompt is None else {"prompt": json.dumps(prompt)}
+    return found | {name: json.dumps(value) for name, value in (extra or {}).items()}
+
+
+def exif(texts: Mapping[str, str]) -> Image.Exif:
+    """The EXIF of a picture with these texts; the names that have no tag are left out."""
+    found = Image.Exif()
+    for name, tag in _TAGS.items():
+        if name in texts:
+            found[tag] = f"{name}:{texts[name]}"
+    return found
+
+
+def workflow_of(data: bytes) -> dict[str, Any]:
+    """The prompt and the workflow in an `.sdz` file; OSError or ValueError if it is damaged."""
+    reader = container.Reader(BytesIO(data))
+    texts: dict[str, str] = {}
+    for entry in reader:
+        if entry.type == PROVENANCE.type:
+            kept = PROVENANCE.parse(reader.data(entry), reader.header).get("metadata")
+            if isinstance(kept, dict):
+                texts |= {name: kept[name] for name in _NAMES if isinstance(kept.get(name), str)}
+        elif entry.type == EXIF.type:
+            found = Image.Exif()
+            found.load(EXIF.parse(reader.data(entry), reader.header))
+            for name, tag in _TAGS.items():
+                text = str(found.get(tag, ""))
+                if text.startswith(f"{name}:"):
+                    texts[name] = text.removeprefix(f"{name}:")
+    return {name: json.loads(text) for name, text in texts.items()}
