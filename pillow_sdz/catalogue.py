@@ -219,6 +219,16 @@ CODING_NAMES = tuple(
 # Models
 
 
+class UNet(NamedTuple):
+    """A U-Net that comes with this package: "module:function", and its weights.
+
+    The function makes a `models.denoiser.Denoiser` of its parts.  They lie in diffusers' layout.
+    """
+
+    loader: str
+    weights: weights.Weights
+
+
 class ModelSpec(NamedTuple):
     """What is known of a model without its weights.
 
@@ -237,6 +247,10 @@ class ModelSpec(NamedTuple):
     scales: tuple[int, ...] = (1,)
     #: The model can decode a part of a picture without the rest.
     by_area: bool = False
+    #: Of a model that comes with this package: "module:function", a `models.network.Loader`.
+    loader: str = ""
+    #: The U-Net for its latents that comes with it.
+    unet: UNet | None = None
 
     @property
     def space(self) -> Space:
@@ -247,12 +261,32 @@ class ModelSpec(NamedTuple):
 # The digest of a model or a header that leaves open which weights are meant.
 NOT_NAMED = bytes(4)
 
-MINI = ModelSpec("mini", 160, 16, weights.MINI.digest, "mini", scales=(1, 2, 4, 8), by_area=True)
+MINI = ModelSpec(
+    "mini",
+    160,
+    16,
+    weights.MINI.digest,
+    "mini",
+    scales=(1, 2, 4, 8),
+    by_area=True,
+    loader="pillow_sdz.models.mini:load",
+)
 # Decodes the same latents to pictures that look real when there are few bits (`tune="perceptual"`).
 MINI_PERCEPTUAL = MINI._replace(
-    name="mini-perceptual", digest=weights.MINI_PERCEPTUAL.digest, encodes=False
+    name="mini-perceptual",
+    digest=weights.MINI_PERCEPTUAL.digest,
+    encodes=False,
+    loader="pillow_sdz.models.mini:load_perceptual",
 )
-SD_MINI = ModelSpec("sd-mini", 4, 8, weights.SD_MINI.digest, "sd-mini")
+SD_MINI = ModelSpec(
+    "sd-mini",
+    4,
+    8,
+    weights.SD_MINI.digest,
+    "sd-mini",
+    loader="pillow_sdz.models.sd_mini:load",
+    unet=UNet("pillow_sdz.models.sd_mini_unet:load", weights.SD_MINI_UNET),
+)
 
 #: The model that `Image.save` uses if none is asked for.
 DEFAULT = MINI

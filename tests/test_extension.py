@@ -1,7 +1,7 @@
 """What an extension costs: this file alone adds a toy model and a toy coding.
 
-A coding is a class and two rows. An embedded model is a class and three rows. The plugin, saving,
-the codec and the keywords do not know them. CONTRIBUTING.md has the recipes.
+A coding is a class and two rows. An embedded model is a class, what loads it, and two rows in the
+catalogue. No other code knows them. CONTRIBUTING.md has the recipes.
 """
 
 from __future__ import annotations
@@ -17,21 +17,30 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 import pillow_sdz
-from pillow_sdz import catalogue, chunks, codings, container, models, options
+from pillow_sdz import catalogue, chunks, codings, container, options
 from pillow_sdz.arrays import Area, Latents, Pixels, Samples
 from pillow_sdz.catalogue import CodingSpec, ModelSpec, Space
 from pillow_sdz.codings.coding import Coding, Frame, FrameEncoder
 from pillow_sdz.codings.range_coder import DamagedPayload
 from pillow_sdz.codings.target_size import DoesNotFit, EncodedLatents
 from pillow_sdz.container import Chunk
-from pillow_sdz.models.network import Network
+from pillow_sdz.models.network import Loader
 from sdz_files import decode, encode
 
 # The rows.
 
 DEFLATED = CodingSpec(number=200, name="deflated", lowest=1, highest=1000, unit="step")
 BLOCKS = Space("blocks", channels=3, factor=4, codings=(DEFLATED,), scaling=2, shift=1)
-MEANS = ModelSpec("means", 3, 4, b"mean", "blocks", scales=(1, 2, 4), by_area=True)
+MEANS = ModelSpec(
+    "means",
+    channels=3,
+    factor=4,
+    digest=b"mean",
+    latent_space="blocks",
+    scales=(1, 2, 4),
+    by_area=True,
+    loader=f"{__name__}:load",
+)
 
 
 class Deflated:
@@ -111,15 +120,32 @@ class Means:
         yield place, pixels.repeat(side, 0).repeat(side, 1)
 
 
+class Grey(Means):
+    """A second decoder."""
+
+    def decode(self, *arguments: Any, **keywords: Any) -> Iterator[tuple[Area, Pixels]]:
+        for place, pixels in super().decode(*arguments, **keywords):
+            yield place, np.full_like(pixels, 128)
+
+
+def load(_: object) -> Means:
+    return Means()
+
+
+def load_grey(_: object) -> Grey:
+    return Grey()
+
+
+LOADERS: tuple[Loader, ...] = (load, load_grey)  # mypy checks that the contracts are kept
+
+
 @pytest.fixture(autouse=True, params=[True, False], ids=["by area", "whole"])
 def registered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    coding: Coding = Deflated()  # mypy checks that the contracts are kept
-    network: Network = Means()
+    coding: Coding = Deflated()
     monkeypatch.setitem(catalogue.SPACES, BLOCKS.name, BLOCKS)
     means = MEANS._replace(by_area=request.param)
     monkeypatch.setitem(catalogue.EMBEDDED, MEANS.name, means)
     monkeypatch.setitem(codings.CODINGS, DEFLATED, lambda model, network: coding)
-    monkeypatch.setitem(models.LOADERS, MEANS.name, lambda: network)
 
 
 @pytest.fixture
@@ -225,14 +251,10 @@ def test_damage_is_an_oserror(flat: Image.Image) -> None:
 def test_another_decoder_can_be_asked_for(
     flat: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Grey(Means):
-        def decode(self, *arguments: Any, **keywords: Any) -> Iterator[tuple[Area, Pixels]]:
-            for place, pixels in super().decode(*arguments, **keywords):
-                yield place, np.full_like(pixels, 128)
-
-    grey = MEANS._replace(name="grey", digest=b"grey", encodes=False)
+    grey = MEANS._replace(
+        name="grey", digest=b"grey", encodes=False, loader=f"{__name__}:load_grey"
+    )
     monkeypatch.setitem(catalogue.EMBEDDED, "grey", grey)
-    monkeypatch.setitem(models.LOADERS, "grey", Grey)
     data = encode(flat, model="means")
     with options.override(DECODER="grey"):
         assert decode(data).getcolors() == [(50 * 35, (128, 128, 128))]

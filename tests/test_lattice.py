@@ -45,14 +45,16 @@ def smooth_latents(height: int, width: int, seed: int = 0) -> NDArray[np.float64
 
 def encode(symbols: Ints, step: int) -> bytes:
     quantizer = Quantizer(Tables.shipped(), symbols.astype(np.float64), np.zeros(0, np.int64))
-    coded = LatticePrior.sd1().code(quantizer, symbols.shape[0], symbols.shape[1], step)
+    coded = LatticePrior.shipped(weights.SD1_PRIOR).code(
+        quantizer, symbols.shape[0], symbols.shape[1], step
+    )
     assert np.array_equal(coded, symbols)
     return quantizer.bytes()
 
 
 def decode(payload: bytes, height: int, width: int, step: int) -> Ints:
     decoder = SymbolDecoder(Tables.shipped(), payload)
-    symbols = LatticePrior.sd1().code(decoder, height, width, step)
+    symbols = LatticePrior.shipped(weights.SD1_PRIOR).code(decoder, height, width, step)
     decoder.finish()
     return symbols
 
@@ -169,7 +171,7 @@ def test_the_largest_symbols_do_not_overflow() -> None:
             assert np.abs(scale).max(initial=0) < 1 << 40
             return np.where(np.arange(len(mean)) % 2, 1 << 19, -(1 << 19))
 
-    LatticePrior.sd1().code(Extremes(), 20, 20, 65535)
+    LatticePrior.shipped(weights.SD1_PRIOR).code(Extremes(), 20, 20, 65535)
 
 
 def stages_by_the_specification(symbols: Ints, step: int) -> list[Stage]:
@@ -280,7 +282,7 @@ def test_the_specification_says_what_the_code_does(height: int, width: int, step
             chosen: Ints = symbols[index]
             return chosen
 
-    LatticePrior.sd1().code(Recorder(), height, width, step)
+    LatticePrior.shipped(weights.SD1_PRIOR).code(Recorder(), height, width, step)
     assert stages == stages_by_the_specification(symbols, step)
 
 

@@ -13,7 +13,7 @@ import pytest
 from model_registry import autoencoder_directory, hub_cache, no_network, registry
 from pillow_sdz import catalogue, models, options, weights
 from pillow_sdz.cli import main
-from pillow_sdz.models import hub, recorded, sources
+from pillow_sdz.models import hub, recorded
 from pillow_sdz.presets import PRESETS, WEIGHTS, File, Preset, Snapshot
 
 __all__ = ["hub_cache", "no_network", "registry"]
@@ -181,9 +181,11 @@ def test_verify_checks_the_embedded_unet(
 ) -> None:
     lines = told(capsys, "verify", "sd-mini").splitlines()
     assert lines[1].endswith("unet/diffusion_pytorch_model.safetensors is sound")
-    parts = models.DENOISERS["sd-mini"]
-    damaged = sources.DenoiserParts(parts.unet._replace(sha256="0" * 64), parts.scheduler)
-    monkeypatch.setitem(models.DENOISERS, "sd-mini", damaged)
+    spec = catalogue.SD_MINI
+    assert spec.unet is not None
+    other = spec.unet.weights._replace(sha256="0" * 64)
+    damaged = spec._replace(unet=spec.unet._replace(weights=other))
+    monkeypatch.setitem(catalogue.EMBEDDED, "sd-mini", damaged)
     assert main(["models", "verify", "sd-mini"]) == 1
     assert "unet/diffusion_pytorch_model.safetensors is damaged" in capsys.readouterr().err
 

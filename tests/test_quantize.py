@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pillow_sdz import weights
 from pillow_sdz.arrays import Ints
 from pillow_sdz.codings.integers import STEP_UNITS
 from pillow_sdz.codings.lattice import LatticePrior
@@ -25,7 +26,7 @@ from pillow_sdz.codings.range_coder import (
 )
 
 TABLES = Tables.shipped()
-PRIOR = LatticePrior.sd1()
+PRIOR = LatticePrior.shipped(weights.SD1_PRIOR)
 STEPS = [256, 1024]  # in 1/1024
 
 

@@ -226,9 +226,10 @@ def test_damaged_unet_is_not_used(
     article: bytes, with_unet: catalogue.ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "_denoisers", {})
-    parts = models.DENOISERS[SD_MINI.name]
-    damaged = sources.DenoiserParts(parts.unet._replace(sha256="0" * 64), parts.scheduler)
-    monkeypatch.setitem(models.DENOISERS, SD_MINI.name, damaged)
+    assert SD_MINI.unet is not None
+    other = SD_MINI.unet.weights._replace(sha256="0" * 64)
+    damaged = SD_MINI._replace(unet=SD_MINI.unet._replace(weights=other))
+    monkeypatch.setitem(catalogue.EMBEDDED, SD_MINI.name, damaged)
     with options.override(DENOISE=True), pytest.raises(OSError, match="sha256"):
         decode(article)
 

@@ -76,6 +76,12 @@ def test_embedded_autoencoders(
         models.load(spec)
 
 
+def prior(file: weights.Weights) -> LatticePrior:
+    """A prior, loaded again."""
+    loaded: LatticePrior = LatticePrior.shipped.__wrapped__(LatticePrior, file)
+    return loaded
+
+
 def load_reduced() -> None:
     mini = Mini(FOLDER / weights.MINI.name)
     mini.decode(np.zeros((1, 1, catalogue.MINI.channels)), 5000, scale=8)
@@ -85,8 +91,8 @@ def load_reduced() -> None:
 @pytest.mark.parametrize(
     ("name", "load"),
     [
-        ("SD1_PRIOR", lambda: LatticePrior.sd1.__wrapped__(LatticePrior)),
-        ("SD_MINI_PRIOR", lambda: LatticePrior.sd_mini.__wrapped__(LatticePrior)),
+        ("SD1_PRIOR", lambda: prior(weights.SD1_PRIOR)),
+        ("SD_MINI_PRIOR", lambda: prior(weights.SD_MINI_PRIOR)),
         ("TABLES", lambda: Tables.shipped.__wrapped__(Tables)),
         ("MINI_REDUCED", load_reduced),
     ],

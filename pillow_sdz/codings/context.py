@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import weights
 from ..catalogue import HIGHEST_QUALITY, LOWEST_QUALITY, ModelSpec
 from ..threads import one_blas_thread
+from ..weights import Weights
 from . import quantize
 from .adaptive import AdaptivePrior
 from .coding import Frame
@@ -26,15 +28,15 @@ class _Trained(NamedTuple):
 
     space: str
     channels: int
-    load: Callable[[], Prior]
+    weights: Weights
 
 
 # The first byte of a payload is the number of its prior: 0 for the one that learns while it codes,
 # otherwise one of these.
 ADAPTIVE = 0
 TRAINED: dict[int, _Trained] = {
-    1: _Trained("sd1", 4, LatticePrior.sd1),
-    2: _Trained("sd-mini", 4, LatticePrior.sd_mini),
+    1: _Trained("sd1", 4, weights.SD1_PRIOR),
+    2: _Trained("sd-mini", 4, weights.SD_MINI_PRIOR),
 }
 # Unknown latents of 4 channels may be related to Stable Diffusion 1's: its prior is tried.
 RELATIVE = 1
@@ -145,4 +147,4 @@ class Context(WholeFrames):
         if row is None or row.channels != self._channels:
             msg = f"no prior {number} for {self._channels} channels"
             raise DamagedPayload(msg)
-        return row.load()
+        return LatticePrior.shipped(row.weights)

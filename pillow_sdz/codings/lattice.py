@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from .. import weights
 from ..arrays import Floats, Ints
+from ..weights import Weights
 from .integers import LOG_UNITS, STEP_LIMIT, STEP_UNITS, Affine, logarithm
 from .range_coder import MEAN_UNITS, Coder
 
@@ -155,15 +155,9 @@ class LatticePrior:
 
     @classmethod
     @cache
-    def sd1(cls) -> LatticePrior:
-        """The prior for latents like Stable Diffusion 1's, 4 scaled channels, loaded once."""
-        return cls(load_file(weights.SD1_PRIOR.checked()))
-
-    @classmethod
-    @cache
-    def sd_mini(cls) -> LatticePrior:
-        """The prior for the latents of `sd-mini`, loaded once."""
-        return cls(load_file(weights.SD_MINI_PRIOR.checked()))
+    def shipped(cls, file: Weights) -> LatticePrior:
+        """A prior that comes with this package, loaded once; OSError if it is damaged."""
+        return cls(load_file(file.checked()))
 
     def code(self, coder: Coder, height: int, width: int, step: int) -> Ints:
         """Code the integers of latents (height, width, C), and return them.

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+import pkgutil
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import catalogue, forks, options, weights
-from ..catalogue import EMBEDDED, MINI, MINI_PERCEPTUAL, NOT_NAMED, SD_MINI, SPACES, ModelSpec
+from .. import catalogue, forks, options
+from ..catalogue import EMBEDDED, NOT_NAMED, SPACES, ModelSpec
 from ..presets import PRESETS
 from . import recorded, sources, specs
 from .given import described
@@ -25,47 +26,13 @@ from .sources import DenoiserParts, Folder, NotInstalled, Source
 
 if TYPE_CHECKING:
     from .denoiser import Denoiser as Denoiser
-    from .network import Network
+    from .network import Loader, Network
 
 
 class _Entry(NamedTuple):
     spec: ModelSpec
     source: Source
 
-
-def _mini() -> Network:
-    from .mini import Mini
-
-    return Mini(weights.MINI.checked())
-
-
-def _mini_perceptual() -> Network:
-    from .mini import Mini, MiniPerceptual
-
-    mini = load(MINI)
-    assert isinstance(mini, Mini)
-    return MiniPerceptual(weights.MINI_PERCEPTUAL.checked(), mini)
-
-
-def _sd_mini() -> Network:
-    from .sd_mini import SdMini
-
-    return SdMini(weights.SD_MINI.checked())
-
-
-#: The functions that load the embedded models.  They import torch.
-LOADERS: dict[str, Callable[[], Network]] = {
-    MINI.name: _mini,
-    MINI_PERCEPTUAL.name: _mini_perceptual,
-    SD_MINI.name: _sd_mini,
-}
-#: The U-Nets that come with embedded models.
-DENOISERS: dict[str, DenoiserParts] = {
-    SD_MINI.name: DenoiserParts(
-        unet=Folder(weights.SD_MINI_UNET.path.parent, weights.SD_MINI_UNET.sha256),
-        scheduler=Folder(weights.SD_MINI.path.parent / "scheduler"),
-    )
-}
 
 _registered: dict[str, _Entry] = {}
 
@@ -112,7 +79,7 @@ def _recorded() -> dict[str, recorded.Record]:
 
 def _entry(name: str) -> _Entry:
     if name in EMBEDDED:
-        return _Entry(EMBEDDED[name], sources.Embedded(DENOISERS.get(name)))
+        return _Entry(EMBEDDED[name], sources.Embedded(EMBEDDED[name].unet))
     if name in _registered:
         return _registered[name]
     try:
@@ -230,14 +197,15 @@ def load(spec: ModelSpec) -> Network:
     with _loading:
         if spec not in _loaded:
             entry = _entry_of(spec)
-            if isinstance(entry.source, sources.Embedded):
-                _loaded[spec] = LOADERS[spec.name]()
-            else:
-                _loaded[spec] = _network(entry.source)
+            _loaded[spec] = _network(entry)
         return _loaded[spec]
 
 
-def _network(source: sources.Diffusers) -> Network:
+def _network(entry: _Entry) -> Network:
+    source = entry.source
+    if isinstance(source, sources.Embedded):
+        loader: Loader = pkgutil.resolve_name(entry.spec.loader)
+        return loader(load)
     if isinstance(source, sources.Given) and source.how is not None:
         from .any_autoencoder import AnyAutoencoder
 
@@ -262,7 +230,7 @@ def _entry_of(spec: ModelSpec) -> _Entry:
 def load_denoiser(spec: ModelSpec, *, on_cpu: bool = False) -> Denoiser:
     """A U-Net for a model's latents, loaded once per process; imports torch.
 
-    Diffusers' is imported for all U-Nets but `sd-mini`'s own.
+    Diffusers is imported for all U-Nets but those that come with this package.
 
     It is the model's own, or that of another model of the same latent space. With ``on_cpu``, it is
     loaded on the CPU in float32, and replaces the one that was loaded.
@@ -295,10 +263,9 @@ def load_denoiser(spec: ModelSpec, *, on_cpu: bool = False) -> Denoiser:
 
 
 def _denoiser(entry: _Entry, parts: DenoiserParts) -> Denoiser:
-    if isinstance(entry.source, sources.Embedded):
-        from . import sd_mini_unet
-
-        return sd_mini_unet.load(parts)
+    if isinstance(entry.source, sources.Embedded) and entry.spec.unet is not None:
+        denoiser: Denoiser = pkgutil.resolve_name(entry.spec.unet.loader)(parts)
+        return denoiser
     from . import unets
 
     return unets.load(parts, entry.spec.channels)

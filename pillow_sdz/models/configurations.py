@@ -152,6 +152,27 @@ _OF_DIFFUSERS = {
     "block_out_channels": _WIDTHS,
     "sample_size": _SAMPLE_SIZE,
 }
+
+
+class AutoencoderClass(NamedTuple):
+    """A class of diffusers' autoencoders: the fields that count, and what its code assumes.
+
+    ``widths`` names the field with the widths of its stages, the last of which has the resolution
+    of latents; each stage halves that of the one before.
+    """
+
+    fields: Mapping[str, Field]
+    widths: str
+    #: diffusers' own, of a configuration without that field.
+    default_widths: tuple[int, ...]
+    #: The only latents that the class decodes in tiles: channels and factor.  None: any.
+    tiles: tuple[int, int] | None = None
+
+    def factor(self, settings: Mapping[str, Any]) -> int:
+        """How many pixels there are along a side of a latent."""
+        return 1 << (len(settings.get(self.widths, self.default_widths)) - 1)
+
+
 _AUTOENCODER_KL = {
     **_SCALING,
     **_OF_DIFFUSERS,
@@ -179,6 +200,14 @@ _AUTOENCODER_TINY = {
     "latent_magnitude": _SCALE,
     "latent_shift": _SHIFT,
     "force_upcast": _FLAG,
+}
+#: The classes of autoencoders that are read from folders.  AutoencoderTiny of diffusers 0.42 has
+#: numbers of Stable Diffusion's latents in its tiling.
+AUTOENCODERS: Mapping[str, AutoencoderClass] = {
+    "AutoencoderKL": AutoencoderClass(_AUTOENCODER_KL, "block_out_channels", (64,)),
+    "AutoencoderTiny": AutoencoderClass(
+        _AUTOENCODER_TINY, "encoder_block_out_channels", (64, 64, 64, 64), tiles=(4, 8)
+    ),
 }
 _UNET = {
     **_OF_DIFFUSERS,
@@ -266,8 +295,7 @@ _SCHEDULER = {
 
 #: By kind of network, and of what goes with it, the fields that count.
 FIELDS: Mapping[str, Mapping[str, Field]] = {
-    "AutoencoderKL": _AUTOENCODER_KL,
-    "AutoencoderTiny": _AUTOENCODER_TINY,
+    **{name: kind.fields for name, kind in AUTOENCODERS.items()},
     "UNet2DModel": _UNET_2D,
     "UNet2DConditionModel": _UNET_2D_CONDITION,
     "CLIPTextModel": _TEXT_ENCODER,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from ..arrays import Area, Latents, Pixels, Samples
+from ..catalogue import ModelSpec
 
 
 class Network(Protocol):
@@ -29,3 +30,8 @@ class Network(Protocol):
         the specification's: pictures are at 1/scale of their size, and places are in their pixels.
         """
         ...
+
+
+#: Makes the network of an embedded model; OSError if its weights are damaged.  The argument is
+#: `models.load`, for a network that has parts of another one.
+Loader = Callable[[Callable[[ModelSpec], Network]], Network]

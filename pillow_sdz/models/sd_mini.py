@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .. import options
+from .. import options, weights
 from ..arrays import Area, Latents, Pixels, Samples
 from . import tiles
 from .blocks import blocks
@@ -101,8 +101,8 @@ class SdMini:
 
     @torch.inference_mode(False)
     @undisturbed()
-    def __init__(self, weights: Path) -> None:
-        self._autoencoder = built(Autoencoder, load_file(weights))
+    def __init__(self, path: Path) -> None:
+        self._autoencoder = built(Autoencoder, load_file(path))
 
     def encode(self, pixels: Samples) -> Latents:
         """Pixels (H, W, 3) to latents (ceil(H/8), ceil(W/8), 4)."""
@@ -130,3 +130,8 @@ class SdMini:
         return tiles.decode(
             latents, levels, area=area, factor=FACTOR, side=side, margin=DECODER_MARGIN
         )
+
+
+def load(_: object) -> SdMini:
+    """The model with the weights of this package; a `models.network.Loader`."""
+    return SdMini(weights.SD_MINI.checked())

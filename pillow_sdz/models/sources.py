@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import options, weights
+from ..catalogue import UNet
 from ..presets import Preset, Snapshot
 from . import configurations, hub, recorded
+from .configurations import AUTOENCODERS
 
 if TYPE_CHECKING:
     from .any_autoencoder import Conventions
 
-# diffusers' classes of autoencoders that can be read.
-CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 _STEMS = ("diffusion_pytorch_model", "model")  # names of weights: diffusers' and transformers'
 _PICKLES = frozenset((".bin", ".ckpt", ".pt", ".pth"))
 _WEIGHING = ("unet", "text_encoder")  # the parts of a denoiser that have weights
@@ -59,15 +59,19 @@ class DenoiserParts:
 
 @dataclass(frozen=True)
 class Embedded:
-    """The source of an embedded model: this package.  ``parts`` is its U-Net."""
+    """The source of an embedded model: this package."""
 
-    parts: DenoiserParts | None = None
+    unet: UNet | None = None
 
     def check(self) -> None:
         pass
 
     def denoiser(self) -> DenoiserParts | None:
-        return self.parts
+        if self.unet is None:
+            return None
+        folder = self.unet.weights.path.parent
+        unet = Folder(folder, self.unet.weights.sha256)
+        return DenoiserParts(unet, Folder(folder.parent / "scheduler"))
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Given:
 
     autoencoder: Any  # a `Folder`, or the loaded autoencoder
     parts: DenoiserParts | None
-    #: How the autoencoder is called, if it is not one of `CLASSES`.
+    #: How the autoencoder is called, if it is not one of `AUTOENCODERS`.
     how: Conventions | None = None
 
     def check(self) -> None:
@@ -270,7 +274,7 @@ def config(part: Any, name: str = "config.json") -> Mapping[str, Any]:
 
 
 def is_any(part: Any) -> bool:
-    """Whether this is a loaded autoencoder that is not one of `CLASSES`, nor derived from one."""
+    """Whether this is a loaded autoencoder of a class that is not in `AUTOENCODERS`."""
     if isinstance(part, Folder) or not (hasattr(part, "encode") and hasattr(part, "decode")):
         return False
     return _class_of(part) is None
@@ -279,28 +283,24 @@ def is_any(part: Any) -> bool:
 def shape(part: Any) -> tuple[int, int]:
     """An autoencoder's latent channels and factor; OSError if its class is unknown."""
     settings = config(part)
-    kind = settings.get("_class_name")
-    if kind not in CLASSES:
+    kind = str(settings.get("_class_name"))
+    if kind not in AUTOENCODERS:
         where = part.path if isinstance(part, Folder) else "this object"
-        known = " or ".join(CLASSES)
+        known = " or ".join(AUTOENCODERS)
         msg = f"{where} is no autoencoder that can be used: it is {kind}, not {known}"
         raise OSError(msg)
     # Of a loaded one, the rest is the loaded network's own affair.
     fields = kind if isinstance(part, Folder) else "scaling"
     where = part.path / "config.json" if isinstance(part, Folder) else f"this {kind}"
     found = configurations.checked(fields, settings, where)
-    # The defaults are diffusers' own.
-    if kind == "AutoencoderKL":
-        widths = settings.get("block_out_channels", (64,))
-    else:
-        widths = settings.get("encoder_block_out_channels", (64, 64, 64, 64))
-    return found.get("latent_channels", 4), 1 << (len(widths) - 1)
+    channels = found.get("latent_channels", 4)  # diffusers' default
+    return channels, AUTOENCODERS[kind].factor(settings)
 
 
 def _class_of(part: Any) -> str | None:
-    """The one of `CLASSES` that a loaded autoencoder is of, or derived from."""
+    """The one of `AUTOENCODERS` that a loaded autoencoder is of, or derived from."""
     library = sys.modules.get("diffusers")
-    kinds = (name for name in CLASSES if isinstance(part, getattr(library, name, ())))
+    kinds = (name for name in AUTOENCODERS if isinstance(part, getattr(library, name, ())))
     return next(kinds, None)
 
 

@@ -17,6 +17,7 @@ from ..arrays import Area, Latents, Pixels, Samples
 from ..catalogue import SPACES
 from ..presets import Preset
 from . import devices, loading, sources
+from .configurations import AUTOENCODERS
 from .running import is_out_of_memory, undisturbed
 from .sources import Folder
 
@@ -81,10 +82,8 @@ class DiffusersAutoencoder:
         self._weights = weights
         self._channels, self._factor = (how.channels, how.factor) if how else sources.shape(weights)
         self._kind = sources.config(weights)["_class_name"]
-        # diffusers' AutoencoderTiny (0.42) assumes that tiles have 4 channels at a factor of 8.
-        self._tileable = how is None and (
-            self._kind == "AutoencoderKL" or (self._channels, self._factor) == (4, 8)
-        )
+        shape = self._channels, self._factor
+        self._tileable = how is None and AUTOENCODERS[self._kind].tiles in (None, shape)
         self._overflows = False  # whether values have left float16's range
         self._module: Any = None
         if not isinstance(weights, Folder):

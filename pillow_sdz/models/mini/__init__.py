@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ... import weights
 from ...arrays import Area, Pixels, Samples
+from ...catalogue import MINI, ModelSpec
 from ...codings.hyperprior import HyperPrior
 from ...codings.range_coder import Tables
 from .. import tiles
+from ..network import Network
 from ..running import Computing, built, built_once, undisturbed
 from ..tiles import Sides
 from . import refinement
@@ -41,10 +44,10 @@ class Mini:
 
     @torch.inference_mode(False)
     @undisturbed()
-    def __init__(self, weights: Path) -> None:
+    def __init__(self, path: Path) -> None:
         # Here, `models.load` holds its lock.  Later, each of the first threads would load them.
         Tables.shipped()
-        tensors = load_file(weights)
+        tensors = load_file(path)
 
         def part(name: str) -> dict[str, Tensor]:
             return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
@@ -143,8 +146,8 @@ class MiniPerceptual:
 
     @torch.inference_mode(False)
     @undisturbed()
-    def __init__(self, weights: Path, mini: Mini) -> None:
-        tensors = {k.removeprefix("decoder."): v for k, v in load_file(weights).items()}
+    def __init__(self, path: Path, mini: Mini) -> None:
+        tensors = {k.removeprefix("decoder."): v for k, v in load_file(path).items()}
         self.decoder = Computing(built(Decoder, tensors))
         self._mini = mini
         self.encode = mini.encode
@@ -169,3 +172,15 @@ def decoded(
 
     side = tile_side(DECODER_MEMORY, DECODER_MARGIN, latents.shape[1])
     return tiles.decode(latents, levels, area=area, factor=FACTOR, side=side, margin=DECODER_MARGIN)
+
+
+def load(_: object) -> Mini:
+    """The model with the weights of this package; a `models.network.Loader`."""
+    return Mini(weights.MINI.checked())
+
+
+def load_perceptual(other: Callable[[ModelSpec], Network]) -> MiniPerceptual:
+    """As `load`.  Encoder and prior are those of the `Mini` that ``other`` loads."""
+    mini = other(MINI)
+    assert isinstance(mini, Mini)
+    return MiniPerceptual(weights.MINI_PERCEPTUAL.checked(), mini)
