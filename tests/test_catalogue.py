@@ -88,7 +88,7 @@ def test_the_command_line_judges_as_well(
 def test_what_a_header_says_of_models_that_nobody_knows() -> None:
     header = Header("RGB", (32, 32), "strange-1", b"1234", 7, 5, 256)
     spec, coding = catalogue.judge(header)
-    assert spec == ("strange-1", 7, 5, b"1234", "strange-1", True, (1,), False)
+    assert spec == catalogue.ModelSpec("strange-1", 7, 5, b"1234", "strange-1")
     assert coding is catalogue.CONTEXT
     assert not spec.space.is_own
 
