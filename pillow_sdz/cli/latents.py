@@ -28,27 +28,15 @@ from .targets import Targets
 if TYPE_CHECKING:
     from ..interchange import LatentFile
 
-# sd-scripts caches what its text encoders return beside the latents, under these names.
-TEXT_ENDINGS = ("_te", "_te_outputs")
-# ai-toolkit and OneTrainer have folders for that.
-AI_TOOLKITS, ONE_TRAINERS = "_t_e_cache", "text"
-AGGREGATE = "aggregate.pt"  # OneTrainer's, beside its caches
-
 
 def latent_files(paths: list[Path]) -> list[Path]:
-    """The paths whose suffix is that of a file of latents."""
-    return [
-        path for path in paths if path.suffix.lower() in LATENT_SUFFIXES and not _is_of_text(path)
-    ]
+    """The paths whose suffix is that of a file of latents, without what is of texts."""
+    named = [path for path in paths if path.suffix.lower() in LATENT_SUFFIXES]
+    if not named:
+        return []  # without numpy, which takes time to import
+    from .. import interchange
 
-
-def _is_of_text(path: Path) -> bool:
-    """Whether a trainer's file of this name holds what a text encoder returns, or no latents."""
-    return (
-        path.stem.endswith(TEXT_ENDINGS)
-        or path.parent.name == AI_TOOLKITS
-        or (path.suffix == ".pt" and (path.name == AGGREGATE or ONE_TRAINERS in path.parts))
-    )
+    return [path for path in named if not interchange.is_of_text(str(path))]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import IO, Any
 
@@ -35,6 +35,7 @@ __all__ = [
     "LatentFile",
     "Origin",
     "arrays_of",
+    "is_of_text",
     "is_scaled",
     "kept",
     "layout_for",
@@ -57,6 +58,12 @@ FORMATS: Mapping[str, Format] = {
 #: The layouts, in the order in which they are asked whether a file is theirs.  The last one takes
 #: every file.
 LAYOUTS: tuple[Layout, ...] = (COMFYUI, KOHYA, MUSUBI, AI_TOOLKIT, ONE_TRAINER, PLAIN)
+
+# sd-scripts and musubi-tuner cache what text encoders return beside the latents, under these names.
+TEXT_ENDINGS = ("_te", "_te_outputs")
+# ai-toolkit and OneTrainer have folders for that.
+AI_TOOLKITS_TEXT, ONE_TRAINERS_TEXT = "_t_e_cache", "text"
+AGGREGATE = "aggregate.pt"  # OneTrainer's list of paths, beside its caches
 
 _NAMES_IN_WARNING = 8  # chosen: a line that can still be read
 
@@ -140,6 +147,16 @@ def _lost(part: LatentFile, format: str, layout: Layout) -> Iterator[str]:
 def arrays_of(part: LatentFile, layout: str) -> dict[str, Any]:
     """The arrays, by name, of a file of this layout with one part."""
     return {name: as_numpy(stored) for name, stored in _layout(layout).arrays([part]).items()}
+
+
+def is_of_text(path: str) -> bool:
+    """Whether a trainer's file of this name holds what a text encoder returns, or no latents."""
+    where = PurePath(path)
+    return (
+        where.stem.endswith(TEXT_ENDINGS)
+        or where.parent.name == AI_TOOLKITS_TEXT
+        or (where.suffix == ".pt" and (where.name == AGGREGATE or ONE_TRAINERS_TEXT in where.parts))
+    )
 
 
 def layout_for(format: str, origin: Origin) -> str:

@@ -1,0 +1,83 @@
+"""`python -m pillow_sdz.cluster encode SOURCE TARGET --shards N`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from .plan import SHARD_FORMATS, Settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.  The exit status is 0, 1 if items failed, or 2 if nothing could run."""
+    options = _parser().parse_args(arguments)
+    try:
+        import ray
+    except ImportError:
+        print('needs the extra ray: pip install "pillow-sdz[ray]"', file=sys.stderr)
+        return 2
+    from .engine import encode
+
+    names = ("model", "quality", "step", "lossless", "effort")
+    settings = Settings(**{name: getattr(options, name) for name in names})
+    ray.init(
+        options.address, num_cpus=options.workers, log_to_driver=False, logging_level=logging.ERROR
+    )
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    begin = time.monotonic()
+    with tqdm(total=None, unit=" items", file=sys.stderr) as bar:
+
+        def told(done: dict[str, Any]) -> None:
+            bar.update(int(done["items"]) + int(done["errors"]))
+
+        try:
+            total = encode(
+                options.source,
+                options.target,
+                count=options.shards,
+                format=options.format,
+                settings=settings,
+                told=told,
+            )
+        except (OSError, ValueError) as e:
+            print(f"{options.source}: {e}", file=sys.stderr)
+            return 2
+    seconds = time.monotonic() - begin
+    per_core = total["items"] / total["seconds"] if total["seconds"] else 0
+    print(
+        f"{total['items']} items in {total['shards']} shards, {total['before']:,} -> "
+        f"{total['after']:,} bytes, {seconds:.1f} s, {per_core:.1f} items a second of a core"
+    )
+    if total["errors"]:
+        print(f"{total['errors']} could not be encoded: see *.errors.jsonl in {options.target}")
+    return 1 if total["errors"] else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pillow_sdz.cluster")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    one = commands.add_parser("encode", help="pictures or files of latents to shards of .sdz")
+    one.add_argument("source", help="a folder, or what fsspec knows, such as s3://bucket/folder")
+    one.add_argument("target", help="where the shards go")
+    one.add_argument("--shards", type=int, required=True, help="how many; a few for each core")
+    one.add_argument("--format", choices=SHARD_FORMATS, default="tar")
+    one.add_argument("--model", help="of pictures, or of latents whose files do not say it")
+    one.add_argument("--quality", type=float)
+    one.add_argument("--step", type=float)
+    one.add_argument("--lossless", action="store_const", const=True)
+    one.add_argument("--effort", type=int)
+    one.add_argument("--address", help="of a running Ray cluster; default: this machine")
+    one.add_argument("--workers", type=int, help="on this machine; default: one for each core")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

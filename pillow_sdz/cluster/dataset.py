@@ -1,0 +1,102 @@
+"""A torch dataset over shards: batches of latents, shuffled, for DataLoader's workers and ranks."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ..latents import open_latents
+from . import shards
+
+Example = tuple[torch.Tensor, str, str]  # latents, source, key
+
+
+class ShardedLatents(IterableDataset[dict[str, Any]]):
+    """Batches of latents of one shape, from the shards in a folder or a bucket.
+
+    A batch is a dictionary: ``latents`` (B, C, h, w), scaled as pipelines return them, ``sources``
+    and ``keys``.  Each frame of a file of several is an example.  Pass it to a DataLoader with
+    ``batch_size=None``.  The shards are shared among its workers, and among ``ranks``.
+
+    With a ``seed``, shards come in another order in each epoch, and examples wait in a buffer of
+    ``buffer`` examples, of which random ones leave.  Without it, they come in the order of the
+    sources.  ``drop_last`` leaves out batches that are not full.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        buffer: int = 1024,
+        drop_last: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        if batch_size < 1 or buffer < 1 or not 0 <= rank < ranks:
+            msg = "batch_size and buffer must be at least 1, and rank from 0 to ranks - 1"
+            raise ValueError(msg)
+        self._fs, place = fsspec.url_to_fs(target)
+        self._paths = shards.paths(self._fs, place)
+        self._batch_size, self._seed, self._buffer = batch_size, seed, buffer
+        self._drop_last, self._rank, self._ranks = drop_last, rank, ranks
+        #: The number of the epoch.  Set it before each one: workers begin with it.
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        paths = list(self._paths)
+        chance = None if self._seed is None else random.Random(f"{self._seed} {self.epoch}")
+        if chance is not None:
+            chance.shuffle(paths)
+        mine = paths[self._rank * workers + worker :: self._ranks * workers]
+        examples: Iterator[Example] = (each for path in mine for each in self._examples(path))
+        if chance is not None:
+            examples = _shuffled(examples, self._buffer, chance)
+        yield from self._batches(examples)
+
+    def _examples(self, path: str) -> Iterator[Example]:
+        for item in shards.read(self._fs, path):
+            found = open_latents(io.BytesIO(item.sdz))
+            latents = found.torch()
+            pictures = latents if latents.ndim == 4 and found.steps == 1 else latents[None]
+            for one in pictures:
+                yield one, item.source, item.key
+
+    def _batches(self, examples: Iterator[Example]) -> Iterator[dict[str, Any]]:
+        # Examples of other shapes and types wait for their own kind.
+        waiting: dict[tuple[torch.Size, torch.dtype], list[Example]] = {}
+        for example in examples:
+            kind = example[0].shape, example[0].dtype
+            alike = waiting.setdefault(kind, [])
+            alike.append(example)
+            if len(alike) == self._batch_size:
+                yield _batch(waiting.pop(kind))
+        if not self._drop_last:
+            yield from map(_batch, waiting.values())
+
+
+def _shuffled(examples: Iterator[Example], size: int, chance: random.Random) -> Iterator[Example]:
+    buffer: list[Example] = []
+    for example in examples:
+        if len(buffer) < size:
+            buffer.append(example)
+            continue
+        place = chance.randrange(size)
+        buffer[place], example = example, buffer[place]
+        yield example
+    chance.shuffle(buffer)
+    yield from buffer
+
+
+def _batch(examples: list[Example]) -> dict[str, Any]:
+    latents, sources, keys = zip(*examples, strict=True)
+    return {"latents": torch.stack(latents), "sources": list(sources), "keys": list(keys)}

@@ -1,0 +1,94 @@
+"""What a worker does: it encodes the items of a shard, and writes it completely or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from .. import SdzImagePlugin, interchange, latents
+from ..interchange import FORMATS
+from . import shards
+from .plan import Settings, Shard
+from .shards import Item
+
+SdzImagePlugin.register()
+
+
+def encoded(data: bytes, path: str, settings: Settings) -> list[bytes]:
+    """The `.sdz` files of a source: one, or one for each array of latents in it.
+
+    OSError or ValueError if it cannot be encoded.
+    """
+    suffix = posixpath.splitext(path)[1].lower()
+    if suffix in FORMATS:
+        return _of_latents(data, posixpath.basename(path), settings)
+    with Image.open(io.BytesIO(data)) as picture:
+        icc = picture.info.get("icc_profile")
+        upright = ImageOps.exif_transpose(picture)
+        file = io.BytesIO()
+        options = settings.given("model", "quality", "effort")
+        upright.save(file, "SDZ", icc_profile=icc, **options)
+    return [file.getvalue()]
+
+
+def _of_latents(data: bytes, name: str, settings: Settings) -> list[bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name  # what a file is called says of which family it is
+        path.write_bytes(data)
+        parts = interchange.read(path)
+    found = []
+    for part in parts:
+        model = settings.model or part.family
+        if model is None:
+            msg = "nothing says of which family its latents are: give a model"
+            raise ValueError(msg)
+        file = io.BytesIO()
+        options = settings.given("quality", "step", "lossless", "effort")
+        latents.imported(part, file, model=model, **options)
+        found.append(file.getvalue())
+    return found
+
+
+def do(fs: Any, target: Any, shard: Shard, format: str, settings: Settings) -> dict[str, Any]:
+    """Encode a shard, and return its numbers of items, errors and bytes, and its CPU seconds.
+
+    ``fs`` is the sources' file system, and ``target`` the shard's, as fsspec has them.  What cannot
+    be encoded goes to a list beside the shard.
+    """
+    begin = time.process_time()
+    errors: list[dict[str, str]] = []
+    counts = {"items": 0, "before": 0, "after": 0}
+
+    def items() -> Iterator[Item]:
+        for number, path in enumerate(shard.sources, shard.first):
+            try:
+                data = fs.cat_file(path)
+                files = encoded(data, path, settings)
+            except Exception as e:  # whatever a file makes a reader raise stops only itself
+                errors.append({"source": path, "error": f"{type(e).__name__}: {e}"})
+                continue
+            counts["items"] += 1
+            counts["before"] += len(data)
+            for part, sdz in enumerate(files):
+                counts["after"] += len(sdz)
+                key = f"{number:09}" if len(files) == 1 else f"{number:09}-{part}"
+                yield Item(key, path, sdz)
+
+    # Several workers may do one shard, if one of them was believed dead.  The last one replaces it.
+    begun = f"{shard.path}.{uuid.uuid4().hex}.part"
+    with target.open(begun, "wb") as file:
+        shards.write(file, format, items())
+    if errors:
+        target.pipe_file(shard.errors, "".join(json.dumps(e) + "\n" for e in errors).encode())
+    target.mv(begun, shard.path)
+    seconds = time.process_time() - begin
+    return {"shard": shard.path, "errors": len(errors), "seconds": seconds, **counts}

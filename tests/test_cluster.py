@@ -1,0 +1,226 @@
+"""Shards of `.sdz`: encoded on a real local Ray cluster of two workers, and read back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+fsspec = pytest.importorskip("fsspec", reason="needs the extra ray")
+
+from pillow_sdz import open_latents  # noqa: E402
+from pillow_sdz.cluster import Settings, ShardedLatents, plan, shards, work  # noqa: E402
+from sample_latents import correlated_latents  # noqa: E402
+
+FS = fsspec.filesystem("file")
+
+
+def caches(folder: Path, count: int) -> Path:
+    """Caches as sd-scripts writes them, of two sizes, and two files that are damaged."""
+    folder.mkdir()
+    for number in range(count):
+        height, width = (8, 6) if number % 3 else (6, 8)
+        arrays = {
+            f"latents_{height}x{width}": np.float32(
+                correlated_latents(height, width, 4).transpose(2, 0, 1) + number
+            ),
+            f"original_size_{height}x{width}": np.array([48, 64]),
+            f"crop_ltrb_{height}x{width}": np.array([0, 0, 48, 64]),
+        }
+        np.savez(folder / f"{number:03}_0048x0064_sdxl.npz", **arrays)  # type: ignore[arg-type]
+    (folder / "bad_sdxl.npz").write_bytes(b"PK nonsense")
+    (folder / "worse.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    np.savez(folder / "000_sdxl_te.npz", hidden=np.zeros((7, 5)))  # of a text encoder
+    return folder
+
+
+def made(tmp_path: Path, count: int = 8, number: int = 3, format: str = "tar") -> Path:
+    """Shards that were made without Ray."""
+    source = caches(tmp_path / "source", count)
+    found = plan.sources(FS, str(source))
+    target = tmp_path / "target"
+    target.mkdir()
+    settings = Settings(lossless=True)
+    for shard in plan.plan(found, str(target), number, format, settings).shards:
+        work.do(FS, FS, shard, format, settings)
+    return target
+
+
+def everything(target: Path) -> list[shards.Item]:
+    return [item for path in shards.paths(FS, str(target)) for item in shards.read(FS, path)]
+
+
+def check(target: Path, count: int) -> None:
+    """Each source is there once, exactly, or in a list of errors."""
+    items = everything(target)
+    names = Counter(Path(item.source).name for item in items)
+    assert set(names.values()) == {1}
+    assert len(names) == count
+    assert len({item.key for item in items}) == count
+    for item in items:
+        with np.load(item.source) as arrays:
+            own = next(arrays[name] for name in arrays if name.startswith("latents"))
+        import io
+
+        np.testing.assert_array_equal(open_latents(io.BytesIO(item.sdz)).unscaled(), own)
+    lists = [path.read_text() for path in target.glob("*.errors.jsonl")]
+    lines = [line for text in lists for line in text.splitlines()]
+    failed = {Path(json.loads(line)["source"]).name for line in lines}
+    assert failed == {"bad_sdxl.npz", "worse.png"}
+    assert len(lines) == 2
+    assert not list(target.glob("*.part"))
+
+
+@pytest.mark.parametrize("format", plan.SHARD_FORMATS)
+def test_shards(format: str, tmp_path: Path) -> None:
+    if format == "parquet":
+        pytest.importorskip("pyarrow", reason="needs the extra ray")
+    check(made(tmp_path, format=format), 8)
+
+
+def test_pictures(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    Image.linear_gradient("L").convert("RGB").resize((40, 24)).save(tmp_path / "a.png")
+    found = plan.sources(FS, str(tmp_path))
+    settings = Settings(quality=50)
+    (shard,) = plan.plan(found, str(tmp_path / "target"), 4, "tar", settings).shards
+    assert work.do(FS, FS, shard, "tar", settings)["items"] == 1
+    (item,) = everything(tmp_path / "target")
+    import io
+
+    with Image.open(io.BytesIO(item.sdz)) as im:
+        assert (im.size, im.info["sdz"]["quality"]) == ((40, 24), 50)
+
+
+@pytest.mark.parametrize("cut", [1000, 1537, 2600])
+def test_damaged_shards(cut: int, tmp_path: Path) -> None:
+    path = shards.paths(FS, str(made(tmp_path, 2, 1)))[0]
+    Path(path).write_bytes(Path(path).read_bytes()[:cut])
+    with pytest.raises(OSError, match="damaged shard"):
+        list(shards.read(FS, path))
+    with pytest.raises(FileNotFoundError, match="has no shards"):
+        shards.paths(FS, str(tmp_path / "source"))
+
+
+# The torch dataset
+
+
+def drawn(dataset: ShardedLatents, workers: int = 0) -> list[dict[str, Any]]:
+    return list(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers))
+
+
+def test_batches_of_one_shape(tmp_path: Path) -> None:
+    target = made(tmp_path, 20, 4)
+    batches = drawn(ShardedLatents(str(target), 3))
+    assert sum(len(batch["latents"]) for batch in batches) == 20
+    assert {tuple(batch["latents"].shape[1:]) for batch in batches} == {(4, 8, 6), (4, 6, 8)}
+    names = [Path(name).name for batch in batches for name in batch["sources"]]
+    assert len(set(names)) == 20
+    full = drawn(ShardedLatents(str(target), 3, drop_last=True))
+    assert {len(batch["latents"]) for batch in full} == {3}
+
+
+def test_shuffling(tmp_path: Path) -> None:
+    dataset = ShardedLatents(str(made(tmp_path, 20, 4)), 1, seed=5, buffer=7)
+    orders = []
+    for epoch in (0, 1, 0):
+        dataset.epoch = epoch
+        orders.append([batch["keys"][0] for batch in drawn(dataset)])
+        assert len(set(orders[-1])) == 20
+    assert orders[0] == orders[2] != orders[1]
+    assert orders[0] != sorted(orders[0])
+
+
+def test_workers_and_ranks_share_the_shards(tmp_path: Path) -> None:
+    target = made(tmp_path, 20, 4)
+    both = [ShardedLatents(str(target), 2, rank=rank, ranks=2) for rank in (0, 1)]
+    keys = [key for one in both for batch in drawn(one, workers=2) for key in batch["keys"]]
+    assert sorted(keys) == sorted({item.key for item in everything(target)})
+    with pytest.raises(ValueError, match="rank from 0"):
+        ShardedLatents(str(target), 2, rank=2, ranks=2)
+
+
+# Ray
+
+
+def command(source: Path, target: Path, shards: int) -> list[str]:
+    module = [sys.executable, "-m", "pillow_sdz.cluster", "encode", str(source), str(target)]
+    return [*module, "--shards", str(shards), "--lossless", "--workers", "2"]
+
+
+def ray_workers() -> dict[int, str]:
+    """The processes that Ray works in, and their names."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            name = path.read_text().replace("\0", " ").strip()
+        except OSError:
+            continue
+        if name.startswith("ray::"):
+            found[int(path.parent.name)] = name
+    return found
+
+
+@pytest.mark.slow
+def test_a_cluster_of_two_workers_with_one_killed(tmp_path: Path) -> None:
+    """A worker that dies loses nothing, and a run that dies goes on."""
+    pytest.importorskip("ray", reason="needs the extra ray")
+    source, target = caches(tmp_path / "source", 60), tmp_path / "target"
+    before = ray_workers().keys()
+    run = subprocess.Popen(command(source, target, 12), stderr=subprocess.PIPE, text=True)
+    # One worker is killed while it encodes, and after some more shards the whole run.
+    killed = False
+    for _ in range(1200):
+        assert run.poll() is None, run.communicate()[1]
+        done = len(list(target.glob("shard-*.tar")))
+        busy = [pid for pid, name in ray_workers().items() if "Map" in name and pid not in before]
+        if not killed and done and busy:
+            os.kill(busy[0], signal.SIGKILL)
+            killed = True
+        elif killed and done >= 4:
+            break
+        time.sleep(0.02)
+    assert killed
+    run.send_signal(signal.SIGINT)
+    run.communicate()
+    there = {path: path.stat().st_mtime_ns for path in target.glob("shard-*.tar")}
+    assert 0 < len(there) < 12
+
+    again = subprocess.run(command(source, target, 12), capture_output=True, text=True, check=False)
+    assert again.returncode == 1, again.stderr  # two files are damaged
+    check(target, 60)
+    assert all(path.stat().st_mtime_ns == time for path, time in there.items())
+
+    other = [*command(source, target, 12), "--effort", "9"]
+    refused = subprocess.run(other, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "has shards of other sources or settings" in refused.stderr
+
+
+@pytest.mark.slow
+def test_reading_with_ray(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="needs the extra ray")
+    from pillow_sdz.cluster import read
+
+    target = made(tmp_path, 20, 4)
+    ray.init(num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        rows = read(str(target)).take_all()
+    finally:
+        ray.shutdown()
+    assert len({row["key"] for row in rows}) == len(rows) == 20
+    assert {row["model"] for row in rows} == {"sdxl"}
+    assert {row["latents"].shape for row in rows} == {(4, 8, 6), (4, 6, 8)}
