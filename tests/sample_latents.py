@@ -1,6 +1,12 @@
-"""Latents and integers that the tests of codings share."""
+"""What the tests of codings share: latents, integers, damage, and runs with more threads."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,3 +37,31 @@ def pinned_symbols(height: int, width: int, channels: int, largest: int) -> Ints
     noise = np.array(numbers).reshape(height, width, channels)
     smooth: Ints = noise + (noise.cumsum(0) + noise.cumsum(1)) // 4 + noise.cumsum(2) // 2
     return smooth
+
+
+def flipped(payload: bytes, every: int = 1) -> Iterator[bytes]:
+    """The payload with one flipped bit, in each byte or in every second, third, ... one."""
+    for position in range(0, len(payload), every):
+        damaged = bytearray(payload)
+        damaged[position] ^= 1 << (position % 8)
+        yield bytes(damaged)
+
+
+def outputs_by_threads(code: str) -> set[str]:
+    """What a script prints with one thread and with two.  It can import the files of tests."""
+    outputs = set()
+    for threads in ("1", "2"):
+        # numpy reads these when it loads its BLAS, so each case needs its own process.
+        variables = dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads
+        )
+        paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | variables | {"PYTHONPATH": os.pathsep.join(paths)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        outputs.add(run.stdout)
+    return outputs

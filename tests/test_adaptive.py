@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +16,7 @@ from pillow_sdz.codings.adaptive import AdaptivePrior, solve
 from pillow_sdz.codings.integers import STEP_UNITS
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import DamagedPayload, SymbolDecoder, Tables
-from sample_latents import correlated_latents, pinned_symbols
+from sample_latents import correlated_latents, flipped, outputs_by_threads, pinned_symbols
 
 Shape = tuple[int, int, int]
 Stage = list[tuple[int, int, int, int, int]]  # row, column, channel, mean, scale
@@ -96,8 +92,7 @@ def test_channels_are_predicted_from_each_other() -> None:
 
 # Prints a digest of a payload and of what it decodes to.
 CODE = """
-import hashlib, sys
-sys.path.insert(0, {tests!r})
+import hashlib
 from sample_latents import correlated_latents
 from test_adaptive import decode, encode, quantised
 symbols = quantised(correlated_latents(64, 48, 8), 333)
@@ -107,20 +102,7 @@ print(hashlib.sha256(payload + decode(payload, symbols.shape, 333).tobytes()).he
 
 
 def test_threads_do_not_change_a_bit() -> None:
-    digests = set()
-    for threads in ("1", "2"):
-        # numpy reads these when it loads its BLAS, so each case needs its own process.
-        variables = dict.fromkeys(
-            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads
-        )
-        run = subprocess.run(
-            [sys.executable, "-c", CODE.format(tests=str(Path(__file__).parent))],
-            env=os.environ | variables,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        digests.add(run.stdout)
+    digests = outputs_by_threads(CODE)
     assert len(digests) == 1
 
 
@@ -131,10 +113,7 @@ def test_damaged_payloads_raise_nothing_but_damage() -> None:
     hostile = [payload[:n] for n in range(0, len(payload), 5)]
     hostile += [rng.bytes(n) for n in range(0, 40, 3)]
     hostile += [b"\xff" * 64, b"\xff" * 3, payload + b"\x01", payload + b"\0"]
-    for position in range(len(payload)):
-        flipped = bytearray(payload)
-        flipped[position] ^= 1 << (position % 8)
-        hostile.append(bytes(flipped))
+    hostile += flipped(payload)
     refused = 0
     for words in hostile:
         try:

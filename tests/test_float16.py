@@ -17,7 +17,7 @@ from pillow_sdz.codings import float16
 from pillow_sdz.codings.adaptive import AdaptivePrior
 from pillow_sdz.codings.range_coder import DamagedPayload, Prediction, Tables
 from range_coder import RangeDecoder
-from sample_latents import correlated_latents, pinned_symbols
+from sample_latents import correlated_latents, flipped, pinned_symbols
 
 Halves = NDArray[np.float16]
 
@@ -98,10 +98,7 @@ def test_damaged_payloads_raise_nothing_but_damage() -> None:
     hostile += [payload[:2] + rng.bytes(n) for n in range(0, 60, 5)]
     hostile += [bytes([p, k]) + payload[2:] for p in (0, 7, 10, 11, 255) for k in (0, 30, 31, 255)]
     hostile += [payload + b"\x01", payload + b"\0", payload[:2] + b"\xff" * 99]
-    for position in range(0, len(payload), 2):
-        flipped = bytearray(payload)
-        flipped[position] ^= 1 << (position % 8)
-        hostile.append(bytes(flipped))
+    hostile += flipped(payload, every=2)
     refused = 0
     for words in hostile:
         try:

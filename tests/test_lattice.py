@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from pillow_sdz.codings.integers import STEP_UNITS, logarithm
 from pillow_sdz.codings.lattice import LatticePrior
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import DamagedPayload, SymbolDecoder, Tables
+from sample_latents import flipped, outputs_by_threads
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "lattice.safetensors"
 
@@ -111,8 +109,7 @@ def test_logarithm_is_exact_at_powers_of_two_and_monotone() -> None:
 
 # Prints a digest of a payload and of what it decodes to.
 CODE = """
-import hashlib, sys
-sys.path.insert(0, {tests!r})
+import hashlib
 from test_lattice import decode, encode, quantised, smooth_latents
 payload = encode(quantised(smooth_latents(64, 96), 333), 333)
 print(hashlib.sha256(payload + decode(payload, 64, 96, 333).tobytes()).hexdigest())
@@ -120,20 +117,7 @@ print(hashlib.sha256(payload + decode(payload, 64, 96, 333).tobytes()).hexdigest
 
 
 def test_threads_do_not_change_a_bit() -> None:
-    digests = set()
-    for threads in ("1", "2"):
-        # numpy reads these when it loads its BLAS, so each case needs its own process.
-        variables = dict.fromkeys(
-            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads
-        )
-        run = subprocess.run(
-            [sys.executable, "-c", CODE.format(tests=str(Path(__file__).parent))],
-            env=os.environ | variables,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        digests.add(run.stdout)
+    digests = outputs_by_threads(CODE)
     payload = encode(quantised(smooth_latents(64, 96), 333), 333)
     here = hashlib.sha256(payload + decode(payload, 64, 96, 333).tobytes()).hexdigest()
     assert digests == {here + "\n"}
@@ -146,10 +130,7 @@ def test_damaged_payloads_raise_nothing_but_damage() -> None:
     hostile = [payload[:n] for n in range(0, len(payload), 7)]
     hostile += [rng.bytes(n) for n in range(40)]
     hostile += [b"\xff" * 64, b"\xff" * 3, payload + b"\x01", payload + b"\0"]
-    for position in range(len(payload)):
-        flipped = bytearray(payload)
-        flipped[position] ^= 1 << (position % 8)
-        hostile.append(bytes(flipped))
+    hostile += flipped(payload)
     refused = 0
     for words in hostile:
         try:

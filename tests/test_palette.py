@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import os
-import subprocess
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +18,7 @@ from pillow_sdz.codings.dithering import decode, encode
 from pillow_sdz.codings.palette import Palette, pack, unpack
 from pillow_sdz.codings.range_coder import DamagedPayload
 from range_coder import RangeDecoder
+from sample_latents import flipped, outputs_by_threads
 
 STEP = 34  # as in the article
 SHAPES = [(1, 1), (1, 2), (1, 7), (9, 1), (8, 8), (17, 33), (64, 64), (96, 64)]
@@ -165,10 +163,7 @@ def test_damaged_payloads_raise_nothing_but_damage() -> None:
     hostile = [payload[:n] for n in range(len(payload))]
     hostile += [rng.bytes(n) for n in range(200)]
     hostile += [b"\xff" * 64, b"\xff" * 3, payload + b"\1", payload + b"\0"]
-    for position in range(len(payload)):
-        flipped = bytearray(payload)
-        flipped[position] ^= 1 << (position % 8)
-        hostile.append(bytes(flipped))
+    hostile += flipped(payload)
     refused = 0
     for words in hostile:
         try:
@@ -205,8 +200,7 @@ def test_the_largest_distances_do_not_overflow() -> None:
 
 # Prints a digest of a payload and of what it decodes to.
 CODE = """
-import hashlib, sys
-sys.path.insert(0, {tests!r})
+import hashlib
 from test_palette import STEP, decode, encode, photo_like
 payload = encode(photo_like(64, 64, 4), step=STEP)
 print(hashlib.sha256(payload + decode(payload, 64, 64, 4, step=STEP).tobytes()).hexdigest())
@@ -214,20 +208,7 @@ print(hashlib.sha256(payload + decode(payload, 64, 64, 4, step=STEP).tobytes()).
 
 
 def test_threads_do_not_change_a_bit() -> None:
-    digests = set()
-    for threads in ("1", "2"):
-        # numpy reads these when it loads its BLAS, so each case needs its own process.
-        variables = dict.fromkeys(
-            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads
-        )
-        run = subprocess.run(
-            [sys.executable, "-c", CODE.format(tests=str(Path(__file__).parent))],
-            env=os.environ | variables,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        digests.add(run.stdout)
+    digests = outputs_by_threads(CODE)
     payload = encode(photo_like(64, 64, 4), step=STEP)
     here = hashlib.sha256(payload + decode(payload, 64, 64, 4, step=STEP).tobytes()).hexdigest()
     assert digests == {here + "\n"}

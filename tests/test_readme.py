@@ -1,5 +1,7 @@
 """Every snippet in the documentation runs: Python as it is, `sdz` through the command line.
 
+What a snippet has besides is in `NOT_RUN`; `test_what_does_not_run` skips it with its reason.
+
 Each page stands by itself. Its snippets run in the order of the page, in one namespace and one
 folder, with a ``photo.jpg``.
 """
@@ -7,6 +9,7 @@ folder, with a ``photo.jpg``.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import re
 import shlex
@@ -17,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageShow
+
+from model_registry import autoencoder_directory
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,6 +52,13 @@ NOT_RUN = {
     "python examples/server.py": "serves until it is stopped; tests/test_server.py has it",
     "curl": "asks the server that was not started",
 }
+# Commands that need more than the package: the module, and why.
+NEEDS = {
+    "sdz completion": ("shtab", "needs the extra shell"),
+    "sdz manpage": ("argparse_manpage", "needs the extra shell"),
+}
+
+SHELL = ("|", "<", ">")  # what a command of `sdz` may have besides words
 
 # tests/conformance runs Python blocks that import these, if they are installed.
 OTHER_TOOLS = re.compile(r"^(from|import) (imageio|matplotlib|django|torchvision|datasets)", re.M)
@@ -60,6 +72,15 @@ def commands(text: str) -> list[list[str]]:
     lines = text.replace("\\\n", " ").splitlines()
     parts = (part for line in lines for part in line.split("&&"))
     return [words for part in parts if (words := shlex.split(part, comments=True))]
+
+
+def reason_not_to_run(words: list[str]) -> str | None:
+    """Why a command does not run here; None if it does."""
+    beginnings = [" ".join(words[:length]) for length in (1, 2, 3)]
+    for name, (module, reason) in NEEDS.items():
+        if name in beginnings and importlib.util.find_spec(module) is None:
+            return reason
+    return next((NOT_RUN[name] for name in beginnings if name in NOT_RUN), None)
 
 
 @functools.cache
@@ -77,7 +98,7 @@ def help_of(module: str) -> str:
 
 def run(words: list[str], environment: dict[str, str]) -> None:
     """Run the command. If it cannot run here, check as much of it as possible."""
-    if any(" ".join(words[:length]) in NOT_RUN for length in (1, 2, 3)):
+    if reason_not_to_run(words) is not None:
         return
     if words[:3] == ["python", "-m", "pytest"]:
         missing = [
@@ -94,9 +115,13 @@ def run(words: list[str], environment: dict[str, str]) -> None:
         assert not unknown, f"{shlex.join(words)}: no {unknown} in its help"
         return
     assert words[0] == "sdz", f"no rule for {shlex.join(words)}"
+    # By a shell, because of pipes and redirections.
+    line = " ".join(
+        word if word in SHELL or word[:1] == "~" else shlex.quote(word) for word in words
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "pillow_sdz", *words[1:]],
-        env=environment,
+        ["bash", "-o", "pipefail", "-c", f'sdz() {{ "$PYTHON" -m pillow_sdz "$@"; }}; {line}'],
+        env={**environment, "PYTHON": sys.executable},
         capture_output=True,
         text=True,
         check=False,
@@ -132,8 +157,16 @@ def test_snippets(
     namespace: dict[str, object] = {"__name__": "__main__"}
     if page in WITH_PIPELINE:
         namespace["pipe"] = pipeline(tmp_path)
+    else:  # enough to be recorded
+        autoencoder_directory(tmp_path / "my-pipeline" / "vae")
     monkeypatch.setenv("SDZ_MODELS", str(tmp_path / "models.json"))
-    environment = {**environment, "SDZ_MODELS": str(tmp_path / "models.json")}
+    environment = {
+        **environment,
+        "SDZ_MODELS": str(tmp_path / "models.json"),
+        "HOME": str(tmp_path / "home"),
+    }
+    for folder in (".local/share/bash-completion/completions", ".zfunc", ".local/share/man/man1"):
+        (tmp_path / "home" / folder).mkdir(parents=True)
 
     monkeypatch.chdir(tmp_path)
     # A viewer would show and close the file, so do the same.
@@ -156,9 +189,35 @@ def test_snippets(
                 run(words, environment)
 
 
+@pytest.mark.parametrize(
+    ("page", "command"),
+    [
+        (page, command)
+        for page in PAGES
+        for language, text in BLOCK.findall((ROOT / page).read_text())
+        if language != "python"
+        for words in commands(text)
+        if reason_not_to_run(words) is not None
+        for command in [shlex.join(words)]
+    ],
+)
+def test_what_does_not_run(page: str, command: str) -> None:
+    pytest.skip(f"{page}: {command}: {reason_not_to_run(shlex.split(command))}")
+
+
 def test_pages() -> None:
     """The pages for newcomers have snippets, so the tests above include them."""
-    names = ("saving", "quality", "speed", "large", "tools", "stable-diffusion", "many", "security")
+    names = (
+        "command-line",
+        "saving",
+        "quality",
+        "speed",
+        "large",
+        "tools",
+        "stable-diffusion",
+        "many",
+        "security",
+    )
     assert {"README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in names)} <= set(PAGES)
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -107,15 +107,23 @@ class _OneLineRecord(logging.LogRecord):
         return printable(" ".join(super().getMessage().split()))
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    complain("warning", " ".join(str(message).split()))
+@contextlib.contextmanager
+def warnings_to(tell: Callable[[str], None]) -> Iterator[None]:
+    """Have ``tell`` called with the text of each warning, on one line."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        tell("warning: " + " ".join(str(message).split()))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 @contextlib.contextmanager
@@ -127,8 +135,7 @@ def one_line_each() -> Iterator[None]:
     before = logging.getLogRecordFactory()
     logging.setLogRecordFactory(_OneLineRecord)
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+        with warnings_to(lambda text: note(f"sdz: {text}")):
             yield
     finally:
         logging.setLogRecordFactory(before)

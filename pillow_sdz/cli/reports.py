@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 
-from .messages import StdoutError, reason
+from .messages import StdoutError, reason, warnings_to
 
 Item = TypeVar("Item")
 
@@ -100,19 +100,7 @@ class Summary:
 def run(work: Work[Item], item: Item) -> Report:
     """Work on one item, and tell what became of it."""
     report = Report(str(item))
-
-    def show_warning(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        report.warn("warning: " + " ".join(str(message).split()))
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show_warning
+    with warnings_to(report.warn):
         if not sys.warnoptions:
             # Python shows a warning once; but each file has its own.
             for category in (UserWarning, Image.DecompressionBombWarning):
