@@ -111,7 +111,7 @@ def _check_pixels_are_there(png: bytes, size: tuple[int, int]) -> None:
     except zlib.error as e:
         raise ValueError(str(e)) from e
     if len(rows) < height * (width + 1) or max(rows[:: width + 1]) > _MAX_FILTER:
-        msg = "its pixels are not all there"
+        msg = "some of its pixels are missing"
         raise ValueError(msg)
 
 

@@ -14,7 +14,7 @@ _unfinished: set[Path] = set()
 
 
 def remove_unfinished() -> None:
-    """Remove what is being written, for a process that ends without further ado."""
+    """Remove what is being written, for a process that ends at once."""
     for temporary in [*_unfinished]:
         temporary.unlink(missing_ok=True)
 

@@ -360,5 +360,5 @@ def judge_chunks(spec: ModelSpec, coding: CodingSpec, types: Collection[bytes]) 
         for type in (BANDS.type, CHANGES):
             if type in types:
                 name = type.decode("ascii")
-                msg = f"damaged SDZ file: chunk {name} in a file of model {spec.name}"
+                msg = f"damaged SDZ file: files of model {spec.name} have no chunk {name}"
                 raise OSError(msg)

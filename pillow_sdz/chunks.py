@@ -98,7 +98,7 @@ class Denoising(NamedTuple):
     def parse(cls, data: bytes, about: About) -> Denoising:
         """The recommendation in the data of a dNOI chunk; OSError if it is damaged."""
         if len(data) != _DENOISING.size:
-            msg = f"damaged SDZ file: chunk dNOI of {len(data)} bytes"
+            msg = f"damaged SDZ file: chunk dNOI has {len(data)} bytes"
             raise OSError(msg)
         denoising = cls(*_DENOISING.unpack(data))
         if complaint := denoising._complaint():
@@ -136,7 +136,7 @@ class Animation(NamedTuple):
     def parse(cls, data: bytes, about: About) -> Animation:
         """The times in the data of an aNIM chunk; OSError if it is damaged."""
         if len(data) not in {_LOOP.size + n * _DURATION.size for n in (1, about.frames)}:
-            msg = f"damaged SDZ file: chunk aNIM of {len(data)} bytes for {about.frames} frames"
+            msg = f"damaged SDZ file: chunk aNIM has {len(data)} bytes for {about.frames} frames"
             raise OSError(msg)
         (loop,) = _LOOP.unpack_from(data)
         durations = _DURATION.iter_unpack(data[_LOOP.size :])
@@ -184,7 +184,7 @@ def _pack_prompt(prompt: str) -> bytes:
 def _parse_tune(data: bytes, about: About) -> str:
     """One of `TUNES`; the first one for an unknown value, which a later version may have added."""
     if len(data) != 1:
-        msg = f"damaged SDZ file: chunk tUNE of {len(data)} bytes"
+        msg = f"damaged SDZ file: chunk tUNE has {len(data)} bytes"
         raise OSError(msg)
     return TUNES[data[0]] if data[0] < len(TUNES) else TUNES[0]
 
@@ -195,7 +195,7 @@ def _pack_tune(tune: str) -> bytes:
 
 def _parse_bands(data: bytes, about: About) -> int:
     if len(data) != _BANDS.size:
-        msg = f"damaged SDZ file: chunk BAND of {len(data)} bytes"
+        msg = f"damaged SDZ file: chunk BAND has {len(data)} bytes"
         raise OSError(msg)
     (rows,) = _BANDS.unpack(data)
     return int(rows)
@@ -204,7 +204,7 @@ def _parse_bands(data: bytes, about: About) -> int:
 def _parse_clip(data: bytes, about: About) -> int:
     (steps,) = _CLIP.unpack(data) if len(data) == _CLIP.size else (0,)
     if steps < 2 or about.frames % steps:
-        msg = f"damaged SDZ file: chunk cLIP of {steps} time steps for {about.frames} frames"
+        msg = f"damaged SDZ file: chunk cLIP has {steps} time steps for {about.frames} frames"
         raise OSError(msg)
     return int(steps)
 

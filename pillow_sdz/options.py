@@ -2,8 +2,8 @@
 
 Every setting ``X`` starts as the environment variable ``SDZ_X`` says, can be assigned
 (``pillow_sdz.options.DEVICE = "cpu"``), and can be set for a block of code by `override`.
-What may not be assigned raises a ValueError there and then; what the environment says wrongly is a
-warning when the setting is first needed, and the default until then.
+Assigning a wrong value raises ValueError at once. If the environment has a wrong value, the setting
+has its default, and there is a warning when it is first needed.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _checked(name: str, value: object, shown_as: str) -> object:
-    """The value as it is kept; ValueError where the setting may not have it."""
+    """The value as it is kept; ValueError if the setting may not have it."""
     may_be, accepts = _RULES[name]
     if not accepts(value):
         msg = f"{shown_as} must be {may_be}, not {reprlib.repr(value)}"
@@ -152,7 +152,7 @@ def override(**settings: Any) -> Iterator[None]:
 class _Settings(ModuleType):
     """This module's type: attributes read as this thread overrides them, and checked when set.
 
-    The first time that a setting is read whose environment variable is wrong, there is a warning.
+    If a setting's environment variable is wrong, the first read of the setting gives a warning.
     """
 
     def __getattribute__(self, name: str) -> Any:

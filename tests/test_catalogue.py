@@ -103,8 +103,8 @@ def test_sound_headers(header: Header) -> None:
 @pytest.mark.parametrize(
     ("chunk", "complaint"),
     [
-        (Chunk(b"tUNE", b"\0\0"), "chunk tUNE of 2 bytes"),
-        (Chunk(b"aNIM", bytes(7)), "chunk aNIM of 7 bytes for 1 frames"),
+        (Chunk(b"tUNE", b"\0\0"), "chunk tUNE has 2 bytes"),
+        (Chunk(b"aNIM", bytes(7)), "chunk aNIM has 7 bytes for 1 frames"),
         (Chunk(b"dNOI", bytes(3)), "chunk dNOI: a denoising strength of 0"),
         (Chunk(b"pRMT", b"\xff"), "chunk pRMT is not UTF-8"),
     ],

@@ -218,7 +218,7 @@ def test_skip_existing_does_not_hide_that_two_inputs_become_one_file(
     photo.save("a.png")
     assert main(["encode", "a.jpg", "a.png", "--skip-existing"]) == 1
     assert main(["encode", "a.jpg", "a.png", "--skip-existing"]) == 1
-    assert capsys.readouterr().err == "sdz: a.png: a.sdz is written from a.jpg already\n" * 2
+    assert capsys.readouterr().err == "sdz: a.png: a.sdz is already written from a.jpg\n" * 2
 
 
 def test_force_replaces_it(folder: Path) -> None:
@@ -244,7 +244,7 @@ def test_two_inputs_never_become_one_file(
 ) -> None:
     photo.save("a.png")
     assert main(["encode", "a.jpg", "a.png", "--force"]) == 1
-    assert capsys.readouterr().err == "sdz: a.png: a.sdz is written from a.jpg already\n"
+    assert capsys.readouterr().err == "sdz: a.png: a.sdz is already written from a.jpg\n"
 
 
 def test_a_failure_leaves_what_was_there(sdz: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -617,7 +617,7 @@ def test_a_resolution_never_takes_another_inputs_name(
     np.savez("c.12x4.npz", latents=np.zeros((4, 8, 6), np.float32))
     for inputs in (["c.npz", "c.12x4.npz"], ["c.12x4.npz", "c.npz"]):
         assert main(["encode", *inputs, "-o", "out", "--lossless", "--force"]) == 1
-        assert "out/c.12x4.sdz is written from c.12x4.npz\n" in capsys.readouterr().err
+        assert "out/c.12x4.sdz is already written from c.12x4.npz\n" in capsys.readouterr().err
         assert open_latents("out/c.12x4.sdz").latents.shape == (4, 8, 6)
 
 
@@ -671,7 +671,7 @@ def test_the_model_of_latents(cache: Path, capsys: pytest.CaptureFixture[str]) -
     np.savez("x_sdxl.npz", latents=np.zeros((4, 8, 6), np.float32))
     assert main(["encode", "x.npz", "x_sdxl.npz", "--lossless", "-v"]) == 1
     out, err = capsys.readouterr()
-    assert err == "sdz: x.npz: latents of 16 channels: say with --model whose (sd3, flux, ...)\n"
+    assert err == "sdz: x.npz: its latents have 16 channels: give --model (sd3, flux, ...)\n"
     assert out.startswith("x_sdxl.npz -> x_sdxl.sdz: ")
     assert open_latents("x_sdxl.sdz").model == "sdxl"
     assert main(["encode", "x.npz", "--lossless", "--model", "flux"]) == 0

@@ -247,7 +247,7 @@ def test_damaged_clips(data: bytes) -> None:
     file = saved(latents(2, 16, 3, 4, 5), model="wan21").getvalue()
     damaged = replaced(file, chunks.CLIP.type, data)
     for read in (open_latents, Image.open):
-        with pytest.raises(OSError, match=r"chunk cLIP of . time steps for 6 frames"):
+        with pytest.raises(OSError, match=r"chunk cLIP has . time steps for 6 frames"):
             read(BytesIO(damaged))
     assert chunks.CLIP.type in [chunk.type for chunk in container.read(file)]
 
@@ -310,5 +310,5 @@ def test_exceptions_are_few_and_damage_is_found() -> None:
     ):
         with pytest.raises(DamagedPayload):
             float32.decode(damaged, (8, 8, 4))
-    with pytest.raises(DamagedPayload, match=r"no cells of .* bits for mantissas of 23"):
+    with pytest.raises(DamagedPayload, match=r"mantissas of 23 bits cannot have cells of"):
         float32.decode(payload, (8, 8, 4), 7)

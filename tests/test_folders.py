@@ -330,7 +330,7 @@ def test_sizes_that_the_weights_do_not_have_take_no_memory(pipeline: Path) -> No
 def test_weights_of_another_network(pipeline: Path) -> None:
     path = pipeline / "vae" / tiny.WEIGHTS
     save_file({**load_file(path), "more.weight": torch.zeros(1)}, path)
-    with pytest.raises(OSError, match=r"AutoencoderKL like this: it has 'more\.weight'"):
+    with pytest.raises(OSError, match=r"this AutoencoderKL has no 'more\.weight'"):
         used(pipeline)
 
 

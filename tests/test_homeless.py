@@ -94,7 +94,7 @@ def test_added_models_that_cannot_be_known(
     assert models.names() == sorted({*catalogue.EMBEDDED, *presets.PRESETS})
     assert models.spec("sd1").channels == 4
     with pytest.raises(
-        OSError, match=r"'ours' is no model .* the models that were added are not known: "
+        OSError, match=r"a model 'ours', and the list of added models cannot be read: "
     ) as caught:
         models.spec("ours")
     assert str(error) in str(caught.value)

@@ -33,8 +33,8 @@ HOSTILE = Path(__file__).parent.parent / "fixtures" / "hostile"
 
 # Files that do not open, and why. Their latents do not open either, unless `LATENTS` says so.
 NOT_OPENED = {
-    "bands-of-another-model": "chunk BAND in a file of model sd-mini",
-    "changes-of-another-model": "chunk DIFF in a file of model sd-mini",
+    "bands-of-another-model": "files of model sd-mini have no chunk BAND",
+    "changes-of-another-model": "files of model sd-mini have no chunk DIFF",
     "signature-alone": "ends at byte 8, before its DONE chunk",
     "head-missing": "chunk LATN at byte 8 instead of HEAD",
     "head-empty": "damaged SDZ header: 0 bytes",
@@ -56,7 +56,7 @@ NOT_OPENED = {
     "bands-too-many": "more LATN than frames",
     "changes-first": "DIFF in the first frame",
     "changes-without-end": "more than 255 DIFF in a row",
-    "animation-of-other-frames": "chunk aNIM of 10 bytes for 3 frames",
+    "animation-of-other-frames": "chunk aNIM has 10 bytes for 3 frames",
     "size-65535": "could be decompression bomb",
     "size-0": "size 0x16",
     "frames-0": "0 frames",
@@ -66,11 +66,11 @@ NOT_OPENED = {
     "model-of-other-channels": "4 channels at a factor of 16, but model mini has 160 at 16",
     "model-without-latents": "'mini-perceptual' has no latents of its own",
     "quantisation-0": "coding context of model sd-mini has a quantisation of 0",
-    "chunks-empty": "chunk dNOI of 0 bytes",
+    "chunks-empty": "chunk dNOI has 0 bytes",
     "denoising-255-steps": "255 denoising steps",
     "prompt-not-utf8": "pRMT is not UTF-8",
     "prompt-too-long": "pRMT has 8193 bytes, more than the limit of 8192",
-    "tune-of-2-bytes": "chunk tUNE of 2 bytes",
+    "tune-of-2-bytes": "chunk tUNE has 2 bytes",
     "mask-of-4-gigapixels": "could be decompression bomb",
     "alpha-missing": "DONE before ALPH",
 }
@@ -90,14 +90,14 @@ NOT_SHOWN = {
     "alpha-with-a-second-kind": "PNG in chunk ALPH: it has a second IHDR at byte 33",
     "alpha-ends-early": "PNG in chunk ALPH: it ends at byte 40",
     "latents-empty": "chunk LATN at byte 43: it is empty",
-    "latents-of-no-prior": "no prior 3 for 4 channels",
+    "latents-of-no-prior": "there is no prior 3 for 4 channels",
     "latents-that-go-on": "the words do not end with the last symbol",
     "latents-that-do-not-decode": "the words do not decode",
     "latents-of-64-channels": "needs the model 'strange-1', which is not known here",
     "latents-of-2000-frames": "needs the model 'strange-1', which is not known here",
     "palette-for-too-few-places": "996 palette entries for 4 places",
     "palette-of-zeros": "the words do not end with the last symbol",
-    "float16-beyond-its-bits": "no cells of 0 bits for mantissas of 11",
+    "float16-beyond-its-bits": "mantissas of 11 bits cannot have cells of 0",
 }
 
 # Files that `open_latents` refuses for another reason. None means that it accepts the file. It

@@ -146,7 +146,7 @@ def test_only_fetch_downloads(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mini"], "the weights of 'mini' are not on the hub but here"),
+        (["mini"], "the weights of 'mini' are on this computer"),
         (["nonsense"], "only mini, mini-perceptual, sd-mini, sd1, sd3"),
         (["tiny/sd1"], "no model is called 'tiny/sd1'"),
         (["sd3", "--denoiser", "--pin"], "pillow-sdz knows no U-Net for 'sd3'"),

@@ -98,6 +98,9 @@ def help_of(module: str) -> str:
 
 def run(words: list[str], environment: dict[str, str]) -> None:
     """Run the command. If it cannot run here, check as much of it as possible."""
+    while re.match("[A-Z_]+=", words[0]):
+        name, _, value = words[0].partition("=")
+        words, environment = words[1:], {**environment, name: value}
     if reason_not_to_run(words) is not None:
         return
     if words[:3] == ["python", "-m", "pytest"]:

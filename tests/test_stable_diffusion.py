@@ -465,7 +465,7 @@ def test_a_unet_for_other_latents() -> None:
 )
 def test_a_unet_without_what_it_needs(parts: dict[str, Callable[[], Any]], missing: str) -> None:
     given = {name: make() for name, make in parts.items()}
-    with pytest.raises(OSError, match=f"lacks what it needs: {missing}"):
+    with pytest.raises(OSError, match=f"which also needs: {missing}"):
         register_model("ours", tiny.autoencoder_kl(), **given)
 
 

@@ -87,7 +87,7 @@ class LatentEncoder:
         """The job; OSError if its target is the one that another source of the command has."""
         other = self.sources.get(job.target.absolute(), job.source)
         if other != job.source:
-            msg = f"{job.target} is written from {other}"
+            msg = f"{job.target} is already written from {other}"
             raise FileExistsError(msg)
         return job
 
@@ -112,14 +112,14 @@ class LatentEncoder:
         said = part.family
         if said is not None:
             if catalogue.known(said) is None and self.model is None:
-                msg = f"its latents are of {said!r}, which is not known: say with --model whose"
+                msg = f"its latents are of {said!r}, which is not known: give --model"
                 raise ValueError(msg)
             self._check_said(job, said)
         if (model := self.model or said) is not None:
             return model
         channels = part.latents.shape[-3 if part.latents.ndim < 5 else 1]
         if channels != 4:
-            msg = f"latents of {channels} channels: say with --model whose (sd3, flux, ...)"
+            msg = f"its latents have {channels} channels: give --model (sd3, flux, ...)"
             raise ValueError(msg)
         report.remark("latents are assumed to be of sd1 (--model names another model)")
         return "sd1"

@@ -149,7 +149,7 @@ def _fetch(options: argparse.Namespace) -> None:
     name = options.name
     source = _source(name)
     if not isinstance(source, sources.Pinned):
-        msg = f"the weights of {name!r} are not on the hub but here: there is nothing to fetch"
+        msg = f"the weights of {name!r} are on this computer: there is nothing to fetch"
         raise ValueError(msg)
     preset = source.preset
     if options.denoiser and preset.denoiser is None:

@@ -26,7 +26,7 @@ class Targets:
         OSError or ValueError if it may not be written.
         """
         if job.taken_by is not None:
-            msg = f"{job.target} is written from {job.taken_by} already"
+            msg = f"{job.target} is already written from {job.taken_by}"
             raise FileExistsError(msg)
         if job.target == STREAM:
             return True

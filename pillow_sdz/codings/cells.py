@@ -96,7 +96,7 @@ def decode(words: bytes, shape: tuple[int, int, int], cut: Cells) -> tuple[Ints,
     signed = AdaptivePrior(channels).code(decoder, height, width, cut.step)
     cells = np.where(signed < 0, ~signed, signed)
     if cells.max() > cut.last:
-        msg = "a cell is beyond all floats"
+        msg = "a cell is larger than any float"
         raise DamagedPayload(msg)
     magnitudes = cut.first(cells)
     for selected, shift, count in cut.refinements(cells):

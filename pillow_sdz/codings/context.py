@@ -145,6 +145,6 @@ class Context(WholeFrames):
             return AdaptivePrior(self._channels)
         row = TRAINED.get(number)
         if row is None or row.channels != self._channels:
-            msg = f"no prior {number} for {self._channels} channels"
+            msg = f"there is no prior {number} for {self._channels} channels"
             raise DamagedPayload(msg)
         return LatticePrior.shipped(row.weights)

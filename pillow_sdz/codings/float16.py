@@ -39,11 +39,11 @@ def encode(latents: NDArray[np.float16]) -> bytes:
 def decode(payload: bytes, height: int, width: int, channels: int) -> NDArray[np.float16]:
     """Float16 latents (height, width, channels); DamagedPayload if the payload is damaged."""
     if len(payload) < 2:
-        msg = "it ends before its words"
+        msg = "it ends before its first word"
         raise DamagedPayload(msg)
     precision, cell_bits = payload[:2]
     if precision > MANTISSA_BITS or cell_bits + precision >= LONGEST:
-        msg = f"no cells of {cell_bits} bits for mantissas of {precision}"
+        msg = f"mantissas of {precision} bits cannot have cells of {cell_bits}"
         raise DamagedPayload(msg)
     cut = Cells(precision, cell_bits, LONGEST, UNIT_BITS)
     magnitudes, negative = cells.decode(payload[2:], (height, width, channels), cut)

@@ -57,11 +57,11 @@ def decode(
     DamagedPayload if the payload is damaged.
     """
     if len(payload) < _HEAD.size:
-        msg = "it ends before its words"
+        msg = "it ends before its first word"
         raise DamagedPayload(msg)
     precision, cell_bits, unit, count = _HEAD.unpack_from(payload)
     if precision > mantissa_bits or cell_bits >= LONGEST:
-        msg = f"no cells of {cell_bits} bits for mantissas of {precision}"
+        msg = f"mantissas of {precision} bits cannot have cells of {cell_bits}"
         raise DamagedPayload(msg)
     places, start = _places(payload, count, shape[0] * shape[1] * shape[2])
     end = start + 4 * count
@@ -95,7 +95,7 @@ def _places(payload: bytes, count: int, size: int) -> tuple[Ints, int]:
         gap = shift = 0
         while True:
             if at == len(payload) or shift > 28:
-                msg = f"no list of {count} exceptions"
+                msg = f"its list of {count} exceptions is damaged"
                 raise DamagedPayload(msg)
             byte = payload[at]
             at += 1
@@ -105,7 +105,7 @@ def _places(payload: bytes, count: int, size: int) -> tuple[Ints, int]:
                 break
         place += gap
         if gap == 0 or place >= size:
-            msg = f"an exception at {place} of {size} latents"
+            msg = f"an exception has the place {place}, but there are {size} latents"
             raise DamagedPayload(msg)
         places.append(place)
     return np.array(places, np.int64), at
@@ -141,7 +141,7 @@ def _floats(magnitudes: Ints, unit: int) -> Ints:
     floats: Ints = digits + (exponent - 1 << MANTISSA_BITS)
     beyond = (exponent > 2 * BIAS) & (magnitudes > 0)
     if beyond.any():
-        msg = "a magnitude is beyond all floats"
+        msg = "a magnitude is larger than any float"
         raise DamagedPayload(msg)
     return np.where(magnitudes > 0, floats, 0)
 

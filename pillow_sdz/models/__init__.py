@@ -73,7 +73,7 @@ def _recorded() -> dict[str, recorded.Record]:
     except OSError as e:
         if e.errno is None and not isinstance(e, recorded.Homeless):
             raise  # the file can be read, and is damaged
-        msg = f"the models that were added are not known: {e}"
+        msg = f"the list of added models cannot be read: {e}"
         raise _Unreadable(msg) from e
 
 
@@ -86,7 +86,7 @@ def _entry(name: str) -> _Entry:
         record = _recorded().get(name)
     except _Unreadable as e:
         if name not in PRESETS:
-            msg = f"{name!r} is no model that pillow-sdz knows by itself, and {e}"
+            msg = f"pillow-sdz does not know a model {name!r}, and {e}"
             raise OSError(msg) from e
         record = None
     if isinstance(record, recorded.Directory):

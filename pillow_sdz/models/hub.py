@@ -77,7 +77,7 @@ def latest(repository: str) -> str:
         msg = f"{repository} could not be asked for its latest commit: {e}"
         raise OSError(msg) from e
     if revision is None or not REVISION.fullmatch(revision):
-        msg = f"{repository} says that its latest commit is {revision!r}"
+        msg = f"{repository} gives {revision!r} as its latest commit, which is none"
         raise OSError(msg)
     return revision
 

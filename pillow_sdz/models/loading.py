@@ -55,7 +55,7 @@ def network(kind: str, folder: Folder, dtype: torch.dtype) -> Any:
         raise OSError(msg)
     # A text encoder's file may also hold a pooling layer, which is not used.
     if kind != "CLIPTextModel" and (foreign := sorted(tensors.keys() - own.keys())):
-        msg = f"{path} is not of a {kind} like this: it has {foreign[0]!r}, too"
+        msg = f"{path} does not fit its configuration: this {kind} has no {foreign[0]!r}"
         raise OSError(msg)
     try:
         module.load_state_dict({name: tensors[name] for name in own}, assign=True)

@@ -322,7 +322,7 @@ def check_denoiser(parts: DenoiserParts, channels: int) -> None:
     if kind == "UNet2DConditionModel":
         needed += ["text_encoder", "tokenizer"]
     if missing := [name for name in needed if getattr(parts, name) is None]:
-        msg = f"the U-Net, a {kind}, lacks what it needs: {', '.join(missing)}"
+        msg = f"the U-Net is a {kind}, which also needs: {', '.join(missing)}"
         raise OSError(msg)
     if more := [name for name in _MORE_THAN_TEXT if settings.get(name) is not None]:
         msg = f"the U-Net needs more inputs than a prompt, which is not supported: {more[0]}"

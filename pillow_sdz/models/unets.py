@@ -18,9 +18,9 @@ from .sources import DenoiserParts, Folder
 @torch.inference_mode(False)
 @undisturbed()
 def load(parts: DenoiserParts, channels: int) -> Denoiser:
-    """OSError where a part is missing, damaged or not made for latents of these channels.
+    """OSError if a part is missing, damaged or not made for latents of these channels.
 
-    Where the U-Net does not fit into the GPU's memory it is left on the CPU, with a warning.
+    If the U-Net does not fit into the GPU's memory, it is left on the CPU, with a warning.
     """
     sources.check_denoiser(parts, channels)
     kind = sources.config(parts.unet)["_class_name"]
