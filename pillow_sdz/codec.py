@@ -163,7 +163,7 @@ class ChunkReader(Protocol):
 
     def data(self, entry: container.Entry) -> bytes: ...
 
-    def beginning(self, entry: container.Entry) -> bytes: ...
+    def unchecked(self, entry: container.Entry) -> bytes: ...
 
 
 class Frames:
@@ -197,8 +197,9 @@ class Frames:
         self.header, self.model, self.coding, self.bands = header, model, coding, bands
         self._frames, self._reader = frames, reader
         self.coder = coder_of(model, coding)
-        # By band: the frame that was decoded last, and its integers.  DIFF builds on them.
-        self._latest: dict[int, tuple[int, Any]] = {}
+        # By band: the frame that was decoded last, its integers, and whether all chunks were sound.
+        # DIFF builds on them.
+        self._latest: dict[int, tuple[int, Any, bool]] = {}
 
     def frame(self, number: int, *, lenient: bool = False) -> FrameLatents:
         """One frame.  With ``lenient``, damaged bands are 0 and listed in ``losses``."""
@@ -207,7 +208,7 @@ class Frames:
     def decode(self, number: int, band: int, *, complete: bool = True) -> Latents:
         """The latents (h, w, C) of a band as pipelines return them; OSError if it is damaged.
 
-        The last chunk of a truncated file is not ``complete``: what there is of it is decoded.
+        If it need not be ``complete``, a damaged chunk is decoded as far as it goes.
         """
         return self.as_pipelines_have(self.decode_stored(number, band, complete=complete))
 
@@ -241,22 +242,36 @@ class Frames:
 
     def _integers(self, number: int, band: int, shape: tuple[int, int], *, complete: bool) -> Any:
         """The integers of a band.  For DIFF, the frames that it builds on are decoded first."""
-        latest, integers = self._latest.pop(band, (-1, None))
+        latest, integers, sound = self._latest.pop(band, (-1, None, True))
+        if complete and not sound:
+            latest = -1
         first = number  # becomes the frame of the LATN that all DIFF up to this one build on
         while first != latest and self._is_changes(first, band):
             first -= 1
         for frame in range(first + (first == latest), number + 1):
-            entry = self._frames[frame].bands[band]
             before = integers if self._is_changes(frame, band) else None
-            is_whole = complete or frame < number
-            data = self._reader.data(entry) if is_whole else self._reader.beginning(entry)
-            integers = self.coder.decode(
-                data, shape, self.header.quantisation, before, complete=is_whole
-            )
+            payload, sound = self._payload(self._frames[frame].bands[band], complete)
+            try:
+                integers = self.coder.decode(
+                    payload, shape, self.header.quantisation, before, complete=sound
+                )
+            except DamagedPayload:
+                if sound or before is None:
+                    raise
+                # What is not said has not changed.
         # Kept if this frame, asked for again, or the next one needs them.
         if any(self._is_changes(near, band) for near in (number, number + 1)):
-            self._latest[band] = number, integers
+            self._latest[band] = number, integers, complete
         return integers
+
+    def _payload(self, entry: container.Entry, complete: bool) -> tuple[bytes, bool]:
+        """The data of a chunk, and whether it is sound, as it must be if it is ``complete``."""
+        try:
+            return self._reader.data(entry), True
+        except OSError:
+            if complete:
+                raise
+            return self._reader.unchecked(entry), False
 
     def _is_changes(self, number: int, band: int) -> bool:
         """Whether a band is stored as the difference from the frame before."""
@@ -310,13 +325,12 @@ class FrameLatents:
         return self._decoded[number]
 
     def _rescued(self, number: int, error: OSError) -> Latents:
-        """The rest of a damaged band: the beginning of a band that was cut, otherwise zeros."""
+        """What can be decoded of a damaged band; zeros if that is nothing."""
         rows = self._frames.bands[number]
-        if isinstance(error, container.TruncatedError):
-            with suppress(OSError):
-                begun = self._frames.decode(self._number, number, complete=False)
-                self.losses.append(Loss(rows, str(error), shown=True))
-                return begun
+        with suppress(OSError):
+            begun = self._frames.decode(self._number, number, complete=False)
+            self.losses.append(Loss(rows, str(error), shown=True))
+            return begun
         self.losses.append(Loss(rows, str(error), shown=False))
         return np.zeros((rows.stop - rows.start, *self.shape[1:]), np.float32)
 

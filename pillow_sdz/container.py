@@ -197,8 +197,8 @@ class Reader:
             raise OSError(msg)
         return data
 
-    def beginning(self, entry: Entry) -> bytes:
-        """The data that a truncated file has of its last chunk.  No CRC checks it."""
+    def unchecked(self, entry: Entry) -> bytes:
+        """What the file has of a chunk's data, even if it is truncated or damaged."""
         self._fp.seek(entry.start)
         return self._read(entry.length)
 

@@ -132,10 +132,10 @@ def encode(
 
 
 def decode(
-    payload: bytes, height: int, width: int, channels: int, *, step: int
+    payload: bytes, height: int, width: int, channels: int, *, step: int, complete: bool = True
 ) -> NDArray[np.float32]:
-    """The latents (h, w, C) of a payload; `DamagedPayload` if it is damaged."""
-    palette, indices = unpack(payload, height, width, channels)
+    """The latents (h, w, C) of a payload; `DamagedPayload` if it is damaged.  See `unpack`."""
+    palette, indices = unpack(payload, height, width, channels, complete=complete)
     latents = (palette.bytes - ZERO) * (step / STEP_UNITS)
     return latents.astype(np.float32)[indices]
 
@@ -167,3 +167,6 @@ class DitheredPalette(WholeFrames):
 
     def stored(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
         return decode(payload, *shape, self._channels, step=quantisation)
+
+    def begun(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
+        return decode(payload, *shape, self._channels, step=quantisation, complete=False)

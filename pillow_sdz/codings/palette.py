@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..arrays import Ints
 from .integers import LOG_UNITS, logarithm
-from .range_coder import CODER_BITS, DamagedPayload, Words, sealed
+from .range_coder import AHEAD, CODER_BITS, DamagedPayload, Words, sealed
 
 MAX_CHANNELS = 256  # no squared distance is then above 2 ** 24
 MAX_ENTRIES = 1024  # chosen: more than the article's 256 pay (benchmarks.palette), but tables grow
@@ -80,6 +80,31 @@ class _Decoder:
 
     def finish(self) -> None:
         self._words.finish()
+
+
+class _LenientDecoder(_Decoder):
+    """As `range_coder.LenientDecoder`: missing symbols become the likeliest ones."""
+
+    def __init__(self, payload: bytes) -> None:
+        super().__init__(payload)
+        self._left = float(8 * len(payload) - AHEAD)  # bits
+
+    def code(self, symbols: Ints, counts: NDArray[np.float32]) -> Ints:
+        found: Ints = counts.argmax(1)
+        if self._left > 0:
+            try:
+                read = super().code(symbols, counts)
+            except DamagedPayload:
+                self._left = 0
+                return found
+            spent = np.cumsum(CODER_BITS - np.log2(counts[np.arange(len(read)), read] + 1))
+            known = int(np.searchsorted(spent, self._left, "right"))
+            found[:known] = read[:known]
+            self._left -= spent[-1]
+        return found
+
+    def finish(self) -> None:
+        """Check nothing: the words may be cut or damaged."""
 
 
 # The palette
@@ -305,12 +330,17 @@ def pack_choices(palette: Palette, choose: Choose, shape: tuple[int, int, int]) 
     return coder.bytes()
 
 
-def unpack(payload: bytes, height: int, width: int, channels: int) -> tuple[Palette, Ints]:
-    """The palette and the indices (h, w) of a payload; `DamagedPayload` if it is damaged."""
+def unpack(
+    payload: bytes, height: int, width: int, channels: int, *, complete: bool = True
+) -> tuple[Palette, Ints]:
+    """The palette and the indices (h, w) of a payload; `DamagedPayload` if it is damaged.
+
+    If it need not be ``complete``, it may be cut or damaged after the palette.
+    """
     if not 1 <= channels <= MAX_CHANNELS:
         msg = f"a palette cannot have {channels} channels, only 1 to {MAX_CHANNELS}"
         raise DamagedPayload(msg)
-    coder = _Decoder(payload)
+    coder = (_Decoder if complete else _LenientDecoder)(payload)
     palette, indices = _code(
         coder, None, lambda rows, *_: np.zeros_like(rows), (height, width, channels)
     )

@@ -266,15 +266,26 @@ class SymbolDecoder:
 
 
 # The coder reads two words ahead, so the last 64 bits of a cut payload do not decode.
-_AHEAD = 64
+AHEAD = 64  # bits
 
 
-class TruncatedDecoder(SymbolDecoder):
-    """Reads words that end too early.  Missing symbols become the likeliest ones."""
+class LenientDecoder(SymbolDecoder):
+    """Reads words that end too early, or are damaged.  Missing symbols become the likeliest ones.
+
+    Nothing says where words are damaged.  Symbols after that place are drawn as the prior expects
+    them, with an error as large as that of a prediction.
+    """
 
     def __init__(self, tables: Tables, payload: bytes) -> None:
         super().__init__(tables, payload)
-        self._left = float(8 * len(payload) - _AHEAD)  # bits
+        self._left = float(8 * len(payload) - AHEAD)  # bits
+
+    def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
+        try:
+            return super().code(volume, index, mean, scale)
+        except DamagedPayload:  # an escape that no encoder writes
+            self._left = 0
+            return super().code(volume, index, mean, scale)
 
     def _entries(self, prediction: Prediction) -> Ints:
         likeliest = self._tables.reach[prediction.table].astype(np.int32)
@@ -282,7 +293,7 @@ class TruncatedDecoder(SymbolDecoder):
             return likeliest
         try:
             entry = super()._entries(prediction)
-        except DamagedPayload:  # after the end, anything may be read
+        except DamagedPayload:  # after the end or the damage, anything may be read
             self._left = 0
             return likeliest
         order, _ = _runs(prediction.table)
@@ -305,6 +316,6 @@ class TruncatedDecoder(SymbolDecoder):
 
 
 def decoder_of(payload: bytes, *, complete: bool) -> SymbolDecoder:
-    """A decoder for a payload.  If it is not ``complete``, it may end too early."""
-    kind = SymbolDecoder if complete else TruncatedDecoder
+    """A decoder for a payload.  If it need not be ``complete``, it may be cut or damaged."""
+    kind = SymbolDecoder if complete else LenientDecoder
     return kind(Tables.shipped(), payload)
