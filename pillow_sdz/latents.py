@@ -296,13 +296,13 @@ def together(paths: Iterable[Path], format: str) -> list[list[Path]]:
 
     A file that cannot be read is alone in its list; `exported` says why it cannot.
     """
-    origins = ((path, _origin(path)) for path in paths)
+    origins = ((path, origin_of(path)) for path in paths)
     return interchange.together(
         (path, origin if origin and origin.format == format else None) for path, origin in origins
     )
 
 
-def _origin(path: Path) -> Origin | None:
+def origin_of(path: Path) -> Origin | None:
     """The origin of a file's latents; None if the file has none, or is damaged."""
     try:
         with path.open("rb") as file:

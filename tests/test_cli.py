@@ -610,15 +610,82 @@ def test_names_that_look_like_resolutions_mean_nothing(cache: Path) -> None:
     assert files(Path("back")) == {"wall.96x64.npz", "wall.64x96.npz"}
 
 
-def test_a_resolution_never_takes_another_inputs_name(
-    cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_resolution_never_takes_another_inputs_name(cache: Path) -> None:
+    """It gets another one: nobody has asked for this name."""
     np.savez("c.npz", **cached("_8x6"), **cached("_12x4", 12, 4))
     np.savez("c.12x4.npz", latents=np.zeros((4, 8, 6), np.float32))
     for inputs in (["c.npz", "c.12x4.npz"], ["c.12x4.npz", "c.npz"]):
-        assert main(["encode", *inputs, "-o", "out", "--lossless", "--force"]) == 1
-        assert "out/c.12x4.sdz is already written from c.12x4.npz\n" in capsys.readouterr().err
+        assert main(["encode", *inputs, "-o", "out", "--lossless", "--force"]) == 0
+        assert files(Path("out")) == {"c.sdz", "c.12x4.sdz", "c.12x4.2.sdz"}
         assert open_latents("out/c.12x4.sdz").latents.shape == (4, 8, 6)
+    assert main(["latents", "out", "-o", "back"]) == 0
+    assert files(Path("back")) == {"c.npz", "c.12x4.npz"}
+    for name in files(Path("back")):
+        assert_same_npz(Path(name), Path("back", name))
+
+
+@pytest.mark.parametrize("option", ["--force", "--skip-existing"])
+def test_a_resolution_takes_no_name_of_an_earlier_command(cache: Path, option: str) -> None:
+    np.savez("c.12x4.npz", latents=np.zeros((4, 8, 6), np.float32))
+    np.savez("c.npz", **cached("_8x6"), **cached("_12x4", 12, 4))
+    assert main(["encode", "c.12x4.npz", "-o", "out", "--lossless"]) == 0
+    for _ in range(2):  # the second time, its own files are there
+        assert main(["encode", "c.npz", "-o", "out", "--lossless", option]) == 0
+        assert files(Path("out")) == {"c.sdz", "c.12x4.sdz", "c.12x4.2.sdz"}
+    assert main(["latents", "out", "-o", "back"]) == 0
+    for name in ("c.npz", "c.12x4.npz"):
+        assert_same_npz(Path(name), Path("back", name))
+
+
+def test_what_a_killed_run_left_of_a_cache_is_completed(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez("c.npz", **cached("_8x6"), **cached("_12x4", 12, 4))
+    for lost, kept in (("c.sdz", "c.12x4.sdz"), ("c.12x4.sdz", "c.sdz")):
+        assert main(["encode", "c.npz", "-o", "out", "--lossless", "--force"]) == 0
+        Path("out", lost).unlink()
+        before = Path("out", kept).stat().st_mtime_ns
+        assert main(["encode", "c.npz", "-o", "out", "--lossless"]) == 1  # and writes nothing
+        assert files(Path("out")) == {kept}
+        assert main(["encode", "c.npz", "-o", "out", "--lossless", "--skip-existing"]) == 0
+        assert files(Path("out")) == {"c.sdz", "c.12x4.sdz"}
+        assert Path("out", kept).stat().st_mtime_ns == before
+    assert main(["latents", "out/c.sdz", "out/c.12x4.sdz", "-o", "back"]) == 0
+    assert_same_npz(Path("c.npz"), Path("back/c.npz"))
+
+
+def test_a_cache_whose_name_is_taken_is_skipped_as_a_whole(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of its resolutions alone would be of no use, and look done."""
+    np.savez("c.npz", **cached("_8x6"), **cached("_12x4", 12, 4))
+    Path("out").mkdir()
+    Image.new("RGB", (8, 8)).save("out/c.sdz")
+    before = Path("out/c.sdz").read_bytes()
+    assert main(["encode", "c.npz", "-o", "out/", "-v", "--skip-existing"]) == 0
+    assert files(Path("out")) == {"c.sdz"}
+    assert Path("out/c.sdz").read_bytes() == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of POSIX")
+def test_a_name_that_gets_too_long_is_cut(cache: Path) -> None:
+    """Not in the middle of a letter, and two long names stay two."""
+    stem = "ä" * 125  # 250 bytes, with .npz 254
+    np.savez(f"{stem}.npz", **cached("_8x6"), **cached("_12x4", 12, 4))
+    np.savez(f"{stem}x.npz", **cached("_8x6"))
+    names = [f"{stem}.npz", f"{stem}x.npz"]
+    assert main(["encode", *names, "-o", "out", "--lossless"]) == 0
+    made = files(Path("out"))
+    assert len(made) == 3
+    assert {f"{stem}.sdz", f"{stem}x.sdz"} < made
+    assert main(["latents", "out", "-o", "back"]) == 0
+    for name in names:
+        assert_same_npz(Path(name), Path("back", name))
+    for _ in range(2):
+        sources = [f"out/{stem}.sdz", f"out/{stem}x.sdz"]
+        command = ["latents", *sources, "--format", "safetensors", "-o", "long"]
+        assert main([*command, "--skip-existing"]) == 0
+        assert len(files(Path("long"))) == 2
 
 
 def test_comfyui_there_and_back(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

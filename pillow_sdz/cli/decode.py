@@ -52,11 +52,8 @@ def _run(options: argparse.Namespace) -> int:
     if format is None:
         refuse(options, f"Pillow cannot write pictures to {suffix or 'such'} files here")
 
-    def named(path: Path) -> str:
-        return path.stem + suffix
-
     found = find(options.inputs, sdz_files, ".sdz files")
-    planned = without_clashes(jobs(options, found, named, target))
+    planned = without_clashes(jobs(options, found, suffix, target))
     targets = Targets(options.force, options.skip_existing)
     decoder = Decoder(format, targets, strip=options.strip, verbose=options.verbose)
     summary = each(decoder, planned, jobs=options.jobs, stdout_is_data=target == STREAM)

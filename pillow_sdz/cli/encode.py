@@ -94,11 +94,8 @@ def _run(options: argparse.Namespace) -> int:
         pictures = [] if of_latents else picture_files(paths)
         return pictures or latent_files(paths)
 
-    def named(path: Path) -> str:
-        return path.stem + ".sdz"
-
     found = find(options.inputs, wanted, "pictures and no files of latents")
-    planned = without_clashes(jobs(options, found, named, target))
+    planned = without_clashes(jobs(options, found, ".sdz", target))
     targets = Targets(options.force, options.skip_existing)
     names = ("quality", "target_size", "model", "coding", "effort", "tune", "prompt")
     encoder = Encoder(

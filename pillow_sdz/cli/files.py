@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import os
 import stat
@@ -22,6 +23,9 @@ LATENT_SUFFIXES = frozenset((".latent", ".npz", ".npy", ".safetensors", ".pt"))
 
 # macOS keeps what its own file systems know of a file x in ._x, where others know less.
 APPLE_DOUBLE = "._"
+
+# Bytes that the name of a file may have.  Nearly all file systems take as many.
+LONGEST_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -199,12 +203,12 @@ def _is_file(options: argparse.Namespace, output: Output, *, one: bool) -> bool:
 def jobs(
     options: argparse.Namespace,
     found: Found,
-    named: Callable[[Path], str],
+    suffix: str,
     target: Path | None,
 ) -> list[Job]:
     """A job for every file that was found.
 
-    The result goes to ``target``, or gets the name that ``named`` makes of the source's.
+    The result goes to ``target``, or gets the source's name with this suffix.
     """
     folder: Path | None = None if options.output is None else options.output.path
     planned = []
@@ -214,8 +218,18 @@ def jobs(
             continue
         inside = path.parent.relative_to(source) if path != source else Path()
         root = folder or (path.parent if path == source else source)
-        planned.append(Job(path, root / inside / named(path), root))
+        planned.append(Job(path, root / inside / named(path.stem, suffix), root))
     return planned
+
+
+def named(stem: str, suffix: str) -> str:
+    """The name of a file.  A stem that is too long is cut, and marked with a hash of the whole."""
+    if len(os.fsencode(stem + suffix)) <= LONGEST_NAME:
+        return stem + suffix
+    end = f"~{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}{suffix}"
+    while len(os.fsencode(stem + end)) > LONGEST_NAME:
+        stem = stem[:-1]
+    return stem + end
 
 
 def without_clashes(planned: list[Job]) -> list[Job]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 from dataclasses import dataclass, replace
+from itertools import compress, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,6 +16,7 @@ from .files import (
     find,
     is_regular,
     jobs,
+    named,
     readable,
     sdz_files,
     size_of,
@@ -23,7 +25,7 @@ from .files import (
 )
 from .reports import Report
 from .running import close, each
-from .targets import Targets
+from .targets import Targets, is_there
 
 if TYPE_CHECKING:
     from ..interchange import LatentFile
@@ -75,28 +77,38 @@ class LatentEncoder:
         if len(parts) > 1 and job.target == STREAM:
             msg = f"it has {len(parts)} resolutions, standard output takes one file"
             raise ValueError(msg)
-        written = [
-            self._encode(part, self._checked(replace(job, target=target)), report)
-            for part, target in zip(parts, interchange.targets(job.target, parts), strict=True)
-        ]
-        report.skipped = not any(written)
+        first, *others = interchange.targets(job.target, parts)
+        if others and self.targets.skip and is_there(first) and not _holds(first, parts[0]):
+            report.skipped = True  # as for a file of one resolution; a part alone helps nobody
+            return
+        places = [first, *(self._place(*each, job) for each in zip(others, parts[1:], strict=True))]
+        all_jobs = [replace(job, target=place) for place in places]
+        wanted = [self.targets.wanted(one) for one in all_jobs]  # before anything is written
+        for part, one in compress(zip(parts, all_jobs, strict=True), wanted):
+            self._encode(part, one, report)
+        report.skipped = not any(wanted)
         if not report.skipped:
             report.before = size_of(source)
 
-    def _checked(self, job: Job) -> Job:
-        """The job; OSError if its target is the one that another source of the command has."""
-        other = self.sources.get(job.target.absolute(), job.source)
-        if other != job.source:
-            msg = f"{job.target} is already written from {other}"
-            raise FileExistsError(msg)
-        return job
+    def _place(self, target: Path, part: LatentFile, job: Job) -> Path:
+        """Where to write a resolution after the first: ``target``, or the next name that is free.
 
-    def _encode(self, part: LatentFile, job: Job, report: Report) -> bool:
-        """Write one .sdz file; False if it is there already and skipped."""
+        Nobody has asked for this name.  So a file that has it, or gets it from another source, is
+        not replaced unless it is this resolution.
+        """
+        names = (named(f"{target.stem}.{n}" if n > 1 else target.stem, ".sdz") for n in count(1))
+        places = (target.with_name(name) for name in names)
+        return next(
+            place
+            for place in places
+            if self.sources.get(place.absolute(), job.source) == job.source
+            and (not is_there(place) or _holds(place, part))
+        )
+
+    def _encode(self, part: LatentFile, job: Job, report: Report) -> None:
+        """Write one .sdz file."""
         from .. import latents
 
-        if not self.targets.wanted(job):
-            return False
         file = io.BytesIO()
         latents.imported(part, file, model=self._model(job, part, report), **self.settings)
         data = file.getbuffer()
@@ -104,7 +116,6 @@ class LatentEncoder:
         report.after += len(data)
         if self.verbose:
             report.say(f"{job.source} -> {job.target}: {len(data):,} bytes")
-        return True
 
     def _model(self, job: Job, part: LatentFile, report: Report) -> str:
         from .. import catalogue
@@ -136,6 +147,17 @@ class LatentEncoder:
             raise ValueError(msg)
 
 
+def _holds(path: Path, part: LatentFile) -> bool:
+    """Whether a file has this part of a cache, from this state of the cache."""
+    from .. import latents
+
+    origin = latents.origin_of(path) if is_regular(path) else None
+    return origin is not None and (origin.cache, origin.part) == (
+        part.origin.cache,
+        part.origin.part,
+    )
+
+
 def add_latents(commands: Commands) -> None:
     """Add `latents` to the commands of `sdz`."""
     parser = commands.add_parser(
@@ -159,11 +181,8 @@ def _run(options: argparse.Namespace) -> int:
     target = target_file(options)
     suffix = _suffix(options, target)
 
-    def named(path: Path) -> str:
-        return path.stem + suffix
-
     found = find(options.inputs, sdz_files, ".sdz files")
-    planned = jobs(options, found, named, target)
+    planned = jobs(options, found, suffix, target)
     planned = _together(planned, suffix)
     planned = without_clashes(planned)
     targets = Targets(options.force, options.skip_existing)

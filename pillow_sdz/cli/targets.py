@@ -30,7 +30,7 @@ class Targets:
             raise FileExistsError(msg)
         if job.target == STREAM:
             return True
-        if _exists(job.target):
+        if is_there(job.target):
             if _is_same(job.source, job.target):
                 msg = "would overwrite itself"
                 raise ValueError(msg)
@@ -62,7 +62,7 @@ class Targets:
             file.write(data)
 
 
-def _exists(target: Path) -> bool:
+def is_there(target: Path) -> bool:
     """Whether something has this name; OSError if nothing can, such as one that is too long."""
     try:
         target.lstat()
