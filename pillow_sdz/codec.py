@@ -20,6 +20,7 @@ from .codings.target_size import DoesNotFit as DoesNotFit
 from .codings.target_size import EncodedLatents as EncodedLatents
 from .container import Chunk
 from .header import Header
+from .threads import one_blas_thread
 
 
 class ImagePixels:
@@ -234,7 +235,8 @@ class Frames:
         rows = self.bands[band]
         shape = rows.stop - rows.start, self.header.latents[2]
         try:
-            integers = self._integers(number, band, shape, complete=complete)
+            with one_blas_thread():  # once for a row of DIFF, as it takes as long as a small one
+                integers = self._integers(number, band, shape, complete=complete)
         except DamagedPayload as e:
             msg = f"damaged SDZ file: {entry}: {e}"
             raise OSError(msg) from e

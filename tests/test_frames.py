@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, ImageSequence, features
 from safetensors.numpy import load_file
 
@@ -28,11 +30,21 @@ from pillow_sdz import (
     saving,
     weights,
 )
-from pillow_sdz.codings import banded, changes
+from pillow_sdz.arrays import Ints
+from pillow_sdz.codings import banded, changes, hyperprior
 from pillow_sdz.codings.banded import Banded
 from pillow_sdz.codings.hyperprior import Coded
+from pillow_sdz.codings.integers import Affine
 from pillow_sdz.codings.quantize import Quantizer
-from pillow_sdz.codings.range_coder import DamagedPayload, SymbolDecoder, Tables
+from pillow_sdz.codings.range_coder import (
+    DamagedPayload,
+    Prediction,
+    SymbolDecoder,
+    SymbolEncoder,
+    Tables,
+)
+from pillow_sdz.container import Chunk
+from pillow_sdz.header import Header
 from range_coder import RangeDecoder
 from sdz_files import CountingFile, assert_similar, decode, encode, framed
 
@@ -682,6 +694,88 @@ class TestDamage:
             im.seek(5)
             with pytest.raises(OSError, match="truncated"):
                 im.load()
+
+
+class Likeliest:
+    """A `range_coder.Coder` that writes the likeliest symbols, and a map of changes."""
+
+    def __init__(self, changed: NDArray[np.bool_] | None = None) -> None:
+        self.encoder = SymbolEncoder(Tables.shipped())
+        self._changed = changed
+
+    def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
+        prediction = Prediction.of(mean, scale)
+        symbols = prediction.centre
+        if volume == "changed":
+            assert self._changed is not None
+            symbols = self._changed[index[0]].astype(np.int32)
+        self.encoder.encode(symbols, prediction)
+        return symbols
+
+
+class TestRowsOfChanges:
+    """What it takes to show the last frame of a row of DIFF."""
+
+    def test_a_change_is_computed_where_it_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of a picture of 32x32 cells, for one cell it takes a hundredth of the places or less."""
+        prior = models.load(catalogue.MINI).prior
+        places = 0
+        compute = Affine.__call__
+
+        def counted(self: Affine, *inputs: NDArray[Any]) -> Ints:
+            nonlocal places
+            places += len(inputs[0])
+            return compute(self, *inputs)
+
+        monkeypatch.setattr(Affine, "__call__", counted)
+        before = prior.code(Likeliest(), 64, 64, 5000)
+        whole, places = places, 0
+        for cell in ((0, 0), (31, 31), (13, 17)):
+            changed = np.zeros((32, 32), bool)
+            changed[cell] = True
+            prior.code(Likeliest(changed), 64, 64, 5000, before)
+            assert 0 < places < whole / 100
+            places = 0
+
+    def test_a_part_has_the_integers_of_the_whole(self) -> None:
+        """Where few cells change, other code computes what surrounds them."""
+        prior = models.load(catalogue.MINI).prior
+        before = prior.code(Likeliest(), 33, 47, 5000)
+        changed = np.zeros((17, 24), bool)
+        changed[[0, 0, 16, 16, 7], [0, 23, 0, 23, 9]] = True
+        few = prior.code(Likeliest(changed), 33, 47, 5000, before)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hyperprior, "_around", lambda *_: pytest.fail("not used for many places"))
+            patch.setattr(hyperprior, "FEW", 0)
+            many = prior.code(Likeliest(changed), 33, 47, 5000, before)
+        assert np.array_equal(few.symbols, many.symbols)
+        assert np.array_equal(few.hyper, many.hyper)
+
+    @pytest.mark.slow
+    def test_the_last_frame_takes_at_most_five_pictures(self) -> None:
+        """In CPU time.  Measured: 3.7 times the first frame's, of 1024x1024 pixels."""
+        data = encode(demo.photo().resize((1024, 1024)), save_all=True, quality=50, effort=0)
+        file = container.read(data)
+        prior = models.load(catalogue.MINI).prior
+        coded = prior.code(SymbolDecoder(Tables.shipped(), file[-2].data), 64, 64, 5000)
+        rng = np.random.default_rng(0)
+        frames = [[file[-2]]]
+        for _ in range(255):
+            coder = Likeliest(rng.random((32, 32)) < 3.9 / 255)
+            coded = prior.code(coder, 64, 64, 5000, coded)
+            frames.append([Chunk(chunks.CHANGES, coder.encoder.bytes())])
+        header = Header.parse(file[0].data)._replace(frames=256)
+        data = container.write(container.assemble(header, file[1:-2], frames))
+
+        def seconds(frame: int) -> float:
+            with Image.open(BytesIO(data)) as im:
+                im.seek(frame)
+                begin = time.process_time()
+                im.load()
+                return time.process_time() - begin
+
+        seconds(0)
+        assert min(seconds(255) for _ in range(2)) < 5 * min(seconds(0) for _ in range(3))
 
 
 class TestSavingOverItself:

@@ -21,6 +21,10 @@ ACTIVATION_LIMIT = (1 << 12) - 1  # measured: docs/measurements.md#hyperprior
 # Places that are computed at once.  Chosen: 16 MB for the widest layer.
 BLOCK = 1024
 
+# If the values around some places are less than this part of the volume, they are taken one by one,
+# and not out of a copy of the volume with a border.  Chosen: the copy takes as long.
+FEW = 1
+
 
 def rectified(x: Ints) -> NDArray[np.float32]:
     """The values clipped to 0..ACTIVATION_LIMIT: the only non-linearity."""
@@ -54,6 +58,12 @@ def _neighbours(
 
     Its inputs are the values at ``taps`` around each place, zero outside the volume.
     """
+    out = np.empty((len(rows), layer.outputs), np.float32)
+    if len(rows) * len(taps) < FEW * volume.shape[0] * volume.shape[1]:
+        around = _around(volume, rows, columns, taps)
+        kind = layer.exact_type(largest_magnitude(around))
+        out[:] = activation(layer(around.astype(kind, copy=False)))
+        return out
     reach = max(abs(dy) for dy, _ in taps)
     kind = layer.exact_type(largest_magnitude(volume))
     border = ((reach, reach), (reach, reach), (0, 0))
@@ -62,11 +72,22 @@ def _neighbours(
     flat = padded.reshape(-1, padded.shape[2])
     places = (rows + reach) * width + columns + reach
     offsets = np.array([dy * width + dx for dy, dx in taps])
-    out = np.empty((len(rows), layer.outputs), np.float32)
     for block in _blocks(len(rows)):
         around = flat[places[block, None] + offsets]
         out[block] = activation(layer(around.reshape(len(around), -1)))
     return out
+
+
+def _around(
+    volume: NDArray[Any], rows: Ints, columns: Ints, taps: list[tuple[int, int]]
+) -> NDArray[Any]:
+    """The values (n, taps * C) around n places of a volume (h, w, C), zero outside of it."""
+    height, width, _ = volume.shape
+    down, right = np.array(taps).T
+    rows, columns = rows[:, None] + down, columns[:, None] + right
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    values: NDArray[Any] = volume[rows * inside, columns * inside] * inside[:, :, None]
+    return values.reshape(len(rows), -1)
 
 
 SQUARE = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
@@ -122,16 +143,20 @@ class HyperPrior:
         """The shape of the hyperlatents for latents (height, width)."""
         return (height + 1) // 2, (width + 1) // 2, self.hyper_channels
 
-    def _features_of(self, hyper: Ints, rows: Ints, columns: Ints) -> NDArray[np.float32]:
-        """Turn hyperlatents (hz, wz, Z) into features (n, F) at n places of the latents."""
+    def _features_of(
+        self, hyper: Ints, cells: NDArray[np.bool_], rows: Ints, columns: Ints
+    ) -> NDArray[np.float32]:
+        """Turn hyperlatents (hz, wz, Z) into features (n, F) at n places in some ``cells``."""
         height, width, _ = hyper.shape
-        all_rows, all_columns = (a.ravel() for a in np.indices((height, width)))
-        up = np.empty((2 * height, 2 * width, self._up[0].outputs), np.float32)
+        padded = np.pad(cells, 1)
+        near = np.zeros_like(cells)
+        for down, right in SQUARE:
+            near |= padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+        above, left = np.nonzero(near)
+        up = np.zeros((2 * height, 2 * width, self._up[0].outputs), np.float32)
         for (down, right), layer in zip(PARITIES, self._up, strict=True):
-            part = _neighbours(
-                hyper, all_rows, all_columns, quadrant(down, right), layer, rectified
-            )
-            up[down::2, right::2] = part.reshape(height, width, -1)
+            part = _neighbours(hyper, above, left, quadrant(down, right), layer, rectified)
+            up[2 * above + down, 2 * left + right] = part
         return _neighbours(up, rows, columns, SQUARE, self._features, rectified)
 
     def code(
@@ -174,7 +199,8 @@ class HyperPrior:
         inside = changed.repeat(2, 0).repeat(2, 1)[:height, :width]
         # The places of the first pass, then of the second.  A single latent has no first pass.
         passes = [np.nonzero(inside & (parity == first)) for first in (1, 0)]
-        features = self._features_of(hyper, *(np.concatenate(a) for a in zip(*passes, strict=True)))
+        places = (np.concatenate(a) for a in zip(*passes, strict=True))
+        features = self._features_of(hyper, changed, *places)
         start = 0
         for second, (rows, columns) in enumerate(passes):
             here = features[start : start + len(rows)]

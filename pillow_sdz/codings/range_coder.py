@@ -246,7 +246,10 @@ class SymbolDecoder:
 
     def _entries(self, prediction: Prediction) -> Ints:
         """The entries of a stage's symbols in their tables.  Escapes are read later."""
-        order, runs = _runs(prediction.table)
+        tables = prediction.table
+        if len(tables) and (tables == tables[0]).all():  # as in most rows of a map of changes
+            return self._words.read(self._tables.models[tables[0]], count=len(tables))
+        order, runs = _runs(tables)
         in_order = np.empty(len(order), np.int32)
         for table, run in runs:
             count = run.stop - run.start
