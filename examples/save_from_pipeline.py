@@ -1,4 +1,6 @@
-"""Save the latents of a Stable Diffusion picture: a few kilobytes, without a second encoding.
+"""Save the latents of a generated picture: a few kilobytes, without a second encoding.
+
+``model`` is the family: "sd1", "flux", "flux2", "qwen-image", ...
 
 python examples/save_from_pipeline.py "a lighthouse in a storm" lighthouse.sdz
 """
@@ -13,14 +15,20 @@ import pillow_sdz
 
 
 def main(pipe: Any, prompt: str, path: Path, *, model: str = "sd1", **settings: Any) -> Any:
-    """Generate a picture, keep its latents in ``path``, and return the picture."""
+    """Generate a picture, keep its latents in ``path``, and return the picture.
 
-    def keep(pipe: Any, step: int, timestep: int, inputs: dict[str, Any]) -> dict[str, Any]:
+    Pipelines that pack latents into a sequence, such as FLUX's, need ``width`` and ``height``.
+    """
+    size = (settings["width"], settings["height"]) if "width" in settings else None
+
+    def keep(pipe: Any, step: int, timestep: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         if step == pipe.num_timesteps - 1:
-            pillow_sdz.save_latents(inputs["latents"], path, model=model, prompt=prompt)
+            latents = inputs["latents"]
+            pillow_sdz.save_latents(latents, path, model=model, size=size, prompt=prompt)
         return inputs
 
-    return pipe(prompt, callback_on_step_end=keep, **settings).images[0]
+    asked = {} if "prompt_embeds" in settings else {"prompt": prompt}
+    return pipe(**asked, callback_on_step_end=keep, **settings).images[0]
 
 
 def without_a_picture(

@@ -53,6 +53,50 @@ def test_save_from_pipeline(pipe: Any, tmp_path: Path) -> None:
     assert (kept.torch() - expected).abs().max() <= kept.step * 1.001
 
 
+def test_save_from_flux2(tmp_path: Path) -> None:
+    """A tiny FLUX.2: the callback gets packed patches, and the pipeline returns them whole."""
+    with tiny_models.seeded(0):
+        transformer = diffusers.Flux2Transformer2DModel(
+            in_channels=128,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+        )
+        vae = diffusers.AutoencoderKLFlux2(
+            block_out_channels=(4, 4, 4, 4),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            norm_num_groups=2,
+            layers_per_block=1,
+        )
+    pipe = diffusers.Flux2KleinPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=vae.eval(),
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer.eval(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"prompt_embeds": torch.zeros(1, 7, 24), "guidance_scale": 1.0, **SETTINGS}
+    path = tmp_path / "x.sdz"
+    script = example("save_from_pipeline")
+    picture = script["main"](pipe, "a cat", path, model="flux2", generator=seed(), **settings)
+    kept = pillow_sdz.open_latents(path)
+    assert (kept.model, kept.size, picture.size) == ("flux2-patches", (48, 64), (48, 64))
+    own = pipe(output_type="latent", generator=seed(), **settings).images
+    pillow_sdz.save_latents(own, path, model="flux2", lossless="float32")
+    whole = pillow_sdz.open_latents(path)
+    assert (whole.model, whole.size) == ("flux2", (48, 64))
+    # This pipeline undoes the batch norm with the statistics of its own weights, 0 and 1 here.
+    patches = diffusers.Flux2KleinPipeline._patchify_latents(whole.torch()[None])[0]
+    assert kept.step is not None
+    assert (kept.torch() - patches / (1 + 1e-4) ** 0.5).abs().max() <= 1.01 * kept.step
+
+
 def test_a_batch_becomes_frames(pipe: Any, tmp_path: Path) -> None:
     path = tmp_path / "x.sdz"
     script = example("save_from_pipeline")
