@@ -63,19 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pillow_sdz.cluster")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    one = commands.add_parser("encode", help="pictures or files of latents to shards of .sdz")
-    one.add_argument("source", help="a folder, or what fsspec knows, such as s3://bucket/folder")
-    one.add_argument("target", help="where the shards go")
-    one.add_argument("--shards", type=int, required=True, help="how many; a few for each core")
-    one.add_argument("--format", choices=SHARD_FORMATS, default="tar")
-    one.add_argument("--model", help="of pictures, or of latents whose files do not say it")
-    one.add_argument("--quality", type=float)
-    one.add_argument("--step", type=float)
-    one.add_argument("--lossless", action="store_const", const=True)
-    one.add_argument("--effort", type=int)
-    one.add_argument("--address", help="of a running Ray cluster; default: this machine")
-    one.add_argument("--workers", type=int, help="on this machine; default: one for each core")
+    parser.add_argument("command", choices=["encode"], help="pictures or caches to shards")
+    parser.add_argument("source", help="a folder, or what fsspec knows, such as s3://bucket/folder")
+    parser.add_argument("target", help="where the shards go")
+    parser.add_argument("--shards", type=int, required=True, help="how many; a few for each core")
+    parser.add_argument("--format", choices=SHARD_FORMATS, default="tar")
+    parser.add_argument("--model", help="of pictures, or of latents whose files do not say it")
+    parser.add_argument("--quality", type=float)
+    parser.add_argument("--step", type=float)
+    parser.add_argument("--lossless", action="store_const", const=True)
+    parser.add_argument("--effort", type=int)
+    parser.add_argument("--address", help="of a running Ray cluster; default: this machine")
+    parser.add_argument("--workers", type=int, help="on this machine; default: one for each core")
     return parser
 
 
