@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 from PIL import Image, ImageFile
 
 from . import catalogue, chunks, container
-from .order import MAX_CHANGES
+from .layers import Layers
 from .pillow_private import DeferredError, check_pixels, descriptor, is_read_from, undecoded
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .arrays import Box
     from .chunks import Animation, Denoising
     from .codec import Frames
+    from .exact import Regions
 
 
 # A file on disk of at most so many bytes is kept in memory when it is opened.  Chosen: most
@@ -83,6 +84,7 @@ class SdzImageFile(ImageFile.ImageFile):
         entries = self._read_chunks()
         self._frames = container.Frames(entries, len(reader.bands))
         self._latents: Frames | None = None
+        self._layers = Layers(header, self._frames, reader)
         if self.is_animated:
             self._fp = self.fp  # `load` sets fp to None.  Pillow's `close` closes _fp as well.
         self._show(0)
@@ -152,6 +154,7 @@ class SdzImageFile(ImageFile.ImageFile):
         self._denoising: Denoising | None = found.get(chunks.DENOISING.keyword)
         self._prompt: str = found.get(chunks.PROMPT.keyword, "")
         self._tune: str = found.get(chunks.TUNE.keyword, chunks.TUNES[0])
+        self._is_grey: bool = found.get(chunks.GREY.keyword, False)
         self._animation: Animation | None = found.get(chunks.ANIMATION.keyword)
         self._steps: int = found.get(chunks.CLIP.keyword, 1)
         about: dict[str, Any] = {
@@ -184,9 +187,20 @@ class SdzImageFile(ImageFile.ImageFile):
         self._scale = 1
         self._im = None
         self.tile = undecoded(self.size)
+        self.info["sdz"]["exact"] = self._exact_share()
         if self._animation is not None:
             self.info["timestamp"] = self._timestamps[frame]
             self.info["duration"] = self._animation.duration(frame)
+
+    def _exact_share(self) -> float:
+        """The part of the frame that is exact, in 0..1; `load` says what is wrong with it."""
+        if self._frame >= len(self._frames):
+            return 0  # the file is truncated
+        try:
+            regions = self._layers.exact(self._frame)
+        except OSError:
+            return 0
+        return 0 if regions is None else round(regions.share, 4)
 
     def seek(self, frame: int) -> None:
         """Go to a frame, counted from 0; EOFError if there is none."""
@@ -289,6 +303,23 @@ class SdzImageFile(ImageFile.ImageFile):
                 f"the first of its {self._steps} is a picture, open_latents has them all"
             )
             raise OSError(msg)
+        # Before the network runs, since damage here makes its work vain.
+        alpha = self._alpha(box) if self._header.has_alpha else None
+        exact = self._exact()
+        size = box[2] - box[0], box[3] - box[1]
+        found = Image.new("L" if self.mode.startswith("L") else "RGB", size)
+        rest = box if exact is None else exact.rest(box, self._scale)
+        if rest is not None:
+            at = rest[0] - box[0], rest[1] - box[1]
+            found.paste(self._reconstructed(rest, found.mode, lenient=lenient), at)
+        if exact is not None:
+            exact.paste(found, box, self._scale)
+        if alpha is not None:
+            found.putalpha(alpha)
+        return found
+
+    def _reconstructed(self, box: Box, mode: str, *, lenient: bool) -> Image.Image:
+        """A part of the frame, of mode L or RGB, as the latents show it."""
         from . import codec, models
 
         # LOAD_TRUNCATED_IMAGES is about files: errors of the models are always raised.
@@ -301,8 +332,6 @@ class SdzImageFile(ImageFile.ImageFile):
 
             size = header.latents[1:]
             refine = denoise.refiner(decoder, self._denoising, self._prompt, size)
-        # Before the network runs, since damage here makes its work vain.
-        alpha = self._alpha(box) if header.has_alpha else None
         if self._latents is None:
             self._latents = codec.Frames(
                 header,
@@ -313,8 +342,7 @@ class SdzImageFile(ImageFile.ImageFile):
                 self._reader,
             )
         latents = self._latents.frame(self._frame, lenient=lenient)
-        size = box[2] - box[0], box[3] - box[1]
-        found = Image.new("L" if self.mode.startswith("L") else "RGB", size)
+        found = Image.new("L" if self._is_grey else mode, (box[2] - box[0], box[3] - box[1]))
         for place, pixels in codec.decode(
             latents, decoder=decoder, box=box, scale=self._scale, refine=refine
         ):
@@ -323,53 +351,47 @@ class SdzImageFile(ImageFile.ImageFile):
             top, bottom = (n * header.factor // self._scale for n in (rows.start, rows.stop))
             what = "guessed in part" if shown else "black"
             message = f"{reason}: the rows {top} to {min(bottom, self.height)} are {what}"
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, stacklevel=5)
             if not shown:
-                found.paste(0, (0, max(top - box[1], 0), size[0], max(bottom - box[1], 0)))
-        if alpha is not None:
-            found.putalpha(alpha)
-        return found
+                found.paste(0, (0, max(top - box[1], 0), found.width, max(bottom - box[1], 0)))
+        return found.convert(mode)
 
     def _alpha(self, box: Box) -> Image.Image:
         """A part of the alpha channel; opaque if it is lost and LOAD_TRUNCATED_IMAGES is set."""
         try:
-            whole = self._whole_alpha()
+            return self._layers.alpha(self._frame, box, self._scale)
         except OSError as e:
             if not ImageFile.LOAD_TRUNCATED_IMAGES:
                 raise
             warnings.warn(f"{e}: the picture is opaque", stacklevel=5)
-            whole = Image.new("L", self._header.size, 255)
-        return (whole.reduce(self._scale) if self._scale > 1 else whole).crop(box)
+            return Image.new("L", (box[2] - box[0], box[3] - box[1]), 255)
 
-    def _whole_alpha(self) -> Image.Image:
-        from . import alpha
-
-        for number in range(self._frame, max(0, self._frame - MAX_CHANGES) - 1, -1):
-            frame = self._frames[number]
-            if not frame.alpha:
-                break  # only in a truncated file
-            data = self._reader.data(frame.alpha[0])
-            if data != alpha.AS_BEFORE:
-                return alpha.decode(data, self._header.size)
-        msg = "damaged SDZ file: chunk ALPH repeats the frame before, which has no alpha"
-        raise OSError(msg)
+    def _exact(self) -> Regions | None:
+        """The exact regions; None if they are lost and LOAD_TRUNCATED_IMAGES is set."""
+        try:
+            return self._layers.exact(self._frame)
+        except OSError as e:
+            if not ImageFile.LOAD_TRUNCATED_IMAGES:
+                raise
+            warnings.warn(f"{e}: text and other graphics are lost", stacklevel=5)
+            return None
 
 
 def _count_bytes(entries: Sequence[container.Entry]) -> dict[str, int]:
     """The bytes of a file by what they hold; their sum is the file's size."""
-    counts = {"latents": 0, "alpha": 0, "metadata": 0, "container": 0}
+    counts = {"latents": 0, "exact": 0, "alpha": 0, "metadata": 0, "container": 0}
     for entry in entries:
         if entry.type in chunks.CODED:
             kind = "latents"
-        elif entry.type == chunks.ALPHA:
-            kind = "alpha"
-        elif entry.type in (chunks.HEAD, chunks.BANDS.type):
+        elif entry.type in (chunks.ALPHA, chunks.EXACT):
+            kind = "alpha" if entry.type == chunks.ALPHA else "exact"
+        elif entry.type in (chunks.HEAD, chunks.BANDS.type, chunks.GREY.type):
             kind = "container"
         else:
             kind = "metadata"
         counts[kind] += entry.length
     counts["container"] = entries[-1].end - sum(
-        counts[kind] for kind in ("latents", "alpha", "metadata")
+        counts[kind] for kind in ("latents", "exact", "alpha", "metadata")
     )
     return counts
 

@@ -108,6 +108,7 @@ class Space(NamedTuple):
     prior: str | None = None
     denoising: Denoising | None = None
     decoders: Mapping[str, str] = MappingProxyType({})
+    regions: bool = False
 
     @property
     def tunes(self) -> tuple[str, ...]:
@@ -141,6 +142,7 @@ SPACES: dict[str, Space] = {
             16,
             codings=(HYPERPRIOR,),
             decoders=MappingProxyType({"perceptual": "mini-perceptual"}),
+            regions=True,
         ),
         Space("sd-mini", 4, 8, scaling=1, prior="sd-mini", denoising=Denoising(30, 3)),
         Space("sd1", 4, 8, scaling=0.18215, prior="sd1", denoising=ARTICLES_DENOISING),

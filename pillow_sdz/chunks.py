@@ -36,10 +36,11 @@ HEAD = b"HEAD"
 LATENTS = b"LATN"
 CHANGES = b"DIFF"
 ALPHA = b"ALPH"
+EXACT = b"EXCT"
 DONE = b"DONE"
 
 CODED = frozenset({LATENTS, CHANGES})  # a band's latents, or their difference from the frame before
-FRAME = CODED | {ALPHA}  # every frame has its own
+FRAME = CODED | {ALPHA, EXACT}  # every frame has its own
 
 TUNES = ("psnr", "perceptual")  # a file without tUNE has the first
 
@@ -193,6 +194,17 @@ def _pack_tune(tune: str) -> bytes:
     return bytes([TUNES.index(tune)])
 
 
+def _parse_grey(data: bytes, about: About) -> bool:
+    if data:
+        msg = f"damaged SDZ file: chunk gREY of {len(data)} bytes"
+        raise OSError(msg)
+    return True
+
+
+def _pack_grey(is_grey: bool) -> bytes:
+    return b""
+
+
 def _parse_bands(data: bytes, about: About) -> int:
     if len(data) != _BANDS.size:
         msg = f"damaged SDZ file: chunk BAND has {len(data)} bytes"
@@ -259,6 +271,7 @@ TUNE = Kind(b"tUNE", "tune", _parse_tune, _pack_tune)
 ANIMATION = Kind(b"aNIM", "animation", Animation.parse, Animation.pack)
 BANDS = Kind(b"BAND", "bands", _parse_bands, _BANDS.pack)
 CLIP = Kind(b"cLIP", "clip", _parse_clip, _CLIP.pack)
+GREY = Kind(b"gREY", "grey", _parse_grey, _pack_grey, limit=0)
 # Imported latents have these two.  Only `open_latents` reads them.
 PROVENANCE = Kind(b"oRIG", "provenance", _parse_provenance, _pack_provenance, at_open=False)
 MASK = Kind(b"mASK", "alpha_mask", _parse_mask, bytes, at_open=False)  # see `mask.encode`

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import chunks, container, models
+from . import chunks, container, models, order
 from .arrays import Area, Box, Latents, Pixels
 from .catalogue import CodingSpec, ModelSpec, judge, judge_chunks, known, whole_of
 from .codings import CODINGS
@@ -62,6 +62,7 @@ class Encoder:
         effort: int = 4,
         predict: bool = False,
     ) -> None:
+        self.coding = coding
         self._coder = coder_of(model, coding)
         self._network = models.load(model)
         self._effort, self._predict = effort, predict
@@ -76,6 +77,13 @@ class Encoder:
     def encode(self, image: Image.Image) -> list[Chunk]:
         """The chunks of the next frame, one for each band."""
         return self._encode(self._frame(image))
+
+    def encode_nothing(self, height: int, width: int) -> list[Chunk]:
+        """The chunks of a frame whose latents (height, width) nobody decodes."""
+        # No frame is coded as the difference from this one.
+        self._encode = self._coder.encoder(self.quantisation, self._effort, predict=self._predict)
+        bands = order.bands(height, self.band_rows(height, width))
+        return [Chunk(chunks.LATENTS, b"")] * len(bands)
 
     def fit(self, images: Iterable[Image.Image], max_size: int) -> EncodedLatents:
         """The best coding of the frames in at most ``max_size`` bytes of chunks; or DoesNotFit."""

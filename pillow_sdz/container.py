@@ -14,7 +14,7 @@ from io import BytesIO
 from typing import IO, NamedTuple
 
 from . import chunks, order
-from .chunks import ALPHA, BANDS, CODED, DONE, FRAME, HEAD
+from .chunks import ALPHA, BANDS, CODED, DONE, EXACT, FRAME, HEAD
 from .header import LONGEST, Header
 from .order import MAX_LENGTH, Rules
 
@@ -57,10 +57,11 @@ class Entry(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """Where the chunks of a frame lie: the latents of its bands, and its alpha channel."""
+    """Where the chunks of a frame lie: the latents of its bands, its alpha, its exact regions."""
 
     bands: list[Entry]
     alpha: list[Entry]  # one, or none
+    exact: Entry | None = None
 
 
 class Frames:
@@ -70,11 +71,14 @@ class Frames:
         self._bands = bands
         self._coded: list[Entry] = []
         self._alphas: list[Entry] = []
+        self._exact: dict[int, Entry] = {}  # by frame
         for entry in entries:
             if entry.type in CODED:
                 self._coded.append(entry)
             elif entry.type == ALPHA:
                 self._alphas.append(entry)
+            elif entry.type == EXACT:
+                self._exact[len(self)] = entry
 
     def __len__(self) -> int:
         return -(-len(self._coded) // self._bands)
@@ -83,7 +87,11 @@ class Frames:
         if not 0 <= number < len(self):
             raise IndexError(number)
         first = number * self._bands
-        return Frame(self._coded[first : first + self._bands], self._alphas[number : number + 1])
+        return Frame(
+            self._coded[first : first + self._bands],
+            self._alphas[number : number + 1],
+            self._exact.get(number),
+        )
 
 
 def size(file: Iterable[Chunk]) -> int:

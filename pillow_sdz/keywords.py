@@ -41,6 +41,7 @@ OPTIONS = (
     "denoise",
     "prompt",
     "exact",
+    "regions",
     "exif",
     "icc_profile",
     "xmp",
@@ -79,6 +80,16 @@ def exact(value: object) -> bool:
         msg = f"exact must be True or False, not {value!r}"
         raise ValueError(msg)
     return bool(value)
+
+
+def regions(value: object, model: ModelSpec) -> bool:
+    """Whether text and other graphics are kept exactly; None is what suits the model's latents."""
+    if value is None:
+        return model.space.regions
+    if not isinstance(value, bool):
+        msg = f"regions must be True or False, not {value!r}"
+        raise ValueError(msg)
+    return value
 
 
 def model_named(name: object) -> ModelSpec:

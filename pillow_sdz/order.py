@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import chunks
-from .chunks import ALPHA, BANDS, CHANGES, CODED, DONE, KINDS, MAX_METADATA
+from .chunks import ALPHA, BANDS, CHANGES, CODED, DONE, EXACT, KINDS, MAX_METADATA
 from .header import Header
 
 MAX_CHUNKS = 1000  # without those of the frames; libpng's limit for the chunks that it keeps
@@ -19,7 +19,9 @@ MAX_BYTES_PER_LATENT = 8
 # A greyscale PNG needs at most 2 bytes for a pixel: its own, and the row's filter if the picture
 # has one column.
 MAX_BYTES_PER_ALPHA = 2
-SLACK = 1024  # bytes added to both limits: what even a tiny picture takes.  Chosen.
+# VP8L needs little more than 3 bytes for a pixel of noise.
+MAX_BYTES_PER_EXACT = 4
+SLACK = 1024  # bytes added to these limits: what even a tiny picture takes.  Chosen.
 
 MAX_LENGTH = (1 << 32) - 1  # of a chunk's data, what its varint may say
 
@@ -44,6 +46,8 @@ class Rules:
         self._alphas, self._has_alpha = 0, header.has_alpha
         width, height = header.size
         self._alpha_limit = min(MAX_BYTES_PER_ALPHA * width * height + SLACK, MAX_LENGTH)
+        self._exact_limit = min(MAX_BYTES_PER_EXACT * width * height + SLACK, MAX_LENGTH)
+        self._exact = -1  # the frame whose exact regions were the last
         self._others = 0
         self.done = False
 
@@ -82,6 +86,8 @@ class Rules:
             return self._latents(type, length)
         if type == ALPHA and not self.done:
             return self._alpha(length)
+        if type == EXACT and not self.done:
+            return self._regions(length)
         if not chunks.is_type(type):
             return f"bad chunk type {type!r}"
         name = type.decode("ascii")
@@ -136,6 +142,21 @@ class Rules:
         self._alphas += 1
         return None
 
+    def _regions(self, length: int) -> str | None:
+        """What is wrong with exact regions as the next chunk, or None."""
+        if self._has_alpha and self._alphas < self._frame:
+            return self._lacks_alpha(EXACT)
+        if self._frame == self._header.frames:
+            return "EXCT after the last frame"
+        if self._band:
+            return "EXCT within a frame"
+        if self._exact == self._frame:
+            return "second EXCT"
+        if length > self._exact_limit:
+            return f"EXCT has {length} bytes, more than the limit of {self._exact_limit}"
+        self._exact = self._frame
+        return None
+
     def _lacks_alpha(self, type: bytes) -> str:
         name = type.decode("ascii")
         return f"{name} before ALPH, which every frame of mode {self._header.mode} needs"
@@ -153,4 +174,6 @@ class Rules:
             return f"second {name}"
         if self._frame or self._band:
             return f"{name} after LATN"
+        if self._exact >= 0:
+            return f"{name} after EXCT"
         return None

@@ -9,7 +9,7 @@ from typing import IO, NamedTuple
 
 from PIL import Image
 
-from . import alpha, chunks, codec, container, keywords
+from . import alpha, chunks, codec, container, keywords, regions
 from .container import Chunk
 from .header import MAX_SIDE, MODES, Header
 from .keywords import Timing
@@ -90,12 +90,14 @@ class _Beside(NamedTuple):
 
     is_colour: bool
     alpha: bytes | None  # the data of an ALPH chunk
+    is_grey: bool = False  # although it has the mode of colour
 
 
 class _Picture(NamedTuple):
     """A frame as it is encoded."""
 
     image: Image.Image  # of mode RGB
+    hidden: Image.Image | None  # of mode L, 255 where its colours need not be kept
     beside: _Beside
 
 
@@ -112,14 +114,22 @@ def _pictures(
             timing.add(frame.info.get("duration"))
         image = _convert(frame)
         is_colour = image.mode.startswith("RGB")
-        coded_alpha = None
+        coded_alpha = hidden = None
         if image.mode.endswith("A"):
-            coded_alpha = alpha.encode(image.getchannel("A"))
-            image = image.convert("RGB") if exact else alpha.filled(image.convert("RGBA"))
-        yield _Picture(
-            image if image.mode == "RGB" else image.convert("RGB"),
-            _Beside(is_colour, coded_alpha),
-        )
+            transparency = image.getchannel("A")
+            coded_alpha = alpha.encode(transparency)
+            if not exact and not transparency.getextrema()[0]:
+                hidden = transparency.point([255, *[0] * 255])
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        is_grey = is_colour and _is_grey(image)
+        yield _Picture(image, hidden, _Beside(is_colour, coded_alpha, is_grey))
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Whether a picture of mode RGB has no colour."""
+    red, green, blue = (band.tobytes() for band in image.split())
+    return red == green == blue
 
 
 class _Shell(NamedTuple):
@@ -148,6 +158,8 @@ class _Shell(NamedTuple):
         about = self.about
         if self.profile is not None and _fits(self.profile.data, header.mode):
             about = [self.profile, *about]
+        if colour and all(beside.is_grey or not beside.is_colour for beside in besides):
+            about = [*about, keywords.chunk(chunks.GREY, True)]
         if self.timing is not None and len(besides) > 1:
             about = [*about, keywords.chunk(chunks.ANIMATION, self.timing.animation())]
         frames = zip(latents, alphas or [[]] * len(besides), strict=True)
@@ -211,12 +223,19 @@ def _write(
     if (rows := encoder.band_rows(*header.latents[1:])) is not None:
         about.append(keywords.chunk(chunks.BANDS, rows))
     shell = _Shell(header, about, profile, timing)
+    coder = regions.Coder(
+        encoder,
+        header.latents[1:],
+        wanted=keywords.regions(options.get("regions"), model),
+        quality=quality,
+        animated=timing is not None,
+    )
 
     pictures = _pictures(frames, im.size, timing, exact=exact)
     if target_size is None:
-        file = _encoded(encoder, pictures, shell)
+        file = _encoded(coder, pictures, shell)
     else:
-        file = _fitted(encoder, pictures, shell, target_size)
+        file = _fitted(coder, pictures, shell, target_size)
     is_kept = any(chunk.type == chunks.ICC_PROFILE.type for chunk in file)
     if options.get("icc_profile") and not is_kept:
         mode = Header.parse(file[0].data).mode
@@ -224,27 +243,27 @@ def _write(
     fp.write(codec.write(file))
 
 
-def _encoded(encoder: codec.Encoder, pictures: Iterable[_Picture], shell: _Shell) -> list[Chunk]:
+def _encoded(coder: regions.Coder, pictures: Iterable[_Picture], shell: _Shell) -> list[Chunk]:
     """The chunks of the file.  One picture at a time is in memory."""
     besides, coded = [], []
     for picture in pictures:
-        coded.append(encoder.encode(picture.image))
+        coded.append(coder.encode(picture.image, picture.hidden))
         besides.append(picture.beside)
-    return shell.file(besides, coded, encoder.quantisation)
+    return shell.file(besides, coded, shell.header.quantisation)
 
 
 def _fitted(
-    encoder: codec.Encoder, pictures: Iterable[_Picture], shell: _Shell, target_size: int
+    coder: regions.Coder, pictures: Iterable[_Picture], shell: _Shell, target_size: int
 ) -> list[Chunk]:
     """The chunks of the best file of at most ``target_size`` bytes; ValueError if none fits."""
     images, besides = [], []
     for picture in pictures:
-        images.append(picture.image)
+        images.append((picture.image, picture.hidden))
         besides.append(picture.beside)
-    # Only the chunks of latents depend on the quality.
-    others = container.size(shell.file(besides, [[]] * len(besides), encoder.quantisation))
+    # Only the chunks of latents and of exact regions depend on the quality.
+    others = container.size(shell.file(besides, [[]] * len(besides), shell.header.quantisation))
     try:
-        fitted = encoder.fit(images, target_size - others)
+        fitted = coder.fit(images, target_size - others)
     except codec.DoesNotFit as e:
         smallest = others + e.smallest
         msg = f"target_size is {target_size}, but the smallest file has {smallest} bytes"

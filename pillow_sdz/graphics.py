@@ -1,0 +1,179 @@
+"""Finds what is cheaper to keep than to reconstruct: text, lines, icons, flat areas.
+
+Photos are told from graphics by *repeats*: pixels that equal the one to the left or the one above.
+In graphics nearly all pixels do, in photos, which have noise, few.  Such blocks are what a lossless
+coder codes in few bytes, and what an autoencoder that learnt from photos shows badly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .exact import BLOCK, Blocks
+
+Share = NDArray[np.uint8]  # of a block's pixels, in 1/255
+
+# Measured on 80 photos of the training data and on graphics of benchmarks.graphics' tuning set, in
+# the part of a block's pixels that are repeats.  Of photos, half have no block above STILL; of the
+# graphics at least 60 % of their blocks are.
+STILL = 230
+# A block near still ones is graphics from here on, letters for instance.
+REPEATING = 77
+# A picture with a smaller part of still blocks is a photo.  Chosen.
+FEWEST_STILL = 0.01
+# Levels between a block's darkest and brightest pixel from which it has something to see: lines
+# and letters.  Chosen.
+CONTRAST = 48
+# Of the blocks around it, the part that must be graphics for a block to be inside of graphics, and
+# not at the edge of an overexposed sky.  Chosen.
+INSIDE = 0.9
+# What a group of blocks that is kept must have: so many blocks with letters or lines, and such a
+# part of them; or so many blocks that fill such a part of their bounding box.  Chosen.
+FEWEST_BUSY, PART_BUSY = 4, 0.02
+FEWEST_FLAT, PART_OF_BOX = 64, 0.9
+# What a pixel that is no repeat costs, in bytes, to choose between exact and latents.  Measured on
+# the same graphics: 0.8 to 2.
+BYTES_PER_CHANGE = 1.5
+# Blocks between exact ones become exact if that adds less than this part of the bytes.  Then the
+# picture may need no latents at all.  Chosen.
+PART_OF_REST = 0.03
+
+_ROWS = 1024  # of pixels that are looked at together: so large pictures take little memory
+
+
+def find(image: Image.Image) -> Blocks | None:
+    """The blocks of a picture of mode RGB that are graphics; None if it is a photo."""
+    repeats = _repeats(image)
+    still = repeats >= STILL
+    if still.mean() < FEWEST_STILL:
+        return None
+    graphics = still | (_spread(still, 2) & (repeats >= REPEATING))
+    around = _mean_around(graphics, 1)
+    graphics = (graphics & (around > 0.3)) | (around > 0.6)
+    busy = _busy(image, graphics)
+    for group in _groups(graphics):
+        count = int(group.sum())
+        found = int((busy & group).sum())
+        if found >= FEWEST_BUSY and found >= PART_BUSY * count:
+            continue
+        if not (count >= FEWEST_FLAT and _part_of_box(group) >= PART_OF_BOX) and not group.all():
+            graphics &= ~group
+    if not graphics.any():
+        return None
+    cost = BYTES_PER_CHANGE * BLOCK**2 / 255 * (255.0 - repeats)
+    most = PART_OF_REST * cost[graphics].sum()
+    for group in sorted(_groups(~graphics), key=lambda group: float(cost[group].sum())):
+        most -= cost[group].sum()
+        if most < 0:
+            break
+        graphics |= group
+    return graphics
+
+
+def letters(image: Image.Image, graphics: Blocks) -> int:
+    """How many of the blocks that are graphics have letters, lines or the like."""
+    return int(_busy(image, graphics).sum())
+
+
+def _busy(image: Image.Image, graphics: Blocks) -> Blocks:
+    inside = _mean_around(graphics, 2) >= INSIDE
+    busy: Blocks = graphics & inside & (_contrast(image) >= CONTRAST)
+    return busy
+
+
+def _strips(image: Image.Image, above: int) -> Iterator[NDArray[np.uint8]]:
+    """The pixels of a picture, strip by strip, each with so many rows above it."""
+    for top in range(0, image.height, _ROWS):
+        box = 0, max(top - above, 0), image.width, min(top + _ROWS, image.height)
+        yield np.asarray(image.crop(box))
+
+
+def _repeats(image: Image.Image) -> Share:
+    """For each block, the part of its pixels that equal the one to the left or the one above."""
+    found = []
+    first = True
+    for pixels in _strips(image.convert("RGBA"), 1):
+        colours = pixels.view(np.uint32)[..., 0]
+        if first:  # the first row has none above it
+            colours = np.concatenate([colours[:1], colours])
+        first = False
+        same = colours[1:] == colours[:-1]
+        same[:, 1:] |= colours[1:, 1:] == colours[1:, :-1]
+        # The first pixels have none beside them: they are as the next ones.
+        same[:, 0] |= same[:, min(1, same.shape[1] - 1)]
+        found.append(_reduced(same))
+    return np.concatenate(found)
+
+
+def _reduced(pixels: NDArray[np.bool_]) -> Share:
+    """For each block, the part of its pixels that are True."""
+    levels = np.where(pixels, np.uint8(255), np.uint8(0))
+    return np.asarray(Image.fromarray(levels).reduce(BLOCK))
+
+
+def _contrast(image: Image.Image) -> NDArray[np.uint8]:
+    """For each block, the levels between its darkest and its brightest pixel."""
+    found = []
+    for pixels in _strips(image.convert("L"), 0):
+        height, width = pixels.shape
+        even = np.pad(pixels, ((0, -height % BLOCK), (0, -width % BLOCK)), mode="edge")
+        parts = even.reshape(even.shape[0] // BLOCK, BLOCK, even.shape[1] // BLOCK, BLOCK)
+        found.append(parts.max(1).max(-1) - parts.min(1).min(-1))
+    return np.concatenate(found)
+
+
+def _spread(blocks: Blocks, reach: int) -> Blocks:
+    """Whether a block or one within ``reach`` of it is True."""
+    return _mean_around(blocks, reach) > 0
+
+
+def _mean_around(blocks: Blocks, reach: int) -> NDArray[np.float64]:
+    """The part of the blocks within ``reach`` that are True; those outside are as the nearest."""
+    sums = np.pad(blocks.astype(np.float64), reach, mode="edge")
+    side = 2 * reach + 1
+    for axis in (0, 1):
+        sums = np.lib.stride_tricks.sliding_window_view(sums, side, axis).sum(-1)
+    return sums / side**2
+
+
+def _part_of_box(group: Blocks) -> float:
+    rows, columns = (np.flatnonzero(group.any(axis)) for axis in (1, 0))
+    box = group[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return float(box.mean())
+
+
+def _groups(blocks: Blocks) -> Iterator[Blocks]:
+    """The groups of True blocks that touch each other at a side."""
+    # Each run of a row joins the runs above that it touches.
+    names = np.zeros(blocks.shape, np.int64)
+    joined: list[int] = [0]
+
+    def name_of(group: int) -> int:
+        while joined[group] != group:
+            joined[group] = joined[joined[group]]
+            group = joined[group]
+        return group
+
+    edges = np.diff(blocks.astype(np.int8), axis=1, prepend=0, append=0)
+    for row, edge in enumerate(edges):
+        starts, stops = np.flatnonzero(edge > 0), np.flatnonzero(edge < 0)
+        for start, stop in zip(starts, stops, strict=True):
+            above = (
+                {name_of(n) for n in set(names[row - 1, start:stop].tolist()) if n}
+                if row
+                else set()
+            )
+            if not above:
+                joined.append(len(joined))
+                above = {len(joined) - 1}
+            name = min(above)
+            for other in above:
+                joined[other] = name
+            names[row, start:stop] = name
+    final = np.array([name_of(group) for group in range(len(joined))])[names]
+    for name in np.unique(final[final > 0]):
+        yield final == name

@@ -1,0 +1,71 @@
+"""What lies over the latents of a frame: its alpha channel and its exact regions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from PIL import Image
+
+from . import alpha
+from .container import Entry, Frames
+from .header import Header
+from .order import MAX_CHANGES
+
+if TYPE_CHECKING:
+    from .arrays import Box
+    from .exact import Regions
+
+
+class ChunkReader(Protocol):
+    """Reads the data of chunks; see `container.Reader`."""
+
+    def data(self, entry: Entry) -> bytes: ...
+
+
+class Layers:
+    """The layers of the frames of a file, which are read when they are asked for."""
+
+    def __init__(self, header: Header, frames: Frames, reader: ChunkReader) -> None:
+        self._header, self._frames, self._reader = header, frames, reader
+        # The frame whose exact regions were read last.  The next one may build on them.
+        self._latest: tuple[int, Regions | None] = -1, None
+
+    def alpha(self, number: int, box: Box, scale: int) -> Image.Image:
+        """A part of a frame's alpha channel, of mode L; OSError if it is damaged.
+
+        ``box`` is in pixels of the picture at 1/scale of its size.
+        """
+        for frame in range(number, max(0, number - MAX_CHANGES) - 1, -1):
+            found = self._frames[frame].alpha
+            if not found:
+                break  # only in a truncated file
+            data = self._reader.data(found[0])
+            if data != alpha.AS_BEFORE:
+                whole = alpha.decode(data, self._header.size)
+                return (whole.reduce(scale) if scale > 1 else whole).crop(box)
+        msg = "damaged SDZ file: chunk ALPH repeats the frame before, which has no alpha"
+        raise OSError(msg)
+
+    def exact(self, number: int) -> Regions | None:
+        """The exact regions of a frame, None if it has none; OSError if they are damaged."""
+        if self._frames[number].exact is None:
+            return None
+        from . import exact  # which imports numpy: most files do not need it
+
+        latest, regions = self._latest
+        chain: list[bytes] = []
+        for frame in range(number, max(0, number - MAX_CHANGES) - 1, -1):
+            if frame == latest:
+                break
+            entry = self._frames[frame].exact
+            data = b"" if entry is None else self._reader.data(entry)
+            chain.append(data)
+            if not exact.builds_on_the_frame_before(data):
+                regions = None
+                break
+        else:
+            regions = None
+        for data in reversed(chain):
+            regions = exact.Regions(data, self._header.size, regions) if data else None
+        self._latest = number, regions
+        return regions

@@ -1,0 +1,196 @@
+"""Decides which part of a frame is kept exactly, and makes the rest easy for the autoencoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from . import alpha, chunks, codec, exact, graphics
+from .codec import DoesNotFit, EncodedLatents
+from .container import Chunk, chunk_size
+from .exact import BLOCK, Blocks
+from .order import MAX_CHANGES
+
+# What a byte is worth at a quality q, in squared levels: WORTH * exp(-FALLING * q).  Measured on
+# eight photos of the training data: bytes and squared errors from one quality to the next, within
+# a fifth of this from 20 to 95.
+WORTH, FALLING = 110_000, 0.0535
+# The squared error that latents leave in a block of letters, in squared levels.  Measured on the
+# tuning set of benchmarks.graphics: mean squared errors of 350 (quality 75) to 600 (30).
+ERROR_OF_LETTERS = 80_000
+# Below this quality, exact regions may have fewer colours.  Chosen: what looks like the original
+# may be told from it only where the user asks for less.
+EXACT_FROM = 60
+COLOURS = (128, 64, 32, 16, 8)
+# Bytes that latents take at least for a pixel of what is no flat ground.  Measured: photos at
+# quality 5 take 0.12 bits.
+FEWEST_BYTES = 0.015
+# With a size to keep to, exact regions are tried as at these qualities.  Chosen: the default, and
+# two that may have fewer colours.
+QUALITIES = (75, 45, 20)
+
+
+class Frame(NamedTuple):
+    """A frame with exact blocks: their colours, and the picture for the latents.
+
+    ``picture`` is None if latents show nothing of the frame.  ``most`` is how many bytes the exact
+    blocks may cost more than latents would, for what they look better.
+    """
+
+    blocks: Blocks
+    colours: Image.Image
+    picture: Image.Image | None
+    most: float = 0
+
+
+def worth(quality: float) -> float:
+    """The squared error, in squared levels, that a byte should remove at a quality."""
+    return WORTH * math.exp(-FALLING * quality)
+
+
+def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Frame | None:
+    """A frame with exact blocks where a picture of mode RGB has graphics; None if it has none.
+
+    ``hidden``, of mode L, is 255 where nobody sees the pixels.
+    """
+    colours = image
+    if hidden is not None:
+        colours = image.copy()
+        colours.paste(0, (0, 0), hidden)
+    blocks = graphics.find(colours)
+    if blocks is None:
+        return None
+    if hidden is not None:
+        seen = np.asarray(hidden.point([255] * 255 + [0]).reduce(BLOCK)) > 0
+        blocks = blocks | ~seen if (blocks | ~seen).all() else blocks & seen
+        if not blocks.any():
+            return None
+    most = float(graphics.letters(colours, blocks)) * ERROR_OF_LETTERS / worth(quality)
+    if blocks.all():
+        return Frame(blocks, colours, None, most)
+    behind = exact.mask(blocks).crop((0, 0, *image.size))
+    if hidden is not None:
+        behind.paste(255, (0, 0), hidden)
+    return Frame(blocks, colours, _filled(image, behind), most)
+
+
+def simpler(colours: Image.Image, blocks: Blocks, quality: float) -> Image.Image:
+    """The picture with as few colours in its exact blocks as look well enough at a quality.
+
+    From quality `EXACT_FROM` on it is the picture itself.
+    """
+    if quality >= EXACT_FROM:
+        return colours
+    shown = np.asarray(exact.mask(blocks).crop((0, 0, *colours.size))) > 0
+    pixels = np.asarray(colours)
+    best, least = colours, float(exact.cost(colours, blocks))
+    for count in COLOURS:
+        # Only the colours of the exact blocks count.
+        palette = Image.fromarray(pixels[shown][None]).quantize(
+            count, Image.Quantize.MEDIANCUT, kmeans=2
+        )
+        fewer = colours.quantize(palette=palette, dither=Image.Dither.NONE).convert("RGB")
+        difference = pixels[shown].astype(np.int32) - np.asarray(fewer)[shown]
+        error = float((difference * difference).sum())
+        cost = exact.cost(fewer, blocks) + error / worth(quality)
+        if cost < least:
+            best, least = fewer, cost
+    return best
+
+
+def _filled(image: Image.Image, hidden: Image.Image | None) -> Image.Image:
+    """The picture with new colours where it is hidden, which take few bits."""
+    if hidden is None:
+        return image
+    with_alpha = image.copy()
+    with_alpha.putalpha(hidden.point([255] * 255 + [0]))
+    return alpha.filled(with_alpha)
+
+
+class Coder:
+    """Codes the frames of a file, images of mode RGB: what is exact, and latents of the rest.
+
+    ``latents`` are the rows and columns of the latents.  Without ``wanted``, nothing is exact.
+    """
+
+    def __init__(
+        self,
+        encoder: codec.Encoder,
+        latents: tuple[int, int],
+        *,
+        wanted: bool,
+        quality: float,
+        animated: bool,
+    ) -> None:
+        self._encoder, self._latents = encoder, latents
+        self._wanted = wanted and exact.is_available()
+        self._quality, self._animated = quality, animated
+        self._exact = exact.Encoder(MAX_CHANGES)
+
+    def encode(self, image: Image.Image, hidden: Image.Image | None) -> list[Chunk]:
+        """The chunks of the next frame; ``hidden`` as in `found`."""
+        frame = found(image, hidden, self._quality) if self._wanted else None
+        data = self._exact_of(frame, self._exact, self._quality)
+        if frame is None:
+            return self._encoder.encode(_filled(image, hidden))
+        if frame.picture is None:
+            pixels = image.width * image.height
+            if self._animated or len(data) <= frame.most + FEWEST_BYTES * pixels:
+                return [Chunk(chunks.EXACT, data), *self._encoder.encode_nothing(*self._latents)]
+            return self._encoder.encode(_filled(image, hidden))
+        coded = [Chunk(chunks.EXACT, data), *self._encoder.encode(frame.picture)]
+        if self._animated:
+            return coded
+        without = self._encoder.encode(_filled(image, hidden))
+        return coded if _size(coded) <= _size(without) + frame.most else without
+
+    def fit(
+        self, images: Sequence[tuple[Image.Image, Image.Image | None]], max_size: int
+    ) -> EncodedLatents:
+        """The best coding of all frames in at most ``max_size`` bytes; or DoesNotFit."""
+        for quality in QUALITIES if self._wanted else ():
+            frames = [found(*each, quality) for each in images]
+            if not any(frames):
+                break
+            coder = exact.Encoder(MAX_CHANGES)
+            kept = [
+                [Chunk(chunks.EXACT, data)] if (data := self._exact_of(f, coder, quality)) else []
+                for f in frames
+            ]
+            left = max_size - sum(map(_size, kept))
+            if all(f is not None and f.picture is None for f in frames):
+                nothing = self._encoder.encode_nothing(*self._latents)
+                if len(frames) * _size(nothing) <= left:
+                    coded = [[*each, *nothing] for each in kept]
+                    return EncodedLatents(coded, self._encoder.quantisation)
+                continue
+            pictures = [
+                _filled(*each) if f is None else f.picture or Image.new("RGB", each[0].size)
+                for f, each in zip(frames, images, strict=True)
+            ]
+            try:
+                fitted = self._encoder.fit(pictures, left)
+            except DoesNotFit:
+                continue
+            # What is exact must not leave too little for the rest.
+            if self._encoder.coding.said(fitted.quantisation).get("quality", 100) >= quality:
+                coded = [[*own, *rest] for own, rest in zip(kept, fitted.frames, strict=True)]
+                return EncodedLatents(coded, fitted.quantisation)
+        return self._encoder.fit([_filled(*each) for each in images], max_size)
+
+    def _exact_of(self, frame: Frame | None, coder: exact.Encoder, quality: float) -> bytes:
+        """The data of a frame's EXCT chunk; nothing if it has none."""
+        if frame is None:
+            return coder.encode(None, None)
+        colours = frame.colours
+        if not self._animated:  # what stands still must stay as it is
+            colours = simpler(colours, frame.blocks, quality)
+        return coder.encode(colours, frame.blocks)
+
+
+def _size(coded: Sequence[Chunk]) -> int:
+    return sum(chunk_size(len(chunk.data)) for chunk in coded)
