@@ -281,7 +281,7 @@ METADATA = (ICC_PROFILE, EXIF, XMP)
 #: The kinds by type.  A file has each at most once, before the latents.
 KINDS: dict[bytes, Kind] = {
     kind.type: kind
-    for kind in (*METADATA, DENOISING, PROMPT, TUNE, ANIMATION, BANDS, CLIP, PROVENANCE, MASK)
+    for kind in (*METADATA, DENOISING, PROMPT, TUNE, ANIMATION, BANDS, CLIP, GREY, PROVENANCE, MASK)
 }
 
 

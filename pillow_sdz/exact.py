@@ -134,12 +134,13 @@ def _of_blocks(pixels: NDArray[np.bool_]) -> Blocks:
     height, width = pixels.shape
     even = np.pad(pixels, ((0, -height % BLOCK), (0, -width % BLOCK)))
     rows, columns = (side // BLOCK for side in even.shape)
-    return even.reshape(rows, BLOCK, columns, BLOCK).any((1, 3))
+    found: Blocks = even.reshape(rows, BLOCK, columns, BLOCK).any((1, 3))
+    return found
 
 
 def _data(method: int, image: Image.Image, coded: Blocks, kept: Blocks | None = None) -> bytes:
     """The data of an EXCT chunk with the pixels of the blocks ``coded``."""
-    maps = {_ALL: [], _SOME: [coded], _CHANGES: [coded, kept]}[method]
+    maps = [] if method == _ALL else [coded] if kept is None else [coded, kept]
     parts = [bytes([method]), _packed(*maps) if maps else b""]
     for box in _boxes(coded, image.size):
         bitstream = _vp8l(_alone(image, coded, box))
@@ -176,11 +177,10 @@ def _vp8l(pixels: Image.Image) -> bytes:
     return data[_RIFF.size : _RIFF.size + length]
 
 
-def _packed(*maps: Blocks | None) -> bytes:
+def _packed(*maps: Blocks) -> bytes:
     """Maps of blocks as a zlib stream: one bit a block, each row xor the row above it."""
     parts = []
     for blocks in maps:
-        assert blocks is not None
         changes = blocks.copy()
         changes[1:] ^= blocks[:-1]
         parts.append(np.packbits(changes).tobytes())

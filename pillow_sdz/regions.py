@@ -19,9 +19,10 @@ from .order import MAX_CHANGES
 # eight photos of the training data: bytes and squared errors from one quality to the next, within
 # a fifth of this from 20 to 95.
 WORTH, FALLING = 110_000, 0.0535
-# The squared error that latents leave in a block of letters, in squared levels.  Measured on the
-# tuning set of benchmarks.graphics: mean squared errors of 350 (quality 75) to 600 (30).
-ERROR_OF_LETTERS = 80_000
+# The squared error that letters of an 8x8 block are worth, in squared levels.  On the tuning set of
+# benchmarks.graphics, latents leave 70,000 (quality 75) to 120,000 (30).  Chosen: twice as much,
+# since readers notice it in letters before anything else.
+ERROR_OF_LETTERS = 250_000
 # Below this quality, exact regions may have fewer colours.  Chosen: what looks like the original
 # may be told from it only where the user asks for less.
 EXACT_FROM = 60

@@ -1,0 +1,212 @@
+"""Graphics against lossless WebP and AVIF: bytes, SSIMULACRA2, words that OCR finds, QR codes.
+
+    python -m benchmarks.graphics [--set judging] [--photos DIR] [--quality 75 30] [--sheet FILE]
+
+It makes its graphics itself (benchmarks.drawings), or takes those in --graphics DIR. AVIF (speed
+6) gets the bytes of the `.sdz` file. OCR is tesseract's, if that is installed; words count that it
+also finds in the original. QR codes are read by zxing-cpp, if that is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import re
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw
+
+import pillow_sdz  # noqa: F401  # registers the format SDZ
+from benchmarks.codecs import Codec
+from benchmarks.drawings import Drawing, drawings
+from benchmarks.metrics import ssimulacra2
+from pillow_sdz import demo
+
+AVIF = Codec("avif", "AVIF", {"speed": 6}, tuple(range(101)), lambda: None)
+
+
+class Result(NamedTuple):
+    """A codec's file of a graphic."""
+
+    bytes: int
+    ssimulacra2: float
+    words: float | None  # the part of the original's words that OCR finds again
+    scans: bool | None  # whether the QR code is read
+
+
+class Row(NamedTuple):
+    name: str
+    kind: str
+    lossless: int  # bytes of lossless WebP
+    exact: float  # the part that is exact
+    seconds: tuple[float, float]  # to encode, to decode
+    sdz: Result
+    avif: Result
+    avif_fits: bool
+
+
+def words_in(picture: Image.Image) -> list[str] | None:
+    """The words that tesseract reads; None if it is not installed."""
+    if shutil.which("tesseract") is None:
+        return None
+    file = io.BytesIO()
+    # Letters of 10 pixels are too small for tesseract: it was trained on 300 dots an inch.
+    picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.BICUBIC).save(
+        file, "PPM"
+    )
+    run = subprocess.run(
+        ["tesseract", "-", "-", "--psm", "6"], input=file.getvalue(), capture_output=True
+    )
+    return re.findall(r"[a-z]{4,}", run.stdout.decode(errors="replace").lower())
+
+
+def message_in(picture: Image.Image) -> str | None:
+    """What a QR code says, '' if it is not read; None if zxing-cpp is not installed."""
+    if importlib.util.find_spec("zxingcpp") is None:
+        return None
+    import zxingcpp
+
+    found = zxingcpp.read_barcodes(picture)
+    return found[0].text if found else ""
+
+
+def found_again(read: list[str] | None, known: Iterable[str]) -> float | None:
+    """The part of the known words that were read."""
+    known = list(known)
+    if read is None or not known:
+        return None
+    left = list(read)
+    found = 0
+    for word in known:
+        if word in left:
+            left.remove(word)
+            found += 1
+    return found / len(known)
+
+
+def judged(drawing: Drawing, data: bytes, shown: Image.Image, known: list[str]) -> Result:
+    """What a file of a drawing is worth."""
+    words = found_again(words_in(shown), known) if known else None
+    scans = None
+    if drawing.message and (message := message_in(shown)) is not None:
+        scans = message == drawing.message
+    return Result(len(data), ssimulacra2(drawing.picture, shown), words, scans)
+
+
+def compared(drawing: Drawing, quality: float) -> Row:
+    """An `.sdz` file of a drawing, and AVIF in its bytes."""
+    picture = drawing.picture
+    webp, sdz = io.BytesIO(), io.BytesIO()
+    picture.save(webp, "WEBP", lossless=True)
+    started = time.process_time()
+    picture.save(sdz, "SDZ", quality=quality)
+    encoded = time.process_time()
+    with Image.open(sdz) as opened:
+        shown, exact = opened.convert("RGB"), opened.info["sdz"]["exact"]
+    seconds = encoded - started, time.process_time() - encoded
+    (fitted,) = AVIF.fit(picture, [sdz.tell()])
+    read = words_in(picture) if drawing.words else None
+    known = [] if read is None else [word for word in drawing.words if word in read]
+    return Row(
+        drawing.name,
+        drawing.kind,
+        webp.tell(),
+        exact,
+        seconds,
+        judged(drawing, sdz.getvalue(), shown, known),
+        judged(drawing, fitted.data, AVIF.decode(fitted.data), known),
+        fitted.fits,
+    )
+
+
+def sheet(given: list[Drawing], quality: float) -> Image.Image:
+    """A contact sheet: cuttings of the originals, of `.sdz`, and of AVIF in the same bytes."""
+    side = 200
+    whole = Image.new("RGB", (3 * side + 4, len(given) * (side + 16)), (255, 255, 255))
+    draw = ImageDraw.Draw(whole)
+    for number, drawing in enumerate(given):
+        file = io.BytesIO()
+        drawing.picture.save(file, "SDZ", quality=quality)
+        (avif,) = AVIF.fit(drawing.picture, [file.tell()])
+        with Image.open(file) as opened:
+            shown = [drawing.picture, opened.convert("RGB"), AVIF.decode(avif.data)]
+        width, height = drawing.picture.size
+        left, top = max(0, width * 2 // 3 - side // 2), max(0, height // 3 - side // 2)
+        for column, picture in enumerate(shown):
+            at = column * (side + 2), number * (side + 16) + 14
+            whole.paste(picture.crop((left, top, left + side, top + side)), at)
+        about = f"{drawing.name}: original | .sdz, {file.tell():,} bytes | AVIF, {len(avif.data):,}"
+        draw.text((2, number * (side + 16) + 1), about, (0, 0, 0))
+    return whole
+
+
+def report(rows: list[Row]) -> str:
+    """A table of the rows, and their means."""
+    lines = [
+        "| graphic | lossless WebP | sdz | exact | SSIMULACRA2 | words | AVIF | SSIMULACRA2 | words |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+
+    def words(result: Result) -> str:
+        if result.scans is not None:
+            return "scans" if result.scans else "does not scan"
+        return "" if result.words is None else f"{result.words:.2f}"
+
+    for row in rows:
+        sdz, avif = row.sdz, row.avif
+        too_large = "" if row.avif_fits else " (its smallest)"
+        lines.append(
+            f"| {row.name} | {row.lossless:,} | {sdz.bytes:,} | {row.exact:.2f} |"
+            f" {sdz.ssimulacra2:.1f} | {words(sdz)} | {avif.bytes:,}{too_large} |"
+            f" {avif.ssimulacra2:.1f} | {words(avif)} |"
+        )
+    means = []
+    for of in ("sdz", "avif"):
+        results = [getattr(row, of) for row in rows]
+        read = [r.words for r in results if r.words is not None]
+        scans = [r.scans for r in results if r.scans is not None]
+        means.append(
+            f"{of}: SSIMULACRA2 {statistics.fmean(r.ssimulacra2 for r in results):.2f}"
+            + (f", words {statistics.fmean(read):.3f}" if read else "")
+            + (f", QR codes {sum(scans)} of {len(scans)}" if scans else "")
+        )
+    encode, decode = (statistics.fmean(row.seconds[n] for row in rows) for n in (0, 1))
+    means.append(f"seconds of a core: {encode:.2f} to encode, {decode:.3f} to decode")
+    return "\n".join([*lines, "", *means])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.graphics", description=__doc__)
+    parser.add_argument("--set", choices=("judging", "tuning"), default="judging")
+    parser.add_argument("--graphics", type=Path, help="a folder of PNG files instead")
+    parser.add_argument("--photos", type=Path, help="photos for screenshots, instead of the demo's")
+    parser.add_argument("--kinds", nargs="*", help="only these kinds")
+    parser.add_argument("--quality", type=float, nargs="*", default=[75, 30])
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet, and nothing else")
+    options = parser.parse_args()
+    if options.graphics:
+        paths = sorted(options.graphics.glob("*.png"))
+        given = [Drawing(p.stem, "file", Image.open(p).convert("RGB")) for p in paths]
+    else:
+        paths = sorted(options.photos.iterdir()) if options.photos else []
+        photos = [Image.open(path).convert("RGB") for path in paths[:6]] or [demo.photo()]
+        given = drawings(options.set, photos)
+    if options.kinds:
+        given = [drawing for drawing in given if drawing.kind in options.kinds]
+    for quality in options.quality:
+        if options.sheet:
+            sheet(given, quality).save(options.sheet, lossless=True)
+            return
+        print(f"quality {quality:g}\n")
+        print(report([compared(drawing, quality) for drawing in given]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

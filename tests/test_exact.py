@@ -1,0 +1,299 @@
+"""Exact regions in a file: what is kept, what readers refuse, and what all ways of reading show."""
+
+from __future__ import annotations
+
+import random
+import struct
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFile, ImageSequence
+from sdz_files import decode, encode, framed, replaced
+
+from pillow_sdz import chunks, container, demo, exact, models
+from pillow_sdz.exact import Blocks, Regions
+
+SIZE = (101, 67)  # neither side is a whole number of blocks
+
+
+def noise(size: tuple[int, int] = SIZE, seed: int = 0) -> Image.Image:
+    levels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(levels)
+
+
+def some(*boxes: tuple[int, int, int, int]) -> Blocks:
+    blocks = np.zeros(exact.shape_of(SIZE), np.bool_)
+    for left, top, right, bottom in boxes:
+        blocks[top:bottom, left:right] = True
+    return blocks
+
+
+def coded(picture: Image.Image, blocks: Blocks) -> bytes:
+    return exact.Encoder(255).encode(picture, blocks)
+
+
+def page(size: tuple[int, int] = (320, 240), lines: int = 12) -> Image.Image:
+    """A page of text."""
+    picture = Image.new("RGB", size, (250, 250, 245))
+    draw, chance = ImageDraw.Draw(picture), random.Random(5)
+    for line in range(lines):
+        text = "".join(chance.choice("abcdefgh ijklmnop") for _ in range(size[0] // 7))
+        draw.text((8, 6 + 18 * line), text, (20, 20, 60))
+    return picture
+
+
+def with_photo() -> Image.Image:
+    """A page with a photo in it."""
+    picture = page((480, 320), lines=17)
+    picture.paste(demo.photo().resize((200, 150)), (243, 101))
+    return picture
+
+
+def assert_same(a: Image.Image, b: Image.Image) -> None:
+    assert (a.mode, a.size) == (b.mode, b.size)
+    assert a.tobytes() == b.tobytes()
+
+
+class TestData:
+    @pytest.mark.parametrize(
+        "blocks",
+        [some((0, 0, 13, 9)), some((2, 1, 5, 4)), some((0, 0, 1, 1), (12, 8, 13, 9))],
+        ids=["all", "box", "corners"],
+    )
+    def test_the_pixels_come_back(self, blocks: Blocks) -> None:
+        picture = noise()
+        regions = Regions(coded(picture, blocks), SIZE)
+        shown = Image.new("RGB", SIZE)
+        regions.paste(shown, (0, 0, *SIZE))
+        expected = Image.new("RGB", SIZE)
+        expected.paste(picture, (0, 0), exact.mask(blocks).crop((0, 0, *SIZE)))
+        assert_same(shown, expected)
+        assert (regions.blocks == blocks).all()
+        seen = np.asarray(exact.mask(blocks).crop((0, 0, *SIZE))) > 0
+        assert regions.share == pytest.approx(seen.mean())
+
+    def test_what_is_left_to_the_latents(self) -> None:
+        regions = Regions(coded(noise(), some((0, 0, 13, 3), (0, 3, 4, 9))), SIZE)
+        assert regions.rest((0, 0, *SIZE)) == (32, 24, *SIZE)
+        assert regions.rest((0, 0, 30, 60)) is None
+        assert regions.rest((20, 20, 50, 40)) == (32, 24, 50, 40)
+        assert regions.rest((0, 0, 51, 34), scale=2) == (16, 12, 51, 34)
+
+    def test_a_large_picture_has_parts(self) -> None:
+        size = 9000, 1100
+        picture = Image.new("RGB", size, (1, 2, 3))
+        picture.putpixel((8999, 1099), (9, 9, 9))
+        regions = Regions(coded(picture, np.ones(exact.shape_of(size), np.bool_)), size)
+        assert len(regions._parts) == 6
+        box = 8990, 1090, 9000, 1100
+        shown = Image.new("RGB", (10, 10))
+        regions.paste(shown, box)
+        assert_same(shown, picture.crop(box))
+
+    def test_damage(self) -> None:
+        data = coded(noise(), some((2, 1, 5, 4), (7, 7, 9, 9)))
+        for end in range(len(data)):
+            with pytest.raises(OSError, match="EXCT"):
+                Regions(data[:end], SIZE)
+        for bad in (data + b"\0", b"\4" + data[1:], exact.AS_BEFORE, b""):
+            with pytest.raises(OSError, match="EXCT"):
+                Regions(bad, SIZE)
+        with pytest.raises(OSError, match="EXCT"):
+            Regions(data, (SIZE[0] + 8, SIZE[1]))
+
+    def test_a_size_that_lies_is_refused_before_it_is_decoded(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = bytearray(coded(noise(), some((0, 0, 13, 9))))
+        assert data[5] == 0x2F
+        struct.pack_into("<I", data, 6, 16383 | 16383 << 14)
+        monkeypatch.setattr(Image, "open", None)
+        with pytest.raises(OSError, match="VP8L bitstream of 101x67"):
+            Regions(bytes(data), SIZE)
+
+    def test_hostile_bitstreams_are_errors_of_the_file(self) -> None:
+        whole = coded(noise(), some((0, 0, 13, 9)))
+        chance = random.Random(7)
+        for _ in range(50):
+            data = bytearray(whole)
+            for _ in range(4):
+                data[chance.randrange(10, len(data))] = chance.randrange(256)
+            try:
+                Regions(bytes(data), SIZE).paste(Image.new("RGB", SIZE), (0, 0, *SIZE))
+            except OSError as e:
+                assert "EXCT" in str(e)
+
+    def test_frames_build_on_the_frame_before(self) -> None:
+        coder = exact.Encoder(3)
+        picture, blocks = noise(), some((0, 0, 13, 5))
+        frames, regions = [], None
+        for number in range(9):
+            if number == 5:
+                blocks = some((0, 0, 13, 7))
+            if number % 2:
+                picture = picture.copy()
+                picture.putpixel((3, 3), (number, 0, 0))
+            frames.append(coder.encode(picture, blocks))
+            regions = Regions(frames[-1], SIZE, regions)
+            shown = Image.new("RGB", SIZE)
+            regions.paste(shown, (0, 0, *SIZE))
+            expected = Image.new("RGB", SIZE)
+            expected.paste(picture, (0, 0), exact.mask(blocks).crop((0, 0, *SIZE)))
+            assert_same(shown, expected)
+        builds = [exact.builds_on_the_frame_before(data) for data in frames]
+        assert builds == [False, True, True, True, False, True, True, True, False]
+        assert frames[2] == exact.AS_BEFORE
+
+
+class TestPictures:
+    def test_a_page_is_exact_and_takes_what_lossless_webp_takes(self) -> None:
+        picture = page()
+        webp = BytesIO()
+        picture.save(webp, "WEBP", lossless=True)
+        data = encode(picture)
+        assert len(data) <= 1.05 * webp.tell() + 200
+        with Image.open(BytesIO(data)) as im:
+            assert im.info["sdz"]["exact"] == 1
+            assert sum(im.info["sdz"]["bytes"].values()) == len(data)
+            assert im.info["sdz"]["bytes"]["exact"] > 0.9 * len(data)
+            assert_same(im.convert("RGB"), picture)
+
+    def test_no_network_runs_for_a_page(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = encode(page())
+        monkeypatch.setattr(models, "load", None)
+        decode(data)
+
+    def test_a_photo_has_none_and_not_a_byte_more(self) -> None:
+        data = encode(demo.photo())
+        assert data == encode(demo.photo(), regions=False)
+        assert decode(data).info["sdz"]["exact"] == 0
+
+    def test_a_page_with_a_photo(self) -> None:
+        picture = with_photo()
+        webp = BytesIO()
+        picture.save(webp, "WEBP", lossless=True)
+        data = encode(picture)
+        assert len(data) < webp.tell()
+        shown = decode(data)
+        assert 0.6 < shown.info["sdz"]["exact"] < 0.9
+        text = 0, 0, 232, 320
+        assert_same(shown.crop(text), picture.crop(text))
+        difference = np.asarray(shown).astype(int) - np.asarray(picture)
+        assert 0 < (difference**2).mean() < 100
+
+    def test_without_regions(self) -> None:
+        data = encode(page(), regions=False)
+        assert b"EXCT" not in [chunk.type for chunk in container.read(data)]
+        with pytest.raises(ValueError, match="regions must be True or False"):
+            encode(page(), regions=3)
+
+    @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])
+    def test_modes(self, mode: str) -> None:
+        picture = page().convert("RGB")
+        if mode.endswith("A"):
+            picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+        picture = picture.quantize() if mode == "P" else picture.convert(mode)
+        shown = decode(encode(picture))
+        expected = picture.convert(shown.mode)
+        if mode.endswith("A"):
+            seen = expected.getchannel("A").point([0] + [255] * 255)
+            empty = Image.new(shown.mode, shown.size)
+            shown, expected = (Image.composite(im, empty, seen) for im in (shown, expected))
+        assert_same(shown, expected)
+
+    def test_crop_and_draft(self) -> None:
+        picture = with_photo()
+        data = encode(picture)
+        whole = decode(data)
+        with Image.open(BytesIO(data)) as im:
+            for box in ((3, 5, 200, 77), (230, 90, 300, 200), (-5, 300, 490, 330)):
+                assert_same(im.crop(box), whole.crop(box))
+        for scale in (2, 4, 8):
+            with Image.open(BytesIO(data)) as im:
+                im.draft(None, (480 // scale, 320 // scale))
+                box = 0, 0, 224 // scale, 320 // scale
+                assert_same(im.crop(box), picture.reduce(scale).crop(box))
+                im.load()
+                assert_same(im.crop(box), picture.reduce(scale).crop(box))
+
+    def test_target_size(self) -> None:
+        for picture, sizes in ((page(), (1500, 4000, 20000)), (with_photo(), (4000, 12000, 30000))):
+            for size in sizes:
+                assert len(encode(picture, target_size=size)) <= size
+        shown = decode(encode(page(), target_size=20000))
+        assert_same(shown.convert("RGB"), page())
+
+    def test_fewer_colours_at_low_quality(self) -> None:
+        low, high = (encode(page(), quality=quality) for quality in (25, 75))
+        assert len(low) < len(high)
+        difference = np.asarray(decode(low)).astype(int) - np.asarray(page())
+        assert abs(difference).mean() < 8
+
+    def test_an_animation(self) -> None:
+        frames = [with_photo() for _ in range(4)]
+        for number, frame in enumerate(frames[1:], 1):
+            ImageDraw.Draw(frame).text((20, 300), f"step {number}", (200, 0, 0))
+        file = BytesIO()
+        frames[0].save(file, "SDZ", save_all=True, append_images=frames[1:], duration=100)
+        found = [len(c.data) for c in container.read(file.getvalue()) if c.type == chunks.EXACT]
+        assert len(found) == 4
+        assert max(found[1:]) < found[0] / 5
+        text = 0, 0, 232, 320
+        with Image.open(file) as im:
+            for number, frame in enumerate(ImageSequence.Iterator(im)):
+                assert_same(frame.convert("RGB").crop(text), frames[number].crop(text))
+            for number in (3, 0, 2):
+                im.seek(number)
+                assert_same(im.convert("RGB").crop(text), frames[number].crop(text))
+
+    def test_damaged_regions(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = replaced(encode(with_photo()), chunks.EXACT, b"\0")
+        with pytest.raises(OSError, match="EXCT"):
+            decode(data)
+        monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+        with pytest.warns(UserWarning, match="text and other graphics are lost"):
+            decode(data)
+
+    def test_where_the_chunk_may_stand(self) -> None:
+        file = container.read(encode(with_photo()))
+        (at,) = [n for n, chunk in enumerate(file) if chunk.type == chunks.EXACT]
+        regions = file.pop(at)
+        for place, complaint in (
+            (at + 1, "EXCT after the last frame"),
+            (at, None),
+        ):
+            moved = [*file[:place], regions, *file[place:]]
+            if complaint is None:
+                decode(framed(moved))
+            else:
+                with pytest.raises(OSError, match=complaint):
+                    decode(framed(moved))
+        with pytest.raises(OSError, match="second EXCT"):
+            decode(framed([*file[:at], regions, regions, *file[at:]]))
+
+
+class TestGrey:
+    def test_a_grey_photo_of_mode_rgb_comes_back_grey(self) -> None:
+        picture = demo.photo().convert("L").convert("RGB")
+        for quality in (20, 75):
+            red, green, blue = decode(encode(picture, quality=quality)).split()
+            assert red.tobytes() == green.tobytes() == blue.tobytes()
+
+    def test_a_photo_in_colour_says_nothing(self) -> None:
+        assert chunks.GREY.type not in [c.type for c in container.read(encode(demo.photo()))]
+
+
+class TestFlats:
+    @pytest.mark.parametrize("quality", [20, 50, 75, 95])
+    def test_flat_colours_keep_their_mean(self, quality: int) -> None:
+        chance = random.Random(quality)
+        picture = Image.new("RGB", (192, 128))
+        for n in range(6):
+            colour = tuple(chance.choice([0, 44, 160, 255]) for _ in range(3))
+            picture.paste(colour, (64 * (n % 3), 64 * (n // 3), 64 * (n % 3 + 1), 64 * (n // 3 + 1)))
+        shown = np.asarray(decode(encode(picture, quality=quality))).astype(float)
+        wanted = np.asarray(picture).astype(float)
+        for n in range(6):
+            area = slice(64 * (n // 3), 64 * (n // 3 + 1)), slice(64 * (n % 3), 64 * (n % 3 + 1))
+            assert abs(shown[area].mean((0, 1)) - wanted[area].mean((0, 1))).max() <= 2
