@@ -32,7 +32,19 @@ WORDS = """
     imagine include journey kitchen library measure message million minute natural network
 """.split()  # noqa: SIM905
 
-NAMES = "value index total result buffer offset handle length parser writer cursor".split()
+NAMES = [
+    "value",
+    "index",
+    "total",
+    "result",
+    "buffer",
+    "offset",
+    "handle",
+    "length",
+    "parser",
+    "writer",
+    "cursor",
+]
 
 
 class Drawing(NamedTuple):
@@ -160,7 +172,8 @@ def _chart(of: _Set, variant: int, photos: list[Image.Image]) -> Drawing:
     elif variant == 1:
         axes.bar(range(9), chance.uniform(1, 9, 9), color=["C0", "C1", "C2"])
     else:
-        axes.scatter(*chance.normal(size=(2, 150)), c=chance.uniform(size=150), alpha=0.7)
+        xs, ys = chance.normal(size=(2, 150))
+        axes.scatter(xs, ys, c=chance.uniform(size=150), alpha=0.7)
     axes.set_title(" ".join(of.chance.sample(WORDS, 3)))
     axes.grid(variant != 1)
     file = io.BytesIO()
@@ -201,7 +214,8 @@ def _window(of: _Set, variant: int, photos: list[Image.Image]) -> Drawing:
     if dark:
         paper, bar, ink = (32, 33, 36), (45, 46, 50), (232, 234, 237)
     picture = Image.new("RGB", (720, 480), paper)
-    draw, words, font = ImageDraw.Draw(picture), [], of.font((13, 14, 16)[variant])
+    draw, font = ImageDraw.Draw(picture), of.font((13, 14, 16)[variant])
+    words: list[str] = []
     accent = [(25, 118, 210), (138, 180, 248), (46, 125, 50)][variant]
     draw.rectangle((0, 0, 720, 44), bar)
     draw.text((16, 13), "Settings of the account", ink, of.font(16))
@@ -213,7 +227,7 @@ def _window(of: _Set, variant: int, photos: list[Image.Image]) -> Drawing:
         draw.rounded_rectangle((200, y, 700, y + 38), 6, bar, (128, 132, 140))
         row = of.chance.sample(WORDS, 4)
         draw.text((214, y + 10), " ".join(row), ink, font)
-        words += row
+        words.extend(row)
         draw.ellipse((660, y + 10, 678, y + 28), accent if n % 3 else (160, 164, 170))
     return _drawing(picture, words)
 

@@ -150,7 +150,8 @@ def sheet(given: list[Drawing], quality: float) -> Image.Image:
 def report(rows: list[Row]) -> str:
     """A table of the rows, and their means."""
     lines = [
-        "| graphic | lossless WebP | sdz | exact | SSIMULACRA2 | words | AVIF | SSIMULACRA2 | words |",
+        "| graphic | lossless WebP | sdz | exact | SSIMULACRA2 | words "
+        "| AVIF | SSIMULACRA2 | words |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
 

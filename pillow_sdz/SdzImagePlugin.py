@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .arrays import Box
     from .chunks import Animation, Denoising
     from .codec import Frames
-    from .exact import Regions
 
 
 # A file on disk of at most so many bytes is kept in memory when it is opened.  Chosen: most
@@ -187,20 +186,10 @@ class SdzImageFile(ImageFile.ImageFile):
         self._scale = 1
         self._im = None
         self.tile = undecoded(self.size)
-        self.info["sdz"]["exact"] = self._exact_share()
+        self.info["sdz"]["exact"] = self._layers.share(self._frame)
         if self._animation is not None:
             self.info["timestamp"] = self._timestamps[frame]
             self.info["duration"] = self._animation.duration(frame)
-
-    def _exact_share(self) -> float:
-        """The part of the frame that is exact, in 0..1; `load` says what is wrong with it."""
-        if self._frame >= len(self._frames):
-            return 0  # the file is truncated
-        try:
-            regions = self._layers.exact(self._frame)
-        except OSError:
-            return 0
-        return 0 if regions is None else round(regions.share, 4)
 
     def seek(self, frame: int) -> None:
         """Go to a frame, counted from 0; EOFError if there is none."""
@@ -304,8 +293,10 @@ class SdzImageFile(ImageFile.ImageFile):
             )
             raise OSError(msg)
         # Before the network runs, since damage here makes its work vain.
-        alpha = self._alpha(box) if self._header.has_alpha else None
-        exact = self._exact()
+        alpha = None
+        if self._header.has_alpha:
+            alpha = self._layers.alpha(self._frame, box, self._scale, lenient=lenient)
+        exact = self._layers.exact(self._frame, lenient=lenient)
         size = box[2] - box[0], box[3] - box[1]
         found = Image.new("L" if self.mode.startswith("L") else "RGB", size)
         rest = box if exact is None else exact.rest(box, self._scale)
@@ -356,43 +347,13 @@ class SdzImageFile(ImageFile.ImageFile):
                 found.paste(0, (0, max(top - box[1], 0), found.width, max(bottom - box[1], 0)))
         return found.convert(mode)
 
-    def _alpha(self, box: Box) -> Image.Image:
-        """A part of the alpha channel; opaque if it is lost and LOAD_TRUNCATED_IMAGES is set."""
-        try:
-            return self._layers.alpha(self._frame, box, self._scale)
-        except OSError as e:
-            if not ImageFile.LOAD_TRUNCATED_IMAGES:
-                raise
-            warnings.warn(f"{e}: the picture is opaque", stacklevel=5)
-            return Image.new("L", (box[2] - box[0], box[3] - box[1]), 255)
-
-    def _exact(self) -> Regions | None:
-        """The exact regions; None if they are lost and LOAD_TRUNCATED_IMAGES is set."""
-        try:
-            return self._layers.exact(self._frame)
-        except OSError as e:
-            if not ImageFile.LOAD_TRUNCATED_IMAGES:
-                raise
-            warnings.warn(f"{e}: text and other graphics are lost", stacklevel=5)
-            return None
-
 
 def _count_bytes(entries: Sequence[container.Entry]) -> dict[str, int]:
     """The bytes of a file by what they hold; their sum is the file's size."""
     counts = {"latents": 0, "exact": 0, "alpha": 0, "metadata": 0, "container": 0}
     for entry in entries:
-        if entry.type in chunks.CODED:
-            kind = "latents"
-        elif entry.type in (chunks.ALPHA, chunks.EXACT):
-            kind = "alpha" if entry.type == chunks.ALPHA else "exact"
-        elif entry.type in (chunks.HEAD, chunks.BANDS.type, chunks.GREY.type):
-            kind = "container"
-        else:
-            kind = "metadata"
-        counts[kind] += entry.length
-    counts["container"] = entries[-1].end - sum(
-        counts[kind] for kind in ("latents", "exact", "alpha", "metadata")
-    )
+        counts[chunks.holds(entry.type)] += entry.length
+    counts["container"] += entries[-1].end - sum(counts.values())
     return counts
 
 

@@ -285,6 +285,15 @@ KINDS: dict[bytes, Kind] = {
 }
 
 
+def holds(type: bytes) -> str:
+    """What the bytes of a chunk are counted as in ``info["sdz"]["bytes"]``."""
+    if type in CODED:
+        return "latents"
+    if type in (HEAD, DONE, BANDS.type, GREY.type):
+        return "container"
+    return {ALPHA: "alpha", EXACT: "exact"}.get(type, "metadata")
+
+
 def is_type(type: bytes) -> bool:
     """Whether these bytes may be the type of a chunk."""
     return len(type) == 4 and type.isalpha()

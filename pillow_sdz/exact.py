@@ -133,9 +133,8 @@ def _of_blocks(pixels: NDArray[np.bool_]) -> Blocks:
     """Whether a block has a pixel that is True."""
     height, width = pixels.shape
     even = np.pad(pixels, ((0, -height % BLOCK), (0, -width % BLOCK)))
-    rows, columns = (side // BLOCK for side in even.shape)
-    found: Blocks = even.reshape(rows, BLOCK, columns, BLOCK).any((1, 3))
-    return found
+    rows, columns = shape_of((width, height))
+    return np.asarray(even.reshape(rows, BLOCK, columns, BLOCK).any((1, 3)), np.bool_)
 
 
 def _data(method: int, image: Image.Image, coded: Blocks, kept: Blocks | None = None) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
@@ -30,11 +31,21 @@ class Layers:
         # The frame whose exact regions were read last.  The next one may build on them.
         self._latest: tuple[int, Regions | None] = -1, None
 
-    def alpha(self, number: int, box: Box, scale: int) -> Image.Image:
-        """A part of a frame's alpha channel, of mode L; OSError if it is damaged.
+    def alpha(self, number: int, box: Box, scale: int, *, lenient: bool) -> Image.Image:
+        """A part of a frame's alpha channel, of mode L.
 
-        ``box`` is in pixels of the picture at 1/scale of its size.
+        ``box`` is in pixels of the picture at 1/scale of its size.  OSError if the alpha channel is
+        damaged; with ``lenient``, it is opaque then.
         """
+        try:
+            return self._alpha(number, box, scale)
+        except OSError as e:
+            if not lenient:
+                raise
+            warnings.warn(f"{e}: the picture is opaque", stacklevel=5)
+            return Image.new("L", (box[2] - box[0], box[3] - box[1]), 255)
+
+    def _alpha(self, number: int, box: Box, scale: int) -> Image.Image:
         for frame in range(number, max(0, number - MAX_CHANGES) - 1, -1):
             found = self._frames[frame].alpha
             if not found:
@@ -46,8 +57,30 @@ class Layers:
         msg = "damaged SDZ file: chunk ALPH repeats the frame before, which has no alpha"
         raise OSError(msg)
 
-    def exact(self, number: int) -> Regions | None:
-        """The exact regions of a frame, None if it has none; OSError if they are damaged."""
+    def exact(self, number: int, *, lenient: bool) -> Regions | None:
+        """The exact regions of a frame; None if it has none.
+
+        OSError if they are damaged; with ``lenient``, the frame has none then.
+        """
+        try:
+            return self._exact(number)
+        except OSError as e:
+            if not lenient:
+                raise
+            warnings.warn(f"{e}: text and other graphics are lost", stacklevel=5)
+            return None
+
+    def share(self, number: int) -> float:
+        """The part of a frame's pixels that is exact, in 0..1; 0 if what says so is damaged."""
+        if number >= len(self._frames):
+            return 0  # the file is truncated
+        try:
+            regions = self._exact(number)
+        except OSError:
+            return 0
+        return 0 if regions is None else round(regions.share, 4)
+
+    def _exact(self, number: int) -> Regions | None:
         if self._frames[number].exact is None:
             return None
         from . import exact  # which imports numpy: most files do not need it
