@@ -200,7 +200,7 @@ def _map(of: _Set, variant: int, photos: list[Image.Image]) -> Drawing:
         draw.line(line, (190, 180, 170), width + 4, joint="curve")
         draw.line(line, colour, width, joint="curve")
     picture = big.resize(size, Image.Resampling.BOX)
-    names, labels, words = of.font(13, variant), ImageDraw.Draw(picture), []
+    names, labels = of.font(13, variant), ImageDraw.Draw(picture)
     for _ in range(22):
         word = chance.choice(WORDS).capitalize()
         at = chance.randint(5, 540), chance.randint(5, 450)

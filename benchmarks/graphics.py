@@ -147,40 +147,44 @@ def sheet(given: list[Drawing], quality: float) -> Image.Image:
     return whole
 
 
-def report(rows: list[Row]) -> str:
-    """A table of the rows, and their means."""
-    lines = [
-        "| graphic | lossless WebP | sdz | exact | SSIMULACRA2 | words "
-        "| AVIF | SSIMULACRA2 | words |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+HEAD = (
+    "| graphic | lossless WebP | sdz | exact | SSIMULACRA2 | words | AVIF | SSIMULACRA2 | words |\n"
+    "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+)
+
+
+def line(row: Row) -> str:
+    """A line of the table."""
 
     def words(result: Result) -> str:
         if result.scans is not None:
             return "scans" if result.scans else "does not scan"
         return "" if result.words is None else f"{result.words:.2f}"
 
-    for row in rows:
-        sdz, avif = row.sdz, row.avif
-        too_large = "" if row.avif_fits else " (its smallest)"
-        lines.append(
-            f"| {row.name} | {row.lossless:,} | {sdz.bytes:,} | {row.exact:.2f} |"
-            f" {sdz.ssimulacra2:.1f} | {words(sdz)} | {avif.bytes:,}{too_large} |"
-            f" {avif.ssimulacra2:.1f} | {words(avif)} |"
-        )
-    means = []
+    sdz, avif = row.sdz, row.avif
+    too_large = "" if row.avif_fits else " (its smallest)"
+    return (
+        f"| {row.name} | {row.lossless:,} | {sdz.bytes:,} | {row.exact:.2f} |"
+        f" {sdz.ssimulacra2:.1f} | {words(sdz)} | {avif.bytes:,}{too_large} |"
+        f" {avif.ssimulacra2:.1f} | {words(avif)} |"
+    )
+
+
+def means(rows: list[Row]) -> str:
+    """The means of both codecs."""
+    lines = []
     for of in ("sdz", "avif"):
-        results = [getattr(row, of) for row in rows]
+        results: list[Result] = [getattr(row, of) for row in rows]
         read = [r.words for r in results if r.words is not None]
         scans = [r.scans for r in results if r.scans is not None]
-        means.append(
+        lines.append(
             f"{of}: SSIMULACRA2 {statistics.fmean(r.ssimulacra2 for r in results):.2f}"
             + (f", words {statistics.fmean(read):.3f}" if read else "")
             + (f", QR codes {sum(scans)} of {len(scans)}" if scans else "")
         )
     encode, decode = (statistics.fmean(row.seconds[n] for row in rows) for n in (0, 1))
-    means.append(f"seconds of a core: {encode:.2f} to encode, {decode:.3f} to decode")
-    return "\n".join([*lines, "", *means])
+    lines.append(f"seconds of a core: {encode:.2f} to encode, {decode:.3f} to decode")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -205,8 +209,12 @@ def main() -> None:
         if options.sheet:
             sheet(given, quality).save(options.sheet, lossless=True)
             return
-        print(f"quality {quality:g}\n")
-        print(report([compared(drawing, quality) for drawing in given]), flush=True)
+        print(f"quality {quality:g}\n\n{HEAD}")
+        rows = []
+        for drawing in given:
+            rows.append(compared(drawing, quality))
+            print(line(rows[-1]), flush=True)
+        print(f"\n{means(rows)}\n")
 
 
 if __name__ == "__main__":

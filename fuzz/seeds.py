@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pillow_sdz import alpha, catalogue, chunks, container, models, save_latents
+from pillow_sdz import alpha, catalogue, chunks, container, exact, models, save_latents
 from pillow_sdz.arrays import Ints
 from pillow_sdz.codings import changes
 from pillow_sdz.codings.coding import Frame
@@ -98,6 +98,22 @@ def _animation() -> bytes:
     return container.write(container.assemble(header, about, frames))
 
 
+def _regions() -> bytes:
+    """Three frames with exact regions: some, some that change, and the same again."""
+    model = catalogue.MINI
+    header = Header("RGB", (20, 12), model.name, model.digest, 160, model.factor, 5000, frames=3)
+    picture = Image.linear_gradient("L").resize((20, 12)).convert("RGB")
+    blocks = np.array([[True, True, False], [False, True, True]])
+    coder, frames = exact.Encoder(255), []
+    for number in range(3):
+        if number == 1:
+            picture.putpixel((1, 1), (200, 0, 0))
+        data = coder.encode(picture, blocks)
+        frames.append([Chunk(chunks.EXACT, data), Chunk(chunks.LATENTS, b"")])
+    about = [Chunk(chunks.GREY.type, b"")]
+    return container.write(container.assemble(header, about, frames))
+
+
 def made() -> list[bytes]:
     """Files of a few pixels, with every chunk and every coding."""
     picture = Image.linear_gradient("L").resize((5, 3)).convert("RGBA")
@@ -117,7 +133,7 @@ def made() -> list[bytes]:
     save(quality=1, tune="perceptual", chunks=[(b"teSt", b"unknown")], **about)
     for coding in catalogue.SD_MINI.space.codings:
         save(model="sd-mini", coding=coding.name, denoise=0.04, prompt="x")
-    files.append(_animation())
+    files += [_animation(), _regions()]
     mask = np.ones((16, 16), np.float32)
     mask[3:5] = 0
     for lossless in (None, "float16"):

@@ -224,10 +224,10 @@ def test_where_frames_lie() -> None:
     entries = list(reader)
     assert reader.bands == [slice(0, 16), slice(16, 32)]
     first, second = container.Frames(entries, 2)
-    assert first == (entries[2:4], [entries[4]])
-    assert second == (entries[5:7], [entries[7]])
+    assert first == (entries[2:4], [entries[4]], None)
+    assert second == (entries[5:7], [entries[7]], None)
     _, cut = container.Frames(entries[:6], 2)
-    assert cut == ([entries[5]], [])
+    assert cut == ([entries[5]], [], None)
 
 
 @pytest.mark.parametrize("durations", [(40,), (40, 0, 4294967295)])

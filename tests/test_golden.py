@@ -84,7 +84,14 @@ def test_container_opens() -> None:
                 "latents": (4, 25, 38),
                 "factor": 8,
                 "step": 6050 / 1024,
-                "bytes": {"latents": 200, "alpha": 2, "metadata": 51, "container": 117},
+                "bytes": {
+                    "latents": 200,
+                    "exact": 0,
+                    "alpha": 2,
+                    "metadata": 51,
+                    "container": 117,
+                },
+                "exact": 0,
                 "reconstructed": True,
             },
         }

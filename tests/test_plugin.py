@@ -57,6 +57,7 @@ def test_info_says_what_the_file_is(path: Path) -> None:
             "latents": (spec.channels, height, width),
             "factor": spec.factor,
             "quality": 75,
+            "exact": 0,
             "reconstructed": True,
         }
 
@@ -70,7 +71,7 @@ def test_info_says_what_the_file_is(path: Path) -> None:
 def test_bytes_sum_to_the_file(photo: Image.Image, mode: str, options: dict[str, Any]) -> None:
     data = encode(photo.convert(mode), **options)
     counts = decode(data).info["sdz"]["bytes"]
-    assert counts.keys() == {"latents", "alpha", "metadata", "container"}
+    assert counts.keys() == {"latents", "exact", "alpha", "metadata", "container"}
     assert sum(counts.values()) == len(data)
     others = sum(len(chunk) for _, chunk in options.get("chunks", []))
     assert counts["metadata"] == len(options.get("xmp", b"")) + others

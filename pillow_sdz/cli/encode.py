@@ -78,6 +78,13 @@ def add_encode(commands: Commands) -> None:
         metavar="TEXT",
         help="what the picture shows; it guides the denoising when the file is decoded",
     )
+    parser.add_argument(
+        "--no-regions",
+        dest="regions",
+        action="store_false",
+        default=None,
+        help="let the model reconstruct text and other graphics, which are kept exactly otherwise",
+    )
     add_strip(parser)
     add_jobs(parser)
     parser.set_defaults(run=_run, parser=parser)
@@ -97,7 +104,7 @@ def _run(options: argparse.Namespace) -> int:
     found = find(options.inputs, wanted, "pictures and no files of latents")
     planned = without_clashes(jobs(options, found, ".sdz", target))
     targets = Targets(options.force, options.skip_existing)
-    names = ("quality", "target_size", "model", "coding", "effort", "tune", "prompt")
+    names = ("quality", "target_size", "model", "coding", "effort", "tune", "prompt", "regions")
     encoder = Encoder(
         given(options, *names),
         tuple(of_latents),
