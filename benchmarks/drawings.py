@@ -205,7 +205,7 @@ def _map(of: _Set, variant: int, photos: list[Image.Image]) -> Drawing:
         word = chance.choice(WORDS).capitalize()
         at = chance.randint(5, 540), chance.randint(5, 450)
         labels.text(at, word, (60, 60, 60), names, stroke_width=2, stroke_fill=(255, 255, 255))
-    return _drawing(picture, words)
+    return _drawing(picture)
 
 
 def _window(of: _Set, variant: int, photos: list[Image.Image]) -> Drawing:
