@@ -40,7 +40,7 @@ FEWEST_FLAT, PART_OF_BOX = 64, 0.9
 BYTES_PER_CHANGE = 1.5
 # Blocks between exact ones become exact if that adds less than this part of the bytes.  Then the
 # picture may need no latents at all.  Chosen.
-PART_OF_REST = 0.03
+PART_OF_REST = 0.1
 
 _ROWS = 1024  # of pixels that are looked at together: so large pictures take little memory
 
