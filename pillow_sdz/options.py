@@ -73,7 +73,7 @@ and pixels are the same to a grey level. Networks of other models, and effort ab
 """
 
 DTYPES = ("float32", "float16", "bfloat16")
-SMALLEST_BUDGET = 210_000_000  # what the smallest tiles take (models.embedded.tile_side)
+SMALLEST_BUDGET = 210_000_000  # what the smallest tiles take (models.mini.memory.tile_side)
 SMALLEST_STRENGTH = 0.001  # what a file can recommend; below, the number of steps overflows
 MAX_STEPS = 1000  # as many as there are in the schedules of Stable Diffusion
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evaluation.photos import photo_paths
+from pillow_sdz.catalogue import HIGHEST_QUALITY, LOWEST_QUALITY
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import Tables
 from pillow_sdz.models.mini import Mini
@@ -54,7 +55,7 @@ def compare(model: Model, network: Mini, photos: list[NDArray[np.uint8]]) -> Non
     tables = Tables.shipped()
     print("| quality | bits per pixel | float estimate | loss |\n|---|---|---|---|")
     for value in RATES:
-        quality = round(100 + 9900 * value)
+        quality = round(LOWEST_QUALITY + (HIGHEST_QUALITY - LOWEST_QUALITY) * value)
         real, estimate, pixels = 0.0, 0.0, 0
         for photo in photos:
             steps = network.encode(photo) * network.gain(quality)

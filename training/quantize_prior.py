@@ -15,10 +15,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pillow_sdz.catalogue import HIGHEST_QUALITY, LOWEST_QUALITY
 from pillow_sdz.codings.hyperprior import ACTIVATION_LIMIT, CHECKERBOARD, PARITIES, SQUARE, quadrant
 from pillow_sdz.codings.integers import EXACT_SINGLE
 from pillow_sdz.codings.range_coder import MEAN_UNITS
 from training.prior import GROUPS, Prior, checkerboard
+
+QUALITIES = HIGHEST_QUALITY - LOWEST_QUALITY
 
 # Largest multiplier kept: 20 bits are precise to a millionth and leave room in 62.
 MULTIPLIER_BITS = 20
@@ -111,8 +114,8 @@ def integers(prior: Prior, largest: dict[str, float]) -> dict[str, NDArray[Any]]
     # runs from 100 to 10,000 for a rate from 0 to 1.
     octaves = 8 / math.log(2)
     base, slope = prior.hyper_scale * octaves
-    slope = slope / 9900
-    base = base + 40 - 100 * slope + 0.5
+    slope = slope / QUALITIES
+    base = base + 40 - LOWEST_QUALITY * slope + 0.5
     hyper_scale = torch.stack([base, slope]) * 65536
     tensors["hyper_scale"] = torch.round(hyper_scale).to(torch.int32).numpy()
     bias = torch.as_tensor(prior.synthesis_up.bias)
@@ -128,12 +131,12 @@ def integers(prior: Prior, largest: dict[str, float]) -> dict[str, NDArray[Any]]
     for i, group in enumerate(GROUPS):
         (weight, bias), (last_weight, last_bias) = prior.dense(i)
         parts = [(weight[:, :f], unit["features"]), (weight[:, f : 2 * f], unit["context"])]
-        parts.append((weight[:, 2 * f : 2 * f + 1], 1 / 9900))
+        parts.append((weight[:, 2 * f : 2 * f + 1], 1 / QUALITIES))
         if start:
             parts.append((weight[:, 2 * f + 1 :], 1.0))
         hidden = unit[f"hidden{i}"]
-        # Quality 100 is rate 0: its offset goes into the bias.
-        bias = bias - weight[:, 2 * f] * (100 / 9900)
+        # The lowest quality is rate 0: its offset goes into the bias.
+        bias = bias - weight[:, 2 * f] * (LOWEST_QUALITY / QUALITIES)
         tensors |= affine(f"hidden{i}", parts, bias, ones(len(weight)) * hidden, single=True)
         weight, bias = last_weight.clone(), last_bias.clone()
         weight[group:] *= octaves

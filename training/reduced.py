@@ -73,7 +73,7 @@ def fit(mini: Mini, paths: list[Path]) -> dict[int, Reducing | Eighth]:
     squares: dict[int, Tensor] = defaultdict(lambda: torch.zeros(()))
     products: dict[int, Tensor] = defaultdict(lambda: torch.zeros(()))
     for path in paths:
-        quality = random.randint(100, 10000)
+        quality = random.randint(catalogue.LOWEST_QUALITY, catalogue.HIGHEST_QUALITY)
         latents, _ = sample(mini, path, quality)
         rate = rate_of(quality)
         picture = mini.decoder()(latents, rate)
