@@ -62,7 +62,7 @@ def frames(latents: Any, name: object, factor: object, size: Any) -> Frames:
     height) in pixels, or None; a sequence needs it.  ValueError for other shapes.
     """
     array = _array(latents)
-    model = _model(name, factor, array.shape)
+    model = _model(name, factor, array.shape, size)
     space = model.space
     if packing := _packed(array.shape, space, size):
         return _unpacked(array, model, packing, size)
@@ -107,7 +107,7 @@ def _array(latents: Any) -> Array:
     return array
 
 
-def _model(name: object, factor: object, shape: tuple[int, ...]) -> ModelSpec:
+def _model(name: object, factor: object, shape: tuple[int, ...], size: Any) -> ModelSpec:
     """The model of a name.  If nobody knows the name, the latents say their channels."""
     try:
         model = keywords.model_named(name)
@@ -121,7 +121,7 @@ def _model(name: object, factor: object, shape: tuple[int, ...]) -> ModelSpec:
         channels = shape[1] if len(shape) == 5 else shape[-3]
         return ModelSpec(name, _whole("channels", channels, MAX_CHANNELS), found, NOT_NAMED, name)
     patches = SPACES.get(model.space.patches or "")
-    if patches is not None and _has_channels(shape, patches) and not _has_channels(shape, model):
+    if patches is not None and _is_patches(shape, model, patches, size):
         model = ModelSpec(patches.name, patches.channels, patches.factor, NOT_NAMED, patches.name)
     if factor is not None and _whole("factor", factor, MAX_FACTOR) != model.factor:
         msg = f"model {model.name} has a factor of {model.factor}, not {factor}"
@@ -129,9 +129,17 @@ def _model(name: object, factor: object, shape: tuple[int, ...]) -> ModelSpec:
     return model
 
 
-def _has_channels(shape: tuple[int, ...], of: Space | ModelSpec) -> bool:
-    places = {5: (1,), 4: (1,), 3: (0, 2)}[len(shape)]
-    return any(shape[place] == of.channels for place in places)
+def _is_patches(shape: tuple[int, ...], model: ModelSpec, patches: Space, size: Any) -> bool:
+    """Whether latents of this shape are 2x2 patches of a model's, and not its own."""
+    if len(shape) != 3:
+        return shape[1] == patches.channels
+    if shape[0] == patches.channels or shape[2] != patches.channels:
+        return shape[0] == patches.channels
+    # A sequence of patches, or a plane of the model's own that is as wide as they are deep.
+    if size is None:
+        return shape[0] != model.channels or shape[1] >= NARROW * shape[2]
+    rows, columns = PACKINGS[patches.packing or "places"].shape(pixel_size(size), patches.factor)
+    return shape[0] != model.channels or shape[1] == rows * columns
 
 
 def _whole(what: str, value: Any, most: int) -> int:

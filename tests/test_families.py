@@ -167,6 +167,28 @@ def test_flux2_is_told_by_its_channels() -> None:
     assert exact(patches[0, :, :1], model="flux2").model == "flux2-patches"
 
 
+@pytest.mark.parametrize(
+    ("shape", "size", "name"),
+    [
+        ((128, 32, 32), None, "flux2-patches"),  # 512x512: as wide as the others are deep
+        ((32, 64, 64), None, "flux2"),
+        ((32, 96, 128), None, "flux2"),  # 1024 pixels wide
+        ((32, 96, 128), (1024, 768), "flux2"),
+        ((32, 1024, 128), (512, 512), "flux2-patches"),  # a batch of 32 sequences
+        ((128, 128, 128), None, "flux2-patches"),
+        ((2, 1024, 128), (512, 512), "flux2-patches"),
+        ((1, 32, 32, 32), None, "flux2"),
+        ((1, 128, 32, 32), None, "flux2-patches"),
+    ],
+)
+def test_flux2_of_shapes_that_look_alike(
+    shape: tuple[int, ...], size: tuple[int, int] | None, name: str
+) -> None:
+    assert framed(np.zeros(shape, np.float32), "flux2", size).model.name == name
+    with pytest.raises(ValueError, match="packed sequence of flux2-patches latents"):
+        framed(np.zeros((32, 1024, 128), np.float32), "flux2")
+
+
 def test_even_places() -> None:
     array = latents(2, 64, 4, 2)
     found = framed(packed_places(array), "qwen-image-2", (50, 65))
