@@ -204,6 +204,7 @@ def save_latents(
 def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
     """Decode the latents in an `.sdz` file, whatever wrote it; see `Latents`.
 
+    Memory: the result, and up to 30 times the latents of one band, which are decoded at once.
     The model need not be installed, nor be known.  OSError if the file is damaged or not an `.sdz`
     file.  `Image.DecompressionBombError` if it has a mask with more pixels than Pillow allows.
     """
@@ -261,7 +262,7 @@ def _shaped(frames: Array, steps: int) -> Array:
 
 
 def _stored(frames: codec.Frames) -> Array:
-    """All latents (N, C, h, w).  This takes little more memory than they do."""
+    """All latents (N, C, h, w).  One band at a time is decoded."""
     header = frames.header
     stored: Array | None = None
     for number in range(header.frames):

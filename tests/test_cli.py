@@ -610,6 +610,11 @@ def test_names_that_look_like_resolutions_mean_nothing(cache: Path) -> None:
     assert files(Path("back")) == {"wall.96x64.npz", "wall.64x96.npz"}
 
 
+def test_folders_for_the_result_are_made(cache: Path) -> None:
+    assert main(["encode", str(cache / "a_0048x0064_sd.npz"), "-o", "new/and/deep/x.sdz"]) == 0
+    assert files(Path("new")) == {"and/deep/x.sdz"}
+
+
 def test_a_resolution_never_takes_another_inputs_name(cache: Path) -> None:
     """It gets another one: nobody has asked for this name."""
     np.savez("c.npz", **cached("_8x6"), **cached("_12x4", 12, 4))

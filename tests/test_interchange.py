@@ -89,6 +89,29 @@ def test_kohya_key_by_key(tmp_path: Path, left_out: tuple[str, ...]) -> None:
         assert {m.compress_type for m in archive.infolist()} == {zipfile.ZIP_STORED}
 
 
+class Malice:
+    """What a pickle runs when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._path,)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_pickled_arrays_are_not_unpickled(tmp_path: Path, suffix: str) -> None:
+    array = np.array([Malice(tmp_path / "touched")], object)
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".npy":
+        np.save(path, array)
+    else:
+        np.savez(path, latents=array)
+    with pytest.raises((OSError, ValueError)):
+        interchange.read(path)
+    assert not (tmp_path / "touched").exists()
+
+
 def test_kohya_with_several_resolutions(tmp_path: Path) -> None:
     path = tmp_path / "photo_1024x1024_flux.npz"
     arrays = kohya("_8x6") | kohya("_12x4", 12, 4, seed=5) | {"latents": latents(4, 2, 2)}

@@ -296,6 +296,21 @@ def test_damaged_bands_are_black(banded: bytes) -> None:
     assert cut[: 3 * ROWS * 16].any(axis=2).mean() > 0.9
 
 
+@pytest.mark.usefixtures("load_truncated")
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_damaged_band_is_black_where_a_part_has_it(banded: bytes, scale: int) -> None:
+    file = container.read(banded)
+    place = [n for n, chunk in enumerate(file) if chunk.type == chunks.LATENTS][2]
+    file[place] = file[place]._replace(data=b"\xff" * 40)
+    with Image.open(BytesIO(framed(file))) as im:
+        im.draft(None, (im.width // scale, im.height // scale))
+        with pytest.warns(UserWarning, match="are black"):
+            part = np.asarray(im.crop((10, 100 // scale, 150 // scale, 240 // scale)))
+    black = ~part.any(axis=(1, 2))
+    # Rows 128 to 192 of the picture.
+    assert np.flatnonzero(black).tolist() == [*range(28 // scale, 92 // scale)]
+
+
 # Memory
 
 

@@ -557,3 +557,28 @@ def test_pictures_too_large_for_pillow_have_latents(monkeypatch: pytest.MonkeyPa
     """`Image.MAX_IMAGE_PIXELS` is for pixels, and no pixels are decoded here."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert roundtrip(latents()).shape == SHAPE
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "most"),
+    [  # measured: 2.3, 23, 24, 6 and 12
+        ((60, 4, 32, 32), {"model": "sd1"}, 3),
+        ((4, 128, 128), {"model": "sd1"}, 30),
+        ((4, 128, 128), {"model": "sd1", "lossless": "float16"}, 30),
+        ((4, 128, 128), {"model": "sd1", "coding": "palette"}, 15),
+        ((16, 96, 96), {"model": "flux"}, 20),
+    ],
+)
+def test_memory_to_read(shape: tuple[int, ...], options: dict[str, Any], most: int) -> None:
+    """In multiples of the result.  A frame is decoded at once, so it counts where there are few."""
+    file = BytesIO()
+    values = np.random.default_rng(0).normal(0, 1, shape).astype(np.float16)
+    save_latents(values, file, **options)
+    open_latents(file)  # loads tables and priors
+    tracemalloc.start()
+    try:
+        found = open_latents(file)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < most * found.latents.nbytes

@@ -190,6 +190,14 @@ def in_a_thread(work: Any) -> Any:
     return results[0]
 
 
+def test_the_least_strength() -> None:
+    """A file can recommend no less."""
+    with options.override(DENOISE=0.001):
+        assert options.DENOISE == 0.001
+    with pytest.raises(ValueError, match=r"DENOISE must be .* from 0\.001 to 1"):
+        options.DENOISE = 0.00099
+
+
 def test_a_misspelt_setting_is_not_set() -> None:
     with pytest.raises(AttributeError, match="no setting DENOIZE: did you mean DENOISE"):
         options.DENOIZE = False  # type: ignore[attr-defined]
