@@ -35,7 +35,8 @@ Array = NDArray[Any]
 # 4 channels.
 MAX_VALUES = 1 << 28
 # Work (`adaptive.work`) of all frames together that a file may ask for, besides the work that its
-# bytes allow.  Chosen: about 20 seconds.  Only thousands of empty frames exceed it.
+# bytes allow.  Chosen: about 20 seconds.  Only thousands of empty frames exceed it.  The codings
+# limit each payload for themselves (`adaptive.FREE_WORK`), but a file may have very many.
 FREE_WORK = 1 << 21
 
 
@@ -204,7 +205,7 @@ def save_latents(
 def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
     """Decode the latents in an `.sdz` file, whatever wrote it; see `Latents`.
 
-    Memory: the result, and up to 30 times the latents of one band, which are decoded at once.
+    Memory: the result, up to 25 times the latents of one band, which are decoded at once, and 20 MB.
     The model need not be installed, nor be known.  OSError if the file is damaged or not an `.sdz`
     file.  `Image.DecompressionBombError` if it has a mask with more pixels than Pillow allows.
     """
