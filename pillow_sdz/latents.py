@@ -205,7 +205,7 @@ def save_latents(
 def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
     """Decode the latents in an `.sdz` file, whatever wrote it; see `Latents`.
 
-    Memory: the result, up to 25 times the latents of one band, which are decoded at once, and 20 MB.
+    Memory: the result, 20 MB, and 25 times the latents of one band, which are decoded at once.
     The model need not be installed, nor be known.  OSError if the file is damaged or not an `.sdz`
     file.  `Image.DecompressionBombError` if it has a mask with more pixels than Pillow allows.
     """
