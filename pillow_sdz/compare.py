@@ -24,7 +24,7 @@ WEBP_LARGEST_SIDE = 16383  # WEBP_MAX_DIMENSION of libwebp's encode.h
 
 @dataclass(frozen=True)
 class Codec:
-    """A format of Pillow's that .sdz is compared with.  Its quality settings are 0 to 100."""
+    """A format of Pillow that .sdz is compared with.  Its quality settings are 0 to 100."""
 
     feature: str  # what Pillow must be built with
     options: dict[str, Any]
@@ -41,7 +41,7 @@ CODECS = {
 
 @dataclass(frozen=True)
 class Version:
-    """A picture as one codec keeps it."""
+    """A picture, encoded and decoded by one codec."""
 
     codec: str
     data: bytes

@@ -29,7 +29,8 @@ def photo() -> Image.Image:
 def run(*, quality: float | None = None, target_size: int | None = None) -> Comparison:
     """Encode the photo as .sdz, and as JPEG and WebP in at most as many bytes.
 
-    ``quality`` or ``target_size`` (in bytes) is that of the .sdz; 5000 bytes if neither is given.
+    ``quality`` or ``target_size`` (in bytes) is for the .sdz file.  If neither is given, the target
+    is 5000 bytes.
     ValueError if no .sdz is that small.
     """
     if quality is None and target_size is None:

@@ -1,9 +1,9 @@
-"""Settings of the process: module attributes, each with its meaning underneath.
+"""Settings of the process.  Each is an attribute of this module.
 
-Every setting ``X`` starts as the environment variable ``SDZ_X`` says, can be assigned
-(``pillow_sdz.options.DEVICE = "cpu"``), and can be set for a block of code by `override`.
-Assigning a wrong value raises ValueError at once. If the environment has a wrong value, the setting
-has its default, and there is a warning when it is first needed.
+The environment variable ``SDZ_X`` gives the first value of the setting ``X``.  You can assign
+another one (``pillow_sdz.options.DEVICE = "cpu"``).  `override` sets it for a block of code.  A
+wrong value raises ValueError when it is assigned.  If the environment has a wrong value, the
+setting has its default, and there is a warning when it is first needed.
 """
 
 from __future__ import annotations
@@ -21,55 +21,58 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 DEVICE: str | None = None
-"""Where networks run: "cpu", "cuda", "cuda:1", "mps", ...; None: the best of CUDA, MPS and CPU.
+"""Where networks run: "cpu", "cuda", "cuda:1", "mps" and so on.
 
-The embedded autoencoders always run on the CPU, and modules handed to `register_model` where they
+With None, they run on CUDA if it is there, otherwise on MPS, otherwise on the CPU.  The embedded
+autoencoders always run on the CPU.  Loaded modules that `register_model` was given run where they
 are.
 """
 
 DTYPE: str | None = None
-"""The networks' numbers: "float32", "float16" or "bfloat16"; None: float16 on a GPU, else float32.
+"""The type of the networks' numbers: "float32", "float16" or "bfloat16".
 
-The embedded `mini` knows float32 and bfloat16; None: bfloat16, for the most of it, on a CPU that
-multiplies matrices of it (AMX), else float32. Pixels differ by a grey level at most.
+With None, it is float16 on a GPU, otherwise float32.  The embedded `mini` has only float32 and
+bfloat16.  With None, most of it runs in bfloat16 on a CPU that multiplies matrices of bfloat16
+(AMX), otherwise in float32.  Pixels differ by a grey level at most.
 
-An autoencoder whose values leave float16's range is run again in float32; with a U-Net that is an
-OSError.
+If values of an autoencoder leave float16's range, it runs again in float32.  If values of a U-Net
+leave it, that is an OSError.
 """
 
 ALLOW_DOWNLOADS: bool = False
 """Whether loading and saving may download the weights of a model that is pinned in this package.
 
-Otherwise only ``sdz models fetch`` does.
+If False, only ``sdz models fetch`` downloads weights.
 """
 
 DENOISE: bool | float | None = None
 """Whether a U-Net takes the quantisation noise out of decoded latents.
 
-None: as the file recommends, within bounds (docs/security.md). A number from 0.001 to 1.0 is the
-strength: the part of the diffusion's steps that is run; 0.0 is none. The integers 0 and 1 are False
-and True.
+With None, the file decides, within limits (docs/security.md).  A number from 0.001 to 1.0 is the
+strength: the share of the noise schedule whose steps are run.  0.0 is no denoising.  The integers 0
+and 1 are False and True.
 """
 
 DENOISE_STEPS: int | None = None
-"""How many steps the U-Net takes, 1 to 1000; None: as the file recommends.
+"""How many steps the U-Net takes, 1 to 1000.  With None, the file decides.
 
-It takes no more than the strength's part of the schedule: 40 of 1000 at 0.04.
+There are no more steps than the strength's share of the schedule has: 40 of 1000 at 0.04.
 """
 
 DECODER: str | None = None
-"""The name of the model to decode with instead of the one that a file names, None for that one.
+"""The name of the model that decodes all files.  With None, the model that a file names decodes it.
 
-Both must share their latent space, as sd1 and taesd do. Its weights need not be the file's. It is
-asked of every file, those of embedded models included: one of another latent space is an OSError.
+The two models must share their latent space, as sd1 and taesd do.  The weights need not be those
+that the file names.  This holds for all files, also for those of embedded models.  A file of
+another latent space is an OSError.
 """
 
 MEMORY_BUDGET: int = 340_000_000
-"""Bytes that an embedded model may take to decode, loaded itself, besides the picture; 210 MB at
-least.
+"""How many bytes an embedded model may take while it decodes, at least 210 MB.
 
-It decides how large a part of a picture the networks compute at once: smaller parts take more time,
-and pixels are the same to a grey level. Networks of other models, and effort above 4, take more.
+The loaded model counts, the picture does not.  The budget decides how large a part of a picture the
+networks compute at once.  Smaller parts take more time, and pixels differ by a grey level at most.
+Networks of other models, and effort above 4, take more memory than this.
 """
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -113,7 +116,7 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _checked(name: str, value: object, shown_as: str) -> object:
-    """The value as it is kept; ValueError if the setting may not have it."""
+    """The value in the form in which it is kept; ValueError if the setting may not have it."""
     may_be, accepts = _RULES[name]
     if not accepts(value):
         msg = f"{shown_as} must be {may_be}, not {reprlib.repr(value)}"

@@ -21,11 +21,12 @@ class ShardedLatents(IterableDataset[dict[str, Any]]):
     """Batches of latents of one shape, from the shards in a folder or a bucket.
 
     A batch is a dictionary: ``latents`` (B, C, h, w), scaled as pipelines return them, ``sources``
-    and ``keys``.  Each frame of a file of several is an example.  Pass it to a DataLoader with
-    ``batch_size=None``.  The shards are shared among its workers, and among ``ranks``.
+    and ``keys``.  If a file has several frames, each of them is an example.  Pass the dataset to a
+    DataLoader with ``batch_size=None``.  The DataLoader's workers share the shards, and so do the
+    ``ranks``.
 
-    With a ``seed``, shards come in another order in each epoch, and examples wait in a buffer of
-    ``buffer`` examples, of which random ones leave.  Without it, they come in the order of the
+    With a ``seed``, each epoch has the shards in another order.  Examples wait in a buffer of
+    ``buffer`` examples, and random ones leave it.  Without it, they come in the order of the
     sources.  ``drop_last`` leaves out batches that are not full.
     """
 

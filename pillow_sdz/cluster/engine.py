@@ -24,7 +24,7 @@ def encode(
 ) -> dict[str, Any]:
     """Encode all pictures or latents below ``source`` into ``count`` shards in ``target``.
 
-    Shards that are there are not made again, so that a run that was killed goes on.  ``told`` is
+    Shards that exist are not made again.  So a run that was killed can go on.  ``told`` is
     called for each shard that is done.  Returns the numbers of the whole target: items, errors,
     bytes before and after, and the workers' CPU seconds.
 
