@@ -21,11 +21,10 @@ from .pillow_private import DeferredError, check_pixels, descriptor, is_read_fro
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from PIL._imaging import PixelAccess
-
     from .arrays import Box
     from .chunks import Animation, Denoising
     from .codec import Frames
+    from .pillow_private import PixelAccess
 
 
 # A file on disk of at most so many bytes is kept in memory when it is opened.  Chosen: most

@@ -6,11 +6,14 @@ A new version of Pillow may change them.  Then only this file must change.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
 from PIL._util import DeferredError as DeferredError  # replaces the file of a closed image
 from PIL._util import is_path
+
+if TYPE_CHECKING:
+    from PIL._imaging import PixelAccess as PixelAccess  # the result of `load`
 
 
 def descriptor(fp: object) -> int | None:
