@@ -83,7 +83,7 @@ def exact(value: object) -> bool:
 
 
 def regions(value: object, model: ModelSpec) -> bool:
-    """Whether text and other graphics are kept exactly; None is what suits the model's latents."""
+    """Whether text and other graphics are kept exactly.  With None, the model's latents decide."""
     if value is None:
         return model.space.regions
     if not isinstance(value, bool):
@@ -236,7 +236,7 @@ class Timing:
         self._durations: list[float] = []
 
     def add(self, own: object) -> None:
-        """Add a frame whose own duration is ``own``; None or 0: that of the first frame."""
+        """Add a frame with its ``own`` duration; with None or 0, it has that of the first frame."""
         number = len(self._durations)
         if number == MAX_FRAMES:
             msg = f"more than {MAX_FRAMES} frames"

@@ -1,7 +1,7 @@
 """Writing a decoded picture in a format that may hold less than the picture has.
 
-What a format holds is found out by writing a tiny picture and reading it again: Pillow has no
-table of it, some formats drop what they cannot hold without a word, and other packages add more.
+A tiny picture is written and read again to find out what a format holds: Pillow has no table of it,
+some formats drop what they cannot hold without a word, and other packages add more.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ def _of_latents(data: bytes, name: str, settings: Settings) -> list[bytes]:
 def do(fs: Any, target: Any, shard: Shard, format: str, settings: Settings) -> dict[str, Any]:
     """Encode a shard, and return its numbers of items, errors and bytes, and its CPU seconds.
 
-    ``fs`` is the sources' file system, and ``target`` the shard's, as fsspec has them.  What cannot
-    be encoded goes to a list beside the shard.
+    ``fs`` is the sources' file system, and ``target`` the shard's, as fsspec has them.  A list
+    beside the shard names the sources that cannot be encoded.
     """
     begin = time.process_time()
     errors: list[dict[str, str]] = []

@@ -26,9 +26,9 @@ from .dithering import DitheredPalette
 from .float16 import Float16
 from .float32 import BFloat16, Float32
 
-#: What makes each coding.  It gets the model of the latents and, if the coding needs the model's
-#: weights, the loaded model; otherwise None.  What it needs of the model is a matter between the
-#: two (such as `banded.Network`), so the table has no type for it.
+#: A function for each coding, which makes it.  It gets the model of the latents.  If the coding
+#: needs the model's weights, it also gets the loaded model, otherwise None.  Each such coding says
+#: itself what it needs of the model (such as `banded.Network`), so the table has no type for it.
 CODINGS: dict[CodingSpec, Callable[[ModelSpec, Any], Coding]] = {
     HYPERPRIOR: lambda model, network: Banded(HYPERPRIOR, network),
     CONTEXT: lambda model, network: Context.of(model),

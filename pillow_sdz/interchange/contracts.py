@@ -38,7 +38,7 @@ class Contents:
     metadata: Mapping[str, str] = field(default_factory=dict)
     #: The names that a layout knows.  `read` warns of the others: they are not kept.
     known: set[str] = field(default_factory=set)
-    #: What else `read` warns of.
+    #: Other things that `read` warns of.
     notes: list[str] = field(default_factory=list)
 
     def take(self, name: str) -> Stored:

@@ -150,8 +150,9 @@ def decoder_for(spec: ModelSpec, digest: bytes, tune: str) -> ModelSpec:
 def _wanted(spec: ModelSpec) -> ModelSpec | None:
     """The model that a file names; None if this computer does not know it.
 
-    The name of a family is no model's, unless the user has given it to one.  It can be decoded by
-    `options.DECODER`.  2x2 patches can be decoded by the model of the family whose they are.
+    A family's name is not the name of a model, unless the user has given it to one.  The model in
+    `options.DECODER` can decode such files.  The model of a family can also decode the family's 2x2
+    patches.
     """
     whole = catalogue.whole_of(spec)
     for name in (spec.name, *([whole.name] if whole else [])):

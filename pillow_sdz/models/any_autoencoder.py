@@ -1,6 +1,6 @@
 """Any loaded autoencoder: an object with `encode` and `decode`, of diffusers or of anybody else.
 
-What it does is found out by encoding a small grey picture.  Autoencoders of videos get pictures as
+A small grey picture is encoded to find out how it works.  Autoencoders of videos get pictures as
 clips of one frame.
 """
 
