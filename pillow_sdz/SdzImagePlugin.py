@@ -310,14 +310,16 @@ class SdzImageFile(ImageFile.ImageFile):
 
     def _reconstructed(self, box: Box, mode: str, *, lenient: bool) -> Image.Image:
         """A part of the frame, of mode L or RGB, as the latents show it."""
-        from . import codec, models
+        from . import codec, models, options
 
         # LOAD_TRUNCATED_IMAGES is about files: errors of the models are always raised.
         header = self._header
         decoder = models.decoder_for(self._model, header.digest, self._tune)
         models.load(decoder)
         refine = None
-        if not decoder.space.is_own:  # a U-Net needs all latents at once
+        denoising = self._denoising if options.DENOISE is None else options.DENOISE
+        # A U-Net needs all latents at once, and torch.
+        if denoising and not decoder.space.is_own:
             from .models import denoise
 
             size = header.latents[1:]

@@ -29,11 +29,12 @@ are.
 """
 
 DTYPE: str | None = None
-"""The type of the networks' numbers: "float32", "float16" or "bfloat16".
+"""The type of the networks' numbers: "float32", "float16", "bfloat16" or "int8".
 
-With None, it is float16 on a GPU, otherwise float32.  The embedded `mini` has only float32 and
-bfloat16.  With None, most of it runs in bfloat16 on a CPU that multiplies matrices of bfloat16
-(AMX), otherwise in float32.  Pixels differ by a grey level at most.
+With None, it is float16 on a GPU, otherwise float32; "int8" means the same for models of the hub.
+The embedded models have int8 and float32.  With None, they run in int8 on a CPU that has
+instructions for it.  Otherwise they run in float32.  Pixels differ by a few grey levels at most
+(docs/format.md#arithmetic).
 
 If values of an autoencoder leave float16's range, it runs again in float32.  If values of a U-Net
 leave it, that is an OSError.
@@ -75,7 +76,7 @@ networks compute at once.  Smaller parts take more time, and pixels differ by a 
 Networks of other models, and effort above 4, take more memory than this.
 """
 
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16", "int8")
 SMALLEST_BUDGET = 210_000_000  # what the smallest tiles take (models.mini.memory.tile_side)
 SMALLEST_STRENGTH = 0.001  # what a file can recommend; below, the number of steps overflows
 MAX_STEPS = 1000  # as many as there are in the schedules of Stable Diffusion

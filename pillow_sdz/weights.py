@@ -63,6 +63,31 @@ SD1_PRIOR = Weights(
 TABLES = Weights(
     "tables.safetensors", "b3a476cc2bcd62d0df707d12a498ba7cb171ae1752a82befee4f021dfa3256cb"
 )
+#: The ranges of the 8-bit activations of the embedded networks, and the graphs that run them, by
+#: name: no weights, but what the networks compute.  `training.graphs` makes both.
+RANGES = Weights(
+    "ranges.safetensors", "161646ed087299adb08de246ad401df03eebf985ccc672547ccfabf6e18de767"
+)
+GRAPHS: dict[str, str] = {
+    "mini_encoder": "8dbbcc490ed03f4d99d899f501bbfe3def3a2c85fc66ff23b658e4ad6571b060",
+    "mini_encoder_int8": "d8bda369754603d28e823174b2fcfb99bc55facac8985524368b46815879c8e1",
+    "mini_analysis": "4c71a144a7c090695147b15aea4af05d8b10a73c47f572972837c46f24ce5e79",
+    "mini_decoder": "d5fa7ce3d13b3e94188136420f8288f071c7de5224cbac34fa26d9c57b294b01",
+    "mini_decoder_int8": "fa9974f4ada147e53cb666a72aa2a6650c8ddd60786440eca7280980a0f819d8",
+    "mini_decoder2": "a1678ec5949e99e6e9f913d217f59c7a1bec8a4f04e2de3c0c4dd04870f7a490",
+    "mini_decoder2_int8": "80575846c8032c1699d605a42b75308ef224fafe9b96eb5afb08ddc3885c8436",
+    "mini_decoder4": "16901cabebba49ae1c1f5a484326f3a36d71534b83de787c431ba684b5462d11",
+    "mini_decoder4_int8": "1a6cb40da002645d8b981df40ccd0b138517f4f8ee8e16513a221ac9c36a8c56",
+    "sd_mini_encoder": "7e5c884c6d10e47891081c2e7578f6210480b6fabf34fc8bc6da87b6341a3c29",
+    "sd_mini_encoder_int8": "0f262f5d428d93ad193f2c7c86e02c0ae1bcf56d4270f0f6753a16120f74043f",
+    "sd_mini_decoder": "c6565a3c1bd07b334b812e4909458fc85b6be768124b819b94ad88e3ee088d57",
+    "sd_mini_decoder_int8": "ec067a313ad2e0ac5a478f4d244fa6c1c7b740444288d2982906aa30a2e14cdd",
+}
+
+
+def graph(name: str) -> Weights:
+    """The file of a graph."""
+    return Weights(f"graphs/{name}.onnx", GRAPHS[name])
 
 
 def sha256(path: Path) -> str:

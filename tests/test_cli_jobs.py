@@ -15,9 +15,9 @@ from PIL import Image
 
 from pillow_sdz.atomic import replacing
 from pillow_sdz.cli import main, running
-from pillow_sdz.cli.cores import _quotas, cores
 from pillow_sdz.cli.reports import Report
 from pillow_sdz.cli.workers import Workers
+from pillow_sdz.cores import _quotas, cores
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
@@ -287,7 +287,7 @@ def test_no_control_groups(tmp_path: Path) -> None:
 
 def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     quotas: list[float] = []
-    monkeypatch.setattr("pillow_sdz.cli.cores._quotas", lambda *_: iter(quotas))
+    monkeypatch.setattr("pillow_sdz.cores._quotas", lambda *_: iter(quotas))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5, 7}, raising=False)
     assert cores() == 4
     quotas.append(1.6)

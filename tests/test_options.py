@@ -25,7 +25,7 @@ REFUSED = [
     ("DEVICE", ""),
     ("DEVICE", "the first"),
     ("DEVICE", 0),
-    ("DTYPE", "int8"),
+    ("DTYPE", "int4"),
     ("ALLOW_DOWNLOADS", None),
     ("ALLOW_DOWNLOADS", 1),
     ("DENOISE", 1.5),

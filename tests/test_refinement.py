@@ -66,7 +66,7 @@ def test_rate_model_is_the_integer_prior_without_its_roundings(
     def integers(values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.rint(values)).permute(2, 0, 1)[None]
 
-    rate: RateModel = mini._rate_model
+    rate: RateModel = mini._search._rate_model
     symbols = integers(steps)
     told = rate.before_hyper(symbols, quality)
     bits = rate.bits(symbols, integers(hyper), told, quality).item()
@@ -141,8 +141,9 @@ def test_leaves_the_networks_as_they_were(mini: Mini, photo: Image.Image) -> Non
     before = opened(saved(photo, effort=0)).tobytes()
     saved(photo, effort=6)
     assert opened(saved(photo, effort=0)).tobytes() == before
-    networks = (mini.decoder(), mini._gain, mini._analysis)
-    assert not any(p.requires_grad or p.grad is not None for n in networks for p in n.parameters())
+    parameters = list(mini._search._autoencoder.parameters())
+    assert parameters
+    assert not any(p.requires_grad or p.grad is not None for p in parameters)
 
 
 def test_without_pixels_latents_stay(mini: Mini, photo: Image.Image) -> None:

@@ -84,7 +84,7 @@ def prior(file: weights.Weights) -> LatticePrior:
 
 def load_reduced() -> None:
     mini = Mini(FOLDER / weights.MINI.name)
-    mini.decode(np.zeros((1, 1, catalogue.MINI.channels)), 5000, scale=8)
+    list(mini.decode(np.zeros((1, 1, catalogue.MINI.channels)), 5000, scale=8))
 
 
 @pytest.mark.parametrize("harm", [damaged, swapped])

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pillow_sdz.models.mini.network import CHANNELS
+from pillow_sdz.models.mini.shape import CHANNELS
 from training.mini import LAMBDA_HIGH, LAMBDA_LOW, Model, set_linear
 from training.prior import FEATURES, GROUPS
 

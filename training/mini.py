@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from evaluation.photos import photo_paths
-from pillow_sdz.models.mini.network import CHANNELS, FACTOR, Autoencoder
+from pillow_sdz.models.mini.network import Autoencoder
+from pillow_sdz.models.mini.shape import CHANNELS, FACTOR
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from pillow_sdz.weights import MINI
 from training import data

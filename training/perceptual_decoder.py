@@ -22,7 +22,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from evaluation.feature_distance import FeatureDistance
 from evaluation.photos import photo_paths
-from pillow_sdz.models.mini.network import CHANNELS, Autoencoder, Decoder
+from pillow_sdz.models.mini.network import Autoencoder, Decoder
+from pillow_sdz.models.mini.shape import CHANNELS
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from training import data
 from training.features import Classifier

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pillow_sdz.models.mini.network import CHANNELS, HyperAnalysis
+from pillow_sdz.models.mini.network import HyperAnalysis
+from pillow_sdz.models.mini.shape import CHANNELS
 
 HYPER_CHANNELS = 32
 FEATURES = 96

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from evaluation.photos import photo_paths
-from pillow_sdz.models.sd_mini import CHANNELS, FACTOR, Autoencoder
+from pillow_sdz.models.sd_mini import CHANNELS, FACTOR
+from pillow_sdz.models.sd_mini_network import Autoencoder
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from training import data
 from training.run import Run, add_options

@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from evaluation.photos import photo_paths
 from pillow_sdz.models import blocks
 from pillow_sdz.models.mini import network
-from pillow_sdz.models.running import Computing
+from pillow_sdz.models.mini.shape import CHANNELS
+from pillow_sdz.models.running import frozen
 from training import data
 from training.mini import BATCH, Model, channels_last, initialise, loss_of, score
 from training.run import average
@@ -74,8 +75,8 @@ SHAPES = {
 
 def decoding_ms(model: Model) -> float:
     """Milliseconds of the processor for the decoder at 768x512."""
-    decoder = Computing(model.autoencoder.decoder)()
-    latents = torch.zeros(1, network.CHANNELS, 32, 48)
+    decoder = frozen(model.autoencoder.decoder)
+    latents = torch.zeros(1, CHANNELS, 32, 48)
     times = []
     with torch.inference_mode():
         for _ in range(10):
@@ -110,7 +111,10 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in options.shapes:
         shape = SHAPES[name]
-        network.WIDTHS, network.DEPTHS_ENCODER, network.DEPTHS_DECODER = shape[:3]
+        for constant, value in zip(
+            ("WIDTHS", "DEPTHS_ENCODER", "DEPTHS_DECODER"), shape, strict=False
+        ):
+            setattr(network, constant, value)
         blocks.ResidualBlock = shape.block  # type: ignore[assignment,misc]
         torch.manual_seed(0)
         rng = random.Random(0)

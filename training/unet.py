@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from pillow_sdz.chunks import ARTICLES_DENOISING
 from pillow_sdz.models.denoise import last_steps
 from pillow_sdz.models.schedule import Schedule
-from pillow_sdz.models.sd_mini import CHANNELS, FACTOR, Autoencoder
+from pillow_sdz.models.sd_mini import CHANNELS, FACTOR
+from pillow_sdz.models.sd_mini_network import Autoencoder
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from pillow_sdz.presets import WEIGHTS
 from training.run import Run, add_options

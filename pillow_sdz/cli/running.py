@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from .. import progress
-from .cores import cores
+from ..cores import cores
 from .files import Found
 from .messages import note, printable, say
 from .reports import Item, Report, Summary, Work, run

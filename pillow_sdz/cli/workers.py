@@ -18,7 +18,7 @@ from types import FrameType, TracebackType
 from typing import Any, Generic, NoReturn, Self
 
 from ..atomic import remove_unfinished
-from .cores import cores
+from ..cores import cores
 from .reports import Item, Report, Work, run
 
 # Files per process that may be done before an earlier one is, so that its lines come first.

@@ -22,6 +22,7 @@ def device() -> torch.device:
 
 def dtype(device: torch.device) -> torch.dtype:
     """The type of a network's numbers there, as `options.DTYPE` says."""
-    gains = device.type in ("cuda", "mps")
-    found: torch.dtype = getattr(torch, options.DTYPE or ("float16" if gains else "float32"))
+    best = "float16" if device.type in ("cuda", "mps") else "float32"
+    asked = None if options.DTYPE == "int8" else options.DTYPE  # which embedded models alone know
+    found: torch.dtype = getattr(torch, asked or best)
     return found

@@ -1,28 +1,13 @@
-"""Runs the embedded networks in the right number format, whatever the caller has set in torch."""
+"""Runs networks in torch, whatever the caller has set there for its own."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-
-from .. import forks, options
-
-
-def cnn_dtype() -> torch.dtype:
-    """The number format of the CNNs beside the linear paths.
-
-    It is bfloat16 if the CPU multiplies such matrices (AMX).  Otherwise bfloat16 is slower than
-    float32.  Measured: docs/speed.md#bfloat16-and-the-pixels.
-    """
-    # Older versions of torch do not know what the CPU has.
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    best = "bfloat16" if capabilities.get("amx_bf16") else "float32"
-    return torch.bfloat16 if (options.DTYPE or best) == "bfloat16" else torch.float32
 
 
 @contextmanager
@@ -55,48 +40,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     )
 
 
-_building = forks.Lock()
-
-Owner = TypeVar("Owner")
-Built = TypeVar("Built")
-
-
-def built_once(build: Callable[[Owner], Built]) -> property:
-    """A property that is built once, when a thread first asks for it."""
-    name = f"built{build.__name__}"
-
-    def get(owner: Owner) -> Built:
-        with _building:
-            if name not in owner.__dict__:
-                owner.__dict__[name] = build(owner)
-            built: Built = owner.__dict__[name]
-            return built
-
-    return property(get)
-
-
 Module = TypeVar("Module", bound=nn.Module)
-
-
-class Computing(Generic[Module]):
-    """An encoder or decoder in float32, and a copy of it whose CNN computes in bfloat16."""
-
-    def __init__(self, network: Module) -> None:
-        self.in_float32: Module = frozen(network)
-
-    def __call__(self) -> Module:
-        """The one whose CNN is in `cnn_dtype`.  In both, linear path and sum are in float32."""
-        return self.in_float32 if cnn_dtype() == torch.float32 else self._in_bfloat16
-
-    @built_once
-    @torch.inference_mode(False)
-    @undisturbed()
-    def _in_bfloat16(self) -> Module:
-        other: Module = copy.deepcopy(self.in_float32)
-        for name, part in other.named_children():
-            if name != "linear":
-                part.to(torch.bfloat16)
-        return other
 
 
 def built(network: Callable[[], Module], tensors: Mapping[str, Tensor]) -> Module:

@@ -11,17 +11,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from safetensors.numpy import load_file
 
 from .. import options, weights
 from ..arrays import Area, Latents, Pixels, Samples
-from . import tiles
-from .blocks import blocks
-from .running import built, undisturbed
-from .tiles import WHOLE, Sides
+from . import runtime, tiles
 
 FACTOR = 8
 CHANNELS = 4
@@ -43,92 +37,45 @@ DECODER_MARGIN, DECODER_MARGIN_4 = 19, 6
 ENCODER_MARGIN, ENCODER_MARGIN_8 = 13, 9
 
 
-class Encoder(nn.Module):
-    """Images (B, 3, H, W) in [-1, 1], H and W multiples of 8, to latents (B, 4, H/8, W/8)."""
+def tile_side(memory: int, margin: int, workers: int) -> int:
+    """How many latents along a side of so many tiles fit `options.MEMORY_BUDGET`.
 
-    def __init__(self) -> None:
-        super().__init__()
-        (n4, n8), (d4, d8) = ENCODER_WIDTHS, ENCODER_DEPTHS
-        self.enter = nn.Conv2d(48, n4, 3, padding=1)
-        self.at4 = blocks(n4, d4)
-        self.down8 = nn.Conv2d(n4, n8, 4, stride=2, padding=1)
-        self.at8 = blocks(n8, d8)
-        self.leave = nn.Conv2d(n8, CHANNELS, 3, padding=1)
-
-    def forward(self, images: Tensor, sides: Sides = WHOLE) -> Tensor:
-        """The latents of a tile, without its margin of `ENCODER_MARGIN`."""
-        y = self.at4(self.enter(F.pixel_unshuffle(images, 4)))
-        y = sides.trim(self.down8(y), ENCODER_MARGIN - ENCODER_MARGIN_8)
-        return sides.trim(self.leave(self.at8(y)), ENCODER_MARGIN_8)
-
-
-class Decoder(nn.Module):
-    """Latents (B, 4, h, w) to images (B, 3, 8h, 8w) in about [-1, 1]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        (n4, n8), (d4, d8) = DECODER_WIDTHS, DECODER_DEPTHS
-        self.enter = nn.Conv2d(CHANNELS, n8, 3, padding=1)
-        self.at8 = blocks(n8, d8)
-        self.up4 = nn.Conv2d(n8, n4 * 4, 1)
-        self.at4 = blocks(n4, d4)
-        self.leave = nn.Conv2d(n4, 48, 3, padding=1)
-
-    def forward(self, latents: Tensor, sides: Sides = WHOLE) -> Tensor:
-        """The image of a tile, without its margin of `DECODER_MARGIN`."""
-        y = sides.trim(self.at8(self.enter(latents)), DECODER_MARGIN - DECODER_MARGIN_4)
-        y = self.at4(F.pixel_shuffle(self.up4(y), 2))
-        images: Tensor = F.pixel_shuffle(sides.trim(self.leave(y), 2 * DECODER_MARGIN_4), 4)
-        return images
-
-
-class Autoencoder(nn.Module):
-    """Encoder and decoder.  Latents have zero mean and unit variance in every channel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = Encoder()
-        self.decoder = Decoder()
-
-
-def tile_side(memory: int, margin: int) -> int:
-    """How many latents along a side fit `options.MEMORY_BUDGET`, so many bytes for each."""
-    return min(math.isqrt((options.MEMORY_BUDGET - FIXED_MEMORY) // memory) - 2 * margin, TILE)
+    Each latent takes ``memory`` bytes.
+    """
+    places = (options.MEMORY_BUDGET - FIXED_MEMORY) // (memory * workers)
+    return min(max(math.isqrt(places) - 2 * margin, 2 * margin), TILE)
 
 
 class SdMini:
     """`sd-mini`, loaded: pixels <-> latents of unit variance, in numpy arrays."""
 
-    @torch.inference_mode(False)
-    @undisturbed()
     def __init__(self, path: Path) -> None:
-        self._autoencoder = built(Autoencoder, load_file(path))
+        tensors = load_file(path)
+        self._encoder = runtime.Network("sd_mini_encoder", tensors, "sd_mini")
+        self._decoder = runtime.Network("sd_mini_decoder", tensors, "sd_mini")
 
     def encode(self, pixels: Samples) -> Latents:
         """Pixels (H, W, 3) to latents (ceil(H/8), ceil(W/8), 4)."""
-        network = self._autoencoder.encoder
-
-        def latents(levels: Tensor, sides: Sides) -> Tensor:
-            out: Tensor = network(levels.div_(127.5).sub_(1), sides)
-            return out
-
-        side = tile_side(ENCODER_MEMORY, ENCODER_MARGIN)
-        shape = {"channels": CHANNELS, "factor": FACTOR, "margin": ENCODER_MARGIN}
-        return tiles.encode(pixels, latents, side=side, **shape)
+        return tiles.encode(
+            pixels,
+            self._encoder,
+            channels=CHANNELS,
+            factor=FACTOR,
+            side=lambda workers: tile_side(ENCODER_MEMORY, ENCODER_MARGIN, workers),
+            margin=ENCODER_MARGIN,
+        )
 
     def decode(
         self, latents: Samples, quantisation: int = 0, *, area: Area | None = None, scale: int = 1
     ) -> Iterator[tuple[Area, Pixels]]:
         """Latents (h, w, 4) to pixels (8 h, 8 w, 3), tile by tile: each tile's place and pixels."""
-        network = self._autoencoder.decoder
-
-        def levels(part: Tensor, sides: Sides) -> Tensor:
-            out: Tensor = network(part, sides).add_(1).mul_(127.5)
-            return out
-
-        side = tile_side(DECODER_MEMORY, DECODER_MARGIN)
         return tiles.decode(
-            latents, levels, area=area, factor=FACTOR, side=side, margin=DECODER_MARGIN
+            latents,
+            lambda latents, sides: self._decoder(latents=latents, sides=sides),
+            area=area,
+            factor=FACTOR,
+            side=lambda workers: tile_side(DECODER_MEMORY, DECODER_MARGIN, workers),
+            margin=DECODER_MARGIN,
         )
 
 

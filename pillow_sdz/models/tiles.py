@@ -1,18 +1,27 @@
-"""Cuts a picture's latents into tiles, and encodes or decodes one after another."""
+"""Cuts a picture's latents into tiles, and encodes or decodes them, several at once."""
 
 from __future__ import annotations
 
+import contextvars
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from .. import progress
+from .. import cores, progress
 from ..arrays import Area, Latents, Pixels, Samples
-from .running import undisturbed
+
+# Latents along the longer side of a tile, at least, if a picture is cut only to have as many tiles
+# as there are cores: below, the margins take more time than the second core saves.  Measured:
+# docs/speed.md#busy-machines.
+WORTH_A_CORE = 24
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Sides(NamedTuple):
@@ -23,19 +32,6 @@ class Sides(NamedTuple):
     left: bool
     right: bool
 
-    def trim(self, samples: Tensor, by: int) -> Tensor:
-        """Samples (B, C, H, W) without the outermost ``by`` of the margin.
-
-        The layers that are left need a smaller margin.  A network that trims between its stages
-        computes little that is not kept.
-        """
-        top, bottom, left, right = (by * side for side in self)
-        height, width = samples.shape[-2:]
-        return samples[..., top : height - bottom, left : width - right]
-
-
-WHOLE = Sides(False, False, False, False)
-
 
 class Tile(NamedTuple):
     """The area that a tile is computed from, with its margin, and its own area; in latents."""
@@ -45,60 +41,126 @@ class Tile(NamedTuple):
     sides: Sides
 
 
+class Encoder(Protocol):
+    """A network: levels (factor h, factor w, 3) in 0..255 to latents (h, w, C).
+
+    The margins of these are trimmed on the sides (4,) where `Sides` is 1.
+    """
+
+    def __call__(self, *, pixels: Pixels, sides: NDArray[np.int64]) -> Latents: ...
+
+
 def encode(
     pixels: Samples,
-    encoder: Callable[[Tensor, Sides], Tensor],
+    encoder: Encoder,
     *,
     channels: int,
     factor: int,
-    side: int,
+    side: Callable[[int], int],
     margin: int,
 ) -> Latents:
     """Pixels (H, W, 3) to latents (ceil(H/factor), ceil(W/factor), channels), tile by tile.
 
-    ``encoder`` turns levels (1, 3, factor h, factor w) in 0..255 into latents (1, C, h, w), and
-    trims the margins of these.  It may change the levels.
+    ``side`` says how many latents along a side a tile may have, if so many are computed at once.
     """
     rows, columns = (-(-n // factor) for n in pixels.shape[:2])
     latents = np.empty((rows, columns, channels), np.float32)
-    cut = tiles(everything(rows, columns), rows, columns, side, margin)
-    for tile in progress.told("encoding", list(cut)):
-        needed = scaled(tile.needed, factor)
-        part = pixels[needed]
-        # Beyond the right and the bottom edge, the last pixels are repeated.
-        missing = [n.stop - n.start - length for n, length in zip(needed, part.shape, strict=False)]
-        part = np.pad(part, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
-        with undisturbed(), torch.inference_mode():
-            levels = torch.from_numpy(part).permute(2, 0, 1)[None].float()
-            out = encoder(levels, tile.sides)[0]
-        latents[tile.place] = out.permute(1, 2, 0).numpy()
+    cut, workers = _cut(everything(rows, columns), rows, columns, side, margin)
+
+    def inputs() -> Iterator[tuple[Tile, Pixels]]:
+        for tile in cut:
+            needed = scaled(tile.needed, factor)
+            part = pixels[needed]
+            # Beyond the right and the bottom edge, the last pixels are repeated.
+            missing = [
+                n.stop - n.start - length for n, length in zip(needed, part.shape, strict=False)
+            ]
+            yield tile, np.pad(part, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
+
+    def work(item: tuple[Tile, Pixels]) -> Latents:
+        tile, part = item
+        return encoder(pixels=part, sides=np.array(tile.sides, np.int64))
+
+    results = _at_once(work, inputs(), workers)
+    for tile, result in zip(progress.told("encoding", cut), results, strict=True):
+        latents[tile.place] = result
     return latents
 
 
 def decode(
     latents: Samples,
-    decoder: Callable[[Tensor, Sides], Tensor],
+    decoder: Callable[[Latents, NDArray[np.int64]], Pixels],
     *,
     factor: int,
-    side: int,
+    side: Callable[[int], int],
     margin: int,
     area: Area | None = None,
 ) -> Iterator[tuple[Area, Pixels]]:
     """Latents (h, w, C) to pixels (factor h, factor w, 3): each tile's place and pixels.
 
     ``area`` is the needed part of the latents; tiles may reach beyond it.  ``decoder`` turns
-    latents (1, C, h, w) into levels, and trims their margins.  Its result is rounded and clipped to
-    0..255 in place.
+    latents and `Sides` into levels, and trims their margins.  ``side`` is as in `encode`.
     """
     rows, columns, _ = latents.shape
-    cut = tiles(area or everything(rows, columns), rows, columns, side, margin)
-    for tile in progress.told("decoding", list(cut)):
-        part = torch.from_numpy(latents[tile.needed])
-        with undisturbed(), torch.inference_mode():
-            levels = decoder(part.permute(2, 0, 1)[None], tile.sides)[0]
-            out = levels.round_().clamp_(0, 255).to(torch.uint8)
-            pixels: Pixels = out.permute(1, 2, 0).contiguous().numpy()
+    cut, workers = _cut(area or everything(rows, columns), rows, columns, side, margin)
+
+    def work(item: tuple[Tile, Latents]) -> Pixels:
+        tile, part = item
+        return decoder(part, np.array(tile.sides, np.int64))
+
+    # Latents are computed when they are sliced: here, while the tiles before are decoded.
+    inputs = ((tile, latents[tile.needed]) for tile in cut)
+    results = _at_once(work, inputs, workers)
+    for tile, pixels in zip(progress.told("decoding", cut), results, strict=True):
         yield scaled(tile.place, factor), pixels
+
+
+def levels(values: NDArray[np.float32]) -> Pixels:
+    """Rounded and clipped to 0..255."""
+    return np.rint(values).clip(0, 255).astype(np.uint8)
+
+
+def _at_once(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+    """``work`` of each item in order, by so many threads; items are taken in this thread."""
+    if workers == 1:
+        yield from map(work, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                # With the caller's settings, which are of its context.
+                waiting.append(pool.submit(contextvars.copy_context().run, work, item))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _cut(
+    area: Area, rows: int, columns: int, side: Callable[[int], int], margin: int
+) -> tuple[list[Tile], int]:
+    """The tiles of an area, and how many of them are to be computed at once."""
+    workers = cores.cores()
+    shape = [part.stop - part.start for part in area]
+    sides = [side(1)] * 2
+    if workers > 1 and max(shape) >= 2 * WORTH_A_CORE:
+        sides = [min(length, side(workers)) for length in shape]
+        while _count(shape, sides) < workers and max(sides) >= 2 * WORTH_A_CORE:
+            longer = sides.index(max(sides))
+            sides[longer] = -(-sides[longer] // 2)
+    cut = list(tiles(area, rows, columns, (sides[0], sides[1]), margin))
+    return cut, min(workers, len(cut))
+
+
+def _count(shape: list[int], sides: list[int]) -> int:
+    rows, columns = (-(-length // side) for length, side in zip(shape, sides, strict=True))
+    return rows * columns
 
 
 def assembled(pieces: Iterable[tuple[Area, Pixels]], latents: Samples, factor: int) -> Pixels:
@@ -115,15 +177,20 @@ def everything(rows: int, columns: int) -> Area:
     return slice(0, rows), slice(0, columns)
 
 
-def tiles(area: Area, rows: int, columns: int, side: int, margin: int) -> Iterator[Tile]:
-    """Tiles of at most ``side`` x ``side``, with margins on the sides where the picture goes on.
+def tiles(
+    area: Area, rows: int, columns: int, side: int | tuple[int, int], margin: int
+) -> Iterator[Tile]:
+    """Tiles with margins on the sides where the picture goes on.
+
+    ``side`` is their largest size, or that of their rows and columns.
 
     Together they cover the area.  If the rest of the picture beyond the area is narrower than a
-    margin, they cover it too.  If the margin is the network's reach, there are no seams.  ``side``
-    is at least twice the margin.
+    margin, they cover it too.  If the margin is the network's reach, there are no seams.  Sides
+    are at least the margin.
     """
-    for top, bottom in _cuts(_widened(area[0], rows, margin), side):
-        for left, right in _cuts(_widened(area[1], columns, margin), side):
+    height, width = (side, side) if isinstance(side, int) else side
+    for top, bottom in _cuts(_widened(area[0], rows, margin), height):
+        for left, right in _cuts(_widened(area[1], columns, margin), width):
             sides = Sides(top > 0, bottom < rows, left > 0, right < columns)
             needed = (
                 slice(top - margin * sides.top, bottom + margin * sides.bottom),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ... import options
-from .network import CHANNELS, DECODER_MARGIN
+from .shape import CHANNELS, DECODER_MARGIN
 
 # The measurements: docs/measurements.md#memory.
 
@@ -19,11 +19,13 @@ DECODER_MEMORY, ENCODER_MEMORY = 24_000, 36_000
 FIXED_MEMORY = 150_000_000
 
 
-def tile_side(memory: int, margin: int, columns: int = 0) -> int:
+def tile_side(memory: int, margin: int, columns: int = 0, *, workers: int = 1) -> int:
     """How many latents along a side a tile may have, if each takes ``memory`` bytes.
 
     ``columns`` is the width of the latents, if all latents of a row of tiles are in memory.
+    ``workers`` tiles are computed at once.
     """
+    memory *= workers
     # The positive root of memory n^2 + row n - budget; n is the side with its margins.
     row = columns * CHANNELS * 4
     budget = max(0, options.MEMORY_BUDGET - FIXED_MEMORY)

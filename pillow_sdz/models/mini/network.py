@@ -5,6 +5,9 @@ of 32x32 samples at a stride of 16.  The residual path is a small CNN at 1/4, 1/
 resolution.  The linear path alone is a good transform coder.  The CNN adds what it cannot do: edges
 without ringing, and a reconstruction that knows how coarsely the latents were quantised.
 training/README.md has the figures.
+
+These are for training and for the encoder's search.  Pictures are encoded and decoded by the graphs
+of `training.graphs`, which compute the same.
 """
 
 from __future__ import annotations
@@ -15,22 +18,7 @@ from torch import Tensor, nn
 
 from ...catalogue import HIGHEST_QUALITY, LOWEST_QUALITY
 from ..blocks import blocks
-from ..tiles import WHOLE, Sides
-
-FACTOR = 16
-CHANNELS = 160
-WIDTHS = (40, 80, 144)  # channels at 1/4, 1/8 and 1/16 of the resolution
-DEPTHS_ENCODER = (4, 3, 2)  # residual blocks at each of them
-DEPTHS_DECODER = (5, 5, 2)
-RATE_FEATURES = 3
-
-# How many latents the decoder sees beyond a tile: all of it, and its parts from the stages at 1/8
-# and at 1/4 of the resolution on.  Each 3x3 convolution adds one place: 5 latents, 10 eighths and
-# 11 quarters, each rounded up to latents.
-DECODER_MARGIN, DECODER_MARGIN_8, DECODER_MARGIN_4 = 13, 8, 3
-# The same for the encoder: all of it, and its parts from the stages at 1/8 and 1/16 on.  They reach
-# 11, 9 and 5 latents, but smaller margins are enough: docs/speed.md#large-pictures.
-ENCODER_MARGIN, ENCODER_MARGIN_8, ENCODER_MARGIN_16 = 6, 5, 3
+from .shape import CHANNELS, DEPTHS_DECODER, DEPTHS_ENCODER, FACTOR, RATE_FEATURES, WIDTHS
 
 
 def rate_of(quality: int) -> Tensor:
@@ -65,16 +53,13 @@ class Encoder(nn.Module):
         self.at16 = blocks(n16, d16)
         self.leave = nn.Conv2d(n16, CHANNELS, 3, padding=1)
 
-    def forward(self, x: Tensor, sides: Sides = WHOLE) -> Tensor:
-        """The latents of a tile, without its margin of `ENCODER_MARGIN`."""
-        # Copies of all pixels take the most memory: there are as few as possible at once.
-        near = F.pad(sides.trim(x, (ENCODER_MARGIN - 1) * FACTOR), (8, 8, 8, 8), mode="replicate")
-        latents = sides.trim(self.linear(F.pixel_unshuffle(near, FACTOR)), 1)
-        del near
-        y = self.enter(F.pixel_unshuffle(x.to(self.enter.weight.dtype), 4))
-        y = sides.trim(self.down8(self.at4(y)), 2 * (ENCODER_MARGIN - ENCODER_MARGIN_8))
-        y = sides.trim(self.down16(self.at8(y)), ENCODER_MARGIN_8 - ENCODER_MARGIN_16)
-        return latents + sides.trim(self.leave(self.at16(y)), ENCODER_MARGIN_16)
+    def forward(self, x: Tensor) -> Tensor:
+        near = F.pad(x, (8, 8, 8, 8), mode="replicate")
+        latents: Tensor = self.linear(F.pixel_unshuffle(near, FACTOR))
+        y = self.at4(self.enter(F.pixel_unshuffle(x, 4)))
+        y = self.at16(self.down16(self.at8(self.down8(y))))
+        residual: Tensor = self.leave(y)
+        return latents + residual
 
 
 class Decoder(nn.Module):
@@ -98,21 +83,14 @@ class Decoder(nn.Module):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, latents: Tensor, rate: Tensor, sides: Sides = WHOLE) -> Tensor:
-        """The image of a tile, without its margin of `DECODER_MARGIN`."""
-        dtype = self.enter.weight.dtype
-        features = rate_features(rate).to(dtype)
+    def forward(self, latents: Tensor, rate: Tensor) -> Tensor:
+        features = rate_features(rate)
         r16, r8, r4 = (layer(features)[:, :, None, None] for layer in self.rate)
-        y = self.at16(self.enter(latents.to(dtype)) + r16)
-        y = sides.trim(y, DECODER_MARGIN - DECODER_MARGIN_8)
+        y = self.at16(self.enter(latents) + r16)
         y = self.at8(F.pixel_shuffle(self.up8(y), 2) + r8)
-        y = sides.trim(y, 2 * (DECODER_MARGIN_8 - DECODER_MARGIN_4))
         y = self.at4(F.pixel_shuffle(self.up4(y), 2) + r4)
-        y = F.pixel_shuffle(sides.trim(self.leave(y), 4 * DECODER_MARGIN_4), 4)
-        # Last, and in place, because it takes more memory than all of the above.
-        near = sides.trim(latents, DECODER_MARGIN - 1)
-        image = F.pixel_shuffle(self.linear(near), FACTOR)[..., 8:-8, 8:-8]
-        return sides.trim(image, FACTOR).add_(y)
+        image = F.pixel_shuffle(self.linear(latents), FACTOR)[..., 8:-8, 8:-8]
+        return image + F.pixel_shuffle(self.leave(y), 4)
 
 
 class Gain(nn.Module):

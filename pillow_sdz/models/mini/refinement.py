@@ -20,14 +20,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ... import progress
+from ... import options, progress
 from ...arrays import Samples
 from ...catalogue import HIGHEST_QUALITY, LOWEST_QUALITY
 from ...codings.hyperprior import ACTIVATION_LIMIT, CHECKERBOARD, PARITIES, SQUARE, quadrant
 from ...codings.range_coder import MEAN_UNITS, SCALES
 from .. import ssimulacra2, tiles
-from ..running import cnn_dtype
-from .network import FACTOR
+from .shape import FACTOR
 
 # The constants are measured or chosen: docs/measurements.md#refinement.
 
@@ -129,7 +128,9 @@ class RateModel:
 
 def _fast() -> AbstractContextManager[object]:
     """Run the rate model in bfloat16 if that is faster: docs/measurements.md#refinement."""
-    enabled = cnn_dtype() == torch.bfloat16
+    # Older versions of torch do not know what the CPU has.
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    enabled = bool(capabilities.get("amx_bf16")) and options.DTYPE != "float32"
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
 
 

@@ -1,0 +1,21 @@
+"""The shape of `mini`'s networks: what who runs them must know, without torch."""
+
+from __future__ import annotations
+
+FACTOR = 16
+CHANNELS = 160
+WIDTHS = (40, 80, 144)  # channels at 1/4, 1/8 and 1/16 of the resolution
+DEPTHS_ENCODER = (4, 3, 2)  # residual blocks at each of them
+DEPTHS_DECODER = (5, 5, 2)
+RATE_FEATURES = 3
+
+# The graphs compute a tile with a margin, and trim it between the stages, since the layers that
+# are left need a smaller one.  How many latents the encoder sees beyond a tile: all of it, and its
+# parts from the stages at 1/8 and 1/16 on.  They reach 11, 9 and 5 latents, but smaller margins are
+# enough: docs/speed.md#large-pictures.
+ENCODER_MARGIN, ENCODER_MARGIN_8, ENCODER_MARGIN_16 = 6, 5, 3
+# The decoders by scale: the residual blocks at 1/8 and at 1/4 of the resolution, and the margins of
+# all of it, from the stage at 1/8 on, and of the last stage.  Each 3x3 convolution adds one place:
+# at full size 5 latents, 10 eighths and 11 quarters, each rounded up to latents.
+DECODERS = {1: (5, 5, (13, 8, 3)), 2: (5, 1, (11, 6, 1)), 4: (2, 0, (8, 3, 3))}
+DECODER_MARGIN = DECODERS[1][2][0]

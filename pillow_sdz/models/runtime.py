@@ -1,0 +1,145 @@
+"""Runs the embedded networks on ONNX Runtime: arrays in, an array out; without torch.
+
+`training.graphs` makes the graphs.  Their weights are the model's, in float32, or in int8 with one
+scale for each output channel.  The ranges of 8-bit activations are in `weights.RANGES`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from .. import forks, options, weights
+
+Tensors = Mapping[str, NDArray[Any]]
+
+# What a CPU must have for int8, in Linux's words.  Without them, sums of 8-bit products saturate
+# or take more time than float32.  Measured with AVX-512 VNNI: docs/speed.md#arithmetic.
+FAST_INT8 = frozenset({"avx512_vnni", "avx_vnni", "asimddp"})
+LARGEST_INT8 = 127
+
+_building = forks.Lock()
+
+Owner = TypeVar("Owner")
+Built = TypeVar("Built")
+
+
+def built_once(build: Callable[[Owner], Built]) -> property:
+    """A property that is built once, when a thread first asks for it."""
+    name = f"built{build.__name__}"
+
+    def get(owner: Owner) -> Built:
+        with _building:
+            if name not in owner.__dict__:
+                owner.__dict__[name] = build(owner)
+            built: Built = owner.__dict__[name]
+            return built
+
+    return property(get)
+
+
+@functools.cache
+def _cpu_has_fast_int8() -> bool:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return False  # as with other systems, which have float32
+    words = (line.partition(":")[2].split() for line in lines if line[:5] in ("flags", "Featu"))
+    return bool(FAST_INT8 & set(next(words, [])))
+
+
+def int8() -> bool:
+    """Whether the embedded networks compute in int8: as `options.DTYPE` says, or the CPU."""
+    if options.DTYPE is None:
+        return _cpu_has_fast_int8()
+    return options.DTYPE == "int8"
+
+
+class Network:
+    """A network of the package.
+
+    ``graph`` is the name of its graph, and ``tensors`` are its weights, in any float type.
+    ``ranges`` is what `weights.RANGES` calls its activations; networks without it are in float32.
+    """
+
+    def __init__(self, graph: str, tensors: Tensors, ranges: str | None = None) -> None:
+        self._graph, self._tensors, self._ranges = graph, tensors, ranges
+
+    def __call__(self, **inputs: NDArray[Any]) -> NDArray[Any]:
+        """The result (h, w, C) for these inputs; OSError if memory runs out."""
+        session = self._session_int8 if self._ranges and int8() else self._session_float32
+        try:
+            (result,) = session.run(["result"], inputs)
+        except Exception as e:  # ONNX Runtime has several types, of which none is documented
+            if "alloc" not in str(e):
+                raise
+            msg = f"the model needs more memory than there is: {e}"
+            raise OSError(msg) from e
+        array: NDArray[Any] = result
+        return array
+
+    @built_once
+    def _session_float32(self) -> Any:
+        return session(weights.graph(self._graph).checked().read_bytes(), self._tensors)
+
+    @built_once
+    def _session_int8(self) -> Any:
+        assert self._ranges is not None
+        tensors = quantised(self._tensors, _ranges(self._ranges))
+        return session(weights.graph(f"{self._graph}_int8").checked().read_bytes(), tensors)
+
+
+def session(graph: bytes, tensors: Tensors) -> Any:
+    """The graph with these tensors, loaded: on the thread that calls it, and no other."""
+    import onnxruntime  # 0.1 s, which a picture at 1/8 does not need
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = settings.inter_op_num_threads = 1
+    settings.log_severity_level = 3  # errors
+    # Pictures have all sizes, so that what is learnt of one does not help with the next.
+    settings.enable_mem_pattern = False
+    names, values = [], []
+    for name, tensor in tensors.items():
+        # ONNX Runtime refuses tensors that the graph lacks.  This is how a graph has a tensor's
+        # name: field 8 of a TensorProto, a string.
+        if b"\x42" + bytes([len(name)]) + name.encode() not in graph:
+            continue
+        wide = tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor
+        names.append(name)
+        values.append(onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(wide, order="C")))
+    settings.add_external_initializers(names, values)
+    return onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
+
+
+def _ranges(network: str) -> dict[str, NDArray[Any]]:
+    found = load_file(weights.RANGES.checked())
+    return {
+        name.removeprefix(f"{network}/"): values
+        for name, values in found.items()
+        if name.startswith(f"{network}/")
+    }
+
+
+def quantised(tensors: Tensors, ranges: Tensors) -> dict[str, NDArray[Any]]:
+    """The tensors of a graph in int8: `ranges` names its convolutions' inputs and outputs."""
+    found = dict(ranges)
+    for name, values in tensors.items():
+        layer, _, part = name.rpartition(".")
+        if f"{layer}.input_scale" not in ranges:
+            found[name] = values
+        elif part == "weight":
+            wide = values.astype(np.float32)
+            scale = np.maximum(np.abs(wide).max((1, 2, 3)) / LARGEST_INT8, 1e-12)
+            found[f"{layer}.weight_scale"] = scale
+            found[name] = np.rint(wide / scale[:, None, None, None]).astype(np.int8)
+            of_bias = scale * ranges[f"{layer}.input_scale"]
+            bias = tensors[f"{layer}.bias"].astype(np.float32)
+            found[f"{layer}.bias_scale"] = of_bias.astype(np.float32)
+            found[f"{layer}.bias"] = np.rint(bias / of_bias).astype(np.int32)
+    return found
