@@ -143,7 +143,8 @@ def test_tiles_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < max(edges) < 0.02 * whole.std()
 
     network = models.load(catalogue.SD_MINI)
-    levels = np.abs(shown(network, tiled).astype(int) - shown(network, whole))
+    with options.override(DTYPE="float32"):  # int8 rounds each of the two in its own way
+        levels = np.abs(shown(network, tiled).astype(int) - shown(network, whole))
     assert levels.mean() < 0.25
     assert levels.max() <= 8
 
