@@ -192,6 +192,9 @@ def save_latents(
     encode = coder.encoder(quantisation, effort)
     coded = [encode(Frame(frame.transpose(1, 2, 0))) for frame in frames]
     written = sum(len(chunk.data) for frame in coded for chunk in frame)
+    if 0 in sizes and any(entry.type == chunks.EXACT for entry in entries):
+        msg = "this SDZ file has a frame without latents: all of its pixels are kept exactly"
+        raise OSError(msg)
     if complaint := _too_much_work(header, coder, written):
         raise ValueError(complaint)
     data = codec.write(container.assemble(header, about, coded))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFile, ImageSequence
 
-from pillow_sdz import chunks, container, demo, exact, models
+from pillow_sdz import chunks, container, demo, exact, models, open_latents
 from pillow_sdz.exact import Blocks, Regions
 from sdz_files import decode, encode, framed, replaced
 
@@ -162,6 +162,11 @@ class TestPictures:
         data = encode(page())
         monkeypatch.setattr(models, "load", None)
         decode(data)
+
+    def test_a_page_has_no_latents_to_open(self) -> None:
+        with pytest.raises(OSError, match="a frame without latents"):
+            open_latents(BytesIO(encode(page())))
+        assert open_latents(BytesIO(encode(with_photo()))).model == "mini"
 
     def test_a_photo_has_none_and_not_a_byte_more(self) -> None:
         data = encode(demo.photo())

@@ -320,3 +320,17 @@ def test_what_belongs_to_latents_is_read() -> None:
     assert found.info.pop("alpha_mask").tolist() == np.ones((190, 260)).tolist()
     provenance = {"layout": "kohya", "format": ".npz"}
     assert found.info == {"prompt": "golden", "denoise": 0.05, "provenance": provenance}
+
+
+def test_exact_regions_of_record() -> None:
+    """Some blocks are exact, then some change, then all are as before."""
+    digests = [
+        "7f019d4929641b33b4fd88dab8a74843670ca414c72c0db0a90f28e6867f50ab",
+        "a4cc2c7cdde1b26b207fc660e7cd81852bab44903c8d4377f4ec748b44877a40",
+        "a4cc2c7cdde1b26b207fc660e7cd81852bab44903c8d4377f4ec748b44877a40",
+    ]
+    with Image.open(FIXTURES / "exact.sdz") as im:
+        for number, digest in enumerate(digests):
+            im.seek(number)
+            assert im.info["sdz"]["exact"] == 0.7333
+            assert hashlib.sha256(im.crop((0, 0, 16, 8)).tobytes()).hexdigest() == digest
