@@ -167,7 +167,8 @@ def _alone(image: Image.Image, coded: Blocks, box: PixelBox) -> Image.Image:
 
 def _vp8l(pixels: Image.Image) -> bytes:
     file = BytesIO()
-    # Measured (docs/measurements.md#graphics-exact-and-regions): method 6 takes ten times as long for 0 to 2 % fewer bytes.
+    # Method 6 takes ten times as long, for 0 to 2 % fewer bytes.  Measured
+    # (docs/measurements.md#graphics-exact-and-regions).
     pixels.info = {}  # WebP would write a profile
     pixels.save(file, "WEBP", lossless=True, quality=100, method=4)
     data = file.getvalue()

@@ -192,9 +192,6 @@ def save_latents(
     encode = coder.encoder(quantisation, effort)
     coded = [encode(Frame(frame.transpose(1, 2, 0))) for frame in frames]
     written = sum(len(chunk.data) for frame in coded for chunk in frame)
-    if 0 in sizes and any(entry.type == chunks.EXACT for entry in entries):
-        msg = "this SDZ file has a frame without latents: all of its pixels are kept exactly"
-        raise OSError(msg)
     if complaint := _too_much_work(header, coder, written):
         raise ValueError(complaint)
     data = codec.write(container.assemble(header, about, coded))
@@ -238,6 +235,9 @@ def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
     frames = container.Frames(entries, len(reader.bands))
     found = codec.Frames(header, model, coding, reader.bands, frames, reader)
     sizes = [entry.length for entry in entries if entry.type in chunks.CODED]
+    if 0 in sizes and any(entry.type == chunks.EXACT for entry in entries):
+        msg = "this SDZ file has a frame without latents: all of its pixels are kept exactly"
+        raise OSError(msg)
     if complaint := _too_much_work(header, found.coder, sum(sizes)):
         raise OSError(complaint)
     stored = _stored(found)

@@ -248,7 +248,8 @@ def test_what_is_told_about_a_file() -> None:
 
 def test_mini_in_its_own_units() -> None:
     """Its quality scales its latents, so it has no step, and no other coding."""
-    data = encode(Image.linear_gradient("L").convert("RGB"), quality=60)
+    ramp = Image.linear_gradient("L")
+    data = encode(Image.merge("RGB", (ramp, ramp.rotate(90), ramp)), quality=60, regions=False)
     found = open_latents(BytesIO(data))
     assert found.latents.shape == (160, 16, 16)
     again = saved(found.latents, model="mini", quality=60).getvalue()
