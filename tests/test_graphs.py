@@ -1,0 +1,27 @@
+"""The graphs that ship are those that the training code builds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from pillow_sdz import weights
+
+pytest.importorskip("onnx", reason='building graphs needs pip install ".[train]"')
+sys.path.append(str(Path(__file__).parent.parent))
+
+from training.graphs import Graph, models
+
+
+def test_the_graphs_that_ship_are_built_from_the_code() -> None:
+    seen = set()
+    for model in models().values():
+        for name, build in model.networks.items():
+            for suffix, int8 in (("", False), ("_int8", True)):
+                if name + suffix in weights.GRAPHS:
+                    data = build(Graph(model.tensors, int8=int8))
+                    assert data == weights.graph(name + suffix).checked().read_bytes()
+                    seen.add(name + suffix)
+    assert seen == set(weights.GRAPHS)
