@@ -436,6 +436,18 @@ def test_tiff_keeps_its_description_and_not_its_layout(folder: Path, photo: Imag
     assert ExifTags.Base.StripOffsets not in exif
 
 
+def test_a_tiff_keeps_its_place_both_ways(folder: Path, photo: Image.Image) -> None:
+    tags = Image.Exif()
+    tags[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitudeRef: "N"}
+    photo.save("t.tif", exif=tags.tobytes())
+    assert main(["encode", "t.tif"]) == 0
+    assert main(["decode", "t.sdz", "-o", "u.tif"]) == 0
+    for name in ("t.sdz", "u.tif"):
+        with Image.open(name) as image:
+            place = image.getexif().get_ifd(ExifTags.IFD.GPSInfo)
+        assert place[ExifTags.GPS.GPSLatitudeRef] == "N"
+
+
 def test_no_metadata_adds_none(folder: Path) -> None:
     assert main(["encode", "b.png"]) == 0
     with Image.open("b.sdz") as image:

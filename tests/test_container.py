@@ -244,7 +244,7 @@ def test_animation_round_trips(durations: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("length", [0, 2, 5, 7, 2 + 2 * 4, 2 + 4 * 4])
 def test_durations_of_other_frames_are_refused(length: int) -> None:
-    with pytest.raises(OSError, match=f"aNIM of {length} bytes for 3 frames"):
+    with pytest.raises(OSError, match=f"aNIM has {length} bytes for 3 frames"):
         Animation.parse(bytes(length), header(frames=3))
 
 

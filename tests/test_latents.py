@@ -545,6 +545,24 @@ def test_time_is_limited_by_the_bytes_of_a_file(
         open_latents(relabelled(data, **header))
 
 
+@pytest.mark.parametrize(("coding", "quantisation"), [(CONTEXT, 300), (FLOAT16, 0)])
+def test_a_frame_is_limited_by_its_bytes(
+    coding: CodingSpec, quantisation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the writer as for the reader, whatever codes it."""
+    strange = catalogue.ModelSpec("strange", 5, 8, catalogue.NOT_NAMED, latent_space="strange")
+    coder = codec.coder_of(strange, coding)
+    frame = Frame(np.zeros((64, 64, 5), np.float16))
+    (chunk,) = coder.encoder(quantisation, effort=4)(frame)
+    coder.decode(chunk.data, (64, 64), quantisation)
+    monkeypatch.setattr(adaptive, "FREE_WORK", 0)
+    monkeypatch.setattr(adaptive, "WORK_PER_BYTE", 1)
+    with pytest.raises(ValueError, match="bytes are too many"):
+        coder.encoder(quantisation, effort=4)(frame)
+    with pytest.raises(ValueError, match="bytes are too many"):
+        coder.decode(chunk.data, (64, 64), quantisation)
+
+
 def test_what_nothing_happens_in_is_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latents of zeros have the most values in a byte. What can be written can be read."""
     monkeypatch.setattr(sys.modules["pillow_sdz.latents"], "FREE_WORK", 1 << 15)

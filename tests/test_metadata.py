@@ -150,6 +150,8 @@ def test_profile_of_inks_does_not_follow_into_rgb(photo: Image.Image) -> None:
         (b"GRAY", "RGB", False),
         (b"RGB ", "L", False),
         (b"RGB ", "P", True),
+        (b"RGB ", "YCbCr", True),
+        (b"YCbr", "YCbCr", False),
         (b"Lab ", "RGB", False),
     ],
 )

@@ -23,7 +23,9 @@ from pillow_sdz import (
     options,
     weights,
 )
+from pillow_sdz.codings import Context
 from pillow_sdz.codings.coding import Frame
+from pillow_sdz.codings.context import ADAPTIVE, RELATIVE
 from pillow_sdz.models import sd_mini, sources
 from sdz_files import decode, encode, shown
 
@@ -249,3 +251,12 @@ def test_a_larger_palette_fills_the_target_size(
     assert errors[0] < errors[1]
     with pytest.raises(ValueError, match="smallest file"):
         encode(real_photo, model="sd-mini", coding="palette", target_size=60)
+
+
+def test_the_best_prior_is_taken(exact: NDArray[np.float32]) -> None:
+    """Latents of a model that nobody knows have no prior of their own, so several are tried."""
+    strange = catalogue.ModelSpec("strange", 4, 8, catalogue.NOT_NAMED, latent_space="strange")
+    adaptive = Context(4, [ADAPTIVE]).payload(exact, 300, effort=0)
+    trained = Context(4, [RELATIVE]).payload(exact, 300, effort=0)
+    assert len(adaptive) != len(trained)
+    assert Context.of(strange).payload(exact, 300, effort=0) == min(adaptive, trained, key=len)

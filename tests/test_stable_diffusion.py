@@ -375,7 +375,7 @@ def test_a_unet_that_does_not_fit_is_run_on_the_cpu(
     assert (unet.device, unet.dtype) == (torch.device("cpu"), torch.float32)
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "abacus"])
+@pytest.mark.parametrize("name", ["cuda:99", "hpu", "abacus"])
 def test_a_device_that_is_not_there(kl: Path, name: str) -> None:
     with (
         options.override(DEVICE=name),
@@ -424,6 +424,14 @@ def test_loaded_parts_are_used_as_they_are() -> None:
     denoiser = models.load_denoiser(spec)
     assert denoiser.unet is unet
     np.testing.assert_array_equal(denoiser.schedule.kept, scheduler.alphas_cumprod)
+
+
+def test_registering_again_replaces_the_unet() -> None:
+    """The autoencoder and so the model are the same, but the U-Net that was loaded is not used."""
+    network, scheduler = tiny.autoencoder_kl(), tiny.scheduler()
+    for unet in (tiny.unet(), tiny.unet()):
+        spec = register_model("ours", network, unet=unet, scheduler=scheduler)
+        assert models.load_denoiser(spec).unet is unet
 
 
 def test_parts_of_other_directories(tmp_path: Path, kl: Path) -> None:
