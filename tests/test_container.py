@@ -255,7 +255,7 @@ def test_recommended_denoising_is_bounded() -> None:
             bad.pack()
         with pytest.raises(OSError, match="dNOI"):
             Denoising.parse(struct.pack(">HB", *bad), HEADER)
-    with pytest.raises(OSError, match="dNOI of 2 bytes"):
+    with pytest.raises(OSError, match="dNOI has 2 bytes"):
         Denoising.parse(b"\0\1", HEADER)
 
 
