@@ -303,6 +303,9 @@ class SdzImageFile(ImageFile.ImageFile):
             at = rest[0] - box[0], rest[1] - box[1]
             found.paste(self._reconstructed(rest, found.mode, lenient=lenient), at)
         if exact is not None:
+            if box == (0, 0, *self.size) and not lenient:
+                for entry in self._frames[self._frame].bands:
+                    self._reader.data(entry)  # for the CRC, where no latents are needed
             exact.paste(found, box, self._scale)
         if alpha is not None:
             found.putalpha(alpha)
