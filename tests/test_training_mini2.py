@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from pillow_sdz import demo
@@ -19,52 +20,90 @@ pytest.importorskip("matplotlib", reason="charts are among the training pictures
 sys.path.append(str(Path(__file__).parent.parent))
 from training import mini
 from training.mini2.data import Crops, Writer, to_tensor
-from training.mini2.model import STRETCH, Model, begin_details, take_over
-from training.mini2.network import LappedTransform
+from training.mini2.model import Model, begin, fit_magnitudes
+from training.mini2.network import TAIL_FROM, beyond, borders
+from training.mini2.prior import ScaleOfMagnitude
+from training.prior import logistic_bits
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_details_are_complete_and_orthogonal() -> None:
-    torch.manual_seed(0)
-    transform, image = LappedTransform(), torch.randn(2, 3, 64, 48)
-    coefficients = transform(image)
-    assert coefficients.shape == (2, 192, 8, 6)
-    assert torch.allclose(transform.inverse(coefficients), image, atol=1e-5)
-    assert (coefficients**2).sum() == pytest.approx((image**2).sum().item(), rel=1e-5)
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """As a training begins, with fewer photos."""
+    model, photo = Model(), np.asarray(demo.photo())
+    photos = [photo[:320, :320], photo[-320:, -320:], photo[:320, -320:], photo[-320:, :320]]
+    begin(model, mini.shipped(), photos)
+    fit_magnitudes(model, photos)
+    return model
 
 
-def test_begins_where_the_first_generation_ends() -> None:
-    first, second = mini.Model(), Model()
-    weights = {k: v.float() for k, v in mini.shipped().items()}
-    first.load_state_dict(weights)
-    take_over(second, weights)
-    begin_details(second)
+@torch.no_grad()
+def decoded(model: Model, image: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+    picture = model(image, rate, hard=True).picture
+    assert isinstance(picture, torch.Tensor)
+    return picture
+
+
+def test_borders_can_be_extended_without_a_loss() -> None:
+    basis = mini.lapped_transform(16)
+    transform = torch.einsum("rc,in,jm->rijcnm", torch.eye(3), basis, basis).flatten(0, 2)
+    weight = mini.block_weight(transform)
+    image = torch.rand(1, 3, 96, 48) - 0.5
+    latents = F.conv2d(F.pixel_unshuffle(beyond(image), 16), weight)
+    assert latents.shape == (1, 768, 6, 3)
+    back = F.conv2d(latents, weight.flip(2, 3).transpose(0, 1), padding=1)
+    again = borders(F.pixel_shuffle(back, 16)[..., 8:-8, 8:-8])
+    assert torch.allclose(again, image, atol=1e-5)
+
+
+def test_the_linear_transform_alone_is_precise(model: Model) -> None:
     image = to_tensor(np.asarray(demo.photo().crop((0, 0, 128, 128))))
-    place = 0.2  # a knot: between knots both only come near each other
+    rate = torch.ones(1, 1, 1, 1)  # no CNN adds anything there before the training
     with torch.no_grad():
-        expected, _ = first(image, torch.tensor([place * STRETCH]), hard=True)
-        rate = torch.full((1, 1, 1, 1), place)
-        coded = second(image, rate, details=False, hard=True)
-    assert coded.detail.item() == 0
-    assert torch.allclose(coded.picture, expected, atol=1e-3)
+        picture = model.autoencoder.decoder(model.autoencoder.encoder(image, rate), rate)
+    assert ((picture - image) ** 2).mean() < 10**-4.5
 
 
-def test_a_map_gives_each_cell_its_rate() -> None:
-    model = Model()
-    take_over(model, mini.shipped())
-    begin_details(model)
+def test_a_map_gives_each_cell_its_rate(model: Model) -> None:
     image = to_tensor(np.asarray(demo.photo().crop((0, 0, 256, 128))))
     low, high = (torch.full((1, 1, 4, 8), value) for value in (0.2, 0.7))
     mixed = low.clone()
     mixed[..., :4] = 0.7
-    with torch.no_grad():
-        error = []
-        for rate in (low, mixed, high):
-            picture = model(image, rate, details=True, hard=True).picture
-            error.append(((picture - image) ** 2)[..., :64].mean())
+    error = [
+        ((decoded(model, image, rate) - image) ** 2)[..., :64].mean() for rate in (low, mixed, high)
+    ]
     assert error[1] == pytest.approx(error[2].item(), rel=0.1)
     assert error[1] < error[0] / 2
+
+
+def test_low_rates_have_no_tail(model: Model) -> None:
+    image = to_tensor(np.asarray(demo.photo().crop((0, 0, 128, 128))))
+    with torch.no_grad():
+        low, high = (
+            model(image, torch.full((1, 1, 1, 1), t), hard=True) for t in (TAIL_FROM - 0.1, 0.9)
+        )
+    assert low.tail.item() == 0 < high.tail.item()
+
+
+def test_fitted_magnitudes_save_bits(model: Model) -> None:
+    image = to_tensor(np.asarray(demo.photo().crop((128, 0, 384, 256))))
+    plain = Model()
+    plain.load_state_dict(model.state_dict())
+    for prediction in plain.prior.magnitudes:
+        torch.nn.init.zeros_(prediction.weight)
+    rate = torch.full((1, 1, 1, 1), 0.6)
+    with torch.no_grad():
+        fitted, unfitted = (m(image, rate, hard=True) for m in (model, plain))
+    assert fitted.base + fitted.tail < 0.9 * (unfitted.base + unfitted.tail)
+
+
+def test_scales_give_back_the_magnitude_they_were_asked_for() -> None:
+    asked = torch.tensor([0.01, 0.1, 1.0, 10.0])
+    log_scale = ScaleOfMagnitude()(asked)
+    symbols = torch.arange(-400, 401).float()[:, None]
+    mass = 2 ** -logistic_bits(symbols, torch.zeros(4), log_scale)
+    assert torch.allclose((mass * symbols.abs()).sum(0), asked, rtol=0.02)
 
 
 @pytest.fixture(scope="module")

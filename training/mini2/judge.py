@@ -24,10 +24,9 @@ from torch import Tensor
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from training import mini
 from training.mini2.data import Photo, to_tensor
-from training.mini2.model import STRETCH, Model
+from training.mini2.model import Model, distortion_weight
 
-PLACES = (0.05, 0.2, 0.35, 0.5)
-PLACES_WITH_DETAILS = (0.45, 0.55, 0.65, 0.75, 0.9)
+PLACES = (0.05, 0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def qualities(picture: Tensor, image: Tensor) -> tuple[float, float]:
@@ -56,6 +55,13 @@ def avif(photo: Photo, size: float) -> tuple[float, float, float]:
     return max(found, key=lambda f: f[2])
 
 
+def first_place(place: float) -> Tensor:
+    """Where the first generation has the same weight of the distortion, at most its end."""
+    low, high = (mini.distortion_weight(torch.tensor([t])) for t in (0.0, 1.0))
+    weight = distortion_weight(torch.tensor([place]))
+    return (torch.log(weight / low) / torch.log(high / low)).clamp(0, 1)
+
+
 def middles(folder: Path, size: int, limit: int) -> list[Photo]:
     """The middles (at most size x size, in whole cells) of pictures in a folder."""
     out = []
@@ -76,8 +82,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--limit", type=int, default=12)
-    parser.add_argument("--places", type=float, nargs="*", default=PLACES, help="the base alone")
-    parser.add_argument("--details", type=float, nargs="*", default=PLACES_WITH_DETAILS)
+    parser.add_argument("--places", type=float, nargs="*", default=PLACES)
     options = parser.parse_args()
     torch.set_num_threads(1)
     first, second = mini.Model(), Model()
@@ -86,24 +91,23 @@ def main() -> None:
     else:
         second.load_state_dict({k: v.float() for k, v in load_file(options.state).items()})
     photos = middles(options.images, options.size, options.limit)
-    places = [(p, False) for p in options.places] + [(p, True) for p in options.details]
-    for place, details in places:
+    for place in options.places:
         rows = []
         for photo in photos:
             image = to_tensor(photo)
             with torch.no_grad():
                 if options.first:
-                    then = torch.tensor([min(1.0, place * STRETCH)])
+                    then = first_place(place)
                     picture, bits = first(image, then, hard=True)
                 else:
                     rate = torch.full((1, 1, 1, 1), float(place))
-                    coded = second(image, rate, details=details, hard=True)
-                    picture, bits = coded.picture, coded.base + coded.detail
+                    coded = second(image, rate, hard=True)
+                    picture, bits = coded.picture, coded.base + coded.tail
             pixels = photo.shape[0] * photo.shape[1]
             size, *others = avif(photo, bits.item() * pixels / 8)
             rows.append((bits.item(), *qualities(picture, image), 8 * size / pixels, *others))
         words = "{:.3f} {:.2f} {:.1f} | AVIF {:.3f} {:.2f} {:.1f}".format(*np.mean(rows, 0))
-        print(f"{place:.2f}{' with details' if details else ''}: {words}", flush=True)
+        print(f"{place:.2f}: {words}", flush=True)
 
 
 if __name__ == "__main__":

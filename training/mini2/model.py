@@ -11,8 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
-from training.mini2.network import KNOTS, Autoencoder, spread
-from training.mini2.prior import DetailPrior, Prior
+from training.mini import block_weight, lapped_transform
+from training.mini2.data import Photo, to_tensor
+from training.mini2.network import (
+    BASE,
+    CHANNELS,
+    FACTOR,
+    KNOTS,
+    TAIL_FROM,
+    Autoencoder,
+    beyond,
+    spread,
+)
+from training.mini2.prior import LARGEST, Magnitudes, Prior
 
 # Weight of the distortion at both ends of the rate axis, in bits per pixel for a squared
 # grey level.  The lower end is the first generation's, whose upper end was 0.06.  At high
@@ -21,10 +32,18 @@ from training.mini2.prior import DetailPrior, Prior
 LAMBDA_LOW, LAMBDA_HIGH = 1e-4, 0.6
 # The best step in grey levels times the root of the weight.
 STEP = math.sqrt(18 / math.log(2))
-# The base alone goes from 0 to the first place, with details from the second to 1.  At the two
-# a picture takes about as many bits, and looks as good, so that a scale of qualities can go
-# over from one to the other.  Measured (training/README.md).
-BASE_TO, DETAILS_FROM = 0.6, 0.4
+# Latents are so many times an orthonormal transform's of images in [-0.5, 0.5].  Chosen, in
+# the first generation.
+SCALE = 5.0
+
+# Orthonormal: grey, red against blue, green against both.
+COLOUR = (
+    (3**-0.5, 3**-0.5, 3**-0.5),
+    (2**-0.5, 0.0, -(2**-0.5)),
+    (6**-0.5, -2 * 6**-0.5, 6**-0.5),
+)
+RIDGE = 1e-4  # of the mean square of what is fitted.  Chosen.
+FAINT = 1 / 255  # energies below that of a grey level do not matter
 
 # Errors in flat blocks of 8x8 pixels count up to so many times more: the woven texture, the
 # bands of a gradient.  And those of an 8x8 mean: tints.  Chosen.
@@ -37,7 +56,7 @@ class Coded(NamedTuple):
 
     picture: Tensor
     base: Tensor
-    detail: Tensor
+    tail: Tensor
 
 
 class Model(nn.Module):
@@ -45,50 +64,24 @@ class Model(nn.Module):
         super().__init__()
         self.autoencoder = Autoencoder()
         self.prior = Prior()
-        self.detail_prior = DetailPrior()
 
-    def forward(self, images: Tensor, rate: Tensor, *, details: bool, hard: bool) -> Coded:
-        """Of images (B, 3, H, W) in [-0.5, 0.5] at rates (B, 1, ...) as `network` has them.
-
-        With ``details``, cells have them where their rate is at least `DETAILS_FROM`.
-        """
+    def forward(self, images: Tensor, rate: Tensor, *, hard: bool) -> Coded:
+        """Of images (B, 3, H, W) in [-0.5, 0.5] at rates (B, 1, ...) as `network` has them."""
         pixels = images.shape[2] * images.shape[3]
         parts = self.autoencoder
-        latents = parts.encoder(images).float()
+        latents = parts.encoder(images, rate)
         height, width = latents.shape[2:]
         gain = parts.gain(rate, 2, height, width)
-        if not details:
-            # Beyond, the base's steps are as details want them, not as the base alone would.
-            below = spread((rate < DETAILS_FROM).float(), 2, height, width)
-            gain = gain * below + gain.detach() * (1 - below)
         latents = latents * gain
-        bits, features = self.prior.bits(latents, rate, hard=hard)
+        active = spread((rate >= TAIL_FROM).float(), 2, height, width)
+        # Zero beyond the base where there is no tail.
+        tail = latents[:, BASE:] * active if bool(active.any()) else latents[:, BASE:] * 0
+        latents = torch.cat([latents[:, :BASE], tail], 1)
+        base_bits, tail_bits = self.prior(latents, active, rate, hard=hard)
         # The decoder sees what it will see in a file: rounded latents.
         rounded = latents + (torch.round(latents) - latents).detach()
-        picture, decoded = parts.decoder(rounded / gain, rate)
-        if not details:
-            return Coded(picture, bits / pixels, torch.zeros_like(bits))
-        layer = parts.details
-        with torch.autocast(images.device.type, enabled=False):
-            # No details where the rate is below that.
-            active = (rate >= DETAILS_FROM).float()
-            size = 4, 2 * height, 2 * width
-            gain = layer.gain(rate, *size)
-            left = layer.transform(images - picture) * spread(active, *size)
-            steps = left * gain
-            detail_bits = self.detail_prior.bits(
-                steps, torch.round(latents).detach(), features, rate, hard=hard
-            )
-            # What is rounded does not follow the base: where details are zero, the base's
-            # error stays.  Only the gain learns what a step of its costs.
-            scaled = left.detach() * gain
-            rounded = scaled + (torch.round(scaled) - scaled).detach()
-            detail = layer.reconstruct(rounded, gain)
-            picture = picture + detail
-        step = spread(STEP / distortion_weight(rate).sqrt(), 8, *decoded.shape[2:]) / 255
-        restored = parts.restoration(picture, detail, step, decoded, rate)
-        picture = picture + restored * spread(active, 32, *images.shape[2:])
-        return Coded(picture, bits / pixels, detail_bits / pixels)
+        picture = parts.decoder(rounded / gain, rate)
+        return Coded(picture, base_bits / pixels, tail_bits / pixels)
 
 
 def distortion_weight(rate: Tensor) -> Tensor:
@@ -113,7 +106,7 @@ def loss_of(coded: Coded, images: Tensor, rate: Tensor, *, perceptual: float) ->
     weights = distortion_weight(rate)
     errors = distortion(coded.picture, images)
     weighted = errors * spread(weights, 4, *errors.shape[2:])
-    loss = coded.base + coded.detail + weighted.mean((1, 2, 3))
+    loss = coded.base + coded.tail + weighted.mean((1, 2, 3))
     weight = torch.exp(torch.log(weights).mean((1, 2, 3)))
     if perceptual:
         # On half of the batch: it costs as much as the networks.  The power of the weight
@@ -129,54 +122,79 @@ def loss_of(coded: Coded, images: Tensor, rate: Tensor, *, perceptual: float) ->
     return balanced
 
 
-# The first generation's axis in terms of the second's: the same weight of the distortion.
-STRETCH = math.log(LAMBDA_HIGH / LAMBDA_LOW) / math.log(0.06 / 1e-4)
-
-
 @torch.no_grad()
-def take_over(model: Model, first: Mapping[str, Tensor]) -> None:
-    """Begin with the weights of the first generation (`training.mini.shipped`)."""
-    first = {k: v.float() for k, v in first.items()}
-    state = model.state_dict()
-    # Its rate axis ended at 0.06, and all was a polynomial of it; beyond, the decoder begins
-    # as it was there.
-    then = STRETCH * torch.linspace(0, 1, KNOTS)
-    u = 2 * then.clamp(max=1) - 1
+def begin(model: Model, state: Mapping[str, Tensor], photos: list[Photo]) -> None:
+    """Begin with the CNNs of ``state``, which has 160 channels, and a plain lapped transform.
+
+    Channels are the transform's coefficients in order of their energy in ``photos``.  Principal
+    components do not do: where energies are alike they mix directions and frequencies, so that
+    a texture in one direction shows in many channels.
+    """
+    own = model.state_dict()
     for name, value in state.items():
-        if name.startswith("autoencoder.decoder.rate."):
-            stem = name.rsplit(".", 1)[0]
-            biases = first[f"{stem}.weight"] @ torch.stack([u, u * u, u * u * u])
-            value.copy_((biases + first[f"{stem}.bias"][:, None])[:, :, None, None])
-        elif name.startswith(("autoencoder.details.", "autoencoder.restoration.")):
+        if name not in own or "prior" in name:
             continue
-        elif name.startswith(("autoencoder.encoder.", "autoencoder.decoder.", "prior.analysis.")):
-            value.copy_(first[name])
-        elif name == "autoencoder.gain.logarithms":
-            powers = torch.stack([torch.ones_like(then), then, then * then], 1)
-            value.copy_(powers @ first["autoencoder.gain.coefficients"])
-    state["prior.hyper_scale.coefficients"].copy_(
-        first["prior.hyper_scale"] * torch.tensor([1, STRETCH])[:, None]
-    )
-    # A convolution has come in before the upsampling: both signs of what it had.
-    z = state["prior.synthesis.weight"].shape[1]
-    state["prior.synthesis.weight"].zero_()
-    state["prior.synthesis.bias"].zero_()
-    for i in range(z):
-        state["prior.synthesis.weight"][i, i, 1, 1] = 1
-        state["prior.synthesis.weight"][z + i, i, 1, 1] = -1
-    up = first["prior.synthesis_up.weight"]
-    state["prior.synthesis_up.weight"][: 2 * z] = torch.cat([up, -up])
-    state["prior.synthesis_up.bias"].copy_(first["prior.synthesis_up.bias"])
-    context = state["prior.context.weight"]
-    context.copy_(first["prior.context.weight"][: len(context)])
+        target = own[name]
+        if target.shape == value.shape:
+            target.copy_(value)
+        elif target.dim() == value.dim():
+            target.zero_()
+            target[tuple(slice(n) for n in value.shape)] = value
+    basis = lapped_transform(FACTOR)
+    transform = torch.einsum("rc,in,jm->rijcnm", torch.tensor(COLOUR), basis, basis).flatten(0, 2)
+    weight = block_weight(transform)
+    energy = torch.zeros(len(transform))
+    covariance = torch.zeros(len(transform), len(transform))
+    for photo in photos:
+        height, width = (n // FACTOR * FACTOR for n in photo.shape[:2])
+        blocks = F.pixel_unshuffle(beyond(to_tensor(photo[:height, :width])), FACTOR)
+        c = F.conv2d(blocks, weight)[0].flatten(1)
+        energy += torch.log((c * c).mean(1) + FAINT**2)
+        covariance += c @ c.T / c.shape[1] / len(photos)
+    order = torch.argsort(energy, descending=True)[:CHANNELS]
+    filters, rows = transform[order], weight[order]
+    then = own["autoencoder.encoder.linear.weight"][:BASE].clone()
+    own["autoencoder.encoder.linear.weight"].copy_(SCALE * rows)
+    own["autoencoder.encoder.linear.bias"].zero_()
+    # A transposed convolution is a convolution with its filter turned by half a circle.
+    turned = block_weight(filters).flip(2, 3).transpose(0, 1)
+    own["autoencoder.decoder.linear.weight"].copy_(turned / SCALE)
+    # What the CNNs add to latents, and see of them, in terms of the new ones.
+    old = then.flatten(1) @ weight.flatten(1).T
+    new = SCALE * torch.eye(len(transform))[order[:BASE]]
+    there = new @ covariance @ old.T @ torch.linalg.inv(old @ covariance @ old.T)
+    back = old @ covariance @ new.T @ torch.linalg.inv(new @ covariance @ new.T)
+    leave, enter = (own[f"autoencoder.{n}.weight"] for n in ("encoder.leave", "decoder.enter"))
+    leave[:BASE] = torch.einsum("ij,jcyx->icyx", there, leave[:BASE])
+    bias = own["autoencoder.encoder.leave.bias"]
+    bias[:BASE] = there @ bias[:BASE]
+    enter[:, :BASE] = torch.einsum("cjyx,ji->ciyx", enter[:, :BASE], back)
+    weights = distortion_weight(torch.linspace(0, 1, KNOTS))
+    gains = torch.log(255 / SCALE / STEP * weights.sqrt())
+    own["autoencoder.gain.logarithms"].copy_(gains[:, None].expand(-1, CHANNELS))
+    # Where steps are small the linear transform alone is best to begin with.
+    fading = ((0.7 - torch.linspace(0, 1, KNOTS)) / 0.5).clamp(0, 1)[:, None]
+    own["autoencoder.encoder.gate.weight"].copy_(fading.expand(-1, CHANNELS))
+    own["autoencoder.decoder.gate.weight"].copy_(fading.expand(-1, 48))
 
 
 @torch.no_grad()
-def begin_details(model: Model) -> None:
-    """Steps of the details as a rate-distortion optimal uniform quantiser has them."""
-    weights = distortion_weight(torch.linspace(0, 1, KNOTS))
-    gains = model.autoencoder.details.gain.logarithms
-    gains.copy_(torch.log(255 / STEP * weights.sqrt())[:, None].expand_as(gains))
+def fit_magnitudes(model: Model, photos: list[Photo]) -> None:
+    """Fit the prior's linear predictions of magnitudes to the latents of photos."""
+    samples = []
+    for i, photo in enumerate(photos):
+        height, width = (n // 32 * 32 for n in photo.shape[:2])
+        rate = torch.full((1, 1, 1, 1), (i * 0.618) % 1)
+        latents = model.autoencoder.encoder(to_tensor(photo[:height, :width]), rate)
+        latents = latents * model.autoencoder.gain(rate, 2, *latents.shape[2:])
+        if rate.item() < TAIL_FROM:
+            latents[:, BASE:] = 0
+        samples.append((torch.round(latents).abs().clamp(max=LARGEST), rate))
+    for prediction in model.prior.magnitudes:
+        assert isinstance(prediction, Magnitudes)
+        tail = prediction.before >= BASE
+        chosen = [s for s in samples if not tail or s[1].item() >= TAIL_FROM]
+        prediction.fit(chosen, RIDGE)
 
 
 def channels_last(model: Model) -> Model:

@@ -1,45 +1,60 @@
 """The floating-point prior of `mini`, second generation, that training sees.
 
-Base latents: hyperlatents at 1/32 (Ballé et al., "Variational image compression with a
-scale hyperprior", ICLR 2018), a checkerboard of two passes (He et al., CVPR 2021) and two
-groups of channels, the second told of the first (He et al., "ELIC", CVPR 2022).
+Hyperlatents at 1/32 (Ballé et al., "Variational image compression with a scale
+hyperprior", ICLR 2018), a checkerboard of two passes (He et al., CVPR 2021) and groups of
+channels, each told of those before it (He et al., "ELIC", CVPR 2022).
 
-Details: scales alone, their means being zero, from hyperlatents of their own, the base
-latents and hyperlatents, and magnitudes: those of the groups of channels before, at the
-place and around it, and in the second pass of a checkerboard the same group's around it.
+Beside the networks each channel has a linear prediction of its magnitude, as hand-made coders
+of transform coefficients have it: from magnitudes of the groups before, at the place and
+around it, and in the second pass from the same group's beside it.  It is fitted by least
+squares before training (`Magnitudes.fit`), and the networks correct it.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pillow_sdz.models.mini.network import HyperAnalysis
-from training.mini2.network import CHANNELS, DETAILS, spread
-from training.mini2.network import GROUPS as DETAIL_GROUPS
+from training.mini2.network import BASE, CHANNELS, KNOTS, knots, spread
 from training.prior import checkerboard, logistic_bits
 
 HYPER_CHANNELS = 32
 FEATURES = 96
 CONTEXT = 64
+AROUND = 48
 HIDDEN = 192
-# Channels come out of the initial principal components in order of their energy, so the
-# first group is small and tells the most.  Chosen.
-GROUPS = (48, 112)
-
-DETAIL_HYPER = 16
-DETAIL_FEATURES = 48
-DETAIL_TRUNK = 64
-DETAIL_CONTEXT = 48
-DETAIL_HIDDEN = 96
-# At first a scale of a quarter of a step: most details are zero.
-FIRST_LOG_SCALE = -1.4
+# Channels are in order of their energy, so the first group is small and tells the most.  The
+# last two are the tail.  Chosen.
+GROUPS = (16, 48, 96, 96, 128)
+BASE_GROUPS = 3
+assert sum(GROUPS[:BASE_GROUPS]) == BASE
+assert sum(GROUPS) == CHANNELS
+LARGEST = 60.0  # magnitudes are clipped for predictions, so that one does not spoil them
 
 
 def even(x: Tensor) -> Tensor:
     """Padded by zeros to whole pairs, for which one hyperlatent stands."""
     return F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
+
+
+def levels(symbols: Tensor) -> Tensor:
+    """Magnitudes on a scale of octaves."""
+    return torch.log2(1 + symbols.abs())
+
+
+def around(x: Tensor) -> Tensor:
+    """For each place, the mean over the eight around it (zeros beyond the border)."""
+    return (F.avg_pool2d(x, 3, 1, 1, divisor_override=1) - x) / 8
+
+
+def beside(x: Tensor) -> Tensor:
+    """For each place, the mean over the four beside it (zeros beyond the border)."""
+    y = F.pad(x, (1, 1, 1, 1))
+    total = y[..., 1:-1, :-2] + y[..., 1:-1, 2:] + y[..., :-2, 1:-1] + y[..., 2:, 1:-1]
+    return total / 4
 
 
 class HyperScale(nn.Module):
@@ -50,26 +65,135 @@ class HyperScale(nn.Module):
         self.coefficients = nn.Parameter(torch.zeros(2, channels))
 
     def forward(self, hyper: Tensor, rate: Tensor) -> Tensor:
-        """(B,)"""
+        """Bits of each picture (B,)."""
         base, slope = self.coefficients[:, :, None, None]
         log_scale = base + slope * rate
         return logistic_bits(hyper, torch.zeros_like(hyper), log_scale).sum((1, 2, 3))
 
 
+class Analysis(nn.Sequential):
+    """Base latents in steps, h and w even, to hyperlatents at 1/32."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(BASE, FEATURES, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(FEATURES, FEATURES, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(FEATURES, HYPER_CHANNELS, 3, padding=1),
+        )
+
+
+class ScaleOfMagnitude(nn.Module):
+    """Log scales of the discretised logistic whose mean magnitude is given: a table."""
+
+    table: Tensor
+    LOW, HIGH, SIZE = math.log(1e-4), math.log(2 * LARGEST), 512
+
+    def __init__(self) -> None:
+        super().__init__()
+        log_scales = torch.linspace(-4, 6, 2001, dtype=torch.float64)
+        symbols = torch.arange(0, 6000, dtype=torch.float64)
+        # The mean magnitude is twice the sum of the tails beyond 0.5, 1.5, ...
+        means = torch.stack(
+            [2 * torch.sigmoid(-(symbols + 0.5) / s).sum() for s in torch.exp(log_scales)]
+        )
+        grid = torch.exp(torch.linspace(self.LOW, self.HIGH, self.SIZE, dtype=torch.float64))
+        places = torch.searchsorted(means, grid).clamp(1, len(means) - 1)
+        low, high = means[places - 1].log(), means[places].log()
+        share = ((grid.log() - low) / (high - low)).clamp(0, 1)
+        table = log_scales[places - 1] + share * (log_scales[places] - log_scales[places - 1])
+        self.register_buffer("table", table.float(), persistent=False)
+
+    def forward(self, magnitude: Tensor) -> Tensor:
+        x = torch.log(magnitude.clamp(1e-4, LARGEST))
+        place = (x - self.LOW) / (self.HIGH - self.LOW) * (self.SIZE - 1)
+        low = place.detach().floor().long().clamp(0, self.SIZE - 2)
+        share = place - low
+        return self.table[low] * (1 - share) + self.table[low + 1] * share
+
+
+class Magnitudes(nn.Module):
+    """The linear prediction of a group's magnitudes (B, G, h, w), for each of the two passes."""
+
+    def __init__(self, before: int, group: int) -> None:
+        super().__init__()
+        self.before, self.group = before, group
+        # Of the groups before, at the place and around it, and the same group's beside it.
+        self.weight = nn.Parameter(torch.zeros(2, group, 2 * before + group))
+        self.bias = nn.Parameter(torch.full((2, KNOTS, group), 0.3))
+
+    def inputs(self, magnitudes: Tensor, first_pass: Tensor) -> Tensor:
+        known = magnitudes[:, : self.before]
+        own = magnitudes[:, self.before : self.before + self.group]
+        sides = beside(own * first_pass)
+        return torch.cat([known, around(known), sides], 1) if self.before else sides
+
+    def forward(self, magnitudes: Tensor, first_pass: Tensor, rate: Tensor) -> Tensor:
+        x = self.inputs(magnitudes, first_pass)
+        n = 2 * self.before
+        near = knots(rate)
+        size = x.shape[2:]
+        bias = [spread(torch.einsum("bkhw,kc->bchw", near, b), 2, *size) for b in self.bias]
+        first = F.conv2d(x[:, :n], self.weight[0, :, :n, None, None]) if n else 0.0
+        second = F.conv2d(x, self.weight[1, :, :, None, None])
+        return torch.where(first_pass > 0, first + bias[0], second + bias[1])
+
+    @torch.no_grad()
+    def fit(self, samples: list[tuple[Tensor, Tensor]], ridge: float) -> None:
+        """Least squares on magnitudes (1, CHANNELS, h, w) at rates (1, 1, 1, 1)."""
+        n, g = 2 * self.before, self.group
+        for number, parity in enumerate((1, 0)):
+            size = n + (g if number else 0)
+            products = torch.zeros(size + KNOTS, size + KNOTS, dtype=torch.float64)
+            targets = torch.zeros(size + KNOTS, g, dtype=torch.float64)
+            for magnitudes, rate in samples:
+                first_pass = checkerboard(magnitudes)
+                chosen = (first_pass[0, 0] == parity).flatten()
+                x = self.inputs(magnitudes, first_pass)[0, :size].flatten(1)[:, chosen]
+                near = knots(rate)[0, :, 0].expand(-1, x.shape[1])
+                x = torch.cat([x, near]).double()
+                y = magnitudes[0, self.before : self.before + g].flatten(1)[:, chosen].double()
+                # Small magnitudes are as important as large ones.
+                weight = 1 / (0.1 + y.mean()) ** 2
+                products += weight * x @ x.T
+                targets += weight * x @ y.T
+            scale = ridge * products.diagonal().mean()
+            solved = torch.linalg.solve(products + scale * torch.eye(len(products)), targets).T
+            self.weight[number, :, :size] = solved[:, :size].float()
+            self.bias[number] = solved[:, size:].T.float()
+
+
 class Prior(nn.Module):
-    """Probabilities of quantised base latents (B, C, h, w) and of hyperlatents."""
+    """Probabilities of quantised latents (B, CHANNELS, h, w) and of hyperlatents."""
 
     def __init__(self) -> None:
         super().__init__()
         f, z = FEATURES, HYPER_CHANNELS
-        self.analysis = HyperAnalysis(z, f)
+        self.analysis = Analysis()
         self.hyper_scale = HyperScale(z)
         self.synthesis = nn.Conv2d(z, f, 3, padding=1)
         self.synthesis_up = nn.ConvTranspose2d(f, f, 4, stride=2, padding=1)
-        self.context = nn.Conv2d(CHANNELS, CONTEXT, 5, padding=2, bias=False)
         starts = [sum(GROUPS[:i]) for i in range(len(GROUPS))]
-        self.first = nn.ModuleList(nn.Conv2d(f + CONTEXT + 1 + s, HIDDEN, 1) for s in starts)
+        # Symbols of the first pass: in the base of the groups so far, in the tail of its own.
+        self.seen = [0 if s < BASE else s for s in starts]
+        self.context = nn.ModuleList(
+            nn.Conv2d(s + g - n, CONTEXT, 3 if n else 5, padding="same", bias=False)
+            for s, g, n in zip(starts, GROUPS, self.seen, strict=True)
+        )
+        # Magnitudes of the groups before.
+        self.around = nn.ModuleList(nn.Conv2d(s, AROUND, 3, padding=1) for s in starts[1:])
+        self.magnitudes = nn.ModuleList(
+            Magnitudes(s, g) for s, g in zip(starts, GROUPS, strict=True)
+        )
+        self.first = nn.ModuleList(
+            nn.Conv2d(f + CONTEXT + (AROUND if s else 0) + KNOTS + s, HIDDEN, 1) for s in starts
+        )
         self.last = nn.ModuleList(nn.Conv2d(HIDDEN, 2 * g, 1) for g in GROUPS)
+        for layer in self.last:
+            nn.init.zeros_(torch.as_tensor(layer.weight))
+            nn.init.zeros_(torch.as_tensor(layer.bias))
+        self.scale = ScaleOfMagnitude()
 
     def features(self, hyper: Tensor) -> Tensor:
         """Hyperlatents (B, Z, h/2, w/2) to features (B, FEATURES, h, w)."""
@@ -77,116 +201,52 @@ class Prior(nn.Module):
         return y
 
     def parameters_of(
-        self, features: Tensor, symbols: Tensor, rate: Tensor
+        self, features: Tensor, symbols: Tensor, rate: Tensor, groups: int
     ) -> tuple[Tensor, Tensor]:
         """Means and log scales (B, C, h, w), each from what its decoder knows by then."""
         first_pass = checkerboard(symbols)
-        context = self.context(symbols * first_pass) * (1 - first_pass)
-        t = spread(rate, 2, *symbols.shape[2:]).expand(-1, -1, *symbols.shape[2:])
-        known = torch.cat([features, context, t], dim=1)
+        near = spread(knots(rate), 2, *symbols.shape[2:]).expand(-1, -1, *symbols.shape[2:])
+        known = torch.cat([features, near], dim=1)
+        magnitudes = symbols.detach().abs().clamp(max=LARGEST)
+        level = levels(symbols.detach())
         means, log_scales, start = [], [], 0
-        for first, last, group in zip(self.first, self.last, GROUPS, strict=True):
-            hidden = F.relu(first(torch.cat([known, symbols[:, :start]], 1)))
-            mean, log_scale = last(hidden).chunk(2, 1)
+        for i, group in enumerate(GROUPS[:groups]):
+            end = start + group
+            seen = symbols[:, self.seen[i] : end] * first_pass
+            inputs = [known, F.relu(self.context[i](seen)) * (1 - first_pass)]
+            if start:
+                inputs += [F.relu(self.around[i - 1](level[:, :start])), symbols[:, :start]]
+            hidden = F.relu(self.first[i](torch.cat(inputs, 1)))
+            mean, correction = self.last[i](hidden).chunk(2, 1)
+            predicted = self.magnitudes[i](magnitudes, first_pass, rate)
             means.append(mean)
-            log_scales.append(log_scale)
-            start += group
+            log_scales.append(self.scale(predicted) + correction)
+            start = end
         return torch.cat(means, 1), torch.cat(log_scales, 1)
 
-    def bits(self, latents: Tensor, rate: Tensor, *, hard: bool) -> tuple[Tensor, Tensor]:
-        """Bits of each picture (B,), noise in the place of rounding unless ``hard``; and the
-        features of the rounded hyperlatents, for the details."""
-        height, width = latents.shape[2:]
-        # Hyperlatents stand for pairs of latents, of which the last may be missing.
-        hyper = self.analysis(even(latents)).float()
-        with torch.autocast(latents.device.type, enabled=False):
-            if hard:
-                hyper, symbols = torch.round(hyper), torch.round(latents)
-            else:
-                hyper = hyper + torch.rand_like(hyper) - 0.5
-                symbols = latents + torch.rand_like(latents) - 0.5
-            features = self.features(hyper)[..., :height, :width]
-            mean, log_scale = self.parameters_of(features, symbols, rate)
-            total = self.hyper_scale(hyper, rate)
-            return total + logistic_bits(symbols, mean, log_scale).sum((1, 2, 3)), features
+    def forward(
+        self, latents: Tensor, active: Tensor, rate: Tensor, *, hard: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Bits of each picture (B,), of the base and of the tail.
 
-
-def levels(symbols: Tensor) -> Tensor:
-    """Magnitudes on a scale of octaves: what says how large the next ones may be."""
-    return torch.log2(1 + symbols.abs())
-
-
-def around(x: Tensor) -> Tensor:
-    """For each place, the sum over the eight around it."""
-    return F.avg_pool2d(x, 3, 1, 1, divisor_override=1) - x
-
-
-class DetailPrior(nn.Module):
-    """Probabilities of quantised details (B, 192, 2h, 2w) beside base latents (B, C, h, w)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        f, z, c = DETAIL_FEATURES, DETAIL_HYPER, DETAIL_CONTEXT
-        self.analysis = nn.Sequential(
-            nn.Conv2d(DETAILS, 64, 1),
-            nn.ReLU(),
-            nn.Conv2d(64, 64, 4, stride=4),
-            nn.ReLU(),
-            nn.Conv2d(64, z, 1),
-        )
-        self.hyper_scale = HyperScale(z)
-        self.synthesis_up = nn.ConvTranspose2d(z, f, 4, stride=2, padding=1)
-        self.trunk = nn.Conv2d(FEATURES + CHANNELS + f + 1, 4 * DETAIL_TRUNK, 1)
-        # Of each group: for the groups after it, and for its own second pass.
-        self.after = nn.ModuleList(nn.Conv2d(2 * g, c, 1) for g in DETAIL_GROUPS[:-1])
-        self.beside = nn.ModuleList(nn.Conv2d(g, c, 1) for g in DETAIL_GROUPS)
-        self.hidden = nn.ModuleList(
-            nn.Conv2d(DETAIL_TRUNK + c * (1 + i), DETAIL_HIDDEN, 1)
-            for i in range(len(DETAIL_GROUPS))
-        )
-        self.last = nn.ModuleList(nn.Conv2d(DETAIL_HIDDEN, g, 1) for g in DETAIL_GROUPS)
-        for layer in self.last:
-            nn.init.constant_(torch.as_tensor(layer.bias), FIRST_LOG_SCALE)
-
-    def log_scales(self, symbols: Tensor, known: Tensor) -> Tensor:
-        """(B, 192, 2h, 2w) from the details themselves and what is known (B, K, h, w)."""
-        trunk = F.pixel_shuffle(F.relu(self.trunk(known)), 2)
-        first_pass = checkerboard(symbols)
-        out, before, start = [], [trunk], 0
-        for i, group in enumerate(DETAIL_GROUPS):
-            level = levels(symbols[:, start : start + group])
-            start += group
-            beside = self.beside[i](around(level * first_pass)) * (1 - first_pass)
-            hidden = F.relu(self.hidden[i](torch.cat([*before, F.relu(beside)], 1)))
-            out.append(self.last[i](hidden))
-            if i < len(self.after):
-                before.append(F.relu(self.after[i](torch.cat([level, around(level)], 1))))
-        return torch.cat(out, 1)
-
-    def bits(
-        self, steps: Tensor, base: Tensor, features: Tensor, rate: Tensor, *, hard: bool
-    ) -> Tensor:
-        """Bits of each picture (B,) for its details in steps (B, 192, 2h, 2w).
-
-        ``base`` are rounded base latents and ``features`` those of their prior.  The prior
-        learns from rounded details, since most are zero, of which noise would say nothing;
-        gradients to the steps go by noise, whose own scales are not trained.
+        ``active`` (B, 1, h, w) or (B, 1, 1, 1) is 1 where there is a tail; ``latents`` are in
+        steps, zero where there is none.  The prior learns from rounded latents, since most are
+        zero, of which noise would say nothing; gradients to the latents go by noise, whose
+        own scales are not trained.
         """
-        height, width = base.shape[2:]
-        with torch.autocast(steps.device.type, enabled=False):
-            symbols = torch.round(steps.detach())
-            level = levels(steps.detach())
-            hyper = self.analysis(F.pad(level, (0, 2 * width % 4, 0, 2 * height % 4)))
+        height, width = latents.shape[2:]
+        hyper = self.analysis(even(latents[:, :BASE])).float()
+        with torch.autocast(latents.device.type, enabled=False):
             hyper = torch.round(hyper) if hard else hyper + torch.rand_like(hyper) - 0.5
-            own = F.relu(self.synthesis_up(hyper))[..., :height, :width]
-            t = spread(rate, 2, height, width).expand(-1, -1, height, width)
-            known = torch.cat([features, levels(base), own, t], 1)
-            log_scale = self.log_scales(symbols, known)
-            zero = symbols.new_zeros(())
-            bits = logistic_bits(symbols, zero, log_scale).sum((1, 2, 3))
+            symbols = latents + (torch.round(latents) - latents).detach()
+            features = self.features(hyper)[..., :height, :width]
+            groups = len(GROUPS) if bool(active.any()) else BASE_GROUPS
+            mean, log_scale = self.parameters_of(features, symbols, rate, groups)
+            count = mean.shape[1]
+            bits = logistic_bits(symbols[:, :count].detach(), mean, log_scale)
             if not hard:
-                noisy = steps + torch.rand_like(steps) - 0.5
-                by_noise = logistic_bits(noisy, zero, log_scale.detach()).sum((1, 2, 3))
+                noisy = latents[:, :count] + torch.rand_like(mean) - 0.5
+                by_noise = logistic_bits(noisy, mean.detach(), log_scale.detach())
                 bits = bits + by_noise - by_noise.detach()
-            total: Tensor = bits + self.hyper_scale(hyper, rate)
-            return total
+            base = bits[:, :BASE].sum((1, 2, 3)) + self.hyper_scale(hyper, rate)
+            return base, (bits[:, BASE:] * active).sum((1, 2, 3))
