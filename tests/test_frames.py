@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -43,8 +42,6 @@ from pillow_sdz.codings.range_coder import (
     SymbolEncoder,
     Tables,
 )
-from pillow_sdz.container import Chunk
-from pillow_sdz.header import Header
 from range_coder import RangeDecoder
 from sdz_files import CountingFile, assert_similar, decode, encode, framed
 
@@ -750,32 +747,6 @@ class TestRowsOfChanges:
             many = prior.code(Likeliest(changed), 33, 47, 5000, before)
         assert np.array_equal(few.symbols, many.symbols)
         assert np.array_equal(few.hyper, many.hyper)
-
-    @pytest.mark.slow
-    def test_the_last_frame_takes_at_most_five_pictures(self) -> None:
-        """In CPU time.  Measured: 3.7 times the first frame's, of 1024x1024 pixels."""
-        data = encode(demo.photo().resize((1024, 1024)), save_all=True, quality=50, effort=0)
-        file = container.read(data)
-        prior = models.load(catalogue.MINI).prior
-        coded = prior.code(SymbolDecoder(Tables.shipped(), file[-2].data), 64, 64, 5000)
-        rng = np.random.default_rng(0)
-        frames = [[file[-2]]]
-        for _ in range(255):
-            coder = Likeliest(rng.random((32, 32)) < 3.9 / 255)
-            coded = prior.code(coder, 64, 64, 5000, coded)
-            frames.append([Chunk(chunks.CHANGES, coder.encoder.bytes())])
-        header = Header.parse(file[0].data)._replace(frames=256)
-        data = container.write(container.assemble(header, file[1:-2], frames))
-
-        def seconds(frame: int) -> float:
-            with Image.open(BytesIO(data)) as im:
-                im.seek(frame)
-                begin = time.process_time()
-                im.load()
-                return time.process_time() - begin
-
-        seconds(0)
-        assert min(seconds(255) for _ in range(2)) < 5 * min(seconds(0) for _ in range(3))
 
 
 class TestSavingOverItself:

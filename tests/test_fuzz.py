@@ -45,7 +45,8 @@ def test_seeds_get_to_the_end() -> None:
     """Valid inputs are not refused, so that mutations of them reach all the code."""
     for data in seeds.made():
         targets.shown(data)
-        targets.latents_of(data)
+        if b"EXCT" not in data:  # a page may have no latents
+            targets.latents_of(data)
     for case in targets.CASES:
         assert any(case is targets.CASES[data[0]] for data in seeds.seeds("entropy")[:-2])
 

@@ -201,7 +201,7 @@ def test_the_edge_stays_clean(photo: Image.Image) -> None:
     errors = {}
     for exact in (False, True):
         difference = ImageChops.difference(
-            decode(encode(im, exact=exact)).convert("RGB"), im.convert("RGB")
+            decode(encode(im, exact=exact, regions=False)).convert("RGB"), im.convert("RGB")
         )
         errors[exact] = ImageStat.Stat(difference, seen).mean
     assert max(errors[False]) < 3 < max(errors[True])

@@ -156,21 +156,27 @@ class Encoder:
             frames = _frame_options(image, report)
             image.load()
             kept = {} if self.strip else _kept(image, report)
+            # Those of another .sdz file that this version does not know.
+            unknown = [] if self.strip else image.info.get("sdz_chunks", [])
             turn = self.strip and orientation(image) != UPRIGHT
             if not (deep or turn):
-                return self._saved(image, kept, frames)
+                return self._saved(image, kept, frames, unknown)
 
             def changed(frame: Image.Image) -> Image.Image:
                 frame = scaled(frame) if deep else frame
                 return upright(frame) if turn else frame
 
             first, others = changed_frames(image, changed)
-            return self._saved(first, kept, {**frames, **others} if frames else {})
+            return self._saved(first, kept, {**frames, **others} if frames else {}, unknown)
 
-    def _saved(self, picture: Image.Image, kept: dict[str, bytes], frames: dict[str, Any]) -> bytes:
-        about: dict[str, Any] = {"exif": b"", "xmp": b"", **kept}
-        if self.strip:
-            about["chunks"] = []  # which a picture from another .sdz file may have
+    def _saved(
+        self,
+        picture: Image.Image,
+        kept: dict[str, bytes],
+        frames: dict[str, Any],
+        unknown: list[tuple[bytes, bytes]],
+    ) -> bytes:
+        about: dict[str, Any] = {"exif": b"", "xmp": b"", "chunks": unknown, **kept}
         encoded = io.BytesIO()
         try:
             picture.save(encoded, "SDZ", **self.save_options, **about, **frames)
