@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from evaluation import taef2
 from pillow_sdz import models, open_latents, options, register_model, save_latents
 from sdz_files import decode, encode
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra sd")
+# Evaluation is not part of the installed package. Only the checkout has it.
+sys.path.append(str(Path(__file__).parent.parent))
+from evaluation import taef2
 
 
 @pytest.fixture(autouse=True)

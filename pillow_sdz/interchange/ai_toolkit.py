@@ -49,11 +49,6 @@ def _claims(contents: Contents) -> bool:
     return "latent" in contents.names and "latent_space_version" in contents.metadata
 
 
-def _said(contents: Contents) -> str:
-    version = contents.metadata["latent_space_version"]
-    return FAMILIES.get(version, version)
-
-
 def _read(contents: Contents) -> list[LatentFile]:
     return tensors.read(contents, AI_TOOLKIT.name, LATENTS.__contains__)
 
@@ -69,6 +64,6 @@ AI_TOOLKIT = Layout(
     read=_read,
     arrays=tensors.arrays,
     is_scaled=_is_scaled,
-    said=_said,
+    said=tensors.family_in("latent_space_version", FAMILIES),
     has_parts=True,
 )

@@ -43,11 +43,6 @@ def _claims(contents: Contents) -> bool:
     return "architecture" in contents.metadata and "format_version" in contents.metadata
 
 
-def _said(contents: Contents) -> str:
-    architecture = contents.metadata["architecture"]
-    return FAMILIES.get(architecture, architecture)
-
-
 def _read(contents: Contents) -> list[LatentFile]:
     architecture = contents.metadata["architecture"]
     if architecture.startswith("hidream_o1"):
@@ -67,6 +62,6 @@ MUSUBI = Layout(
     read=_read,
     arrays=tensors.arrays,
     is_scaled=_is_scaled,
-    said=_said,
+    said=tensors.family_in("architecture", FAMILIES),
     has_parts=True,
 )

@@ -7,7 +7,7 @@ origin of the first part.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from .contracts import Contents, Stored
 from .origin import (
@@ -46,6 +46,16 @@ def read(
         raise ValueError(msg)
     first, *rest = parts
     return [first.with_others(small_others(contents)), *rest]
+
+
+def family_in(key: str, families: Mapping[str, str]) -> Callable[[Contents], str]:
+    """Which family a file's metadata names at ``key``; the name itself if it is no known one."""
+
+    def said(contents: Contents) -> str:
+        name = contents.metadata[key]
+        return families.get(name, name)
+
+    return said
 
 
 def small_others(contents: Contents) -> dict[str, Other]:
