@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from pillow_sdz import models, open_latents, options, register_model, save_latents
 from sdz_files import decode, encode
 
-diffusers = pytest.importorskip("diffusers", reason="needs the extra sd")
 # Evaluation is not part of the installed package. Only the checkout has it.
 sys.path.append(str(Path(__file__).parent.parent))
 from evaluation import taef2
+
+diffusers = pytest.importorskip("diffusers", reason="needs the extra sd")
 
 
 @pytest.fixture(autouse=True)
