@@ -17,7 +17,8 @@ from ..arrays import Area, Latents, Pixels, Samples
 
 # Latents along the longer side of a tile, at least, if a picture is cut only to have as many tiles
 # as there are cores: below, the margins take more time than the second core saves.  Chosen, after
-# one measurement: at 48x32 latents two tiles take a fifth more CPU time than one (docs/speed.md#arithmetic).
+# one measurement: at 48x32 latents two tiles take a fifth more CPU time than one
+# (docs/speed.md#arithmetic).
 WORTH_A_CORE = 24
 
 Item = TypeVar("Item")
