@@ -1,107 +1,94 @@
 """The prior of latents with hyperlatents: integer networks that predict every symbol.
 
-All weights and activations are integers; see `integers`.  docs/format.md specifies the prior.
+All weights and activations are integers; see `dense`.  docs/format.md specifies the prior.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import Ints
-from ..catalogue import HIGHEST_QUALITY
+from ..arrays import Ints, Quantisation
 from . import changes
-from .integers import Affine, largest_magnitude
+from .dense import Dense
 from .range_coder import SYMBOL_LIMIT, Coder, DamagedPayload
+from .rate_axis import APART, KNOTS, RateAxis
 
-ACTIVATION_LIMIT = (1 << 12) - 1  # measured: docs/measurements.md#hyperprior
-# Places that are computed at once.  Chosen: 16 MB for the widest layer.
+# The constants are measured or chosen: docs/measurements.md#hyperprior.
+
+ACTIVATION_LIMIT = 511
+HYPER_LIMIT = 255  # hyperlatents are clipped to it before they enter the networks
+# Magnitudes are clipped to it before they predict others, so that one does not spoil them.
+LARGEST_MAGNITUDE = 60
+# Predicted magnitudes are in 1/16384.
+MAGNITUDE_BITS = 14
+# A magnitude's exponent and the first bits after it choose its scale from a table.
+MANTISSA_BITS = 5
+SCALE_UNITS = 16  # of the table and of what is added to it, in an index of scales
+# log2(1 + a magnitude) is in sixteenths.
+LEVEL_UNITS = 16
+
+# Places that are computed at once.  Chosen: 10 MB for the layer with the most inputs.
 BLOCK = 1024
 
-# If the values around some places are less than this part of the volume, they are taken one by one,
-# and not out of a copy of the volume with a border.  Chosen: the copy takes as long.
-FEW = 1
+Floats = NDArray[np.float32]
 
 
-def rectified(x: Ints) -> NDArray[np.float32]:
+def rectified(x: Floats) -> Floats:
     """The values clipped to 0..ACTIVATION_LIMIT: the only non-linearity."""
-    return np.clip(x, 0, ACTIVATION_LIMIT).astype(np.float32)
+    return np.clip(x, 0, ACTIVATION_LIMIT, out=x)
 
 
-def _limited(x: Ints) -> NDArray[np.float32]:
-    return np.clip(x, -ACTIVATION_LIMIT, ACTIVATION_LIMIT).astype(np.float32)
+Taps = list[tuple[int, int]]
 
-
-def _in_32_bits(x: Ints) -> NDArray[np.int32]:
-    """Clipped to 32 bits.  The limits of means and scales are narrower."""
-    return np.clip(x, -(1 << 31), (1 << 31) - 1).astype(np.int32)
-
-
-def _blocks(count: int) -> Iterator[slice]:
-    """Slices of at most BLOCK places.  They bound the memory for large pictures."""
-    for start in range(0, count, BLOCK):
-        yield slice(start, min(start + BLOCK, count))
-
-
-def _neighbours(
-    volume: NDArray[Any],
-    rows: Ints,
-    columns: Ints,
-    taps: list[tuple[int, int]],
-    layer: Affine,
-    activation: Callable[[Ints], NDArray[np.float32]],
-) -> NDArray[np.float32]:
-    """A layer's outputs (n, outputs) at n places of a volume (h, w, C).
-
-    Its inputs are the values at ``taps`` around each place, zero outside the volume.
-    """
-    out = np.empty((len(rows), layer.outputs), np.float32)
-    if len(rows) * len(taps) < FEW * volume.shape[0] * volume.shape[1]:
-        around = _around(volume, rows, columns, taps)
-        kind = layer.exact_type(largest_magnitude(around))
-        out[:] = activation(layer(around.astype(kind, copy=False)))
-        return out
-    reach = max(abs(dy) for dy, _ in taps)
-    kind = layer.exact_type(largest_magnitude(volume))
-    border = ((reach, reach), (reach, reach), (0, 0))
-    padded: NDArray[Any] = np.pad(volume.astype(kind, copy=False), border)
-    width = padded.shape[1]
-    flat = padded.reshape(-1, padded.shape[2])
-    places = (rows + reach) * width + columns + reach
-    offsets = np.array([dy * width + dx for dy, dx in taps])
-    for block in _blocks(len(rows)):
-        around = flat[places[block, None] + offsets]
-        out[block] = activation(layer(around.reshape(len(around), -1)))
-    return out
-
-
-def _around(
-    volume: NDArray[Any], rows: Ints, columns: Ints, taps: list[tuple[int, int]]
-) -> NDArray[Any]:
-    """The values (n, taps * C) around n places of a volume (h, w, C), zero outside of it."""
-    height, width, _ = volume.shape
-    down, right = np.array(taps).T
-    rows, columns = rows[:, None] + down, columns[:, None] + right
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    values: NDArray[Any] = volume[rows * inside, columns * inside] * inside[:, :, None]
-    return values.reshape(len(rows), -1)
-
-
-SQUARE = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+SQUARE: Taps = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+RING: Taps = [(dy, dx) for dy, dx in SQUARE if dy or dx]
+BESIDE: Taps = [(dy, dx) for dy, dx in SQUARE if (dy + dx) % 2]
 # The places of a 5x5 square that the first pass of the checkerboard has coded.
-CHECKERBOARD = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy + dx) % 2]
-
+CHECKERBOARD: Taps = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy + dx) % 2]
+REACH = 2  # the farthest of all taps
 
 # The four latents that one hyperlatent stands for.
-PARITIES = [(0, 0), (0, 1), (1, 0), (1, 1)]
+PARITIES: Taps = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-def quadrant(down: int, right: int) -> list[tuple[int, int]]:
+def quadrant(down: int, right: int) -> Taps:
     """The 2x2 hyperlatents nearest to one of the four latents, in a 3x3 square of them."""
     return [(dy, dx) for dy in (down - 1, down) for dx in (right - 1, right)]
+
+
+class Volume:
+    """Values (h, w, C) that are 0 outside, and are read around places."""
+
+    def __init__(self, height: int, width: int, channels: int) -> None:
+        self._width = width + 2 * REACH
+        self.flat = np.zeros(((height + 2 * REACH) * self._width, channels), np.float32)
+        padded = self.flat.reshape(height + 2 * REACH, self._width, channels)
+        self.values = padded[REACH:-REACH, REACH:-REACH]
+        self._padded = padded
+
+    def at(self, rows: Ints, columns: Ints) -> Ints:
+        """The places as indices into `flat`."""
+        return (rows + REACH) * self._width + columns + REACH
+
+    def around(self, places: Ints, taps: Taps, first: int, last: int) -> Floats:
+        """The channels first..last at all taps around places: (n, taps * channels)."""
+        offsets = np.array([dy * self._width + dx for dy, dx in taps])
+        found: Floats = self.flat[:, first:last][places[:, None] + offsets]
+        return found.reshape(len(places), -1)
+
+    def sums(self, taps: Taps, first: int, last: int) -> Floats:
+        """The sums of the taps around all places: (h, w, channels)."""
+        height, width, _ = self.values.shape
+        total: Floats = np.zeros((height, width, last - first), np.float32)
+        for dy, dx in taps:
+            top, left = REACH + dy, REACH + dx
+            total += self._padded[top : top + height, left : left + width, first:last]
+        return total
 
 
 class Coded(NamedTuple):
@@ -117,61 +104,80 @@ class Coded(NamedTuple):
 
 
 class HyperPrior:
-    """Codes hyperlatents at half the resolution, then the latents in a checkerboard of two passes.
+    """Codes hyperlatents at half the resolution, then the latents, group by group of channels.
 
-    In each pass, the channels come in groups.  The distribution of a group is predicted from the
-    hyperlatents and from the groups before it at the same place.  In the second pass, it is also
-    predicted from the first pass around it.
+    The places of a group are coded in a checkerboard of two passes.  Their distribution is
+    predicted from the hyperlatents, from the groups before at the same place and around it, from
+    the rate, and in the second pass from the first pass around it.  The groups from ``base`` on,
+    the tail, are coded only where the rate is high; elsewhere they are 0.
     """
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
-        self._groups = [int(g) for g in tensors["groups"]]
+        self.axis = RateAxis(tensors["axis"])
+        self._starts = [0, *itertools.accumulate(int(g) for g in tensors["groups"])]
+        self.channels = self._starts[-1]
+        base, self._tail_from = (int(x) for x in tensors["tail"])
+        self._base_groups = self._starts.index(base)
         self._hyper_scale = tensors["hyper_scale"].astype(np.int64)  # (2, Z)
-        self._up = [Affine(tensors, f"up{i}", SYMBOL_LIMIT) for i in range(len(PARITIES))]
-        self._features = Affine(tensors, "features", ACTIVATION_LIMIT)
-        self._context = Affine(tensors, "context", SYMBOL_LIMIT)
-        self._hidden, self._output, before = [], [], 0
-        for i, group in enumerate(self._groups):
-            limits = (ACTIVATION_LIMIT, ACTIVATION_LIMIT, HIGHEST_QUALITY, SYMBOL_LIMIT)
-            self._hidden.append(Affine(tensors, f"hidden{i}", *limits[: 3 + (before > 0)]))
-            self._output.append(Affine(tensors, f"output{i}", ACTIVATION_LIMIT))
-            before += group
-        self.channels = before
         self.hyper_channels = self._hyper_scale.shape[1]
+        self._largest = tensors["largest"].astype(np.float32)  # (C,): inputs are clipped to these
+        self._levels = tensors["levels"].astype(np.float32)
+        self._scales = tensors["scales"].astype(np.int32)
+        largest = tensors["largest"].astype(np.int64)
+        magnitude = np.minimum(largest, LARGEST_MAGNITUDE)
+        level = tensors["levels"].astype(np.int64)[largest]
+
+        def layer(name: str, *limits: Any) -> Dense:
+            return Dense(tensors, name, np.concatenate([np.atleast_1d(x) for x in limits]))
+
+        def activations(count: int) -> NDArray[np.int64]:
+            return np.full(count, ACTIVATION_LIMIT)
+
+        hyper = np.full(len(SQUARE) * self.hyper_channels, HYPER_LIMIT)
+        self._synthesis = layer("synthesis", hyper)
+        near = activations(4 * self._synthesis.outputs)
+        self._up = [layer(f"up{i}", near) for i in range(len(PARITIES))]
+        features = activations(self._up[0].outputs)
+        knots = np.full(KNOTS, APART)
+        self._context, self._taps, self._seen = [], [], []
+        self._around: list[Dense | None] = []
+        self._magnitude, self._hidden, self._output = [], [], []
+        for i, (start, end) in enumerate(itertools.pairwise(self._starts)):
+            self._seen.append(0 if start < base else start)
+            inputs = end - self._seen[i]
+            taps = tensors[f"context{i}.weight"].shape[1] // inputs
+            self._taps.append(CHECKERBOARD if taps == len(CHECKERBOARD) else BESIDE)
+            self._context.append(layer(f"context{i}", np.tile(largest[self._seen[i] : end], taps)))
+            around = layer(f"around{i}", np.tile(level[:start], len(SQUARE))) if start else None
+            self._around.append(around)
+            known, own = magnitude[:start], magnitude[start:end]
+            self._magnitude.append(
+                [
+                    layer(f"magnitude{i}.{second}", known, 8 * known, knots, *[4 * own] * second)
+                    for second in (0, 1)
+                ]
+            )
+            inside = activations((around.outputs if around else 0) + self._context[i].outputs)
+            self._hidden.append(layer(f"hidden{i}", features, knots, largest[:start], inside))
+            self._output.append(layer(f"output{i}", activations(self._hidden[i].outputs)))
 
     def hyper_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """The shape of the hyperlatents for latents (height, width)."""
         return (height + 1) // 2, (width + 1) // 2, self.hyper_channels
-
-    def _features_of(
-        self, hyper: Ints, cells: NDArray[np.bool_], rows: Ints, columns: Ints
-    ) -> NDArray[np.float32]:
-        """Turn hyperlatents (hz, wz, Z) into features (n, F) at n places in some ``cells``."""
-        height, width, _ = hyper.shape
-        padded = np.pad(cells, 1)
-        near = np.zeros_like(cells)
-        for down, right in SQUARE:
-            near |= padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
-        above, left = np.nonzero(near)
-        up = np.zeros((2 * height, 2 * width, self._up[0].outputs), np.float32)
-        for (down, right), layer in zip(PARITIES, self._up, strict=True):
-            part = _neighbours(hyper, above, left, quadrant(down, right), layer, rectified)
-            up[2 * above + down, 2 * left + right] = part
-        return _neighbours(up, rows, columns, SQUARE, self._features, rectified)
 
     def code(
         self,
         coder: Coder,
         height: int,
         width: int,
-        quality: int,
+        quality: Quantisation,
         before: Coded | None = None,
     ) -> Coded:
         """Code hyperlatents and latents (height, width, C), and return them.
 
-        ``quality`` is the header's, in hundredths.  ``before`` has those of the same band in the
-        frame before.  With it, a map of the cells that change is coded first, then these cells.
-        The others stay as they are in ``before``.
+        ``quality`` is the header's, in hundredths, or that of each cell.  ``before`` has those of
+        the same band in the frame before.  With it, a map of the cells that change is coded first,
+        then these cells.  The others stay as they are in ``before``.
         """
         hyper_shape = self.hyper_shape(height, width)
         if before is None:
@@ -188,41 +194,123 @@ class HyperPrior:
                 raise DamagedPayload(msg)
             symbols, hyper = before.symbols.copy(), before.hyper.copy()
 
-        hyper_scale = (self._hyper_scale[0] + self._hyper_scale[1] * quality) >> 16
+        rates = np.broadcast_to(self.axis.places(quality), hyper_shape[:2])
         rows, columns = np.nonzero(changed)
-        scales = np.broadcast_to(hyper_scale, (len(rows), len(hyper_scale))).ravel()
+        scales = (self._hyper_scale[0] + self._hyper_scale[1] * rates[rows, columns, None]) >> 16
         index: tuple[Any, ...] = (rows, columns, slice(None))
-        found = coder.code("hyper", index, np.zeros(len(scales), np.int32), scales)
+        found = coder.code("hyper", index, np.zeros(scales.size, np.int32), scales.ravel())
         hyper[index] = found.reshape(len(rows), -1)
+        self._code_latents(coder, symbols, self._features(hyper, changed), changed, rates)
+        return Coded(symbols, hyper, cells)
+
+    def _features(self, hyper: Ints, cells: NDArray[np.bool_]) -> Floats:
+        """Turn hyperlatents (hz, wz, Z) into features (2 hz, 2 wz, F), right in some ``cells``."""
+        height, width, channels = hyper.shape
+        volume = Volume(height, width, channels)
+        volume.values[:] = np.clip(hyper, -HYPER_LIMIT, HYPER_LIMIT)
+        padded = np.pad(cells, 1)
+        near = np.zeros_like(cells)
+        for down, right in SQUARE:
+            near |= padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+        inside = Volume(height, width, self._synthesis.outputs)
+        for rows, columns in _blocks(near):
+            around = volume.around(volume.at(rows, columns), SQUARE, 0, channels)
+            inside.values[rows, columns] = rectified(self._synthesis(around))
+        features = np.zeros((2 * height, 2 * width, self._up[0].outputs), np.float32)
+        for rows, columns in _blocks(cells):
+            places = inside.at(rows, columns)
+            for (down, right), layer in zip(PARITIES, self._up, strict=True):
+                around = inside.around(places, quadrant(down, right), 0, self._synthesis.outputs)
+                features[2 * rows + down, 2 * columns + right] = rectified(layer(around))
+        return features
+
+    def _code_latents(
+        self,
+        coder: Coder,
+        symbols: Ints,
+        features: Floats,
+        changed: NDArray[np.bool_],
+        rates: Ints,
+    ) -> None:
+        height, width, _ = symbols.shape
+
+        def of_latents(cells: NDArray[Any]) -> NDArray[Any]:
+            return cells.repeat(2, 0).repeat(2, 1)[:height, :width]
 
         parity = np.indices((height, width)).sum(0) % 2
-        inside = changed.repeat(2, 0).repeat(2, 1)[:height, :width]
-        # The places of the first pass, then of the second.  A single latent has no first pass.
-        passes = [np.nonzero(inside & (parity == first)) for first in (1, 0)]
-        places = (np.concatenate(a) for a in zip(*passes, strict=True))
-        features = self._features_of(hyper, changed, *places)
-        start = 0
-        for second, (rows, columns) in enumerate(passes):
-            here = features[start : start + len(rows)]
-            start += len(rows)
-            context = np.zeros((len(rows), self._context.outputs), np.float32)
-            if second:
-                context = _neighbours(symbols, rows, columns, CHECKERBOARD, self._context, _limited)
-            rate = np.full((1, 1), quality, np.float32)  # one row for all places
-            coded = np.empty((len(rows), self.channels), np.float32)  # exact: below 2 ** 19
-            before_group = 0
-            for group, hidden, output in zip(self._groups, self._hidden, self._output, strict=True):
-                mean = np.empty((len(rows), group), np.int32)
-                scale = np.empty((len(rows), group), np.int32)
-                for block in _blocks(len(rows)):
-                    known = [here[block], context[block], rate]
-                    if before_group:
-                        known.append(coded[block, :before_group])
-                    parameters = output(rectified(hidden(*known)))
-                    mean[block], scale[block] = np.split(_in_32_bits(parameters), 2, axis=1)
-                group_index = (rows, columns, slice(before_group, before_group + group))
-                chosen = coder.code("latents", group_index, mean.ravel(), scale.ravel())
-                symbols[group_index] = chosen.reshape(len(rows), group)
-                coded[:, before_group : before_group + group] = symbols[group_index]
-                before_group += group
-        return Coded(symbols, hyper, cells)
+        knots = of_latents(self.axis.knots(rates))
+        everywhere = of_latents(changed)
+        tail = everywhere & of_latents(rates >= self._tail_from)
+        clipped = Volume(height, width, self.channels)
+        magnitudes = Volume(height, width, self.channels)
+        levels = Volume(height, width, self.channels)
+        ring = np.empty((height, width, self.channels), np.float32)
+        for i, (start, end) in enumerate(itertools.pairwise(self._starts)):
+            here = everywhere if i < self._base_groups else tail
+            if not here.any():
+                break
+            if start:
+                now = slice(self._starts[i - 1], start)
+                self._note(symbols, now, clipped, magnitudes, levels)
+                ring[:, :, now] = magnitudes.sums(RING, now.start, now.stop)
+            for second in (0, 1):
+                if second:
+                    self._note(symbols, slice(start, end), clipped, magnitudes, None)
+                rows, columns = np.nonzero(here & (parity != second))
+                group = (len(rows), end - start)
+                mean, scale = np.empty(group, np.int32), np.empty(group, np.int32)
+                for first in range(0, len(rows), BLOCK):
+                    block = slice(first, first + BLOCK)
+                    at = rows[block], columns[block]
+                    places = clipped.at(*at)
+                    known = [features[at], knots[at], clipped.flat[places, :start]]
+                    around = self._around[i]
+                    if around is not None:
+                        seen = levels.around(places, SQUARE, 0, start)
+                        known.append(rectified(around(seen)))
+                    sizes = [magnitudes.flat[places, :start], ring[*at, :start], knots[at]]
+                    if second:
+                        seen = clipped.around(places, self._taps[i], self._seen[i], end)
+                        known.append(rectified(self._context[i](seen)))
+                        beside = magnitudes.around(places, BESIDE, start, end)
+                        sizes.append(beside.reshape(len(places), len(BESIDE), -1).sum(1))
+                    inside = rectified(self._hidden[i](np.concatenate(known, 1)))
+                    parameters = self._output[i](inside)
+                    predicted = self._magnitude[i][second](np.concatenate(sizes, 1))
+                    mean[block] = parameters[:, : end - start]
+                    log_scale = self._scale_of(predicted) + parameters[:, end - start :]
+                    scale[block] = (log_scale.astype(np.int32) + SCALE_UNITS // 2) >> 4
+                index = (rows, columns, slice(start, end))
+                chosen = coder.code("latents", index, mean.ravel(), scale.ravel())
+                symbols[index] = chosen.reshape(group)
+
+    def _note(
+        self,
+        symbols: Ints,
+        channels: slice,
+        clipped: Volume,
+        magnitudes: Volume,
+        levels: Volume | None,
+    ) -> None:
+        """Take note of the symbols of some channels, as later ones are predicted from them."""
+        largest = self._largest[channels]
+        values = np.clip(symbols[:, :, channels], -largest, largest)
+        clipped.values[:, :, channels] = values
+        sizes = np.abs(values, out=values)
+        if levels is not None:
+            levels.values[:, :, channels] = self._levels[sizes.astype(np.intp)]
+        magnitudes.values[:, :, channels] = np.minimum(sizes, LARGEST_MAGNITUDE)
+
+    def _scale_of(self, magnitudes: Floats) -> Ints:
+        """The scales of distributions whose mean magnitudes are given, in `SCALE_UNITS`."""
+        # A float32 of at least 1 has 23 bits of mantissa below its exponent, 127 + n.
+        bits = np.maximum(magnitudes, 1).view(np.int32) >> (23 - MANTISSA_BITS)
+        scales: Ints = self._scales[bits - (127 << MANTISSA_BITS)]
+        return scales
+
+
+def _blocks(cells: NDArray[np.bool_]) -> Iterator[tuple[Ints, Ints]]:
+    """The rows and columns of the chosen cells, at most BLOCK at once."""
+    rows, columns = np.nonzero(cells)
+    for start in range(0, len(rows), BLOCK):
+        yield rows[start : start + BLOCK], columns[start : start + BLOCK]
