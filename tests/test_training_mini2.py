@@ -13,17 +13,18 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from pillow_sdz import demo
+from pillow_sdz.models.mini.network import beyond, borders
+from pillow_sdz.models.mini.rate import logistic_bits
+from pillow_sdz.weights import MINI
 
 pytest.importorskip("ssimulacra2", reason="the training loss takes its constants from ssimulacra2")
 pytest.importorskip("matplotlib", reason="charts are among the training pictures")
 # Training is no part of the installed package, so that only the checkout has it.
 sys.path.append(str(Path(__file__).parent.parent))
-from training import mini
 from training.mini2.data import Crops, Writer, to_tensor
-from training.mini2.model import Model, begin, fit_magnitudes
-from training.mini2.network import TAIL_FROM, beyond, borders
+from training.mini2.lapped import block_weight, lapped_transform
+from training.mini2.model import TAIL_FROM, Model, begin, fit_magnitudes
 from training.mini2.prior import ScaleOfMagnitude
-from training.prior import logistic_bits
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,7 +34,7 @@ def model() -> Model:
     """As a training begins, with fewer photos."""
     model, photo = Model(), np.asarray(demo.photo())
     photos = [photo[:320, :320], photo[-320:, -320:], photo[:320, -320:], photo[-320:, :320]]
-    begin(model, mini.shipped(), photos)
+    begin(model, load_file(MINI.path), photos)
     fit_magnitudes(model, photos)
     return model
 
@@ -46,9 +47,9 @@ def decoded(model: Model, image: torch.Tensor, rate: torch.Tensor) -> torch.Tens
 
 
 def test_borders_can_be_extended_without_a_loss() -> None:
-    basis = mini.lapped_transform(16)
+    basis = lapped_transform(16)
     transform = torch.einsum("rc,in,jm->rijcnm", torch.eye(3), basis, basis).flatten(0, 2)
-    weight = mini.block_weight(transform)
+    weight = block_weight(transform)
     image = torch.rand(1, 3, 96, 48) - 0.5
     latents = F.conv2d(F.pixel_unshuffle(beyond(image), 16), weight)
     assert latents.shape == (1, 768, 6, 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from ..arrays import Area, Latents, Pixels, Samples
+from ..arrays import Area, Latents, Pixels, Quantisation, Samples
 from ..catalogue import ModelSpec
 
 
@@ -16,18 +16,27 @@ class Network(Protocol):
     and are not changed.
     """
 
-    def encode(self, pixels: Samples) -> Latents:
-        """The latents of pixels, which are read area by area."""
+    def encode(self, pixels: Samples, quantisation: Quantisation) -> Latents:
+        """The latents of pixels, which are read area by area.
+
+        ``quantisation`` is that with which they are to be coded.
+        """
         ...
 
     def decode(
-        self, latents: Samples, quantisation: int, *, area: Area | None = None, scale: int = 1
+        self,
+        latents: Samples,
+        quantisation: Quantisation,
+        *,
+        area: Area | None = None,
+        scale: int = 1,
     ) -> Iterator[tuple[Area, Pixels]]:
         """The pixels of latents, piece by piece: each piece's place in the picture, and its pixels.
 
-        ``quantisation`` is the header's.  If the model's specification has `by_area`, the pieces
-        cover at least ``area`` of the latents, otherwise the whole picture.  ``scale`` is one of
-        the specification's: pictures are at 1/scale of their size, and places are in their pixels.
+        ``quantisation`` is that with which they were coded.  If the model's specification has
+        `by_area`, the pieces cover at least ``area`` of the latents, otherwise the whole picture.
+        ``scale`` is one of the specification's: pictures are at 1/scale of their size, and places
+        are in their pixels.
         """
         ...
 

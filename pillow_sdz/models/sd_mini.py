@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 from .. import options, weights
-from ..arrays import Area, Latents, Pixels, Samples
+from ..arrays import Area, Latents, Pixels, Quantisation, Samples
 from . import runtime, tiles
 
 FACTOR = 8
@@ -54,11 +54,11 @@ class SdMini:
         self._encoder = runtime.Network("sd_mini_encoder", tensors, "sd_mini")
         self._decoder = runtime.Network("sd_mini_decoder", tensors, "sd_mini")
 
-    def encode(self, pixels: Samples) -> Latents:
+    def encode(self, pixels: Samples, quantisation: Quantisation = 0) -> Latents:
         """Pixels (H, W, 3) to latents (ceil(H/8), ceil(W/8), 4)."""
         return tiles.encode(
             pixels,
-            self._encoder,
+            lambda part, tile: self._encoder(pixels=part, sides=tile.trimmed),
             channels=CHANNELS,
             factor=FACTOR,
             side=lambda workers: tile_side(ENCODER_MEMORY, ENCODER_MARGIN, workers),
@@ -66,12 +66,17 @@ class SdMini:
         )
 
     def decode(
-        self, latents: Samples, quantisation: int = 0, *, area: Area | None = None, scale: int = 1
+        self,
+        latents: Samples,
+        quantisation: Quantisation = 0,
+        *,
+        area: Area | None = None,
+        scale: int = 1,
     ) -> Iterator[tuple[Area, Pixels]]:
         """Latents (h, w, 4) to pixels (8 h, 8 w, 3), tile by tile: each tile's place and pixels."""
         return tiles.decode(
             latents,
-            lambda latents, sides: self._decoder(latents=latents, sides=sides),
+            lambda part, tile: self._decoder(latents=part, sides=tile.trimmed),
             area=area,
             factor=FACTOR,
             side=lambda workers: tile_side(DECODER_MEMORY, DECODER_MARGIN, workers),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import forks
-from ..arrays import Area, Latents, Pixels, Samples
+from ..arrays import Area, Latents, Pixels, Quantisation, Samples
 from ..catalogue import SPACES
 from ..presets import Preset
 from . import devices, loading, sources
@@ -114,7 +114,7 @@ class DiffusersAutoencoder:
             raise OSError(msg)
 
     @undisturbed()
-    def encode(self, pixels: Samples) -> Latents:
+    def encode(self, pixels: Samples, quantisation: Quantisation = 0) -> Latents:
         """Pixels (H, W, 3) to latents (ceil(H/f), ceil(W/f), C): the mode of the posterior."""
         height, width = (-n % self._factor for n in pixels.shape[:2])
         padded = np.pad(pixels[:, :], ((0, height), (0, width), (0, 0)), mode="edge")
@@ -126,7 +126,12 @@ class DiffusersAutoencoder:
         return scaled
 
     def decode(
-        self, latents: Samples, quantisation: int = 0, *, area: Area | None = None, scale: int = 1
+        self,
+        latents: Samples,
+        quantisation: Quantisation = 0,
+        *,
+        area: Area | None = None,
+        scale: int = 1,
     ) -> Iterator[tuple[Area, Pixels]]:
         """Latents (h, w, C) to pixels (f h, f w, 3), in one piece."""
         pixels = self._decoded(latents[:, :])

@@ -7,7 +7,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,19 +41,15 @@ class Tile(NamedTuple):
     place: Area
     sides: Sides
 
-
-class Encoder(Protocol):
-    """A network: levels (factor h, factor w, 3) in 0..255 to latents (h, w, C).
-
-    The margins of these are trimmed on the sides (4,) where `Sides` is 1.
-    """
-
-    def __call__(self, *, pixels: Pixels, sides: NDArray[np.int64]) -> Latents: ...
+    @property
+    def trimmed(self) -> NDArray[np.int64]:
+        """`sides` as the networks' input: (4,), 1 where they trim the margin."""
+        return np.array(self.sides, np.int64)
 
 
 def encode(
     pixels: Samples,
-    encoder: Encoder,
+    encoder: Callable[[Pixels, Tile], Latents],
     *,
     channels: int,
     factor: int,
@@ -62,7 +58,9 @@ def encode(
 ) -> Latents:
     """Pixels (H, W, 3) to latents (ceil(H/factor), ceil(W/factor), channels), tile by tile.
 
-    ``side`` says how many latents along a side a tile may have, if so many are computed at once.
+    ``encoder`` turns levels (factor h, factor w, 3) in 0..255 into the latents of a tile, and trims
+    its margins.  ``side`` says how many latents along a side a tile may have, if so many are
+    computed at once.
     """
     rows, columns = (-(-n // factor) for n in pixels.shape[:2])
     latents = np.empty((rows, columns, channels), np.float32)
@@ -80,7 +78,7 @@ def encode(
 
     def work(item: tuple[Tile, Pixels]) -> Latents:
         tile, part = item
-        return encoder(pixels=part, sides=np.array(tile.sides, np.int64))
+        return encoder(part, tile)
 
     results = _at_once(work, inputs(), workers)
     for tile, result in zip(progress.told("encoding", cut), results, strict=True):
@@ -90,7 +88,7 @@ def encode(
 
 def decode(
     latents: Samples,
-    decoder: Callable[[Latents, NDArray[np.int64]], Pixels],
+    decoder: Callable[[Latents, Tile], Pixels],
     *,
     factor: int,
     side: Callable[[int], int],
@@ -100,14 +98,14 @@ def decode(
     """Latents (h, w, C) to pixels (factor h, factor w, 3): each tile's place and pixels.
 
     ``area`` is the needed part of the latents; tiles may reach beyond it.  ``decoder`` turns
-    latents and `Sides` into levels, and trims their margins.  ``side`` is as in `encode`.
+    the latents of a tile into levels, and trims its margins.  ``side`` is as in `encode`.
     """
     rows, columns, _ = latents.shape
     cut, workers = _cut(area or everything(rows, columns), rows, columns, side, margin)
 
     def work(item: tuple[Tile, Latents]) -> Pixels:
         tile, part = item
-        return decoder(part, np.array(tile.sides, np.int64))
+        return decoder(part, tile)
 
     # Latents are computed when they are sliced: here, while the tiles before are decoded.
     inputs = ((tile, latents[tile.needed]) for tile in cut)

@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.mini import lapped_transform
+from pillow_sdz.models.mini.network import beyond
 from training.mini2.data import to_tensor
+from training.mini2.lapped import lapped_transform
 from training.mini2.model import COLOUR
-from training.mini2.network import beyond
 from training.mini2.train import scored_photos
 
 STEPS = (40, 24, 14, 9)  # grey levels

@@ -10,20 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pillow_sdz.codings.rate_axis import KNOTS, LAST
+from pillow_sdz.models.mini import shape
+from pillow_sdz.models.mini.network import Autoencoder, beyond, spread
+from pillow_sdz.models.mini.shape import BASE, CHANNELS, FACTOR
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
-from training.mini import block_weight, lapped_transform
 from training.mini2.data import Photo, to_tensor
-from training.mini2.network import (
-    BASE,
-    CHANNELS,
-    FACTOR,
-    KNOTS,
-    TAIL_FROM,
-    Autoencoder,
-    beyond,
-    spread,
-)
+from training.mini2.lapped import block_weight, lapped_transform
 from training.mini2.prior import LARGEST, Magnitudes, Prior
+
+TAIL_FROM = shape.TAIL_FROM / LAST  # where on the axis the channels beyond the base begin
 
 # Weight of the distortion at both ends of the rate axis, in bits per pixel for a squared
 # grey level.  The lower end is the first generation's, whose upper end was 0.06.  At high

@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.mini2.network import BASE, CHANNELS, KNOTS, knots, spread
-from training.prior import checkerboard, logistic_bits
+from pillow_sdz.codings.rate_axis import KNOTS
+from pillow_sdz.models.mini.network import Analysis, knots, spread
+from pillow_sdz.models.mini.rate import checkerboard, logistic_bits
+from pillow_sdz.models.mini.shape import BASE, CHANNELS
 
 HYPER_CHANNELS = 32
 FEATURES = 96
@@ -69,19 +71,6 @@ class HyperScale(nn.Module):
         base, slope = self.coefficients[:, :, None, None]
         log_scale = base + slope * rate
         return logistic_bits(hyper, torch.zeros_like(hyper), log_scale).sum((1, 2, 3))
-
-
-class Analysis(nn.Sequential):
-    """Base latents in steps, h and w even, to hyperlatents at 1/32."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            nn.Conv2d(BASE, FEATURES, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(FEATURES, FEATURES, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(FEATURES, HYPER_CHANNELS, 3, padding=1),
-        )
 
 
 class ScaleOfMagnitude(nn.Module):
@@ -170,7 +159,7 @@ class Prior(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         f, z = FEATURES, HYPER_CHANNELS
-        self.analysis = Analysis()
+        self.analysis = Analysis(z, f)
         self.hyper_scale = HyperScale(z)
         self.synthesis = nn.Conv2d(z, f, 3, padding=1)
         self.synthesis_up = nn.ConvTranspose2d(f, f, 4, stride=2, padding=1)

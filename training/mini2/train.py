@@ -24,16 +24,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
-from training.mini import shipped
+from pillow_sdz.weights import MINI
 from training.mini2.data import Crops, Pack, Photo, to_tensor
 from training.mini2.model import (
+    TAIL_FROM,
     Model,
     begin,
     channels_last,
     fit_magnitudes,
     loss_of,
 )
-from training.mini2.network import TAIL_FROM
 
 AVERAGING = 0.999
 WARM_UP = 200  # steps
@@ -209,7 +209,7 @@ def main() -> None:
         pack = Pack(options.packs[0])
         numbers = range(0, len(pack), max(1, len(pack) // FITTED))
         fitted = [pack[i] for i in numbers if pack.groups[i] == "photos"]
-        begin(model, shipped(), fitted)
+        begin(model, load_file(MINI.path), fitted)
         fit_magnitudes(model, fitted)
     model = channels_last(model.to(options.device))
     run = Run(model, options)

@@ -11,37 +11,49 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from ... import weights
-from ...arrays import Area, Pixels, Samples
-from ...catalogue import HIGHEST_QUALITY, LOWEST_QUALITY, MINI, ModelSpec
+from ...arrays import Area, Ints, Latents, Pixels, Quantisation, Samples
+from ...catalogue import MINI, ModelSpec
 from ...codings.hyperprior import HyperPrior
 from ...codings.range_coder import Tables
+from ...codings.rate_axis import APART, RateAxis
 from .. import runtime, tiles
 from ..network import Network
 from ..runtime import built_once
+from ..tiles import Tile
 from . import eighth
 from .memory import DECODER_MEMORY, ENCODER_MEMORY, tile_side
-from .shape import CHANNELS, DECODERS, ENCODER_MARGIN, FACTOR
+from .shape import BASE, CELL, CHANNELS, DECODERS, ENCODER_MARGIN, FACTOR, TAIL_FROM
 
 if TYPE_CHECKING:
     from .search import Search
 
+# The encoder computes at places that are multiples of this, so that who tries qualities that are
+# near each other needs few latents.  Chosen.
+ENCODER_PLACES = 500
 
-def place_of(quality: int) -> np.float32:
-    """The place on the rate axis, in [0, 1], of a header's quality."""
-    return np.float32((quality - LOWEST_QUALITY) / (HIGHEST_QUALITY - LOWEST_QUALITY))
-
-
-def rate_features(quality: int) -> NDArray[np.float32]:
-    """What the decoders see of a header's quality, (1, RATE_FEATURES)."""
-    u = 2 * place_of(quality) - 1
-    return np.array([[u, u * u, u * u * u]], np.float32)
+# The tensors that have latents' channels, by the axis along which they have them.
+CHANNELS_ALONG = {
+    0: (
+        "encoder.linear.weight",
+        "encoder.linear.bias",
+        "encoder.leave.weight",
+        "encoder.leave.bias",
+    ),
+    1: (
+        "encoder.gate.weight",
+        "decoder.enter.weight",
+        "decoder.linear.weight",
+        "2.linear.weight",
+        "4.linear.weight",
+    ),
+}
 
 
 class Mini:
     """`mini`, loaded: pixels <-> latents in the encoder's units, in numpy arrays.
 
-    Multiplied by the gain, the latents are in quantisation steps.  ``quality`` is the header's, in
-    hundredths (100..10000).
+    Multiplied by the gain, the latents are in quantisation steps.  A quantisation is a quality in
+    hundredths (100..10000), or that of each cell.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,25 +61,38 @@ class Mini:
         Tables.shipped()
         tensors = load_file(path)
         self.tensors = {k.removeprefix("autoencoder."): v for k, v in tensors.items()}
-        self._encoder = runtime.Network("mini_encoder", part(self.tensors, "encoder"), "mini")
+        self.axis = RateAxis(tensors["axis"])
+        self._encoder = Variants("mini_encoder", part(self.tensors, "encoder"), "mini")
         self._analysis = runtime.Network("mini_analysis", part(self.tensors, "analysis"))
-        self._decoders = Decoders(self.tensors, "mini")
-        self._gain = self.tensors["gain.coefficients"].astype(np.float32)
+        self._decoders = Decoders(self.tensors, self.axis, "mini")
+        self._gain = self.tensors["gain.logarithms"].astype(np.float32)
         self.prior = HyperPrior(
             {k.removeprefix("prior."): v for k, v in part(tensors, "prior").items()}
         )
 
-    def gain(self, quality: int) -> NDArray[np.float32]:
-        """How many steps a unit of latent has, (C,)."""
-        t = place_of(quality)
-        gain: NDArray[np.float32] = np.exp(np.array([1, t, t * t], np.float32) @ self._gain)
-        return gain
+    def gain(
+        self, quantisation: Quantisation, height: int = 1, width: int = 1
+    ) -> NDArray[np.float32]:
+        """How many steps a unit of latent has: (C,), or for a map (height, width, C)."""
+        gain: NDArray[np.float32] = np.exp(knots(self.axis.places(quantisation)) @ self._gain)
+        return gain if gain.ndim == 1 else of_cells(gain, (slice(0, height), slice(0, width)))
 
-    def encode(self, pixels: Samples) -> NDArray[np.float32]:
-        """Pixels (H, W, 3) to latents (ceil(H/16), ceil(W/16), C)."""
+    def encode(self, pixels: Samples, quantisation: Quantisation) -> Latents:
+        """Pixels (H, W, 3) to latents (ceil(H/16), ceil(W/16), C).
+
+        Channels of the tail may be 0 where they are not coded.
+        """
+        exact = self.axis.places(quantisation)
+        places = (exact + ENCODER_PLACES // 2) // ENCODER_PLACES * ENCODER_PLACES
+
+        def latents(part: Pixels, tile: Tile) -> Latents:
+            found = self._encoder(places, tile, pixels=part)
+            missing = CHANNELS - found.shape[2]
+            return np.pad(found, ((0, 0), (0, 0), (0, missing))) if missing else found
+
         return tiles.encode(
             pixels,
-            self._encoder,
+            latents,
             channels=CHANNELS,
             factor=FACTOR,
             side=lambda workers: tile_side(ENCODER_MEMORY, ENCODER_MARGIN, workers=workers),
@@ -76,8 +101,8 @@ class Mini:
 
     def hyperlatents(self, steps: NDArray[np.float32]) -> NDArray[np.float32]:
         """Latents in steps (h, w, C) to hyperlatents (ceil(h/2), ceil(w/2), 32), not rounded."""
-        height, width = (n % 2 for n in steps.shape[:2])
-        even = np.pad(steps, ((0, height), (0, width), (0, 0)))
+        height, width = (n % CELL for n in steps.shape[:2])
+        even = np.pad(steps[..., :BASE], ((0, height), (0, width), (0, 0)))
         hyper: NDArray[np.float32] = self._analysis(latents=even)
         return hyper
 
@@ -85,7 +110,7 @@ class Mini:
         self,
         pixels: Samples | None,
         steps: NDArray[np.float32],
-        quality: int,
+        quantisation: Quantisation,
         effort: int,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Improve latents in steps (h, w, C), and find their hyperlatents.
@@ -97,7 +122,7 @@ class Mini:
         if not effort:
             return steps, hyper
         search: Search = self._search
-        return search.refine(pixels, steps, hyper, quality=quality, effort=effort)
+        return search.refine(pixels, steps, hyper, quality=quantisation, effort=effort)
 
     @built_once
     def _search(self) -> Search:
@@ -106,7 +131,12 @@ class Mini:
         return Search(self.tensors)
 
     def decode(
-        self, latents: Samples, quantisation: int, *, area: Area | None = None, scale: int = 1
+        self,
+        latents: Samples,
+        quantisation: Quantisation,
+        *,
+        area: Area | None = None,
+        scale: int = 1,
     ) -> Iterator[tuple[Area, Pixels]]:
         """Latents (h, w, C) to pixels, tile by tile: each tile's place and pixels.
 
@@ -121,12 +151,17 @@ class MiniPerceptual:
     """`mini` with the second decoder for its latents."""
 
     def __init__(self, path: Path, mini: Mini) -> None:
-        self._decoders = Decoders(load_file(path), "mini_perceptual")
+        self._decoders = Decoders(load_file(path), mini.axis, "mini_perceptual")
         self._mini = mini
         self.encode = mini.encode
 
     def decode(
-        self, latents: Samples, quantisation: int, *, area: Area | None = None, scale: int = 1
+        self,
+        latents: Samples,
+        quantisation: Quantisation,
+        *,
+        area: Area | None = None,
+        scale: int = 1,
     ) -> Iterator[tuple[Area, Pixels]]:
         """As `Mini.decode`.  Small pictures have little texture to invent: `mini` decodes them."""
         if scale == 1:
@@ -134,26 +169,44 @@ class MiniPerceptual:
         return self._mini.decode(latents, quantisation, area=area, scale=scale)
 
 
+class Variants:
+    """A network of all channels, and the same one of the base alone, which takes less time."""
+
+    def __init__(self, graph: str, tensors: Mapping[str, NDArray[Any]], ranges: str) -> None:
+        self._all = runtime.Network(graph, tensors, ranges)
+        self._base = runtime.Network(f"{graph}_base", tensors_of_base(tensors), ranges)
+
+    def __call__(self, places: Ints, tile: Tile, **inputs: NDArray[Any]) -> NDArray[Any]:
+        """The result for a tile's pixels or latents; ``places`` on the axis are the picture's."""
+        here = of_tile(places, tile.needed)
+        inputs |= {"sides": tile.trimmed, "rate": knots(here)}
+        if (here >= TAIL_FROM).any():
+            return self._all(**inputs)
+        if "latents" in inputs:
+            inputs["latents"] = np.ascontiguousarray(inputs["latents"][..., :BASE])
+        return self._base(**inputs)
+
+
 class Decoders:
     """The decoders of a model's tensors, for full size and for smaller pictures."""
 
-    def __init__(self, tensors: Mapping[str, NDArray[Any]], ranges: str) -> None:
-        self._tensors, self._ranges = tensors, ranges
-        self._full = runtime.Network("mini_decoder", part(tensors, "decoder"), ranges)
+    def __init__(self, tensors: Mapping[str, NDArray[Any]], axis: RateAxis, ranges: str) -> None:
+        self._tensors, self._axis, self._ranges = tensors, axis, ranges
+        self._full = Variants("mini_decoder", part(tensors, "decoder"), ranges)
 
     def decode(
-        self, latents: Samples, quality: int, area: Area | None, scale: int
+        self, latents: Samples, quantisation: Quantisation, area: Area | None, scale: int
     ) -> Iterator[tuple[Area, Pixels]]:
         """As `Mini.decode`."""
-        rate = rate_features(quality)
+        places = self._axis.places(quantisation)
         if scale == 8:
-            reduced = self._heads
-            return eighth.decode(latents, reduced, place_of(quality), area)
+            return eighth.decode(latents, self._heads, places, area)
         network = self._full if scale == 1 else self._reduced[scale]
         margin, columns = DECODERS[scale][2][0], latents.shape[1]
+
         return tiles.decode(
             latents,
-            lambda latents, sides: network(latents=latents, rate=rate, sides=sides),
+            lambda part, tile: network(places, tile, latents=part),
             area=area,
             factor=FACTOR // scale,
             side=lambda workers: tile_side(DECODER_MEMORY, margin, columns, workers=workers),
@@ -165,14 +218,40 @@ class Decoders:
         return load_file(weights.MINI_REDUCED.checked())
 
     @built_once
-    def _reduced(self) -> dict[int, runtime.Network]:
+    def _reduced(self) -> dict[int, Variants]:
         tensors = tensors_of_decoders(self._tensors, self._heads)
-        return {s: runtime.Network(f"mini_decoder{s}", tensors, self._ranges) for s in (2, 4)}
+        return {s: Variants(f"mini_decoder{s}", tensors, self._ranges) for s in (2, 4)}
+
+
+def knots(places: Ints) -> NDArray[np.float32]:
+    """The weights of the knots at places on the rate axis, (..., KNOTS), which sum to 1."""
+    return RateAxis.knots(places) / np.float32(APART)
+
+
+def of_tile(places: Ints, needed: Area) -> Ints:
+    """The place of each latent of an area, (h, w), or (1, 1) if there is one for all."""
+    return places[None, None] if places.ndim == 0 else of_cells(places, needed)
+
+
+def of_cells(values: NDArray[Any], area: Area) -> NDArray[Any]:
+    """What cells have (ceil(h/2), ceil(w/2), ...), for each latent of an area."""
+    rows, columns = (np.arange(part.start, part.stop) // CELL for part in area)
+    return values[rows[:, None], columns]
 
 
 def part(tensors: Mapping[str, NDArray[Any]], name: str) -> dict[str, NDArray[Any]]:
     """The tensors whose names begin with this one."""
     return {k: v for k, v in tensors.items() if k.startswith(f"{name}.")}
+
+
+def tensors_of_base(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """A network's tensors, without those of the channels beyond the base."""
+    found = dict(tensors)
+    for axis, names in CHANNELS_ALONG.items():
+        for name in names:
+            if name in found:
+                found[name] = np.ascontiguousarray(found[name].take(range(BASE), axis))
+    return found
 
 
 def tensors_of_decoders(
@@ -181,8 +260,8 @@ def tensors_of_decoders(
     """All tensors of the decoders for full size, 1/2 and 1/4."""
     found = {**part(tensors, "decoder"), **heads}
     for scale in (2, 4):
-        linear = reduced_linear(tensors["decoder.linear.weight"], scale)
-        found[f"{scale}.linear.weight"] = linear
+        found[f"{scale}.linear.weight"] = reduced_linear(tensors["decoder.linear.weight"], scale)
+        found[f"{scale}.gate.weight"] = reduced_gate(tensors["decoder.gate.weight"], scale)
     return found
 
 
@@ -192,6 +271,16 @@ def reduced_linear(weight: NDArray[Any], scale: int) -> NDArray[np.float32]:
     kernels = weight.astype(np.float32).reshape(3, side, scale, side, scale, *weight.shape[1:])
     reduced: NDArray[np.float32] = kernels.mean((2, 4)).reshape(-1, *weight.shape[1:])
     return reduced
+
+
+def reduced_gate(weight: NDArray[Any], scale: int) -> NDArray[np.float32]:
+    """The gate (KNOTS, 48) of 4x4 pixels for the 2x2 that one place of a head becomes.
+
+    They are means: at 1/4, one pixel has the mean of all 4x4.
+    """
+    gates = weight.astype(np.float32).reshape(-1, 3, 4 // scale, scale, 4 // scale, scale)
+    reduced = np.broadcast_to(gates.mean((3, 5)), (len(weight), 3, 2, 2))
+    return np.ascontiguousarray(reduced.reshape(len(weight), -1))
 
 
 def load(_: object) -> Mini:

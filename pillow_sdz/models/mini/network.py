@@ -3,8 +3,13 @@
 Encoder and decoder are each the sum of two paths.  The linear path is an overlapped block transform
 of 32x32 samples at a stride of 16.  The residual path is a small CNN at 1/4, 1/8 and 1/16 of the
 resolution.  The linear path alone is a good transform coder.  The CNN adds what it cannot do: edges
-without ringing, and a reconstruction that knows how coarsely the latents were quantised.
-training/README.md has the figures.
+without ringing, and a reconstruction that knows how coarsely the latents were quantised.  What it
+adds is multiplied by a learnt gate: where steps are small, the linear path alone has to be precise.
+The first channels, the base, are coded at all rates.  The others hold what is fine or weak, and low
+rates pay nothing for them.  training/README.md has the figures.
+
+The place on the rate axis, from 0 to 1, is a map (B, 1, ceil(h/2), ceil(w/2)) over cells of 32x32
+pixels, h and w being those of the latents, or one value for a picture, (B, 1, 1, 1).
 
 These are for training and for the encoder's search.  Pictures are encoded and decoded by the graphs
 of `training.graphs`, which compute the same.
@@ -16,25 +21,63 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...catalogue import HIGHEST_QUALITY, LOWEST_QUALITY
+from ...codings.rate_axis import KNOTS
 from ..blocks import blocks
-from .shape import CHANNELS, DEPTHS_DECODER, DEPTHS_ENCODER, FACTOR, RATE_FEATURES, WIDTHS
+from . import borders as at_borders
+from .borders import HALF
+from .shape import BASE, CHANNELS, DEPTHS_DECODER, DEPTHS_ENCODER, FACTOR, WIDTHS
 
 
-def rate_of(quality: int) -> Tensor:
-    """The place on the rate axis, (1,) in [0, 1], of a header's quality."""
-    place = (quality - LOWEST_QUALITY) / (HIGHEST_QUALITY - LOWEST_QUALITY)
-    return torch.tensor([place], dtype=torch.float32)
+def spread(rate: Tensor, factor: int, height: int, width: int) -> Tensor:
+    """A map over cells at a resolution ``factor`` times theirs, cut to (height, width)."""
+    if rate.shape[2:] == (1, 1):
+        return rate
+    return F.interpolate(rate, scale_factor=factor, mode="nearest")[..., :height, :width]
 
 
-def rate_features(rate: Tensor) -> Tensor:
-    """Smooth features (B, RATE_FEATURES) of places on the rate axis, (B,) in [0, 1]."""
-    u = 2 * rate - 1
-    return torch.stack([u, u * u, u * u * u], dim=1)
+def knots(rate: Tensor) -> Tensor:
+    """A map of the rate (B, 1, h, w) in [0, 1] as the weights (B, KNOTS, h, w) of all knots.
+
+    What is learnt along the axis is linear between knots.
+    """
+    places = torch.arange(KNOTS, device=rate.device, dtype=rate.dtype)[:, None, None]
+    return F.relu(1 - (rate * (KNOTS - 1) - places).abs())
+
+
+def beyond(x: Tensor, size: int = FACTOR) -> Tensor:
+    """(B, 3, H, W) with size / 2 samples more on all sides, multiples of their mirror images."""
+    half = size // 2
+    mirrored = torch.from_numpy(at_borders.mirrored(size)).to(x)
+    for dim in (2, 3):
+        factor = mirrored[:, None] if dim == 2 else mirrored
+        first = x.narrow(dim, 0, half) * factor
+        last = -x.narrow(dim, x.shape[dim] - half, half).flip(dim) * factor
+        x = torch.cat([first.flip(dim), x, last], dim)
+    return x
+
+
+def borders(x: Tensor) -> Tensor:
+    """The inverse of what `beyond` does to the HALF samples inside of each border."""
+    for dim in (2, 3):
+        factor = torch.from_numpy(at_borders.along(x.shape[dim])).to(x)
+        x = x * (factor[:, None] if dim == 2 else factor)
+    return x
+
+
+class Gate(nn.Module):
+    """What a CNN adds is multiplied by this, per channel and place on the rate axis."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(KNOTS, channels))
+
+    def forward(self, rate: Tensor, factor: int, height: int, width: int) -> Tensor:
+        gate = torch.einsum("bkhw,kc->bchw", knots(rate), self.weight)
+        return spread(gate, factor, height, width)
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W) to latents (B, C, H/16, W/16).
+    """Images (B, 3, H, W) and the rate at each cell to latents (B, C, H/16, W/16).
 
     Images are in [-0.5, 0.5], and H and W are multiples of 16.
     """
@@ -52,18 +95,27 @@ class Encoder(nn.Module):
         self.down16 = nn.Conv2d(n8, n16, 4, stride=2, padding=1)
         self.at16 = blocks(n16, d16)
         self.leave = nn.Conv2d(n16, CHANNELS, 3, padding=1)
+        self.rate = _of_rate(n4, n8, n16)
+        self.gate = Gate(CHANNELS)
 
-    def forward(self, x: Tensor) -> Tensor:
-        near = F.pad(x, (8, 8, 8, 8), mode="replicate")
-        latents: Tensor = self.linear(F.pixel_unshuffle(near, FACTOR))
-        y = self.at4(self.enter(F.pixel_unshuffle(x, 4)))
-        y = self.at16(self.down16(self.at8(self.down8(y))))
-        residual: Tensor = self.leave(y)
+    def forward(self, x: Tensor, rate: Tensor) -> Tensor:
+        height, width = (n // FACTOR for n in x.shape[2:])
+        features = knots(rate)
+        r4, r8, r16 = (
+            spread(layer(features), 2 * n, n * height, n * width)
+            for layer, n in zip(self.rate, (4, 2, 1), strict=True)
+        )
+        with torch.autocast(x.device.type, enabled=False):
+            latents: Tensor = self.linear(F.pixel_unshuffle(beyond(x), FACTOR))
+        y = self.at4(self.enter(F.pixel_unshuffle(x, 4)) + r4)
+        y = self.at8(self.down8(y) + r8)
+        y = self.at16(self.down16(y) + r16)
+        residual: Tensor = self.leave(y).float() * self.gate(rate, 2, height, width)
         return latents + residual
 
 
 class Decoder(nn.Module):
-    """Latents (B, C, h, w) and places on the rate axis (B,) to images (B, 3, 16h, 16w)."""
+    """Latents (B, C, h, w) and the rate at each cell to images (B, 3, 16h, 16w)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,36 +130,54 @@ class Decoder(nn.Module):
         self.at4 = blocks(n4, d4)
         self.leave = nn.Conv2d(n4, 48, 3, padding=1)
         # How much the reconstruction should smooth depends on the quantisation step.
-        self.rate = nn.ModuleList(nn.Linear(RATE_FEATURES, n) for n in (n16, n8, n4))
-        for layer in self.rate:
-            for parameter in layer.parameters():
-                nn.init.zeros_(parameter)
+        self.rate = _of_rate(n16, n8, n4)
+        self.gate = Gate(48)
 
     def forward(self, latents: Tensor, rate: Tensor) -> Tensor:
-        features = rate_features(rate)
-        r16, r8, r4 = (layer(features)[:, :, None, None] for layer in self.rate)
+        height, width = latents.shape[2:]
+        features = knots(rate)
+        r16, r8, r4 = (
+            spread(layer(features), 2 * n, n * height, n * width)
+            for layer, n in zip(self.rate, (1, 2, 4), strict=True)
+        )
         y = self.at16(self.enter(latents) + r16)
         y = self.at8(F.pixel_shuffle(self.up8(y), 2) + r8)
         y = self.at4(F.pixel_shuffle(self.up4(y), 2) + r4)
-        image = F.pixel_shuffle(self.linear(latents), FACTOR)[..., 8:-8, 8:-8]
-        return image + F.pixel_shuffle(self.leave(y), 4)
+        gate = self.gate(rate, 8, 4 * height, 4 * width)
+        residual = F.pixel_shuffle(self.leave(y).float() * gate, 4)
+        with torch.autocast(latents.device.type, enabled=False):
+            image = F.pixel_shuffle(self.linear(latents.float()), FACTOR)
+            whole: Tensor = borders(image[..., HALF:-HALF, HALF:-HALF]) + residual
+            return whole
+
+
+def _of_rate(*channels: int) -> nn.ModuleList:
+    """What is added for the rate at each stage; nothing at first."""
+    layers = nn.ModuleList(nn.Conv2d(KNOTS, n, 1, bias=False) for n in channels)
+    for parameter in layers.parameters():
+        nn.init.zeros_(parameter)
+    return layers
 
 
 class Gain(nn.Module):
-    """The gain of every channel, as a function of the place t on the rate axis.
+    """The quantisation step of every channel, as a function of the place on the rate axis.
 
-    Latents are multiplied by exp(a + b t + c t^2) before rounding, and divided by it after.  So one
-    model has all rates (Cui et al., "Asymmetric Gained Deep Image Compression With Continuous Rate
-    Adaptation", CVPR 2021).
+    Latents are multiplied by the gain before rounding, and divided by it after.  So one model has
+    all rates (Cui et al., "Asymmetric Gained Deep Image Compression With Continuous Rate
+    Adaptation", CVPR 2021).  Its logarithm is linear between knots.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.coefficients = nn.Parameter(torch.zeros(3, CHANNELS))
+        self.logarithms = nn.Parameter(torch.zeros(KNOTS, channels))
 
-    def forward(self, rate: Tensor) -> Tensor:
-        powers = torch.stack([torch.ones_like(rate), rate, rate * rate], dim=1)
-        return torch.exp(powers @ self.coefficients)[:, :, None, None]
+    def forward(self, rate: Tensor, factor: int, height: int, width: int) -> Tensor:
+        """(B, C, height, width) for latents of that size, or (B, C, 1, 1).
+
+        ``factor`` of them lie along a cell's side.
+        """
+        log_gain = torch.einsum("bkhw,kc->bchw", knots(rate), self.logarithms)
+        return spread(torch.exp(log_gain), factor, height, width)
 
 
 class Autoencoder(nn.Module):
@@ -117,18 +187,18 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.encoder = Encoder()
         self.decoder = Decoder()
-        self.gain = Gain()
+        self.gain = Gain(CHANNELS)
 
 
-class HyperAnalysis(nn.Sequential):
-    """Latents (B, C, h, w) in steps, h and w even, to hyperlatents (B, 32, h/2, w/2).
+class Analysis(nn.Sequential):
+    """Base latents (B, BASE, h, w) in steps, h and w even, to hyperlatents (B, 32, h/2, w/2).
 
     Only the encoder runs it, so it may be floating point.
     """
 
     def __init__(self, hyper: int = 32, width: int = 96) -> None:
         super().__init__(
-            nn.Conv2d(CHANNELS, width, 3, padding=1),
+            nn.Conv2d(BASE, width, 3, padding=1),
             nn.ReLU(),
             nn.Conv2d(width, width, 4, stride=2, padding=1),
             nn.ReLU(),

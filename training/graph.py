@@ -1,0 +1,207 @@
+"""Builds ONNX graphs: networks without their weights, in float32 or with their CNN in int8."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from pillow_sdz.models.mini import borders
+
+OPSET, IR_VERSION = 21, 10  # of ONNX; ONNX Runtime has read them since 1.18
+END = 1 << 31  # a slice's end beyond any picture
+
+Tensors = Mapping[str, NDArray[Any]]
+
+
+class Graph:
+    """A graph under construction: each method adds nodes, and returns the name of their result."""
+
+    def __init__(self, tensors: Tensors, *, int8: bool, watched: bool = False) -> None:
+        self._tensors, self._int8, self._watched = tensors, int8, watched
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, TensorProto] = {}
+        self._rounded: dict[str, str] = {}  # activations in 8 bits, and the conv that they enter
+        self.outputs: list[onnx.ValueInfoProto] = []
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        name = f"{kind}{len(self._nodes)}"
+        self._nodes.append(helper.make_node(kind, [*inputs], [name], name, **attributes))
+        return name
+
+    def constant(self, values: Any, dtype: type) -> str:
+        tensor = numpy_helper.from_array(np.array(values, dtype), f"c{len(self._initializers)}")
+        self._initializers[tensor.name] = tensor
+        return str(tensor.name)
+
+    def weight(self, name: str, shape: tuple[int, ...], dtype: int = TensorProto.FLOAT) -> str:
+        """A tensor that is filled in later."""
+        tensor = TensorProto(name=name, data_type=dtype, dims=shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="weights")
+        self._initializers[name] = tensor
+        return name
+
+    def dims(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return self._tensors[name].shape
+
+    def conv(
+        self, x: str, name: str, *, relu: bool = False, exact: bool = False, **keys: Any
+    ) -> str:
+        """A convolution, in 8 bits in a graph of int8, unless it has to be ``exact``."""
+        dims = self._tensors[f"{name}.weight"].shape
+        keys = {"pads": [keys.pop("pad", dims[2] // 2)] * 4, **keys}
+        biased = f"{name}.bias" in self._tensors
+        if not self._int8 or exact:
+            given = [self.weight(f"{name}.weight", dims)]
+            if biased:
+                given.append(self.weight(f"{name}.bias", dims[:1]))
+            y = self.op("Conv", x, *given, **keys)
+            y = self.op("Relu", y) if relu else y
+            if self._watched and not exact:
+                self._watch(f"{name}.input", x)
+                self._watch(f"{name}.output", y)
+            return y
+        x = self._rounded[x] if x in self._rounded else self._in_8_bits(x, f"{name}.input")
+        given = []
+        for part, size, dtype in (
+            ("weight", dims, TensorProto.INT8),
+            ("bias", dims[:1], TensorProto.INT32),
+        ):
+            scale = self.weight(f"{name}.{part}_scale", dims[:1])
+            stored = self.weight(f"{name}.{part}", size, dtype)
+            given.append(self.op("DequantizeLinear", stored, scale, axis=0))
+        y = self.op("Conv", x, *given, **keys)
+        y = self._in_8_bits(self.op("Relu", y) if relu else y, f"{name}.output")
+        self._rounded[y] = y
+        return y
+
+    def _in_8_bits(self, x: str, name: str) -> str:
+        scale, zero = self.weight(f"{name}_scale", ()), f"{name}_zero"
+        self.weight(zero, (), TensorProto.UINT8)
+        rounded = self.op("QuantizeLinear", x, scale, zero)
+        return self.op("DequantizeLinear", rounded, scale, zero)
+
+    def _watch(self, name: str, x: str) -> None:
+        for kind, which in (("ReduceMin", "least"), ("ReduceMax", "most")):
+            y = self.op(kind, x, keepdims=0)
+            self._nodes.append(helper.make_node("Identity", [y], [f"{name}_{which}"]))
+            value = helper.make_tensor_value_info(f"{name}_{which}", TensorProto.FLOAT, ())
+            self.outputs.append(value)
+
+    def block(self, x: str, name: str) -> str:
+        """x + conv(relu(conv(x))); the sum is in float32."""
+        return self.op(
+            "Add", x, self.conv(self.conv(x, f"{name}.first", relu=True), f"{name}.second")
+        )
+
+    def blocks(self, x: str, name: str, depth: int) -> str:
+        for number in range(depth):
+            x = self.block(x, f"{name}.{number}")
+        return x
+
+    def shuffle(self, x: str, by: int) -> str:
+        """As torch's pixel_shuffle."""
+        return self.op("DepthToSpace", x, blocksize=by, mode="CRD")
+
+    def unshuffle(self, x: str, by: int, channels: int = 3) -> str:
+        """As torch's pixel_unshuffle."""
+        y = self.op("SpaceToDepth", x, blocksize=by)
+        order = np.arange(channels * by * by).reshape(by * by, channels).T.ravel()
+        return self.op("Gather", y, self.constant(order, np.int64), axis=1)
+
+    def trim(self, x: str, sides: str, by: int) -> str:
+        """Without the outermost ``by`` on the ``sides`` (4,) where they are 1."""
+        if not by:
+            return x
+        first = self.op("Gather", sides, self.constant([0, 2], np.int64))
+        last = self.op("Gather", sides, self.constant([1, 3], np.int64))
+        start = self.op("Mul", first, self.constant([by], np.int64))
+        length = self.op("Mul", last, self.constant([END + by], np.int64))
+        stop = self.op("Sub", self.constant([END], np.int64), length)  # END, or -by
+        return self.op("Slice", x, start, stop, self.constant([2, 3], np.int64))
+
+    def beyond(self, x: str) -> str:
+        """As `mini.network.beyond`, on all four sides."""
+        half = borders.HALF
+        mirrored = borders.mirrored()[::-1]  # from the first row to the border
+        for axis in (2, 3):
+            dims = (half, 1) if axis == 2 else (half,)
+            first, last = (
+                self.op(
+                    "Slice",
+                    x,
+                    *(self.constant([v], np.int64) for v in (start, stop, axis, -1)),
+                )
+                for start, stop in ((half - 1, -END), (-1, -half - 1))
+            )
+            first = self.op("Mul", first, self.constant(mirrored.reshape(dims), np.float32))
+            last = self.op("Mul", last, self.constant(-mirrored[::-1].reshape(dims), np.float32))
+            x = self.op("Concat", first, x, last, axis=axis)
+        return x
+
+    def borders(self, x: str, scale: int) -> str:
+        """As `mini.network.borders`, of a picture at 1/scale of its size."""
+        first = borders.inside(scale)
+        factors = []
+        for axis in (2, 3):
+            length = self.op("Shape", x, start=axis, end=axis + 1)
+            length = self.op("Sub", length, self.constant([2 * len(first)], np.int64))
+            one = numpy_helper.from_array(np.ones(1, np.float32))
+            middle = self.op("ConstantOfShape", length, value=one)
+            ends = (self.constant(values, np.float32) for values in (first, first[::-1]))
+            top, bottom = ends
+            factors.append(self.op("Concat", top, middle, bottom, axis=0))
+        rows = self.op("Unsqueeze", factors[0], self.constant([1], np.int64))
+        return self.op("Mul", x, self.op("Mul", rows, factors[1]))
+
+    def crop(self, x: str, by: int) -> str:
+        """Without the outermost ``by`` on all sides."""
+        places = ([by, by], [-by, -by], [2, 3])
+        return self.op("Slice", x, *(self.constant(p, np.int64) for p in places))
+
+    def from_pixels(self, x: str, scale: float, shift: float) -> str:
+        """Levels (H, W, 3) to (1, 3, H, W), divided and shifted."""
+        y = self.op("Cast", self._first(x), to=TensorProto.FLOAT)
+        y = self.op("Div", y, self.constant(scale, np.float32))
+        return self.op("Sub", y, self.constant(shift, np.float32))
+
+    def to_pixels(self, y: str, scale: float, shift: float) -> str:
+        """(1, 3, H, W), shifted and multiplied, to levels (H, W, 3) in 0..255."""
+        y = self.op("Add", y, self.constant(shift, np.float32))
+        y = self.op("Mul", y, self.constant(scale, np.float32))
+        limits = (self.constant(v, np.float32) for v in (0, 255))
+        y = self.op("Cast", self.op("Clip", self.op("Round", y), *limits), to=TensorProto.UINT8)
+        return self.last(y)
+
+    def _first(self, x: str) -> str:
+        x = self.op("Transpose", x, perm=[2, 0, 1])
+        return self.op("Unsqueeze", x, self.constant([0], np.int64))
+
+    first = _first
+
+    def last(self, y: str) -> str:
+        """(1, C, h, w) to (h, w, C)."""
+        y = self.op("Squeeze", y, self.constant([0], np.int64))
+        return self.op("Transpose", y, perm=[1, 2, 0])
+
+    def finish(
+        self, result: str, inputs: Mapping[str, tuple[int, tuple[Any, ...]]], dtype: int
+    ) -> bytes:
+        """The file; ``result`` (h, w, C) is its only output beside those that are watched."""
+        self._nodes.append(helper.make_node("Identity", [result], ["result"]))
+        graph = helper.make_graph(
+            self._nodes,
+            "network",
+            [helper.make_tensor_value_info(name, *kind) for name, kind in inputs.items()],
+            [helper.make_tensor_value_info("result", dtype, ("h", "w", "c")), *self.outputs],
+            [*self._initializers.values()],
+        )
+        opset = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
+        return bytes(model.SerializeToString(deterministic=True))
