@@ -15,7 +15,8 @@ Latents = NDArray[np.float32]
 #: Pixels (H, W, 3), sRGB.
 Pixels = NDArray[np.uint8]
 
-#: A header's quantisation, or that of each cell of 2x2 latents (h, w): (ceil(h/2), ceil(w/2)).
+CELL = 2  # latents along a side of a cell
+#: A header's quantisation, or that of each cell of latents (h, w): (ceil(h/2), ceil(w/2)).
 Quantisation = int | NDArray[np.int32]
 
 Area = tuple[slice, slice]  # rows and columns

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..arrays import Area, Latents, Pixels, Quantisation, Samples
 from ..catalogue import ModelSpec
+
+#: A header's quantisation, or a function that says it for an area of latents: one for all, or that
+#: of each latent (h, w).
+Qualities = int | Callable[[Area], int | NDArray[np.int32]]
 
 
 class Network(Protocol):
@@ -26,14 +33,15 @@ class Network(Protocol):
     def decode(
         self,
         latents: Samples,
-        quantisation: Quantisation,
+        quantisation: Qualities,
         *,
         area: Area | None = None,
         scale: int = 1,
     ) -> Iterator[tuple[Area, Pixels]]:
         """The pixels of latents, piece by piece: each piece's place in the picture, and its pixels.
 
-        ``quantisation`` is that with which they were coded.  If the model's specification has
+        ``quantisation`` is that with which they were coded; it is asked for an area after the
+        area's latents.  If the model's specification has
         `by_area`, the pieces cover at least ``area`` of the latents, otherwise the whole picture.
         ``scale`` is one of the specification's: pictures are at 1/scale of their size, and places
         are in their pixels.

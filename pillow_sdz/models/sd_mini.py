@@ -68,7 +68,7 @@ class SdMini:
     def decode(
         self,
         latents: Samples,
-        quantisation: Quantisation = 0,
+        quantisation: Qualities = 0,
         *,
         area: Area | None = None,
         scale: int = 1,

@@ -128,7 +128,7 @@ class DiffusersAutoencoder:
     def decode(
         self,
         latents: Samples,
-        quantisation: Quantisation = 0,
+        quantisation: Qualities = 0,
         *,
         area: Area | None = None,
         scale: int = 1,

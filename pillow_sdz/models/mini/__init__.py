@@ -67,7 +67,7 @@ class Mini:
         self._decoders = Decoders(self.tensors, self.axis, "mini")
         self._gain = self.tensors["gain.logarithms"].astype(np.float32)
         self.prior = HyperPrior(
-            {k.removeprefix("prior."): v for k, v in part(tensors, "prior").items()}
+            {k.removeprefix("prior."): v for k, v in part(tensors, "prior").items()}, self.axis
         )
 
     def gain(

@@ -10,15 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from ...arrays import Area, Ints, Latents, Pixels, Samples
-from ...codings.rate_axis import LAST
-from .. import tiles
-from ..tiles import Tile
-from . import borders
-from .memory import DECODER_MEMORY, tile_side
+from ...arrays import Area, Ints, Pixels, Samples
 
 SIDE = 2  # pixels of a latent, along a side
 MARGIN = 1  # latents that it sees beyond a tile
