@@ -70,7 +70,7 @@ HYPERPRIOR = CodingSpec(
     lowest=LOWEST_QUALITY,
     highest=HIGHEST_QUALITY,
     unit="quality",
-    band_latents=16384,
+    band_latents=8192,
     needs_weights=True,
 )
 CONTEXT = CodingSpec(0, "context", 1, 0xFFFF, "step")
@@ -138,7 +138,7 @@ SPACES: dict[str, Space] = {
     for space in (
         Space(
             "mini",
-            160,
+            384,
             16,
             codings=(HYPERPRIOR,),
             decoders=MappingProxyType({"perceptual": "mini-perceptual"}),
@@ -265,7 +265,7 @@ NOT_NAMED = bytes(4)
 
 MINI = ModelSpec(
     "mini",
-    160,
+    384,
     16,
     weights.MINI.digest,
     "mini",

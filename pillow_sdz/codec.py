@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import chunks, container, models, order
-from .arrays import Area, Box, Latents, Pixels
-from .catalogue import CodingSpec, ModelSpec, judge, judge_chunks, known, whole_of
-from .codings import CODINGS
+from .arrays import CELL, Area, Box, Latents, Pixels, Quantisation
+from .catalogue import CodingSpec, ModelSpec, judge, judge_chunks, whole_of
+from .codings import CODINGS, quality_map
 from .codings.coding import Coding, Frame
 from .codings.range_coder import DamagedPayload
 from .codings.target_size import DoesNotFit as DoesNotFit
 from .codings.target_size import EncodedLatents as EncodedLatents
 from .container import Chunk
 from .header import Header
+from .scaling import is_unscaled, scaled, unpatched, unscaled
 from .threads import one_blas_thread
 
 
@@ -51,6 +52,8 @@ class Encoder:
 
     ``quality`` is 1..100; it is ignored if the coding has no choice of quality.  ``effort`` is
     0..9.  With ``predict``, a frame may be stored as the difference from the frame before.
+    ``offsets`` (ceil(h/2), ceil(w/2)) says by how many steps of `quality_map` the quality of each
+    cell of 2x2 latents (h, w) differs.
     """
 
     def __init__(
@@ -61,11 +64,12 @@ class Encoder:
         quality: float = 75,
         effort: int = 4,
         predict: bool = False,
+        offsets: NDArray[np.int32] | None = None,
     ) -> None:
         self.coding = coding
         self._coder = coder_of(model, coding)
         self._network = models.load(model)
-        self._effort, self._predict = effort, predict
+        self._effort, self._predict, self._offsets = effort, predict, offsets
         #: The quantisation for the header.
         self.quantisation = self._coder.quantisation(quality, effort)
         self._encode = self._coder.encoder(self.quantisation, effort, predict=predict)
@@ -91,66 +95,9 @@ class Encoder:
         return self._coder.fit(frames, max_size, self._effort, predict=self._predict)
 
     def _frame(self, image: Image.Image) -> Frame:
-        pixels = ImagePixels(image)
-        return Frame(self._network.encode(pixels), pixels)
-
-
-def scaled(latents: NDArray[Any], model: ModelSpec, axis: int = -1) -> Latents:
-    """Turn latents as the model's VAE encodes them into latents as pipelines return them.
-
-    ``axis`` is that of the channels.
-    """
-    factor, shift = scaling(model, latents.ndim - 1 - axis % latents.ndim)
-    return (latents.astype(np.float32) - shift) * factor
-
-
-def unscaled(latents: NDArray[Any], model: ModelSpec, axis: int = -1) -> Latents:
-    """Turn latents as pipelines return them into latents as the model's VAE encodes them."""
-    factor, shift = scaling(model, latents.ndim - 1 - axis % latents.ndim)
-    return latents.astype(np.float32) / factor + shift
-
-
-def scaling(model: ModelSpec, after: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The scaling and the shift of the model's latent space; ValueError if they are not known.
-
-    They broadcast to latents that have ``after`` axes after that of the channels.
-    """
-    space = model.space
-    if space.scaling is None:
-        msg = f"the scaling of {model.latent_space} latents is not known"
-        raise ValueError(msg)
-    factor, shift = (np.array(each, np.float32) for each in (space.scaling, space.shift))
-    ones = (1,) * after
-    return (
-        factor.reshape(*factor.shape, *ones) if factor.ndim else factor,
-        shift.reshape(*shift.shape, *ones) if shift.ndim else shift,
-    )
-
-
-def unpatched(patches: Latents) -> Latents:
-    """Latents (h, w, 4 C) of 2x2 patches as latents (2 h, 2 w, C)."""
-    height, width, depth = patches.shape
-    split = patches.reshape(height, width, depth // 4, 2, 2).transpose(0, 3, 1, 4, 2)
-    return split.reshape(2 * height, 2 * width, depth // 4)
-
-
-def check_others_can_scale(model: ModelSpec) -> None:
-    """ValueError if other computers do not know how the model's latents are scaled.
-
-    If latents are stored unscaled, every reader must know their scaling.
-    """
-    scaling(model)
-    if known(model.name) is None:
-        msg = (
-            f"other computers do not know the scaling of {model.name} latents, so they cannot be "
-            "stored unscaled: scale them first"
-        )
-        raise ValueError(msg)
-
-
-def is_unscaled(coding: CodingSpec, quantisation: int) -> bool:
-    """Whether latents of this quantisation are stored as the VAE encodes them."""
-    return coding.unscaled == quantisation
+        pixels, offsets = ImagePixels(image), self._offsets
+        qualities = quality_map.qualities(self.quantisation, offsets)
+        return Frame(self._network.encode(pixels, qualities), pixels, offsets)
 
 
 def write(file: Sequence[Chunk]) -> bytes:
@@ -214,12 +161,15 @@ class Frames:
         """One frame.  With ``lenient``, damaged bands are 0 and listed in ``losses``."""
         return FrameLatents(self, number, lenient=lenient)
 
-    def decode(self, number: int, band: int, *, complete: bool = True) -> Latents:
-        """The latents (h, w, C) of a band as pipelines return them; OSError if it is damaged.
+    def decode(self, number: int, band: int, *, complete: bool = True) -> Band:
+        """The latents of a band as pipelines return them; OSError if it is damaged.
 
         If it need not be ``complete``, a damaged chunk is decoded as far as it goes.
         """
-        return self.as_pipelines_have(self.decode_stored(number, band, complete=complete))
+        integers = self._decoded(number, band, complete=complete)
+        quantisation = self.header.quantisation
+        latents = self.as_pipelines_have(self.coder.latents(integers, quantisation))
+        return Band(latents, self.coder.cells(integers, quantisation))
 
     def as_pipelines_have(self, stored: NDArray[Any], axis: int = -1) -> Latents:
         """Stored latents, scaled and in float32; OSError if their scaling is not known.
@@ -234,8 +184,11 @@ class Frames:
             msg = f"SDZ file of unscaled latents: {e}"
             raise OSError(msg) from e
 
-    def decode_stored(self, number: int, band: int, *, complete: bool = True) -> NDArray[Any]:
+    def decode_stored(self, number: int, band: int) -> NDArray[Any]:
         """As `decode`, but in the coding's dtype, and unscaled if they are stored unscaled."""
+        return self.coder.latents(self._decoded(number, band), self.header.quantisation)
+
+    def _decoded(self, number: int, band: int, *, complete: bool = True) -> Any:
         if len(self._frames[number].bands) <= band:
             msg = "truncated SDZ file: it ends before the latents do"
             raise OSError(msg)
@@ -244,11 +197,10 @@ class Frames:
         shape = rows.stop - rows.start, self.header.latents[2]
         try:
             with one_blas_thread():  # once for a row of DIFF, as it takes as long as a small one
-                integers = self._integers(number, band, shape, complete=complete)
+                return self._integers(number, band, shape, complete=complete)
         except DamagedPayload as e:
             msg = f"damaged SDZ file: {entry}: {e}"
             raise OSError(msg) from e
-        return self.coder.latents(integers, self.header.quantisation)
 
     def _integers(self, number: int, band: int, shape: tuple[int, int], *, complete: bool) -> Any:
         """The integers of a band.  For DIFF, the frames that it builds on are decoded first."""
@@ -290,6 +242,13 @@ class Frames:
         return self._frames[number].bands[band].type == chunks.CHANGES
 
 
+class Band(NamedTuple):
+    """Latents (h, w, C), and the quantisation of each cell of 2x2 latents, or that of all."""
+
+    latents: Latents
+    cells: Quantisation
+
+
 class Loss(NamedTuple):
     """Damaged rows of latents in a frame, the reason, and whether a part of them is shown."""
 
@@ -310,7 +269,7 @@ class FrameLatents:
         channels, height, width = frames.header.latents
         self.shape = height, width, channels
         self.losses: list[Loss] = []
-        self._decoded: dict[int, Latents] = {}
+        self._decoded: dict[int, Band] = {}
 
     def __getitem__(self, area: Area) -> Latents:
         rows, columns = area
@@ -321,10 +280,31 @@ class FrameLatents:
                 self._decoded.pop(number, None)  # not asked for again
             elif band.start < bottom:
                 start, stop = max(top, band.start), min(bottom, band.stop)
-                parts.append(self._band(number)[start - band.start : stop - band.start, columns])
+                latents = self._band(number).latents
+                parts.append(latents[start - band.start : stop - band.start, columns])
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
-    def _band(self, number: int) -> Latents:
+    def quantisation(self, area: Area) -> int | NDArray[np.int32]:
+        """The quantisation of each latent (h, w) of an area, or the one that all of them have."""
+        rows, columns = area
+        parts: list[NDArray[np.int32]] = []
+        for number, band in enumerate(self._frames.bands):
+            start, stop = max(rows.start, band.start), min(rows.stop, band.stop)
+            if start < stop:
+                cells = np.atleast_2d(np.asarray(self._band(number).cells, np.int32))
+                down, right = (
+                    np.arange(start, stop) - band.start,
+                    np.arange(*columns.indices(self.shape[1])),
+                )
+                if cells.size == 1:
+                    parts.append(np.full((len(down), len(right)), cells[0, 0]))
+                else:
+                    parts.append(cells[down[:, None] // CELL, right // CELL])
+        found = np.concatenate(parts)
+        one = int(found[0, 0])
+        return one if (found == one).all() else found
+
+    def _band(self, number: int) -> Band:
         if number not in self._decoded:
             try:
                 self._decoded[number] = self._frames.decode(self._number, number)
@@ -334,7 +314,7 @@ class FrameLatents:
                 self._decoded[number] = self._rescued(number, e)
         return self._decoded[number]
 
-    def _rescued(self, number: int, error: OSError) -> Latents:
+    def _rescued(self, number: int, error: OSError) -> Band:
         """What can be decoded of a damaged band; zeros if that is nothing."""
         rows = self._frames.bands[number]
         with suppress(OSError):
@@ -342,7 +322,8 @@ class FrameLatents:
             self.losses.append(Loss(rows, str(error), shown=True))
             return begun
         self.losses.append(Loss(rows, str(error), shown=False))
-        return np.zeros((rows.stop - rows.start, *self.shape[1:]), np.float32)
+        nothing = np.zeros((rows.stop - rows.start, *self.shape[1:]), np.float32)
+        return Band(nothing, self.header.quantisation)
 
 
 def decode(
@@ -363,7 +344,7 @@ def decode(
     network = models.load(decoder)
     if decoder.by_area and refine is None:
         area = _area_of(box, header.factor // scale)
-        pieces = network.decode(latents, header.quantisation, area=area, scale=scale)
+        pieces = network.decode(latents, latents.quantisation, area=area, scale=scale)
     else:
         whole = latents[:, :]
         if not np.isfinite(whole).all():  # lossless codings keep such values

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import chunks, order, progress
-from ..arrays import Latents, Samples
+from ..arrays import Latents, Quantisation, Samples
 from ..catalogue import HIGHEST_QUALITY, LOWEST_QUALITY, CodingSpec
 from ..container import Chunk
 from ..threads import one_blas_thread
-from . import changes
+from . import changes, quality_map
 from .coding import Frame, FrameEncoder, finite
 from .hyperprior import Coded, HyperPrior
 from .quantize import Quantizer
@@ -29,20 +29,29 @@ HIGHEST_QUICK_EFFORT = 4
 
 
 class Network(Protocol):
-    """What this coding needs of a loaded model."""
+    """What this coding needs of a loaded model.  Qualities are in hundredths: the header's, or
+    those of all cells."""
 
     @property
     def prior(self) -> HyperPrior: ...
 
-    def gain(self, quality: int) -> NDArray[np.float32]:
-        """How many steps a unit of latent has, (C,), for a quality in hundredths."""
+    def seen(self, quality: Quantisation) -> bytes:
+        """What `encode` sees of a quality: for two of which it sees the same, latents are equal."""
+        ...
+
+    def encode(self, pixels: Samples, quality: Quantisation) -> Latents:
+        """The latents (h, w, C) of pixels."""
+        ...
+
+    def gain(self, quality: Quantisation, height: int, width: int) -> NDArray[np.float32]:
+        """How many steps a unit of latent has, (C,) or (height, width, C)."""
         ...
 
     def refine(
         self,
         pixels: Samples | None,
         steps: NDArray[np.float32],
-        quality: int,
+        quality: Quantisation,
         effort: int,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Latents in steps, and hyperlatents, neither of them rounded.
@@ -80,14 +89,33 @@ class Banded:
     def fit(
         self, frames: Sequence[Frame], limit: int, effort: int, *, predict: bool = False
     ) -> EncodedLatents:
+        encoded: dict[bytes, list[Frame]] = {}
+
+        def at(quality: int) -> list[Frame]:
+            """The frames with the latents that they have at a quality."""
+            # All frames together: their maps are the same, or there is no map.
+            seen = b"".join(
+                self._network.seen(quality_map.qualities(quality, f.offsets)) for f in frames
+            )
+            if seen not in encoded:
+                encoded.clear()  # the search goes from one neighbour to the next
+                encoded[seen] = [self._again(frame, quality) for frame in frames]
+            return encoded[seen]
+
         def tried(hundredths: int, effort: int) -> EncodedLatents:
             encode = self.encoder(hundredths, effort, predict=predict)
-            return EncodedLatents([*map(encode, frames)], hundredths)
+            return EncodedLatents([*map(encode, at(hundredths))], hundredths)
 
         if effort > HIGHEST_QUICK_EFFORT:
             quick = functools.cache(lambda h: tried(h, HIGHEST_QUICK_EFFORT))
             return largest_of_slow(quick, lambda h: tried(h, effort), limit)
         return largest(lambda h: tried(h, effort), LOWEST_QUALITY, HIGHEST_QUALITY, limit)[1]
+
+    def _again(self, frame: Frame, quality: int) -> Frame:
+        if frame.pixels is None:
+            return frame
+        qualities = quality_map.qualities(quality, frame.offsets)
+        return frame._replace(latents=self._network.encode(frame.pixels, qualities))
 
     def decode(
         self,
@@ -104,8 +132,12 @@ class Banded:
             decoder.finish()
         return coded
 
+    def cells(self, integers: Coded, quantisation: int) -> Quantisation:
+        return quality_map.qualities(quantisation, integers.offsets)
+
     def latents(self, integers: Coded, quantisation: int) -> Latents:
-        gain = self._network.gain(quantisation)
+        cells = self.cells(integers, quantisation)
+        gain = self._network.gain(cells, *integers.symbols.shape[:2])
         return np.divide(integers.symbols, gain, dtype=np.float32, casting="unsafe")
 
 
@@ -121,25 +153,29 @@ class _Encoder:
 
     def encode(self, frame: Frame) -> list[Chunk]:
         """The chunks of the next frame."""
-        network, quality, effort = self._network, self._quality, self._effort
-        latents, pixels = frame
-        gain = network.gain(quality)
+        network, effort = self._network, self._effort
+        latents, pixels, offsets = frame
+        height, width, _ = latents.shape
+        cells = quality_map.qualities(self._quality, offsets)
+        latents = latents * network.gain(cells, height, width)
         coded = []
         if slow := effort > HIGHEST_QUICK_EFFORT and pixels is not None:
             # Before the frame is cut into bands, because tiles of pixels may cross bands.
-            steps, hyper = network.refine(pixels, latents * gain, quality, effort)
+            steps, hyper = network.refine(pixels, latents, cells, effort)
         with one_blas_thread():
-            height, width, _ = latents.shape
             bands = order.bands(height, self._coding.band_rows(height, width))
             for band in progress.told("coding", bands):
+                rows = slice(band.start // 2, -(-band.stop // 2))
+                here = None if offsets is None else offsets[rows]
                 if slow:
-                    refined = steps[band], hyper[band.start // 2 : -(-band.stop // 2)]
+                    refined = steps[band], hyper[rows]
                 else:
-                    refined = network.refine(None, latents[band] * gain, quality, effort)
+                    of_band = quality_map.qualities(self._quality, here)
+                    refined = network.refine(None, latents[band], of_band, effort)
                 if band.start not in self._bands:
-                    new = _BandEncoder(network.prior, quality, predict=self._predict)
+                    new = _BandEncoder(network.prior, self._quality, predict=self._predict)
                     self._bands[band.start] = new
-                coded.append(self._bands[band.start].encode(*refined))
+                coded.append(self._bands[band.start].encode(*refined, here))
         return coded
 
 
@@ -151,11 +187,14 @@ class _BandEncoder:
         self._before: Coded | None = None  # the band in the frame before
         self._changes = 0  # how many DIFF in a row it ended
 
-    def encode(self, steps: Latents, hyper: Latents) -> Chunk:
+    def encode(self, steps: Latents, hyper: Latents, offsets: NDArray[np.int32] | None) -> Chunk:
         """The chunk for the next frame's latents and hyperlatents, in steps and not rounded."""
         tables, (height, width, _) = Tables.shipped(), steps.shape
         before = self._before if self._changes < order.MAX_CHANGES else None
-        whole = Quantizer(tables, steps, hyper)
+        if before is not None and not _same(before.offsets, offsets):
+            before = None
+        besides = quality_map.volumes(offsets)
+        whole = Quantizer(tables, steps, hyper, besides=besides)
         counted = changes.Counted(whole, *hyper.shape[:2])
         coded = self._prior.code(whole if before is None else counted, height, width, self._quality)
         chunk = Chunk(chunks.LATENTS, whole.bytes())
@@ -172,3 +211,10 @@ class _BandEncoder:
         if self._predict:
             self._before = coded
         return chunk
+
+
+def _same(one: NDArray[Any] | None, other: NDArray[Any] | None) -> bool:
+    """Whether two maps, of which each may be missing, are the same."""
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)

@@ -65,6 +65,9 @@ def _mean(changed: int, cells: int) -> int:
     return level if changed == rare else MEAN_UNITS - level
 
 
+OF_PLACES = {"latents", "hyper"}  # the volumes whose bits are those of cells
+
+
 class Counted:
     """A `range_coder.Coder` that lets another one code, and counts the ``bits`` of every cell."""
 
@@ -75,6 +78,8 @@ class Counted:
 
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
         symbols = self._coder.code(volume, index, mean, scale)
+        if volume not in OF_PLACES:
+            return symbols
         rows, columns = index[:2]
         bits = Tables.shipped().bits(symbols, Prediction.of(mean, scale))
         side = 2 if volume == "latents" else 1

@@ -8,16 +8,21 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import Latents, Samples
+from ..arrays import Latents, Quantisation, Samples
 from ..container import Chunk
 from .target_size import EncodedLatents
 
 
 class Frame(NamedTuple):
-    """Latents (h, w, C) to be coded, and the pixels (H, W, 3) that they stand for, if known."""
+    """Latents (h, w, C) to be coded, and the pixels (H, W, 3) that they stand for, if known.
+
+    The latents are those of the header's quantisation, if they depend on it.  ``offsets`` is the
+    map of `quality_map`, for a coding whose quality may vary over the picture.
+    """
 
     latents: NDArray[Any]
     pixels: Samples | None = None
+    offsets: NDArray[np.int32] | None = None
 
 
 #: Codes the next frame of a file into chunks, one for each band.  ValueError if readers would
@@ -88,6 +93,10 @@ class Coding(Protocol):
         For a DIFF chunk, ``before`` has the integers of the same band in the frame before.  If the
         payload is not ``complete``, the integers that it lacks are the likeliest ones.
         """
+        ...
+
+    def cells(self, integers: Any, quantisation: int) -> Quantisation:
+        """The quantisation of each cell of decoded integers, or the header's if it is all one."""
         ...
 
     def latents(self, integers: Any, quantisation: int) -> Latents | NDArray[Any]:

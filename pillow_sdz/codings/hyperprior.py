@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import Ints, Quantisation
-from . import changes
+from ..arrays import Ints
+from . import changes, quality_map
 from .dense import Dense
-from .range_coder import SYMBOL_LIMIT, Coder, DamagedPayload
+from .range_coder import Coder, DamagedPayload
 from .rate_axis import APART, KNOTS, RateAxis
 
 # The constants are measured or chosen: docs/measurements.md#hyperprior.
@@ -95,12 +95,13 @@ class Coded(NamedTuple):
     """The integers of latents: symbols (h, w, C), and hyperlatents (ceil(h/2), ceil(w/2), Z).
 
     ``cells`` is the number of hyperlatents that were coded as changes, in all frames since the
-    last one without changes.
+    last one without changes.  ``offsets`` is the map of `quality_map`, or None.
     """
 
     symbols: Ints
     hyper: Ints
     cells: int = 0
+    offsets: Ints | None = None
 
 
 class HyperPrior:
@@ -112,8 +113,8 @@ class HyperPrior:
     the tail, are coded only where the rate is high; elsewhere they are 0.
     """
 
-    def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
-        self.axis = RateAxis(tensors["axis"])
+    def __init__(self, tensors: Mapping[str, NDArray[Any]], axis: RateAxis) -> None:
+        self.axis = axis
         self._starts = [0, *itertools.accumulate(int(g) for g in tensors["groups"])]
         self.channels = self._starts[-1]
         base, self._tail_from = (int(x) for x in tensors["tail"])
@@ -170,17 +171,18 @@ class HyperPrior:
         coder: Coder,
         height: int,
         width: int,
-        quality: Quantisation,
+        quality: int,
         before: Coded | None = None,
     ) -> Coded:
         """Code hyperlatents and latents (height, width, C), and return them.
 
-        ``quality`` is the header's, in hundredths, or that of each cell.  ``before`` has those of
-        the same band in the frame before.  With it, a map of the cells that change is coded first,
-        then these cells.  The others stay as they are in ``before``.
+        ``quality`` is the header's, in hundredths.  A map of how the cells' differ is coded first.
+        ``before`` has the integers of the same band in the frame before.  With it, a map of the
+        cells that change is coded instead, then these cells.  All else stays as in ``before``.
         """
         hyper_shape = self.hyper_shape(height, width)
         if before is None:
+            offsets = quality_map.code(coder, *hyper_shape[:2])
             changed, cells = np.ones(hyper_shape[:2], bool), 0
             symbols = np.zeros((height, width, self.channels), np.int32)
             hyper = np.zeros(hyper_shape, np.int32)
@@ -193,15 +195,17 @@ class HyperPrior:
                 msg = "more cells change in a row of DIFF than the limit"
                 raise DamagedPayload(msg)
             symbols, hyper = before.symbols.copy(), before.hyper.copy()
+            offsets = before.offsets
 
-        rates = np.broadcast_to(self.axis.places(quality), hyper_shape[:2])
+        qualities = quality_map.qualities(quality, offsets)
+        rates = np.broadcast_to(self.axis.places(qualities), hyper_shape[:2])
         rows, columns = np.nonzero(changed)
         scales = (self._hyper_scale[0] + self._hyper_scale[1] * rates[rows, columns, None]) >> 16
         index: tuple[Any, ...] = (rows, columns, slice(None))
         found = coder.code("hyper", index, np.zeros(scales.size, np.int32), scales.ravel())
         hyper[index] = found.reshape(len(rows), -1)
         self._code_latents(coder, symbols, self._features(hyper, changed), changed, rates)
-        return Coded(symbols, hyper, cells)
+        return Coded(symbols, hyper, cells, offsets)
 
     def _features(self, hyper: Ints, cells: NDArray[np.bool_]) -> Floats:
         """Turn hyperlatents (hz, wz, Z) into features (2 hz, 2 wz, F), right in some ``cells``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,6 +80,7 @@ class Quantizer:
 
     ``latents`` (h, w, C) and ``hyper`` are in units of the quantisation step.  ``changed`` is the
     map of `changes`, if the latents are stored as the difference from the frame before.
+    ``besides`` has other values to be coded, by the name of their volume.
 
     `mini` always rounds: its decoder is trained on rounded latents (docs/measurements.md#quantize).
     """
@@ -89,9 +91,10 @@ class Quantizer:
         latents: NDArray[Any],
         hyper: NDArray[Any],
         changed: NDArray[np.bool_] | None = None,
+        besides: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         self._tables = tables
-        self._volumes = {"latents": latents, "hyper": hyper}
+        self._volumes = {"latents": latents, "hyper": hyper, **(besides or {})}
         if changed is not None:
             self._volumes["changed"] = changed.astype(np.float32)
         self._encoder = SymbolEncoder(tables)

@@ -77,6 +77,9 @@ class WholeFrames:
         with one_blas_thread():
             return (self.stored if complete else self.begun)(payload, shape, quantisation)
 
+    def cells(self, integers: NDArray[Any], quantisation: int) -> int:
+        return quantisation
+
     def latents(self, integers: NDArray[Any], quantisation: int) -> Latents | NDArray[Any]:
         return integers
 

@@ -4,8 +4,7 @@
 
 prints, for each place on the rate axis, the mean over the pictures' middles of estimated bits
 per pixel, PSNR and SSIMULACRA2, and those of AVIF (speed 4; 4:2:0 or 4:4:4, whichever has the
-higher score) in at most as many bytes.  ``--first`` judges the first generation's weights
-instead, at the places of the same weight of the distortion.
+higher score) in at most as many bytes.
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
-from training import mini
 from training.mini2.data import Photo, to_tensor
-from training.mini2.model import Model, distortion_weight
+from training.mini2.model import Model
 
 PLACES = (0.05, 0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -55,13 +53,6 @@ def avif(photo: Photo, size: float) -> tuple[float, float, float]:
     return max(found, key=lambda f: f[2])
 
 
-def first_place(place: float) -> Tensor:
-    """Where the first generation has the same weight of the distortion, at most its end."""
-    low, high = (mini.distortion_weight(torch.tensor([t])) for t in (0.0, 1.0))
-    weight = distortion_weight(torch.tensor([place]))
-    return (torch.log(weight / low) / torch.log(high / low)).clamp(0, 1)
-
-
 def middles(folder: Path, size: int, limit: int) -> list[Photo]:
     """The middles (at most size x size, in whole cells) of pictures in a folder."""
     out = []
@@ -77,35 +68,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--state", type=Path)
-    parser.add_argument("--first", action="store_true", help="the first generation")
+    parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--limit", type=int, default=12)
     parser.add_argument("--places", type=float, nargs="*", default=PLACES)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    first, second = mini.Model(), Model()
-    if options.first:
-        first.load_state_dict({k: v.float() for k, v in mini.shipped().items()})
-    else:
-        second.load_state_dict({k: v.float() for k, v in load_file(options.state).items()})
+    model = Model()
+    model.load_state_dict({k: v.float() for k, v in load_file(options.state).items()})
     photos = middles(options.images, options.size, options.limit)
     for place in options.places:
         rows = []
         for photo in photos:
             image = to_tensor(photo)
             with torch.no_grad():
-                if options.first:
-                    then = first_place(place)
-                    picture, bits = first(image, then, hard=True)
-                else:
-                    rate = torch.full((1, 1, 1, 1), float(place))
-                    coded = second(image, rate, hard=True)
-                    picture, bits = coded.picture, coded.base + coded.tail
-            pixels = photo.shape[0] * photo.shape[1]
-            size, *others = avif(photo, bits.item() * pixels / 8)
-            rows.append((bits.item(), *qualities(picture, image), 8 * size / pixels, *others))
+                coded = model(image, torch.full((1, 1, 1, 1), float(place)), hard=True)
+            pixels, bits = photo.shape[0] * photo.shape[1], (coded.base + coded.tail).item()
+            size, *others = avif(photo, bits * pixels / 8)
+            found = qualities(coded.picture, image)
+            rows.append((bits, *found, 8 * size / pixels, *others))
         words = "{:.3f} {:.2f} {:.1f} | AVIF {:.3f} {:.2f} {:.1f}".format(*np.mean(rows, 0))
         print(f"{place:.2f}: {words}", flush=True)
 

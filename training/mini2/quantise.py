@@ -19,8 +19,11 @@ from pillow_sdz.codings import hyperprior as integer
 from pillow_sdz.codings.dense import EXACT
 from pillow_sdz.codings.range_coder import MEAN_UNITS
 from pillow_sdz.codings.rate_axis import APART, KNOTS, LAST
-from training.mini2.network import BASE, CHANNELS, TAIL_FROM, knots
-from training.mini2.prior import GROUPS, Prior, ScaleOfMagnitude, around, beside, checkerboard, levels
+from pillow_sdz.models.mini.network import knots
+from pillow_sdz.models.mini.rate import checkerboard
+from pillow_sdz.models.mini.shape import BASE
+from training.mini2.model import TAIL_FROM
+from training.mini2.prior import BASE_GROUPS, GROUPS, Prior, ScaleOfMagnitude, levels
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -66,9 +69,7 @@ def upsampling(weight: Tensor, down: int, right: int) -> Tensor:
     """A transposed 4x4 convolution at stride 2 (I, O, 4, 4), seen from the outputs at row
     2 y + down and column 2 x + right: (O, 4 * I) of the places in ``quadrant``."""
     # Output row 2 y + down comes from input row y + dy by kernel row down + 1 - 2 dy.
-    taps = [
-        (down + 1 - 2 * dy, right + 1 - 2 * dx) for dy, dx in integer.quadrant(down, right)
-    ]
+    taps = [(down + 1 - 2 * dy, right + 1 - 2 * dx) for dy, dx in integer.quadrant(down, right)]
     return torch.cat([weight[:, :, ky, kx].T for ky, kx in taps], dim=1)
 
 
@@ -93,7 +94,7 @@ def calibrate(prior: Prior, samples: list[tuple[Tensor, Tensor]]) -> dict[str, T
         near = knots(rate).expand(-1, -1, *symbols.shape[2:])
         level = levels(symbols)
         start = 0
-        groups = GROUPS if rate.item() >= TAIL_FROM else GROUPS[: integer_base_groups()]
+        groups = GROUPS if rate.item() >= TAIL_FROM else GROUPS[:BASE_GROUPS]
         for i, group in enumerate(groups):
             end = start + group
             context = F.relu(prior.context[i](symbols[:, prior.seen[i] : end] * first))
@@ -110,11 +111,6 @@ def calibrate(prior: Prior, samples: list[tuple[Tensor, Tensor]]) -> dict[str, T
     return largest
 
 
-def integer_base_groups() -> int:
-    """How many groups the base has."""
-    return next(i for i in range(len(GROUPS) + 1) if sum(GROUPS[:i]) == BASE)
-
-
 def scales(table: ScaleOfMagnitude) -> NDArray[Any]:
     """The scale for each exponent and mantissa of a magnitude in 2 ** -MAGNITUDE_BITS."""
     steps = 1 << integer.MANTISSA_BITS
@@ -128,7 +124,7 @@ def scales(table: ScaleOfMagnitude) -> NDArray[Any]:
 
 
 @torch.no_grad()
-def integers(prior: Prior, largest: dict[str, Tensor], axis: NDArray[Any]) -> Tensors:
+def integers(prior: Prior, largest: dict[str, Tensor]) -> Tensors:
     """All tensors of `pillow_sdz.codings.hyperprior.HyperPrior`."""
     limit = integer.ACTIVATION_LIMIT
     unit = {k: MARGIN * v.item() / limit for k, v in largest.items() if v.dim() == 0}
@@ -137,7 +133,6 @@ def integers(prior: Prior, largest: dict[str, Tensor], axis: NDArray[Any]) -> Te
     level = torch.round(integer.LEVEL_UNITS * levels(torch.arange(MOST_SYMBOL + 1)))
     level_limit = level[symbols.long()]
     tensors: Tensors = {
-        "axis": axis,
         "groups": np.array(GROUPS, np.int32),
         "tail": np.array([BASE, round(TAIL_FROM * LAST)], np.int32),
         "largest": symbols.to(torch.int16).numpy(),
@@ -164,9 +159,7 @@ def integers(prior: Prior, largest: dict[str, Tensor], axis: NDArray[Any]) -> Te
     bias = torch.as_tensor(prior.synthesis_up.bias)
     for i, (down, right) in enumerate(integer.PARITIES):
         weight = upsampling(prior.synthesis_up.weight, down, right) * unit["synthesis"]
-        tensors |= dense(
-            f"up{i}", weight, bias, ones(f) * unit["features"], acts(weight.shape[1])
-        )
+        tensors |= dense(f"up{i}", weight, bias, ones(f) * unit["features"], acts(weight.shape[1]))
     rate_limits = torch.full((KNOTS,), float(APART))
     start = 0
     for i, group in enumerate(GROUPS):

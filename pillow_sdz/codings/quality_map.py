@@ -1,0 +1,78 @@
+"""Codes by how much the quality of each cell of 32x32 pixels differs from the picture's."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arrays import Ints
+from ..catalogue import HIGHEST_QUALITY, LOWEST_QUALITY
+from .range_coder import MEAN_UNITS, Coder, DamagedPayload, Prediction, Tables
+
+UNIT = 200  # hundredths of quality in a step of the map.  Chosen: finer than anybody can see.
+LIMIT = 50  # the map's largest magnitude: the whole range of qualities
+
+# Whether there is a map is a symbol 0 or 1 of this scale: without one it takes no bit.
+FLAG_SCALE = 6
+# The scale of all rows is one of these.  Chosen: an octave from one to the next.
+SCALES = (8, 16, 24, 32, 40, 48)
+SCALE_OF_SCALES = 56
+
+
+def code(coder: Coder, height: int, width: int) -> Ints | None:
+    """Code the map (height, width) row by row, and return it; None if there is none.
+
+    The coder knows as "map" its values, as "mapped" whether there is one, and as "map scale" the
+    number of the scale in `SCALES`.
+    """
+    zero = np.zeros(1, np.int32)
+    if not _below(coder.code("mapped", (0,), zero, zero + FLAG_SCALE), 2):
+        return None
+    scale = SCALES[_below(coder.code("map scale", (0,), zero, zero + SCALE_OF_SCALES), len(SCALES))]
+    found = np.zeros((height, width), np.int32)
+    above = np.zeros(width, np.int32)
+    for row in range(height):
+        scales = np.full(width, scale, np.int32)
+        found[row] = coder.code("map", (row,), MEAN_UNITS * above, scales)
+        above = np.clip(found[row], -LIMIT, LIMIT)
+    if np.abs(found).max() > LIMIT:
+        msg = f"a quality that differs by more than {LIMIT} steps"
+        raise DamagedPayload(msg)
+    return found
+
+
+def _below(symbols: Ints, count: int) -> int:
+    symbol = int(symbols[0])
+    if not 0 <= symbol < count:
+        msg = f"a symbol of {symbol} before the map of qualities"
+        raise DamagedPayload(msg)
+    return symbol
+
+
+def volumes(offsets: NDArray[np.integer] | None) -> dict[str, NDArray[np.float32]]:
+    """What an encoder codes for a map (h, w), or for none."""
+    if offsets is None or not offsets.any():
+        return {"mapped": np.zeros(1, np.float32)}
+    jumps = np.abs(np.diff(offsets.astype(np.int32), axis=0, prepend=0))
+    tables = Tables.shipped()
+    bits = [_bits(tables, jumps.ravel(), scale) for scale in SCALES]
+    return {
+        "mapped": np.ones(1, np.float32),
+        "map scale": np.array([np.argmin(bits)], np.float32),
+        "map": offsets.astype(np.float32),
+    }
+
+
+def _bits(tables: Tables, jumps: Ints, scale: int) -> float:
+    zeros = np.zeros(len(jumps), np.int32)
+    return float(tables.bits(jumps, Prediction.of(zeros, zeros + scale)).sum())
+
+
+def qualities(quality: int, offsets: Ints | None) -> int | NDArray[np.int32]:
+    """The qualities of all cells in hundredths, or the picture's if there is no map."""
+    if offsets is None:
+        return quality
+    found: NDArray[np.int32] = np.clip(
+        quality + UNIT * offsets, LOWEST_QUALITY, HIGHEST_QUALITY
+    ).astype(np.int32)
+    return found

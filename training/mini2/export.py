@@ -1,0 +1,123 @@
+"""Write `mini`'s file of the package from the averaged weights of a run.
+
+    python -m training.mini2.export --state RUN/averaged.safetensors --packs PACKS
+
+makes `pillow_sdz/models/weights/mini.safetensors`: the networks in float16, the prior in integers,
+whose units are calibrated on training photos, and the axis of qualities, which is fitted to the
+SSIMULACRA2 of photos held out.  Prints the axis, and the file's sha256 for `pillow_sdz/weights.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pillow_sdz.codings.rate_axis import LAST
+from pillow_sdz.models.mini.shape import BASE
+from pillow_sdz.weights import MINI
+from training.mini2.data import Pack, Photo, to_tensor
+from training.mini2.judge import middles, qualities
+from training.mini2.model import TAIL_FROM, Model
+from training.mini2.quantise import calibrate, integers
+from training.mini2.train import scored_photos
+
+CALIBRATED, CALIBRATED_SIZE = 12, 384  # photos, and pixels along a side of their corners
+CALIBRATED_PLACES = (0.0, 0.2, 0.39, 0.4, 0.6, 0.8, 1.0)
+# Where the scores are measured that the axis is fitted to.
+FITTED_PLACES = (0.05, 0.1, 0.17, 0.25, 0.32, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+FITTED_PHOTOS = 8  # of each set
+
+
+def in_steps(model: Model, photo: Photo, place: float) -> tuple[Tensor, Tensor]:
+    """The latents of a photo in steps, and its rate."""
+    rate = torch.full((1, 1, 1, 1), place)
+    latents = model.autoencoder.encoder(to_tensor(photo), rate)
+    latents = latents * model.autoencoder.gain(rate, 2, *latents.shape[2:])
+    if place < TAIL_FROM:
+        latents[:, BASE:] = 0
+    return latents, rate
+
+
+def corners(packs: Path) -> list[Photo]:
+    """Parts of a few training photos."""
+    pack = Pack(packs / "train")
+    numbers = [i for i, group in enumerate(pack.groups) if group == "photos"]
+    found = []
+    for i in numbers[:: len(numbers) // CALIBRATED][:CALIBRATED]:
+        photo = pack[i]
+        height, width = (min(CALIBRATED_SIZE, n // 32 * 32) for n in photo.shape[:2])
+        found.append(photo[:height, :width])
+    return found
+
+
+@torch.no_grad()
+def scores(model: Model, photos: list[Photo]) -> list[float]:
+    """The mean SSIMULACRA2 at each of `FITTED_PLACES`."""
+    found = []
+    for place in FITTED_PLACES:
+        of_photos = []
+        for photo in photos:
+            latents, rate = in_steps(model, photo, place)
+            gain = model.autoencoder.gain(rate, 2, *latents.shape[2:])
+            picture = model.autoencoder.decoder(torch.round(latents) / gain, rate)
+            of_photos.append(qualities(picture, to_tensor(photo))[1])
+        found.append(float(np.mean(of_photos)))
+    return found
+
+
+def axis(scored: list[float]) -> NDArray[np.int32]:
+    """The places of the qualities 0 to 100: where the mean score is the quality.
+
+    Quality 1 is the lower end, and quality 100 the upper one.  Between them and the qualities that
+    a score reaches, places are linear.
+    """
+    known = [(1.0, 0.0)]
+    for score, place in zip(scored, FITTED_PLACES, strict=True):
+        if known[-1][0] + 2 < score < 98 and place < 1:
+            known.append((score, place))
+    known.append((100.0, 1.0))
+    places = np.interp(np.arange(101), *zip(*known, strict=True))
+    return np.round(LAST * places).astype(np.int32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--packs", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=MINI.path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model = Model().eval()
+    model.load_state_dict({k: v.float() for k, v in load_file(options.state).items()})
+    held_out = scored_photos(options.packs / "validation")
+    for name in ("city", "large"):
+        held_out += middles(options.packs / name, CALIBRATED_SIZE, FITTED_PHOTOS)
+    scored = scores(model, held_out)
+    print("mean scores: ", dict(zip(FITTED_PLACES, np.round(scored, 1).tolist(), strict=True)))
+    with torch.no_grad():
+        samples = [in_steps(model, p, t) for p in corners(options.packs) for t in CALIBRATED_PLACES]
+        found = integers(model.prior, calibrate(model.prior, samples))
+    tensors = {f"prior.{k}": torch.from_numpy(v) for k, v in found.items()}
+    tensors["axis"] = torch.from_numpy(axis(scored))
+    print("places of qualities 0, 10, ...: ", tensors["axis"][::10].tolist())
+    for name, module in (
+        ("autoencoder", model.autoencoder),
+        ("autoencoder.analysis", model.prior.analysis),
+    ):
+        tensors |= {f"{name}.{key}": value.half() for key, value in module.state_dict().items()}
+    save_file({k: v.contiguous() for k, v in tensors.items()}, options.output)
+    content = options.output.read_bytes()
+    print(f"{options.output}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+
+
+if __name__ == "__main__":
+    main()
