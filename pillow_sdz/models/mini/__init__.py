@@ -118,7 +118,8 @@ class Mini:
         if effort <= HIGHEST_QUICK_EFFORT:
             return steps, hyper
         search: Search = self._search
-        return search.refine(pixels, steps, hyper, quality=quantisation, effort=effort)
+        places = self.axis.places(quantisation)
+        return search.refine(pixels, steps, hyper, places=places, effort=effort)
 
     @built_once
     def _search(self) -> Search:
