@@ -136,9 +136,9 @@ class Mini:
     ) -> Iterator[tuple[Area, Pixels]]:
         """Latents (h, w, C) to pixels, tile by tile: each tile's place and pixels.
 
-        ``quantisation`` is as in `models.network.Network`.  The latents are in the encoder's units, not in steps.  The pixels cover at least ``area`` of
-        the latents.  With a ``scale`` of 2, 4 or 8, pictures are at 1/scale of their size, and
-        places are in their pixels.
+        ``quantisation`` is as in `models.network.Network`.  The latents are in the encoder's
+        units, not in steps.  The pixels cover at least ``area`` of the latents.  With a ``scale``
+        of 2, 4 or 8, pictures are at 1/scale of their size, and places are in their pixels.
         """
         return self._decoders.decode(latents, quantisation, area, scale)
 
