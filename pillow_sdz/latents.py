@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from . import catalogue, chunks, codec, container, interchange, keywords, mask, shapes
+from . import catalogue, chunks, codec, container, interchange, keywords, mask, scaling, shapes
 from .atomic import replacing
 from .catalogue import ModelSpec
 from .codings import adaptive
@@ -82,7 +82,7 @@ class Latents:
         if self._stored is not None:
             return self._stored
         axis = self.latents.ndim - (3 if self.steps == 1 else 4)
-        return codec.unscaled(self.latents, keywords.model_named(self.model), axis)
+        return scaling.unscaled(self.latents, keywords.model_named(self.model), axis)
 
 
 def save_latents(
@@ -146,7 +146,7 @@ def save_latents(
     _check_count(frames)
     size = shapes.checked_size(size, given)
     if not scaled:
-        step = keywords.scaled_step(step, codec.scaling(spec)[0])
+        step = keywords.scaled_step(step, scaling.scaling(spec)[0])
     # A step that is given must hold.  A quality may be reached with another step.
     effort = keywords.effort(effort, keywords.DEFAULT_EFFORT if step is None else 0)
     if lossless is True:
@@ -156,11 +156,11 @@ def save_latents(
     )
     quality = keywords.quality(quality)
     if not scaled and found.unscaled is not None:
-        codec.check_others_can_scale(spec)
+        scaling.check_others_can_scale(spec)
         quantisation = found.unscaled
     elif not scaled:
         with np.errstate(over="ignore"):  # infinite values are refused below
-            frames = codec.scaled(frames, spec, 1)
+            frames = scaling.scaled(frames, spec, 1)
 
     options = {"exif": exif, "icc_profile": icc_profile, "xmp": xmp}
     for_decoding = {"prompt": prompt, "denoise": denoise}
@@ -241,7 +241,7 @@ def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
     if complaint := _too_much_work(header, found.coder, sum(sizes)):
         raise OSError(complaint)
     stored = _stored(found)
-    is_unscaled = codec.is_unscaled(coding, header.quantisation)
+    is_unscaled = scaling.is_unscaled(coding, header.quantisation)
     latents = found.as_pipelines_have(stored, 1) if is_unscaled else stored
     steps = info.get(chunks.CLIP.keyword, 1)
     return Latents(

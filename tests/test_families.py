@@ -15,10 +15,10 @@ from pillow_sdz import (
     Latents,
     catalogue,
     chunks,
-    codec,
     container,
     open_latents,
     save_latents,
+    scaling,
     shapes,
 )
 from sample_latents import correlated_latents
@@ -151,7 +151,7 @@ def test_packed_patches_are_diffusers() -> None:
     places = diffusers.Flux2Pipeline._pack_latents(torch.from_numpy(patches)).numpy()
     np.testing.assert_array_equal(places, packed_places(patches))
     for one, found in zip(array, patches, strict=True):
-        back = codec.unpatched(found.transpose(1, 2, 0)).transpose(2, 0, 1)
+        back = scaling.unpatched(found.transpose(1, 2, 0)).transpose(2, 0, 1)
         np.testing.assert_array_equal(back, one)
 
 

@@ -39,6 +39,7 @@ GENERIC = (
     "order",
     "regions",
     "saving",
+    "scaling",
     "shapes",
 )
 

@@ -26,6 +26,7 @@ from pillow_sdz import (
     open_latents,
     options,
     save_latents,
+    scaling,
 )
 from pillow_sdz.catalogue import CONTEXT, FLOAT16, PALETTE, CodingSpec
 from pillow_sdz.codings import Context, DitheredPalette, Float16, adaptive
@@ -163,7 +164,7 @@ def test_scaling_there_and_back_is_exact_for_all_float16(model: str) -> None:
     values = bits.view(np.float16)
     values = values[np.isfinite(values)]
     spec = models.spec(model)
-    back = codec.unscaled(codec.scaled(values, spec), spec).astype(np.float16)
+    back = scaling.unscaled(scaling.scaled(values, spec), spec).astype(np.float16)
     np.testing.assert_array_equal(back, values)
 
 

@@ -7,8 +7,9 @@ gives the integers.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,20 +19,35 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from pillow_sdz import catalogue, demo, models, weights
 from pillow_sdz.arrays import Ints
-from pillow_sdz.codings import hyperprior
-from pillow_sdz.codings.hyperprior import ACTIVATION_LIMIT, PARITIES, HyperPrior
-from pillow_sdz.codings.integers import EXACT_SINGLE, Affine
+from pillow_sdz.codings import hyperprior, quality_map
+from pillow_sdz.codings.dense import EXACT, Dense
+from pillow_sdz.codings.hyperprior import PARITIES, HyperPrior
 from pillow_sdz.codings.quantize import Quantizer
-from pillow_sdz.codings.range_coder import SYMBOL_LIMIT, SymbolDecoder, Tables
+from pillow_sdz.codings.range_coder import DamagedPayload, SymbolDecoder, Tables
+from pillow_sdz.codings.rate_axis import APART, KNOTS, LAST, RateAxis
+from pillow_sdz.models.mini import Mini
 
 TABLES = Tables.shipped()
 Tensors = Mapping[str, NDArray[Any]]
 
-# A photo's integers at two of the header's qualities, and integers that no network expects. With
-# the latter, sums do not fit float32. In float32 alone, a few predictions would differ.
+# A photo's integers at two of the header's qualities, and integers that no network expects, whose
+# quality is different in each cell.
 LOW, HIGH = 1000, 10000
 WILD = 200_000
 CASES = ["low", "high", "wild"]
+
+
+class Case(NamedTuple):
+    """The integers of latents and hyperlatents, the quality, and the map of qualities."""
+
+    symbols: Ints
+    hyper: Ints
+    quality: int
+    offsets: Ints | None = None
+
+
+def axis() -> RateAxis:
+    return RateAxis(load_file(weights.MINI.path)["axis"])
 
 
 @functools.cache
@@ -41,27 +57,39 @@ def shipped() -> Tensors:
     return {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
 
 
+def prior(tensors: Tensors) -> HyperPrior:
+    return HyperPrior(tensors, axis())
+
+
 @functools.cache
-def case(name: str) -> tuple[Ints, Ints, int]:
-    """The integers of latents and hyperlatents, and the quality."""
+def case(name: str) -> Case:
     if name == "wild":
         rng = np.random.default_rng(1)
-        shapes = ((15, 25, 160), (8, 13, 32))
-        symbols, hyper = (rng.integers(-WILD, WILD, shape) for shape in shapes)
-        return symbols, hyper, HIGH
+        base, tail_from = shipped()["tail"]
+        symbols = rng.integers(-WILD, WILD, (15, 25, 384))
+        hyper = rng.integers(-WILD, WILD, (8, 13, 32))
+        offsets = rng.integers(-quality_map.LIMIT, quality_map.LIMIT, (8, 13), endpoint=True)
+        places = axis().places(quality_map.qualities(5000, offsets))
+        low = (places < tail_from).repeat(2, 0).repeat(2, 1)[:15, :25]
+        assert low.any()
+        assert not low.all()
+        symbols[low, base:] = 0
+        return Case(symbols, hyper, 5000, offsets)
     quality = LOW if name == "low" else HIGH
     network = models.load(catalogue.MINI)
-    steps = network.encode(np.asarray(demo.photo().crop((150, 100, 390, 308))))
+    assert isinstance(network, Mini)
+    steps = network.encode(np.asarray(demo.photo().crop((150, 100, 390, 308))), quality)
     steps = steps * network.gain(quality)
     symbols, hyper = (np.rint(x).astype(np.int64) for x in (steps, network.hyperlatents(steps)))
-    return symbols, hyper, quality
+    return Case(symbols, hyper, quality)
 
 
 class Noted(Quantizer):
     """A coder that keeps the means and scales. A payload shows less of them."""
 
-    def __init__(self, symbols: Ints, hyper: Ints) -> None:
-        super().__init__(TABLES, symbols.astype(np.float64), hyper)
+    def __init__(self, case: Case) -> None:
+        besides = quality_map.volumes(case.offsets)
+        super().__init__(TABLES, case.symbols.astype(np.float64), case.hyper, besides=besides)
         self.predictions: list[Ints] = []
 
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
@@ -71,44 +99,43 @@ class Noted(Quantizer):
 
 def encoded(network: HyperPrior, name: str) -> tuple[bytes, Ints]:
     """Encode, and return the payload and all predictions."""
-    symbols, hyper, quality = case(name)
-    quantizer = Noted(symbols, hyper)
-    network.code(quantizer, *symbols.shape[:2], quality)
+    quantizer = Noted(case(name))
+    network.code(quantizer, *case(name).symbols.shape[:2], case(name).quality)
     return quantizer.bytes(), np.concatenate(quantizer.predictions)
 
 
 def decoded(network: HyperPrior, payload: bytes, name: str) -> Ints:
-    symbols, _, quality = case(name)
     decoder = SymbolDecoder(TABLES, payload)
-    found = network.code(decoder, *symbols.shape[:2], quality).symbols
+    found = network.code(decoder, *case(name).symbols.shape[:2], case(name).quality).symbols
     decoder.finish()
     return found
 
 
-class InIntegers(Affine):
+class InIntegers(Dense):
     """The specification with integers only, without floating point."""
 
-    def __init__(self, tensors: Tensors, name: str, *limits: int) -> None:
-        super().__init__(tensors, name, *limits)
-        self._tensors = {k: v.astype(np.int64) for k, v in tensors.items() if k.startswith(name)}
-        self._name = name
+    def __init__(self, tensors: Tensors, name: str, limits: NDArray[np.int64]) -> None:
+        super().__init__(tensors, name, limits)
+        self._limits = limits
+        self._integers = [
+            tensors[f"{name}.{part}"].astype(np.int64) for part in ("weight", "bias", "shift")
+        ]
 
-    def __call__(self, *inputs: NDArray[Any]) -> Ints:
-        name, tensors = self._name, self._tensors
-        shift = int(tensors[f"{name}.shift"][0])
-        total: Ints = tensors[f"{name}.bias"] + (1 << (shift - 1))
-        for i, x in enumerate(inputs):
-            product = x.astype(np.int64) @ tensors[f"{name}.weight{i}"].T  # by numpy, without BLAS
-            total = total + product * tensors[f"{name}.multiplier{i}"]
-        return total >> shift
+    def __call__(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        weight, bias, shift = self._integers
+        x = inputs.astype(np.int64)
+        assert np.array_equal(x, inputs)
+        assert (np.abs(x) <= self._limits[: x.shape[1]]).all()
+        total = x @ weight[:, : x.shape[1]].T + bias  # by numpy, without BLAS
+        return (total >> shift).astype(np.float32)
 
 
 @functools.cache
 def expected(name: str) -> tuple[bytes, Ints]:
     """Like `encoded`, with integer arithmetic."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hyperprior, "Affine", InIntegers)
-        return encoded(HyperPrior(shipped()), name)
+        patch.setattr(hyperprior, "Dense", InIntegers)
+        return encoded(prior(shipped()), name)
 
 
 def check(network: HyperPrior, name: str) -> None:
@@ -116,24 +143,12 @@ def check(network: HyperPrior, name: str) -> None:
     found, found_predictions = encoded(network, name)
     assert np.array_equal(found_predictions, predictions)
     assert found == payload
-    assert np.array_equal(decoded(network, payload, name), case(name)[0])
+    assert np.array_equal(decoded(network, payload, name), case(name).symbols)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_sums_are_those_of_integers(name: str) -> None:
-    check(HyperPrior(shipped()), name)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_float64_alone_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Affine, "exact_type", lambda *_: np.float64)
-    check(HyperPrior(shipped()), name)
-
-
-@pytest.mark.parametrize("name", ["low", "high"])
-def test_of_a_photo_so_does_float32_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Affine, "exact_type", lambda *_: np.float32)
-    check(HyperPrior(shipped()), name)
+    check(prior(shipped()), name)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -142,7 +157,7 @@ def test_any_number_of_threads(threads: int) -> None:
         libraries = ThreadpoolController().select(user_api="blas").info()
         if {library["num_threads"] for library in libraries} != {threads}:
             pytest.skip(f"numpy's BLAS does not take {threads} threads")
-        check(HyperPrior(shipped()), "wild")
+        check(prior(shipped()), "wild")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -151,7 +166,7 @@ def test_any_number_of_places_at_once(
     name: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hyperprior, "BLOCK", block)
-    check(HyperPrior(shipped()), name)
+    check(prior(shipped()), name)
 
 
 def shuffled(tensors: Tensors) -> Tensors:
@@ -159,59 +174,72 @@ def shuffled(tensors: Tensors) -> Tensors:
     rng = np.random.default_rng(0)
     out = dict(tensors)
 
-    def shuffle(layers: list[str], readers: list[str]) -> None:
-        """What layers put out, and in the weights that read it, there at one or more places."""
-        order = rng.permutation(len(out[f"{layers[0]}.bias"]))
-        for name in out:
-            layer, _, part = name.partition(".")
-            if layer in layers and part != "shift":
-                out[name] = out[name][order]
-        for name in readers:
-            places = out[name].reshape(len(out[name]), -1, len(order))
-            out[name] = places[:, :, order].reshape(out[name].shape)
+    def shuffle(layers: list[str], readers: Mapping[str, int]) -> None:
+        """What layers put out, and in the weights that read it, from an input on."""
+        count = len(out[f"{layers[0]}.bias"])
+        order = rng.permutation(count)
+        for name in layers:
+            for part in ("weight", "bias", "shift"):
+                out[f"{name}.{part}"] = out[f"{name}.{part}"][order]
+        for name, first in readers.items():
+            weight = out[f"{name}.weight"].copy()
+            for start in range(first, weight.shape[1] if first == 0 else first + 1, count):
+                weight[:, start : start + count] = weight[:, start : start + count][:, order]
+            out[f"{name}.weight"] = weight
 
-    groups = range(len(tensors["groups"]))
-    shuffle([f"up{i}" for i in range(len(PARITIES))], ["features.weight0"])
-    shuffle(["features"], [f"hidden{i}.weight0" for i in groups])
-    shuffle(["context"], [f"hidden{i}.weight1" for i in groups])
-    for i in groups:
-        shuffle([f"hidden{i}"], [f"output{i}.weight0"])
+    groups = [int(g) for g in tensors["groups"]]
+    shuffle(["synthesis"], {f"up{i}": 0 for i in range(len(PARITIES))})
+    features = len(out["up0.bias"])
+    # A hidden layer's inputs: features, knots, symbols, around, context.
+    for i, before in enumerate(itertools.accumulate(groups[:-1], initial=0)):
+        at = features + KNOTS + before
+        if i:
+            shuffle([f"around{i}"], {f"hidden{i}": at})
+            at += len(out[f"around{i}.bias"])
+        shuffle([f"context{i}"], {f"hidden{i}": at})
+        shuffle([f"hidden{i}"], {f"output{i}": 0})
     return out
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_any_order_of_summation(name: str) -> None:
-    check(HyperPrior(shuffled(shipped())), name)
+    check(prior(shuffled(shipped())), name)
 
 
-def layer(*weights: list[int]) -> Affine:
-    """One input of any values, with exact sums. The output is the sum."""
+def layer(weight: list[list[int]], largest: int) -> Dense:
+    """Exact sums of inputs of at most this magnitude."""
     tensors = {
-        "layer.shift": np.array([1], np.int32),
-        "layer.bias": np.zeros(len(weights), np.int64),
-        "layer.weight0": np.array(weights, np.int8),
-        "layer.multiplier0": np.full(len(weights), 2, np.int32),
+        "layer.weight": np.array(weight, np.int16),
+        "layer.bias": np.zeros(len(weight), np.int32),
+        "layer.shift": np.zeros(len(weight), np.uint8),
     }
-    return Affine(tensors, "layer", SYMBOL_LIMIT << 10)
+    return Dense(tensors, "layer", np.full(len(weight[0]), largest))
 
 
-@pytest.mark.parametrize("last", [-1, 0, 1])
-def test_float32_is_left_where_its_integers_end(last: int) -> None:
-    """2 ** 24 + 1 is not a float32, in whatever order it is summed."""
-    summed = layer([1, 1, 1])
-    halves = np.array([[EXACT_SINGLE // 2, EXACT_SINGLE // 2, last]], np.float32)
-    assert summed(halves) == [[EXACT_SINGLE + last]]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Affine, "exact_type", lambda *_: np.float32)
-        assert (summed(halves) == [[EXACT_SINGLE + last]]) == (last < 1)
+def test_sums_that_float32_cannot_hold_are_refused() -> None:
+    half = EXACT // 2
+    assert layer([[1, 1]], half - 1)(np.full((1, 2), half - 1, np.float32)) == [[EXACT - 2]]
+    with pytest.raises(ValueError, match="sums of layer may not be exact"):
+        layer([[1, 1]], half)
+    with pytest.raises(ValueError, match="sums of layer may not be exact"):
+        layer([[1, -1]], half)  # in another order than that of the sum
 
 
-@pytest.mark.parametrize("largest", [100, ACTIVATION_LIMIT, SYMBOL_LIMIT])
-def test_any_layout_in_memory(largest: int) -> None:
+def test_outputs_are_rounded_down() -> None:
+    tensors = {
+        "layer.weight": np.array([[1], [-1]], np.int16),
+        "layer.bias": np.array([2, 2], np.int32),
+        "layer.shift": np.array([2, 2], np.uint8),
+    }
+    found = Dense(tensors, "layer", np.array([9]))(np.array([[5], [6]], np.float32))
+    assert np.array_equal(found, [[7 >> 2, -3 >> 2], [8 >> 2, -4 >> 2]])
+
+
+def test_any_layout_in_memory() -> None:
     rng = np.random.default_rng(0)
     weights = rng.integers(-127, 127, (30, 200), endpoint=True)
-    summed = layer(*weights.tolist())
-    values = rng.integers(-largest, largest, (50, 200), endpoint=True)
+    summed = layer(weights.tolist(), 600)
+    values = rng.integers(-600, 600, (50, 200), endpoint=True)
     truth = values @ weights.T
     x = values.astype(np.float32)
     assert np.array_equal(summed(x), truth)
@@ -219,3 +247,75 @@ def test_any_layout_in_memory(largest: int) -> None:
     assert np.array_equal(summed(x[::-1])[::-1], truth)
     assert np.array_equal(summed(np.repeat(x, 2, axis=1)[:, ::2]), truth)
     assert np.array_equal(np.concatenate([summed(row[None]) for row in x]), truth)
+
+
+def test_inputs_that_are_left_out_are_zero() -> None:
+    summed = layer([[1, 2, 3]], 9)
+    assert summed(np.array([[5, 7]], np.float32)) == [[19]]
+
+
+def test_places_are_linear_between_whole_qualities() -> None:
+    table = np.array([0, 100, 350], np.int32)
+    assert RateAxis(table).places(np.array([0, 50, 100, 101, 150, 200])).tolist() == [
+        0,
+        50,
+        100,
+        103,  # 102.5
+        225,
+        350,
+    ]
+    assert axis().places(10_000) == LAST
+    assert (np.diff(axis().places(np.arange(100, 10_001))) >= 0).all()
+
+
+def test_knots_sum_to_the_distance_between_them() -> None:
+    knots = RateAxis.knots(np.array([0, 250, 3000, 9999, LAST]))
+    assert knots.shape == (5, KNOTS)
+    assert (knots.sum(1) == APART).all()
+    assert knots[1, :2].tolist() == [750, 250]
+    assert knots[2, 3] == knots[4, 10] == APART
+
+
+class Written(Quantizer):
+    """Codes a map of qualities alone, of any values."""
+
+    def __init__(self, values: list[list[int]], mapped: int = 1, scale: int = 0) -> None:
+        volumes = {"map": np.array(values, np.float32)}
+        volumes |= {"mapped": np.full(1, mapped, np.float32)}
+        volumes |= {"map scale": np.full(1, scale, np.float32)}
+        super().__init__(TABLES, np.zeros(0), np.zeros(0), besides=volumes)
+
+
+def read(payload: bytes, height: int, width: int) -> Ints | None:
+    return quality_map.code(SymbolDecoder(TABLES, payload), height, width)
+
+
+def test_a_map_of_qualities_comes_back() -> None:
+    offsets = np.array([[0, 0, 50], [-50, 3, 50]], np.int32)
+    volumes = quality_map.volumes(offsets)
+    coder = Quantizer(TABLES, np.zeros(0), np.zeros(0), besides=volumes)
+    quality_map.code(coder, 2, 3)
+    found = read(coder.bytes(), 2, 3)
+    assert found is not None
+    assert np.array_equal(found, offsets)
+    qualities = quality_map.qualities(5000, found)
+    assert np.array_equal(qualities, [[5000, 5000, 10000], [100, 5600, 10000]])
+
+
+@pytest.mark.parametrize("offsets", [None, np.zeros((2, 3), np.int32)])
+def test_without_a_map_there_is_no_byte(offsets: Ints | None) -> None:
+    volumes = quality_map.volumes(offsets)
+    coder = Quantizer(TABLES, np.zeros(0), np.zeros(0), besides=volumes)
+    assert quality_map.code(coder, 2, 3) is None
+    assert coder.bytes() == b""
+    assert quality_map.qualities(5000, None) == 5000
+
+
+@pytest.mark.parametrize(
+    "coder", [Written([[51]]), Written([[0]], mapped=2), Written([[0]], scale=6)]
+)
+def test_a_map_that_no_encoder_writes_is_damage(coder: Written) -> None:
+    with pytest.raises(DamagedPayload):
+        quality_map.code(coder, 1, 1)
+    with pytest.raises(DamagedPayload):
+        read(coder.bytes(), 1, 1)

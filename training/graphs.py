@@ -29,7 +29,8 @@ from pillow_sdz import weights
 from pillow_sdz.codings.rate_axis import KNOTS
 from pillow_sdz.models import runtime
 from pillow_sdz.models import sd_mini as sd_shape
-from pillow_sdz.models.mini import Mini, knots, shape, tensors_of_base, tensors_of_decoders
+from pillow_sdz.models.mini import Mini, shape
+from pillow_sdz.models.mini.tensors import knots, tensors_of_base, tensors_of_decoders
 from training.graph import Graph, Tensors
 from training.mini2.data import Pack
 

@@ -1,6 +1,6 @@
 """Fits the heads of `mini`'s decoders for small pictures by least squares.
 
-    python -m training.reduced --images DIR --output mini_reduced.safetensors
+    python -m training.reduced --packs PACKS --output mini_reduced.safetensors
 
 The targets are the decoder's own pictures of training photos at random qualities, reduced by the
 mean; it prints how far the heads are from them, and from the reduced originals, on photos held out.
@@ -17,128 +17,115 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from evaluation.photos import photo_paths
-from pillow_sdz import catalogue, models, options
-from pillow_sdz.models.mini import Mini, reduced_linear
-from pillow_sdz.models.mini.network import Decoder, rate_features, rate_of
-from pillow_sdz.models.mini.shape import CHANNELS, DECODERS, FACTOR, WIDTHS
+from pillow_sdz import catalogue, weights
+from pillow_sdz.arrays import CELL
+from pillow_sdz.codings.rate_axis import LAST
+from pillow_sdz.models.mini import Mini, borders
+from pillow_sdz.models.mini.network import Decoder, knots, spread
+from pillow_sdz.models.mini.shape import BASE, CHANNELS, DECODERS, FACTOR, WIDTHS
+from pillow_sdz.models.mini.tensors import reduced_gate, reduced_linear
 from pillow_sdz.models.running import built
-from pillow_sdz.weights import MINI
+from training.mini2.data import Pack, Photo
 
 SCALES = (2, 4, 8)
 SIDE = 384  # of a crop, in pixels
 RIDGE = 1e-3  # of the mean of the squares
 QUALITIES = (1000, 3000, 6000, 9000)  # of the scores
-
-
-class Eighth(nn.Module):
-    """Latents (B, C, h, w) and places on the rate axis (B,) to images (B, 3, 2h, 2w)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Its inputs are the latents, and the latents times their place on the rate axis.
-        self.head = nn.Conv2d(2 * CHANNELS, 3 * 2**2, 3, padding=1)
-
-    def forward(self, latents: Tensor, rate: Tensor) -> Tensor:
-        place = (2 * rate - 1)[:, None, None, None]
-        return F.pixel_shuffle(self.head(torch.cat([latents, place * latents], 1)), 2)
+SCORED = 16  # photos
 
 
 class Reducing(nn.Module):
-    """As `Eighth`, to images (B, 3, 16h / scale, 16w / scale), with a scale of 2 or 4.
+    """Latents (B, C, h, w) and the rate at each cell to images (B, 3, 16h / scale, 16w / scale).
 
-    It shares all layers but the last with a `Decoder`.
+    The linear path is the decoder's, reduced.  The head takes the place of all layers after
+    `features`: those of the decoder up to some block, or with a scale of 8 the base latents.  What
+    it adds is multiplied by the decoder's gate, reduced.
     """
 
     def __init__(self, decoder: Decoder, scale: int) -> None:
         super().__init__()
-        at8, self.blocks_at4, _ = DECODERS[scale]
-        self.side = FACTOR // scale  # pixels of a latent, along a side
-        self.linear = _reduced(decoder.linear, scale)
-        self.enter, self.at16 = decoder.enter, decoder.at16
-        self.up8, self.at8 = decoder.up8, decoder.at8[:at8]
-        self.up4, self.at4 = decoder.up4, decoder.at4[: self.blocks_at4]
-        self.rate = decoder.rate
+        self.scale, self.side = scale, FACTOR // scale  # pixels of a latent, along a side
+        self.decoder = decoder
+        linear = reduced_linear(decoder.linear.weight.detach().numpy(), scale)
+        self.linear = nn.Conv2d(CHANNELS, len(linear), 2, padding=1, bias=False)
+        self.linear.weight = nn.Parameter(torch.from_numpy(linear), requires_grad=False)
+        gate = torch.from_numpy(reduced_gate(decoder.gate.weight.detach().numpy(), scale))
+        self.gate = nn.Parameter(gate, requires_grad=False)
+        at8, at4, _ = DECODERS.get(scale, (0, 0, ()))
+        self.at8, self.at4 = decoder.at8[:at8], decoder.at4[:at4]
+        width = WIDTHS[0] if at4 else WIDTHS[1] if at8 else BASE
         # Each place becomes 2x2 pixels.
-        self.head = nn.Conv2d(WIDTHS[0] if self.blocks_at4 else WIDTHS[1], 3 * 2**2, 3, padding=1)
+        self.head = nn.Conv2d(width, 3 * 2**2, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(torch.as_tensor(self.head.bias))
 
     def forward(self, latents: Tensor, rate: Tensor) -> Tensor:
-        y = F.pixel_shuffle(self.head(self.features(latents, rate)), 2)
+        seen = self.features(latents, rate)
+        added = self.head(seen) * self.gates(rate, *seen.shape[2:])
         cut = self.side // 2
-        return F.pixel_shuffle(self.linear(latents), self.side)[..., cut:-cut, cut:-cut] + y
+        image = F.pixel_shuffle(self.linear(latents), self.side)[..., cut:-cut, cut:-cut]
+        for dim in (2, 3):
+            factor = torch.from_numpy(borders.along(image.shape[dim], self.scale))
+            image = image * (factor[:, None] if dim == 2 else factor)
+        return image + F.pixel_shuffle(added, 2)
+
+    def gates(self, rate: Tensor, height: int, width: int) -> Tensor:
+        """What is multiplied with the head's output at its (height, width) places."""
+        gate = torch.einsum("bkhw,kc->bchw", knots(rate), self.gate)
+        return spread(gate, CELL * self.side // 2, height, width)
 
     def features(self, latents: Tensor, rate: Tensor) -> Tensor:
         """The head's input."""
-        of_rate = rate_features(rate)
-        r16, r8, r4 = (layer(of_rate)[:, :, None, None] for layer in self.rate)
-        y = self.at16(self.enter(latents) + r16)
-        out: Tensor = self.at8(F.pixel_shuffle(self.up8(y), 2) + r8)
-        if self.blocks_at4:
-            out = self.at4(F.pixel_shuffle(self.up4(out), 2) + r4)
+        if not len(self.at8):
+            return latents[:, :BASE]
+        decoder, (height, width) = self.decoder, latents.shape[2:]
+        r16, r8, r4 = (
+            spread(layer(knots(rate)), CELL * n, n * height, n * width)
+            for layer, n in zip(decoder.rate, (1, 2, 4), strict=True)
+        )
+        y = decoder.at16(decoder.enter(latents) + r16)
+        out: Tensor = self.at8(F.pixel_shuffle(decoder.up8(y), 2) + r8)
+        if len(self.at4):
+            out = self.at4(F.pixel_shuffle(decoder.up4(out), 2) + r4)
         return out
 
 
-def _reduced(linear: nn.Conv2d, scale: int) -> nn.Conv2d:
-    """The linear path, reduced to means of ``scale`` x ``scale`` pixels."""
-    weight = reduced_linear(linear.weight.detach().numpy(), scale)
-    out = nn.Conv2d(weight.shape[1], len(weight), weight.shape[2:], padding=1, bias=False)
-    out.weight = nn.Parameter(torch.from_numpy(weight), requires_grad=False)
-    return out
+class Shown:
+    """A crop of a photo: its latents (1, C, h, w), quantised, their rate, and the original."""
+
+    def __init__(self, mini: Mini, photo: Photo, quality: int) -> None:
+        size = min(SIDE, *(n // FACTOR * FACTOR for n in photo.shape[:2]))
+        left, top = (random.randint(0, n - size) for n in (photo.shape[1], photo.shape[0]))
+        pixels = np.ascontiguousarray(photo[top : top + size, left : left + size])
+        gain = mini.gain(quality)
+        latents = np.rint(mini.encode(pixels, quality) * gain) / gain
+        self.latents = torch.from_numpy(latents).permute(2, 0, 1)[None]
+        self.original = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+        self.rate = torch.full((1, 1, 1, 1), float(mini.axis.places(quality)) / LAST)
 
 
-def sample(mini: Mini, path: Path, quality: int) -> tuple[Tensor, Tensor]:
-    """Of a crop of a photo, somewhat reduced: its latents (1, C, h, w), quantised, and itself."""
-    image = Image.open(path).convert("RGB")
-    scale = random.uniform(0.5, 1)
-    image = image.resize(
-        (max(SIDE, int(image.width * scale)), max(SIDE, int(image.height * scale)))
-    )
-    left, top = random.randint(0, image.width - SIDE), random.randint(0, image.height - SIDE)
-    pixels = np.asarray(image.crop((left, top, left + SIDE, top + SIDE)))
-    gain = mini.gain(quality)
-    latents = np.rint(mini.encode(pixels) * gain) / gain
-    original = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
-    return torch.from_numpy(latents).permute(2, 0, 1)[None], original
-
-
-def networks(decoder: Decoder) -> dict[int, Reducing | Eighth]:
-    """Those to be fitted, their heads as yet 0."""
-    found: dict[int, Reducing | Eighth] = {s: Reducing(decoder, s) for s in (2, 4)} | {8: Eighth()}
-    for network in found.values():
-        torch.nn.init.zeros_(network.head.weight)
-        torch.nn.init.zeros_(torch.as_tensor(network.head.bias))
-    return found
-
-
-def inputs(network: Reducing | Eighth, latents: Tensor, rate: Tensor) -> Tensor:
-    """What the head looks at: (places, 9 channels, and 1)."""
-    if isinstance(network, Reducing):
-        seen = network.features(latents, rate)
-    else:
-        seen = torch.cat([latents, (2 * rate - 1) * latents], 1)
-    patches = F.unfold(seen, 3, padding=1)[0].T
-    return torch.cat([patches, torch.ones(len(patches), 1)], 1)
-
-
-def fit(mini: Mini, decoder: Decoder, paths: list[Path]) -> dict[int, Reducing | Eighth]:
-    found = networks(decoder)
+def fit(mini: Mini, decoder: Decoder, photos: list[Photo]) -> dict[int, Reducing]:
+    found = {scale: Reducing(decoder, scale) for scale in SCALES}
     squares: dict[int, Tensor] = defaultdict(lambda: torch.zeros(()))
     products: dict[int, Tensor] = defaultdict(lambda: torch.zeros(()))
-    for path in paths:
+    for photo in photos:
         quality = random.randint(catalogue.LOWEST_QUALITY, catalogue.HIGHEST_QUALITY)
-        latents, _ = sample(mini, path, quality)
-        rate = rate_of(quality)
-        picture = decoder(latents, rate)
+        shown = Shown(mini, photo, quality)
+        picture = decoder(shown.latents, shown.rate)
         for scale, network in found.items():
-            missing = F.avg_pool2d(picture, scale) - network(latents, rate)
-            targets = F.pixel_unshuffle(missing, 2)[0].flatten(1).T.double()
-            seen = inputs(network, latents, rate).double()
-            squares[scale] = squares[scale] + seen.T @ seen
-            products[scale] = products[scale] + seen.T @ targets
+            missing = F.avg_pool2d(picture, scale) - network(shown.latents, shown.rate)
+            gates = network.gates(shown.rate, 1, 1)
+            targets = (F.pixel_unshuffle(missing, 2) / gates)[0].flatten(1).T
+            seen = network.features(shown.latents, shown.rate)
+            patches = F.unfold(seen, 3, padding=1)[0].T
+            # The outputs' gates are about the same, so that they have the same weight.
+            weight = gates.mean()
+            inputs = weight * torch.cat([patches, torch.ones(len(patches), 1)], 1).double()
+            squares[scale] = squares[scale] + inputs.T @ inputs
+            products[scale] = products[scale] + inputs.T @ (weight * targets).double()
     for scale, network in found.items():
         ridge = RIDGE * squares[scale].diagonal().mean() * torch.eye(len(squares[scale]))
         solution = torch.linalg.solve(squares[scale] + ridge, products[scale]).float().T
@@ -148,20 +135,19 @@ def fit(mini: Mini, decoder: Decoder, paths: list[Path]) -> dict[int, Reducing |
 
 
 def scores(
-    mini: Mini, decoder: Decoder, fitted: dict[int, Reducing | Eighth], paths: list[Path]
+    mini: Mini, decoder: Decoder, fitted: dict[int, Reducing], photos: list[Photo]
 ) -> Iterator[tuple[int, int, list[float]]]:
     """Quality, scale, and PSNR: of the heads to the decoder's, to the originals, of the decoder's
     to the originals; all reduced."""
     for quality in QUALITIES:
         random.seed(0)
         found: dict[int, list[list[float]]] = defaultdict(list)
-        for path in paths:
-            latents, original = sample(mini, path, quality)
-            rate = rate_of(quality)
-            picture = _levels(decoder(latents, rate))
+        for photo in photos:
+            shown = Shown(mini, photo, quality)
+            picture = _levels(decoder(shown.latents, shown.rate))
             for scale, network in fitted.items():
-                out = _levels(network(latents, rate))
-                truth, reduced = F.avg_pool2d(original, scale), F.avg_pool2d(picture, scale)
+                out = _levels(network(shown.latents, shown.rate))
+                truth, reduced = F.avg_pool2d(shown.original, scale), F.avg_pool2d(picture, scale)
                 pairs = ((out, reduced), (out, truth), (reduced, truth))
                 found[scale].append([_psnr(a, b) for a, b in pairs])
         for scale, values in found.items():
@@ -173,42 +159,44 @@ def _levels(image: Tensor) -> Tensor:
 
 
 def _psnr(a: Tensor, b: Tensor) -> float:
-    return float(10 * torch.log10(255**2 / ((a - b) ** 2).mean()))
+    return float(10 * torch.log10(255**2 / ((a - b) ** 2).mean().clamp_min(1e-6)))
 
 
-def shipped_decoder() -> Decoder:
-    """The decoder that ships."""
-    tensors = load_file(MINI.path)
+def decoder_of(path: Path) -> Decoder:
+    """The decoder of `mini`'s file."""
     name = "autoencoder.decoder."
+    tensors = load_file(path)
     return built(
         Decoder, {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
     )
+
+
+def photos_of(folder: Path, count: int) -> list[Photo]:
+    """Photos of a pack, at most so many."""
+    pack = Pack(folder)
+    numbers = [i for i, group in enumerate(pack.groups) if group == "photos"]
+    return [pack[i] for i in numbers[:: max(1, len(numbers) // count)][:count]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--limit", type=int, default=400, help="photos to fit to")
-    parser.add_argument("--output", type=Path, required=True)
-    options_given = parser.parse_args()
-    options.DTYPE = "float32"
+    parser.add_argument("--packs", type=Path, required=True)
+    parser.add_argument("--limit", type=int, default=300, help="photos to fit to")
+    parser.add_argument("--output", type=Path, default=weights.MINI_REDUCED.path)
+    given = parser.parse_args()
     random.seed(0)
-    paths = photo_paths(options_given.images, held_out=False)
-    random.shuffle(paths)
-    mini = models.load(catalogue.MINI)
-    assert isinstance(mini, Mini)
-    decoder = shipped_decoder()
+    mini, decoder = Mini(weights.MINI.path), decoder_of(weights.MINI.path)
     with torch.inference_mode():
-        fitted = fit(mini, decoder, paths[: options_given.limit])
+        fitted = fit(mini, decoder, photos_of(given.packs / "train", given.limit))
         tensors = {
             f"{scale}.head.{name}": tensor.half().contiguous()
             for scale, network in fitted.items()
             for name, tensor in network.head.state_dict().items()
         }
-        save_file(tensors, options_given.output)
-        held_out = photo_paths(options_given.images, held_out=True)[:16]
+        save_file(tensors, given.output)
+        held_out = photos_of(given.packs / "validation", SCORED)
         for quality, scale, (to_decoder, to_original, decoders) in scores(
             mini, decoder, fitted, held_out
         ):

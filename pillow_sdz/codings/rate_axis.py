@@ -33,4 +33,5 @@ class RateAxis:
     def knots(places: Ints) -> NDArray[np.float32]:
         """The weights of all knots, (..., `KNOTS`): integers that sum to `APART`."""
         distance = np.abs(places[..., None] - APART * np.arange(KNOTS))
-        return np.maximum(0, APART - distance).astype(np.float32)
+        weights: NDArray[np.float32] = np.maximum(0, APART - distance).astype(np.float32)
+        return weights

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from .. import options, weights
 from ..arrays import Area, Latents, Pixels, Quantisation, Samples
 from . import runtime, tiles
+from .network import Qualities
 
 FACTOR = 8
 CHANNELS = 4
@@ -75,8 +76,9 @@ class SdMini:
     ) -> Iterator[tuple[Area, Pixels]]:
         """Latents (h, w, 4) to pixels (8 h, 8 w, 3), tile by tile: each tile's place and pixels."""
         return tiles.decode(
-            latents,
-            lambda part, tile: self._decoder(latents=part, sides=tile.trimmed),
+            latents.shape,
+            lambda tile: (latents[tile.needed], tile.trimmed),
+            lambda inputs: self._decoder(latents=inputs[0], sides=inputs[1]),
             area=area,
             factor=FACTOR,
             side=lambda workers: tile_side(DECODER_MEMORY, DECODER_MARGIN, workers),

@@ -18,6 +18,7 @@ from ..catalogue import SPACES
 from ..presets import Preset
 from . import devices, loading, sources
 from .configurations import AUTOENCODERS
+from .network import Qualities
 from .running import is_out_of_memory, undisturbed
 from .sources import Folder
 

@@ -87,29 +87,25 @@ def encode(
 
 
 def decode(
-    latents: Samples,
-    decoder: Callable[[Latents, Tile], Pixels],
+    size: tuple[int, ...],
+    inputs: Callable[[Tile], Item],
+    decoder: Callable[[Item], Pixels],
     *,
     factor: int,
     side: Callable[[int], int],
     margin: int,
     area: Area | None = None,
 ) -> Iterator[tuple[Area, Pixels]]:
-    """Latents (h, w, C) to pixels (factor h, factor w, 3): each tile's place and pixels.
+    """Latents to pixels (factor h, factor w, 3), tile by tile: each tile's place and pixels.
 
-    ``area`` is the needed part of the latents; tiles may reach beyond it.  ``decoder`` turns
-    the latents of a tile into levels, and trims its margins.  ``side`` is as in `encode`.
+    ``size`` is that of the latents, (h, w, C), and ``area`` is the needed part of them; tiles may
+    reach beyond it.  ``inputs`` gets what a tile is decoded from, in this thread, and ``decoder``
+    turns it into levels without the tile's margins.  ``side`` is as in `encode`.
     """
-    rows, columns, _ = latents.shape
+    rows, columns, _ = size
     cut, workers = _cut(area or everything(rows, columns), rows, columns, side, margin)
-
-    def work(item: tuple[Tile, Latents]) -> Pixels:
-        tile, part = item
-        return decoder(part, tile)
-
     # Latents are computed when they are sliced: here, while the tiles before are decoded.
-    inputs = ((tile, latents[tile.needed]) for tile in cut)
-    results = _at_once(work, inputs, workers)
+    results = _at_once(decoder, map(inputs, cut), workers)
     for tile, pixels in zip(progress.told("decoding", cut), results, strict=True):
         yield scaled(tile.place, factor), pixels
 
@@ -146,19 +142,19 @@ def _cut(
 ) -> tuple[list[Tile], int]:
     """The tiles of an area, and how many of them are to be computed at once."""
     workers = cores.cores()
-    shape = [part.stop - part.start for part in area]
+    lengths = shape(area)
     sides = [side(1)] * 2
-    if workers > 1 and max(shape) >= 2 * WORTH_A_CORE:
-        sides = [min(length, side(workers)) for length in shape]
-        while _count(shape, sides) < workers and max(sides) >= 2 * WORTH_A_CORE:
+    if workers > 1 and max(lengths) >= 2 * WORTH_A_CORE:
+        sides = [min(length, side(workers)) for length in lengths]
+        while _count(lengths, sides) < workers and max(sides) >= 2 * WORTH_A_CORE:
             longer = sides.index(max(sides))
             sides[longer] = -(-sides[longer] // 2)
     cut = list(tiles(area, rows, columns, (sides[0], sides[1]), margin))
     return cut, min(workers, len(cut))
 
 
-def _count(shape: list[int], sides: list[int]) -> int:
-    rows, columns = (-(-length // side) for length, side in zip(shape, sides, strict=True))
+def _count(lengths: tuple[int, int], sides: list[int]) -> int:
+    rows, columns = (-(-length // side) for length, side in zip(lengths, sides, strict=True))
     return rows * columns
 
 
@@ -209,6 +205,12 @@ def _cuts(whole: tuple[int, int], side: int) -> Iterator[tuple[int, int]]:
     length = stop - start
     parts = -(-length // side)
     yield from itertools.pairwise(start + length * n // parts for n in range(parts + 1))
+
+
+def shape(area: Area) -> tuple[int, int]:
+    """The size of an area."""
+    rows, columns = area
+    return rows.stop - rows.start, columns.stop - columns.start
 
 
 def scaled(area: Area, factor: int) -> Area:

@@ -4,49 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from ... import weights
-from ...arrays import Area, Ints, Latents, Pixels, Quantisation, Samples
+from ...arrays import CELL, Area, Ints, Latents, Pixels, Quantisation, Samples
 from ...catalogue import MINI, ModelSpec
+from ...codings.banded import HIGHEST_QUICK_EFFORT
 from ...codings.hyperprior import HyperPrior
 from ...codings.range_coder import Tables
-from ...codings.rate_axis import APART, RateAxis
+from ...codings.rate_axis import LAST, RateAxis
 from .. import runtime, tiles
-from ..network import Network
+from ..network import Network, Qualities
 from ..runtime import built_once
 from ..tiles import Tile
-from . import eighth
+from .eighth import Eighth
 from .memory import DECODER_MEMORY, ENCODER_MEMORY, tile_side
-from .shape import BASE, CELL, CHANNELS, DECODERS, ENCODER_MARGIN, FACTOR, TAIL_FROM
+from .shape import BASE, CHANNELS, ENCODER_MARGIN, FACTOR, MARGINS, TAIL_FROM
+from .tensors import Tensors, knots, part, tensors_of_base, tensors_of_decoders
 
 if TYPE_CHECKING:
     from .search import Search
 
-# The encoder computes at places that are multiples of this, so that who tries qualities that are
-# near each other needs few latents.  Chosen.
+# The encoder computes in the middle of this many places on the rate axis, so that who tries
+# qualities that are near each other needs few latents.  Chosen.
 ENCODER_PLACES = 500
-
-# The tensors that have latents' channels, by the axis along which they have them.
-CHANNELS_ALONG = {
-    0: (
-        "encoder.linear.weight",
-        "encoder.linear.bias",
-        "encoder.leave.weight",
-        "encoder.leave.bias",
-    ),
-    1: (
-        "encoder.gate.weight",
-        "decoder.enter.weight",
-        "decoder.linear.weight",
-        "2.linear.weight",
-        "4.linear.weight",
-    ),
-}
 
 
 class Mini:
@@ -77,22 +62,32 @@ class Mini:
         gain: NDArray[np.float32] = np.exp(knots(self.axis.places(quantisation)) @ self._gain)
         return gain if gain.ndim == 1 else of_cells(gain, (slice(0, height), slice(0, width)))
 
+    def seen(self, quantisation: Quantisation) -> bytes:
+        """What `encode` sees of a quantisation; where it is the same, the latents are."""
+        return self._encoded_at(quantisation).tobytes()
+
+    def _encoded_at(self, quantisation: Quantisation) -> Ints:
+        places = self.axis.places(quantisation)
+        # No middle is on the other side of TAIL_FROM.
+        return np.minimum(places // ENCODER_PLACES * ENCODER_PLACES + ENCODER_PLACES // 2, LAST)
+
     def encode(self, pixels: Samples, quantisation: Quantisation) -> Latents:
         """Pixels (H, W, 3) to latents (ceil(H/16), ceil(W/16), C).
 
-        Channels of the tail may be 0 where they are not coded.
+        Beyond the base they are 0 where the quality is so low that only the base is coded.
         """
-        exact = self.axis.places(quantisation)
-        places = (exact + ENCODER_PLACES // 2) // ENCODER_PLACES * ENCODER_PLACES
+        places = self._encoded_at(quantisation)
 
-        def latents(part: Pixels, tile: Tile) -> Latents:
-            found = self._encoder(places, tile, pixels=part)
-            missing = CHANNELS - found.shape[2]
-            return np.pad(found, ((0, 0), (0, 0), (0, missing))) if missing else found
+        def encoded(part: Pixels, tile: Tile) -> Latents:
+            latents = np.zeros((*tiles.shape(tile.place), CHANNELS), np.float32)
+            found = self._encoder(of_latents(places, tile.needed), pixels=part, sides=tile.trimmed)
+            latents[..., : found.shape[2]] = found
+            latents[..., BASE:] *= of_latents(places >= TAIL_FROM, tile.place)[..., None]
+            return latents
 
         return tiles.encode(
             pixels,
-            latents,
+            encoded,
             channels=CHANNELS,
             factor=FACTOR,
             side=lambda workers: tile_side(ENCODER_MEMORY, ENCODER_MARGIN, workers=workers),
@@ -115,11 +110,12 @@ class Mini:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Improve latents in steps (h, w, C), and find their hyperlatents.
 
-        Both are returned without rounding.  The more ``effort``, the longer the search, which
-        imports torch; see `refinement.refine`.
+        Both are returned without rounding.  Up to `HIGHEST_QUICK_EFFORT`, the latents stay as they
+        are.  The more ``effort`` beyond it, the longer the search, which imports torch; see
+        `refinement.refine`.
         """
         hyper = self.hyperlatents(steps)
-        if not effort:
+        if effort <= HIGHEST_QUICK_EFFORT:
             return steps, hyper
         search: Search = self._search
         return search.refine(pixels, steps, hyper, quality=quantisation, effort=effort)
@@ -133,14 +129,14 @@ class Mini:
     def decode(
         self,
         latents: Samples,
-        quantisation: Quantisation,
+        quantisation: Qualities,
         *,
         area: Area | None = None,
         scale: int = 1,
     ) -> Iterator[tuple[Area, Pixels]]:
         """Latents (h, w, C) to pixels, tile by tile: each tile's place and pixels.
 
-        The latents are in the encoder's units, not in steps.  The pixels cover at least ``area`` of
+        ``quantisation`` is as in `models.network.Network`.  The latents are in the encoder's units, not in steps.  The pixels cover at least ``area`` of
         the latents.  With a ``scale`` of 2, 4 or 8, pictures are at 1/scale of their size, and
         places are in their pixels.
         """
@@ -158,7 +154,7 @@ class MiniPerceptual:
     def decode(
         self,
         latents: Samples,
-        quantisation: Quantisation,
+        quantisation: Qualities,
         *,
         area: Area | None = None,
         scale: int = 1,
@@ -172,46 +168,61 @@ class MiniPerceptual:
 class Variants:
     """A network of all channels, and the same one of the base alone, which takes less time."""
 
-    def __init__(self, graph: str, tensors: Mapping[str, NDArray[Any]], ranges: str) -> None:
+    def __init__(self, graph: str, tensors: Tensors, ranges: str) -> None:
         self._all = runtime.Network(graph, tensors, ranges)
         self._base = runtime.Network(f"{graph}_base", tensors_of_base(tensors), ranges)
 
-    def __call__(self, places: Ints, tile: Tile, **inputs: NDArray[Any]) -> NDArray[Any]:
-        """The result for a tile's pixels or latents; ``places`` on the axis are the picture's."""
-        here = of_tile(places, tile.needed)
-        inputs |= {"sides": tile.trimmed, "rate": knots(here)}
-        if (here >= TAIL_FROM).any():
+    def __call__(self, places: Ints, **inputs: NDArray[Any]) -> NDArray[Any]:
+        """The result for a tile; ``places`` on the axis are its latents', or (1, 1) for all."""
+        inputs["rate"] = knots(places)
+        if (places >= TAIL_FROM).any():
             return self._all(**inputs)
         if "latents" in inputs:
             inputs["latents"] = np.ascontiguousarray(inputs["latents"][..., :BASE])
         return self._base(**inputs)
 
 
+class TileInputs(NamedTuple):
+    """A tile to decode: its latents, their places on the rate axis, (1, 1) for one, its sides."""
+
+    latents: Latents
+    places: Ints
+    sides: NDArray[np.int64]
+
+
 class Decoders:
     """The decoders of a model's tensors, for full size and for smaller pictures."""
 
-    def __init__(self, tensors: Mapping[str, NDArray[Any]], axis: RateAxis, ranges: str) -> None:
+    def __init__(self, tensors: Tensors, axis: RateAxis, ranges: str) -> None:
         self._tensors, self._axis, self._ranges = tensors, axis, ranges
         self._full = Variants("mini_decoder", part(tensors, "decoder"), ranges)
 
     def decode(
-        self, latents: Samples, quantisation: Quantisation, area: Area | None, scale: int
+        self, latents: Samples, quantisation: Qualities, area: Area | None, scale: int
     ) -> Iterator[tuple[Area, Pixels]]:
         """As `Mini.decode`."""
-        places = self._axis.places(quantisation)
-        if scale == 8:
-            return eighth.decode(latents, self._heads, places, area)
-        network = self._full if scale == 1 else self._reduced[scale]
-        margin, columns = DECODERS[scale][2][0], latents.shape[1]
 
+        def inputs(tile: Tile) -> TileInputs:
+            values = latents[tile.needed]
+            # Only now: how they were quantised may be known when they are decoded.
+            known = quantisation(tile.needed) if callable(quantisation) else quantisation
+            return TileInputs(values, np.atleast_2d(self._axis.places(known)), tile.trimmed)
+
+        network, margin, columns = self._network(scale), MARGINS[scale], latents.shape[1]
         return tiles.decode(
-            latents,
-            lambda part, tile: network(places, tile, latents=part),
+            latents.shape,
+            inputs,
+            lambda t: network(t.places, latents=t.latents, sides=t.sides),
             area=area,
             factor=FACTOR // scale,
             side=lambda workers: tile_side(DECODER_MEMORY, margin, columns, workers=workers),
             margin=margin,
         )
+
+    def _network(self, scale: int) -> Callable[..., Pixels]:
+        if scale == 8:
+            return self._eighth
+        return self._full if scale == 1 else self._reduced[scale]
 
     @built_once
     def _heads(self) -> dict[str, NDArray[Any]]:
@@ -222,65 +233,20 @@ class Decoders:
         tensors = tensors_of_decoders(self._tensors, self._heads)
         return {s: Variants(f"mini_decoder{s}", tensors, self._ranges) for s in (2, 4)}
 
+    @built_once
+    def _eighth(self) -> Eighth:
+        return Eighth(self._tensors, self._heads)
 
-def knots(places: Ints) -> NDArray[np.float32]:
-    """The weights of the knots at places on the rate axis, (..., KNOTS), which sum to 1."""
-    return RateAxis.knots(places) / np.float32(APART)
 
-
-def of_tile(places: Ints, needed: Area) -> Ints:
-    """The place of each latent of an area, (h, w), or (1, 1) if there is one for all."""
-    return places[None, None] if places.ndim == 0 else of_cells(places, needed)
+def of_latents(values: NDArray[Any], area: Area) -> NDArray[Any]:
+    """What cells have, for each latent of an area, or (1, 1) if there is one value for all."""
+    return values[None, None] if values.ndim == 0 else of_cells(values, area)
 
 
 def of_cells(values: NDArray[Any], area: Area) -> NDArray[Any]:
     """What cells have (ceil(h/2), ceil(w/2), ...), for each latent of an area."""
     rows, columns = (np.arange(part.start, part.stop) // CELL for part in area)
     return values[rows[:, None], columns]
-
-
-def part(tensors: Mapping[str, NDArray[Any]], name: str) -> dict[str, NDArray[Any]]:
-    """The tensors whose names begin with this one."""
-    return {k: v for k, v in tensors.items() if k.startswith(f"{name}.")}
-
-
-def tensors_of_base(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """A network's tensors, without those of the channels beyond the base."""
-    found = dict(tensors)
-    for axis, names in CHANNELS_ALONG.items():
-        for name in names:
-            if name in found:
-                found[name] = np.ascontiguousarray(found[name].take(range(BASE), axis))
-    return found
-
-
-def tensors_of_decoders(
-    tensors: Mapping[str, NDArray[Any]], heads: Mapping[str, NDArray[Any]]
-) -> dict[str, NDArray[Any]]:
-    """All tensors of the decoders for full size, 1/2 and 1/4."""
-    found = {**part(tensors, "decoder"), **heads}
-    for scale in (2, 4):
-        found[f"{scale}.linear.weight"] = reduced_linear(tensors["decoder.linear.weight"], scale)
-        found[f"{scale}.gate.weight"] = reduced_gate(tensors["decoder.gate.weight"], scale)
-    return found
-
-
-def reduced_linear(weight: NDArray[Any], scale: int) -> NDArray[np.float32]:
-    """The kernels of the linear path, reduced exactly: a mean of pixels is a mean of kernels."""
-    side = FACTOR // scale
-    kernels = weight.astype(np.float32).reshape(3, side, scale, side, scale, *weight.shape[1:])
-    reduced: NDArray[np.float32] = kernels.mean((2, 4)).reshape(-1, *weight.shape[1:])
-    return reduced
-
-
-def reduced_gate(weight: NDArray[Any], scale: int) -> NDArray[np.float32]:
-    """The gate (KNOTS, 48) of 4x4 pixels for the 2x2 that one place of a head becomes.
-
-    They are means: at 1/4, one pixel has the mean of all 4x4.
-    """
-    gates = weight.astype(np.float32).reshape(-1, 3, 4 // scale, scale, 4 // scale, scale)
-    reduced = np.broadcast_to(gates.mean((3, 5)), (len(weight), 3, 2, 2))
-    return np.ascontiguousarray(reduced.reshape(len(weight), -1))
 
 
 def load(_: object) -> Mini:

@@ -1,25 +1,76 @@
 """Decodes `mini`'s pictures at 1/8 of their size, in numpy alone.
 
-A pixel is a linear function of the latents around it.  Its inputs are the latents, and the latents
-times their place on the rate axis.  It was fitted by least squares to the reduced pictures of the
-decoder (training/reduced.py).
+Each pixel is a linear function of the latents around it: the decoder's linear path, reduced, and in
+place of its CNN kernels for the base, times the gate.  Least squares fitted these to the reduced
+pictures of the decoder (training/reduced.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
+import numpy as np
 from numpy.typing import NDArray
 
-from ...arrays import Area, Ints, Pixels, Samples
+from ...arrays import Ints, Latents, Pixels
+from .. import tiles
+from . import borders
+from .shape import BASE, CHANNELS, FACTOR, TAIL_FROM
+from .tensors import Tensors, knots, reduced_gate, reduced_linear
 
-SIDE = 2  # pixels of a latent, along a side
-MARGIN = 1  # latents that it sees beyond a tile
+SCALE = 8
+SIDE = FACTOR // SCALE  # pixels of a latent, along a side
+OUTPUTS = 3 * SIDE * SIDE
+KERNEL = 3  # latents that a pixel sees, along a side
 
 
-def decode(
-    latents: Samples, tensors: Mapping[str, NDArray[Any]], places: Ints, area: Area | None
-) -> Iterator[tuple[Area, Pixels]]:
-    """As `Mini.decode`, with a scale of 8; ``places`` are those on the rate axis."""
-    raise NotImplementedError
+class Eighth:
+    """``tensors`` has those of the decoder, and ``heads`` the fitted kernels."""
+
+    def __init__(self, tensors: Tensors, heads: Tensors) -> None:
+        kernel = np.zeros((2 * OUTPUTS, CHANNELS, KERNEL, KERNEL), np.float32)
+        kernel[:OUTPUTS] = linear_kernel(tensors["decoder.linear.weight"])
+        kernel[OUTPUTS:, :BASE] = heads["8.head.weight"]
+        self._matrix = kernel.transpose(1, 2, 3, 0).reshape(CHANNELS, -1)
+        self._bias = heads["8.head.bias"].astype(np.float32)
+        self._gate = reduced_gate(tensors["decoder.gate.weight"], SCALE)
+
+    def __call__(self, places: Ints, *, latents: Latents, sides: NDArray[np.int64]) -> Pixels:
+        """As `Variants` of a decoder."""
+        channels = CHANNELS if (places >= TAIL_FROM).any() else BASE
+        rows, columns = latents.shape[:2]
+        # What each latent adds to the places around it, before it is moved there.
+        products = latents[..., :channels].reshape(-1, channels) @ self._matrix[:channels]
+        products = products.reshape(rows, columns, KERNEL, KERNEL, 2 * OUTPUTS)
+        around = np.zeros((rows + 2, columns + 2, 2 * OUTPUTS), np.float32)
+        for dy in range(KERNEL):
+            for dx in range(KERNEL):
+                around[2 - dy : 2 - dy + rows, 2 - dx : 2 - dx + columns] += products[:, :, dy, dx]
+        linear, added = np.split(around[1:-1, 1:-1], 2, 2)
+        factors = (borders.along(SIDE * length, SCALE) for length in (rows, columns))
+        picture = _pixels(linear) * np.outer(*factors)[:, :, None]
+        picture += _pixels((added + self._bias) * (knots(places) @ self._gate))
+        top, bottom, left, right = SIDE * sides
+        kept = picture[top : SIDE * rows - bottom, left : SIDE * columns - right]
+        return tiles.levels((kept + np.float32(0.5)) * 255)
+
+
+def linear_kernel(weight: NDArray[np.float16]) -> NDArray[np.float32]:
+    """The linear path's kernels (768, C, 2, 2), reduced: (OUTPUTS, C, KERNEL, KERNEL).
+
+    They are of blocks between latents, of which each has a quarter of a latent's pixels.
+    """
+    channels = weight.shape[1]
+    blocks = reduced_linear(weight, SCALE).reshape(3, SIDE, SIDE, channels, 2, 2)
+    kernel = np.zeros((3, SIDE, SIDE, channels, KERNEL, KERNEL), np.float32)
+    for down in range(SIDE):
+        for right in range(SIDE):
+            # The upper pixels of a latent are the lower ones of the block above it.
+            window = slice(down, down + 2), slice(right, right + 2)
+            kernel[:, down, right, :, *window] = blocks[:, 1 - down, 1 - right]
+    return kernel.reshape(OUTPUTS, channels, KERNEL, KERNEL)
+
+
+def _pixels(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(h, w, OUTPUTS) as pixels (SIDE h, SIDE w, 3)."""
+    rows, columns, _ = outputs.shape
+    wide = outputs.reshape(rows, columns, 3, SIDE, SIDE).transpose(0, 3, 1, 4, 2)
+    return wide.reshape(SIDE * rows, SIDE * columns, 3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 FACTOR = 16
-CELL = 2  # latents along the side of a cell, for which one hyperlatent and one quality stand
 BASE = 160  # channels that are coded at all rates
 # Of the 768 of a complete transform.  The strongest 320 leave an error of 48 dB on photos, 384
 # leave more than 50 (measured with a fixed lapped transform: training/README.md).
@@ -23,4 +22,6 @@ ENCODER_MARGIN, ENCODER_MARGIN_8, ENCODER_MARGIN_16 = 6, 5, 3
 # all of it, from the stage at 1/8 on, and of the last stage.  Each 3x3 convolution adds one place:
 # at full size 5 latents, 10 eighths and 11 quarters, each rounded up to latents.
 DECODERS = {1: (5, 5, (13, 8, 3)), 2: (5, 1, (11, 6, 1)), 4: (2, 0, (8, 3, 3))}
-DECODER_MARGIN = DECODERS[1][2][0]
+# At 1/8, a pixel sees one latent around its own.
+MARGINS = {**{scale: margins[0] for scale, (*_, margins) in DECODERS.items()}, 8: 1}
+DECODER_MARGIN = MARGINS[1]

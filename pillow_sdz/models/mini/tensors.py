@@ -1,0 +1,81 @@
+"""The tensors of `mini`'s networks, as its variants for less work need them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...arrays import Ints
+from ...codings.rate_axis import APART, RateAxis
+from .shape import BASE, FACTOR
+
+Tensors = Mapping[str, NDArray[Any]]
+
+# The tensors that have latents' channels, by the axis along which they have them.
+CHANNELS_ALONG = {
+    0: (
+        "encoder.linear.weight",
+        "encoder.linear.bias",
+        "encoder.leave.weight",
+        "encoder.leave.bias",
+    ),
+    1: (
+        "encoder.gate.weight",
+        "decoder.enter.weight",
+        "decoder.linear.weight",
+        "2.linear.weight",
+        "4.linear.weight",
+    ),
+}
+
+
+def knots(places: Ints) -> NDArray[np.float32]:
+    """The weights of the knots at places on the rate axis, (..., KNOTS), which sum to 1."""
+    return RateAxis.knots(places) / np.float32(APART)
+
+
+def part(tensors: Tensors, name: str) -> dict[str, NDArray[Any]]:
+    """The tensors whose names begin with this one."""
+    return {k: v for k, v in tensors.items() if k.startswith(f"{name}.")}
+
+
+def tensors_of_base(tensors: Tensors) -> dict[str, NDArray[Any]]:
+    """A network's tensors, without those of the channels beyond the base."""
+    found = dict(tensors)
+    for axis, names in CHANNELS_ALONG.items():
+        for name in names:
+            if name in found:
+                found[name] = np.ascontiguousarray(found[name].take(range(BASE), axis))
+    return found
+
+
+def tensors_of_decoders(tensors: Tensors, heads: Tensors) -> dict[str, NDArray[Any]]:
+    """All tensors of the decoders for full size, 1/2 and 1/4."""
+    found = {**part(tensors, "decoder"), **heads}
+    for scale in (2, 4):
+        found[f"{scale}.linear.weight"] = reduced_linear(tensors["decoder.linear.weight"], scale)
+        found[f"{scale}.gate.weight"] = reduced_gate(tensors["decoder.gate.weight"], scale)
+    return found
+
+
+def reduced_linear(weight: NDArray[Any], scale: int) -> NDArray[np.float32]:
+    """The kernels of the linear path, reduced exactly: a mean of pixels is a mean of kernels."""
+    side = FACTOR // scale
+    kernels = weight.astype(np.float32).reshape(3, side, scale, side, scale, *weight.shape[1:])
+    reduced: NDArray[np.float32] = kernels.mean((2, 4)).reshape(-1, *weight.shape[1:])
+    return reduced
+
+
+def reduced_gate(weight: NDArray[Any], scale: int) -> NDArray[np.float32]:
+    """The gate (KNOTS, 48) of 4x4 pixels for the 2x2 that one place of a head becomes.
+
+    They are means: from 1/4 on, each pixel has the mean of all 4x4.
+    """
+    side = min(scale, 4)
+    gates = weight.astype(np.float32).reshape(-1, 3, 4 // side, side, 4 // side, side)
+    # A copy, since what is broadcast cannot be written to.
+    reduced = np.broadcast_to(gates.mean((3, 5)), (len(weight), 3, 2, 2)).copy()
+    return reduced.reshape(len(weight), -1)
