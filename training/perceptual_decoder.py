@@ -1,9 +1,10 @@
 """Train `mini-perceptual`: a second decoder of mini's latents, for what looks real at low rates.
 
-    python -m training.perceptual_decoder --photos DIR --run DIR --minutes 55
+    python -m training.perceptual_decoder --packs PACKS --run DIR --minutes 25
 
 The encoder, the gain and the prior stay as they are and the decoder starts as mini's, so the
-files do not change.  Goes on from the run's checkpoint if there is one.
+files do not change.  They are the package's, or those of ``--state``, the averaged weights of a
+run of `training.mini2.train`.  Goes on from the run's checkpoint if there is one.
 """
 
 from __future__ import annotations
@@ -21,16 +22,23 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from evaluation.feature_distance import FeatureDistance
-from evaluation.photos import photo_paths
 from pillow_sdz.models.mini.network import Autoencoder, Decoder
-from pillow_sdz.models.mini.shape import CHANNELS
+from pillow_sdz.models.mini.shape import BASE, FACTOR
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
-from training import data
+from pillow_sdz.weights import MINI
 from training.features import Classifier
-from training.mini import BATCH, distortion_weight, shipped
+from training.mini2.data import Crops, Photo, to_tensor
+from training.mini2.model import TAIL_FROM, distortion, distortion_weight
+from training.mini2.train import PIXELS, scored_photos
 from training.run import Run, add_options
 
-RATES = (0.1, 0.2, 0.35, 0.5)  # of the reports: about 0.08, 0.11, 0.19 and 0.32 bits per pixel
+# Places on the rate axis that are scored: about 0.08, 0.15, 0.31 and 1.24 bits per pixel.
+SCORED = (0.1, 0.25, 0.4, 0.7)
+# Where the losses of looks begin to fade, and where mini's own are left: about 0.3 and 0.8 bits per
+# pixel.  mini's decoder leaves little blur there.  Chosen.
+FADES_FROM, FADES_TO = 0.4, 0.6
+HIGH = 0.2  # of the crops have places from FADES_FROM on, lest the decoder forget them.  Chosen.
+MINI_SSIMULACRA2 = 0.3  # mini's share of it
 SIDE = 32  # pixels of a window in which statistics are compared; two latents.  Chosen.
 # Of mini's decoder in the weights that are written: interpolated weights trade realism for
 # fidelity continuously (Wang et al., "ESRGAN", 2018).  From the table in training/README.md.
@@ -43,8 +51,8 @@ CELL = 4  # pixels that the decoder's last convolution makes of one position
 class Shares:
     """What weighs how much in the decoder's loss; of trials, see training/README.md."""
 
-    anchor: float = 1.0  # squared error, in mini's measure
-    ssimulacra2: float = 1.5  # mini's is 0.35
+    anchor: float = 1.0  # the error in mini's measure
+    ssimulacra2: float = 1.5
     features: float = 0.35
     statistics: float = 0.6
     weave: float = 0.5
@@ -52,14 +60,14 @@ class Shares:
 
 
 class Discriminator(nn.Module):
-    """Images (B, 3, H, W) and their latents (B, C, H/16, W/16) to logits (B, 1, H/8, W/8).
+    """Images (B, 3, H, W) and base latents (B, BASE, H/16, W/16) to logits (B, 1, H/8, W/8).
 
     It is told the latents, so that what it asks for is a texture that belongs to them.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.condition = spectral_norm(nn.Conv2d(CHANNELS, 32, 1))
+        self.condition = spectral_norm(nn.Conv2d(BASE, 32, 1))
         self.at2 = spectral_norm(nn.Conv2d(3, 48, 4, 2, 1))
         self.at4 = spectral_norm(nn.Conv2d(48, 96, 4, 2, 1))
         self.at8 = spectral_norm(nn.Conv2d(96, 128, 4, 2, 1))
@@ -82,7 +90,25 @@ class Players(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.decoder = Decoder()
+        # What looks real is the CNN's part.  And Adam's steps are large beside these weights:
+        # they cost what high rates need (training.mini2.train.SLOWER).
+        self.decoder.linear.requires_grad_(False)
         self.discriminator = Discriminator()
+
+
+def rates(count: int, rng: random.Random) -> Tensor:
+    """Places on the rate axis (count, 1, 1, 1): most where files have 0.06 to 0.4 bits a pixel."""
+    low, high = (0, 0.5, 0.2), (FADES_FROM, 1, FADES_FROM)
+    places = [rng.triangular(*(high if rng.random() < HIGH else low)) for _ in range(count)]
+    return torch.tensor(places).view(count, 1, 1, 1)
+
+
+def coded(autoencoder: Autoencoder, images: Tensor, rate: Tensor) -> Tensor:
+    """The latents that a file of these images has, in the encoder's units."""
+    gain = autoencoder.gain(rate, 2, *(n // FACTOR for n in images.shape[2:]))
+    latents = torch.round(autoencoder.encoder(images, rate) * gain) / gain
+    latents[:, BASE:] *= rate >= TAIL_FROM
+    return latents
 
 
 def pointwise(features: list[Tensor], originals: list[Tensor]) -> Tensor:
@@ -169,7 +195,7 @@ def appearance(
 def contest(
     discriminator: Discriminator, reconstruction: Tensor, images: Tensor, latents: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The decoder's loss (B,) and the discriminator's; neither has a gradient from the other's.
+    """The decoder's losses (B,) and the discriminator's; neither has a gradient from the other's.
 
     Each position is compared with the same one of the original: the relativistic pairs of
     Jolicoeur-Martineau, "The relativistic discriminator", ICLR 2019.
@@ -178,7 +204,8 @@ def contest(
     discriminator.requires_grad_(False)
     logits = discriminator(reconstruction, latents)
     discriminator.requires_grad_(True)
-    return F.softplus(real.detach() - logits).mean((1, 2, 3)), F.softplus(fake - real).mean()
+    doubt, opposed = (F.softplus(v).mean((1, 2, 3)) for v in (real.detach() - logits, fake - real))
+    return doubt, opposed
 
 
 def loss_of(
@@ -189,43 +216,45 @@ def loss_of(
     rate: Tensor,
     shares: Shares,
 ) -> Tensor:
-    """The sum of both players' losses; images (B, 3, H, W), H and W multiples of 32 from 64."""
+    """The sum of both players' losses; images (B, 3, H, W), H and W multiples of 32 from 64.
+
+    ``rate`` has the place of each image on the rate axis, (B, 1, 1, 1).
+    """
     with torch.no_grad():
-        gain = autoencoder.gain(rate)
-        latents = torch.round(autoencoder.encoder(images) * gain) / gain
+        latents = coded(autoencoder, images, rate)
     reconstruction = players.decoder(latents, rate).float()
-    doubt, opposed = contest(players.discriminator, reconstruction, images, latents)
-    loss = appearance(classifier, reconstruction, images, shares)
-    loss = loss + shares.weave * weave(reconstruction, images) + shares.adversarial * doubt
-    # As training.mini: on half of the batch, not in bfloat16.
-    half = slice(len(images) // 2)
+    doubt, opposed = contest(players.discriminator, reconstruction, images, latents[:, :BASE])
+    looks = appearance(classifier, reconstruction, images, shares)
+    looks = looks + shares.weave * weave(reconstruction, images) + shares.adversarial * doubt
+    place = rate.flatten()
+    strength = ((FADES_TO - place) / (FADES_TO - FADES_FROM)).clamp(0, 1)
+    loss = strength * looks
+    # As training.mini2: on half of the batch, not in bfloat16.
+    half = slice((len(images) + 1) // 2)
     with torch.autocast(images.device.type, enabled=False):
         distance = 1 - ssimulacra2(reconstruction[half], images[half]) / 100
-    loss[half] += 2 * shares.ssimulacra2 * 0.35 * distance
+    share = MINI_SSIMULACRA2 + strength[half] * (shares.ssimulacra2 - MINI_SSIMULACRA2)
+    loss[half] += 2 * 0.35 * share * distance
     # And as there: keeps the shares of the slope near constant over the rates.
-    weight = distortion_weight(rate)
+    weight = distortion_weight(place)
     loss = (weight / 9e-4) ** 0.47 * loss
-    squared = ((reconstruction - images) ** 2).mean((1, 2, 3)) * 255**2
-    loss = loss + shares.anchor * weight * squared
-    balanced: Tensor = (loss / weight.sqrt()).mean() * 0.05 + opposed
+    loss = loss + shares.anchor * weight * distortion(reconstruction, images).mean((1, 2, 3))
+    balanced: Tensor = (loss / weight.sqrt()).mean() * 0.05 + (strength * opposed).mean()
     return balanced
 
 
 @torch.inference_mode()
 def score(
-    decoder: Decoder, autoencoder: Autoencoder, photos: list[np.ndarray], judge: FeatureDistance
+    decoder: Decoder, autoencoder: Autoencoder, photos: list[Photo], judge: FeatureDistance
 ) -> str:
-    """PSNR, SSIMULACRA2 and the judge's distance on whole photos, at each of RATES."""
+    """PSNR, SSIMULACRA2 and the judge's distance on photos, at each place of SCORED."""
     out = []
-    for value in RATES:
+    for place in SCORED:
         rows = []
-        rate = torch.tensor([value])
-        gain = autoencoder.gain(rate)
+        rate = torch.full((1, 1, 1, 1), place)
         for photo in photos:
-            height, width = (n // 16 * 16 for n in photo.shape[:2])
-            image = data.to_tensor(photo[:height, :width])
-            latents = torch.round(autoencoder.encoder(image) * gain) / gain
-            decoded = decoder(latents, rate).clamp(-0.5, 0.5)
+            image = to_tensor(photo)
+            decoded = decoder(coded(autoencoder, image, rate), rate).clamp(-0.5, 0.5)
             decoded = torch.round((decoded + 0.5) * 255) / 255 - 0.5
             psnr = -10 * torch.log10(((decoded - image) ** 2).mean())
             values = (psnr, ssimulacra2(decoded, image), judge(decoded, image))
@@ -234,16 +263,26 @@ def score(
     return " | ".join(out)
 
 
+def loaded(path: Path) -> Autoencoder:
+    """The autoencoder of `mini`'s file, or of a run's averaged weights."""
+    tensors, names = load_file(path), Autoencoder().state_dict()
+    autoencoder = Autoencoder().requires_grad_(False)
+    autoencoder.load_state_dict({k: tensors[f"autoencoder.{k}"].float() for k in names})
+    return autoencoder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--packs", type=Path, required=True, help="of training.mini2.data")
     parser.add_argument("--run", type=Path, required=True, help="checkpoint, log and weights")
     parser.add_argument("--minutes", type=float, required=True, help="length of the whole run")
-    parser.add_argument("--autoencoder", type=Path, help="averaged weights of a run of mini")
+    parser.add_argument("--state", type=Path, default=MINI.path, help="mini's weights")
     parser.add_argument("--warm-start", type=Path, help="a decoder to begin with, not mini's")
-    parser.add_argument("--crop", type=int, nargs="+", default=[128], help="one is drawn per step")
+    parser.add_argument(
+        "--crop", type=int, nargs="+", default=[128, 256], help="one is drawn per step"
+    )
     for field in fields(Shares):
         parser.add_argument(f"--{field.name}", type=float, default=field.default, help="share")
     add_options(parser, learning_rate=3e-4, flat=0.3)
@@ -254,46 +293,42 @@ def main() -> None:
     torch.manual_seed(0)
     options.run.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
-    photos = data.load(photo_paths(options.photos, held_out=False))
-    held_out = data.load(photo_paths(options.photos, held_out=True))[::3]
-    weights = load_file(options.autoencoder) if options.autoencoder else shipped()
-    own = {k: v.float() for k, v in weights.items() if k.startswith("autoencoder.")}
-    autoencoder = Autoencoder()
-    autoencoder.load_state_dict({k.removeprefix("autoencoder."): v for k, v in own.items()})
+    crops = Crops([options.packs / "train"], rng)
+    held_out = scored_photos(options.packs / "validation")
+    encoder = loaded(options.state)  # of the reports
+    autoencoder = loaded(options.state)
     players = Players()
     players.decoder.load_state_dict(autoencoder.decoder.state_dict())
     if options.warm_start:
         trained = load_file(options.warm_start)
         players.decoder.load_state_dict({k.removeprefix("decoder."): v for k, v in trained.items()})
     classifier = Classifier()
-    for module in (autoencoder.requires_grad_(False), players, classifier):
+    for module in (autoencoder, players, classifier):
         module.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = Run(players, options, rng)
     judge = FeatureDistance()
 
     def report() -> None:
-        encoder = Autoencoder()
-        encoder.load_state_dict({k: v.cpu() for k, v in autoencoder.state_dict().items()})
         mixed = {
-            f"decoder.{k}": torch.lerp(run.mean[f"decoder.{k}"].cpu(), v, FIDELITY).half()
+            k: torch.lerp(run.mean[f"decoder.{k}"].cpu(), v, FIDELITY).half()
             for k, v in encoder.decoder.state_dict().items()
         }
         decoder = Decoder()
-        decoder.load_state_dict({k.removeprefix("decoder."): v for k, v in mixed.items()})
+        decoder.load_state_dict(mixed)
         run.report(score(decoder, encoder, held_out, judge))
-        save_file({k: v.contiguous() for k, v in mixed.items()}, options.run / OUTPUT)
+        written = {f"decoder.{k}": v.contiguous() for k, v in mixed.items()}
+        save_file(written, options.run / OUTPUT)
 
+    if not run.step:
+        report()  # what it begins with
     while run.unfinished:
         run.begin()
         crop = rng.choice(options.crop)
-        batch = max(BATCH * 128**2 // crop**2, 1)
-        images = data.crops(photos, batch, crop, rng).to(options.device)
-        # Two thirds of them in the lower half of the axis, most near 0.1 bits per pixel.
-        rate = torch.tensor([rng.triangular(0, 1, 0.15) for _ in range(batch)])
+        batch = max(PIXELS // crop**2, 1)
+        images = crops.batch(batch, crop).to(options.device)
+        rate = rates(batch, rng).to(options.device)
         with torch.autocast(images.device.type, dtype=torch.bfloat16):
-            loss = loss_of(
-                players, autoencoder, classifier, images, rate.to(options.device), shares
-            )
+            loss = loss_of(players, autoencoder, classifier, images, rate, shares)
         if run.descend(loss):
             report()
     report()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 AVERAGING = 0.999
 WARM_UP = 200  # steps
+SAVED_EVERY = 180  # seconds: what an interruption costs at most.  Chosen.
 
 
 def add_options(parser: ArgumentParser, *, learning_rate: float, flat: float) -> None:
@@ -50,6 +51,7 @@ class Run:
             self.step, self.spent = saved["step"], saved["spent"]
             rng.seed(self.step)
             torch.manual_seed(self.step)
+        self._saved_at = self.spent
         current = saved["mean"] if saved else model.state_dict()
         self.mean = {
             k: v.detach().to(options.device, copy=True)
@@ -85,6 +87,8 @@ class Run:
         self.step += 1
         average(self.mean, self._model, self.step)
         self.spent += time.perf_counter() - self._started
+        if self.spent - self._saved_at > SAVED_EVERY:
+            self._save()
         return bool(self.step % self._options.report == 0)
 
     def report(self, score: str) -> None:
@@ -93,6 +97,10 @@ class Run:
         print(line, flush=True)
         with open(self._options.run / "log.txt", "a") as log:
             log.write(line + "\n")
+        self._save()
+
+    def _save(self) -> None:
+        self._saved_at = self.spent
         state = {
             "model": self._model.state_dict(),
             "mean": self.mean,
