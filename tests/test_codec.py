@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from pillow_sdz import catalogue, chunks, codec, container, demo, fidelity, models, options, weights
@@ -21,9 +20,7 @@ from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
 from pillow_sdz.models import runtime
 from pillow_sdz.models.mini import memory, shape
-from pillow_sdz.models.mini.network import Autoencoder, rate_of
 from pillow_sdz.models.mini.shape import DECODER_MARGIN
-from pillow_sdz.models.running import built
 from sdz_files import encoded, shown
 
 MINI = catalogue.MINI
@@ -118,7 +115,7 @@ def test_a_target_chooses_the_prior_once(monkeypatch: pytest.MonkeyPatch) -> Non
     """The search takes two encodings of the picture, however many qualities it tries."""
 
     class Strange:
-        def encode(self, pixels: np.ndarray) -> np.ndarray:
+        def encode(self, pixels: np.ndarray, quantisation: int) -> np.ndarray:
             latents = np.random.default_rng(0).normal(size=(8, 8, 4))
             return latents.astype(np.float32)
 
@@ -160,10 +157,10 @@ def test_tiles_have_no_seam(real_photo: Image.Image, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(options, "DTYPE", "float32")
     pixels = np.asarray(real_photo.resize((1000, 700)))
     mini = models.load(MINI)
-    whole = mini.encode(pixels)
+    whole = mini.encode(pixels, 5000)
     picture = shown(mini, whole, 5000)
     monkeypatch.setattr(memory, "LARGEST_TILE", 2 * DECODER_MARGIN)
-    np.testing.assert_allclose(mini.encode(pixels), whole, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(mini.encode(pixels, 5000), whole, rtol=0, atol=1e-4)
     tiled = shown(mini, whole, 5000)
     # Sums in another order differ only by rounding.
     assert np.abs(tiled.astype(int) - picture).max() <= 1
@@ -179,7 +176,7 @@ def test_int8_stays_within_the_tolerances_of_the_format(
     original = np.asarray(real_photo)
     gain = mini.gain(quality)
     with options.override(DTYPE="float32"):
-        latents = np.rint(mini.encode(original) * gain) / gain
+        latents = np.rint(mini.encode(original, quality) * gain) / gain
         exact = shown(decoder, latents, quality)
     with options.override(DTYPE="int8"):
         close = shown(decoder, latents, quality)
@@ -201,9 +198,9 @@ def test_an_encoder_in_int8_finds_almost_the_same_latents(
     mini = models.load(MINI)
     gain, original = mini.gain(quality), np.asarray(real_photo)
     with options.override(DTYPE="float32"):
-        exact = mini.encode(original) * gain
+        exact = mini.encode(original, quality) * gain
     with options.override(DTYPE="int8"):
-        close = mini.encode(original) * gain
+        close = mini.encode(original, quality) * gain
     changed = np.rint(exact) != np.rint(close)
     assert np.abs(exact - close).max() > 0
     assert changed.mean() < 0.05
@@ -214,29 +211,8 @@ def test_an_encoder_in_int8_finds_almost_the_same_latents(
     assert 10 * np.log10(errors[1] / errors[0]) <= 0.05
 
 
-def test_the_graphs_compute_what_training_does(real_photo: Image.Image) -> None:
-    """In float32, a sum in another order may round a pixel to the next level."""
-    mini = models.load(MINI)
-    parts = {k: torch.from_numpy(v) for k, v in mini.tensors.items()}
-    networks = ("encoder", "decoder", "gain")
-    tensors = {k: v for k, v in parts.items() if k.partition(".")[0] in networks}
-    autoencoder = built(Autoencoder, tensors)
-    pixels = np.asarray(real_photo.resize((96, 64)))
-    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255 - 0.5
-    with torch.inference_mode(), options.override(DTYPE="float32"):
-        latents = autoencoder.encoder(image)
-        array = latents[0].permute(1, 2, 0).numpy()
-        np.testing.assert_allclose(mini.encode(pixels), array, rtol=0, atol=1e-4)
-        picture = autoencoder.decoder(latents, rate_of(5000))[0].permute(1, 2, 0)
-        levels = ((picture + 0.5) * 255).round().clamp(0, 255).numpy()
-        assert np.abs(shown(mini, array, 5000) - levels).max() <= 1
-        gain = autoencoder.gain(rate_of(5000)).numpy().ravel()
-        np.testing.assert_allclose(mini.gain(5000), gain, rtol=1e-6)
-
-
 CHILD = """
 import hashlib, io, sys
-import torch
 from PIL import Image
 from pillow_sdz import catalogue, models
 from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
@@ -293,7 +269,7 @@ def test_words_that_no_encoder_writes_are_an_oserror(
 
 def test_no_words_are_a_picture(real_photo: Image.Image) -> None:
     """The payload whose symbols have the first code of all. Encoding them gives no words."""
-    assert symbols_of(b"", real_photo.size, 5000).shape == (12, 17, 160)
+    assert symbols_of(b"", real_photo.size, 5000).shape == (12, 17, shape.CHANNELS)
     assert decoded_from(b"", real_photo.size, 5000).size == real_photo.size
 
 

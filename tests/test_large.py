@@ -166,7 +166,7 @@ def test_tiled_pixels_are_those_of_one_piece(scale: int, monkeypatch: pytest.Mon
     """Each stage is computed so far beyond a tile as the next stages look."""
     monkeypatch.setattr("pillow_sdz.cores.cores", lambda: 1)
     pixels = np.asarray(demo.photo().resize((1296, 1008)))
-    latents = mini().encode(pixels)
+    latents = mini().encode(pixels, 5000)
     pictures = []
     for budget in (1 << 40, options.SMALLEST_BUDGET):
         picture = np.empty((1008 // scale, 1296 // scale, 3), int)
@@ -184,7 +184,7 @@ def test_tiled_pixels_are_those_of_one_piece(scale: int, monkeypatch: pytest.Mon
 def test_margins_are_not_too_narrow(scale: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A latent beyond the margin changes nothing."""
     monkeypatch.setattr("pillow_sdz.cores.cores", lambda: 1)  # one tile
-    margin = 1 if scale == 8 else mini_shape.DECODERS[scale][2][0]
+    margin = mini_shape.MARGINS[scale]
     size = 2 * margin + 9
     latents = np.zeros((size, size, mini_shape.CHANNELS), np.float32)
     middle = size // 2
