@@ -204,7 +204,7 @@ def test_without_pixels_latents_stay(mini: Mini, photo: Image.Image) -> None:
 
 
 def test_target_size_is_kept_and_mostly_used(photo: Image.Image) -> None:
-    for limit in (300, 900, 1500):
+    for limit in (400, 900, 1500):
         size = len(saved(photo, target_size=limit, effort=7))
         assert 0.9 * limit < size <= limit
 
