@@ -1,7 +1,8 @@
 """Turn the trained floating-point prior into integers (`pillow_sdz.codings.hyperprior`).
 
 Weights become integers of at most 16 bits, as fine as the sums allow: none may reach 2 ** 24, up
-to which float32 is exact.  Activations get 9 bits; their units are calibrated on training photos.
+to which float32 is exact.  Activations get 9 bits, and 12 in hidden layers; each channel's
+unit is calibrated on training photos.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ Tensors = dict[str, NDArray[Any]]
 MARGIN = 1.5
 SHIFT_LIMIT = 20  # no layer's outputs are divided by more.  Chosen: weights stay within 16 bits.
 LARGEST_WEIGHT = (1 << 15) - 1
+LEAST = 1 / 32  # of the largest channel: others have no finer unit.  Chosen
 MOST_SYMBOL = 1023  # the largest magnitude of a symbol that enters the networks.  Chosen.
 
 
@@ -75,11 +77,11 @@ def upsampling(weight: Tensor, down: int, right: int) -> Tensor:
 
 @torch.no_grad()
 def calibrate(prior: Prior, samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Largest activations, and symbols by channel, over (latents in steps, rate)."""
+    """The largest activations and symbols of each channel, over (latents in steps, rate)."""
     largest: dict[str, Tensor] = {}
 
-    def note(name: str, value: Tensor, by_channel: bool = False) -> None:
-        found = value.abs().amax((0, 2, 3)) if by_channel else value.abs().max()
+    def note(name: str, value: Tensor) -> None:
+        found = value.abs().amax((0, 2, 3))
         largest[name] = torch.maximum(largest.get(name, torch.zeros_like(found)), found)
 
     for latents, rate in samples:
@@ -89,7 +91,7 @@ def calibrate(prior: Prior, samples: list[tuple[Tensor, Tensor]]) -> dict[str, T
         note("synthesis", inside)
         features = F.relu(prior.synthesis_up(inside))
         note("features", features)
-        note("symbols", symbols, by_channel=True)
+        note("symbols", symbols)
         first = checkerboard(symbols)
         near = knots(rate).expand(-1, -1, *symbols.shape[2:])
         level = levels(symbols)
@@ -128,8 +130,11 @@ class _Quantiser:
 
     def __init__(self, prior: Prior, largest: dict[str, Tensor]) -> None:
         self.state, self.seen = prior.state_dict(), prior.seen
-        limit = integer.ACTIVATION_LIMIT
-        self.unit = {k: MARGIN * v.item() / limit for k, v in largest.items() if v.dim() == 0}
+        # Each channel has its own unit: some of them are at work at high rates alone.
+        self.unit = {
+            name: MARGIN * value.clamp_min(LEAST * value.max().item()) / limit_of(name)
+            for name, value in largest.items()
+        }
         self.symbols = torch.ceil(MARGIN * largest["symbols"] + 1).clamp(max=MOST_SYMBOL)
         self.magnitudes = self.symbols.clamp(max=integer.LARGEST_MAGNITUDE)
         self.levels = torch.round(integer.LEVEL_UNITS * levels(torch.arange(MOST_SYMBOL + 1)))
@@ -143,10 +148,10 @@ class _Quantiser:
         state, unit = self.state, self.unit
         weight = taps_last(state["synthesis.weight"], integer.SQUARE)
         limits = torch.full((weight.shape[1],), float(integer.HYPER_LIMIT))
-        of_synthesis, of_features = (torch.tensor(unit[k]) for k in ("synthesis", "features"))
+        of_synthesis, of_features = unit["synthesis"], unit["features"]
         self.add("synthesis", weight, state["synthesis.bias"], of_synthesis, limits)
         for i, parity in enumerate(integer.PARITIES):
-            weight = upsampling(state["synthesis_up.weight"], *parity) * of_synthesis
+            weight = upsampling(state["synthesis_up.weight"], *parity) * of_synthesis.repeat(4)
             limits = activations(weight.shape[1])
             self.add(f"up{i}", weight, state["synthesis_up.bias"], of_features, limits)
 
@@ -155,7 +160,7 @@ class _Quantiser:
         seen, weight = self.seen[i], self.state[f"context.{i}.weight"]
         taps = integer.CHECKERBOARD if weight.shape[-1] == 5 else integer.BESIDE
         weight = taps_last(weight, taps)
-        units = [torch.tensor(self.unit.get(f"{k}{i}", 0.0)) for k in ("context", "around")]
+        units = [self.unit.get(f"{k}{i}", torch.ones(0)) for k in ("context", "around")]
         limits = self.symbols[seen:end].repeat(len(taps))
         self.add(f"context{i}", weight, torch.zeros(len(weight)), units[0], limits)
         if start:
@@ -180,7 +185,7 @@ class _Quantiser:
         parts += [around * of_around, context * of_context]
         limits = [activations(features), ON_AXIS, self.symbols[:start]]
         limits.append(activations(count["around"] + count["context"]))
-        of_hidden = torch.tensor(self.unit[f"hidden{i}"])
+        of_hidden = self.unit[f"hidden{i}"]
         self.add(f"hidden{i}", torch.cat(parts, 1), bias, of_hidden, torch.cat(limits))
         group = end - start
         weight, bias = (self.state[f"last.{i}.{part}"].clone() for part in ("weight", "bias"))
@@ -188,7 +193,8 @@ class _Quantiser:
         weight[group:] *= EIGHTHS
         bias[group:] *= EIGHTHS
         units = torch.tensor([1 / MEAN_UNITS, 1 / integer.SCALE_UNITS]).repeat_interleave(group)
-        self.add(f"output{i}", weight * of_hidden, bias, units, activations(weight.shape[1]))
+        hidden = torch.full((weight.shape[1],), float(integer.HIDDEN_LIMIT))
+        self.add(f"output{i}", weight * of_hidden, bias, units, hidden)
 
     def sizes(self, i: int, start: int, end: int) -> None:
         """The linear predictions of magnitudes, of which there is one for each pass."""
@@ -206,6 +212,11 @@ class _Quantiser:
                 limits.append(self.magnitudes[start:end] * len(integer.BESIDE))
             zero = torch.zeros(group)
             self.add(f"magnitude{i}.{second}", torch.cat(parts, 1), zero, unit, torch.cat(limits))
+
+
+def limit_of(name: str) -> int:
+    """The limit of a layer's outputs."""
+    return integer.HIDDEN_LIMIT if name.startswith("hidden") else integer.ACTIVATION_LIMIT
 
 
 def activations(count: int) -> Tensor:

@@ -17,6 +17,7 @@ from ...codings.hyperprior import (
     ACTIVATION_LIMIT,
     BESIDE,
     CHECKERBOARD,
+    HIDDEN_LIMIT,
     HYPER_LIMIT,
     LARGEST_MAGNITUDE,
     LEVEL_UNITS,
@@ -126,7 +127,9 @@ class Group:
 
     def parameters(self, features: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """The means of the group in eighths, and what is added to the index of its scales."""
-        output = self._output(_rectified(self._hidden.first(features) + before)).float()
+        output = self._output(
+            _rectified(self._hidden.first(features) + before, HIDDEN_LIMIT)
+        ).float()
         mean, correction = output.chunk(2, 1)
         return mean, correction / SCALE_UNITS
 
@@ -242,8 +245,8 @@ def _fast() -> AbstractContextManager[object]:
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
 
 
-def _rectified(x: Tensor) -> Tensor:
-    return x.clamp(0, ACTIVATION_LIMIT)
+def _rectified(x: Tensor, limit: int = ACTIVATION_LIMIT) -> Tensor:
+    return x.clamp(0, limit)
 
 
 def _bits(symbols: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
