@@ -101,7 +101,9 @@ def _animation() -> bytes:
 def _regions() -> bytes:
     """Three frames with exact regions: some, some that change, and the same again."""
     model = catalogue.MINI
-    header = Header("RGB", (20, 12), model.name, model.digest, 160, model.factor, 5000, frames=3)
+    header = Header(
+        "RGB", (20, 12), model.name, model.digest, model.channels, model.factor, 5000, frames=3
+    )
     picture = Image.linear_gradient("L").resize((20, 12)).convert("RGB")
     blocks = np.array([[True, True, False], [False, True, True]])
     coder, frames = exact.Encoder(255), []

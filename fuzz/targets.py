@@ -114,7 +114,7 @@ def _changes(payload: bytes, shape: tuple[int, int]) -> None:
         (width, height),
         "mini",
         catalogue.MINI.digest,
-        160,
+        catalogue.MINI.channels,
         catalogue.MINI.factor,
         5000,
         frames=2,

@@ -30,7 +30,7 @@ from sdz_files import encode, framed
 
 __all__ = ["no_network", "registry"]
 
-MINI = Header("RGB", (32, 32), "mini", catalogue.MINI.digest, 160, 16, 5000)
+MINI = Header("RGB", (32, 32), "mini", catalogue.MINI.digest, 384, 16, 5000)
 SD1 = Header("RGB", (32, 32), "sd1", catalogue.NOT_NAMED, 4, 8, 256)
 
 
@@ -51,8 +51,8 @@ def read(request: pytest.FixtureRequest) -> Callable[[BytesIO], Any]:
 @pytest.mark.parametrize(
     ("header", "complaint"),
     [
-        (MINI._replace(channels=4), "4 channels at a factor of 16, but model mini has 160 at 16"),
-        (MINI._replace(factor=8), "160 channels at a factor of 8, but model mini has 160 at 16"),
+        (MINI._replace(channels=4), "4 channels at a factor of 16, but model mini has 384 at 16"),
+        (MINI._replace(factor=8), "384 channels at a factor of 8, but model mini has 384 at 16"),
         (SD1._replace(channels=1), "1 channels at a factor of 8, but model sd1 has 4 at 8"),
         (SD1._replace(channels=16), "16 channels at a factor of 8, but model sd1 has 4 at 8"),
         (SD1._replace(factor=16), "4 channels at a factor of 16, but model sd1 has 4 at 8"),
@@ -168,7 +168,7 @@ def test_nor_by_a_models_file_that_was_edited(
         "directory": str(tmp_path),
         "sha256": "0" * 64,
         "latent_space": "mini",
-        "channels": 160,
+        "channels": 384,
         "factor": 16,
         "unet": "",
         "text_encoder": "",
@@ -176,7 +176,7 @@ def test_nor_by_a_models_file_that_was_edited(
     path = tmp_path / "models.json"
     path.write_text(json.dumps({"bricks": record}))
     monkeypatch.setenv("SDZ_MODELS", str(path))
-    latents = np.zeros((160, 2, 2), np.float32)
+    latents = np.zeros((384, 2, 2), np.float32)
     for keywords in ({"quality": 50}, {"coding": "palette"}, {"lossless": "float16"}):
         with pytest.raises(OSError, match="'bricks': mini latents belong to one model alone"):
             save_latents(latents, BytesIO(), model="bricks", **keywords)

@@ -740,7 +740,7 @@ def test_latents_of_a_file_that_was_a_picture(sdz: Path) -> None:
     assert main(["latents", "x.sdz"]) == 0
     with np.load("x.npz") as arrays:
         assert arrays.files == ["latents"]
-        assert (arrays["latents"].shape, arrays["latents"].dtype) == ((160, 3, 4), np.float32)
+        assert (arrays["latents"].shape, arrays["latents"].dtype) == ((384, 3, 4), np.float32)
 
 
 def test_a_folder_with_pictures_is_one_of_pictures(folder: Path) -> None:

@@ -293,7 +293,7 @@ def test_words_that_no_encoder_writes_are_an_oserror(
 
 def test_no_words_are_a_picture(real_photo: Image.Image) -> None:
     """The payload whose symbols have the first code of all. Encoding them gives no words."""
-    assert symbols_of(b"", real_photo.size, 5000).shape == (12, 17, 160)
+    assert symbols_of(b"", real_photo.size, 5000).shape == (12, 17, 384)
     assert decoded_from(b"", real_photo.size, 5000).size == real_photo.size
 
 

@@ -18,13 +18,13 @@ from PIL import Image, ImageOps
 
 import pillow_sdz
 from pillow_sdz import catalogue, chunks, codings, container, options
-from pillow_sdz.arrays import Area, Latents, Pixels, Samples
+from pillow_sdz.arrays import Area, Latents, Pixels, Quantisation, Samples
 from pillow_sdz.catalogue import CodingSpec, ModelSpec, Space
 from pillow_sdz.codings.coding import Coding, Frame, FrameEncoder
 from pillow_sdz.codings.range_coder import DamagedPayload
 from pillow_sdz.codings.target_size import DoesNotFit, EncodedLatents
 from pillow_sdz.container import Chunk
-from pillow_sdz.models.network import Loader
+from pillow_sdz.models.network import Loader, Qualities
 from sdz_files import decode, encode
 
 # The rows.
@@ -92,6 +92,9 @@ class Deflated:
         except (zlib.error, ValueError) as e:
             raise DamagedPayload(str(e)) from e
 
+    def cells(self, integers: NDArray[Any], quantisation: int) -> int:
+        return quantisation
+
     def latents(self, integers: NDArray[Any], quantisation: int) -> Latents:
         return (integers * (quantisation / 1024)).astype(np.float32)
 
@@ -99,7 +102,7 @@ class Deflated:
 class Means:
     """Latents are means of 4x4 pixels, from 0 to 1. At 1/4 they are the picture."""
 
-    def encode(self, pixels: Samples) -> Latents:
+    def encode(self, pixels: Samples, quantisation: Quantisation = 0) -> Latents:
         whole = np.asarray(pixels[:, :], np.float32) / 255
         edges = [(0, -n % 4) for n in whole.shape[:2]]
         padded = np.pad(whole, (*edges, (0, 0)), mode="edge")
@@ -108,7 +111,7 @@ class Means:
         return means
 
     def decode(
-        self, latents: Samples, quantisation: int, *, area: Area | None = None, scale: int = 1
+        self, latents: Samples, quantisation: Qualities, *, area: Area | None = None, scale: int = 1
     ) -> Iterator[tuple[Area, Pixels]]:
         rows, columns = area or (slice(0, latents.shape[0]), slice(0, latents.shape[1]))
         side = 4 // scale

@@ -63,7 +63,7 @@ NOT_OPENED = {
     "frames-65535-of-1": "DONE after 1 of 65535 LATN",
     "frames-1-of-2": "more LATN than frames",
     "model-is-a-path": r"model name '\.\./\.\./x'",
-    "model-of-other-channels": "4 channels at a factor of 16, but model mini has 160 at 16",
+    "model-of-other-channels": "4 channels at a factor of 16, but model mini has 384 at 16",
     "model-without-latents": "'mini-perceptual' has no latents of its own",
     "quantisation-0": "coding context of model sd-mini has a quantisation of 0",
     "chunks-empty": "chunk dNOI has 0 bytes",

@@ -121,7 +121,7 @@ def test_no_seam_between_bands(photo: Image.Image, banded: bytes) -> None:
 
 def test_bands_too_large_are_refused() -> None:
     """A file of 60 bytes must not decode to any number of latents."""
-    header = Header("RGB", (4096, 4096), "mini", catalogue.MINI.digest, 160, 16, 5000)
+    header = Header("RGB", (4096, 4096), "mini", catalogue.MINI.digest, 384, 16, 5000)
     parts = [Chunk(b"HEAD", header.pack()), Chunk(b"LATN", b""), Chunk(b"DONE", b"")]
     with pytest.raises(OSError, match="bands of 256x256 latents, more than the limit"):
         decode(framed(parts))
