@@ -199,7 +199,8 @@ def models() -> dict[str, Model]:
 
     def of_mini(name: str, pixels: NDArray[np.uint8]) -> Iterator[dict[str, NDArray[Any]]]:
         for quality in RATES:
-            shown = {"sides": WHOLE, "rate": knots(mini.axis.places(quality)[None, None])}
+            rate = knots(mini.axis.places(quality)[None, None])
+            shown: dict[str, NDArray[Any]] = {"sides": WHOLE, "rate": rate}
             if name == "mini_encoder":
                 yield {"pixels": pixels, **shown}
             elif not name.endswith("_base"):

@@ -55,6 +55,7 @@ class Reducing(nn.Module):
         gate = torch.from_numpy(reduced_gate(decoder.gate.weight.detach().numpy(), scale))
         self.gate = nn.Parameter(gate, requires_grad=False)
         at8, at4, _ = DECODERS.get(scale, (0, 0, ()))
+        self.depths = at8, at4
         self.at8, self.at4 = decoder.at8[:at8], decoder.at4[:at4]
         width = WIDTHS[0] if at4 else WIDTHS[1] if at8 else BASE
         # Each place becomes 2x2 pixels.
@@ -79,7 +80,7 @@ class Reducing(nn.Module):
 
     def features(self, latents: Tensor, rate: Tensor) -> Tensor:
         """The head's input."""
-        if not len(self.at8):
+        if not self.depths[0]:
             return latents[:, :BASE]
         decoder, (height, width) = self.decoder, latents.shape[2:]
         r16, r8, r4 = (
@@ -88,7 +89,7 @@ class Reducing(nn.Module):
         )
         y = decoder.at16(decoder.enter(latents) + r16)
         out: Tensor = self.at8(F.pixel_shuffle(decoder.up8(y), 2) + r8)
-        if len(self.at4):
+        if self.depths[1]:
             out = self.at4(F.pixel_shuffle(decoder.up4(out), 2) + r4)
         return out
 

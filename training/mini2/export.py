@@ -83,8 +83,11 @@ def axis(scored: list[float]) -> NDArray[np.int32]:
         if known[-1][0] + 2 < score < 98 and place < 1:
             known.append((score, place))
     known.append((100.0, 1.0))
-    places = np.interp(np.arange(101), *zip(*known, strict=True))
-    return np.round(LAST * places).astype(np.int32)
+    qualities, places = np.array(known).T
+    found: NDArray[np.int32] = np.round(
+        LAST * np.interp(np.arange(101.0), qualities, places)
+    ).astype(np.int32)
+    return found
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pillow_sdz.codings import hyperprior as integer
 from pillow_sdz.codings.dense import EXACT
@@ -23,7 +23,7 @@ from pillow_sdz.models.mini.network import knots
 from pillow_sdz.models.mini.rate import checkerboard
 from pillow_sdz.models.mini.shape import BASE
 from training.mini2.model import TAIL_FROM
-from training.mini2.prior import BASE_GROUPS, GROUPS, Prior, ScaleOfMagnitude, levels
+from training.mini2.prior import BASE_GROUPS, GROUPS, Magnitudes, Prior, ScaleOfMagnitude, levels
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -111,6 +111,11 @@ def calibrate(prior: Prior, samples: list[tuple[Tensor, Tensor]]) -> dict[str, T
     return largest
 
 
+def _convolution(layer: nn.Module) -> nn.Conv2d:
+    assert isinstance(layer, nn.Conv2d)
+    return layer
+
+
 def scales(table: ScaleOfMagnitude) -> NDArray[Any]:
     """The scale for each exponent and mantissa of a magnitude in 2 ** -MAGNITUDE_BITS."""
     steps = 1 << integer.MANTISSA_BITS
@@ -164,9 +169,11 @@ def integers(prior: Prior, largest: dict[str, Tensor]) -> Tensors:
     start = 0
     for i, group in enumerate(GROUPS):
         end, seen = start + group, prior.seen[i]
-        conv = prior.context[i].weight
-        taps = integer.CHECKERBOARD if conv.shape[-1] == 5 else integer.BESIDE
-        weight = taps_last(conv, taps)
+        conv, first, last = (
+            _convolution(layers[i]) for layers in (prior.context, prior.first, prior.last)
+        )
+        taps = integer.CHECKERBOARD if conv.weight.shape[-1] == 5 else integer.BESIDE
+        weight = taps_last(conv.weight, taps)
         n_context = len(weight)
         tensors |= dense(
             f"context{i}",
@@ -177,21 +184,20 @@ def integers(prior: Prior, largest: dict[str, Tensor]) -> Tensors:
         )
         n_around = 0
         if start:
-            layer = prior.around[i - 1]
+            layer = _convolution(prior.around[i - 1])
             weight = taps_last(layer.weight, integer.SQUARE) / integer.LEVEL_UNITS
             n_around = len(weight)
             tensors |= dense(
                 f"around{i}",
                 weight,
-                layer.bias,
+                torch.as_tensor(layer.bias),
                 ones(n_around) * unit[f"around{i}"],
                 level_limit[:start].repeat(len(integer.SQUARE)),
             )
         # Training's order of the inputs: features, knots, context, around, symbols.
-        first = prior.first[i]
-        weight, bias = first.weight[:, :, 0, 0], first.bias
+        weight, bias = first.weight[:, :, 0, 0], torch.as_tensor(first.bias)
         sizes = [f, KNOTS, n_context, n_around, start]
-        features, near, context, about, known = weight.split(sizes, 1)
+        features, near, context, about, known = torch.split(weight, sizes, 1)
         parts = [features * unit["features"], near / APART, known]
         if start:
             parts.append(about * unit[f"around{i}"])
@@ -201,16 +207,16 @@ def integers(prior: Prior, largest: dict[str, Tensor]) -> Tensors:
         tensors |= dense(
             f"hidden{i}", torch.cat(parts, 1), bias, ones(hidden) * unit[f"hidden{i}"], limits
         )
-        last = prior.last[i]
-        weight, bias = last.weight[:, :, 0, 0].clone(), last.bias.clone()
+        weight, bias = last.weight[:, :, 0, 0].clone(), torch.as_tensor(last.bias).clone()
         weight[group:] *= octaves
         bias[group:] *= octaves
         units = torch.cat([ones(group) / MEAN_UNITS, ones(group) / integer.SCALE_UNITS])
         tensors |= dense(f"output{i}", weight * unit[f"hidden{i}"], bias, units, acts(hidden))
         sizes_of = prior.magnitudes[i]
+        assert isinstance(sizes_of, Magnitudes)
         for second in (0, 1):
             weight = sizes_of.weight[second]
-            at, ring, own = weight.split([start, start, group], 1)
+            at, ring, own = torch.split(weight, [start, start, group], 1)
             parts = [at, ring / len(integer.RING), sizes_of.bias[second].T / APART]
             known = magnitudes[:start]
             limits = torch.cat([known, known * len(integer.RING), rate_limits])
