@@ -36,9 +36,7 @@ from benchmarks.rate_distortion import load, photos_in
 from pillow_sdz import catalogue, models, weights
 from pillow_sdz.arrays import Floats, Ints, Pixels
 from pillow_sdz.codings import quality_map
-from pillow_sdz.codings.banded import Banded
-from pillow_sdz.codings.coding import Frame
-from pillow_sdz.codings.hyperprior import Coded, HyperPrior
+from pillow_sdz.codings.hyperprior import HyperPrior
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import Prediction, SymbolDecoder, Tables
 from pillow_sdz.codings.rate_axis import RateAxis
@@ -46,6 +44,7 @@ from pillow_sdz.models.mini import Mini
 from pillow_sdz.threads import one_blas_thread
 
 QUALITIES = (10, 30, 50, 70, 85)
+EFFORT = 4  # the default
 
 # A scale context is two thirds of an octave of the expected error, and the first begins at 2 ** -8
 # steps. Counts begin as 0.03 of the counts of the other photos. Other choices were tried on 25
@@ -159,11 +158,13 @@ class Reader:
         return symbols
 
 
-def payload_of(prior: HyperPrior, coded: Coded, quality: int) -> bytes:
-    """The payload of integers at the header's quality."""
-    besides = quality_map.volumes(coded.offsets)
-    quantizer = Quantizer(Tables.shipped(), coded.symbols, coded.hyper, besides=besides)
-    prior.code(quantizer, *coded.symbols.shape[:2], quality)
+def payload_of(
+    prior: HyperPrior, symbols: NDArray[Any], hyper: NDArray[Any], quality: int
+) -> bytes:
+    """The payload of latents (h, w, C) in steps and their hyperlatents, at the header's quality."""
+    height, width, _ = symbols.shape
+    quantizer = Quantizer(Tables.shipped(), symbols, hyper, besides=quality_map.volumes(None))
+    prior.code(quantizer, height, width, quality)
     return quantizer.bytes()
 
 
@@ -199,21 +200,22 @@ def measure(photos: list[Pixels], quality: float) -> dict[str, float]:
     bits = dict.fromkeys(names, 0.0)
     integers = []
     for photo in photos:
-        encode = Banded(catalogue.HYPERPRIOR, mini).encoder(hundredths, effort=4)
         latents = mini.encode(photo, hundredths)
-        (chunk,) = encode(Frame(latents, photo))
-        reader = Reader(chunk.data)
-        coded = mini.prior.code(reader, *latents.shape[:2], hundredths)
-        integers.append(coded.symbols)
-        if payload_of(mini.prior, coded, hundredths) != chunk.data:
+        steps = latents * mini.gain(hundredths)
+        payload = payload_of(mini.prior, *mini.refine(None, steps, hundredths, EFFORT), hundredths)
+        reader = Reader(payload)
+        height, width, _ = latents.shape
+        symbols, hyper, *_ = mini.prior.code(reader, height, width, hundredths)
+        integers.append(symbols)
+        if payload_of(mini.prior, symbols, hyper, hundredths) != payload:
             msg = "the payload's integers encode to another payload"
             raise AssertionError(msg)
-        bits["entropy of each channel"] += order_0(coded.symbols)
-        bits[PRIOR] += 8 * len(chunk.data)
+        bits["entropy of each channel"] += order_0(symbols)
+        bits[PRIOR] += 8 * len(payload)
         bits[IDEAL] += sum(reader.bits.values())
         bits[HYPER] += reader.bits["hyper"]
         for name, prior in less.items():
-            bits[name] += 8 * len(payload_of(prior, coded, hundredths))
+            bits[name] += 8 * len(payload_of(prior, symbols, hyper, hundredths))
     for fold in range(FOLDS):
         others = HandMade([x for i, x in enumerate(integers) if i % FOLDS != fold])
         bits[HAND_MADE] += sum(others.bits(x) for x in integers[fold::FOLDS])
