@@ -23,7 +23,7 @@ from pillow_sdz.codings import hyperprior, quality_map
 from pillow_sdz.codings.dense import EXACT, Dense
 from pillow_sdz.codings.hyperprior import PARITIES, HyperPrior
 from pillow_sdz.codings.quantize import Quantizer
-from pillow_sdz.codings.range_coder import DamagedPayload, SymbolDecoder, Tables
+from pillow_sdz.codings.range_coder import DamagedPayload, Prediction, SymbolDecoder, Tables
 from pillow_sdz.codings.rate_axis import APART, KNOTS, LAST, RateAxis
 from pillow_sdz.models.mini import Mini
 
@@ -303,11 +303,13 @@ def test_a_map_of_qualities_comes_back() -> None:
 
 
 @pytest.mark.parametrize("offsets", [None, np.zeros((2, 3), np.int32)])
-def test_without_a_map_there_is_no_byte(offsets: Ints | None) -> None:
+def test_without_a_map_there_is_a_thousandth_of_a_bit(offsets: Ints | None) -> None:
     volumes = quality_map.volumes(offsets)
     coder = Quantizer(TABLES, np.zeros(0), np.zeros(0), besides=volumes)
     assert quality_map.code(coder, 2, 3) is None
-    assert coder.bytes() == b""
+    zero = np.zeros(1, np.int32)
+    flag = Prediction.of(zero, zero + quality_map.FLAG_SCALE)
+    assert TABLES.bits(zero, flag).item() < 0.001
     assert quality_map.qualities(5000, None) == 5000
 
 

@@ -114,7 +114,10 @@ def mini_decoder(g: Graph, scale: int = 1) -> bytes:
     side = shape.FACTOR // scale
     rate = Rate(g)
     latents = g.first("latents")
-    y = g.op("Add", g.conv(latents, "decoder.enter"), rate.added("decoder.rate.0", 0, 1))
+    # The latents of some channels are a hundred times those of others: 8 bits lose 0.1 dB of PSNR
+    # at high rates (measured), which does not show in small pictures.
+    y = g.conv(latents, "decoder.enter", exact=scale == 1)
+    y = g.op("Add", y, rate.added("decoder.rate.0", 0, 1))
     y = g.trim(g.blocks(y, "decoder.at16", d16), "sides", m - m8)
     y = g.shuffle(g.conv(y, "decoder.up8"), 2)
     y = g.op("Add", y, rate.added("decoder.rate.1", m - m8, 2))
@@ -199,8 +202,10 @@ def models() -> dict[str, Model]:
 
     def of_mini(name: str, pixels: NDArray[np.uint8]) -> Iterator[dict[str, NDArray[Any]]]:
         for quality in RATES:
-            rate = knots(mini.axis.places(quality)[None, None])
-            shown: dict[str, NDArray[Any]] = {"sides": WHOLE, "rate": rate}
+            shown: dict[str, NDArray[Any]] = {
+                "sides": WHOLE,
+                "rate": knots(mini.axis.places(quality)[None, None]),
+            }
             if name == "mini_encoder":
                 yield {"pixels": pixels, **shown}
             elif not name.endswith("_base"):

@@ -54,10 +54,8 @@ class Reducing(nn.Module):
         self.linear.weight = nn.Parameter(torch.from_numpy(linear), requires_grad=False)
         gate = torch.from_numpy(reduced_gate(decoder.gate.weight.detach().numpy(), scale))
         self.gate = nn.Parameter(gate, requires_grad=False)
-        at8, at4, _ = DECODERS.get(scale, (0, 0, ()))
-        self.depths = at8, at4
-        self.at8, self.at4 = decoder.at8[:at8], decoder.at4[:at4]
-        width = WIDTHS[0] if at4 else WIDTHS[1] if at8 else BASE
+        self.blocks = DECODERS[scale][:2] if scale in DECODERS else (0, 0)
+        width = WIDTHS[0] if self.blocks[1] else WIDTHS[1] if self.blocks[0] else BASE
         # Each place becomes 2x2 pixels.
         self.head = nn.Conv2d(width, 3 * 2**2, 3, padding=1)
         nn.init.zeros_(self.head.weight)
@@ -80,7 +78,8 @@ class Reducing(nn.Module):
 
     def features(self, latents: Tensor, rate: Tensor) -> Tensor:
         """The head's input."""
-        if not self.depths[0]:
+        at8, at4 = self.blocks
+        if not at8:
             return latents[:, :BASE]
         decoder, (height, width) = self.decoder, latents.shape[2:]
         r16, r8, r4 = (
@@ -88,9 +87,9 @@ class Reducing(nn.Module):
             for layer, n in zip(decoder.rate, (1, 2, 4), strict=True)
         )
         y = decoder.at16(decoder.enter(latents) + r16)
-        out: Tensor = self.at8(F.pixel_shuffle(decoder.up8(y), 2) + r8)
-        if self.depths[1]:
-            out = self.at4(F.pixel_shuffle(decoder.up4(out), 2) + r4)
+        out: Tensor = decoder.at8[:at8](F.pixel_shuffle(decoder.up8(y), 2) + r8)
+        if at4:
+            out = decoder.at4[:at4](F.pixel_shuffle(decoder.up4(out), 2) + r4)
         return out
 
 

@@ -21,6 +21,7 @@ from .rate_axis import APART, KNOTS, RateAxis
 # The constants are measured or chosen: docs/measurements.md#hyperprior.
 
 ACTIVATION_LIMIT = 511
+HIDDEN_LIMIT = 4095  # of hidden layers, where rounding costs more
 HYPER_LIMIT = 255  # hyperlatents are clipped to it before they enter the networks
 # Magnitudes are clipped to it before they predict others, so that one does not spoil them.
 LARGEST_MAGNITUDE = 60
@@ -38,9 +39,9 @@ BLOCK = 1024
 Floats = NDArray[np.float32]
 
 
-def rectified(x: Floats) -> Floats:
-    """The values clipped to 0..ACTIVATION_LIMIT: the only non-linearity."""
-    return np.clip(x, 0, ACTIVATION_LIMIT, out=x)
+def rectified(x: Floats, limit: int = ACTIVATION_LIMIT) -> Floats:
+    """The values clipped to 0..limit: the only non-linearity."""
+    return np.clip(x, 0, limit, out=x)
 
 
 Taps = list[tuple[int, int]]
@@ -160,7 +161,8 @@ class HyperPrior:
             )
             inside = activations((around.outputs if around else 0) + self._context[i].outputs)
             self._hidden.append(layer(f"hidden{i}", features, knots, largest[:start], inside))
-            self._output.append(layer(f"output{i}", activations(self._hidden[i].outputs)))
+            hidden = np.full(self._hidden[i].outputs, HIDDEN_LIMIT)
+            self._output.append(layer(f"output{i}", hidden))
 
     def hyper_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """The shape of the hyperlatents for latents (height, width)."""
@@ -278,7 +280,7 @@ class HyperPrior:
                         known.append(rectified(self._context[i](seen)))
                         beside = magnitudes.around(places, BESIDE, start, end)
                         sizes.append(beside.reshape(len(places), len(BESIDE), -1).sum(1))
-                    inside = rectified(self._hidden[i](np.concatenate(known, 1)))
+                    inside = rectified(self._hidden[i](np.concatenate(known, 1)), HIDDEN_LIMIT)
                     parameters = self._output[i](inside)
                     predicted = self._magnitude[i][second](np.concatenate(sizes, 1))
                     mean[block] = parameters[:, : end - start]

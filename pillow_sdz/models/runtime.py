@@ -91,8 +91,14 @@ class Network:
     @built_once
     def _session_int8(self) -> Any:
         assert self._ranges is not None
-        tensors = quantised(self._tensors, _ranges(self._ranges))
-        return session(weights.graph(f"{self._graph}_int8").checked().read_bytes(), tensors)
+        graph = weights.graph(f"{self._graph}_int8").checked().read_bytes()
+        # A convolution may be in 8 bits in one network of a model, and in float32 in another one.
+        ranges = {
+            name: values
+            for name, values in _ranges(self._ranges).items()
+            if _names(graph, f"{name.rpartition('.')[0]}.weight_scale")
+        }
+        return session(graph, quantised(self._tensors, ranges))
 
 
 def session(graph: bytes, tensors: Tensors) -> Any:
@@ -106,15 +112,18 @@ def session(graph: bytes, tensors: Tensors) -> Any:
     settings.enable_mem_pattern = False
     names, values = [], []
     for name, tensor in tensors.items():
-        # ONNX Runtime refuses tensors that the graph lacks.  This is how a graph has a tensor's
-        # name: field 8 of a TensorProto, a string.
-        if b"\x42" + bytes([len(name)]) + name.encode() not in graph:
-            continue
+        if not _names(graph, name):
+            continue  # ONNX Runtime refuses tensors that the graph lacks
         wide = tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor
         names.append(name)
         values.append(onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(wide, order="C")))
     settings.add_external_initializers(names, values)
     return onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
+
+
+def _names(graph: bytes, tensor: str) -> bool:
+    """Whether a graph has a tensor of this name: field 8 of a TensorProto, a string."""
+    return b"\x42" + bytes([len(tensor)]) + tensor.encode() in graph
 
 
 def _ranges(network: str) -> dict[str, NDArray[Any]]:

@@ -78,15 +78,13 @@ def axis(scored: list[float]) -> NDArray[np.int32]:
     Quality 1 is the lower end, and quality 100 the upper one.  Between them and the qualities that
     a score reaches, places are linear.
     """
-    known = [(1.0, 0.0)]
+    qualities, places = [1.0], [0.0]
     for score, place in zip(scored, FITTED_PLACES, strict=True):
-        if known[-1][0] + 2 < score < 98 and place < 1:
-            known.append((score, place))
-    known.append((100.0, 1.0))
-    qualities, places = np.array(known).T
-    found: NDArray[np.int32] = np.round(
-        LAST * np.interp(np.arange(101.0), qualities, places)
-    ).astype(np.int32)
+        if qualities[-1] + 2 < score and place < 1:
+            qualities.append(score)
+            places.append(place)
+    table = np.interp(np.arange(101), [*qualities, 100.0], [*places, 1.0])
+    found: NDArray[np.int32] = np.round(LAST * table).astype(np.int32)
     return found
 
 

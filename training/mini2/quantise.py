@@ -1,7 +1,8 @@
 """Turn the trained floating-point prior into integers (`pillow_sdz.codings.hyperprior`).
 
 Weights become integers of at most 16 bits, as fine as the sums allow: none may reach 2 ** 24, up
-to which float32 is exact.  Activations get 9 bits; their units are calibrated on training photos.
+to which float32 is exact.  Activations get 9 bits, and 12 in hidden layers; each channel's
+unit is calibrated on training photos.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pillow_sdz.codings import hyperprior as integer
 from pillow_sdz.codings.dense import EXACT
@@ -23,7 +24,7 @@ from pillow_sdz.models.mini.network import knots
 from pillow_sdz.models.mini.rate import checkerboard
 from pillow_sdz.models.mini.shape import BASE
 from training.mini2.model import TAIL_FROM
-from training.mini2.prior import BASE_GROUPS, GROUPS, Magnitudes, Prior, ScaleOfMagnitude, levels
+from training.mini2.prior import BASE_GROUPS, GROUPS, Prior, ScaleOfMagnitude, levels
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -31,6 +32,7 @@ Tensors = dict[str, NDArray[Any]]
 MARGIN = 1.5
 SHIFT_LIMIT = 20  # no layer's outputs are divided by more.  Chosen: weights stay within 16 bits.
 LARGEST_WEIGHT = (1 << 15) - 1
+LEAST = 1 / 32  # of the largest channel: others have no finer unit.  Chosen
 MOST_SYMBOL = 1023  # the largest magnitude of a symbol that enters the networks.  Chosen.
 
 
@@ -75,11 +77,11 @@ def upsampling(weight: Tensor, down: int, right: int) -> Tensor:
 
 @torch.no_grad()
 def calibrate(prior: Prior, samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Largest activations, and symbols by channel, over (latents in steps, rate)."""
+    """The largest activations and symbols of each channel, over (latents in steps, rate)."""
     largest: dict[str, Tensor] = {}
 
-    def note(name: str, value: Tensor, by_channel: bool = False) -> None:
-        found = value.abs().amax((0, 2, 3)) if by_channel else value.abs().max()
+    def note(name: str, value: Tensor) -> None:
+        found = value.abs().amax((0, 2, 3))
         largest[name] = torch.maximum(largest.get(name, torch.zeros_like(found)), found)
 
     for latents, rate in samples:
@@ -89,7 +91,7 @@ def calibrate(prior: Prior, samples: list[tuple[Tensor, Tensor]]) -> dict[str, T
         note("synthesis", inside)
         features = F.relu(prior.synthesis_up(inside))
         note("features", features)
-        note("symbols", symbols, by_channel=True)
+        note("symbols", symbols)
         first = checkerboard(symbols)
         near = knots(rate).expand(-1, -1, *symbols.shape[2:])
         level = levels(symbols)
@@ -111,11 +113,6 @@ def calibrate(prior: Prior, samples: list[tuple[Tensor, Tensor]]) -> dict[str, T
     return largest
 
 
-def _convolution(layer: nn.Module) -> nn.Conv2d:
-    assert isinstance(layer, nn.Conv2d)
-    return layer
-
-
 def scales(table: ScaleOfMagnitude) -> NDArray[Any]:
     """The scale for each exponent and mantissa of a magnitude in 2 ** -MAGNITUDE_BITS."""
     steps = 1 << integer.MANTISSA_BITS
@@ -128,107 +125,127 @@ def scales(table: ScaleOfMagnitude) -> NDArray[Any]:
     return torch.round((8 * octaves + 40) * integer.SCALE_UNITS).to(torch.int16).numpy()
 
 
+class _Quantiser:
+    """Makes the layers of the prior, one after another, into `tensors`."""
+
+    def __init__(self, prior: Prior, largest: dict[str, Tensor]) -> None:
+        self.state, self.seen = prior.state_dict(), prior.seen
+        # Each channel has its own unit: some of them are at work at high rates alone.
+        self.unit = {
+            name: MARGIN * value.clamp_min(LEAST * value.max().item()) / limit_of(name)
+            for name, value in largest.items()
+        }
+        self.symbols = torch.ceil(MARGIN * largest["symbols"] + 1).clamp(max=MOST_SYMBOL)
+        self.magnitudes = self.symbols.clamp(max=integer.LARGEST_MAGNITUDE)
+        self.levels = torch.round(integer.LEVEL_UNITS * levels(torch.arange(MOST_SYMBOL + 1)))
+        self.tensors: Tensors = {}
+
+    def add(self, name: str, weight: Tensor, bias: Tensor, unit: Tensor, limits: Tensor) -> None:
+        self.tensors |= dense(name, weight, bias, unit.expand(len(weight)).double(), limits)
+
+    def hyper(self) -> None:
+        """From hyperlatents to features."""
+        state, unit = self.state, self.unit
+        weight = taps_last(state["synthesis.weight"], integer.SQUARE)
+        limits = torch.full((weight.shape[1],), float(integer.HYPER_LIMIT))
+        of_synthesis, of_features = unit["synthesis"], unit["features"]
+        self.add("synthesis", weight, state["synthesis.bias"], of_synthesis, limits)
+        for i, parity in enumerate(integer.PARITIES):
+            weight = upsampling(state["synthesis_up.weight"], *parity) * of_synthesis.repeat(4)
+            limits = activations(weight.shape[1])
+            self.add(f"up{i}", weight, state["synthesis_up.bias"], of_features, limits)
+
+    def around(self, i: int, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """What is seen around a place.  Returns the units of the two layers' outputs."""
+        seen, weight = self.seen[i], self.state[f"context.{i}.weight"]
+        taps = integer.CHECKERBOARD if weight.shape[-1] == 5 else integer.BESIDE
+        weight = taps_last(weight, taps)
+        units = [self.unit.get(f"{k}{i}", torch.ones(0)) for k in ("context", "around")]
+        limits = self.symbols[seen:end].repeat(len(taps))
+        self.add(f"context{i}", weight, torch.zeros(len(weight)), units[0], limits)
+        if start:
+            weight, bias = (self.state[f"around.{i - 1}.{part}"] for part in ("weight", "bias"))
+            weight = taps_last(weight, integer.SQUARE) / integer.LEVEL_UNITS
+            limits = self.levels[self.symbols[:start].long()].repeat(len(integer.SQUARE))
+            self.add(f"around{i}", weight, bias, units[1], limits)
+        return units[0], units[1]
+
+    def means(self, i: int, start: int, end: int) -> None:
+        """The two layers that give means, and corrections of the scales."""
+        of_context, of_around = self.around(i, start, end)
+        count = {k: len(self.state[f"{k}.0.weight"]) for k in ("context", "around")}
+        if not start:
+            count["around"] = 0
+        weight, bias = (self.state[f"first.{i}.{part}"] for part in ("weight", "bias"))
+        features = self.state["synthesis.weight"].shape[0]
+        # Training's order of the inputs: features, knots, context, around, symbols.
+        sizes = [features, KNOTS, count["context"], count["around"], start]
+        seen, near, context, around, known = weight[:, :, 0, 0].split(sizes, 1)
+        parts = [seen * self.unit["features"], near / APART, known]
+        parts += [around * of_around, context * of_context]
+        limits = [activations(features), ON_AXIS, self.symbols[:start]]
+        limits.append(activations(count["around"] + count["context"]))
+        of_hidden = self.unit[f"hidden{i}"]
+        self.add(f"hidden{i}", torch.cat(parts, 1), bias, of_hidden, torch.cat(limits))
+        group = end - start
+        weight, bias = (self.state[f"last.{i}.{part}"].clone() for part in ("weight", "bias"))
+        weight = weight[:, :, 0, 0]
+        weight[group:] *= EIGHTHS
+        bias[group:] *= EIGHTHS
+        units = torch.tensor([1 / MEAN_UNITS, 1 / integer.SCALE_UNITS]).repeat_interleave(group)
+        hidden = torch.full((weight.shape[1],), float(integer.HIDDEN_LIMIT))
+        self.add(f"output{i}", weight * of_hidden, bias, units, hidden)
+
+    def sizes(self, i: int, start: int, end: int) -> None:
+        """The linear predictions of magnitudes, of which there is one for each pass."""
+        group, known = end - start, self.magnitudes[:start]
+        unit = torch.tensor(2.0**-integer.MAGNITUDE_BITS)
+        for second in (0, 1):
+            weight, bias = (
+                self.state[f"magnitudes.{i}.{part}"][second] for part in ("weight", "bias")
+            )
+            at, ring, own = weight.split([start, start, group], 1)
+            parts = [at, ring / len(integer.RING), bias.T / APART]
+            limits = [known, known * len(integer.RING), ON_AXIS]
+            if second:
+                parts.append(own / len(integer.BESIDE))
+                limits.append(self.magnitudes[start:end] * len(integer.BESIDE))
+            zero = torch.zeros(group)
+            self.add(f"magnitude{i}.{second}", torch.cat(parts, 1), zero, unit, torch.cat(limits))
+
+
+def limit_of(name: str) -> int:
+    """The limit of a layer's outputs."""
+    return integer.HIDDEN_LIMIT if name.startswith("hidden") else integer.ACTIVATION_LIMIT
+
+
+def activations(count: int) -> Tensor:
+    """The limits of so many activations."""
+    return torch.full((count,), float(integer.ACTIVATION_LIMIT))
+
+
+ON_AXIS = torch.full((KNOTS,), float(APART))  # the limits of knots
+EIGHTHS = 8 / math.log(2)  # of an octave, in a natural logarithm
+
+
 @torch.no_grad()
 def integers(prior: Prior, largest: dict[str, Tensor]) -> Tensors:
     """All tensors of `pillow_sdz.codings.hyperprior.HyperPrior`."""
-    limit = integer.ACTIVATION_LIMIT
-    unit = {k: MARGIN * v.item() / limit for k, v in largest.items() if v.dim() == 0}
-    symbols = torch.ceil(MARGIN * largest["symbols"] + 1).clamp(max=MOST_SYMBOL)
-    magnitudes = symbols.clamp(max=integer.LARGEST_MAGNITUDE)
-    level = torch.round(integer.LEVEL_UNITS * levels(torch.arange(MOST_SYMBOL + 1)))
-    level_limit = level[symbols.long()]
-    tensors: Tensors = {
-        "groups": np.array(GROUPS, np.int32),
-        "tail": np.array([BASE, round(TAIL_FROM * LAST)], np.int32),
-        "largest": symbols.to(torch.int16).numpy(),
-        "levels": level.to(torch.int16).numpy(),
-        "scales": scales(prior.scale),
-    }
-    octaves = 8 / math.log(2)
-    base, slope = prior.hyper_scale.coefficients * octaves
-    hyper_scale = torch.stack([base + 40 + 0.5, slope / LAST]) * 65536
-    tensors["hyper_scale"] = torch.round(hyper_scale).to(torch.int32).numpy()
-
-    def acts(count: int) -> Tensor:
-        return torch.full((count,), float(limit))
-
-    def ones(count: int) -> Tensor:
-        return torch.ones(count).double()
-
-    z, f = prior.synthesis.weight.shape[1], prior.synthesis.weight.shape[0]
-    weight = taps_last(prior.synthesis.weight, integer.SQUARE)
-    limits = torch.full((weight.shape[1],), float(integer.HYPER_LIMIT))
-    assert weight.shape[1] == len(integer.SQUARE) * z
-    bias = torch.as_tensor(prior.synthesis.bias)
-    tensors |= dense("synthesis", weight, bias, ones(f) * unit["synthesis"], limits)
-    bias = torch.as_tensor(prior.synthesis_up.bias)
-    for i, (down, right) in enumerate(integer.PARITIES):
-        weight = upsampling(prior.synthesis_up.weight, down, right) * unit["synthesis"]
-        tensors |= dense(f"up{i}", weight, bias, ones(f) * unit["features"], acts(weight.shape[1]))
-    rate_limits = torch.full((KNOTS,), float(APART))
+    quantiser = _Quantiser(prior, largest)
+    quantiser.hyper()
     start = 0
     for i, group in enumerate(GROUPS):
-        end, seen = start + group, prior.seen[i]
-        conv, first, last = (
-            _convolution(layers[i]) for layers in (prior.context, prior.first, prior.last)
-        )
-        taps = integer.CHECKERBOARD if conv.weight.shape[-1] == 5 else integer.BESIDE
-        weight = taps_last(conv.weight, taps)
-        n_context = len(weight)
-        tensors |= dense(
-            f"context{i}",
-            weight,
-            torch.zeros(n_context),
-            ones(n_context) * unit[f"context{i}"],
-            symbols[seen:end].repeat(len(taps)),
-        )
-        n_around = 0
-        if start:
-            layer = _convolution(prior.around[i - 1])
-            weight = taps_last(layer.weight, integer.SQUARE) / integer.LEVEL_UNITS
-            n_around = len(weight)
-            tensors |= dense(
-                f"around{i}",
-                weight,
-                torch.as_tensor(layer.bias),
-                ones(n_around) * unit[f"around{i}"],
-                level_limit[:start].repeat(len(integer.SQUARE)),
-            )
-        # Training's order of the inputs: features, knots, context, around, symbols.
-        weight, bias = first.weight[:, :, 0, 0], torch.as_tensor(first.bias)
-        sizes = [f, KNOTS, n_context, n_around, start]
-        features, near, context, about, known = torch.split(weight, sizes, 1)
-        parts = [features * unit["features"], near / APART, known]
-        if start:
-            parts.append(about * unit[f"around{i}"])
-        parts.append(context * unit[f"context{i}"])
-        limits = torch.cat([acts(f), rate_limits, symbols[:start], acts(n_around + n_context)])
-        hidden = len(weight)
-        tensors |= dense(
-            f"hidden{i}", torch.cat(parts, 1), bias, ones(hidden) * unit[f"hidden{i}"], limits
-        )
-        weight, bias = last.weight[:, :, 0, 0].clone(), torch.as_tensor(last.bias).clone()
-        weight[group:] *= octaves
-        bias[group:] *= octaves
-        units = torch.cat([ones(group) / MEAN_UNITS, ones(group) / integer.SCALE_UNITS])
-        tensors |= dense(f"output{i}", weight * unit[f"hidden{i}"], bias, units, acts(hidden))
-        sizes_of = prior.magnitudes[i]
-        assert isinstance(sizes_of, Magnitudes)
-        for second in (0, 1):
-            weight = sizes_of.weight[second]
-            at, ring, own = torch.split(weight, [start, start, group], 1)
-            parts = [at, ring / len(integer.RING), sizes_of.bias[second].T / APART]
-            known = magnitudes[:start]
-            limits = torch.cat([known, known * len(integer.RING), rate_limits])
-            if second:
-                parts.append(own / len(integer.BESIDE))
-                limits = torch.cat([limits, magnitudes[start:end] * len(integer.BESIDE)])
-            tensors |= dense(
-                f"magnitude{i}.{second}",
-                torch.cat(parts, 1),
-                torch.zeros(group),
-                ones(group) * 2.0**-integer.MAGNITUDE_BITS,
-                limits,
-            )
-        start = end
-    return tensors
+        quantiser.means(i, start, start + group)
+        quantiser.sizes(i, start, start + group)
+        start += group
+    base, slope = prior.hyper_scale.coefficients * EIGHTHS
+    # From -5 octaves on, in 1/65536 of an eighth.
+    hyper_scale = torch.stack([base + 40 + 0.5, slope / LAST]) * 65536
+    return quantiser.tensors | {
+        "groups": np.array(GROUPS, np.int32),
+        "tail": np.array([BASE, round(TAIL_FROM * LAST)], np.int32),
+        "largest": quantiser.symbols.to(torch.int16).numpy(),
+        "levels": quantiser.levels.to(torch.int16).numpy(),
+        "scales": scales(prior.scale),
+        "hyper_scale": torch.round(hyper_scale).to(torch.int32).numpy(),
+    }

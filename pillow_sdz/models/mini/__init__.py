@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -118,7 +118,8 @@ class Mini:
         if effort <= HIGHEST_QUICK_EFFORT:
             return steps, hyper
         search: Search = self._search
-        return search.refine(pixels, steps, hyper, quality=quantisation, effort=effort)
+        places = self.axis.places(quantisation)
+        return search.refine(pixels, steps, hyper, places=places, effort=effort)
 
     @built_once
     def _search(self) -> Search:
@@ -136,9 +137,9 @@ class Mini:
     ) -> Iterator[tuple[Area, Pixels]]:
         """Latents (h, w, C) to pixels, tile by tile: each tile's place and pixels.
 
-        ``quantisation`` is as in `models.network.Network`.  The latents are in the encoder's units, not in steps.  The pixels cover at least ``area`` of
-        the latents.  With a ``scale`` of 2, 4 or 8, pictures are at 1/scale of their size, and
-        places are in their pixels.
+        ``quantisation`` is as in `models.network.Network`.  The latents are in the encoder's units,
+        not in steps.  The pixels cover at least ``area`` of them.  With a ``scale`` of 2, 4 or 8,
+        pictures are at 1/scale of their size, and places are in their pixels.
         """
         return self._decoders.decode(latents, quantisation, area, scale)
 
@@ -219,10 +220,11 @@ class Decoders:
             margin=margin,
         )
 
-    def _network(self, scale: int) -> Callable[..., Pixels]:
-        if scale == 8:
-            return self._eighth
-        return self._full if scale == 1 else self._reduced[scale]
+    def _network(self, scale: int) -> Variants | Eighth:
+        if scale == 1:
+            return self._full
+        found: Variants | Eighth = self._eighth if scale == 8 else self._reduced[scale]
+        return found
 
     @built_once
     def _heads(self) -> dict[str, NDArray[Any]]:

@@ -21,7 +21,8 @@ def _angles(size: int) -> NDArray[np.float64]:
 
 def mirrored(size: int = FACTOR) -> NDArray[np.float32]:
     """What a sample beyond a border is of its mirror image, from the border outwards."""
-    return -np.tan(_angles(size) / 2).astype(np.float32)
+    found: NDArray[np.float64] = -np.tan(_angles(size) / 2)
+    return found.astype(np.float32)
 
 
 def inside(scale: int = 1) -> NDArray[np.float32]:
@@ -29,7 +30,8 @@ def inside(scale: int = 1) -> NDArray[np.float32]:
 
     With a ``scale``, samples are means over so many; then this is exact where they are equal.
     """
-    return (1 / np.cos(_angles(FACTOR)).reshape(-1, scale).mean(1)).astype(np.float32)
+    found: NDArray[np.float64] = 1 / np.cos(_angles(FACTOR)).reshape(-1, scale).mean(1)
+    return found.astype(np.float32)
 
 
 def along(length: int, scale: int = 1) -> NDArray[np.float32]:

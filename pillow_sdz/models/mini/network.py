@@ -17,6 +17,8 @@ of `training.graphs`, which compute the same.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -150,6 +152,17 @@ class Decoder(nn.Module):
             whole: Tensor = borders(image[..., HALF:-HALF, HALF:-HALF]) + residual
             return whole
 
+    def of_base(self) -> Decoder:
+        """The same for the base alone (B, BASE, h, w); it shares all other weights."""
+        base = copy.copy(self)
+        base._modules = dict(self._modules)
+        for name in ("linear", "enter"):
+            layer = copy.copy(getattr(self, name))
+            layer._parameters = dict(layer._parameters)
+            layer.weight = nn.Parameter(layer.weight[:, :BASE], requires_grad=False)
+            base._modules[name] = layer
+        return base
+
 
 def _of_rate(*channels: int) -> nn.ModuleList:
     """What is added for the rate at each stage; nothing at first."""
@@ -167,7 +180,7 @@ class Gain(nn.Module):
     Adaptation", CVPR 2021).  Its logarithm is linear between knots.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int = CHANNELS) -> None:
         super().__init__()
         self.logarithms = nn.Parameter(torch.zeros(KNOTS, channels))
 
@@ -187,7 +200,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.encoder = Encoder()
         self.decoder = Decoder()
-        self.gain = Gain(CHANNELS)
+        self.gain = Gain()
 
 
 class Analysis(nn.Sequential):

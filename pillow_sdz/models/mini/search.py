@@ -11,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...arrays import Samples
+from ...arrays import CELL, Ints, Samples
 from ..running import built, undisturbed
-from . import refinement
-from .network import Autoencoder, rate_of
+from .network import Decoder, Gain
+from .rate import RateModel
+from .refinement import refine
+from .shape import BASE, CHANNELS
 
 
 @contextmanager
@@ -39,12 +41,13 @@ class Search:
     def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         found = {name: torch.from_numpy(values) for name, values in tensors.items()}
 
-        def part(*names: str) -> dict[str, Tensor]:
-            return {k: v for k, v in found.items() if k.partition(".")[0] in names}
+        def part(name: str) -> dict[str, Tensor]:
+            return {k.removeprefix(f"{name}."): v for k, v in found.items() if k.startswith(name)}
 
-        self._autoencoder = built(Autoencoder, part("encoder", "decoder", "gain"))
-        prior = {k.removeprefix("prior."): v for k, v in part("prior").items()}
-        self._rate_model = refinement.RateModel(prior)
+        decoder, self._gain = built(Decoder, part("decoder")), built(Gain, part("gain"))
+        # That of the base alone takes less time.
+        self._decoders = {CHANNELS: decoder, BASE: decoder.of_base()}
+        self._rate_model = RateModel(part("prior"))
 
     @one_thread()
     @undisturbed()
@@ -55,18 +58,16 @@ class Search:
         steps: NDArray[np.float32],
         hyper: NDArray[np.float32],
         *,
-        quality: int,
+        places: Ints,
         effort: int,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `refinement.refine`."""
-        rate = rate_of(quality)
-        gain = self._autoencoder.gain(rate)
-        return refinement.refine(
-            self._rate_model,
-            lambda latents: self._autoencoder.decoder(latents / gain, rate),
-            pixels,
-            steps,
-            hyper,
-            quality=quality,
-            effort=effort,
+        return refine(
+            self._rate_model, self._decode, pixels, steps, hyper, places=places, effort=effort
         )
+
+    def _decode(self, latents: Tensor, rate: Tensor) -> Tensor:
+        channels, height, width = latents.shape[1:]
+        gain = self._gain(rate, CELL, height, width)[:, :channels]
+        pictures: Tensor = self._decoders[channels](latents / gain, rate)
+        return pictures
