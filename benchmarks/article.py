@@ -54,7 +54,7 @@ def rows(
 ) -> list[Row]:
     """All rows of one photo of mode RGB."""
     pixels = picture.width * picture.height
-    exact = models.load(model).encode(np.asarray(picture))
+    exact = models.load(model).encode(np.asarray(picture), 0)  # the same for any quantisation
     size = {} if rate is None else {"target_size": int(rate * pixels / 8)}
     file = io.BytesIO()
     picture.save(file, "SDZ", model=model.name, coding="palette", **size)

@@ -334,7 +334,7 @@ def test_prior_command(
     prior.main(["--images", str(tmp_path)])
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:-1]]
     bits = {name: float(value) for name, value in rows}
-    assert 0 < bits["of which hyperlatents"] < bits[prior.PRIOR] < bits[prior.HAND_MADE]
-    assert bits[prior.PRIOR] < bits["without the groups before"] < bits["without both"]
+    assert 0 < bits[prior.HYPER] < bits[prior.IDEAL] <= bits[prior.PRIOR] < bits[prior.HAND_MADE]
+    assert all(bits[prior.PRIOR] < bits[name] for name in prior.PARTS)
     with pytest.raises(SystemExit):
         prior.main(["--images", str(tmp_path), "--limit", "2"])
