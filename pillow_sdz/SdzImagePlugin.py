@@ -298,10 +298,9 @@ class SdzImageFile(ImageFile.ImageFile):
         exact = self._layers.exact(self._frame, lenient=lenient)
         size = box[2] - box[0], box[3] - box[1]
         found = Image.new("L" if self.mode.startswith("L") else "RGB", size)
-        rest = box if exact is None else exact.rest(box, self._scale)
-        if rest is not None:
-            at = rest[0] - box[0], rest[1] - box[1]
-            found.paste(self._reconstructed(rest, found.mode, lenient=lenient), at)
+        rest = [box] if exact is None else list(exact.rest(box, self._scale))
+        if rest:
+            self._reconstruct(found, box, rest, lenient=lenient)
         if exact is not None:
             if box == (0, 0, *self.size) and not lenient:
                 for entry in self._frames[self._frame].bands:
@@ -311,8 +310,13 @@ class SdzImageFile(ImageFile.ImageFile):
             found.putalpha(alpha)
         return found
 
-    def _reconstructed(self, box: Box, mode: str, *, lenient: bool) -> Image.Image:
-        """A part of the frame, of mode L or RGB, as the latents show it."""
+    def _reconstruct(
+        self, found: Image.Image, whole: Box, boxes: Sequence[Box], *, lenient: bool
+    ) -> None:
+        """Paste what the latents show of some boxes, from top to bottom, onto a picture.
+
+        The picture shows the part ``whole`` of the frame, and has mode L or RGB.
+        """
         from . import codec, models, options
 
         # LOAD_TRUNCATED_IMAGES is about files: errors of the models are always raised.
@@ -337,19 +341,26 @@ class SdzImageFile(ImageFile.ImageFile):
                 self._reader,
             )
         latents = self._latents.frame(self._frame, lenient=lenient)
-        found = Image.new("L" if self._is_grey else mode, (box[2] - box[0], box[3] - box[1]))
-        for place, pixels in codec.decode(
-            latents, decoder=decoder, box=box, scale=self._scale, refine=refine
-        ):
-            found.paste(Image.fromarray(pixels).convert(found.mode), place)
-        for rows, reason, shown in latents.losses:
+        if not decoder.by_area or refine is not None:
+            boxes = [whole]  # all is decoded in any case
+        for box in boxes:
+            at = box[0] - whole[0], box[1] - whole[1]
+            for (left, top, right, bottom), pixels in codec.decode(
+                latents, decoder=decoder, box=box, scale=self._scale, refine=refine
+            ):
+                place = at[0] + left, at[1] + top, at[0] + right, at[1] + bottom
+                shown = Image.fromarray(pixels)
+                if self._is_grey:
+                    shown = shown.convert("L")
+                found.paste(shown.convert(found.mode), place)
+        for rows, reason, shown_in_part in latents.losses:
             top, bottom = (n * header.factor // self._scale for n in (rows.start, rows.stop))
-            what = "guessed in part" if shown else "black"
+            what = "guessed in part" if shown_in_part else "black"
             message = f"{reason}: the rows {top} to {min(bottom, self.height)} are {what}"
             warnings.warn(message, stacklevel=5)
-            if not shown:
-                found.paste(0, (0, max(top - box[1], 0), found.width, max(bottom - box[1], 0)))
-        return found.convert(mode)
+            if not shown_in_part:
+                lost = max(top - whole[1], 0), max(bottom - whole[1], 0)
+                found.paste(0, (0, lost[0], found.width, lost[1]))
 
 
 def _count_bytes(entries: Sequence[container.Entry]) -> dict[str, int]:

@@ -6,12 +6,13 @@ import random
 import struct
 from contextlib import suppress
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFile, ImageSequence
+from PIL import Image, ImageChops, ImageDraw, ImageFile, ImageSequence
 
-from pillow_sdz import chunks, container, demo, exact, models, open_latents
+from pillow_sdz import catalogue, chunks, container, demo, exact, models, open_latents
 from pillow_sdz.exact import Blocks, Regions
 from sdz_files import decode, encode, framed, replaced
 
@@ -76,10 +77,51 @@ class TestData:
 
     def test_what_is_left_to_the_latents(self) -> None:
         regions = Regions(coded(noise(), some((0, 0, 13, 3), (0, 3, 4, 9))), SIZE)
-        assert regions.rest((0, 0, *SIZE)) == (32, 24, *SIZE)
-        assert regions.rest((0, 0, 30, 60)) is None
-        assert regions.rest((20, 20, 50, 40)) == (32, 24, 50, 40)
-        assert regions.rest((0, 0, 51, 34), scale=2) == (16, 12, 51, 34)
+        assert list(regions.rest((0, 0, *SIZE))) == [(32, 24, *SIZE)]
+        assert list(regions.rest((0, 0, 30, 60))) == []
+        assert list(regions.rest((20, 20, 50, 40))) == [(32, 24, 50, 40)]
+        assert list(regions.rest((0, 0, 51, 34), scale=2)) == [(16, 12, 51, 34)]
+
+    def test_parts_that_are_far_apart_are_decoded_alone(self) -> None:
+        size = 64, 400
+        blocks = np.ones(exact.shape_of(size), np.bool_)
+        blocks[2, 1] = blocks[5, 3:6] = blocks[40, 7] = False
+        regions = Regions(coded(noise(size), blocks), size)
+        assert list(regions.rest((0, 0, *size))) == [(8, 16, 48, 48), (56, 320, 64, 328)]
+        assert list(regions.rest((0, 30, 40, 400))) == [(24, 40, 40, 48)]
+
+    def test_latents_show_through_open_pixels(self) -> None:
+        picture = noise()
+        transparent = Image.new("L", SIZE, 255)
+        transparent.paste(0, (50, 30, 70, 61))
+        picture.putalpha(transparent)
+        blocks = some((2, 1, 8, 8))
+        regions = Regions(coded(picture, blocks), SIZE)
+        assert (regions.opened == some((6, 3, 8, 8))).all()
+        assert list(regions.rest((20, 20, 60, 40))) == [(48, 24, 60, 40)]
+        for scale in (1, 2, 4, 8):
+            behind = Image.new("RGB", (-(-SIZE[0] // scale), -(-SIZE[1] // scale)), (9, 200, 9))
+            shown = behind.copy()
+            regions.paste(shown, (0, 0, *shown.size), scale)
+            seen = exact.mask(blocks).crop((0, 0, *SIZE))
+            expected = np.asarray(Image.composite(picture, Image.new("RGBA", SIZE), seen), float)
+            weight = expected[..., 3:] / 255
+            within = np.asarray(Image.new("RGB", SIZE, (9, 200, 9)), float)
+            whole = Image.fromarray(
+                np.rint(expected[..., :3] * weight + within * (1 - weight)).astype(np.uint8)
+            )
+            difference = np.asarray(shown, float) - np.asarray(whole.reduce(scale))
+            assert abs(difference).max() <= (0 if scale == 1 else 2)  # each step rounds
+
+    def test_what_is_neither_opaque_nor_transparent_is_refused(self) -> None:
+        picture = noise()
+        alpha = Image.new("L", SIZE, 255)
+        alpha.putpixel((0, 0), 0)
+        alpha.putpixel((50, 50), 128)
+        picture.putalpha(alpha)
+        regions = Regions(coded(picture, some((0, 0, 13, 9))), SIZE)
+        with pytest.raises(OSError, match="neither opaque nor transparent"):
+            regions.paste(Image.new("RGB", SIZE), (0, 0, *SIZE))
 
     def test_a_large_picture_has_parts(self) -> None:
         size = 9000, 1100
@@ -92,8 +134,13 @@ class TestData:
         regions.paste(shown, box)
         assert_same(shown, picture.crop(box))
 
-    def test_damage(self) -> None:
-        data = coded(noise(), some((2, 1, 5, 4), (7, 7, 9, 9)))
+    @pytest.mark.parametrize("is_open", [False, True])
+    def test_damage(self, is_open: bool) -> None:
+        picture = noise()
+        if is_open:
+            picture.putalpha(255)
+            picture.putpixel((20, 20), (0, 0, 0, 0))
+        data = coded(picture, some((2, 1, 5, 4), (7, 7, 9, 9)))
         for end in range(len(data)):
             with pytest.raises(OSError, match="EXCT"):
                 Regions(data[:end], SIZE)
@@ -126,20 +173,26 @@ class TestData:
     def test_frames_build_on_the_frame_before(self) -> None:
         coder = exact.Encoder(3)
         picture, blocks = noise(), some((0, 0, 13, 5))
+        picture.putalpha(255)
+        picture.putpixel((60, 20), (0, 0, 0, 0))
         frames, regions = [], None
         for number in range(9):
             if number == 5:
                 blocks = some((0, 0, 13, 7))
             if number % 2:
                 picture = picture.copy()
-                picture.putpixel((3, 3), (number, 0, 0))
+                picture.putpixel((3, 3), (number, 0, 0, 255))
             frames.append(coder.encode(picture, blocks))
             regions = Regions(frames[-1], SIZE, regions)
             shown = Image.new("RGB", SIZE)
             regions.paste(shown, (0, 0, *SIZE))
+            seen = exact.mask(blocks).crop((0, 0, *SIZE))
             expected = Image.new("RGB", SIZE)
-            expected.paste(picture, (0, 0), exact.mask(blocks).crop((0, 0, *SIZE)))
+            expected.paste(
+                picture.convert("RGB"), (0, 0), ImageChops.darker(seen, picture.getchannel("A"))
+            )
             assert_same(shown, expected)
+            assert regions.opened.sum() == 1
         builds = [exact.builds_on_the_frame_before(data) for data in frames]
         assert builds == [False, True, True, True, False, True, True, True, False]
         assert frames[2] == exact.AS_BEFORE
@@ -185,6 +238,39 @@ class TestPictures:
         assert_same(shown.crop(text), picture.crop(text))
         difference = np.asarray(shown).astype(int) - np.asarray(picture)
         assert 0 < (difference**2).mean() < 100
+
+    def test_a_photo_costs_nothing_where_it_begins_within_a_block(self) -> None:
+        inside, beside = page((480, 320), lines=17), page((480, 320), lines=17)
+        photo = demo.photo().resize((200, 150))
+        inside.paste(photo, (243, 101))
+        beside.paste(photo, (240, 104))
+        bytes_of = [decode(encode(im)).info["sdz"]["bytes"]["exact"] for im in (inside, beside)]
+        assert bytes_of[0] < 1.15 * bytes_of[1]
+        shown = decode(encode(inside))
+        around = Image.new("L", inside.size, 255)
+        around.paste(0, (242, 100, 444, 252))
+        empty = Image.new("RGB", inside.size)
+        assert_same(*(Image.composite(im, empty, around) for im in (shown, inside)))
+
+    def test_a_band_without_a_photo_is_not_decoded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        picture = page((160, 900), lines=48)
+        photo = demo.photo().resize((64, 48))
+        for top in (200, 700):
+            picture.paste(photo, (48, top))
+        data = encode(picture)
+        asked: list[slice] = []
+        network = models.load(catalogue.DEFAULT)
+        decode_area = type(network).decode
+
+        def noted(self: object, *args: Any, **kw: Any) -> Any:
+            asked.append(kw["area"][0])
+            return decode_area(self, *args, **kw)
+
+        monkeypatch.setattr(type(network), "decode", noted)
+        shown = decode(data)
+        assert len(asked) == 2
+        assert sum(rows.stop - rows.start for rows in asked) * catalogue.DEFAULT.factor < 200
+        assert_same(shown.crop((0, 300, 160, 660)), picture.crop((0, 300, 160, 660)))
 
     def test_without_regions(self) -> None:
         data = encode(page(), regions=False)

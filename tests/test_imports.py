@@ -40,6 +40,7 @@ GENERIC = (
     "regions",
     "saving",
     "shapes",
+    "vp8l",
 )
 
 
