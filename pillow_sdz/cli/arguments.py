@@ -35,7 +35,7 @@ class Output:
     """What follows -o: a path, and whether it ends in a slash, as only folders do."""
 
     path: Path
-    is_folder: bool = False
+    is_folder: bool
 
     def __str__(self) -> str:
         return str(self.path)

@@ -65,7 +65,7 @@ def _contradiction(settings: Mapping[str, Any]) -> str | None:
     channels = settings.get("latent_channels", 4)  # diffusers' default
     for name in ("latents_mean", "latents_std"):
         values = settings.get(name)
-        if isinstance(values, (list, tuple)) and len(values) not in (0, channels):
+        if isinstance(values, (list, tuple)) and len(values) != channels:
             return f"the field {name!r} has {len(values)} values for {channels} channels"
     return None
 
