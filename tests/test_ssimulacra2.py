@@ -130,6 +130,8 @@ def test_scores_without_gradients_do_not_hinder_later_ones() -> None:
         score(photo, photo)
     picture = (photo * 0.9).requires_grad_()
     score(picture, photo).sum().backward()
+    assert picture.grad is not None
+    assert picture.grad.abs().sum() > 0
 
 
 def test_black_white_and_saturated_pixels_have_finite_gradients() -> None:
