@@ -26,10 +26,11 @@ ERROR_OF_LETTERS = 250_000
 # The same for a block without letters, whose colour latents may shift by some levels.  Chosen: ten
 # levels in red, green and blue, since flat colours shall be right from quality 20 on.
 ERROR_OF_FLATS = 20_000
-# With a smaller part of letters, a picture that is not all graphics may be a photo.  Its file must
-# not become larger.  Measured: of 80 photos of the training data, three have something to keep,
-# and letters in at most 3 % of their blocks; the tuning set's pages with photos in 29 % and more.
-LETTERS_OF_A_PAGE = 0.04
+# What blocks of one colour in a photo may cost more than latents, which show them some levels off:
+# each of them, and all together.  Measured on four squares of 40 to 64 pixels in each of 5 photos
+# of the training data, at quality 20: 0.3 to 3 bytes, and 370.  The limit is for photos that have
+# a flat background.
+BYTES_OF_COLOURED, MOST_FOR_COLOURED = 4, 400
 # Below this quality, exact regions may have fewer colours.  Chosen: they differ from the original
 # only where the user asks for less.  With 32 colours, all graphics of the tuning set have a higher
 # SSIMULACRA2 than AVIF (speed 6) in the same bytes; with 16, gradients have not.
@@ -84,14 +85,17 @@ def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Fra
     most = (letters * ERROR_OF_LETTERS + flats * ERROR_OF_FLATS) / worth(quality)
     if blocks.all():
         return Frame(blocks, colours, None, most)
-    if letters < LETTERS_OF_A_PAGE * blocks.size:
-        most = 0
+    is_page = graphics.is_page(letters, blocks)
+    if not is_page:
+        most = min(BYTES_OF_COLOURED * graphics.coloured(colours, blocks), MOST_FOR_COLOURED)
     apart = graphics.apart_from_photos(colours, blocks)
     if apart is not None:
         wider, photo = apart
         without = colours.copy()
         without.putalpha(ImageChops.invert(photo))
-        if exact.cost(without, wider) < exact.cost(colours, blocks):
+        # In a photo, there are also more exact pixels.
+        limit = exact.cost(colours, blocks) + (0 if is_page else most)
+        if exact.cost(without, wider) < limit:
             blocks, colours = wider, without
     behind = _shown(colours, blocks)
     if hidden is not None:

@@ -396,3 +396,18 @@ class TestFlats:
         for n in range(6):
             area = slice(64 * (n // 3), 64 * (n // 3 + 1)), slice(64 * (n % 3), 64 * (n % 3 + 1))
             assert abs(shown[area].mean((0, 1)) - wanted[area].mean((0, 1))).max() <= 2
+
+    @pytest.mark.parametrize("quality", [20, 75])
+    @pytest.mark.parametrize("grey", [False, True])
+    def test_flat_colours_in_a_photo_keep_their_mean(self, quality: int, grey: bool) -> None:
+        chance = random.Random(grey)
+        picture = demo.photo().crop((0, 0, 320, 240))
+        boxes = [(x, y, x + 52, y + 44) for x, y in ((19, 21), (141, 33), (60, 150), (250, 180))]
+        for box in boxes:
+            level = chance.randrange(10, 246)
+            colour = tuple(level if grey else chance.choice([0, 44, 160, 255]) for _ in range(3))
+            picture.paste(colour, box)
+        shown = decode(encode(picture, quality=quality))
+        for box in boxes:
+            mean, wanted = (np.asarray(im.crop(box)).mean((0, 1)) for im in (shown, picture))
+            assert abs(mean - wanted).max() <= 2
