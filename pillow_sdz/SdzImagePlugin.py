@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 
 # A file on disk of at most so many bytes is kept in memory when it is opened.  Chosen: most
-# pictures have some kilobytes, and reading a megabyte takes less than decoding ten pixels.  Of an
-# animation, whose frames are decoded one by one, far more than any has.
+# pictures have some kilobytes, and reading a megabyte takes less than decoding ten pixels.  An
+# animation may have more, because its frames are decoded one by one.  Chosen: few have as much.
 HELD_OF_ONE, HELD = 1 << 20, 64 << 20
 
 
@@ -94,7 +94,7 @@ class SdzImageFile(ImageFile.ImageFile):
     def save(
         self, fp: str | bytes | PathLike[str] | PathLike[bytes] | IO[bytes], *args: Any, **kw: Any
     ) -> None:
-        """As `Image.save`, which empties the target first.  Here it may be this picture's file."""
+        """As `Image.save`, but the target may be the file of this picture: it is read first."""
         others = kw.get("append_images")
         for image in (self, *(others if isinstance(others, (list, tuple)) else ())):
             undecoded = isinstance(image, SdzImageFile) and (image.tile or image.is_animated)
@@ -186,7 +186,7 @@ class SdzImageFile(ImageFile.ImageFile):
         return Layers(self._header, self._frames, self._reader)
 
     def _show(self, frame: int) -> None:
-        """Make ``frame`` what the next load decodes."""
+        """Choose the frame that the next load decodes."""
         self._frame = frame
         # `thumbnail` and `putalpha` change them in place, perhaps while another frame was shown.
         self._size, self._mode = self._header.size, self._header.mode
@@ -302,7 +302,7 @@ class SdzImageFile(ImageFile.ImageFile):
                 f"the first of its {steps} is a picture, open_latents has them all"
             )
             raise OSError(msg)
-        # Before the network runs, since damage here makes its work vain.
+        # Read before the network runs: if they are damaged, its work would be lost.
         alpha = None
         if self._header.has_alpha:
             alpha = self._layers.alpha(self._frame, box, self._scale, lenient=lenient)

@@ -1,8 +1,8 @@
 """Finds what is cheaper to keep than to reconstruct: text, lines, icons, flat areas.
 
 Photos are told from graphics by *repeats*: pixels that equal the one to the left or the one above.
-In graphics nearly all pixels do, in photos, which have noise, few.  Such blocks are what a lossless
-coder codes in few bytes, and what an autoencoder that learnt from photos shows badly.
+In graphics nearly all pixels do, in photos, which have noise, few.  A lossless coder codes such
+blocks in few bytes, and an autoencoder that learnt from photos shows them badly.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ CONTRAST = 48
 # Of the blocks around it, the part that must be graphics for a block to be inside of graphics, and
 # not at the edge of an overexposed sky.  Chosen.
 INSIDE = 0.9
-# What a group of blocks that is kept must have: so many blocks with letters or lines, and such a
-# part of them; or so many blocks that fill such a part of their bounding box.  Chosen.
+# A group of blocks is kept if it has so many blocks with letters or lines, and such a part of them;
+# or if it has so many blocks, and they fill such a part of their bounding box.  Chosen.
 FEWEST_BUSY, PART_BUSY = 4, 0.02
 FEWEST_FLAT, PART_OF_BOX = 64, 0.9
 # Or so many blocks of one colour, and such a part of them; not black or white, as photos are where

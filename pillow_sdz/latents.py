@@ -1,4 +1,4 @@
-"""`save_latents` and `open_latents`: `.sdz` files of latents, without pictures of them.
+"""`save_latents` and `open_latents`: latents to `.sdz` files and back, without pictures.
 
 They need neither a model nor torch, because the package's own priors code latents of any
 autoencoder.  Only the latents of `mini` need its networks.

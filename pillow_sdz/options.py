@@ -210,7 +210,7 @@ def _read_environment() -> None:
             try:
                 globals()[name] = _checked(name, value, f"the environment variable SDZ_{name}")
             except ValueError as e:
-                # Importing works whatever the environment is. `_Settings` tells later.
+                # Importing works whatever the environment is. `_Settings` warns later.
                 _complaints[name] = str(e)
 
 
