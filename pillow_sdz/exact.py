@@ -30,6 +30,11 @@ PART_WIDTH, PART_HEIGHT = 8192, 16376
 # look at some 64 pixels around the area that they decode.
 APART = 16
 
+# To show a frame, a reader decodes the bitstreams of all EXCT that it builds on.  This limits their
+# pixels, in multiples of a picture's.  Chosen: flat ones then take about as long as the networks
+# take for a picture (measured: 5 and 256 ms a megapixel), and others have the bytes to show for it.
+MOST_PIXELS = 64
+
 # The first byte: all blocks are coded here; maps of what is coded here, and of what is open of it;
 # before these two, a map of what is as in the frame before; all is as in the frame before.
 _ALL, _SOME, _CHANGES, _AS_BEFORE = range(4)
@@ -78,6 +83,11 @@ def _boxes(coded: Blocks, size: tuple[int, int]) -> Iterator[PixelBox]:
             )
 
 
+def _area(coded: Blocks, size: tuple[int, int]) -> int:
+    """How many pixels the bitstreams of the coded blocks have."""
+    return sum((right - left) * (bottom - top) for left, top, right, bottom in _boxes(coded, size))
+
+
 def bounds(blocks: Blocks) -> tuple[int, int, int, int] | None:
     """The smallest box (left, top, right, bottom) around the True blocks; None if there is none."""
     if not blocks.any():
@@ -99,7 +109,7 @@ class Encoder:
     def __init__(self, limit: int) -> None:
         self._limit = limit  # of chunks in a row that build on the frame before
         self._before: tuple[NDArray[np.uint8], Blocks] | None = None
-        self._in_a_row = 0
+        self._in_a_row = self._pixels = 0  # chunks that build on each other, and their pixels
 
     def encode(self, image: Image.Image | None, blocks: Blocks | None) -> bytes:
         """The data of the EXCT chunk of the next frame, or nothing if it has no exact blocks.
@@ -111,16 +121,26 @@ class Encoder:
             return b""
         pixels = np.array(image.convert("RGBA"))
         pixels[pixels[..., 3] == 0] = 0
-        data = b""
+        kept = self._kept(pixels, blocks)
+        coded, builds = blocks & ~kept, bool(kept.any())
+        same = builds and self._before is not None and np.array_equal(kept, self._before[1])
+        self._in_a_row = self._in_a_row + 1 if builds else 0
+        self._pixels = _area(coded, image.size) + (self._pixels if builds else 0)
+        self._before = pixels, blocks
+        if same and not coded.any():
+            return AS_BEFORE
+        return _data(image, coded, kept if builds else None)
+
+    def _kept(self, pixels: NDArray[np.uint8], blocks: Blocks) -> Blocks:
+        """The blocks that are as in the frame before; none if this frame may not build on it."""
         if self._before is not None and self._in_a_row < self._limit:
             before, exact = self._before
             kept = blocks & exact & ~_of_blocks((pixels != before).any(2))
-            if kept.any():
-                same = bool((kept == blocks).all() and (blocks == exact).all())
-                data = AS_BEFORE if same else _data(image, blocks & ~kept, kept)
-        self._in_a_row = self._in_a_row + 1 if data else 0
-        self._before = pixels, blocks
-        return data or _data(image, blocks)
+            height, width = pixels.shape[:2]
+            more = _area(blocks & ~kept, (width, height))
+            if self._pixels + more <= MOST_PIXELS * width * height:
+                return kept
+        return np.zeros_like(blocks)
 
 
 def cost(image: Image.Image, blocks: Blocks) -> int:
@@ -278,6 +298,13 @@ class Regions:
             msg = "no block is exact"
             raise ValueError(msg)
         self._has_kept = bool(kept.any())
+        # The pixels of all bitstreams that are decoded to show the frame.
+        self._pixels = _area(coded, self.size)
+        if self._has_kept and self._before is not None:
+            self._pixels += self._before._pixels
+        if self._pixels > MOST_PIXELS * self.size[0] * self.size[1]:
+            msg = f"more pixels in a row of EXCT than {MOST_PIXELS} times the picture's"
+            raise ValueError(msg)
         self._parts: list[_Part] = []
         boxes = list(_boxes(coded, self.size))
         for number, box in enumerate(boxes):
@@ -330,7 +357,7 @@ class Regions:
 
         OSError if the pixels are damaged.
         """
-        for place, pixels, blocks in self._pixels():
+        for place, pixels, blocks in self._shown():
             left, top, right, bottom = (-(-edge // scale) for edge in place)
             inside = max(left, box[0]), max(top, box[1]), min(right, box[2]), min(bottom, box[3])
             if inside[0] >= inside[2] or inside[1] >= inside[3]:
@@ -341,7 +368,7 @@ class Regions:
             at = inside[0] - box[0], inside[1] - box[1]
             picture.paste(shown.convert("RGB").convert(picture.mode), at, where)
 
-    def _pixels(self) -> Iterator[tuple[PixelBox, Callable[[], Image.Image], Blocks]]:
+    def _shown(self) -> Iterator[tuple[PixelBox, Callable[[], Image.Image], Blocks]]:
         """Boxes, what decodes their pixels, and which of their blocks are exact."""
         if self._has_kept:
             yield (0, 0, *self.size), self._whole, self.blocks
@@ -357,10 +384,10 @@ class Regions:
                 before = chain[-1]._before
                 assert before is not None
                 chain.append(before)
-            canvas = chain[-1]._canvas or Image.new("RGBA", self.size)
+            begun = chain[-1]._canvas
+            canvas = Image.new("RGBA", self.size) if begun is None else begun.copy()
             for regions in reversed(chain):
                 if regions._canvas is None:
-                    canvas = canvas.copy()
                     for part in regions._parts:
                         pixels = part.pixels()
                         where = mask(part.coded).crop((0, 0, *pixels.size))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageDraw, ImageFile, ImageSequence
 
-from pillow_sdz import catalogue, chunks, container, demo, exact, models, open_latents
+from pillow_sdz import catalogue, chunks, container, demo, exact, models, open_latents, vp8l
 from pillow_sdz.exact import Blocks, Regions
 from sdz_files import decode, encode, framed, replaced
 
@@ -203,6 +203,53 @@ class TestData:
         builds = [exact.builds_on_the_frame_before(data) for data in frames]
         assert builds == [False, True, True, True, False, True, True, True, False]
         assert frames[2] == exact.AS_BEFORE
+
+    def corners(self, count: int) -> list[bytes]:
+        """Frames in which only the first and the last block change: a bitstream has all pixels."""
+        ends, everything = some((0, 0, 1, 1), (12, 8, 13, 9)), some((0, 0, 13, 9))
+        encoder, frames = exact.Encoder(255), []
+        for number in range(count):
+            picture = noise()
+            shown = noise(seed=number)
+            picture.paste(shown, (0, 0), exact.mask(ends).crop((0, 0, *SIZE)))
+            frames.append(encoder.encode(picture, everything))
+        return frames
+
+    def test_a_row_of_changes_costs_a_few_pictures(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However long the row is, and with the frames shown in any order."""
+        decoded = 0
+        decode_one = vp8l.decode
+
+        def counted(bitstream: bytes, size: tuple[int, int], *, has_alpha: bool) -> Image.Image:
+            nonlocal decoded
+            decoded += size[0] * size[1]
+            return decode_one(bitstream, size, has_alpha=has_alpha)
+
+        monkeypatch.setattr(vp8l, "decode", counted)
+        frames = self.corners(150)
+        begun = [n for n, data in enumerate(frames) if not exact.builds_on_the_frame_before(data)]
+        assert begun == [0, exact.MOST_PIXELS, 2 * exact.MOST_PIXELS]
+        for last in (exact.MOST_PIXELS - 1, 149):
+            regions = None
+            for data in frames[: last + 1]:
+                regions = Regions(data, SIZE, regions)
+            assert regions is not None
+            decoded = 0
+            picture = Image.new("RGB", SIZE)
+            regions.paste(picture, (0, 0, *SIZE))
+            assert 0 < decoded <= exact.MOST_PIXELS * SIZE[0] * SIZE[1]
+            block = (0, 0, 8, 8)
+            assert_same(picture.crop(block), noise(seed=last).crop(block))
+
+    def test_a_longer_row_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(exact, "MOST_PIXELS", 1000)
+        frames = self.corners(6)
+        monkeypatch.setattr(exact, "MOST_PIXELS", 5)
+        regions = None
+        for data in frames[:5]:
+            regions = Regions(data, SIZE, regions)
+        with pytest.raises(OSError, match="chunk EXCT: more pixels in a row of EXCT than 5 times"):
+            Regions(frames[5], SIZE, regions)
 
 
 class TestPictures:
