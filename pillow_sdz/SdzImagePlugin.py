@@ -101,6 +101,7 @@ class SdzImageFile(ImageFile.ImageFile):
             if undecoded and is_read_from(image, fp):
                 image._reader = _held(image._fp if image.is_animated else image.fp)
                 image._latents = None
+                image.__dict__.pop("_layers", None)
         super().save(fp, *args, **kw)
 
     def _read_chunks(self) -> list[container.Entry]:

@@ -820,6 +820,7 @@ class TestSavingOverItself:
     ) -> None:
         """Large ones are not read when they are opened, but when they are about to be emptied."""
         monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD", 0)
+        monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD_OF_ONE", 0)
         with Image.open(path) as im, Image.open(path) as other:
             if loaded:
                 im.load()
@@ -830,8 +831,26 @@ class TestSavingOverItself:
             again.seek(11)
             assert again.getextrema() != ((0, 0),) * 3
 
+    def test_alpha_of_a_file_that_was_not_kept_in_memory(
+        self, scene: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The alpha of a frame has been read, that of the others has not."""
+        frames = [scene.copy() for _ in range(3)]
+        for number, frame in enumerate(frames):
+            frame.putalpha(Image.radial_gradient("L").resize(SIZE).rotate(90 * number))
+        path = tmp_path / "a.sdz"
+        path.write_bytes(encode_all(frames))
+        monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD", 0)
+        monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD_OF_ONE", 0)
+        with Image.open(path) as im:
+            im.load()
+            im.save(path, save_all=True)
+        for frame, again in zip(frames, frames_of(path.read_bytes()), strict=True):
+            assert again.getchannel("A").tobytes() == frame.getchannel("A").tobytes()
+
     def test_another_target_is_not_read(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD", 0)
+        monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD_OF_ONE", 0)
         with Image.open(path) as im:
             reader = im._reader  # type: ignore[attr-defined]
             im.save(path.with_name("b.sdz"), save_all=True)
@@ -839,6 +858,7 @@ class TestSavingOverItself:
 
     def test_another_format(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD", 0)
+        monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD_OF_ONE", 0)
         with Image.open(path) as im:
             im.save(path, "GIF", save_all=True)
         with Image.open(path) as again:
