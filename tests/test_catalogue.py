@@ -189,3 +189,32 @@ def test_a_writer_is_not_laxer_than_its_readers(header: Header) -> None:
     parts = container.read(file(header).getvalue())
     with pytest.raises(ValueError, match=r"but model mini has|coding 9 of model sd1"):
         codec.write(parts)
+
+
+def test_latent_spaces_of_record() -> None:
+    """Channels, factor, scaling and shift of those that have one number for all channels."""
+    found = {
+        name: (space.channels, space.factor, space.scaling, space.shift)
+        for name, space in catalogue.SPACES.items()
+        if not isinstance(space.scaling, tuple) and name != "mini"
+    }
+    of_record: dict[str, tuple[object, ...]] = {
+        "sd-mini": (4, 8, 1, 0),
+        "sd1": (4, 8, 0.18215, 0),
+        "sdxl": (4, 8, 0.13025, 0),
+        "sd3": (16, 8, 1.5305, 0.0609),
+        "flux": (16, 8, 0.3611, 0.1159),
+    }
+    assert found.items() >= of_record.items()
+
+
+def test_denoising_of_record() -> None:
+    """In thousandths, and steps: sd1 as in the article of 2022, sd-mini as measured."""
+    found = {name: space.denoising for name, space in catalogue.SPACES.items() if space.denoising}
+    assert found == {"sd-mini": (30, 3), "sd1": (40, 3)}
+
+
+@pytest.mark.parametrize(("value", "tune"), [(0, "psnr"), (1, "perceptual"), (2, "psnr")])
+def test_tunes_of_record(value: int, tune: str) -> None:
+    """The first one also stands for values that a later version may add."""
+    assert chunks.KINDS[b"tUNE"].parse(bytes([value]), MINI) == tune

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from pillow_sdz import catalogue, chunks, codec, container, demo, fidelity, models, options, weights
+from pillow_sdz.codings.coding import Frame
 from pillow_sdz.codings.context import Context
 from pillow_sdz.codings.integers import Affine
 from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
@@ -325,3 +326,14 @@ def test_a_picture_survives_ten_generations(real_photo: Image.Image) -> None:
         image.save(stream, "SDZ", quality=75)
         image = Image.open(stream).convert("RGB")
     assert psnr(real_photo, image) > 24
+
+
+def test_frames_are_stored_whole_unless_asked_otherwise() -> None:
+    """Only an animation's frames may be stored as the difference from the frame before."""
+    latents = models.load(MINI).encode(np.zeros((32, 32, 3), np.uint8))
+    coder = codec.coder_of(MINI, catalogue.HYPERPRIOR)
+    for given, expected in (({}, chunks.LATENTS), ({"predict": True}, chunks.CHANGES)):
+        encode = coder.encoder(5000, 4, **given)
+        encode(Frame(latents))
+        (second,) = encode(Frame(latents))
+        assert second.type == expected
