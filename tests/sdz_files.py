@@ -17,7 +17,7 @@ from pillow_sdz.codec import EncodedLatents
 from pillow_sdz.container import Chunk
 
 if TYPE_CHECKING:
-    from pillow_sdz.models.network import Network
+    from pillow_sdz.models.network import Network, Qualities
 
 
 class CountingFile(BytesIO):
@@ -101,7 +101,9 @@ def encoded(
     return EncodedLatents([*map(encoder.encode, images)], encoder.quantisation)
 
 
-def shown(network: Network, latents: NDArray[Any], quantisation: int = 0) -> NDArray[np.uint8]:
+def shown(
+    network: Network, latents: NDArray[Any], quantisation: Qualities = 0
+) -> NDArray[np.uint8]:
     """Decode latents (h, w, C) to the whole picture (H, W, 3)."""
     pieces = list(network.decode(latents, quantisation))
     rows, columns = (max(place[axis].stop for place, _ in pieces) for axis in (0, 1))

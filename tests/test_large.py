@@ -13,7 +13,6 @@ from PIL import Image
 
 from benchmarks import memory
 from pillow_sdz import catalogue, chunks, codec, container, demo, models, options
-from pillow_sdz.arrays import Latents
 from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
 from pillow_sdz.models import runtime
@@ -43,13 +42,13 @@ def banded(photo: Image.Image) -> bytes:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the bands that were decoded."""
     numbers: list[int] = []
-    decode_stored = codec.Frames.decode_stored
+    decode = codec.Frames.decode
 
-    def noted(self: codec.Frames, number: int, band: int, **options: bool) -> Latents:
+    def noted(self: codec.Frames, number: int, band: int, **options: bool) -> codec.Band:
         numbers.append(band)
-        return decode_stored(self, number, band, **options)
+        return decode(self, number, band, **options)
 
-    monkeypatch.setattr(codec.Frames, "decode_stored", noted)
+    monkeypatch.setattr(codec.Frames, "decode", noted)
     return numbers
 
 
@@ -75,13 +74,13 @@ def budget_for(side: int) -> int:
 @pytest.mark.parametrize(
     ("height", "width", "rows"),
     [
-        (64, 256, None),  # 1024x4096 pixels are still one band
-        (65, 256, 34),  # bands of about equal height, and even
-        (66, 257, 34),
-        (511, 766, 20),  # 100 megapixels
+        (64, 128, None),  # 1024x2048 pixels are still one band
+        (65, 128, 34),  # bands of about equal height, and even
+        (66, 129, 34),
+        (511, 766, 10),  # 100 megapixels
         (2, 4096, None),
-        (5, 4096, 4),
-        (4096, 4096, 4),
+        (5, 4096, 2),
+        (4096, 4096, 2),
         (4096, 1, 64),
     ],
 )
@@ -105,13 +104,14 @@ def test_every_band_is_a_chunk_of_its_own(photo: Image.Image, banded: bytes) -> 
         # It shows the same place as the picture, except where the decoder looks beyond the cut.
         top = number * ROWS * 16
         expected = np.asarray(photo.crop((0, top, photo.width, top + ROWS * 16))).astype(int)
-        difference = np.abs(np.asarray(decode(file)) - expected)
+        difference = np.abs(np.asarray(decode(file)) - expected)[16:-16]
         assert difference.mean() < 8
 
 
 def test_bands_cost_little(photo: Image.Image, banded: bytes) -> None:
-    """Four cuts cost 20 bytes each, 12 of them for a chunk. Usual bands have 64 rows."""
-    assert 0 < len(banded) - len(encode(photo, quality=60)) <= 40 * (BANDS - 1)
+    """A percent for each cut, since these bands are small: usual ones have up to 64 rows."""
+    one = len(encode(photo, quality=60))
+    assert one < len(banded) < one * (1 + 0.0125 * (BANDS - 1))
 
 
 def test_no_seam_between_bands(photo: Image.Image, banded: bytes) -> None:
@@ -166,7 +166,7 @@ def test_tiled_pixels_are_those_of_one_piece(scale: int, monkeypatch: pytest.Mon
     """Each stage is computed so far beyond a tile as the next stages look."""
     monkeypatch.setattr("pillow_sdz.cores.cores", lambda: 1)
     pixels = np.asarray(demo.photo().resize((1296, 1008)))
-    latents = mini().encode(pixels)
+    latents = mini().encode(pixels, 5000)
     pictures = []
     for budget in (1 << 40, options.SMALLEST_BUDGET):
         picture = np.empty((1008 // scale, 1296 // scale, 3), int)
@@ -184,7 +184,7 @@ def test_tiled_pixels_are_those_of_one_piece(scale: int, monkeypatch: pytest.Mon
 def test_margins_are_not_too_narrow(scale: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A latent beyond the margin changes nothing."""
     monkeypatch.setattr("pillow_sdz.cores.cores", lambda: 1)  # one tile
-    margin = 1 if scale == 8 else mini_shape.DECODERS[scale][2][0]
+    margin = mini_shape.MARGINS[scale]
     size = 2 * margin + 9
     latents = np.zeros((size, size, mini_shape.CHANNELS), np.float32)
     middle = size // 2
@@ -231,7 +231,7 @@ def test_crop_computes_the_tiles_that_it_needs(
     run = runtime.Network.__call__
 
     def noted(self: runtime.Network, **inputs: np.ndarray) -> np.ndarray:
-        if "rate" in inputs:
+        if {"rate", "latents"} <= inputs.keys():
             seen.append(inputs["latents"].shape[:2])
         return run(self, **inputs)
 

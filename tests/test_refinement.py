@@ -11,10 +11,13 @@ import torch
 from PIL import Image
 
 from pillow_sdz import catalogue, demo, fidelity, models
+from pillow_sdz.codings import quality_map
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import Tables
+from pillow_sdz.codings.rate_axis import LAST
 from pillow_sdz.models.mini import Mini, refinement
-from pillow_sdz.models.mini.refinement import RateModel
+from pillow_sdz.models.mini.rate import RateModel
+from pillow_sdz.models.mini.shape import BASE
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
 
 
@@ -53,24 +56,71 @@ def scores(original: Image.Image, data: bytes) -> tuple[float, float]:
     return psnr, ssimulacra2(tensor(picture), tensor(original)).item()
 
 
+@pytest.fixture(scope="module")
+def rate_model(mini: Mini) -> RateModel:
+    name = "prior."
+    tensors = {k: torch.from_numpy(v) for k, v in mini.tensors.items() if k.startswith(name)}
+    return RateModel({k.removeprefix(name): v for k, v in tensors.items()})
+
+
+def integers(values: np.ndarray) -> torch.Tensor:
+    """(h, w, C) as (1, C, h, w), rounded."""
+    return torch.from_numpy(np.rint(values)).permute(2, 0, 1)[None]
+
+
+def rate_of(mini: Mini, quality: int) -> torch.Tensor:
+    return torch.full((1, 1, 1, 1), float(mini.axis.places(quality)) / LAST)
+
+
 @pytest.mark.parametrize("quality", [100, 2000, 5000, 10000])
 def test_rate_model_is_the_integer_prior_without_its_roundings(
-    mini: Mini, photo: Image.Image, quality: int
+    mini: Mini, rate_model: RateModel, photo: Image.Image, quality: int
 ) -> None:
-    steps = mini.encode(np.asarray(photo)) * mini.gain(quality)
+    steps = mini.encode(np.asarray(photo), quality) * mini.gain(quality)
     hyper = mini.hyperlatents(steps)
-    quantizer = Quantizer(Tables.shipped(), steps, hyper)
+    quantizer = Quantizer(Tables.shipped(), steps, hyper, besides=quality_map.volumes(None))
     mini.prior.code(quantizer, *steps.shape[:2], quality)
     real = 8 * len(quantizer.bytes())
-
-    def integers(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.rint(values)).permute(2, 0, 1)[None]
-
-    rate: RateModel = mini._search._rate_model
-    symbols = integers(steps)
-    told = rate.before_hyper(symbols, quality)
-    bits = rate.bits(symbols, integers(hyper), told, quality).item()
+    rate, symbols = rate_of(mini, quality), integers(steps)
+    told = rate_model.before_hyper(symbols, rate)
+    bits = rate_model.bits(symbols, integers(hyper), told, rate).item()
     assert bits == pytest.approx(real, rel=0.02, abs=24)  # a file ends in whole bytes
+
+
+def test_rate_model_of_the_base_alone(
+    mini: Mini, rate_model: RateModel, photo: Image.Image
+) -> None:
+    """Where there is no tail, the bits of the base are those of all."""
+    steps = mini.encode(np.asarray(photo), 1500) * mini.gain(1500)
+    hyper, rate = integers(mini.hyperlatents(steps)), rate_of(mini, 1500)
+    bits = []
+    for symbols in (integers(steps), integers(steps)[:, :BASE]):
+        told = rate_model.before_hyper(symbols, rate)
+        bits.append(rate_model.bits(symbols, hyper, told, rate).item())
+    assert bits[0] == pytest.approx(bits[1], rel=1e-5)
+
+
+def test_a_map_of_rates_gives_each_half_its_bits(
+    mini: Mini, rate_model: RateModel, photo: Image.Image
+) -> None:
+    qualities = np.full((4, 5), 2000, np.int32)
+    qualities[:, 2:] = 8000
+    rates = [torch.full((1, 1, 4, 5), float(mini.axis.places(q)) / LAST) for q in (2000, 8000)]
+    mixed = torch.from_numpy(mini.axis.places(qualities) / np.float32(LAST)).float()[None, None]
+    steps = mini.encode(np.asarray(photo), qualities)
+    steps = integers(steps * mini.gain(qualities, *steps.shape[:2]))
+    hyper = torch.zeros(1, 32, 4, 5)
+    # Symbols that are 0 everywhere cost what their rates say.
+    found = []
+    for rate in (*rates, mixed):
+        symbols = rate_model.coded(torch.zeros_like(steps), rate)
+        told = rate_model.before_hyper(symbols, rate)
+        found.append(rate_model.bits(symbols, hyper, told, rate).item())
+    assert found[0] < found[2] < found[1]
+    # The tail is coded in one half alone.
+    coded = rate_model.coded(torch.ones_like(steps), mixed)
+    assert not coded[:, BASE:, :, :4].any()
+    assert coded[:, BASE:, :, 4:].all()
 
 
 @pytest.mark.parametrize("quality", [10, 50])
@@ -141,20 +191,20 @@ def test_leaves_the_networks_as_they_were(mini: Mini, photo: Image.Image) -> Non
     before = opened(saved(photo, effort=0)).tobytes()
     saved(photo, effort=6)
     assert opened(saved(photo, effort=0)).tobytes() == before
-    parameters = list(mini._search._autoencoder.parameters())
+    parameters = [p for d in mini._search._decoders.values() for p in d.parameters()]
     assert parameters
     assert not any(p.requires_grad or p.grad is not None for p in parameters)
 
 
 def test_without_pixels_latents_stay(mini: Mini, photo: Image.Image) -> None:
-    steps = mini.encode(np.asarray(photo)) * mini.gain(3000)
+    steps = mini.encode(np.asarray(photo), 3000) * mini.gain(3000)
     refined, hyper = mini.refine(None, steps, 3000, effort=9)
     assert np.array_equal(refined, steps)
     assert not np.array_equal(np.rint(hyper), np.rint(mini.hyperlatents(steps)))
 
 
 def test_target_size_is_kept_and_mostly_used(photo: Image.Image) -> None:
-    for limit in (300, 900, 1500):
+    for limit in (400, 900, 1500):
         size = len(saved(photo, target_size=limit, effort=7))
         assert 0.9 * limit < size <= limit
 

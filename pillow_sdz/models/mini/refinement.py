@@ -35,7 +35,7 @@ Decode = Callable[[Tensor, Tensor], Tensor]
 # The loss is bits per pixel, plus a weight for a squared grey level, plus a weight for a distance
 # of 100 in SSIMULACRA2.  The first weight is geometric between these, from one end of the
 # rate axis to the other.  Measured.
-SQUARED_ERROR = (1.5e-4, 0.65)
+SQUARED_ERROR = (2.7e-4, 0.45)
 # The second weight is PERCEPTUAL * (first weight / PERCEPTUAL_AT) ** PERCEPTUAL_POWER.  Measured;
 # the power is chosen.
 PERCEPTUAL = 0.2 * 0.35
