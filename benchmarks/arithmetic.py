@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.article import assembled
 from evaluation.photos import photo_paths
 from pillow_sdz import catalogue, demo, models, options
 from pillow_sdz.arrays import Latents, Pixels
-from pillow_sdz.models import tiles
 from pillow_sdz.models.mini import Mini
 
 ARITHMETICS = ("float32", "int8")
@@ -81,7 +81,7 @@ def losses(mini: Mini, photos: Sequence[Pixels]) -> Iterator[str]:
             for dtype in ARITHMETICS:
                 with options.override(DTYPE=dtype):
                     pieces = mini.decode(latents, quality)
-                    pictures.append(tiles.assembled(pieces, latents, 16)[:height, :width])
+                    pictures.append(assembled(pieces, latents, 16)[:height, :width])
             found.append([psnr(photo, picture) for picture in pictures])
             difference = np.abs(pictures[0].astype(int) - pictures[1]).max()
             largest = max(largest, int(difference))

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import io
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +27,11 @@ from benchmarks.codecs import CODECS
 from benchmarks.metrics import measure
 from benchmarks.rate_distortion import load
 from pillow_sdz import catalogue, chunks, codec, container, models
-from pillow_sdz.arrays import Latents
+from pillow_sdz.arrays import Area, Latents, Pixels, Samples
 from pillow_sdz.codings.dithering import STEP, encode
 from pillow_sdz.codings.target_size import EncodedLatents
 from pillow_sdz.container import Chunk
-from pillow_sdz.models import denoise, tiles
+from pillow_sdz.models import denoise
 
 # What is done to the latents before they are decoded. The key is the name in the table.
 Refinements = Mapping[str, Callable[[Latents], Latents]]
@@ -54,7 +54,7 @@ def rows(
 ) -> list[Row]:
     """All rows of one photo of mode RGB."""
     pixels = picture.width * picture.height
-    exact = models.load(model).encode(np.asarray(picture))
+    exact = models.load(model).encode(np.asarray(picture), 0)  # the same for any quantisation
     size = {} if rate is None else {"target_size": int(rate * pixels / 8)}
     file = io.BytesIO()
     picture.save(file, "SDZ", model=model.name, coding="palette", **size)
@@ -80,7 +80,7 @@ def rows(
         refined = {f"{name}, {label}": refine(latents) for label, refine in refinements.items()}
         for label, decoded in {name: latents, **refined}.items():
             pieces = models.load(model).decode(decoded, quantisation)
-            whole = tiles.assembled(pieces, decoded, model.factor)
+            whole = assembled(pieces, decoded, model.factor)
             decoded_pixels = whole[: picture.height, : picture.width]
             error = float(np.mean((decoded - exact) ** 2))
             found.append(_row(label, bpp, error, picture, Image.fromarray(decoded_pixels)))
@@ -89,6 +89,15 @@ def rows(
         bpp = 8 * len(best.data) / pixels
         found.append(_row(name, bpp, None, picture, CODECS[name].decode(best.data)))
     return found
+
+
+def assembled(pieces: Iterable[tuple[Area, Pixels]], latents: Samples, factor: int) -> Pixels:
+    """The pieces that a network decodes all latents to, as one picture."""
+    rows, columns = latents.shape[:2]
+    pixels = np.empty((factor * rows, factor * columns, 3), np.uint8)
+    for place, piece in pieces:
+        pixels[place] = piece
+    return pixels
 
 
 def _row(

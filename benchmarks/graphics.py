@@ -18,7 +18,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Iterable
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,18 +81,11 @@ def message_in(picture: Image.Image) -> str | None:
     return found[0].text if found else ""
 
 
-def found_again(read: list[str] | None, known: Iterable[str]) -> float | None:
-    """The part of the known words that were read."""
-    known = list(known)
+def found_again(read: list[str] | None, known: list[str]) -> float | None:
+    """The part of the known words that were read; each counts as often as it is there."""
     if read is None or not known:
         return None
-    left = list(read)
-    found = 0
-    for word in known:
-        if word in left:
-            left.remove(word)
-            found += 1
-    return found / len(known)
+    return (Counter(read) & Counter(known)).total() / len(known)
 
 
 def judged(drawing: Drawing, data: bytes, shown: Image.Image, known: list[str]) -> Result:
@@ -117,7 +110,7 @@ def compared(drawing: Drawing, quality: float) -> Row:
     seconds = encoded - started, time.process_time() - encoded
     (fitted,) = AVIF.fit(picture, [sdz.tell()])
     read = words_in(picture) if drawing.words else None
-    known = [] if read is None else [word for word in drawing.words if word in read]
+    known = sorted((Counter(read or []) & Counter(drawing.words)).elements())
     return Row(
         drawing.name,
         drawing.kind,

@@ -3,10 +3,12 @@
     python -m benchmarks.prior --images DIR [--limit N]
 
 The integers are mini's rounded latents, as in files of the default effort. The prior's bits are
-those of real payloads. Each payload is decoded and encoded again. The prior also runs without its
-context, which is the first pass around a place, and without the groups of channels before. These
-inputs are zero then. The networks were not trained for that, and the hyperlatents were not chosen
-for it, so a prior that is trained without these parts would lose less.
+those of real payloads. Each payload is decoded and encoded again. The row of the ideal code has the
+same predictions without the range coder. The prior also runs without one of its parts at a time:
+the features that it computes from the hyperlatents, the context (the first pass around a place),
+the groups of channels before around a place, and the magnitudes of what is known. What these would
+add is zero then. The networks were not trained for that, and the hyperlatents were not chosen for
+it, so a prior that is trained without a part would lose less.
 
 The hand-made model's bits are those of an ideal code, without side information. Photo i is coded
 with a model fitted to those photos j of DIR whose j mod 3 differs, at the same quality. mini should
@@ -18,9 +20,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,16 +34,17 @@ from tqdm import tqdm
 from benchmarks.latents import FOLDS
 from benchmarks.rate_distortion import load, photos_in
 from pillow_sdz import catalogue, models, weights
-from pillow_sdz.arrays import Floats, Ints
-from pillow_sdz.codings.banded import Banded
-from pillow_sdz.codings.coding import Frame
+from pillow_sdz.arrays import Floats, Ints, Pixels
+from pillow_sdz.codings import quality_map
 from pillow_sdz.codings.hyperprior import HyperPrior
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import Prediction, SymbolDecoder, Tables
+from pillow_sdz.codings.rate_axis import RateAxis
 from pillow_sdz.models.mini import Mini
 from pillow_sdz.threads import one_blas_thread
 
-QUALITIES = (10, 20, 35, 50, 75)
+QUALITIES = (10, 30, 50, 70, 85)
+EFFORT = 4  # the default
 
 # A scale context is two thirds of an octave of the expected error, and the first begins at 2 ** -8
 # steps. Counts begin as 0.03 of the counts of the other photos. Other choices were tried on 25
@@ -48,17 +53,19 @@ QUALITIES = (10, 20, 35, 50, 75)
 # times the contexts, by the fraction of the mean, would save 1.1, 0.4 and 0.05 %.
 CONTEXTS, FINEST, PER_OCTAVE = 16, -8, 1.5
 SHARE, UNSEEN = 0.03, 0.01
-REACH = 255  # the alphabet of residuals, on both sides of 0; enough at these qualities
+REACH = 1023  # the alphabet of residuals, on both sides of 0; enough at these qualities
 
 HAND_MADE = "causal linear mean + 16 scale contexts"
 PRIOR = "mini's prior"
+IDEAL, HYPER = "an ideal code of its predictions", "of which hyperlatents"
 
-
-class Photo(NamedTuple):
-    """mini's latents (h, w, C) before quantisation, and the number of pixels of the photo."""
-
-    latents: NDArray[np.float32]
-    pixels: int
+# Tensors of the prior that are set to zero, by what it is without then.
+PARTS = {
+    "without the features": r"up\d",
+    "without the context": r"context\d",
+    "without the groups around": r"around\d",
+    "without magnitudes": r"magnitude\d\.\d",
+}
 
 
 class HandMade:
@@ -139,38 +146,39 @@ def _least_squares(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> Floats
 
 
 class Reader:
-    """A `range_coder.Coder` that decodes. It keeps the hyperlatents and their bits."""
+    """A `range_coder.Coder` that decodes, and counts bits of an ideal code by volume."""
 
     def __init__(self, payload: bytes) -> None:
         self._decoder = SymbolDecoder(Tables.shipped(), payload)
-        self.hyper, self.hyper_bits = np.zeros(0, np.int64), 0.0
+        self.bits: dict[str, float] = defaultdict(float)
 
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
         symbols = self._decoder.code(volume, index, mean, scale)
-        if volume == "hyper":
-            self.hyper = symbols
-            bits = Tables.shipped().bits(symbols, Prediction.of(mean, scale))
-            self.hyper_bits = float(bits.sum())
+        self.bits[volume] += float(Tables.shipped().bits(symbols, Prediction.of(mean, scale)).sum())
         return symbols
 
 
-def payload_of(prior: HyperPrior, symbols: Ints, hyper: Ints, quality: int) -> bytes:
-    """The payload of integers (h, w, C) and flat hyperlatents at the header's quality."""
+def payload_of(
+    prior: HyperPrior, symbols: NDArray[Any], hyper: NDArray[Any], quality: int
+) -> bytes:
+    """The payload of latents (h, w, C) in steps and their hyperlatents, at the header's quality."""
     height, width, _ = symbols.shape
-    shape = prior.hyper_shape(height, width)
-    quantizer = Quantizer(Tables.shipped(), symbols.astype(np.float64), hyper.reshape(shape))
+    quantizer = Quantizer(Tables.shipped(), symbols, hyper, besides=quality_map.volumes(None))
     prior.code(quantizer, height, width, quality)
     return quantizer.bytes()
 
 
-def without(names: Iterable[str]) -> HyperPrior:
-    """mini's prior with these tensors set to zero."""
-    tensors = {
-        name.removeprefix("prior."): tensor
-        for name, tensor in load_file(weights.MINI.checked()).items()
+def without(part: str) -> HyperPrior:
+    """mini's prior without the layers whose names match."""
+    tensors = load_file(weights.MINI.checked())
+    kept = {
+        name.removeprefix("prior."): np.zeros_like(tensor)
+        if re.fullmatch(rf"prior\.{part}\.(weight|bias)", name)
+        else tensor
+        for name, tensor in tensors.items()
         if name.startswith("prior.")
     }
-    return HyperPrior(tensors | {name: np.zeros_like(tensors[name]) for name in names})
+    return HyperPrior(kept, RateAxis(tensors["axis"]))
 
 
 def order_0(symbols: Ints) -> float:
@@ -182,39 +190,36 @@ def order_0(symbols: Ints) -> float:
     return bits
 
 
-def measure(photos: list[Photo], quality: float) -> dict[str, float]:
+def measure(photos: list[Pixels], quality: float) -> dict[str, float]:
     """Bits per pixel of all photos together, for each way to code them."""
     hundredths = round(100 * quality)
     mini = models.load(catalogue.MINI)
     assert isinstance(mini, Mini)
-    shipped, encode = mini.prior, Banded(catalogue.HYPERPRIOR, mini).encoder(hundredths, effort=4)
-    groups_before = [f"hidden{i}.weight3" for i in (1, 2)]  # the fourth of their inputs
-    less = {
-        "without the groups before": without(groups_before),
-        "without the context": without(["context.weight0"]),
-        "without both": without(["context.weight0", *groups_before]),
-    }
-    names = ("entropy of each channel", HAND_MADE, PRIOR, "of which hyperlatents", *less)
+    less = {name: without(part) for name, part in PARTS.items()}
+    names = ("entropy of each channel", HAND_MADE, PRIOR, IDEAL, HYPER, *less)
     bits = dict.fromkeys(names, 0.0)
     integers = []
     for photo in photos:
-        payload = b"".join(chunk.data for chunk in encode(Frame(photo.latents)))
+        latents = mini.encode(photo, hundredths)
+        steps = latents * mini.gain(hundredths)
+        payload = payload_of(mini.prior, *mini.refine(None, steps, hundredths, EFFORT), hundredths)
         reader = Reader(payload)
-        rows, columns, _ = photo.latents.shape
-        symbols = shipped.code(reader, rows, columns, hundredths).symbols
+        height, width, _ = latents.shape
+        symbols, hyper, *_ = mini.prior.code(reader, height, width, hundredths)
         integers.append(symbols)
-        if payload_of(shipped, symbols, reader.hyper, hundredths) != payload:
+        if payload_of(mini.prior, symbols, hyper, hundredths) != payload:
             msg = "the payload's integers encode to another payload"
             raise AssertionError(msg)
         bits["entropy of each channel"] += order_0(symbols)
         bits[PRIOR] += 8 * len(payload)
-        bits["of which hyperlatents"] += reader.hyper_bits
+        bits[IDEAL] += sum(reader.bits.values())
+        bits[HYPER] += reader.bits["hyper"]
         for name, prior in less.items():
-            bits[name] += 8 * len(payload_of(prior, symbols, reader.hyper, hundredths))
+            bits[name] += 8 * len(payload_of(prior, symbols, hyper, hundredths))
     for fold in range(FOLDS):
         others = HandMade([x for i, x in enumerate(integers) if i % FOLDS != fold])
         bits[HAND_MADE] += sum(others.bits(x) for x in integers[fold::FOLDS])
-    pixels = sum(photo.pixels for photo in photos)
+    pixels = sum(photo.shape[0] * photo.shape[1] for photo in photos)
     return {name: total / pixels for name, total in bits.items()}
 
 
@@ -240,11 +245,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(e))
     if len(paths) < FOLDS:
         parser.error(f"the hand-made model is fitted to other photos: at least {FOLDS} are needed")
-    network = models.load(catalogue.MINI)
-    photos = []
-    for path in tqdm(paths, "encode", leave=False):
-        pixels = np.asarray(load(path))
-        photos.append(Photo(network.encode(pixels), pixels.shape[0] * pixels.shape[1]))
+    photos = [np.asarray(load(path)) for path in paths]
     with one_blas_thread():
         progress = tqdm(QUALITIES, "code", leave=False)
         print(table({quality: measure(photos, quality) for quality in progress}))

@@ -27,7 +27,7 @@ from .targets import latents_of, opened, shown
 FOLDER = Path(__file__).parent.parent / "fixtures" / "hostile"
 
 SD_MINI = Header("RGB", (16, 16), "sd-mini", catalogue.SD_MINI.digest, 4, 8, 100)
-MINI = Header("RGB", (16, 16), "mini", catalogue.MINI.digest, 160, 16, 5000)
+MINI = Header("RGB", (16, 16), "mini", catalogue.MINI.digest, 384, 16, 5000)
 STRANGE = SD_MINI._replace(model="strange-1", digest=catalogue.NOT_NAMED)
 LATN = Chunk(chunks.LATENTS, bytes([2]))  # the prior of sd-mini, and all latents the likeliest
 EMPTY = Chunk(chunks.LATENTS, b"")  # the likeliest latents of `mini`

@@ -5,15 +5,17 @@ tests. Cosmic Ray lists the possible changes. First a place in the source is dra
 changes to it. So an operator with many changes counts no more than a number.
 
 Everything happens in a copy of the checkout. The tests run there once, to record which tests run
-which lines. For each change, some tests run that use its line: of each test file, those that run
-the fewest lines come first. The change is noticed if a test fails or does not end. Results are
-kept, so a second run goes on where the first one ended.
+which lines. For each change, some tests run that use its line (`fuzz.selection`): of each test
+file, those that run the fewest lines come first. The change is noticed if a test fails or does not
+end. Results are kept, so a second run goes on where the first one ended.
 
     pip install ".[test,mutants]"
     python -m fuzz.mutants --count 300 --seed 0 --jobs 2
     python -m fuzz.mutants pillow_sdz/mask.py --tests tests/test_caches.py
+    python -m fuzz.mutants --only survivors.txt
 
-This takes one run of the tests, and then about a quarter of a minute for each change.
+This takes one run of the tests, and then about a quarter of a minute for each change. ``--only``
+tries the changes that a file names, one a line, as the command prints them.
 """
 
 from __future__ import annotations
@@ -35,13 +37,13 @@ import tempfile
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-PACKAGE = "pillow_sdz"
+from .selection import PACKAGE, ROOT, Recorded
+
 GOAL = 0.9  # chosen: the share of changes that tests must notice
 # Chosen: more tests seldom find more, and take most of the time.
 TESTS = 40
@@ -130,6 +132,18 @@ def _annotations(source: str) -> Iterator[tuple[Position, Position]]:
                 )
 
 
+def named(lines: Iterable[str]) -> list[Mutant]:
+    """The changes of these names. A name stands for all changes of its kind at its place."""
+    names = {line.partition(" (")[0].strip() for line in lines if line.strip()}
+    modules = sorted({name.partition(":")[0] for name in names})
+    possible = (change for module in modules for at in mutants(module).values() for change in at)
+    found = [change for change in possible if str(change) in names and change.source() is not None]
+    if missing := names - {str(change) for change in found}:
+        msg = f"there is no change {min(missing)}"
+        raise ValueError(msg)
+    return found
+
+
 def drawn(modules: Sequence[str], count: int, seed: int) -> list[Mutant]:
     """Draw this many changes to these modules, or all. A seed and a source give the same ones."""
     rng = random.Random(seed)
@@ -137,69 +151,6 @@ def drawn(modules: Sequence[str], count: int, seed: int) -> list[Mutant]:
     rng.shuffle(places)
     sound = (mutant for place in places if (mutant := rng.choice(place)).source() is not None)
     return list(itertools.islice(sound, count))
-
-
-# the lines that each test runs
-
-
-class Recorded:
-    """Which tests run which lines of which module."""
-
-    def __init__(self, tests: Mapping[str, Mapping[int, set[str]]]) -> None:
-        self._tests = tests
-        self._lines: dict[str, int] = defaultdict(int)  # how many lines a test runs
-        for lines in tests.values():
-            for test in itertools.chain.from_iterable(lines.values()):
-                self._lines[test] += 1
-
-    @classmethod
-    def by_coverage(cls, file: Path, failing: Iterable[str]) -> Recorded:
-        """Read the record of `coverage`, without tests that always fail."""
-        from coverage import CoverageData
-
-        data = CoverageData(str(file))
-        data.read()
-        without = set(failing)
-        return cls(
-            {
-                path[path.rindex(f"{PACKAGE}{os.sep}") :]: {
-                    line: {context.partition("|")[0] for context in contexts} - without
-                    for line, contexts in data.contexts_by_lineno(path).items()
-                }
-                for path in data.measured_files()
-            }
-        )
-
-    def fitting(self, mutant: Mutant, count: int) -> list[str]:
-        """The tests for a change. Each file in turn gives the test that runs the fewest lines."""
-        lines = self._tests.get(mutant.module, {})
-        start = _statement(mutant)
-        found = set[str]().union(*(lines.get(n, ()) for n in range(start, mutant.line + 1)))
-        if found == {""}:  # only the import runs it, as for constants: take the module's tests
-            found = set[str]().union(*lines.values())
-        by_file: dict[str, list[str]] = defaultdict(list)
-        for test in sorted(found - {""}, key=lambda test: (self._lines[test], test)):
-            by_file[test.partition("::")[0]].append(test)
-        turns = itertools.zip_longest(*by_file.values())
-        return [test for turn in turns for test in turn if test is not None][:count]
-
-
-def _statement(mutant: Mutant) -> int:
-    """The first line of the innermost statement around a change. coverage knows only this line."""
-    tree = ast.parse((ROOT / mutant.module).read_text("utf-8"))
-    return max(
-        first
-        for node in ast.walk(tree)
-        if isinstance(node, ast.stmt)
-        and node.end_lineno is not None
-        and (first := _first_line(node)) <= mutant.line <= node.end_lineno
-    )
-
-
-def _first_line(node: ast.stmt) -> int:
-    """The first line of a statement, with its decorators."""
-    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
-    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
 
 # the copy, and what runs in it
@@ -265,19 +216,28 @@ def tried(mutant: Mutant, tests: Sequence[str], folder: Path) -> Result:
     """Make a change in this copy, run the tests, and take the change back."""
     if not tests:
         return Result(mutant, "no test", 0, 0)
+    start = time.monotonic()
+    outcome = _outcome(mutant, tests, folder, SECONDS)
+    if outcome == "hung":  # or the computer is busy: then the tests take long without the change
+        unchanged = time.monotonic()
+        pytest(folder, "-x", "-p", "no:cacheprovider", *tests)
+        if (patience := 3 * (time.monotonic() - unchanged)) > SECONDS:  # 3 is chosen
+            outcome = _outcome(mutant, tests, folder, patience)
+    return Result(mutant, outcome, round(time.monotonic() - start, 1), len(tests))
+
+
+def _outcome(mutant: Mutant, tests: Sequence[str], folder: Path, seconds: float) -> str:
     path = folder / mutant.module
     source = mutant.source()
     assert source is not None
     path.write_text(source, "utf-8")
-    start = time.monotonic()
     try:
-        status = pytest(folder, "-x", "-p", "no:cacheprovider", *tests, seconds=SECONDS)
-        outcome = "failed" if status else "passed"
+        status = pytest(folder, "-x", "-p", "no:cacheprovider", *tests, seconds=seconds)
+        return "failed" if status else "passed"
     except subprocess.TimeoutExpired:
-        outcome = "hung"
+        return "hung"
     finally:
         shutil.copyfile(ROOT / mutant.module, path)
-    return Result(mutant, outcome, round(time.monotonic() - start, 1), len(tests))
 
 
 def run(mutants: Iterable[Mutant], tests: Recorded, copies: Sequence[Path]) -> Iterator[Result]:
@@ -289,7 +249,7 @@ def run(mutants: Iterable[Mutant], tests: Recorded, copies: Sequence[Path]) -> I
     def one(mutant: Mutant) -> Result:
         place = free.get()
         try:
-            return tried(mutant, tests.fitting(mutant, TESTS), place)
+            return tried(mutant, tests.fitting(mutant.module, mutant.line, TESTS), place)
         finally:
             free.put(place)
 
@@ -316,6 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tests", nargs="+", default=[], help="tests to run; default: all")
     parser.add_argument("--count", type=int, default=300, help="changes; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=Path, help="a file that names the changes, one a line")
     parser.add_argument(
         "--jobs", type=int, default=1, help="at the same time; default: %(default)s"
     )
@@ -330,7 +291,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     modules = options.modules or [
         str(f) for f in files if f.suffix == ".py" and f.parts[0] == PACKAGE
     ]
-    sample = drawn(modules, options.count, options.seed)
+    if options.only:
+        sample = named(options.only.read_text("utf-8").splitlines())
+    else:
+        sample = drawn(modules, options.count, options.seed)
     folder = options.folder / digest(files, options.tests)
     folder.mkdir(parents=True, exist_ok=True)
     results = {result.mutant: result for result in kept(folder / "results.jsonl")}

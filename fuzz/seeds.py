@@ -99,15 +99,20 @@ def _animation() -> bytes:
 
 
 def _regions() -> bytes:
-    """Three frames with exact regions: some, some that change, and the same again."""
+    """Three frames with exact regions: some, some that change, and the same again.
+
+    Latents show through a pixel of one of the blocks.
+    """
     model = catalogue.MINI
-    header = Header("RGB", (20, 12), model.name, model.digest, 160, model.factor, 5000, frames=3)
-    picture = Image.linear_gradient("L").resize((20, 12)).convert("RGB")
+    channels = model.channels
+    header = Header("RGB", (20, 12), model.name, model.digest, channels, 16, 5000, frames=3)
+    picture = Image.linear_gradient("L").resize((20, 12)).convert("RGBA")
+    picture.putpixel((17, 9), (0, 0, 0, 0))
     blocks = np.array([[True, True, False], [False, True, True]])
     coder, frames = exact.Encoder(255), []
     for number in range(3):
         if number == 1:
-            picture.putpixel((1, 1), (200, 0, 0))
+            picture.putpixel((1, 1), (200, 0, 0, 255))
         data = coder.encode(picture, blocks)
         frames.append([Chunk(chunks.EXACT, data), Chunk(chunks.LATENTS, b"")])
     about = [Chunk(chunks.GREY.type, b"")]

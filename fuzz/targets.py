@@ -114,7 +114,7 @@ def _changes(payload: bytes, shape: tuple[int, int]) -> None:
         (width, height),
         "mini",
         catalogue.MINI.digest,
-        160,
+        catalogue.MINI.channels,
         catalogue.MINI.factor,
         5000,
         frames=2,
@@ -124,7 +124,7 @@ def _changes(payload: bytes, shape: tuple[int, int]) -> None:
     frames = format.Frames(reader, bands=1)
     model, coding = catalogue.judge(header)
     found = codec.Frames(header, model, coding, reader.bands, frames, reader).decode(1, 0)
-    assert found.shape == (*shape, catalogue.MINI.channels)
+    assert found.latents.shape == (*shape, catalogue.MINI.channels)
 
 
 def _coder(payload: bytes, _: object) -> None:

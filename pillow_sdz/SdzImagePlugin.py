@@ -1,4 +1,4 @@
-"""Pillow's side of `.sdz`: opening and decoding; `saving` writes.
+"""Pillow's side of `.sdz`: opening and decoding.  `saving` writes, `registration` registers.
 
 `_open` reads the framing of all chunks, and metadata.  LATN, DIFF and ALPH are read when the pixels
 are first needed.  Only then are the models' registry and torch imported.
@@ -6,6 +6,8 @@ are first needed.  Only then are the models' registry and torch imported.
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
 import warnings
 from io import BytesIO
@@ -15,37 +17,35 @@ from typing import IO, TYPE_CHECKING, Any
 from PIL import Image, ImageFile
 
 from . import catalogue, chunks, container
-from .layers import Layers
 from .pillow_private import DeferredError, check_pixels, descriptor, is_read_from, undecoded
+from .signature import FORMAT, SIGNATURE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .arrays import Box
-    from .chunks import Animation, Denoising
+    from .chunks import Denoising
     from .codec import Frames
+    from .layers import Layers
     from .pillow_private import PixelAccess
 
 
 # A file on disk of at most so many bytes is kept in memory when it is opened.  Chosen: most
-# pictures have some kilobytes, and reading a megabyte takes less than decoding ten pixels.  Of an
-# animation, whose frames are decoded one by one, far more than any has.
+# pictures have some kilobytes, and reading a megabyte takes less than decoding ten pixels.  An
+# animation may have more, because its frames are decoded one by one.  Chosen: few have as much.
 HELD_OF_ONE, HELD = 1 << 20, 64 << 20
-
-
-def _accept(prefix: bytes) -> bool:
-    return prefix.startswith(container.SIGNATURE)
 
 
 def _held(fp: IO[bytes] | None) -> container.Reader:
     """A reader of a copy of the file in memory."""
     assert fp is not None
+    size = fp.seek(0, os.SEEK_END)
     fp.seek(0)
-    return container.Reader(BytesIO(fp.read()))
+    return container.Reader(BytesIO(fp.read(size)))
 
 
 class SdzImageFile(ImageFile.ImageFile):
-    format = "SDZ"
+    format = FORMAT
     format_description = "Image kept as the latents of an autoencoder"
 
     # Copies and unpickled pictures have these values.
@@ -53,19 +53,25 @@ class SdzImageFile(ImageFile.ImageFile):
     is_animated = False
     _frame = 0
 
+    # Opening a file is fast if an object has at most 30 attributes of its own (CPython 3.11).
+    _truncated: str | None = None
+    _latents: Frames | None = None
+    _scale = 1
+
     def _open(self) -> None:
         assert self.fp is not None
-        if not _accept(self.fp.read(len(container.SIGNATURE))):
+        if self.fp.read(len(SIGNATURE)) != SIGNATURE:
             msg = "not an SDZ file"
             raise SyntaxError(msg)
 
         # From here on it is an SDZ file, and every error is an OSError.  Pillow takes other
         # exceptions for "not this format", and hides the reason from the user.
-        reader = container.Reader(self.fp)
+        # A picture may be saved under the name of its file while it is still to be decoded.
+        on_disk = descriptor(self.fp) is not None
+        size = self.fp.seek(0, os.SEEK_END)
+        reader = _held(self.fp) if on_disk and size <= HELD_OF_ONE else container.Reader(self.fp)
         header = reader.header
-        most = HELD if header.frames > 1 else HELD_OF_ONE
-        if reader.file_size <= most and descriptor(self.fp) is not None:
-            # A picture may be saved under the file's name while frames are still to be decoded.
+        if on_disk and header.frames > 1 and HELD_OF_ONE < size <= HELD:
             reader = _held(self.fp)
         # Pillow checks this as well, but only after the metadata has been read.
         check_pixels(header.size)
@@ -81,8 +87,6 @@ class SdzImageFile(ImageFile.ImageFile):
         self._unread: list[container.Entry] = []
         entries = self._read_chunks()
         self._frames = container.Frames(entries, len(reader.bands))
-        self._latents: Frames | None = None
-        self._layers = Layers(header, self._frames, reader)
         if self.is_animated:
             self._fp = self.fp  # `load` sets fp to None.  Pillow's `close` closes _fp as well.
         self._show(0)
@@ -90,13 +94,14 @@ class SdzImageFile(ImageFile.ImageFile):
     def save(
         self, fp: str | bytes | PathLike[str] | PathLike[bytes] | IO[bytes], *args: Any, **kw: Any
     ) -> None:
-        """As `Image.save`, which empties the target first.  Here it may be this picture's file."""
+        """As `Image.save`, but the target may be the file of this picture: it is read first."""
         others = kw.get("append_images")
         for image in (self, *(others if isinstance(others, (list, tuple)) else ())):
             undecoded = isinstance(image, SdzImageFile) and (image.tile or image.is_animated)
             if undecoded and is_read_from(image, fp):
                 image._reader = _held(image._fp if image.is_animated else image.fp)
                 image._latents = None
+                image.__dict__.pop("_layers", None)
         super().save(fp, *args, **kw)
 
     def _read_chunks(self) -> list[container.Entry]:
@@ -106,7 +111,6 @@ class SdzImageFile(ImageFile.ImageFile):
         formats do the same, and ImageFile.Parser counts on it.
         """
         reader, header = self._reader, self._header
-        self._truncated: str | None = None
         entries: list[container.Entry] = []
         copied: list[tuple[bytes, bytes]] = []
         found: dict[str, Any] = {}
@@ -149,12 +153,7 @@ class SdzImageFile(ImageFile.ImageFile):
     def _note(self, found: dict[str, Any]) -> None:
         """Keep the values of the chunks before the latents; ``found`` has them by keyword."""
         header = self._header
-        self._denoising: Denoising | None = found.get(chunks.DENOISING.keyword)
-        self._prompt: str = found.get(chunks.PROMPT.keyword, "")
-        self._tune: str = found.get(chunks.TUNE.keyword, chunks.TUNES[0])
-        self._is_grey: bool = found.get(chunks.GREY.keyword, False)
-        self._animation: Animation | None = found.get(chunks.ANIMATION.keyword)
-        self._steps: int = found.get(chunks.CLIP.keyword, 1)
+        self._values = found
         about: dict[str, Any] = {
             "model": header.model,
             "coding": self._coding.name,
@@ -163,8 +162,8 @@ class SdzImageFile(ImageFile.ImageFile):
             **self._coding.said(header.quantisation),
             "reconstructed": True,
         }
-        if self._denoising is not None:
-            strength, steps = self._denoising
+        if (denoising := self._value(chunks.DENOISING)) is not None:
+            strength, steps = denoising
             about["denoise"] = {"strength": strength / 1000, "steps": steps}
         for kind in (chunks.PROMPT, chunks.TUNE):
             if kind.keyword in found:
@@ -172,23 +171,35 @@ class SdzImageFile(ImageFile.ImageFile):
         for kind in chunks.METADATA:
             if kind.keyword in found:
                 self.info[kind.keyword] = found[kind.keyword]
-        if self._animation is not None:
-            self._timestamps = self._animation.timestamps(header.frames)
-            self.info["loop"] = self._animation.loop
+        if (animation := self._value(chunks.ANIMATION)) is not None:
+            self._timestamps = animation.timestamps(header.frames)
+            self.info["loop"] = animation.loop
         self.info["sdz"] = about
 
+    def _value(self, kind: chunks.Kind, default: Any = None) -> Any:
+        """The value of a chunk before the latents, if there is one."""
+        return self._values.get(kind.keyword, default)
+
+    @functools.cached_property
+    def _layers(self) -> Layers:
+        from .layers import Layers  # which most files do not need
+
+        return Layers(self._header, self._frames, self._reader)
+
     def _show(self, frame: int) -> None:
-        """Make ``frame`` what the next load decodes."""
+        """Choose the frame that the next load decodes."""
         self._frame = frame
         # `thumbnail` and `putalpha` change them in place, perhaps while another frame was shown.
         self._size, self._mode = self._header.size, self._header.mode
         self._scale = 1
         self._im = None
         self.tile = undecoded(self.size)
-        self.info["sdz"]["exact"] = self._layers.share(self._frame)
-        if self._animation is not None:
+        self.info["sdz"]["exact"] = (
+            self._layers.share(frame) if self._frames.has_exact(frame) else 0
+        )
+        if (animation := self._value(chunks.ANIMATION)) is not None:
             self.info["timestamp"] = self._timestamps[frame]
-            self.info["duration"] = self._animation.duration(frame)
+            self.info["duration"] = animation.duration(frame)
 
     def seek(self, frame: int) -> None:
         """Go to a frame, counted from 0; EOFError if there is none."""
@@ -285,23 +296,23 @@ class SdzImageFile(ImageFile.ImageFile):
         last = len(self._frames) - 1
         if self._truncated and (self._frame > last or (self._frame == last and not lenient)):
             raise OSError(self._truncated)
-        if self._model.space.video and self._frame % self._steps:
+        steps = self._value(chunks.CLIP, 1)
+        if self._model.space.video and self._frame % steps:
             msg = (
                 f"frame {self._frame} is a time step of a clip of {self._model.name} latents: only "
-                f"the first of its {self._steps} is a picture, open_latents has them all"
+                f"the first of its {steps} is a picture, open_latents has them all"
             )
             raise OSError(msg)
-        # Before the network runs, since damage here makes its work vain.
+        # Read before the network runs: if they are damaged, its work would be lost.
         alpha = None
         if self._header.has_alpha:
             alpha = self._layers.alpha(self._frame, box, self._scale, lenient=lenient)
         exact = self._layers.exact(self._frame, lenient=lenient)
         size = box[2] - box[0], box[3] - box[1]
         found = Image.new("L" if self.mode.startswith("L") else "RGB", size)
-        rest = box if exact is None else exact.rest(box, self._scale)
-        if rest is not None:
-            at = rest[0] - box[0], rest[1] - box[1]
-            found.paste(self._reconstructed(rest, found.mode, lenient=lenient), at)
+        rest = [box] if exact is None else list(exact.rest(box, self._scale))
+        if rest:
+            self._reconstruct(found, box, rest, lenient=lenient)
         if exact is not None:
             if box == (0, 0, *self.size) and not lenient:
                 for entry in self._frames[self._frame].bands:
@@ -311,22 +322,29 @@ class SdzImageFile(ImageFile.ImageFile):
             found.putalpha(alpha)
         return found
 
-    def _reconstructed(self, box: Box, mode: str, *, lenient: bool) -> Image.Image:
-        """A part of the frame, of mode L or RGB, as the latents show it."""
+    def _reconstruct(
+        self, found: Image.Image, whole: Box, boxes: Sequence[Box], *, lenient: bool
+    ) -> None:
+        """Paste what the latents show of some boxes, from top to bottom, onto a picture.
+
+        The picture shows the part ``whole`` of the frame, and has mode L or RGB.
+        """
         from . import codec, models, options
 
         # LOAD_TRUNCATED_IMAGES is about files: errors of the models are always raised.
         header = self._header
-        decoder = models.decoder_for(self._model, header.digest, self._tune)
+        tune = self._value(chunks.TUNE, chunks.TUNES[0])
+        decoder = models.decoder_for(self._model, header.digest, tune)
         models.load(decoder)
         refine = None
-        denoising = self._denoising if options.DENOISE is None else options.DENOISE
+        recommended: Denoising | None = self._value(chunks.DENOISING)
+        denoising = recommended if options.DENOISE is None else options.DENOISE
         # A U-Net needs all latents at once, and torch.
         if denoising and not decoder.space.is_own:
             from .models import denoise
 
             size = header.latents[1:]
-            refine = denoise.refiner(decoder, self._denoising, self._prompt, size)
+            refine = denoise.refiner(decoder, recommended, self._value(chunks.PROMPT, ""), size)
         if self._latents is None:
             self._latents = codec.Frames(
                 header,
@@ -337,49 +355,32 @@ class SdzImageFile(ImageFile.ImageFile):
                 self._reader,
             )
         latents = self._latents.frame(self._frame, lenient=lenient)
-        found = Image.new("L" if self._is_grey else mode, (box[2] - box[0], box[3] - box[1]))
-        for place, pixels in codec.decode(
-            latents, decoder=decoder, box=box, scale=self._scale, refine=refine
-        ):
-            found.paste(Image.fromarray(pixels).convert(found.mode), place)
-        for rows, reason, shown in latents.losses:
+        if not decoder.by_area or refine is not None:
+            boxes = [whole]  # all is decoded in any case
+        for box in boxes:
+            at = box[0] - whole[0], box[1] - whole[1]
+            for (left, top, right, bottom), pixels in codec.decode(
+                latents, decoder=decoder, box=box, scale=self._scale, refine=refine
+            ):
+                place = at[0] + left, at[1] + top, at[0] + right, at[1] + bottom
+                shown = Image.fromarray(pixels)
+                if self._value(chunks.GREY):
+                    shown = shown.convert("L")
+                found.paste(shown.convert(found.mode), place)
+        for rows, reason, shown_in_part in latents.losses:
             top, bottom = (n * header.factor // self._scale for n in (rows.start, rows.stop))
-            what = "guessed in part" if shown else "black"
+            what = "guessed in part" if shown_in_part else "black"
             message = f"{reason}: the rows {top} to {min(bottom, self.height)} are {what}"
             warnings.warn(message, stacklevel=5)
-            if not shown:
-                found.paste(0, (0, max(top - box[1], 0), found.width, max(bottom - box[1], 0)))
-        return found.convert(mode)
+            if not shown_in_part:
+                lost = max(top - whole[1], 0), max(bottom - whole[1], 0)
+                found.paste(0, (0, lost[0], found.width, lost[1]))
 
 
 def _count_bytes(entries: Sequence[container.Entry]) -> dict[str, int]:
     """The bytes of a file by what they hold; their sum is the file's size."""
-    counts = {"latents": 0, "exact": 0, "alpha": 0, "metadata": 0, "container": 0}
+    counts = {"latents": 0, "exact": 0, "alpha": 0, "metadata": 0, "container": entries[-1].end}
     for entry in entries:
         counts[chunks.holds(entry.type)] += entry.length
-    counts["container"] += entries[-1].end - sum(counts.values())
+        counts["container"] -= entry.length
     return counts
-
-
-def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
-    from . import saving
-
-    saving.save(im, fp, filename)
-
-
-def _save_all(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
-    from . import saving
-
-    saving.save_all(im, fp, filename)
-
-
-def register() -> None:
-    """Add the format to Pillow's registry.  A second call changes nothing."""
-    Image.register_open(SdzImageFile.format, SdzImageFile, _accept)
-    Image.register_save(SdzImageFile.format, _save)
-    Image.register_save_all(SdzImageFile.format, _save_all)
-    Image.register_extension(SdzImageFile.format, ".sdz")
-    Image.register_mime(SdzImageFile.format, "image/x-sdz")
-
-
-register()

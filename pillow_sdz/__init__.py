@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import SdzImagePlugin, options
+from .registration import register
 
 if TYPE_CHECKING:
+    from . import options
     from .latents import Latents, open_latents, save_latents
     from .models import register_model
 
@@ -25,7 +25,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import numpy and the models' registry only when a name that needs them is asked for."""
+    """Import numpy, the settings and the models' registry only when a name needs them."""
+    from importlib import import_module
+
+    if name == "options":
+        return import_module(".options", __name__)
     if name in ("Latents", "open_latents", "save_latents"):
         return getattr(import_module(".latents", __name__), name)
     if name == "register_model":
@@ -38,10 +42,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def register() -> None:
-    """Add `.sdz` to Pillow.
-
-    Importing this package does the same.  Call this function if a linter would remove the import,
-    which otherwise looks unused.  A second call changes nothing.
-    """
-    SdzImagePlugin.register()
+register()

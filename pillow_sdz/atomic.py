@@ -1,4 +1,4 @@
-"""Files that are there complete or not at all."""
+"""Writes files completely or not at all."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ def replacing(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
     temporary = target.with_name(f".sdz-{secrets.token_hex(8)}.tmp")
     _unfinished.add(temporary)
     try:
-        # Not tempfile, whose files nobody else may read: this one's permissions follow the umask.
+        # tempfile makes files that nobody else may read. The permissions of this one follow the
+        # umask.
         with temporary.open("x+b") as file:
             yield file
-            # Without it a power failure soon after may leave an empty file under the final name:
-            # file systems may write a renaming down before the bytes.
+            # Without this, a power failure soon after may leave an empty file under the final name:
+            # file systems may record a new name before the bytes.
             file.flush()
             os.fsync(file.fileno())
         if exclusive:

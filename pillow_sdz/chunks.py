@@ -285,13 +285,17 @@ KINDS: dict[bytes, Kind] = {
 }
 
 
+_HOLDS = {
+    **dict.fromkeys(CODED, "latents"),
+    **dict.fromkeys((HEAD, DONE, BANDS.type, GREY.type), "container"),
+    ALPHA: "alpha",
+    EXACT: "exact",
+}
+
+
 def holds(type: bytes) -> str:
     """What the bytes of a chunk are counted as in ``info["sdz"]["bytes"]``."""
-    if type in CODED:
-        return "latents"
-    if type in (HEAD, DONE, BANDS.type, GREY.type):
-        return "container"
-    return {ALPHA: "alpha", EXACT: "exact"}.get(type, "metadata")
+    return _HOLDS.get(type, "metadata")
 
 
 def is_type(type: bytes) -> bool:

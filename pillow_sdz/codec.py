@@ -39,7 +39,7 @@ class ImagePixels:
 
 
 def coder_of(model: ModelSpec, coding: CodingSpec) -> Coding:
-    """What codes a model's latents.
+    """The coding object for a model's latents.
 
     OSError if the coding needs the model's weights, and they are not on this computer.
     """

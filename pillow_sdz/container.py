@@ -5,8 +5,6 @@ For bad bytes, reading raises OSError and nothing else; the message says what is
 Writing raises ValueError for what the format forbids.
 """
 
-from __future__ import annotations
-
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -14,11 +12,10 @@ from io import BytesIO
 from typing import IO, NamedTuple
 
 from . import chunks, order
-from .chunks import ALPHA, BANDS, CODED, DONE, EXACT, FRAME, HEAD
+from .chunks import ALPHA, BANDS, CODED, DONE, EXACT, HEAD
 from .header import LONGEST, Header
 from .order import MAX_LENGTH, Rules
-
-SIGNATURE = b"\x8bSDZ\r\n\x1a\n"
+from .signature import SIGNATURE as SIGNATURE
 
 _CRC_BYTES = 4
 _TYPE_BYTES = 4
@@ -93,6 +90,10 @@ class Frames:
             self._exact.get(number),
         )
 
+    def has_exact(self, number: int) -> bool:
+        """Whether a frame has exact regions."""
+        return number in self._exact
+
 
 def size(file: Iterable[Chunk]) -> int:
     """How many bytes a file of these chunks has."""
@@ -152,12 +153,13 @@ class Reader:
 
     def __init__(self, fp: IO[bytes]) -> None:
         self._fp = fp
-        self._ahead, self._ahead_at = b"", 0  # what has been read, and where that begins
         self._short = 0  # chunks in a row that were short
         fp.seek(0, os.SEEK_END)
         self.file_size = fp.tell()
         fp.seek(0)
-        if self._read(len(SIGNATURE)) != SIGNATURE:
+        # What has been read, and where that begins.
+        self._ahead, self._ahead_at = self._read(len(SIGNATURE) + _PREFIX), 0
+        if not self._ahead.startswith(SIGNATURE):
             msg = "not an SDZ file"
             raise OSError(msg)
         self._head = self._entry(len(SIGNATURE))
@@ -212,10 +214,14 @@ class Reader:
 
     def _read(self, count: int) -> bytes:
         """``count`` bytes, or all up to the end; one `read` of a raw file may return fewer."""
+        data = self._fp.read(count)
+        if len(data) == count:
+            return data
         parts = []
-        while count and (part := self._fp.read(count)):
-            parts.append(part)
-            count -= len(part)
+        while data:
+            parts.append(data)
+            count -= len(data)
+            data = self._fp.read(count) if count else b""
         return b"".join(parts)
 
     def _check_complete(self, entry: Entry) -> None:
@@ -241,7 +247,7 @@ class Reader:
     def _entry(self, offset: int) -> Entry:
         """The chunk that starts at ``offset``."""
         prefix = self._prefix(offset)
-        if len(prefix) == _PREFIX and prefix[0] < 0x80 and prefix[1:5] in FRAME:  # most of them
+        if len(prefix) == _PREFIX and prefix[0] < 0x80 and chunks.is_type(prefix[1:5]):  # most
             return Entry(prefix[1:5], offset, offset + 5, prefix[0])
         length = 0
         for n in range(1, 6):
@@ -250,7 +256,7 @@ class Reader:
             byte = prefix[n - 1]
             length |= (byte & 0x7F) << (7 * (n - 1))
             if byte < 0x80:
-                if length > MAX_LENGTH or len(_varint(length)) != n:
+                if length > MAX_LENGTH or (n > 1 and not byte):  # more bytes than it needs
                     msg = f"damaged SDZ file: bad chunk length at byte {offset}"
                     raise OSError(msg)
                 type = prefix[n : n + _TYPE_BYTES]

@@ -1,7 +1,8 @@
 """Exact regions <-> the data of the EXCT chunk, without loss; docs/format.md specifies it.
 
-A frame is cut into blocks of 8x8 pixels.  A block is exact or it is not.  The pixels of exact
-blocks are VP8L bitstreams (RFC 9649), which Pillow's lossless WebP reads and writes.
+A frame is cut into blocks of 8x8 pixels.  A block is exact or it is not.  The latents may show
+through some pixels of an exact block, which is *open* then.  The pixels of exact blocks are VP8L
+bitstreams; in those of open blocks, what shows through is transparent.
 """
 
 from __future__ import annotations
@@ -9,30 +10,37 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, features
+from PIL import Image, ImageChops
+
+from . import vp8l
 
 # A block is a pixel of a picture at 1/8 of its size, the smallest that is decoded.
 BLOCK = 8
 # A part has at most so many pixels, so that one is decoded in little memory.  Chosen: most
 # screenshots are one part, and 4 megapixels take 16 MB.
 PART_PIXELS = 1 << 22
-# Of a part's side.  WebP allows 16383 pixels (RFC 9649, 4).
+# Of a part's side: whole blocks, and at most `vp8l.MAX_SIDE`.
 PART_WIDTH, PART_HEIGHT = 8192, 16376
 
-# The first byte: all blocks are coded here; a map says which; two maps, of what is coded here and
-# of what is as in the frame before; all is as in the frame before.
+# Rows of exact blocks between two parts of a picture that are decoded one by one.  Chosen: networks
+# look at some 64 pixels around the area that they decode.
+APART = 16
+
+# To show a frame, a reader decodes the bitstreams of all EXCT that it builds on.  This limits their
+# pixels, in multiples of a picture's.  Chosen: flat ones then take about as long as the networks
+# take for a picture (measured: 5 and 256 ms a megapixel), and others have the bytes to show for it.
+MOST_PIXELS = 64
+
+# The first byte: all blocks are coded here; maps of what is coded here, and of what is open of it;
+# before these two, a map of what is as in the frame before; all is as in the frame before.
 _ALL, _SOME, _CHANGES, _AS_BEFORE = range(4)
 AS_BEFORE = bytes([_AS_BEFORE])
 
 _LENGTH = struct.Struct(">I")
-_RIFF = struct.Struct("<4sI4s4sI")
-_VP8L_START = struct.Struct("<BI")  # its signature, and the size
-_VP8L_SIGNATURE = 0x2F
 
 Blocks = NDArray[np.bool_]  # (ceil(H / 8), ceil(W / 8))
 PixelBox = tuple[int, int, int, int]
@@ -41,11 +49,6 @@ PixelBox = tuple[int, int, int, int]
 def shape_of(size: tuple[int, int]) -> tuple[int, int]:
     """The rows and columns of blocks of a picture (width, height)."""
     return -(-size[1] // BLOCK), -(-size[0] // BLOCK)
-
-
-def is_available() -> bool:
-    """Whether this Pillow has WebP, which exact regions need."""
-    return bool(features.check("webp"))
 
 
 def builds_on_the_frame_before(data: bytes) -> bool:
@@ -80,6 +83,11 @@ def _boxes(coded: Blocks, size: tuple[int, int]) -> Iterator[PixelBox]:
             )
 
 
+def _area(coded: Blocks, size: tuple[int, int]) -> int:
+    """How many pixels the bitstreams of the coded blocks have."""
+    return sum((right - left) * (bottom - top) for left, top, right, bottom in _boxes(coded, size))
+
+
 def bounds(blocks: Blocks) -> tuple[int, int, int, int] | None:
     """The smallest box (left, top, right, bottom) around the True blocks; None if there is none."""
     if not blocks.any():
@@ -101,32 +109,43 @@ class Encoder:
     def __init__(self, limit: int) -> None:
         self._limit = limit  # of chunks in a row that build on the frame before
         self._before: tuple[NDArray[np.uint8], Blocks] | None = None
-        self._in_a_row = 0
+        self._in_a_row = self._pixels = 0  # chunks that build on each other, and their pixels
 
     def encode(self, image: Image.Image | None, blocks: Blocks | None) -> bytes:
         """The data of the EXCT chunk of the next frame, or nothing if it has no exact blocks.
 
-        ``image`` has mode RGB.
+        ``image`` has mode RGB, or mode RGBA and alpha 0 where latents show through, else 255.
         """
         if image is None or blocks is None:
             self._before = None
             return b""
-        pixels = np.asarray(image)
-        data = b""
+        pixels = np.array(image.convert("RGBA"))
+        pixels[pixels[..., 3] == 0] = 0
+        kept = self._kept(pixels, blocks)
+        coded, builds = blocks & ~kept, bool(kept.any())
+        same = builds and self._before is not None and np.array_equal(kept, self._before[1])
+        self._in_a_row = self._in_a_row + 1 if builds else 0
+        self._pixels = _area(coded, image.size) + (self._pixels if builds else 0)
+        self._before = pixels, blocks
+        if same and not coded.any():
+            return AS_BEFORE
+        return _data(image, coded, kept if builds else None)
+
+    def _kept(self, pixels: NDArray[np.uint8], blocks: Blocks) -> Blocks:
+        """The blocks that are as in the frame before; none if this frame may not build on it."""
         if self._before is not None and self._in_a_row < self._limit:
             before, exact = self._before
             kept = blocks & exact & ~_of_blocks((pixels != before).any(2))
-            if kept.any():
-                same = bool((kept == blocks).all() and (blocks == exact).all())
-                data = AS_BEFORE if same else _data(_CHANGES, image, blocks & ~kept, kept)
-        self._in_a_row = self._in_a_row + 1 if data else 0
-        self._before = pixels, blocks
-        return data or _data(_ALL if blocks.all() else _SOME, image, blocks)
+            height, width = pixels.shape[:2]
+            more = _area(blocks & ~kept, (width, height))
+            if self._pixels + more <= MOST_PIXELS * width * height:
+                return kept
+        return np.zeros_like(blocks)
 
 
 def cost(image: Image.Image, blocks: Blocks) -> int:
     """How many bytes a picture's chunk takes with these exact blocks."""
-    return len(_data(_ALL if blocks.all() else _SOME, image, blocks))
+    return len(_data(image, blocks))
 
 
 def _of_blocks(pixels: NDArray[np.bool_]) -> Blocks:
@@ -137,24 +156,43 @@ def _of_blocks(pixels: NDArray[np.bool_]) -> Blocks:
     return np.asarray(even.reshape(rows, BLOCK, columns, BLOCK).any((1, 3)), np.bool_)
 
 
-def _data(method: int, image: Image.Image, coded: Blocks, kept: Blocks | None = None) -> bytes:
+def _data(image: Image.Image, coded: Blocks, kept: Blocks | None = None) -> bytes:
     """The data of an EXCT chunk with the pixels of the blocks ``coded``."""
-    maps = [] if method == _ALL else [coded] if kept is None else [coded, kept]
-    parts = [bytes([method]), _packed(*maps) if maps else b""]
+    opened = np.zeros_like(coded)
+    if image.mode == "RGBA":
+        opened = coded & _of_blocks(np.asarray(image.getchannel("A")) == 0)
+    if kept is not None:
+        parts = [bytes([_CHANGES]), _packed(coded, opened, kept)]
+    elif coded.all() and not opened.any():
+        parts = [bytes([_ALL])]
+    else:
+        parts = [bytes([_SOME]), _packed(coded, opened)]
     for box in _boxes(coded, image.size):
-        bitstream = _vp8l(_alone(image, coded, box))
+        bitstream = vp8l.encode(_alone(image, coded, opened, box))
         parts += [_LENGTH.pack(len(bitstream)), bitstream]
     return b"".join(parts)
 
 
-def _alone(image: Image.Image, coded: Blocks, box: PixelBox) -> Image.Image:
-    """The pixels of a box.  Those of other blocks get the most frequent colour."""
-    pixels = image.crop(box)
+def _of_box(blocks: Blocks, box: PixelBox) -> Blocks:
+    """The blocks of a box of pixels that begins at a block."""
     left, top, right, bottom = (-(-edge // BLOCK) for edge in box)
-    inside = coded[top:bottom, left:right]
+    return blocks[top:bottom, left:right]
+
+
+def _alone(image: Image.Image, coded: Blocks, opened: Blocks, box: PixelBox) -> Image.Image:
+    """The pixels of a box.  Those of other blocks get the most frequent colour.
+
+    If a block is open, the box has alpha, and other blocks are transparent.
+    """
+    pixels = image.crop(box)
+    inside = _of_box(coded, box)
+    shown = mask(inside).crop((0, 0, *pixels.size))
+    if _of_box(opened, box).any():
+        pixels.putalpha(ImageChops.darker(pixels.getchannel("A"), shown))
+        return pixels
+    pixels = pixels.convert("RGB")
     if inside.all():
         return pixels
-    shown = mask(inside).crop((0, 0, *pixels.size))
     levels = np.asarray(pixels)[np.asarray(shown) > 0].astype(np.uint32)
     colours, counts = np.unique(
         levels[:, 0] << 16 | levels[:, 1] << 8 | levels[:, 2], return_counts=True
@@ -163,18 +201,6 @@ def _alone(image: Image.Image, coded: Blocks, box: PixelBox) -> Image.Image:
     ground = Image.new("RGB", pixels.size, (colour >> 16, colour >> 8 & 255, colour & 255))
     ground.paste(pixels, (0, 0), shown)
     return ground
-
-
-def _vp8l(pixels: Image.Image) -> bytes:
-    file = BytesIO()
-    # Method 6 takes ten times as long, for 0 to 2 % fewer bytes.  Measured
-    # (docs/measurements.md#graphics-exact-and-regions).
-    pixels.info = {}  # WebP would write a profile
-    pixels.save(file, "WEBP", lossless=True, quality=100, method=4)
-    data = file.getvalue()
-    *_, type, length = _RIFF.unpack_from(data)
-    assert type == b"VP8L"
-    return data[_RIFF.size : _RIFF.size + length]
 
 
 def _packed(*maps: Blocks) -> bytes:
@@ -210,15 +236,30 @@ def _unpacked(data: bytes, shape: tuple[int, int], count: int) -> tuple[list[Blo
 
 
 class _Part(NamedTuple):
+    """Pixels that are coded in a chunk."""
+
     box: PixelBox
+    coded: Blocks
+    opened: bool
     bitstream: bytes
+
+    def pixels(self) -> Image.Image:
+        """The picture of the box, of mode RGBA, and transparent where latents show."""
+        size = self.box[2] - self.box[0], self.box[3] - self.box[1]
+        try:
+            picture = vp8l.decode(self.bitstream, size, has_alpha=self.opened)
+        except ValueError as e:
+            msg = f"damaged SDZ file: the pixels in chunk EXCT: {e}"
+            raise OSError(msg) from e
+        return picture.convert("RGBA")
 
 
 class Regions:
-    """The exact regions of a frame.  ``blocks`` says which blocks are exact.
+    """The exact regions of a frame.
 
-    ``before`` are the regions of the frame before, if the data builds on them.  OSError if the data
-    is damaged.  The pixels are decoded when they are asked for.
+    ``blocks`` says which blocks are exact, and ``opened`` which of them are open.  ``before`` are
+    the regions of the frame before, if the data builds on them.  OSError if the data is damaged.
+    The pixels are decoded when they are asked for.
     """
 
     def __init__(self, data: bytes, size: tuple[int, int], before: Regions | None = None) -> None:
@@ -234,37 +275,47 @@ class Regions:
     def _parse(self, data: bytes) -> None:
         shape = shape_of(self.size)
         method, rest = data[0] if data else -1, data[1:]
-        exact = kept = np.zeros(shape, np.bool_)
+        coded = opened = kept = exact = exact_opened = np.zeros(shape, np.bool_)
         if self._before is not None:
-            exact = self._before.blocks
+            exact, exact_opened = self._before.blocks, self._before.opened
         if method == _ALL:
-            self._coded = np.ones(shape, np.bool_)
+            coded = np.ones(shape, np.bool_)
         elif method == _SOME:
-            (self._coded,), rest = _unpacked(rest, shape, 1)
+            (coded, opened), rest = _unpacked(rest, shape, 2)
         elif method == _CHANGES:
-            (self._coded, kept), rest = _unpacked(rest, shape, 2)
+            (coded, opened, kept), rest = _unpacked(rest, shape, 3)
         elif method == _AS_BEFORE:
-            self._coded, kept = kept, exact
+            kept = exact
         else:
             msg = f"method {method} is not known"
             raise ValueError(msg)
-        if (kept & ~exact).any() or (kept & self._coded).any():
-            msg = "it keeps blocks that are not exact in the frame before, or that it codes"
+        if (kept & ~exact).any() or (kept & coded).any() or (opened & ~coded).any():
+            msg = "it keeps blocks that are not exact in the frame before, or maps contradict"
             raise ValueError(msg)
-        self.blocks: Blocks = self._coded | kept
+        self.blocks: Blocks = coded | kept
+        self.opened: Blocks = opened | (kept & exact_opened)
         if not self.blocks.any():
             msg = "no block is exact"
             raise ValueError(msg)
         self._has_kept = bool(kept.any())
-        self._parts = [_Part(box, b"") for box in _boxes(self._coded, self.size)]
-        for number, (box, _) in enumerate(self._parts):
+        # The pixels of all bitstreams that are decoded to show the frame.
+        self._pixels = _area(coded, self.size)
+        if self._has_kept and self._before is not None:
+            self._pixels += self._before._pixels
+        if self._pixels > MOST_PIXELS * self.size[0] * self.size[1]:
+            msg = f"more pixels in a row of EXCT than {MOST_PIXELS} times the picture's"
+            raise ValueError(msg)
+        self._parts: list[_Part] = []
+        boxes = list(_boxes(coded, self.size))
+        for number, box in enumerate(boxes):
             length = _LENGTH.unpack_from(rest)[0] if len(rest) >= _LENGTH.size else -1
             bitstream = rest[_LENGTH.size : _LENGTH.size + max(length, 0)]
             if len(bitstream) != length:
-                msg = f"it ends within part {number} of {len(self._parts)}"
+                msg = f"it ends within part {number} of {len(boxes)}"
                 raise ValueError(msg)
-            _check_size(bitstream, box)
-            self._parts[number] = _Part(box, bitstream)
+            has_alpha = bool(_of_box(opened, box).any())
+            vp8l.check(bitstream, (box[2] - box[0], box[3] - box[1]), has_alpha=has_alpha)
+            self._parts.append(_Part(box, _of_box(coded, box), has_alpha, bitstream))
             rest = rest[_LENGTH.size + length :]
         if rest:
             msg = f"{len(rest)} bytes follow its last part"
@@ -272,56 +323,58 @@ class Regions:
 
     @property
     def share(self) -> float:
-        """The part of the picture's pixels that is exact, in 0..1."""
+        """The part of the picture's pixels in exact blocks that are not open, in 0..1."""
         width, height = self.size
         heights, widths = (
             np.minimum(BLOCK, side - BLOCK * np.arange(count))
             for side, count in zip((height, width), self.blocks.shape, strict=True)
         )
-        return float(heights @ self.blocks @ widths) / (width * height)
+        return float(heights @ (self.blocks & ~self.opened) @ widths) / (width * height)
 
-    def rest(self, box: PixelBox, scale: int = 1) -> PixelBox | None:
-        """The smallest box inside of ``box`` with all of its blocks that are not exact.
+    def rest(self, box: PixelBox, scale: int = 1) -> Iterator[PixelBox]:
+        """The boxes inside of ``box`` that latents show, from top to bottom.
 
-        Boxes are in pixels of the picture at 1/scale of its size.  None if all blocks are exact.
+        Boxes are in pixels of the picture at 1/scale of its size.  Between two of them, `APART`
+        rows of blocks or more are all exact.
         """
         side = BLOCK // scale
         left, top = box[0] // side, box[1] // side
         right, bottom = -(-box[2] // side), -(-box[3] // side)
-        found = bounds(~self.blocks[top:bottom, left:right])
-        if found is None:
-            return None
-        return (
-            max(box[0], (left + found[0]) * side),
-            max(box[1], (top + found[1]) * side),
-            min(box[2], (left + found[2]) * side),
-            min(box[3], (top + found[3]) * side),
-        )
+        latent = ~self.blocks[top:bottom, left:right] | self.opened[top:bottom, left:right]
+        rows = np.flatnonzero(latent.any(1))
+        for run in np.split(rows, np.flatnonzero(np.diff(rows) > APART) + 1):
+            if len(run):
+                columns = np.flatnonzero(latent[run].any(0))
+                yield (
+                    max(box[0], (left + int(columns[0])) * side),
+                    max(box[1], (top + int(run[0])) * side),
+                    min(box[2], (left + int(columns[-1]) + 1) * side),
+                    min(box[3], (top + int(run[-1]) + 1) * side),
+                )
 
     def paste(self, picture: Image.Image, box: PixelBox, scale: int = 1) -> None:
         """Paste exact pixels onto ``picture``, which shows ``box``; see `rest`.
 
         OSError if the pixels are damaged.
         """
-        for place, pixels, blocks in self._pixels():
+        for place, pixels, blocks in self._shown():
             left, top, right, bottom = (-(-edge // scale) for edge in place)
             inside = max(left, box[0]), max(top, box[1]), min(right, box[2]), min(bottom, box[3])
             if inside[0] >= inside[2] or inside[1] >= inside[3]:
                 continue
             cut = inside[0] - left, inside[1] - top, inside[2] - left, inside[3] - top
-            shown = pixels() if scale == 1 else pixels().reduce(scale)
-            where = mask(blocks, scale).crop(cut)
+            shown = (pixels() if scale == 1 else pixels().reduce(scale)).crop(cut)
+            where = ImageChops.darker(shown.getchannel("A"), mask(blocks, scale).crop(cut))
             at = inside[0] - box[0], inside[1] - box[1]
-            picture.paste(shown.crop(cut).convert(picture.mode), at, where)
+            picture.paste(shown.convert("RGB").convert(picture.mode), at, where)
 
-    def _pixels(self) -> Iterator[tuple[PixelBox, Callable[[], Image.Image], Blocks]]:
+    def _shown(self) -> Iterator[tuple[PixelBox, Callable[[], Image.Image], Blocks]]:
         """Boxes, what decodes their pixels, and which of their blocks are exact."""
         if self._has_kept:
             yield (0, 0, *self.size), self._whole, self.blocks
             return
         for part in self._parts:
-            left, top, right, bottom = (-(-edge // BLOCK) for edge in part.box)
-            yield part.box, _Pixels(part), self._coded[top:bottom, left:right]
+            yield part.box, part.pixels, part.coded
 
     def _whole(self) -> Image.Image:
         """The frame with its exact pixels.  Kept, since the next frame may build on it."""
@@ -331,48 +384,13 @@ class Regions:
                 before = chain[-1]._before
                 assert before is not None
                 chain.append(before)
-            canvas = chain[-1]._canvas or Image.new("RGB", self.size)
+            begun = chain[-1]._canvas
+            canvas = Image.new("RGBA", self.size) if begun is None else begun.copy()
             for regions in reversed(chain):
                 if regions._canvas is None:
-                    canvas = canvas.copy()
                     for part in regions._parts:
-                        left, top, right, bottom = (-(-edge // BLOCK) for edge in part.box)
-                        pixels = _Pixels(part)()
-                        where = mask(regions._coded[top:bottom, left:right])
-                        canvas.paste(pixels, part.box[:2], where.crop((0, 0, *pixels.size)))
+                        pixels = part.pixels()
+                        where = mask(part.coded).crop((0, 0, *pixels.size))
+                        canvas.paste(pixels, part.box[:2], where)
             self._canvas, self._before = canvas, None
         return self._canvas
-
-
-class _Pixels:
-    """Decodes the pixels of a part."""
-
-    def __init__(self, part: _Part) -> None:
-        self._part = part
-
-    def __call__(self) -> Image.Image:
-        (left, top, right, bottom), bitstream = self._part
-        odd = len(bitstream) % 2
-        start = _RIFF.pack(b"RIFF", 12 + len(bitstream) + odd, b"WEBP", b"VP8L", len(bitstream))
-        try:
-            with Image.open(BytesIO(start + bitstream + bytes(odd)), formats=["WEBP"]) as picture:
-                if picture.size != (right - left, bottom - top):  # as Pillow has read it
-                    msg = f"it has the size {picture.size}"
-                    raise ValueError(msg)
-                return picture.convert("RGB")
-        except Exception as e:  # Pillow's WebP reader may raise anything for hostile bytes
-            msg = f"damaged SDZ file: the pixels in chunk EXCT: {e}"
-            raise OSError(msg) from e
-
-
-def _check_size(bitstream: bytes, box: PixelBox) -> None:
-    """ValueError if a VP8L bitstream has another size than a box.  Nothing is decoded for it."""
-    if len(bitstream) < _VP8L_START.size:
-        msg = "a part without pixels"
-        raise ValueError(msg)
-    signature, bits = _VP8L_START.unpack_from(bitstream)
-    said = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    size = box[2] - box[0], box[3] - box[1]
-    if signature != _VP8L_SIGNATURE or bits >> 28 or said != size:  # alpha, and the version
-        msg = f"the pixels of a part are not a VP8L bitstream of {size[0]}x{size[1]} pixels"
-        raise ValueError(msg)

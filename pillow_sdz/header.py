@@ -1,10 +1,8 @@
 """The data of the HEAD chunk: what can be known of a picture without its pixels."""
 
-from __future__ import annotations
-
 import re
 from struct import Struct
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 VERSION = 1
 
@@ -70,7 +68,7 @@ class Header(NamedTuple):
         return before + name + after
 
     @classmethod
-    def parse(cls, data: bytes) -> Header:
+    def parse(cls, data: bytes) -> Self:
         """The header in the data of a HEAD chunk; OSError if it is damaged or of a newer format."""
         if data and data[0] != VERSION:
             msg = (

@@ -1,4 +1,4 @@
-"""`save_latents` and `open_latents`: `.sdz` files of latents, without pictures of them.
+"""`save_latents` and `open_latents`: latents to `.sdz` files and back, without pictures.
 
 They need neither a model nor torch, because the package's own priors code latents of any
 autoencoder.  Only the latents of `mini` need its networks.
@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from . import catalogue, chunks, codec, container, interchange, keywords, mask, scaling, shapes
+from . import chunks, codec, container, interchange, keywords, mask, scaling, shapes
 from .atomic import replacing
 from .catalogue import ModelSpec
 from .codings import adaptive
 from .codings.coding import Coding, Frame
 from .container import Chunk
+from .contents import contents
 from .header import MAX_FRAMES, Header
 from .interchange import LatentFile, Origin
 
@@ -214,7 +215,6 @@ def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
             return open_latents(file)
     reader = container.Reader(fp)
     header = reader.header
-    model, coding = catalogue.judge(header)
     channels, *shape = header.latents
     if header.frames * channels * shape[0] * shape[1] > MAX_VALUES:
         msg = (
@@ -223,15 +223,10 @@ def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
         )
         raise OSError(msg)
 
-    entries: list[container.Entry] = []
-    info: dict[str, Any] = {}
-    for entry in reader:
-        entries.append(entry)
-        if kind := chunks.KINDS.get(entry.type):
-            info[kind.keyword] = kind.parse(reader.data(entry), header)
-        elif entry.type not in chunks.CODED:
+    model, coding, entries, info = contents(reader, chunks.KINDS.values())
+    for entry in entries:
+        if entry.type not in chunks.KINDS and entry.type not in chunks.CODED:
             reader.data(entry)  # for the CRC
-    catalogue.judge_chunks(model, coding, {entry.type for entry in entries})
     frames = container.Frames(entries, len(reader.bands))
     found = codec.Frames(header, model, coding, reader.bands, frames, reader)
     sizes = [entry.length for entry in entries if entry.type in chunks.CODED]
@@ -311,16 +306,11 @@ def origin_of(path: Path) -> Origin | None:
     """The origin of a file's latents; None if the file has none, or is damaged."""
     try:
         with path.open("rb") as file:
-            reader = container.Reader(file)
-            for entry in reader:
-                if entry.type == chunks.PROVENANCE.type:
-                    data = reader.data(entry)
-                    return interchange.parse_origin(chunks.PROVENANCE.parse(data, reader.header))
-                if entry.type in chunks.CODED:
-                    break
+            values = contents(container.Reader(file), (chunks.PROVENANCE,)).values
+        provenance = values.get(chunks.PROVENANCE.keyword)
+        return None if provenance is None else interchange.parse_origin(provenance)
     except (OSError, ValueError):
-        pass
-    return None
+        return None
 
 
 def exported(fp: str | os.PathLike[str] | IO[bytes], format: str) -> LatentFile:

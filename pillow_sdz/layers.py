@@ -1,4 +1,4 @@
-"""What lies over the latents of a frame: its alpha channel and its exact regions."""
+"""The layers over the latents of a frame: its alpha channel and its exact regions."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Layers:
             return None
 
     def share(self, number: int) -> float:
-        """The part of a frame's pixels that is exact, in 0..1; 0 if what says so is damaged."""
+        """The part of a frame's pixels that is exact, in 0..1; 0 if that cannot be read."""
         if number >= len(self._frames):
             return 0  # the file is truncated
         try:

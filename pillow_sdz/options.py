@@ -8,7 +8,6 @@ setting has its default, and there is a warning when it is first needed.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import reprlib
@@ -175,6 +174,8 @@ class _Settings(ModuleType):
             value = _checked(name, value, name)
             _complaints.pop(name, None)
         elif not name.startswith("_") and name not in self.__dict__:
+            import difflib  # which takes milliseconds to import
+
             near = difflib.get_close_matches(name.upper(), _RULES, n=1)
             hint = f": did you mean {near[0]}?" if near else f", only {', '.join(_RULES)}"
             msg = f"there is no setting {name}{hint}"
@@ -209,7 +210,7 @@ def _read_environment() -> None:
             try:
                 globals()[name] = _checked(name, value, f"the environment variable SDZ_{name}")
             except ValueError as e:
-                # Importing works whatever the environment is. `_Settings` tells later.
+                # Importing works whatever the environment is. `_Settings` warns later.
                 _complaints[name] = str(e)
 
 

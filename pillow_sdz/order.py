@@ -41,19 +41,17 @@ class Rules:
     def __init__(self, header: Header) -> None:
         self._header = header
         self._seen: set[bytes] = set()
-        self._cut(bands(header.latents[1], None))
+        self._shape = header.latents
+        self._cut([slice(0, self._shape[1])])
         self._frame, self._band = 0, 0  # of the next latents
         self._alphas, self._has_alpha = 0, header.has_alpha
-        width, height = header.size
-        self._alpha_limit = min(MAX_BYTES_PER_ALPHA * width * height + SLACK, MAX_LENGTH)
-        self._exact_limit = min(MAX_BYTES_PER_EXACT * width * height + SLACK, MAX_LENGTH)
         self._exact = -1  # the frame whose exact regions were the last
         self._others = 0
         self.done = False
 
     def cut(self, data: bytes) -> str | None:
         """Cut frames into bands as a BAND chunk says.  Returns what is wrong with it, or None."""
-        height = self._header.latents[1]
+        height = self._shape[1]
         try:
             rows = BANDS.parse(data, self._header)
         except OSError:
@@ -70,15 +68,10 @@ class Rules:
     def _cut(self, bands: list[slice]) -> None:
         self.bands = bands
         self._changes = [0] * len(bands)  # of every band, how many DIFF in a row
-        channels, _, columns = self._header.latents
+        channels, _, columns = self._shape
+        row = MAX_BYTES_PER_LATENT * channels * columns
         # Of a band's latents; all bands but the last are alike.
-        self._limits = [
-            min(
-                MAX_BYTES_PER_LATENT * channels * (band.stop - band.start) * columns + SLACK,
-                MAX_LENGTH,
-            )
-            for band in bands
-        ]
+        self._limits = [min(row * (band.stop - band.start) + SLACK, MAX_LENGTH) for band in bands]
 
     def complaint(self, type: bytes, length: int) -> str | None:
         """What is wrong with this chunk as the next one, or None."""
@@ -137,8 +130,8 @@ class Rules:
             return "ALPH before LATN"
         if self._alphas == self._frame:
             return "second ALPH"
-        if length > self._alpha_limit:
-            return f"ALPH has {length} bytes, more than the limit of {self._alpha_limit}"
+        if length > (limit := self._limit(MAX_BYTES_PER_ALPHA)):
+            return f"ALPH has {length} bytes, more than the limit of {limit}"
         self._alphas += 1
         return None
 
@@ -152,10 +145,15 @@ class Rules:
             return "EXCT within a frame"
         if self._exact == self._frame:
             return "second EXCT"
-        if length > self._exact_limit:
-            return f"EXCT has {length} bytes, more than the limit of {self._exact_limit}"
+        if length > (limit := self._limit(MAX_BYTES_PER_EXACT)):
+            return f"EXCT has {length} bytes, more than the limit of {limit}"
         self._exact = self._frame
         return None
+
+    def _limit(self, bytes_per_pixel: int) -> int:
+        """The most bytes of a chunk that has so many for a pixel of the picture."""
+        width, height = self._header.size
+        return min(bytes_per_pixel * width * height + SLACK, MAX_LENGTH)
 
     def _lacks_alpha(self, type: bytes) -> str:
         name = type.decode("ascii")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
-from . import alpha, chunks, codec, exact, graphics
+from . import alpha, chunks, codec, exact, graphics, vp8l
 from .codec import DoesNotFit, EncodedLatents
 from .container import Chunk, chunk_size
 from .exact import BLOCK, Blocks
@@ -26,10 +26,11 @@ ERROR_OF_LETTERS = 250_000
 # The same for a block without letters, whose colour latents may shift by some levels.  Chosen: ten
 # levels in red, green and blue, since flat colours shall be right from quality 20 on.
 ERROR_OF_FLATS = 20_000
-# With a smaller part of letters, a picture that is not all graphics may be a photo.  Its file must
-# not become larger.  Measured: of 80 photos of the training data, three have something to keep,
-# and letters in at most 3 % of their blocks; the tuning set's pages with photos in 29 % and more.
-LETTERS_OF_A_PAGE = 0.04
+# What blocks of one colour in a photo may cost more than latents, which show them some levels off:
+# each of them, and all together.  Measured on four squares of 40 to 64 pixels in each of 5 photos
+# of the training data, at quality 20: 0.3 to 3 bytes, and 370.  The limit is for photos that have
+# a flat background.
+BYTES_OF_COLOURED, MOST_FOR_COLOURED = 4, 400
 # Below this quality, exact regions may have fewer colours.  Chosen: they differ from the original
 # only where the user asks for less.  With 32 colours, all graphics of the tuning set have a higher
 # SSIMULACRA2 than AVIF (speed 6) in the same bytes; with 16, gradients have not.
@@ -46,8 +47,9 @@ QUALITIES = (75, 45, 20)
 class Frame(NamedTuple):
     """A frame with exact blocks: their colours, and the picture for the latents.
 
-    ``picture`` is None if latents show nothing of the frame.  ``most`` is how many bytes the exact
-    blocks may cost more than latents would, for what they look better.
+    ``colours`` is as `exact.Encoder` takes it.  ``picture`` is None if latents show nothing of the
+    frame.  ``most`` is how many bytes the exact blocks may cost more than latents would, for what
+    they look better.
     """
 
     blocks: Blocks
@@ -83,9 +85,19 @@ def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Fra
     most = (letters * ERROR_OF_LETTERS + flats * ERROR_OF_FLATS) / worth(quality)
     if blocks.all():
         return Frame(blocks, colours, None, most)
-    if letters < LETTERS_OF_A_PAGE * blocks.size:
-        most = 0
-    behind = exact.mask(blocks).crop((0, 0, *image.size))
+    is_page = graphics.is_page(letters, blocks)
+    if not is_page:
+        most = min(BYTES_OF_COLOURED * graphics.coloured(colours, blocks), MOST_FOR_COLOURED)
+    apart = graphics.apart_from_photos(colours, blocks)
+    if apart is not None:
+        wider, photo = apart
+        without = colours.copy()
+        without.putalpha(ImageChops.invert(photo))
+        # In a photo, there are also more exact pixels.
+        limit = exact.cost(colours, blocks) + (0 if is_page else most)
+        if exact.cost(without, wider) < limit:
+            blocks, colours = wider, without
+    behind = _shown(colours, blocks)
     if hidden is not None:
         behind.paste(255, (0, 0), hidden)
     return Frame(blocks, colours, _filled(image, behind), most)
@@ -98,21 +110,31 @@ def simpler(colours: Image.Image, blocks: Blocks, quality: float) -> Image.Image
     """
     if quality >= EXACT_FROM:
         return colours
-    shown = np.asarray(exact.mask(blocks).crop((0, 0, *colours.size))) > 0
-    pixels = np.asarray(colours)
+    seen = _shown(colours, blocks)
+    shown = np.asarray(seen) > 0
+    opaque = colours.convert("RGB")
+    pixels = np.asarray(opaque)[shown]
     best, least = colours, float(exact.cost(colours, blocks))
     for count in COLOURS:
-        # Only the colours of the exact blocks count.
-        palette = Image.fromarray(pixels[shown][None]).quantize(
-            count, Image.Quantize.MEDIANCUT, kmeans=2
-        )
-        fewer = colours.quantize(palette=palette, dither=Image.Dither.NONE).convert("RGB")
-        difference = pixels[shown].astype(np.int32) - np.asarray(fewer)[shown]
+        # Only the colours of the exact pixels count.
+        palette = Image.fromarray(pixels[None]).quantize(count, Image.Quantize.MEDIANCUT, kmeans=2)
+        fewer = opaque.quantize(palette=palette, dither=Image.Dither.NONE).convert("RGB")
+        difference = pixels.astype(np.int32) - np.asarray(fewer)[shown]
         error = float((difference * difference).sum())
+        if colours.mode == "RGBA":
+            fewer.putalpha(colours.getchannel("A"))
         cost = exact.cost(fewer, blocks) + error / worth(quality)
         if cost < least:
             best, least = fewer, cost
     return best
+
+
+def _shown(colours: Image.Image, blocks: Blocks) -> Image.Image:
+    """What exact regions show, as a picture of mode L: 255 where they hide the latents."""
+    shown = exact.mask(blocks).crop((0, 0, *colours.size))
+    if colours.mode == "RGBA":
+        shown = ImageChops.darker(shown, colours.getchannel("A"))
+    return shown
 
 
 def _filled(image: Image.Image, hidden: Image.Image | None) -> Image.Image:
@@ -140,7 +162,7 @@ class Coder:
         animated: bool,
     ) -> None:
         self._encoder, self._latents = encoder, latents
-        self._wanted = wanted and exact.is_available()
+        self._wanted = wanted and vp8l.is_available()
         self._quality, self._animated = quality, animated
         self._exact = exact.Encoder(MAX_CHANGES)
 

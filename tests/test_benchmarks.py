@@ -18,6 +18,7 @@ for module in ("ssimulacra2", "matplotlib", "tqdm"):
 sys.path.append(str(Path(__file__).parent.parent))
 
 from benchmarks import (  # noqa: E402
+    against,
     effort,
     latent_cache,
     metrics,
@@ -334,7 +335,31 @@ def test_prior_command(
     prior.main(["--images", str(tmp_path)])
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:-1]]
     bits = {name: float(value) for name, value in rows}
-    assert 0 < bits["of which hyperlatents"] < bits[prior.PRIOR] < bits[prior.HAND_MADE]
-    assert bits[prior.PRIOR] < bits["without the groups before"] < bits["without both"]
+    assert 0 < bits[prior.HYPER] < bits[prior.IDEAL] <= bits[prior.PRIOR] < bits[prior.HAND_MADE]
+    assert all(bits[prior.PRIOR] < bits[name] for name in prior.PARTS)
     with pytest.raises(SystemExit):
         prior.main(["--images", str(tmp_path), "--limit", "2"])
+
+
+def test_against_another_checkout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each program runs in both checkouts. This checkout stands for both here."""
+    what = "import pillow_sdz"
+    monkeypatch.setattr(against, "PROGRAMS", {what: against.PROGRAMS[what]})
+    assert against.main([str(against.HERE), "--repeats", "2"]) == 0
+    name, before, now, ratio, _ = (
+        cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")
+    )
+    assert name == what
+    assert 0.2 < float(ratio) < 5
+    assert all(0 < float(time.removesuffix(" ms")) < 1000 for time in (before, now))
+    with pytest.raises(SystemExit):
+        against.main([str(tmp_path)])
+    assert "is no checkout of this package" in capsys.readouterr().err
+
+
+def test_ratios_against_another_checkout() -> None:
+    """Of neighbouring runs, so that a slow moment of the machine slows both."""
+    row = against.table({"x": [[0.001, 0.1, 0.003], [0.002, 0.1, 0.003]]}).splitlines()[-1]
+    assert row == "| x | 3 ms | 3 ms | 1.00 | 1.00, 2.00 |"

@@ -30,7 +30,7 @@ from sdz_files import encode, framed
 
 __all__ = ["no_network", "registry"]
 
-MINI = Header("RGB", (32, 32), "mini", catalogue.MINI.digest, 160, 16, 5000)
+MINI = Header("RGB", (32, 32), "mini", catalogue.MINI.digest, 384, 16, 5000)
 SD1 = Header("RGB", (32, 32), "sd1", catalogue.NOT_NAMED, 4, 8, 256)
 
 
@@ -51,8 +51,8 @@ def read(request: pytest.FixtureRequest) -> Callable[[BytesIO], Any]:
 @pytest.mark.parametrize(
     ("header", "complaint"),
     [
-        (MINI._replace(channels=4), "4 channels at a factor of 16, but model mini has 160 at 16"),
-        (MINI._replace(factor=8), "160 channels at a factor of 8, but model mini has 160 at 16"),
+        (MINI._replace(channels=4), "4 channels at a factor of 16, but model mini has 384 at 16"),
+        (MINI._replace(factor=8), "384 channels at a factor of 8, but model mini has 384 at 16"),
         (SD1._replace(channels=1), "1 channels at a factor of 8, but model sd1 has 4 at 8"),
         (SD1._replace(channels=16), "16 channels at a factor of 8, but model sd1 has 4 at 8"),
         (SD1._replace(factor=16), "4 channels at a factor of 16, but model sd1 has 4 at 8"),
@@ -168,7 +168,7 @@ def test_nor_by_a_models_file_that_was_edited(
         "directory": str(tmp_path),
         "sha256": "0" * 64,
         "latent_space": "mini",
-        "channels": 160,
+        "channels": 384,
         "factor": 16,
         "unet": "",
         "text_encoder": "",
@@ -176,7 +176,7 @@ def test_nor_by_a_models_file_that_was_edited(
     path = tmp_path / "models.json"
     path.write_text(json.dumps({"bricks": record}))
     monkeypatch.setenv("SDZ_MODELS", str(path))
-    latents = np.zeros((160, 2, 2), np.float32)
+    latents = np.zeros((384, 2, 2), np.float32)
     for keywords in ({"quality": 50}, {"coding": "palette"}, {"lossless": "float16"}):
         with pytest.raises(OSError, match="'bricks': mini latents belong to one model alone"):
             save_latents(latents, BytesIO(), model="bricks", **keywords)
@@ -189,3 +189,32 @@ def test_a_writer_is_not_laxer_than_its_readers(header: Header) -> None:
     parts = container.read(file(header).getvalue())
     with pytest.raises(ValueError, match=r"but model mini has|coding 9 of model sd1"):
         codec.write(parts)
+
+
+def test_latent_spaces_of_record() -> None:
+    """Channels, factor, scaling and shift of those that have one number for all channels."""
+    found = {
+        name: (space.channels, space.factor, space.scaling, space.shift)
+        for name, space in catalogue.SPACES.items()
+        if not isinstance(space.scaling, tuple) and name != "mini"
+    }
+    of_record: dict[str, tuple[object, ...]] = {
+        "sd-mini": (4, 8, 1, 0),
+        "sd1": (4, 8, 0.18215, 0),
+        "sdxl": (4, 8, 0.13025, 0),
+        "sd3": (16, 8, 1.5305, 0.0609),
+        "flux": (16, 8, 0.3611, 0.1159),
+    }
+    assert found.items() >= of_record.items()
+
+
+def test_denoising_of_record() -> None:
+    """In thousandths, and steps: sd1 as in the article of 2022, sd-mini as measured."""
+    found = {name: space.denoising for name, space in catalogue.SPACES.items() if space.denoising}
+    assert found == {"sd-mini": (30, 3), "sd1": (40, 3)}
+
+
+@pytest.mark.parametrize(("value", "tune"), [(0, "psnr"), (1, "perceptual"), (2, "psnr")])
+def test_tunes_of_record(value: int, tune: str) -> None:
+    """The first one also stands for values that a later version may add."""
+    assert chunks.KINDS[b"tUNE"].parse(bytes([value]), MINI) == tune

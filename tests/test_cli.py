@@ -740,7 +740,7 @@ def test_latents_of_a_file_that_was_a_picture(sdz: Path) -> None:
     assert main(["latents", "x.sdz"]) == 0
     with np.load("x.npz") as arrays:
         assert arrays.files == ["latents"]
-        assert (arrays["latents"].shape, arrays["latents"].dtype) == ((160, 3, 4), np.float32)
+        assert (arrays["latents"].shape, arrays["latents"].dtype) == ((384, 3, 4), np.float32)
 
 
 def test_a_folder_with_pictures_is_one_of_pictures(folder: Path) -> None:
@@ -841,6 +841,7 @@ def test_progress_for_more_than_one_file(
     monkeypatch.setattr(sys, "stderr", terminal)
     assert main(["encode", *inputs]) == 0
     assert ("2/2" in terminal.getvalue()) is shown
+    assert shown or terminal.getvalue() == ""
 
 
 def test_progress_within_a_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -855,6 +856,7 @@ def test_progress_within_a_picture(folder: Path, monkeypatch: pytest.MonkeyPatch
     shown = terminal.getvalue()
     assert "encoding" in shown
     assert "6/6" in shown  # 57x32 latents
+    assert shown.count(" 0/6 ") == 1  # one bar for all parts of a stage
     assert "coding" in shown
     assert "2/2" in shown
     assert main(["decode", "large.sdz", "-o", "decoded.png"]) == 0

@@ -83,3 +83,20 @@ def test_what_shows_only_when_it_is_used(
 def test_a_list_of_models_that_is_no_file(environment: dict[str, str]) -> None:
     done = sdz(environment, "models", "list", SDZ_MODELS=".")
     assert (done.returncode, done.stderr) == (1, "sdz: models: .: Is a directory\n")
+
+
+def test_a_device_that_torch_lacks(environment: dict[str, str], tmp_path: Path) -> None:
+    """The package's own models always run on the CPU. Another model cannot be run then."""
+    pytest.importorskip("diffusers", reason="needs the extra sd")
+    import tiny_models
+
+    tiny_models.autoencoder_tiny().save_pretrained("ours")
+    variables = {"SDZ_DEVICE": "hpu", "SDZ_MODELS": str(tmp_path / "models.json")}
+    assert sdz(environment, "models", "add", "ours", "ours", **variables).returncode == 0
+    assert sdz(environment, "decode", "x.sdz", "-o", "x.png", **variables).returncode == 0
+    done = sdz(environment, "encode", "x.png", "--model", "ours", "-o", "z.sdz", **variables)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    start = "sdz: x.png: options.DEVICE is 'hpu', but torch has no such device here: "
+    assert line.startswith(start)
+    assert not Path("z.sdz").exists()

@@ -179,3 +179,10 @@ def test_names_as_long_as_they_can_be(
 def test_a_name_that_is_too_long_for_an_output(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encode", "album/a.png", "-o", "x" * 300 + ".sdz"]) == 1
     assert "File name too long" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["(1)", "+new", "-old", "~", "a"])
+def test_a_folder_of_any_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    os.rename("album", name)
+    assert main(["encode", "--", name]) == 0
+    assert files(name) >= {"a.sdz", "trip/b.sdz"}

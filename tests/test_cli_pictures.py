@@ -233,6 +233,21 @@ def test_the_closing_line_counts_metadata(
     assert capsys.readouterr().out.endswith(f", {size:,} bytes of it metadata\n")
 
 
+@pytest.mark.parametrize("space", [b"CMYK", b"RGB "])
+def test_a_profile_of_inks_is_not_kept_for_rgb(photo: Image.Image, space: bytes) -> None:
+    """Of a CMYK JPEG. The pixels become RGB, for which its profile is wrong."""
+    profile = bytes(16) + space + bytes(16) + b"acsp"  # ICC.1:2022, 7.2
+    photo.convert("CMYK").save("x.jpg", icc_profile=profile)
+    assert main(["encode", "x.jpg"]) == 0
+    with Image.open("x.sdz") as image:
+        assert image.mode == "RGB"
+        assert ("icc_profile" in image.info) is (space == b"RGB ")
+    assert main(["decode", "x.sdz", "-o", "y.jpg"]) == 0
+    with Image.open("y.jpg") as image:
+        assert image.mode == "RGB"
+        assert image.info.get("icc_profile") == (profile if space == b"RGB " else None)
+
+
 def test_strip(annotated: None, capsys: pytest.CaptureFixture[str]) -> None:
     """No EXIF and no XMP. So the pixels are turned. The profile is part of the colours."""
     assert main(["encode", "x.jpg", "--strip"]) == 0

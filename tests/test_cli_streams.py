@@ -66,7 +66,7 @@ def test_latents(
 ) -> None:
     give(monkeypatch, Path("x.sdz").read_bytes())
     assert main(["latents", "-", "-o", "-", "--format", "npy"]) == 0
-    assert np.load(io.BytesIO(capsysbinary.readouterr().out)).shape == (160, 3, 4)
+    assert np.load(io.BytesIO(capsysbinary.readouterr().out)).shape == (384, 3, 4)
 
 
 def test_from_a_file_to_a_stream_and_back(

@@ -25,9 +25,12 @@ import torch
 from PIL import Image
 
 import pillow_sdz
-from pillow_sdz import open_latents, save_latents
+from pillow_sdz import chunks, container, open_latents, save_latents
 from pillow_sdz.cli import main
 from pillow_sdz.comfyui import workflow
+from pillow_sdz.container import Chunk
+from pillow_sdz.header import Header
+from sdz_files import framed
 
 CHECKOUT = os.environ.get("COMFYUI", "")
 
@@ -234,6 +237,25 @@ def test_a_workflow_of_a_file_without_one() -> None:
     assert workflow.workflow_of(file.getvalue()) == {}
     with pytest.raises(OSError, match=r"not an SDZ file|truncated"):
         workflow.workflow_of(b"\x89PNG")
+
+
+def test_a_workflow_is_read_as_latents_are() -> None:
+    """By the same table of chunks, and with the same judgement of the file."""
+    file = BytesIO()
+    provenance = {"metadata": {"prompt": '{"1": 2}', "workflow": 3, "other": "4"}}
+    zeros = np.zeros((4, 2, 2), np.float32)
+    save_latents(zeros, file, model="sd1", provenance=provenance)
+    assert workflow.workflow_of(file.getvalue()) == {"prompt": {"1": 2}}
+    head, *rest = container.read(file.getvalue())
+    header = Header.parse(head.data)
+    for wrong in (header._replace(channels=16), header._replace(coding=99)):
+        data = framed([head._replace(data=wrong.pack()), *rest])
+        with pytest.raises(OSError, match=r"16 channels|coding 99"):
+            workflow.workflow_of(data)
+    bands = Chunk(chunks.BANDS.type, chunks.BANDS.pack(1))
+    for data in (framed([head, bands, *rest]), file.getvalue()[:-1]):
+        with pytest.raises(OSError, match=r"bands of 1 rows|truncated"):
+            workflow.workflow_of(data)
 
 
 def test_where_the_nodes_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

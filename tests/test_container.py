@@ -170,6 +170,7 @@ def band(rows: int) -> Chunk:
     [
         ([head(frames=2), DIFF, LATN, DONE], "DIFF in the first frame"),
         ([HEAD, LATN, DIFF, DONE], "more LATN than frames"),
+        ([head(frames=300), *[LATN] * 301, DONE], "more LATN than frames"),
         ([head(frames=2), LATN, DONE], "DONE after 1 of 2 LATN"),
         ([head(frames=MAX_CHANGES + 2), LATN, *[DIFF] * (MAX_CHANGES + 1), DONE], "255 DIFF"),
         ([head(frames=2), LATN, Chunk(b"aNIM", bytes(6)), LATN, DONE], "aNIM after LATN"),

@@ -154,6 +154,23 @@ def test_what_fits_into_one_tile_is_not_cut(steps: list[int]) -> None:
     assert steps == [29, 19, 9]
 
 
+@pytest.mark.parametrize(("multiple", "margin"), [(1, 16), (4, 16), (8, 16), (16, 16), (32, 32)])
+def test_tiles_see_the_margin_of_their_neighbours(multiple: int, margin: int) -> None:
+    """In latents. A U-Net that halves its input more often has a margin of one of its units."""
+    heights = []
+
+    def predict(x: torch.Tensor, *_: object) -> torch.Tensor:
+        heights.append(x.shape[2])
+        return x
+
+    denoiser = Denoiser(
+        predict, Schedule.of(SCHEDULE, ""), torch.device("cpu"), torch.float32, multiple
+    )
+    denoise.denoise(np.zeros((288, 32, 1), np.float32), denoiser, 0.03, 1)
+    assert len(heights) > 1
+    assert sum(heights) == 288 + 2 * margin * (len(heights) - 1)
+
+
 @pytest.mark.parametrize("multiple", [1, 2, 8, 32])
 @pytest.mark.parametrize("size", [(1, 1), (63, 65), (64, 200), (131, 97)])
 def test_every_latent_is_predicted_once_in_all(multiple: int, size: tuple[int, int]) -> None:
@@ -161,6 +178,7 @@ def test_every_latent_is_predicted_once_in_all(multiple: int, size: tuple[int, i
     seen = []
 
     def predict(x: torch.Tensor, *_: object) -> torch.Tensor:
+        assert torch.is_inference_mode_enabled()  # nothing is kept for gradients
         assert x.shape[2] % multiple == x.shape[3] % multiple == 0
         seen.append(x.shape[2] * x.shape[3])
         return x

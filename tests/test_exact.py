@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 import struct
-from contextlib import suppress
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFile, ImageSequence
+from PIL import Image, ImageChops, ImageDraw, ImageFile, ImageSequence
 
-from pillow_sdz import chunks, container, demo, exact, models, open_latents
+from pillow_sdz import catalogue, chunks, container, demo, exact, models, open_latents, vp8l
 from pillow_sdz.exact import Blocks, Regions
 from sdz_files import decode, encode, framed, replaced
 
@@ -76,10 +76,51 @@ class TestData:
 
     def test_what_is_left_to_the_latents(self) -> None:
         regions = Regions(coded(noise(), some((0, 0, 13, 3), (0, 3, 4, 9))), SIZE)
-        assert regions.rest((0, 0, *SIZE)) == (32, 24, *SIZE)
-        assert regions.rest((0, 0, 30, 60)) is None
-        assert regions.rest((20, 20, 50, 40)) == (32, 24, 50, 40)
-        assert regions.rest((0, 0, 51, 34), scale=2) == (16, 12, 51, 34)
+        assert list(regions.rest((0, 0, *SIZE))) == [(32, 24, *SIZE)]
+        assert list(regions.rest((0, 0, 30, 60))) == []
+        assert list(regions.rest((20, 20, 50, 40))) == [(32, 24, 50, 40)]
+        assert list(regions.rest((0, 0, 51, 34), scale=2)) == [(16, 12, 51, 34)]
+
+    def test_parts_that_are_far_apart_are_decoded_alone(self) -> None:
+        size = 64, 400
+        blocks = np.ones(exact.shape_of(size), np.bool_)
+        blocks[2, 1] = blocks[5, 3:6] = blocks[40, 7] = False
+        regions = Regions(coded(noise(size), blocks), size)
+        assert list(regions.rest((0, 0, *size))) == [(8, 16, 48, 48), (56, 320, 64, 328)]
+        assert list(regions.rest((0, 30, 40, 400))) == [(24, 40, 40, 48)]
+
+    def test_latents_show_through_open_pixels(self) -> None:
+        picture = noise()
+        transparent = Image.new("L", SIZE, 255)
+        transparent.paste(0, (50, 30, 70, 61))
+        picture.putalpha(transparent)
+        blocks = some((2, 1, 8, 8))
+        regions = Regions(coded(picture, blocks), SIZE)
+        assert (regions.opened == some((6, 3, 8, 8))).all()
+        assert list(regions.rest((20, 20, 60, 40))) == [(48, 24, 60, 40)]
+        for scale in (1, 2, 4, 8):
+            behind = Image.new("RGB", (-(-SIZE[0] // scale), -(-SIZE[1] // scale)), (9, 200, 9))
+            shown = behind.copy()
+            regions.paste(shown, (0, 0, *shown.size), scale)
+            seen = exact.mask(blocks).crop((0, 0, *SIZE))
+            expected = np.asarray(Image.composite(picture, Image.new("RGBA", SIZE), seen), float)
+            weight = expected[..., 3:] / 255
+            within = np.asarray(Image.new("RGB", SIZE, (9, 200, 9)), float)
+            whole = Image.fromarray(
+                np.rint(expected[..., :3] * weight + within * (1 - weight)).astype(np.uint8)
+            )
+            difference = np.asarray(shown, float) - np.asarray(whole.reduce(scale))
+            assert abs(difference).max() <= (0 if scale == 1 else 2)  # each step rounds
+
+    def test_what_is_neither_opaque_nor_transparent_is_refused(self) -> None:
+        picture = noise()
+        alpha = Image.new("L", SIZE, 255)
+        alpha.putpixel((0, 0), 0)
+        alpha.putpixel((50, 50), 128)
+        picture.putalpha(alpha)
+        regions = Regions(coded(picture, some((0, 0, 13, 9))), SIZE)
+        with pytest.raises(OSError, match="neither opaque nor transparent"):
+            regions.paste(Image.new("RGB", SIZE), (0, 0, *SIZE))
 
     def test_a_large_picture_has_parts(self) -> None:
         size = 9000, 1100
@@ -92,8 +133,13 @@ class TestData:
         regions.paste(shown, box)
         assert_same(shown, picture.crop(box))
 
-    def test_damage(self) -> None:
-        data = coded(noise(), some((2, 1, 5, 4), (7, 7, 9, 9)))
+    @pytest.mark.parametrize("is_open", [False, True])
+    def test_damage(self, is_open: bool) -> None:
+        picture = noise()
+        if is_open:
+            picture.putalpha(255)
+            picture.putpixel((20, 20), (0, 0, 0, 0))
+        data = coded(picture, some((2, 1, 5, 4), (7, 7, 9, 9)))
         for end in range(len(data)):
             with pytest.raises(OSError, match="EXCT"):
                 Regions(data[:end], SIZE)
@@ -113,36 +159,97 @@ class TestData:
         with pytest.raises(OSError, match="VP8L bitstream of 101x67"):
             Regions(bytes(data), SIZE)
 
-    def test_hostile_bitstreams_are_errors_of_the_file(self) -> None:
+    def test_damage_to_a_bitstream(self) -> None:
+        """To its codes it is an error of the file.  To its pixels it cannot be noticed."""
         whole = coded(noise(), some((0, 0, 13, 9)))
         chance = random.Random(7)
-        for _ in range(50):
+
+        def shown(start: int, stop: int) -> Image.Image:
             data = bytearray(whole)
             for _ in range(4):
-                data[chance.randrange(10, len(data))] = chance.randrange(256)
-            with suppress(OSError):  # and nothing else
-                Regions(bytes(data), SIZE).paste(Image.new("RGB", SIZE), (0, 0, *SIZE))
+                data[chance.randrange(start, stop)] ^= chance.randrange(1, 256)
+            picture = Image.new("RGB", SIZE)
+            Regions(bytes(data), SIZE).paste(picture, (0, 0, *SIZE))
+            return picture
+
+        for _ in range(25):
+            with pytest.raises(OSError, match="damaged SDZ file: the pixels in chunk EXCT"):
+                shown(10, 100)
+            assert shown(1000, len(whole)).tobytes() != noise().tobytes()
 
     def test_frames_build_on_the_frame_before(self) -> None:
         coder = exact.Encoder(3)
         picture, blocks = noise(), some((0, 0, 13, 5))
+        picture.putalpha(255)
+        picture.putpixel((60, 20), (0, 0, 0, 0))
         frames, regions = [], None
         for number in range(9):
             if number == 5:
                 blocks = some((0, 0, 13, 7))
             if number % 2:
                 picture = picture.copy()
-                picture.putpixel((3, 3), (number, 0, 0))
+                picture.putpixel((3, 3), (number, 0, 0, 255))
             frames.append(coder.encode(picture, blocks))
             regions = Regions(frames[-1], SIZE, regions)
             shown = Image.new("RGB", SIZE)
             regions.paste(shown, (0, 0, *SIZE))
+            seen = exact.mask(blocks).crop((0, 0, *SIZE))
             expected = Image.new("RGB", SIZE)
-            expected.paste(picture, (0, 0), exact.mask(blocks).crop((0, 0, *SIZE)))
+            expected.paste(
+                picture.convert("RGB"), (0, 0), ImageChops.darker(seen, picture.getchannel("A"))
+            )
             assert_same(shown, expected)
+            assert regions.opened.sum() == 1
         builds = [exact.builds_on_the_frame_before(data) for data in frames]
         assert builds == [False, True, True, True, False, True, True, True, False]
         assert frames[2] == exact.AS_BEFORE
+
+    def corners(self, count: int) -> list[bytes]:
+        """Frames in which only the first and the last block change: a bitstream has all pixels."""
+        ends, everything = some((0, 0, 1, 1), (12, 8, 13, 9)), some((0, 0, 13, 9))
+        encoder, frames = exact.Encoder(255), []
+        for number in range(count):
+            picture = noise()
+            shown = noise(seed=number)
+            picture.paste(shown, (0, 0), exact.mask(ends).crop((0, 0, *SIZE)))
+            frames.append(encoder.encode(picture, everything))
+        return frames
+
+    def test_a_row_of_changes_costs_a_few_pictures(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However long the row is, and with the frames shown in any order."""
+        decoded = 0
+        decode_one = vp8l.decode
+
+        def counted(bitstream: bytes, size: tuple[int, int], *, has_alpha: bool) -> Image.Image:
+            nonlocal decoded
+            decoded += size[0] * size[1]
+            return decode_one(bitstream, size, has_alpha=has_alpha)
+
+        monkeypatch.setattr(vp8l, "decode", counted)
+        frames = self.corners(150)
+        begun = [n for n, data in enumerate(frames) if not exact.builds_on_the_frame_before(data)]
+        assert begun == [0, exact.MOST_PIXELS, 2 * exact.MOST_PIXELS]
+        for last in (exact.MOST_PIXELS - 1, 149):
+            regions = None
+            for data in frames[: last + 1]:
+                regions = Regions(data, SIZE, regions)
+            assert regions is not None
+            decoded = 0
+            picture = Image.new("RGB", SIZE)
+            regions.paste(picture, (0, 0, *SIZE))
+            assert 0 < decoded <= exact.MOST_PIXELS * SIZE[0] * SIZE[1]
+            block = (0, 0, 8, 8)
+            assert_same(picture.crop(block), noise(seed=last).crop(block))
+
+    def test_a_longer_row_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(exact, "MOST_PIXELS", 1000)
+        frames = self.corners(6)
+        monkeypatch.setattr(exact, "MOST_PIXELS", 5)
+        regions = None
+        for data in frames[:5]:
+            regions = Regions(data, SIZE, regions)
+        with pytest.raises(OSError, match="chunk EXCT: more pixels in a row of EXCT than 5 times"):
+            Regions(frames[5], SIZE, regions)
 
 
 class TestPictures:
@@ -161,7 +268,7 @@ class TestPictures:
     def test_no_network_runs_for_a_page(self, monkeypatch: pytest.MonkeyPatch) -> None:
         data = encode(page())
         monkeypatch.setattr(models, "load", None)
-        decode(data)
+        assert_same(decode(data).convert("RGB"), page())
 
     def test_a_page_has_no_latents_to_open(self) -> None:
         with pytest.raises(OSError, match="a frame without latents"):
@@ -185,6 +292,39 @@ class TestPictures:
         assert_same(shown.crop(text), picture.crop(text))
         difference = np.asarray(shown).astype(int) - np.asarray(picture)
         assert 0 < (difference**2).mean() < 100
+
+    def test_a_photo_costs_nothing_where_it_begins_within_a_block(self) -> None:
+        inside, beside = page((480, 320), lines=17), page((480, 320), lines=17)
+        photo = demo.photo().resize((200, 150))
+        inside.paste(photo, (243, 101))
+        beside.paste(photo, (240, 104))
+        bytes_of = [decode(encode(im)).info["sdz"]["bytes"]["exact"] for im in (inside, beside)]
+        assert bytes_of[0] < 1.15 * bytes_of[1]
+        shown = decode(encode(inside))
+        around = Image.new("L", inside.size, 255)
+        around.paste(0, (242, 100, 444, 252))
+        empty = Image.new("RGB", inside.size)
+        assert_same(*(Image.composite(im, empty, around) for im in (shown, inside)))
+
+    def test_a_band_without_a_photo_is_not_decoded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        picture = page((160, 900), lines=48)
+        photo = demo.photo().resize((64, 48))
+        for top in (200, 700):
+            picture.paste(photo, (48, top))
+        data = encode(picture)
+        asked: list[slice] = []
+        network = models.load(catalogue.DEFAULT)
+        decode_area = type(network).decode
+
+        def noted(self: object, *args: Any, **kw: Any) -> Any:
+            asked.append(kw["area"][0])
+            return decode_area(self, *args, **kw)
+
+        monkeypatch.setattr(type(network), "decode", noted)
+        shown = decode(data)
+        assert len(asked) == 2
+        assert sum(rows.stop - rows.start for rows in asked) * catalogue.DEFAULT.factor < 200
+        assert_same(shown.crop((0, 300, 160, 660)), picture.crop((0, 300, 160, 660)))
 
     def test_without_regions(self) -> None:
         data = encode(page(), regions=False)
@@ -303,3 +443,18 @@ class TestFlats:
         for n in range(6):
             area = slice(64 * (n // 3), 64 * (n // 3 + 1)), slice(64 * (n % 3), 64 * (n % 3 + 1))
             assert abs(shown[area].mean((0, 1)) - wanted[area].mean((0, 1))).max() <= 2
+
+    @pytest.mark.parametrize("quality", [20, 75])
+    @pytest.mark.parametrize("grey", [False, True])
+    def test_flat_colours_in_a_photo_keep_their_mean(self, quality: int, grey: bool) -> None:
+        chance = random.Random(grey)
+        picture = demo.photo().crop((0, 0, 320, 240))
+        boxes = [(x, y, x + 52, y + 44) for x, y in ((19, 21), (141, 33), (60, 150), (250, 180))]
+        for box in boxes:
+            level = chance.randrange(10, 246)
+            colour = tuple(level if grey else chance.choice([0, 44, 160, 255]) for _ in range(3))
+            picture.paste(colour, box)
+        shown = decode(encode(picture, quality=quality))
+        for box in boxes:
+            mean, wanted = (np.asarray(im.crop(box)).mean((0, 1)) for im in (shown, picture))
+            assert abs(mean - wanted).max() <= 2

@@ -7,7 +7,7 @@ catalogue. No other code knows them. CONTRIBUTING.md has the recipes.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -18,13 +18,15 @@ from PIL import Image, ImageOps
 
 import pillow_sdz
 from pillow_sdz import catalogue, chunks, codings, container, options
-from pillow_sdz.arrays import Area, Latents, Pixels, Samples
+from pillow_sdz.arrays import Area, Latents, Pixels, Quantisation, Samples
 from pillow_sdz.catalogue import CodingSpec, ModelSpec, Space
+from pillow_sdz.codings import banded
 from pillow_sdz.codings.coding import Coding, Frame, FrameEncoder
 from pillow_sdz.codings.range_coder import DamagedPayload
 from pillow_sdz.codings.target_size import DoesNotFit, EncodedLatents
 from pillow_sdz.container import Chunk
-from pillow_sdz.models.network import Loader
+from pillow_sdz.models import mini
+from pillow_sdz.models.network import Loader, Qualities
 from sdz_files import decode, encode
 
 # The rows.
@@ -92,6 +94,9 @@ class Deflated:
         except (zlib.error, ValueError) as e:
             raise DamagedPayload(str(e)) from e
 
+    def cells(self, integers: NDArray[Any], quantisation: int) -> int:
+        return quantisation
+
     def latents(self, integers: NDArray[Any], quantisation: int) -> Latents:
         return (integers * (quantisation / 1024)).astype(np.float32)
 
@@ -99,7 +104,7 @@ class Deflated:
 class Means:
     """Latents are means of 4x4 pixels, from 0 to 1. At 1/4 they are the picture."""
 
-    def encode(self, pixels: Samples) -> Latents:
+    def encode(self, pixels: Samples, quantisation: Quantisation = 0) -> Latents:
         whole = np.asarray(pixels[:, :], np.float32) / 255
         edges = [(0, -n % 4) for n in whole.shape[:2]]
         padded = np.pad(whole, (*edges, (0, 0)), mode="edge")
@@ -108,7 +113,7 @@ class Means:
         return means
 
     def decode(
-        self, latents: Samples, quantisation: int, *, area: Area | None = None, scale: int = 1
+        self, latents: Samples, quantisation: Qualities, *, area: Area | None = None, scale: int = 1
     ) -> Iterator[tuple[Area, Pixels]]:
         rows, columns = area or (slice(0, latents.shape[0]), slice(0, latents.shape[1]))
         side = 4 // scale
@@ -136,7 +141,9 @@ def load_grey(_: object) -> Grey:
     return Grey()
 
 
-LOADERS: tuple[Loader, ...] = (load, load_grey)  # mypy checks that the contracts are kept
+# mypy checks that the toys keep the contracts, and the model whose coding needs its weights.
+LOADERS: tuple[Loader, ...] = (load, load_grey, mini.load)
+HYPERPRIOR: Callable[[object], banded.Network] = mini.load
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["by area", "whole"])
@@ -238,6 +245,16 @@ def test_what_it_does_not_have_is_refused(
         pillow_sdz.save_latents(np.zeros((3, 2, 2)), BytesIO(), model="means", lossless="float16")
     with pytest.raises(ValueError, match="latents too large for 16 bits"):
         pillow_sdz.save_latents(np.full((3, 2, 2), 64.0), BytesIO(), model="means", step=1 / 1024)
+
+
+def test_a_model_without_what_a_coding_needs(
+    flat: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needing = DEFLATED._replace(needs_weights=True)
+    monkeypatch.setitem(catalogue.SPACES, BLOCKS.name, BLOCKS._replace(codings=(needing,)))
+    monkeypatch.setitem(codings.CODINGS, needing, codings.CODINGS[catalogue.HYPERPRIOR])
+    with pytest.raises(TypeError, match="Means is no model with a hyperprior"):
+        encode(flat, model="means")
 
 
 def test_damage_is_an_oserror(flat: Image.Image) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ import tiny_models as tiny
 from model_registry import no_network, registry
 from pillow_sdz import models, presets, register_model
 from pillow_sdz.models import loading
+from pillow_sdz.models.configurations import FIELDS
 from pillow_sdz.models.sources import Folder
 
 __all__ = ["no_network", "registry"]
@@ -361,6 +364,46 @@ def test_damaged_words(pipeline: Path, name: str, text: str) -> None:
 
 def test_all_families_of_models_are_read() -> None:
     """Each class that a preset has is one whose fields are known."""
-    from pillow_sdz.models.configurations import FIELDS
-
     assert {preset.class_name for preset in presets.PRESETS.values()} <= set(FIELDS)
+
+
+def rules() -> Iterator[tuple[str, str, Callable[[object], bool]]]:
+    """Every field of every kind of configuration: its name, its description, and its check."""
+    for kind, fields in FIELDS.items():
+        for name, field in fields.items():
+            yield f"{kind} {name}", field.what, field.fits
+
+
+@pytest.mark.parametrize(("name", "what", "fits"), [*rules()], ids=lambda value: str(value)[:40])
+def test_both_ends_of_a_range_are_in_it(
+    name: str, what: str, fits: Callable[[object], bool]
+) -> None:
+    """As the message says: what it names is accepted, and what lies beyond is not."""
+    if match := re.fullmatch(r"a whole number from (-?\d+) to (\d+)(, or null)?", what):
+        low, high = int(match[1]), int(match[2])
+        assert fits(low)
+        assert fits(high)
+        assert not fits(low - 1)
+        assert not fits(high + 1)
+    elif match := re.fullmatch(r"a number from (\S+) to (\S+?)(, or null)?", what):
+        low, high = float(match[1]), float(match[2])
+        assert fits(low)
+        assert fits(high)
+        assert not fits(math.nextafter(low, -math.inf))
+        assert not fits(math.nextafter(high, math.inf))
+    elif match := re.fullmatch(r"a number above 0, at most (\S+?)(, or null)?", what):
+        high = float(match[1])
+        assert fits(high)
+        assert fits(5e-324)
+        assert not fits(0)
+        assert not fits(math.nextafter(high, math.inf))
+    assert fits(None) == what.endswith("null") or what.startswith("null")
+
+
+def test_what_the_fields_of_a_text_encoder_may_be() -> None:
+    """transformers writes -1 for a token that there is not."""
+    fields = FIELDS["CLIPTextModel"]
+    assert {name: fields[name].what for name in ("bos_token_id", "pad_token_id")} == {
+        "bos_token_id": "a whole number from 0 to 1000000, or null",
+        "pad_token_id": "a whole number from -1 to 1000000, or null",
+    }

@@ -18,7 +18,7 @@ from sdz_files import framed
 # Fuzzing is not part of the installed package. Only the checkout has it.
 sys.path.append(str(Path(__file__).parent.parent))
 
-from fuzz import mutants, seeds, targets
+from fuzz import mutants, seeds, selection, targets
 from fuzz.mutations import mutated, repaired
 
 ROOT = Path(__file__).parent.parent
@@ -119,22 +119,44 @@ def test_a_change_meets_the_tests_of_its_line() -> None:
     tests = {
         module: {line: {*all_of_it, "a.py::narrow", "b.py::only"}, 1: all_of_it, 2: {"a.py::wider"}}
     }
-    change = mutants.Mutant(module, "core/NumberReplacer", 0, line, 3)
-    fitting = mutants.Recorded(tests).fitting
-    assert fitting(change, 9) == ["a.py::narrow", "b.py::only", "a.py::wide", "a.py::wider"]
-    assert fitting(change, 2) == ["a.py::narrow", "b.py::only"]
-    # Only the import runs a constant, so its module's tests are taken.
-    by_import = mutants.Recorded({module: {line: {""}, 1: {"a.py::wide"}}})
-    assert by_import.fitting(change, 9) == ["a.py::wide"]
-    assert mutants.Recorded({}).fitting(change, 9) == []
+    fitting = selection.Recorded(tests).fitting
+    expected = ["a.py::narrow", "b.py::only", "a.py::wide", "a.py::wider"]
+    assert fitting(module, line, 9) == expected
+    assert fitting(module, line, 2) == expected[:2]
+
+
+def test_a_constant_meets_the_tests_of_its_name() -> None:
+    """Only the import runs a constant.  The table of presets has no line that a test runs."""
+    module, user = "pillow_sdz/presets.py", "pillow_sdz/catalogue.py"
+    line = 1 + (ROOT / module).read_text().splitlines().index('        class_name="AutoencoderKL",')
+    uses = [
+        number
+        for number, text in enumerate((ROOT / user).read_text().splitlines(), 1)
+        if "PRESETS" in text and "import" not in text
+    ]
+    recorded = {module: {line: {""}, 1: {"a.py::module"}}, user: {uses[0]: {"b.py::user"}}}
+    found = selection.Recorded(recorded).fitting(module, line, 99)
+    assert {"a.py::module", "b.py::user"} < set(found)
+    assert "tests/test_models.py::test_presets_are_pinned_or_say_that_they_are_not" in found
+    assert "tests/test_models.py::test_registration" not in found
 
 
 def test_a_decorator_belongs_to_its_statement() -> None:
     module = "tests/test_fuzz.py"
     lines = (ROOT / module).read_text().splitlines()
     decorator = next(n for n, text in enumerate(lines, 1) if text.startswith("@pytest"))
-    change = mutants.Mutant(module, "core/NumberReplacer", 0, decorator, 3)
-    assert mutants._statement(change) == decorator
+    assert selection.statement_start(module, decorator) == decorator
+    assert selection.names_at(module, decorator) == {"light"}
+
+
+def test_changes_have_names() -> None:
+    """A name is a place and a kind of change, as the command prints it, with the tests or not."""
+    pytest.importorskip("cosmic_ray", reason='needs pip install ".[mutants]"')
+    first, *_ = mutants.drawn(["pillow_sdz/mask.py"], 1, 0)
+    assert first in mutants.named([f"{first} (12 tests)", ""])
+    assert {str(change) for change in mutants.named([str(first)])} == {str(first)}
+    with pytest.raises(ValueError, match="there is no change"):
+        mutants.named(["pillow_sdz/mask.py:1:0 None"])
 
 
 def test_changes_are_drawn_by_their_seed() -> None:

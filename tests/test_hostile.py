@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pillow_sdz import alpha, catalogue, chunks, codec, container, models
+from pillow_sdz import alpha, catalogue, chunks, codec, container, models, order
 from pillow_sdz.codings.coding import Frame
 from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
-from sdz_files import CountingFile, CountingReads
+from sdz_files import CountingFile, CountingReads, framed
 
 # Fuzzing is not part of the installed package. Only the checkout has it.
 sys.path.append(str(Path(__file__).parent.parent))
@@ -63,7 +63,7 @@ NOT_OPENED = {
     "frames-65535-of-1": "DONE after 1 of 65535 LATN",
     "frames-1-of-2": "more LATN than frames",
     "model-is-a-path": r"model name '\.\./\.\./x'",
-    "model-of-other-channels": "4 channels at a factor of 16, but model mini has 160 at 16",
+    "model-of-other-channels": "4 channels at a factor of 16, but model mini has 384 at 16",
     "model-without-latents": "'mini-perceptual' has no latents of its own",
     "quantisation-0": "coding context of model sd-mini has a quantisation of 0",
     "chunks-empty": "chunk dNOI has 0 bytes",
@@ -185,6 +185,37 @@ def test_opening_reads_what_there_is_and_no_more(name: str) -> None:
         pass
     assert file.calls <= 2 * (len(data) // 9) + 10
     assert file.count <= 2 * len(data) + 100
+
+
+def empty_frames(frames: int, rows: int | None = None) -> bytes:
+    """A file of frames without a byte of latents, 96 rows of them; ``rows`` are those of a band."""
+    mini = catalogue.MINI
+    size = mini.factor, 96 * mini.factor
+    header = Header("RGB", size, "mini", mini.digest, mini.channels, mini.factor, 5000, 0, frames)
+    about = [] if rows is None else [Chunk(chunks.BANDS.type, chunks.BANDS.pack(rows))]
+    latents = [Chunk(chunks.LATENTS, b"")] * (1 if rows is None else 96 // rows)
+    return framed(container.assemble(header, about, [latents] * frames))
+
+
+def test_the_most_chunks_that_a_file_may_have() -> None:
+    """For each byte of a file of empty chunks, opening reads and keeps a few bytes."""
+    data = empty_frames(order.MAX_CODED)
+    file = CountingReads(data)
+    with Image.open(file) as im:
+        assert im.n_frames == order.MAX_CODED  # type: ignore[attr-defined]
+    assert file.count <= 2 * len(data)
+    assert file.calls < len(data) / 1000
+    assert peak(opened, data) < 30 * len(data)  # measured: 22
+
+
+def test_more_chunks_are_refused_before_they_are_read() -> None:
+    """16.6 MB of empty chunks: the frames times the bands are counted, and not walked over."""
+    data = empty_frames(38_000, rows=2)
+    assert 16_000_000 < len(data) < 17_000_000
+    file = CountingReads(data)
+    with pytest.raises(OSError, match="1824000 bands of all frames, more than the limit of 65535"):
+        Image.open(file)
+    assert file.count < 200
 
 
 def honest(header: Header) -> bytes:

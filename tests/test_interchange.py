@@ -6,6 +6,7 @@ caches, `safetensors.torch.save_file` with an empty marker tensor for ComfyUI's 
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import struct
@@ -518,6 +519,18 @@ def test_hostile_files_are_refused(tmp_path: Path, name: str) -> None:
     assert str(caught.value)
 
 
+def test_an_error_of_the_library_is_named(tmp_path: Path) -> None:
+    """With its kind, unless its own text is about files."""
+    for name, complaint in (
+        ("method.npz", "damaged numpy file: NotImplementedError: "),
+        ("text.npz", "damaged numpy file: File is not a zip file"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(HOSTILE[name])
+        with pytest.raises(OSError, match=complaint):
+            interchange.read(path)
+
+
 def test_a_bomb_is_refused_by_its_declared_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -567,17 +580,56 @@ def test_flipped_bits_end_in_an_error_or_in_latents(tmp_path: Path, suffix: str)
         np.save(path, latents(4, 2, 2))
     data = path.read_bytes()
     rng = np.random.default_rng(7)
+    refused = 0
     for _ in range(100):
         damaged = bytearray(data)
         damaged[rng.integers(len(data))] ^= 1 << rng.integers(8)
         path.write_bytes(damaged)
         try:
             parts = interchange.read(path)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as e:
+            assert str(e)  # noqa: PT017
+            refused += 1
             continue
         assert all(part.latents.ndim in (3, 4) for part in parts)
+    assert 0 < refused < 100
 
 
 def test_other_suffixes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="latents are read from"):
         interchange.read(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize(
+    ("parts", "part", "field"), [(0, 0, "parts"), (-1, 0, "parts"), (2, 2, "part"), (2, -1, "part")]
+)
+def test_parts_that_a_cache_cannot_have(parts: int, part: int, field: str) -> None:
+    fields = {"layout": "kohya", "format": ".npz", "parts": parts, "part": part}
+    with pytest.raises(ValueError, match=f"not an origin of latents: {field} is "):
+        interchange.parse_origin(fields)
+
+
+def test_what_is_read_cannot_be_changed(tmp_path: Path) -> None:
+    """Parts of one file share what they say, so a change to one would change the others."""
+    np.save(tmp_path / "x.npy", np.zeros((4, 8, 8), np.float32))
+    (found,) = interchange.read(tmp_path / "x.npy")
+    for value, field in ((found, "latents"), (found.origin, "layout")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, field, None)
+
+
+def test_a_warning_names_the_callers_line(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 8, 8), np.float32))
+    (part,) = interchange.read(tmp_path / "x.npy")
+    sized = dataclasses.replace(
+        part, origin=dataclasses.replace(part.origin, original_size=(64, 64))
+    )
+    with pytest.warns(UserWarning, match="has no place for original_size") as caught:
+        interchange.write(io.BytesIO(), ".npy", [sized])
+    assert caught[0].filename == __file__
+    several = dataclasses.replace(
+        part.origin, layout="kohya", format=".npz", cache="0" * 32, parts=2
+    )
+    with pytest.warns(UserWarning, match="only 1 of this cache's 2 resolutions") as caught:
+        interchange.write(io.BytesIO(), ".npz", [dataclasses.replace(part, origin=several)])
+    assert caught[0].filename == __file__

@@ -252,7 +252,7 @@ def test_mini_in_its_own_units() -> None:
     ramp = Image.linear_gradient("L")
     data = encode(Image.merge("RGB", (ramp, ramp.rotate(90), ramp)), quality=60, regions=False)
     found = open_latents(BytesIO(data))
-    assert found.latents.shape == (160, 16, 16)
+    assert found.latents.shape == (384, 16, 16)
     again = saved(found.latents, model="mini", quality=60).getvalue()
     assert decode(again).tobytes() == decode(data).tobytes()
     for wrong in ({"step": 0.3}, {"lossless": "float16"}, {"coding": "palette"}):

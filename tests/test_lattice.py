@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from pillow_sdz import weights
 from pillow_sdz.arrays import Ints
+from pillow_sdz.codings import lattice
 from pillow_sdz.codings.integers import STEP_UNITS, logarithm
 from pillow_sdz.codings.lattice import LatticePrior
 from pillow_sdz.codings.quantize import Quantizer
@@ -98,6 +99,12 @@ def test_smooth_latents_take_fewer_bytes_than_their_histogram() -> None:
             counts = np.unique(channel, return_counts=True)[1]
             entropy -= float((counts * np.log2(counts / len(channel))).sum())
         assert len(encode(symbols, step)) < 0.9 * entropy / 8
+
+
+def test_hidden_layers_saturate() -> None:
+    """At the limit that the specification says.  Any other would be another format."""
+    found = lattice._rectified(np.array([-1, 0, 1, 32766, 32767, 32768, 1 << 40]))
+    assert found.tolist() == [0, 0, 1, 32766, 32767, 32767, 32767]
 
 
 def test_logarithm_is_exact_at_powers_of_two_and_monotone() -> None:

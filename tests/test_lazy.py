@@ -16,15 +16,19 @@ HEAVY = ["torch", "numpy", "diffusers", "transformers", "constriction", "safeten
 # The modules of this package that only decoding, encoding and latents need.
 LATER = [f"pillow_sdz.{name}" for name in ("models", "saving", "latents", "codec", "codings")]
 
+# The modules that only files need. Importing the package adds the format to Pillow, and no more.
+FOR_FILES = ["SdzImagePlugin", "catalogue", "chunks", "container", "header", "layers", "options"]
+
 SCRIPT = f"""
 import json, sys
 from PIL import Image
 import pillow_sdz
+early = [name for name in {FOR_FILES} if "pillow_sdz." + name in sys.modules]
 with Image.open(sys.argv[1]) as im:
     seen = [im.size, im.mode, sorted(im.info), dict(im.getexif())]
     im.verify()
 heavy = [name for name in {HEAVY + LATER} if name in sys.modules]
-print(json.dumps([seen, heavy]))
+print(json.dumps([seen, heavy, early]))
 """
 
 
@@ -43,9 +47,10 @@ def test_open_imports_nothing_heavy(
         text=True,
         check=True,
     )
-    seen, heavy = json.loads(run.stdout)
+    seen, heavy, early = json.loads(run.stdout)
     assert seen == [list(photo.size), "RGB", ["exif", "sdz"], {"274": 6}]
     assert heavy == []
+    assert early == []
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])

@@ -42,6 +42,69 @@ def test_names() -> None:
         models.spec("ours")
 
 
+#: By preset: latent space, class, scaling and shift of the autoencoder's own configuration, its
+#: repository, and where it is pinned its commit, and the bytes and sha256 of its weights.
+PRESETS_OF_RECORD: dict[str, tuple[object, ...]] = {
+    "sd1": (
+        *("sd1", "AutoencoderKL", 0.18215, 0, "stabilityai/sd-vae-ft-mse"),
+        *("31f26fdeee1355a5c34592e401dd41e45d25a493", 334643276),
+        "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
+    ),
+    "sdxl": (
+        *("sdxl", "AutoencoderKL", 0.13025, 0, "madebyollin/sdxl-vae-fp16-fix"),
+        *("207b116dae70ace3637169f1ddd2434b91b3a8cd", 334643268),
+        "1b909373b28f2137098b0fd9dbc6f97f8410854f31f84ddc9fa04b077b0ace2c",
+    ),
+    "sd3": (
+        *("sd3", "AutoencoderKL", 1.5305, 0.0609),
+        *("stabilityai/stable-diffusion-3-medium-diffusers", None, None, None),
+    ),
+    "flux": (
+        *("flux", "AutoencoderKL", 0.3611, 0.1159),
+        *("black-forest-labs/FLUX.1-schnell", None, None, None),
+    ),
+    "taesd": (
+        *("sd1", "AutoencoderTiny", 1, 0, "madebyollin/taesd"),
+        *("614f76814bbe30edbe2e627ace1c2234c81a2c0e", 9793292),
+        "db169d69145ec4ff064e49d99c95fa05d3eb04ee453de35824a6d0f325513549",
+    ),
+    "taesdxl": ("sdxl", "AutoencoderTiny", 1, 0, "madebyollin/taesdxl", None, None, None),
+    "taesd3": ("sd3", "AutoencoderTiny", 1, 0, "madebyollin/taesd3", None, None, None),
+    "taef1": ("flux", "AutoencoderTiny", 1, 0, "madebyollin/taef1", None, None, None),
+}
+
+
+def test_presets_of_record() -> None:
+    """A file names four bytes of the sha256 of weights.  So no pin may ever change."""
+    found = {}
+    for name, preset in PRESETS.items():
+        latent_space, kind, scaling, shift, (repository, revision, files), _ = preset
+        found[name] = latent_space, kind, scaling, shift, repository, revision, *files[-1][1:]
+    assert found == PRESETS_OF_RECORD
+
+
+def test_the_denoiser_of_record() -> None:
+    """The U-Net and the text encoder of Stable Diffusion 1.5.  No other preset has one."""
+    (preset,) = (preset for preset in PRESETS.values() if preset.denoiser)
+    assert preset == PRESETS["sd1"]
+    assert preset.denoiser is not None
+    repository, revision, files = preset.denoiser
+    assert repository == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert revision == "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+    assert {file for file in files if file.sha256 or file.bytes} == {
+        presets.File(
+            "unet/diffusion_pytorch_model.safetensors",
+            3438167540,
+            "19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1",
+        ),
+        presets.File(
+            "text_encoder/model.safetensors",
+            492265874,
+            "d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334",
+        ),
+    }
+
+
 def test_presets_are_pinned_or_say_that_they_are_not() -> None:
     for name, preset in PRESETS.items():
         for snapshot in filter(None, (preset.autoencoder, preset.denoiser)):

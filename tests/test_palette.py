@@ -13,10 +13,12 @@ import pytest
 from numpy.typing import NDArray
 
 from pillow_sdz.arrays import Ints
-from pillow_sdz.codings import palette
-from pillow_sdz.codings.dithering import decode, encode
+from pillow_sdz.codings import dithering, palette
+from pillow_sdz.codings.coding import Frame
+from pillow_sdz.codings.dithering import DitheredPalette, decode, encode
 from pillow_sdz.codings.palette import Palette, pack, unpack
 from pillow_sdz.codings.range_coder import DamagedPayload
+from pillow_sdz.codings.target_size import EncodedLatents
 from range_coder import RangeDecoder
 from sample_latents import flipped, outputs_by_threads
 
@@ -84,6 +86,34 @@ def test_constant_latents_are_one_entry() -> None:
     assert np.abs(decode(payload, 64, 64, 4, step=STEP) - latents).max() <= STEP / 1024 / 2
 
 
+def test_what_is_on_the_bytes_grid_comes_back() -> None:
+    """Also far from 0, where a step that is a little off would miss by a byte."""
+    bytes = np.array([0, 1, 64, 127, 128, 200, 254, 255]).repeat(8).reshape(8, 8, 1)
+    latents = ((bytes - 128) * STEP / 1024).astype(np.float32)
+    payload = encode(latents, step=STEP, dither=False)
+    assert np.array_equal(decode(payload, 8, 8, 1, step=STEP), latents)
+
+
+def test_entries_that_take_fewer_bits_are_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    latents = photo_like(32, 32, 4)
+    weighed = len(encode(latents, step=STEP))
+    monkeypatch.setattr(dithering, "RATE_WEIGHT", 0)
+    assert weighed < len(encode(latents, step=STEP))
+
+
+def test_as_many_entries_as_fit() -> None:
+    """Down to one entry, which takes a few bytes."""
+    frame = Frame(photo_like(16, 16, 4))
+    sizes = {}
+    for entries in (1, 2, 3):
+        (chunk,) = DitheredPalette(4, entries).encoder(STEP, 4)(frame)
+        sizes[entries] = chunk
+    for entries, chunk in sizes.items():
+        limit = EncodedLatents([[chunk]], STEP).size
+        fitted = DitheredPalette(4).fit([frame], limit, 4)
+        assert fitted.frames == [[chunk]], entries
+
+
 def test_latents_beyond_the_bytes_are_clipped() -> None:
     latents = np.array([[[-50.0], [50.0]] * 4] * 4, np.float32)
     decoded = decode(encode(latents, step=STEP, dither=False), 4, 8, 1, step=STEP)
@@ -137,7 +167,7 @@ def test_only_the_seed_changes_a_payload() -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "entries"), [(257, 256), (4, 0), (4, palette.MAX_ENTRIES + 1)]
+    ("channels", "entries"), [(257, 256), (4, 0), (4, -1), (4, palette.MAX_ENTRIES + 1)]
 )
 def test_what_has_no_palette_is_refused(channels: int, entries: int) -> None:
     with pytest.raises(ValueError, match="a palette cannot have"):

@@ -314,7 +314,7 @@ def test_without_a_map_there_is_a_thousandth_of_a_bit(offsets: Ints | None) -> N
 
 
 @pytest.mark.parametrize(
-    "coder", [Written([[51]]), Written([[0]], mapped=2), Written([[0]], scale=6)]
+    "coder", [Written([[51]]), Written([[0]], scale=-1), Written([[0]], scale=6)]
 )
 def test_a_map_that_no_encoder_writes_is_damage(coder: Written) -> None:
     with pytest.raises(DamagedPayload):

@@ -260,3 +260,17 @@ def test_the_best_prior_is_taken(exact: NDArray[np.float32]) -> None:
     trained = Context(4, [RELATIVE]).payload(exact, 300, effort=0)
     assert len(adaptive) != len(trained)
     assert Context.of(strange).payload(exact, 300, effort=0) == min(adaptive, trained, key=len)
+
+
+def test_a_limit_that_nothing_reaches_gives_the_highest_quality(real_photo: Image.Image) -> None:
+    best = encode(real_photo, model="sd-mini", quality=100)
+    assert encode(real_photo, model="sd-mini", target_size=10_000_000) == best
+
+
+def test_which_priors_take_long_for_few_bytes() -> None:
+    """The prior that learns while it decodes.  The work for such payloads is limited."""
+    coder = codec.coder_of(SD_MINI, catalogue.CONTEXT)
+    assert isinstance(coder, Context)
+    assert coder.learns(bytes([ADAPTIVE]) + bytes(9))
+    assert not coder.learns(bytes([RELATIVE]) + bytes(9))
+    assert not coder.learns(b"")

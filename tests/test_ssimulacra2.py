@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,18 @@ import torch
 from PIL import Image
 
 from pillow_sdz import demo
-from pillow_sdz.models.ssimulacra2 import WEIGHTS, Reference, Weights, _scales
+from pillow_sdz.models.ssimulacra2 import (
+    WEIGHTS,
+    B,
+    Reference,
+    Weights,
+    X,
+    Y,
+    _linear,
+    _pooled,
+    _scales,
+    _xyb,
+)
 from pillow_sdz.models.ssimulacra2 import ssimulacra2 as score
 
 reference = pytest.importorskip("ssimulacra2", reason="the extra 'bench' is not installed")
@@ -31,6 +43,27 @@ def test_weights_are_the_references_that_matter() -> None:
     assert np.array_equal(ours, np.where(theirs > 0.01, theirs, 0))
     assert (theirs - ours).sum() < 0.02
     assert Weights()._fields == ("ssim", "ringing", "blur")
+
+
+def test_colours_are_the_metrics() -> None:
+    """Corners, edges and inside of the RGB cube, in XYB."""
+    colours = np.array([*itertools.product([0, 10, 128, 255], repeat=3)], np.uint8)
+    theirs = reference.ssimulacra2
+    linear = theirs.srgb_to_linear(colours[None].copy())
+    expected = theirs.make_positive_xyb(theirs.linear_rgb_to_xyb(linear).transpose(1, 0, 2))[0]
+    pictures = _linear(tensor(Image.fromarray(colours[None])))
+    for channels in ([X, Y, B], [X, Y], [Y]):
+        ours = _xyb(pictures, channels)[0, :, 0].T.numpy()
+        assert ours == pytest.approx(expected[:, channels], abs=2e-5)
+
+
+def test_norms_of_a_map() -> None:
+    """The mean, and the fourth root of the mean of the fourth powers, each with its weight."""
+    map = torch.tensor([[[0.0, 1.0], [2.0, 3.0]], [[1.0, 1.0], [1.0, 1.0]]])
+    fourth = ((0 + 1 + 16 + 81) / 4) ** 0.25
+    assert _pooled(map, (1, 0)).tolist() == pytest.approx([1.5, 1])
+    assert _pooled(map, (0, 1)).tolist() == pytest.approx([fourth, 1])
+    assert _pooled(map, (2, 3)).tolist() == pytest.approx([2 * 1.5 + 3 * fourth, 5])
 
 
 def test_scores_are_the_metrics(tmp_path: Path) -> None:
@@ -97,6 +130,8 @@ def test_scores_without_gradients_do_not_hinder_later_ones() -> None:
         score(photo, photo)
     picture = (photo * 0.9).requires_grad_()
     score(picture, photo).sum().backward()
+    assert picture.grad is not None
+    assert picture.grad.abs().sum() > 0
 
 
 def test_black_white_and_saturated_pixels_have_finite_gradients() -> None:

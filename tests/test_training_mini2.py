@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from pillow_sdz import demo
+from pillow_sdz.arrays import Ints
+from pillow_sdz.codings import quality_map
+from pillow_sdz.codings.hyperprior import HyperPrior
+from pillow_sdz.codings.quantize import Quantizer
+from pillow_sdz.codings.range_coder import MEAN_UNITS, Tables
+from pillow_sdz.codings.rate_axis import LAST, RateAxis
 from pillow_sdz.models.mini.network import beyond, borders
 from pillow_sdz.models.mini.rate import logistic_bits
+from pillow_sdz.models.mini.shape import BASE
 from pillow_sdz.weights import MINI
 
 pytest.importorskip("ssimulacra2", reason="the training loss takes its constants from ssimulacra2")
@@ -22,9 +33,11 @@ pytest.importorskip("matplotlib", reason="charts are among the training pictures
 # Training is no part of the installed package, so that only the checkout has it.
 sys.path.append(str(Path(__file__).parent.parent))
 from training.mini2.data import Crops, Writer, to_tensor
+from training.mini2.export import in_steps
 from training.mini2.lapped import block_weight, lapped_transform
 from training.mini2.model import TAIL_FROM, Model, begin, fit_magnitudes
-from training.mini2.prior import ScaleOfMagnitude
+from training.mini2.prior import BASE_GROUPS, GROUPS, ScaleOfMagnitude, even
+from training.mini2.quantise import calibrate, integers
 
 ROOT = Path(__file__).parent.parent
 
@@ -105,6 +118,54 @@ def test_scales_give_back_the_magnitude_they_were_asked_for() -> None:
     symbols = torch.arange(-400, 401).float()[:, None]
     mass = 2 ** -logistic_bits(symbols, torch.zeros(4), log_scale)
     assert torch.allclose((mass * symbols.abs()).sum(0), asked, rtol=0.02)
+
+
+class Predicted(Quantizer):
+    """A coder that keeps what is predicted of latents (h, w, C), in the coder's units."""
+
+    def __init__(self, latents: NDArray[np.float32], hyper: NDArray[np.float32]) -> None:
+        super().__init__(Tables.shipped(), latents, hyper, besides=quality_map.volumes(None))
+        self.mean, self.scale = (np.zeros(latents.shape, np.int32) for _ in range(2))
+
+    def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
+        if volume == "latents":
+            for whole, part in ((self.mean, mean), (self.scale, scale)):
+                whole[index] = part.reshape(-1, index[2].stop - index[2].start)
+        return super().code(volume, index, mean, scale)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", [0.3, 0.7])
+def test_integers_predict_what_the_floats_do(
+    model: Model, place: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, photo = copy.deepcopy(model), np.asarray(demo.photo())
+    monkeypatch.setattr("training.mini2.model.RIDGE", 0.01)  # for large sums there is no room
+    fit_magnitudes(model, [photo[:320, :320], photo[-320:, -320:], photo[:320, -320:]])
+    for layer in model.prior.last:  # they are zero at first
+        torch.nn.init.normal_(layer.weight, std=0.05)
+    # An odd number of rows, so that half of a cell is empty.
+    part = photo[50:274, 100:356]
+    samples = [in_steps(model, part, p) for p in (0.0, place, 1.0)]
+    tensors = integers(model.prior, calibrate(model.prior, samples))
+    prior = HyperPrior(tensors, RateAxis(np.linspace(0, LAST, 101)))
+    latents, rate = in_steps(model, part, place)
+    hyper = model.prior.analysis(even(latents[:, :BASE]))
+    coder = Predicted(*(x[0].permute(1, 2, 0).numpy() for x in (latents, hyper)))
+    size = latents.shape[2:]
+    prior.code(coder, *size, round(place * LAST))
+    features = model.prior.features(torch.round(hyper))[..., : size[0], : size[1]]
+    groups = len(GROUPS) if place >= TAIL_FROM else BASE_GROUPS
+    expected = model.prior.parameters_of(features, torch.round(latents), rate, groups)
+    mean, log_scale = (x[0].permute(1, 2, 0).numpy() for x in expected)
+    scale = 8 * log_scale / math.log(2) + 40  # as an index of the coder's tables
+    count = mean.shape[2]
+    # Half a unit is rounding.  A scale is less exact where its magnitude is a small difference.
+    for found, wanted in (
+        (coder.mean[..., :count], MEAN_UNITS * mean),
+        (coder.scale[..., :count].clip(0), scale.clip(0)),
+    ):
+        assert np.quantile(np.abs(found - wanted), 0.9) < 1 < wanted.std()
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from PIL import Image
 import tiny_models as tiny
 from model_registry import no_network, registry
 from pillow_sdz import models, register_model
+from pillow_sdz.models import loading
 from sdz_files import decode, encode
 
 __all__ = ["no_network", "registry"]
@@ -203,3 +204,23 @@ def test_memory_that_runs_out_while_a_draft_is_decoded(
     request.getfixturevalue("exhausted")
     with pytest.raises(OSError, match="needs more memory than there is"):
         using()
+
+
+def test_networks_are_built_outside_of_inference_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors made inside of it could not be used outside, where the same network runs later."""
+    spec = register_model("ours", tiny.save_pipeline(tmp_path / "pipeline"), latent_space="sd1")
+    modes = []
+
+    def network(*arguments: Any) -> Any:
+        modes.append(torch.is_inference_mode_enabled())
+        return built(*arguments)
+
+    built = loading.network
+    monkeypatch.setattr(loading, "network", network)
+    with torch.inference_mode():
+        models.load(spec)
+        models.load_denoiser(spec)
+    assert len(modes) >= 2
+    assert not any(modes)

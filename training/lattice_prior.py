@@ -39,7 +39,6 @@ from pillow_sdz.codings.lattice import (
 )
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
-from training.quantize_prior import affine
 
 # Compared on fold 0 at 1,500 iterations, bits per pixel at steps 0.25/0.5/1.0: one hidden
 # layer of 32 .1757/.1198/.0726, of 64 .1743/.1186/.0717; 48 and 32 with wider taps
@@ -49,6 +48,8 @@ HIDDEN = (48, 32)
 ITERATIONS = 4000
 LEARNING_RATE = 1.6e-2
 SCORED_STEPS = (0.25, 0.5, 1.0)
+# The largest multiplier has so many bits: they are precise to a millionth and leave room in 62.
+MULTIPLIER_BITS = 20
 # Four of five steps where photos look good (0.15 to 1.5), the rest where a prior must hold.
 USUAL, ALL = (0.15, 1.5), (0.05, 4.0)
 
@@ -221,6 +222,29 @@ def calibrate(prior: FloatPrior, photos: list[Tensor]) -> dict[str, tuple[float,
                             max(before[1], second.max().item()),
                         )
     return largest
+
+
+def affine(
+    name: str, parts: list[tuple[Tensor, float]], bias: Tensor, units: Tensor
+) -> dict[str, NDArray[Any]]:
+    """Integer form of sum_i W_i x_i + b, with weights of 8 bits.
+
+    ``parts`` holds each weight (outputs, inputs) with the unit of its inputs (the real value of an
+    integer 1); ``units`` (outputs,) are those of the outputs.
+    """
+    ratios, tensors = [], {}
+    for i, (weight, unit) in enumerate(parts):
+        step = (weight.abs().amax(1) / 127).clamp_min(1e-12)
+        tensors[f"{name}.weight{i}"] = torch.round(weight / step[:, None]).to(torch.int8).numpy()
+        ratios.append((step * unit / units).double())
+    largest = max(r.max().item() for r in ratios)
+    shift = max(1, MULTIPLIER_BITS - math.ceil(math.log2(largest)))
+    for i, ratio in enumerate(ratios):
+        tensors[f"{name}.multiplier{i}"] = torch.round(ratio * 2**shift).to(torch.int32).numpy()
+    scaled = torch.round(bias.double() / units.double() * 2.0**shift)
+    tensors[f"{name}.bias"] = scaled.to(torch.int64).numpy()
+    tensors[f"{name}.shift"] = np.array([shift], np.int32)
+    return tensors
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ def rates(count: int, rng: random.Random) -> Tensor:
 def coded(autoencoder: Autoencoder, images: Tensor, rate: Tensor) -> Tensor:
     """The latents that a file of these images has, in the encoder's units."""
     gain = autoencoder.gain(rate, 2, *(n // FACTOR for n in images.shape[2:]))
-    latents = torch.round(autoencoder.encoder(images, rate) * gain) / gain
+    latents: Tensor = torch.round(autoencoder.encoder(images, rate) * gain) / gain
     latents[:, BASE:] *= rate >= TAIL_FROM
     return latents
 

@@ -30,7 +30,7 @@ BATCH = 16
 # variance.  Chosen: a KL-regularised autoencoder samples its latents with such noise, which
 # keeps near latents near in the picture; well under a palette's error, which is the U-Net's work.
 NOISE = 0.1
-# Bits per pixel for a squared grey level, and the share of SSIMULACRA2: `training.mini`'s
+# Bits per pixel for a squared grey level, and the share of SSIMULACRA2: `mini`'s
 # balance of the two at 0.15 bits per pixel.
 SQUARED = 9e-4
 

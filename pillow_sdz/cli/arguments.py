@@ -35,7 +35,7 @@ class Output:
     """What follows -o: a path, and whether it ends in a slash, as only folders do."""
 
     path: Path
-    is_folder: bool = False
+    is_folder: bool
 
     def __str__(self) -> str:
         return str(self.path)
@@ -66,7 +66,7 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     """A type for whole numbers in a range, both ends included."""
 
     def parse(text: str) -> int:
-        # No number of more digits is in any range here, and int refuses thousands of them.
+        # No range here has numbers of more digits, and int() refuses thousands of digits.
         if not text.isdecimal() or len(text) > 9 or not low <= int(text) <= high:
             msg = f"{text!r} is not a whole number from {low} to {high}"
             raise argparse.ArgumentTypeError(msg)

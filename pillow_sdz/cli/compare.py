@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace) -> int:
 def _check_page(options: argparse.Namespace, page: Path) -> None:
     """End the program if the page may not be written."""
     if page.suffix.lower() not in (".html", ".htm"):
-        # So no picture is replaced, even if its name is given by mistake.
+        # This protects pictures whose name is given by mistake.
         refuse(options, f"--report {page}: the name of a page ends in .html")
     if page.is_symlink() and not options.force:
         refuse(options, f"--report {page} is a symbolic link (--force writes through it)")

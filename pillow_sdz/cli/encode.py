@@ -150,13 +150,13 @@ class Encoder:
                 report.say_written(job.target, pixels)
 
     def _encoded(self, source: Path | IO[bytes], report: Report) -> bytes:
-        """The picture as an .sdz file, in memory: a process that is killed leaves no other."""
+        """The picture as an .sdz file in memory: a killed process leaves no part of a file."""
         with open_picture(source) as image:
             deep = needs_scaling(image, report)
             frames = _frame_options(image, report)
             image.load()
             kept = {} if self.strip else _kept(image, report)
-            # Those of another .sdz file that this version does not know.
+            # Chunks of another .sdz file that this version does not know.
             unknown = [] if self.strip else image.info.get("sdz_chunks", [])
             turn = self.strip and orientation(image) != UPRIGHT
             if not (deep or turn):

@@ -18,10 +18,10 @@ from PIL import Image, UnidentifiedImageError
 from .arguments import STREAM, Output, refuse
 from .messages import complain, reason
 
-# Files of latents. As `interchange.FORMATS`, which takes numpy to import.
+# Files of latents: the keys of `interchange.FORMATS`, whose module imports numpy.
 LATENT_SUFFIXES = frozenset((".latent", ".npz", ".npy", ".safetensors", ".pt"))
 
-# macOS keeps what its own file systems know of a file x in ._x, where others know less.
+# On file systems that cannot keep its extra data of a file x, macOS writes them into ._x.
 APPLE_DOUBLE = "._"
 
 # Bytes that the name of a file may have.  Nearly all file systems take as many.
@@ -49,7 +49,7 @@ class Job:
 
 @dataclass
 class Found:
-    """What the inputs of a command come to.
+    """The files that the inputs of a command stand for.
 
     ``left_out`` counts the files in folders that the command does not take. ``complete`` is False
     if a folder could not be read, or had nothing in it. ``folders`` says whether there were any.
@@ -86,7 +86,7 @@ def is_folder(path: Path) -> bool:
     """Whether this is a folder; a path that cannot be looked at is none."""
     try:
         return path != STREAM and path.is_dir()
-    except OSError:  # such as a name that is too long, which is told when the file is read
+    except OSError:  # such as a name that is too long; reading the file will say so
         return False
 
 
@@ -195,7 +195,7 @@ def _is_file(options: argparse.Namespace, output: Output, *, one: bool) -> bool:
     if known:
         refuse(options, f"-o {output} names one file, but there may be several inputs")
     if one and suffix[1:].isalpha():
-        # Nobody wants a folder called x.pgn. But v1.2 is one.
+        # x.pgn is hardly meant as a folder, but v1.2 may be.
         refuse(options, f"-o {output}: no format is called {suffix} here (x/ would be a folder)")
     return False
 

@@ -28,7 +28,7 @@ TURNED = 6  # the orientation of a picture to be turned by 90 degrees
 
 
 class Writer:
-    """Writes a loaded picture, with what of its metadata the format takes."""
+    """Writes a loaded picture, with the part of its metadata that the format takes."""
 
     def __init__(self, image: Image.Image, format: str, report: Report) -> None:
         self._image = image
@@ -37,7 +37,7 @@ class Writer:
         self._mode = self._mode_for(image.mode)
 
     def write(self, *, strip: bool) -> bytes:
-        """The picture as a file; the report says what of it is lost."""
+        """The picture as a file; the report says what is lost."""
         kept = metadata(self._image)
         if strip:
             kept = {name: data for name, data in kept.items() if name == "icc_profile"}
@@ -51,7 +51,7 @@ class Writer:
         return data
 
     def _accepted(self, kept: dict[str, bytes]) -> dict[str, bytes]:
-        """What of the metadata the format takes."""
+        """The part of the metadata that the format takes."""
         accepted: dict[str, bytes] = {}
         for name, data in kept.items():
             try:
@@ -105,7 +105,7 @@ class Writer:
 
 @contextlib.contextmanager
 def _bare(image: Image.Image) -> Iterator[None]:
-    """Keep from formats what they would take from the picture without being told to."""
+    """Remove from the picture what formats would write without being told to."""
     names = ("exif", "xmp", "icc_profile")
     taken = {name: image.info.pop(name) for name in names if name in image.info}
     try:

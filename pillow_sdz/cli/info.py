@@ -21,7 +21,7 @@ from .pictures import frame_count
 from .reports import Report
 from .running import close, each
 
-# What is longer is cut in the text, but not in JSON. Chosen: a few lines of a terminal.
+# Longer values are cut in the text, but not in JSON. Chosen: a few lines of a terminal.
 LONGEST = 300
 
 SHOWN = {

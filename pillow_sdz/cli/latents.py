@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def latent_files(paths: list[Path]) -> list[Path]:
-    """The paths whose suffix is that of a file of latents, without what is of texts."""
+    """The paths with the suffix of a file of latents, but for files of text embeddings."""
     named = [path for path in paths if path.suffix.lower() in LATENT_SUFFIXES]
     if not named:
         return []  # without numpy, which takes time to import
@@ -136,7 +136,7 @@ class LatentEncoder:
         return "sd1"
 
     def _check_said(self, job: Job, said: str) -> None:
-        """ValueError if --model contradicts what the file says of its family."""
+        """ValueError if --model contradicts the family that the file names."""
         from .. import keywords
 
         if self.model is None:
@@ -233,7 +233,7 @@ def _together(planned: list[Job], suffix: str) -> list[Job]:
     """The jobs; those whose sources are the resolutions of one former cache are joined."""
     from .. import latents
 
-    # What is no file is left alone, and refused when its turn comes.
+    # Other things than files stay alone, and are refused when their turn comes.
     lists = latents.together((job.source for job in planned if _is_file(job.source)), suffix)
     others = {first: tuple(rest) for first, *rest in lists}
     return [

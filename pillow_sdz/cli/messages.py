@@ -43,7 +43,7 @@ def write_data(data: bytes | memoryview) -> None:
 
 
 def flush() -> None:
-    """Have everything printed that was said."""
+    """Flush what was printed."""
     with _stdout_errors():
         sys.stdout.flush()
 

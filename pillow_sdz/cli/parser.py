@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (by default ``sys.argv``) and return the exit status."""
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
-        # A file's name may hold what the terminal's encoding cannot show.
+        # A file's name may have characters that the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader went away, as in `sdz info *.sdz | head`. Programs that the signal kills say
-        # nothing, and neither may Python when it flushes the streams at its end.
+        # The reader went away, as in `sdz info *.sdz | head`. Other programs are killed by a signal
+        # then, and say nothing. Python would complain when it flushes the streams at its end.
         _silence()
         return 141
     except StdoutError as error:
@@ -65,15 +65,15 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     try:
         return parser().parse_args(arguments)
     except SystemExit:
-        flush()  # or Python's own flush at its end fails, with a traceback
+        flush()  # otherwise Python's own flush at its end may fail, with a traceback
         raise
 
 
 def _open_closed_streams() -> None:
-    """Open standard streams that are closed: other files would get their numbers otherwise.
+    """Open standard streams that are closed. Otherwise other files would get their numbers.
 
-    They go nowhere. Standard output is opened for reading, so that writing to it is still an
-    error, as it is for a closed file.
+    What is written to them is lost. Standard output is opened for reading, so that writing to it is
+    still an error, as it is for a closed file.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -84,7 +84,7 @@ def _open_closed_streams() -> None:
 
 
 def _silence(*numbers: int) -> None:
-    """Let what is still to be written to standard output and error go nowhere."""
+    """Discard what is still to be written to standard output and error."""
     for number in numbers or (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
@@ -96,7 +96,7 @@ class _Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        if file is sys.stdout:  # argparse would not tell if nobody can read the help
+        if file is sys.stdout:  # argparse would not say that the help cannot be written
             for line in message.splitlines():
                 say(line)
         else:

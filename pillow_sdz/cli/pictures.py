@@ -13,7 +13,7 @@ from PIL import Image
 from .metadata import metadata
 from .reports import Report
 
-# What commands take from a folder, as far as Pillow can read it. Pillow knows more names, but a
+# The suffixes that commands take from a folder, if Pillow can read them. Pillow knows more, but a
 # film or a PostScript file in a folder of photos is no photo.
 # fmt: off
 PICTURE_SUFFIXES = frozenset((

@@ -1,4 +1,4 @@
-"""What became of a file, and of all files of a command."""
+"""The results of a command: for each file, and for all of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 @dataclass
 class Report:
-    """What became of one file: the lines to print about it, and what to count.
+    """The result for one file: the lines to print about it, and what to count.
 
     ``before`` and ``after`` are the bytes read and written, ``metadata`` those of the bytes
     written that are EXIF, XMP and the like. ``result`` is for commands that collect something.
@@ -61,7 +61,7 @@ Work = Callable[[Item, Report], None]
 
 @dataclass
 class Summary:
-    """What became of all files of a command."""
+    """The results for all files of a command."""
 
     done: int = 0
     skipped: int = 0
@@ -98,7 +98,7 @@ class Summary:
 
 
 def run(work: Work[Item], item: Item) -> Report:
-    """Work on one item, and tell what became of it."""
+    """Work on one item, and report its result."""
     report = Report(str(item))
     with warnings_to(report.warn):
         if not sys.warnoptions:

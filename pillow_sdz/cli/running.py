@@ -55,11 +55,11 @@ def close(summary: Summary, found: Found, *, several: bool) -> int:
 
 
 def _reports(work: Work[Item], items: Sequence[Item], jobs: int) -> Generator[Report]:
-    """What became of each item, in order."""
+    """The report of each item, in order."""
     begin = time.monotonic()
     for number, item in enumerate(items):
         if jobs > 1 and number and number < len(items) - 1 and time.monotonic() - begin > ALONE:
-            from .workers import Workers  # takes multiprocessing, which short runs need not
+            from .workers import Workers  # imports multiprocessing, which short runs do not need
 
             left = items[number:]
             with Workers(work, min(jobs, len(left))) as workers:

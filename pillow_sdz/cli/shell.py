@@ -1,4 +1,4 @@
-"""`sdz completion` and `sdz manpage`: what a shell and `man` need to know, made from the parser."""
+"""`sdz completion` and `sdz manpage`: data for a shell and for `man`, made from the parser."""
 
 from __future__ import annotations
 

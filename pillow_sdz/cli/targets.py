@@ -1,4 +1,4 @@
-"""Writing files: nothing that exists is lost, and no link leads elsewhere, unless forced."""
+"""Writes files. Unless forced, no existing file is lost, and no symbolic link leads elsewhere."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Workers(Generic[Item]):
             worker.stop()
 
     def map(self, items: Sequence[Item]) -> Iterator[Report]:
-        """What became of each item, in order."""
+        """The report of each item, in order."""
         done: dict[int, Report] = {}
         given = told = 0
         while told < len(items):
@@ -86,7 +86,7 @@ class Workers(Generic[Item]):
                 if worker is None:
                     break
                 worker.number = given
-                with suppress(OSError):  # it has ended, and `_finished` tells
+                with suppress(OSError):  # it has ended, and `_finished` reports it
                     worker.connection.send(items[given])
                 given += 1
             for number, report in self._finished(items):
@@ -121,7 +121,7 @@ class Workers(Generic[Item]):
 
 
 def _lost(name: str, code: int | None) -> Report:
-    """What became of a file whose process ended by itself."""
+    """The report of a file whose process ended by itself."""
     how = f"signal {-code}" if code is not None and code < 0 else f"status {code}"
     report = Report(name, failed=True)
     report.warn(f"the process that worked on it ended with {how}; was there enough memory?")

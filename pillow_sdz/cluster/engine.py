@@ -1,4 +1,4 @@
-"""The run on a cluster: Ray Data hands shards to workers, and again if a worker dies."""
+"""The run on a cluster: Ray Data hands shards to workers, a second time if a worker dies."""
 
 from __future__ import annotations
 

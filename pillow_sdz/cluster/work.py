@@ -14,13 +14,13 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from .. import SdzImagePlugin, interchange, latents
+from .. import interchange, latents, registration
 from ..interchange import FORMATS
 from . import shards
 from .plan import Settings, Shard
 from .shards import Item
 
-SdzImagePlugin.register()
+registration.register()
 
 
 def encoded(data: bytes, path: str, settings: Settings) -> list[bytes]:
@@ -42,7 +42,7 @@ def encoded(data: bytes, path: str, settings: Settings) -> list[bytes]:
 
 def _of_latents(data: bytes, name: str, settings: Settings) -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name  # what a file is called says of which family it is
+        path = Path(folder) / name  # the name of a file may say its family
         path.write_bytes(data)
         parts = interchange.read(path)
     found = []
@@ -73,7 +73,7 @@ def do(fs: Any, target: Any, shard: Shard, format: str, settings: Settings) -> d
             try:
                 data = fs.cat_file(path)
                 files = encoded(data, path, settings)
-            except Exception as e:  # whatever a file makes a reader raise stops only itself
+            except Exception as e:  # an error of any kind stops this file alone
                 errors.append({"source": path, "error": f"{type(e).__name__}: {e}"})
                 continue
             counts["items"] += 1

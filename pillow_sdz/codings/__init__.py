@@ -7,7 +7,7 @@ say of it, and a row here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..catalogue import (
     BFLOAT16,
@@ -26,11 +26,14 @@ from .dithering import DitheredPalette
 from .float16 import Float16
 from .float32 import BFloat16, Float32
 
+if TYPE_CHECKING:
+    from ..models.network import Network
+
 #: A function for each coding, which makes it.  It gets the model of the latents.  If the coding
-#: needs the model's weights, it also gets the loaded model, otherwise None.  Each such coding says
-#: itself what it needs of the model (such as `banded.Network`), so the table has no type for it.
-CODINGS: dict[CodingSpec, Callable[[ModelSpec, Any], Coding]] = {
-    HYPERPRIOR: lambda model, network: Banded(HYPERPRIOR, network),
+#: needs the model's weights, it also gets the loaded model, otherwise None.  What such a coding
+#: needs of the model besides is a protocol of its own, such as `banded.Network`.
+CODINGS: dict[CodingSpec, Callable[[ModelSpec, Network | None], Coding]] = {
+    HYPERPRIOR: lambda model, network: Banded.of(HYPERPRIOR, network),
     CONTEXT: lambda model, network: Context.of(model),
     PALETTE: lambda model, network: DitheredPalette(model.channels),
     FLOAT16: lambda model, network: Float16(model.channels),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ BAND_ROWS = 64
 HIGHEST_QUICK_EFFORT = 4
 
 
+@runtime_checkable
 class Network(Protocol):
     """What this coding needs of a loaded model.  Qualities are in hundredths: the header's, or
     those of all cells."""
@@ -67,6 +68,14 @@ class Banded:
     def __init__(self, spec: CodingSpec, network: Network) -> None:
         assert spec.band_latents is not None
         self._limit, self._network = spec.band_latents, network
+
+    @classmethod
+    def of(cls, spec: CodingSpec, network: object) -> Self:
+        """The coding for a loaded model; TypeError if the model has no hyperprior."""
+        if not isinstance(network, Network):
+            msg = f"{type(network).__name__} is no model with a hyperprior"
+            raise TypeError(msg)
+        return cls(spec, network)
 
     def quantisation(self, quality: float, effort: int) -> int:
         return round(100 * quality)

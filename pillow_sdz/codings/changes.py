@@ -40,14 +40,22 @@ def most_cells(height: int, width: int) -> int:
 
 
 def code(coder: Coder, height: int, width: int) -> NDArray[np.bool_]:
-    """Code the map (height, width) row by row, and return it.  The coder knows it as "changed"."""
+    """Code the map (height, width) row by row, and return it.  The coder knows it as "changed".
+
+    A map that is higher than wide is coded column by column.  So it has few stages: each takes as
+    long as half a cell that changes, and a reader may have to decode 255 maps to show a frame.
+    """
+    is_turned = height > width
+    if is_turned:
+        height, width = width, height
     changed = np.zeros((height, width), bool)
     above = np.zeros(width + 2, np.int32)
     counts = np.array([BEFORE_CHANGED, BEFORE_ALL])
     for row in range(height):
         context = above[:-2] + above[1:-1] + above[2:]
         mean = np.array([_mean(*map(int, count)) for count in counts.T])[context]
-        symbols = coder.code("changed", (row,), mean, np.full(width, SCALE, np.int32))
+        index = (slice(None), row) if is_turned else (row,)
+        symbols = coder.code("changed", index, mean, np.full(width, SCALE, np.int32))
         if (symbols & ~1).any():
             msg = "a cell of the map of changes is neither 0 nor 1"
             raise DamagedPayload(msg)
@@ -55,7 +63,7 @@ def code(coder: Coder, height: int, width: int) -> NDArray[np.bool_]:
         counts[0] += np.bincount(context[changed[row]], minlength=len(counts.T))
         counts[1] += np.bincount(context, minlength=len(counts.T))
         above[1:-1] = changed[row]
-    return changed
+    return changed.T if is_turned else changed
 
 
 def _mean(changed: int, cells: int) -> int:

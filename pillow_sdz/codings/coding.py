@@ -1,4 +1,4 @@
-"""What a coding is: the contract between the codec and every coding of latents."""
+"""The contract between the codec and every coding of latents."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ def code(coder: Coder, height: int, width: int) -> Ints | None:
     number of the scale in `SCALES`.
     """
     zero = np.zeros(1, np.int32)
-    if not _below(coder.code("mapped", (0,), zero, zero + FLAG_SCALE), 2):
+    # Any other symbol, such as that of a payload without bytes, means that there is none.
+    if int(coder.code("mapped", (0,), zero, zero + FLAG_SCALE)[0]) != 1:
         return None
     scale = SCALES[_below(coder.code("map scale", (0,), zero, zero + SCALE_OF_SCALES), len(SCALES))]
     found = np.zeros((height, width), np.int32)

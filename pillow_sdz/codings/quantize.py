@@ -72,7 +72,7 @@ def equal_error(step: int, effort: int) -> int:
     if effort < EFFORT_OF_RATE:
         return step
     finer = np.interp(math.log2(step / STEP_UNITS), *FINER)
-    return max(1, round(step * (1 - float(finer))))
+    return round(step * (1 - float(finer)))
 
 
 class Quantizer:

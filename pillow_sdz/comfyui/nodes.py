@@ -1,4 +1,4 @@
-"""The nodes.  Inside of them, ComfyUI's own modules are there."""
+"""The nodes. ComfyUI's own modules can be imported only inside of their methods."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _PREFIX = ("STRING", {"default": "ComfyUI"})
 
 
 def families() -> list[str]:
-    """The families of latents, of which a node offers a choice."""
-    # Patches are told from what they are patches of by their channels.
+    """The families of latents that a node offers."""
+    # Patches are recognised by their channels, so they need no choice of their own.
     patches = {space.patches for space in catalogue.SPACES.values()}
     return [
         name for name, space in catalogue.SPACES.items() if not space.is_own and name not in patches
@@ -217,6 +217,6 @@ class SaveImages:
         for picture, (path, about) in zip(map(Image.fromarray, levels), targets, strict=True):
             picture.save(path, "SDZ", quality=quality, effort=effort, tune=tune, exif=exif)
             told.append(about)
-            with Image.open(path) as kept:  # what the file shows, not what was given
+            with Image.open(path) as kept:  # shows the file, not the given picture
                 shown.append(kept.convert("RGB"))
         return {"ui": {"sdz": told, "images": _previews(shown)}}

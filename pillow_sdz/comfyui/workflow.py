@@ -9,8 +9,9 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from .. import container
 from ..chunks import EXIF, PROVENANCE
+from ..container import Reader
+from ..contents import contents
 
 # Pictures keep them where ComfyUI's WebP files do: "prompt:{...}" and "workflow:{...}".
 _TAGS = {"prompt": ExifTags.Base.Model, "workflow": ExifTags.Base.Make}
@@ -34,18 +35,16 @@ def exif(texts: Mapping[str, str]) -> Image.Exif:
 
 def workflow_of(data: bytes) -> dict[str, Any]:
     """The prompt and the workflow in an `.sdz` file; OSError or ValueError if it is damaged."""
-    reader = container.Reader(BytesIO(data))
+    values = contents(Reader(BytesIO(data)), (PROVENANCE, EXIF)).values
     texts: dict[str, str] = {}
-    for entry in reader:
-        if entry.type == PROVENANCE.type:
-            kept = PROVENANCE.parse(reader.data(entry), reader.header).get("metadata")
-            if isinstance(kept, dict):
-                texts |= {name: kept[name] for name in _NAMES if isinstance(kept.get(name), str)}
-        elif entry.type == EXIF.type:
-            found = Image.Exif()
-            found.load(EXIF.parse(reader.data(entry), reader.header))
-            for name, tag in _TAGS.items():
-                text = str(found.get(tag, ""))
-                if text.startswith(f"{name}:"):
-                    texts[name] = text.removeprefix(f"{name}:")
+    kept = values.get(PROVENANCE.keyword, {}).get("metadata")
+    if isinstance(kept, dict):
+        texts = {name: kept[name] for name in _NAMES if isinstance(kept.get(name), str)}
+    if EXIF.keyword in values:
+        found = Image.Exif()
+        found.load(values[EXIF.keyword])
+        for name, tag in _TAGS.items():
+            text = str(found.get(tag, ""))
+            if text.startswith(f"{name}:"):
+                texts[name] = text.removeprefix(f"{name}:")
     return {name: json.loads(text) for name, text in texts.items()}

@@ -71,7 +71,7 @@ _NAMES_IN_WARNING = 8  # chosen: a line that can still be read
 def read(path: Path) -> list[LatentFile]:
     """Read the latents in a file.  There are several parts if its layout has them.
 
-    Warns of what is in the file besides, and cannot be written again.
+    Warns of other things in the file, which cannot be written again.
     """
     suffix = path.suffix.lower()
     format = FORMATS.get(suffix)
@@ -131,7 +131,7 @@ def write(file: IO[bytes], format: str, parts: Sequence[LatentFile]) -> None:
 
 
 def _lost(part: LatentFile, format: str, layout: Layout) -> Iterator[str]:
-    """What a file of this format and layout has no place for."""
+    """The things for which a file of this format and layout has no place."""
     others = {
         "original_size": part.origin.original_size,
         "crop_ltrb": part.origin.crop_ltrb,
@@ -175,7 +175,7 @@ def is_scaled(
 
 
 def model_named_by(path: Path) -> str | None:
-    """The family of latents that a tool says by the name of its file, or None.
+    """The family of latents that the name of a tool's file stands for, or None.
 
     The catalogue need not know the family.
     """

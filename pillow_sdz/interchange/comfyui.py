@@ -1,9 +1,9 @@
 """What ComfyUI's SaveLatent writes, read from its nodes.py.
 
 The tensor `latent_tensor` is a batch of latents as ComfyUI's VAE encodes them, with an axis of time
-for videos.  Nodes may write others beside it, such as `noise_mask`.  Before ComfyUI wrote the
-empty tensor `latent_format_version_0` beside it, the values were 0.18215 times these, whatever the
-model.
+for videos.  Nodes may write others beside it, such as `noise_mask`.  Older versions of ComfyUI
+wrote values 0.18215 times as large, for every model. Newer ones write the empty tensor
+`latent_format_version_0` beside them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the rows of `interchange` fulfil: `Layout` and `Format`, and `Contents` between them.
+"""The contracts of `interchange`: `Layout` and `Format`, and `Contents` between them.
 
 A format turns a file into arrays with names.  A layout knows what one tool means by the names.
 """

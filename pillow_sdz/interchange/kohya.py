@@ -1,7 +1,7 @@
 """The `.npz` caches of kohya's sd-scripts, read from its library/strategy_*.py.
 
-A file has the arrays of one picture, perhaps at several resolutions: latents as its VAE returns
-them, the sizes before and after the crop, the latents of the mirrored picture, and a mask.
+A file has the arrays of one picture, perhaps at several resolutions. They are latents as the VAE
+returns them, the picture's size and crop, the latents of the mirrored picture, and a mask.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from .contracts import Contents, Layout, Stored
 from .numpy_files import as_numpy
 from .origin import KOHYA_TYPES, NUMBERS, RESOLUTION, LatentFile, Origin, are_integers
 
-# How the names of the caches end, and whose latents they hold.  The autoencoder of Lumina is that
-# of FLUX.1, and Anima's that of Qwen-Image.  The catalogue does not know all of these families.
-# Older caches, from before sd-scripts trained other models, end in `.npz` alone: they are of Stable
-# Diffusion 1, 2 and XL.
+# How the names of the caches end, and the family of their latents.  The autoencoder of Lumina is
+# that of FLUX.1, and Anima's that of Qwen-Image.  The catalogue does not know all of these
+# families.  Older caches end in `.npz` alone. They are of Stable Diffusion 1, 2 and XL, the only
+# models that sd-scripts trained then.
 FAMILIES = {
     "_sd": "sd1",
     "_sdxl": "sdxl",
@@ -28,7 +28,7 @@ FAMILIES = {
     "_anima": "qwen-image",
     "_hi": "hunyuan-image",
 }
-# The latent spaces whose autoencoders, as sd-scripts has them, scale and shift the latents.
+# The latent spaces whose latents sd-scripts scales and shifts.
 SCALED = frozenset(("flux", "qwen-image"))
 
 _LATENTS = re.compile(rf"latents({RESOLUTION.pattern})")
@@ -37,7 +37,7 @@ _LATENTS = re.compile(rf"latents({RESOLUTION.pattern})")
 def _resolutions(contents: Contents) -> list[str]:
     """The endings of the arrays' names, such as "_64x48"; none if sd-scripts did not write them."""
     endings = [match[1] for name in contents.names if (match := _LATENTS.fullmatch(name))]
-    # Without the size, as from somebody's own np.savez(latents=...), they are not sd-scripts'.
+    # sd-scripts always writes the size. Somebody's own np.savez(latents=...) has none.
     return [ending for ending in endings if "original_size" + ending in contents.names]
 
 
@@ -51,7 +51,7 @@ def _read(contents: Contents) -> list[LatentFile]:
 
 def _part(contents: Contents, ending: str) -> LatentFile:
     latents, dtype = contents.take("latents" + ending)
-    # Autoencoders of videos leave an axis of time, of one picture.
+    # Autoencoders of videos have an axis of time. Here it has one picture.
     shape = latents.shape if latents.ndim == 4 and latents.shape[1] == 1 else None
     flipped = contents.take_if_there("latents_flipped" + ending)
     if flipped is not None:

@@ -1,9 +1,9 @@
 """The `.safetensors` caches of kohya's musubi-tuner, read from its dataset/cache_io.py.
 
-The metadata names the architecture.  The names of tensors end in their dtype, and those of latents
-in their size before it: `latents_1x64x48_bfloat16` (frames, height, width),
-`latents_64x48_float32`, `latents_control_0_64x48_bfloat16`.  Files of what text encoders return
-end in `_te`.
+The metadata names the architecture.  The name of a tensor ends in its dtype. In names of latents,
+the size comes before it: `latents_1x64x48_bfloat16` (frames, height, width),
+`latents_64x48_float32`, `latents_control_0_64x48_bfloat16`.  Files with the results of text
+encoders end in `_te`.
 """
 
 from __future__ import annotations

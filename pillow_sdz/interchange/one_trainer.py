@@ -1,8 +1,9 @@
 """The `.pt` caches of OneTrainer, read from mgds' DiskCache and OneTrainer's modules/dataLoader.
 
-Each file is a dictionary of one picture: its latents as the autoencoder returns them, its size and
-crop as tuples of integers, perhaps a mask at the size of the latents, and in other folders what
-text encoders return.  `aggregate.pt` beside them lists paths, and is no cache of latents.
+Each file is a dictionary of one picture. It has the latents as the autoencoder returns them, the
+size and the crop as tuples of integers, and perhaps a mask at the size of the latents. Files in
+other folders hold what text encoders return.  `aggregate.pt` beside them lists paths, and is no
+cache of latents.
 """
 
 from __future__ import annotations

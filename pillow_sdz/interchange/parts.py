@@ -30,7 +30,7 @@ def numbered(path: Path, parts: list[LatentFile]) -> list[LatentFile]:
 
 
 def targets(target: Path, parts: Sequence[LatentFile]) -> list[Path]:
-    """The files for the parts of a cache: ``target``, and others beside it, no two alike.
+    """The files for the parts of a cache: ``target``, and others beside it with other names.
 
     The names are for people.  The files themselves say what belongs together (`together`).
     """

@@ -1,4 +1,4 @@
-"""torch's `.pt` files of dictionaries, read without running what a pickle may ask for.
+"""torch's `.pt` files of dictionaries. No code that a pickle asks for is run.
 
 Values that are no tensors, such as sizes, become metadata: their text in Python.
 """

@@ -54,7 +54,7 @@ def weights_digest(autoencoder: Any) -> str:
 @torch.inference_mode()
 @undisturbed()
 def conventions(autoencoder: Any, given: Mapping[str, Any]) -> Conventions:
-    """How to call an autoencoder: as ``given``, as its configuration says, or as it behaves.
+    """How to call an autoencoder: as ``given``, or as its configuration says, or as a try shows.
 
     ``given`` has some fields of `Conventions`; ValueError for others.  OSError if the autoencoder
     cannot be called, or if its latents are not what was given.

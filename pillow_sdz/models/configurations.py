@@ -1,4 +1,4 @@
-"""What a configuration of diffusers or transformers may say: the fields that are read, and how.
+"""The fields of diffusers' and transformers' configurations that are read, and how.
 
 A configuration comes with weights from whoever made them.  Its fields here say how large a network
 is, how its latents are scaled, and which of its usual layers it has.  All others are ignored, and
@@ -35,8 +35,8 @@ class Field(NamedTuple):
 def checked(kind: str, settings: Mapping[str, Any], where: object) -> dict[str, Any]:
     """The fields of a configuration that count for this kind of network, or for a scheduler.
 
-    OSError with the field's name if one of them is not what it must be.  Those that are missing
-    have the library's own default, but for a scheduler's, where libraries differ.
+    OSError with the field's name if one of them is not what it must be.  Missing fields have the
+    library's own default. A scheduler's have none, because libraries differ.
     """
     found = {}
     for name, field in FIELDS[kind].items():
@@ -65,7 +65,7 @@ def _contradiction(settings: Mapping[str, Any]) -> str | None:
     channels = settings.get("latent_channels", 4)  # diffusers' default
     for name in ("latents_mean", "latents_std"):
         values = settings.get(name)
-        if isinstance(values, (list, tuple)) and len(values) not in (0, channels):
+        if isinstance(values, (list, tuple)) and len(values) != channels:
             return f"the field {name!r} has {len(values)} values for {channels} channels"
     return None
 

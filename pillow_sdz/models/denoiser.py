@@ -1,4 +1,4 @@
-"""What a loaded U-Net is: the contract between denoising and every U-Net."""
+"""The contract between denoising and every U-Net."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `register_model` is given: a directory, or a loaded autoencoder."""
+"""The source that `register_model` gets: a directory, or a loaded autoencoder."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Networks of diffusers and transformers, built only from the weights in a folder.
 
-Of the libraries' own `from_pretrained` nothing is used: it lets a configuration choose quantisers,
-attention kernels from the network and other files of weights.  Here a network is of a class that is
+The libraries' own `from_pretrained` is not used. It lets a configuration choose quantisers, other
+files of weights, and attention kernels that it downloads.  Here a network is of a class that is
 named here, its configuration is what `configurations` lets through, and its weights are those of
 the one file whose sha256 was checked.
 """
@@ -76,7 +76,7 @@ def _empty(kind: str, settings: Mapping[str, Any]) -> Any:
             return getattr(diffusers, kind)(**settings)
         import transformers
 
-        # Of the ways to compute attention, the one that is always there.
+        # The way to compute attention that every torch has.
         chosen: dict[str, Any] = {**settings, "attn_implementation": "eager"}
         config = transformers.CLIPTextConfig(**chosen)
         module = transformers.CLIPTextModel(config)

@@ -1,4 +1,4 @@
-"""What a loaded model is: the contract between the codec and every autoencoder."""
+"""The contract between the codec and every autoencoder."""
 
 from __future__ import annotations
 

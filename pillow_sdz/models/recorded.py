@@ -175,7 +175,7 @@ def _check_link(where: Path) -> None:
 
 
 class Repair(NamedTuple):
-    """What became of a damaged file: the names that were kept and lost, and where it is kept."""
+    """The repair of a damaged file: the names that were kept and lost, and the file's copy."""
 
     kept: list[str]
     lost: list[str]

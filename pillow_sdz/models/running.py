@@ -1,4 +1,4 @@
-"""Runs networks in torch, whatever the caller has set there for its own."""
+"""Runs networks in torch, whatever settings of torch the caller has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """For networks: without the default device and autocast that the caller has set for its own.
+    """Run networks without the caller's default device and autocast.
 
     The caller's default dtype stays, since it is one for all threads: what runs in here names the
     dtype of each tensor that it makes.  Memory that runs out is an OSError.

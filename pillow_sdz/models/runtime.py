@@ -108,7 +108,7 @@ def session(graph: bytes, tensors: Tensors) -> Any:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = settings.inter_op_num_threads = 1
     settings.log_severity_level = 3  # errors
-    # Pictures have all sizes, so that what is learnt of one does not help with the next.
+    # Pictures have all sizes, so a memory plan for one does not help with the next.
     settings.enable_mem_pattern = False
     names, values = [], []
     for name, tensor in tensors.items():

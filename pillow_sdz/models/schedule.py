@@ -13,7 +13,7 @@ from . import configurations
 
 
 class Schedule(NamedTuple):
-    """What is left of the latents at each timestep, and what the U-Net makes of noisy ones.
+    """The share of the latents at each timestep, and what the U-Net predicts.
 
     ``kept`` (T,), float32, falls from near 1: the share of the latents' power in noisy latents,
     which have the power of latents.  ``predicts`` is "epsilon" (the noise), "sample" (the latents)

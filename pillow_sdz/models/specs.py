@@ -1,4 +1,4 @@
-"""What may be registered or recorded as a model, and what is then known of it."""
+"""Checks what is registered or recorded as a model, and makes its specification."""
 
 from __future__ import annotations
 

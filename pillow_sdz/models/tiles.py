@@ -158,15 +158,6 @@ def _count(lengths: tuple[int, int], sides: list[int]) -> int:
     return rows * columns
 
 
-def assembled(pieces: Iterable[tuple[Area, Pixels]], latents: Samples, factor: int) -> Pixels:
-    """The pieces that `decode` makes of all latents, as one picture."""
-    rows, columns = latents.shape[:2]
-    pixels = np.empty((factor * rows, factor * columns, 3), np.uint8)
-    for place, piece in pieces:
-        pixels[place] = piece
-    return pixels
-
-
 def everything(rows: int, columns: int) -> Area:
     """The area of a whole picture."""
     return slice(0, rows), slice(0, columns)

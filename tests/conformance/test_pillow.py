@@ -228,9 +228,14 @@ class TestImageFile:
     @pytest.mark.parametrize("missing", [1, 20, 100])
     @pytest.mark.usefixtures("load_truncated")
     def test_truncated_without_errors(self, data: bytes, missing: int) -> None:
-        """test_truncated_without_errors"""
-        with Image.open(BytesIO(data[:-missing])) as im:
-            im.load()
+        """test_truncated_without_errors. A warning says which pixels are missing, if any."""
+        with (
+            Image.open(BytesIO(data[:-missing])) as im,
+            warnings.catch_warnings(record=True) as said,
+        ):
+            warnings.simplefilter("always")
+            assert im.convert("RGB").size == (61, 43)
+        assert bool(said) == (missing > 9)  # DONE takes nine bytes
 
     @pytest.fixture
     def broken(self, data: bytes) -> bytes:
@@ -249,8 +254,8 @@ class TestImageFile:
     @pytest.mark.usefixtures("load_truncated")
     def test_broken_datastream_without_errors(self, broken: bytes) -> None:
         """test_broken_datastream_without_errors"""
-        with Image.open(BytesIO(broken)) as im:
-            im.load()
+        with Image.open(BytesIO(broken)) as im, pytest.warns(UserWarning, match="damaged"):
+            assert im.convert("RGB").size == (61, 43)
 
 
 class TestLoad:

@@ -127,9 +127,8 @@ class Group:
 
     def parameters(self, features: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """The means of the group in eighths, and what is added to the index of its scales."""
-        output = self._output(
-            _rectified(self._hidden.first(features) + before, HIDDEN_LIMIT)
-        ).float()
+        inside = _rectified(self._hidden.first(features) + before, HIDDEN_LIMIT)
+        output = self._output(inside).float()
         mean, correction = output.chunk(2, 1)
         return mean, correction / SCALE_UNITS
 
