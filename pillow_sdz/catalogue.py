@@ -110,6 +110,7 @@ class Space(NamedTuple):
     denoising: Denoising | None = None
     decoders: Mapping[str, str] = MappingProxyType({})
     regions: bool = False
+    quality_map: bool = False
 
     @property
     def tunes(self) -> tuple[str, ...]:
