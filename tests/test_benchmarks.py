@@ -341,6 +341,7 @@ def test_prior_command(
         prior.main(["--images", str(tmp_path), "--limit", "2"])
 
 
+@pytest.mark.slow
 def test_against_another_checkout(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def train(photos: Path, run: Path, minutes: float) -> int:
     return step
 
 
+@pytest.mark.slow
 def test_resumes_from_its_checkpoint(photos: Path, tmp_path: Path) -> None:
     first = train(photos, tmp_path, 0.03)
     assert first > 0
