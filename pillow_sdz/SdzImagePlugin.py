@@ -1,7 +1,7 @@
 """Pillow's side of `.sdz`: opening and decoding.  `saving` writes, `registration` registers.
 
 `_open` reads the framing of all chunks, and metadata.  LATN, DIFF and ALPH are read when the pixels
-are first needed.  Only then are the models' registry and torch imported.
+are first needed.  Only then are the models' registry and ONNX Runtime imported.
 """
 
 from __future__ import annotations

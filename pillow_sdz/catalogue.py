@@ -110,6 +110,7 @@ class Space(NamedTuple):
     denoising: Denoising | None = None
     decoders: Mapping[str, str] = MappingProxyType({})
     regions: bool = False
+    quality_map: bool = False
 
     @property
     def tunes(self) -> tuple[str, ...]:
@@ -144,6 +145,7 @@ SPACES: dict[str, Space] = {
             codings=(HYPERPRIOR,),
             decoders=MappingProxyType({"perceptual": "mini-perceptual"}),
             regions=True,
+            quality_map=True,
         ),
         Space("sd-mini", 4, 8, scaling=1, prior="sd-mini", denoising=Denoising(30, 3)),
         Space("sd1", 4, 8, scaling=0.18215, prior="sd1", denoising=ARTICLES_DENOISING),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,14 +114,6 @@ def write(file: Sequence[Chunk]) -> bytes:
     return data
 
 
-class ChunkReader(Protocol):
-    """Reads the data of chunks; see `container.Reader`."""
-
-    def data(self, entry: container.Entry) -> bytes: ...
-
-    def unchecked(self, entry: container.Entry) -> bytes: ...
-
-
 class Frames:
     """The latents of a file's frames.  Each band is decoded when it is asked for.
 
@@ -137,7 +129,7 @@ class Frames:
         coding: CodingSpec,
         bands: Sequence[slice],
         frames: container.Frames,
-        reader: ChunkReader,
+        reader: container.Reader,
     ) -> None:
         rows, columns = bands[0].stop, header.latents[2]
         if coding.band_latents is not None and rows * columns > coding.band_latents:

@@ -42,6 +42,7 @@ OPTIONS = (
     "prompt",
     "exact",
     "regions",
+    "protect",
     "exif",
     "icc_profile",
     "xmp",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from . import alpha
-from .container import Entry, Frames
+from .container import Frames, Reader
 from .header import Header
 from .order import MAX_CHANGES
 
@@ -17,16 +17,10 @@ if TYPE_CHECKING:
     from .exact import Regions
 
 
-class ChunkReader(Protocol):
-    """Reads the data of chunks; see `container.Reader`."""
-
-    def data(self, entry: Entry) -> bytes: ...
-
-
 class Layers:
     """The layers of the frames of a file, which are read when they are asked for."""
 
-    def __init__(self, header: Header, frames: Frames, reader: ChunkReader) -> None:
+    def __init__(self, header: Header, frames: Frames, reader: Reader) -> None:
         self._header, self._frames, self._reader = header, frames, reader
         # The frame whose exact regions were read last.  The next one may build on them.
         self._latest: tuple[int, Regions | None] = -1, None

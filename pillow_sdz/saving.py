@@ -9,7 +9,7 @@ from typing import IO, NamedTuple
 
 from PIL import Image
 
-from . import alpha, chunks, codec, container, keywords, regions
+from . import alpha, chunks, codec, container, keywords, protection, regions
 from .container import Chunk
 from .header import MAX_SIDE, MODES, Header
 from .keywords import Timing
@@ -198,6 +198,12 @@ def _write(
             raise ValueError(msg)
         target_size = keywords.target_size(options["target_size"])
     exact = keywords.exact(options.get("exact"))
+    offsets = None
+    if options.get("protect") is not None:
+        offsets = protection.offsets(protection.weights(options["protect"], im))
+        if not model.space.quality_map:
+            msg = f"protect needs a model whose quality may vary over the picture, not {model.name}"
+            raise ValueError(msg)
     profile = _profile(im)
     about = [*_metadata(im), *keywords.for_decoding(options, model, coding)]
     if tune != model.space.tunes[0]:
@@ -208,7 +214,12 @@ def _write(
         raise ValueError(msg)
 
     encoder = codec.Encoder(
-        model, coding, quality=quality, effort=effort, predict=timing is not None
+        model,
+        coding,
+        quality=quality,
+        effort=effort,
+        predict=timing is not None,
+        offsets=offsets,
     )
     header = Header(
         MODES[0],

@@ -36,14 +36,14 @@ class Weights(NamedTuple):
 
 
 MINI = Weights(
-    "mini.safetensors", "57d34a5cf9980f94e49fe511d9f6c14619ae4806962a8e49a8551eabe463ef4b"
+    "mini.safetensors", "ce796c39eef99e71497902d3656fc36c81d62adacc44aa6e858940f2b08bf43c"
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "877a64a1112392517a418d438da0c2837ef80f638ee75e32be3a944065bcf3bd",
+    "7b7dfaa71a8768d9b8ef1dbeda571930f6bb188be0a433996c638a16a66a2c8e",
 )
 MINI_REDUCED = Weights(
-    "mini_reduced.safetensors", "a42a930ef39801d1f120666eca0314cda98827eae5b979c4a165ec93db67635a"
+    "mini_reduced.safetensors", "31bb6f22e16056244eeb63ec7ff70da65edc4be2c65023ba17518025ee4cfcd7"
 )
 SD_MINI = Weights(
     "sd_mini/autoencoder.safetensors",
@@ -66,22 +66,30 @@ TABLES = Weights(
 #: The ranges of the 8-bit activations of the embedded networks, and the graphs that run them, by
 #: name: no weights, but what the networks compute.  `training.graphs` makes both.
 RANGES = Weights(
-    "ranges.safetensors", "161646ed087299adb08de246ad401df03eebf985ccc672547ccfabf6e18de767"
+    "ranges.safetensors", "ecfdd176af9300f75c3a166e76796af219339ae3ae8c205cf0e901f8d41ac2c0"
 )
 GRAPHS: dict[str, str] = {
-    "mini_encoder": "8dbbcc490ed03f4d99d899f501bbfe3def3a2c85fc66ff23b658e4ad6571b060",
-    "mini_encoder_int8": "d8bda369754603d28e823174b2fcfb99bc55facac8985524368b46815879c8e1",
     "mini_analysis": "4c71a144a7c090695147b15aea4af05d8b10a73c47f572972837c46f24ce5e79",
-    "mini_decoder": "d5fa7ce3d13b3e94188136420f8288f071c7de5224cbac34fa26d9c57b294b01",
-    "mini_decoder_int8": "fa9974f4ada147e53cb666a72aa2a6650c8ddd60786440eca7280980a0f819d8",
-    "mini_decoder2": "a1678ec5949e99e6e9f913d217f59c7a1bec8a4f04e2de3c0c4dd04870f7a490",
-    "mini_decoder2_int8": "80575846c8032c1699d605a42b75308ef224fafe9b96eb5afb08ddc3885c8436",
-    "mini_decoder4": "16901cabebba49ae1c1f5a484326f3a36d71534b83de787c431ba684b5462d11",
-    "mini_decoder4_int8": "1a6cb40da002645d8b981df40ccd0b138517f4f8ee8e16513a221ac9c36a8c56",
-    "sd_mini_encoder": "7e5c884c6d10e47891081c2e7578f6210480b6fabf34fc8bc6da87b6341a3c29",
-    "sd_mini_encoder_int8": "0f262f5d428d93ad193f2c7c86e02c0ae1bcf56d4270f0f6753a16120f74043f",
+    "mini_decoder": "04cce140662fcb17674307327a48768c17cf92b58fb0ec354422315b8765f7e7",
+    "mini_decoder2": "6feb4bb690214eaa565450051d5e0625ac2781162faf26df31ba6c5fef36b1fe",
+    "mini_decoder2_base": "4ff69a7fecf29104758d0ed82fcb30b6dd630932f2c762044b9477dee3c090e7",
+    "mini_decoder2_base_int8": "cc2cc4c589302d52d19c30583e3565b55c86c1fe553b6d16d1bd5f4017777f3a",
+    "mini_decoder2_int8": "8e5da12bc5acca860f8dabacc1c96d4d6b87c0927f75cfe0805687d64c37bd89",
+    "mini_decoder4": "b9cb30e83aae333d79406e2b9dff368a598d62478ab25e6250403a8f124f9e56",
+    "mini_decoder4_base": "beed223610da339e2c9187454c24a94dc352face9a8a83978d276affc8053a73",
+    "mini_decoder4_base_int8": "3285eb115e0820bee72131f60153779360a402b23d93e75dc75956d318eaa48e",
+    "mini_decoder4_int8": "a4e5a386e05e63b00a20c2a18452b102fdc6af8785798fd7466f66ab66d9169d",
+    "mini_decoder_base": "27ab8ffcc97da09fb37fc7801e2d0922938b3d4a5b8ffa242caa1992e46370c3",
+    "mini_decoder_base_int8": "52fe1530080d20cb413365400e1c96d1cbae3de2c9a28ae12995be33189a8678",
+    "mini_decoder_int8": "a7c20cd3dd2ddb156bcea6b9b4002866ffb27785cb4ee54f3bb2a57b06574fa4",
+    "mini_encoder": "e4c635cf430ad0d24dc9e530f06c36dcb23f3d1055d76ffb10b1a6d92fc3bc0f",
+    "mini_encoder_base": "80c9ca10e09dacdee80deff394e37dcc6f449619e27752ea4f0a459268705276",
+    "mini_encoder_base_int8": "82c559d51b5279e488c4ee987179923e71e36b86dd32e0bffb34181bc31b5c65",
+    "mini_encoder_int8": "90ee4c839e6063fa8ba9dfbd73fedb14593a430a95acbac4ccd311d3b2ba1da8",
     "sd_mini_decoder": "c6565a3c1bd07b334b812e4909458fc85b6be768124b819b94ad88e3ee088d57",
     "sd_mini_decoder_int8": "ec067a313ad2e0ac5a478f4d244fa6c1c7b740444288d2982906aa30a2e14cdd",
+    "sd_mini_encoder": "7e5c884c6d10e47891081c2e7578f6210480b6fabf34fc8bc6da87b6341a3c29",
+    "sd_mini_encoder_int8": "0f262f5d428d93ad193f2c7c86e02c0ae1bcf56d4270f0f6753a16120f74043f",
 }
 
 

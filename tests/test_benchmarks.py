@@ -26,6 +26,7 @@ from benchmarks import (  # noqa: E402
     prior,
     rate_distortion,
     speed,
+    texture,
 )
 from benchmarks.codecs import CODECS, Codec  # noqa: E402
 from evaluation import feature_distance  # noqa: E402
@@ -341,6 +342,7 @@ def test_prior_command(
         prior.main(["--images", str(tmp_path), "--limit", "2"])
 
 
+@pytest.mark.slow
 def test_against_another_checkout(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,3 +365,23 @@ def test_ratios_against_another_checkout() -> None:
     """Of neighbouring runs, so that a slow moment of the machine slows both."""
     row = against.table({"x": [[0.001, 0.1, 0.003], [0.002, 0.1, 0.003]]}).splitlines()[-1]
     assert row == "| x | 3 ms | 3 ms | 1.00 | 1.00, 2.00 |"
+
+
+class TestTexture:
+    def test_a_pattern_of_fine_periods_is_measured_and_others_are_not(self) -> None:
+        columns = np.arange(64)[None, :, None] * np.ones((64, 1, 3))
+        flat = np.full((64, 64, 3), (200.0, 40.0, 120.0))
+        original = Image.fromarray(flat.astype(np.uint8))
+        for period, least, most in ((4, 6, 8), (3.2, 6, 8), (16, 0, 0.7)):
+            waves = flat + 10 * np.sin(2 * np.pi * columns / period)
+            shown = Image.fromarray(np.rint(waves).astype(np.uint8))
+            found = texture.woven(original, shown)
+            assert len(found) == 4
+            assert least <= min(found) <= max(found) <= most
+        assert texture.woven(original, original) == [0] * 4
+
+    def test_only_flat_saturated_tiles_count(self) -> None:
+        assert texture.tiles(Image.new("RGB", (64, 64), (120, 120, 130))) == []
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+        assert texture.tiles(Image.fromarray(noise)) == []
+        assert all(texture.tiles(picture) for picture in texture.pictures())

@@ -104,28 +104,33 @@ def test_container_opens() -> None:
 MINI_FILES: dict[str, tuple[int, str, list[int]]] = {
     "mini-perceptual": (
         1250,
-        "fddf27e5dd52338df4186ed27de5c792de87650faaceb437e1ce6a202aed1d20",
-        [-3, 0, 0, 0, 0, 0, 0, 0],
+        "7e39e52453f3f5d930f14a86c50cdcfdb8be0c8a2c8e2b2d240820d7e32ceba9",
+        [-9, 0, 0, 0, 0, 0, 0, 0],
     ),
     "mini-rgb": (
         7500,
-        "a4c49d8bcc9c173b34c672a3c5f7a2f797dcae4d8e4bd14eb1042af14d8745db",
-        [-16, 0, -1, 0, 0, 0, 0, 0],
+        "eb9fa27a21c2160fddb57408b2e3ef488ece8426a1dd0627d271cdc1a4b3bf2c",
+        [-56, 0, 0, 0, 0, 0, 0, 0],
     ),
     "mini-rgb-low": (
         1250,
-        "fddf27e5dd52338df4186ed27de5c792de87650faaceb437e1ce6a202aed1d20",
-        [-3, 0, 0, 0, 0, 0, 0, 0],
+        "71f186516b483db7076656e404a6cb1f9e67f3cc861d0996e9a7e36a1ffe60e1",
+        [-9, 0, 0, 0, 0, 0, 0, 0],
     ),
     "mini-rgba": (
         10000,
-        "c111295e3706b0730dbce67d16b43973b2182175a42d90422f669a434bdc13a4",
-        [-105, 0, -12, 0, -43, 1, -62, 3],
+        "fb64e9580df340f931a20d51374087fe9c2e348415b0f2f01996ee42c8bc39ea",
+        [-534, 0, -110, 0, -4, 0, -95, 0],
     ),
     "mini-1x1": (
         5000,
-        "614d68a827480b27a0230cc46d3e97eddd801d753501b277151e9a59bef83387",
-        [-34, 0, 0, 0, 0, 0, 0, 0],
+        "d3a500a468f21d4f23fbfbab990c6dd40d02132d3e0302b4d7410ae2f976d9e9",
+        [-58, 0, 0, 0, 0, 0, 0, 0],
+    ),
+    "mini-map": (
+        5000,
+        "dec4bd52e78f316166b27185bd14d77adbb30e3843842edf80b82cea786a1fb8",
+        [-8, 0, 0, 0, 0, 0, 0, 0],
     ),
 }
 
@@ -198,28 +203,28 @@ def test_pixels_of_record(name: str) -> None:
 # big-endian int32.
 FRAMES = FIXTURES / "mini-frames.sdz"
 CHUNKS_OF_FRAMES = [
-    ("LATN", 126),
-    ("LATN", 71),
+    ("LATN", 87),
+    ("LATN", 41),
     ("ALPH", 117),
     ("DIFF", 1),
-    ("DIFF", 35),
+    ("DIFF", 25),
     ("ALPH", 1),
     ("DIFF", 1),
-    ("DIFF", 34),
+    ("DIFF", 27),
     ("ALPH", 2),
-    ("LATN", 181),
-    ("LATN", 136),
+    ("LATN", 95),
+    ("LATN", 62),
     ("ALPH", 117),
     ("DIFF", 1),
-    ("LATN", 120),
+    ("LATN", 57),
     ("ALPH", 1),
 ]
 FRAME_DIGESTS = [
-    "7e27036f316a772b3fe154939be1db78f17542be4457e1cccce9b68a83a0e2aa",
-    "3308c76cdbf28375d72afbe566949fe862139deaa761c01018abc2287c44a375",
-    "57c949cc6b250f5b73863939732624cd8f97a4000aa7fcfef9d00458ccee7ebd",
-    "ca3b60d0ce7aeaab375bf72dfc5a373731bae1e58cd041e121ab5996a34e932b",
-    "0a637442fd8b4b749c1ece8e78df17b4af4f3c63fb4af56cd199a07af70f7b9a",
+    "c7ea109ecfe6becdefd4f3c1ababa4600f74f0ab3812a8ac91296c48a380ed96",
+    "de0118877f4948a38f4d768fd2b5dec4e933a6dcb077de17f9fe5a3ce3e4d63e",
+    "b3ef4151bd4677c4d076824233e3eb7dd7b68ace1b254088035427c1d138ebe5",
+    "5df4bd2d9b7255f754e9581af83475edfb397f629e2fe7f826e565ce194491ed",
+    "a83b0ce56a3701fa73880aff8e4f85e580c95823542d7372da513c9f8dbe14f8",
 ]
 
 

@@ -38,6 +38,7 @@ GENERIC = (
     "layers",
     "models/__init__",
     "order",
+    "protection",
     "regions",
     "saving",
     "scaling",

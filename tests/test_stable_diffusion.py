@@ -791,6 +791,7 @@ print(next(model.decode(latents))[1].shape, tuple(denoiser.embed("a cat").shape)
 """
 
 
+@pytest.mark.slow
 def test_offline_with_the_hubs_own_variables(cached: Path, environment: dict[str, str]) -> None:
     (cached.parent / "home").mkdir()
     cached.rename(cached.parent / "home" / "hub")

@@ -11,6 +11,7 @@ from typing import IO, Any
 from PIL import Image
 
 from ..chunks import MAX_METADATA
+from ..protection import FACES
 from .arguments import (
     STREAM,
     Commands,
@@ -85,6 +86,12 @@ def add_encode(commands: Commands) -> None:
         default=None,
         help="let the model reconstruct text and other graphics, which are kept exactly otherwise",
     )
+    parser.add_argument(
+        "--protect",
+        metavar="MASK",
+        help="give more bytes to some places, and fewer to the rest: a picture that is white there,"
+        ' or "faces"',
+    )
     add_strip(parser)
     add_jobs(parser)
     parser.set_defaults(run=_run, parser=parser)
@@ -106,7 +113,7 @@ def _run(options: argparse.Namespace) -> int:
     targets = Targets(options.force, options.skip_existing)
     names = ("quality", "target_size", "model", "coding", "effort", "tune", "prompt", "regions")
     encoder = Encoder(
-        given(options, *names),
+        {**given(options, *names), **_protected(options)},
         tuple(of_latents),
         LatentEncoder.of(options, targets, planned),
         targets,
@@ -115,6 +122,17 @@ def _run(options: argparse.Namespace) -> int:
     )
     summary = each(encoder, planned, jobs=options.jobs, stdout_is_data=target == STREAM)
     return close(summary, found, several=len(planned) > 1)
+
+
+def _protected(options: argparse.Namespace) -> dict[str, Any]:
+    """The option for the places to protect; ends the program if the mask cannot be read."""
+    if options.protect in (None, FACES):
+        return given(options, "protect")
+    try:
+        with Image.open(options.protect) as mask:
+            return {"protect": mask.convert("L")}
+    except (OSError, ValueError) as error:
+        refuse(options, f"--protect {options.protect}: {error}")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ A format turns a file into arrays with names.  A layout knows what one tool mean
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,3 +91,14 @@ class Layout:
     has_parts: bool = False
     #: What it keeps besides latents and metadata: names of fields of `Origin` or `LatentFile`.
     keeps: frozenset[str] = frozenset()
+
+
+def merged(parts: Iterable[Mapping[str, Stored]]) -> dict[str, Stored]:
+    """The arrays of all parts of a file; ValueError if two have one name."""
+    found: dict[str, Stored] = {}
+    for part in parts:
+        if twice := found.keys() & part.keys():
+            msg = f"two arrays are called {min(twice)}"
+            raise ValueError(msg)
+        found |= part
+    return found

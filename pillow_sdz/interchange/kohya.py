@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .contracts import Contents, Layout, Stored
+from .contracts import Contents, Layout, Stored, merged
 from .numpy_files import as_numpy
 from .origin import KOHYA_TYPES, NUMBERS, RESOLUTION, LatentFile, Origin, are_integers
 
@@ -101,14 +101,7 @@ def _integers(
 
 
 def _arrays(parts: Sequence[LatentFile]) -> dict[str, Stored]:
-    arrays: dict[str, Stored] = {}
-    for part in parts:
-        more = _arrays_of(part)
-        if twice := arrays.keys() & more.keys():
-            msg = f"two arrays are called {min(twice)}"
-            raise ValueError(msg)
-        arrays |= more
-    return arrays
+    return merged(map(_arrays_of, parts))
 
 
 def _arrays_of(part: LatentFile) -> dict[str, Stored]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping, Sequence
 
-from .contracts import Contents, Stored
+from .contracts import Contents, Stored, merged
 from .origin import (
     FLOATS,
     KEY,
@@ -80,16 +80,13 @@ def kept(array: Array, dtype: str | None = None) -> Other:
 
 def arrays(parts: Sequence[LatentFile]) -> dict[str, Stored]:
     """The arrays of a file with these parts."""
-    found: dict[str, Stored] = {}
-    for part in parts:
-        origin = part.origin
-        array = part.latents if origin.shape is None else part.latents.reshape(origin.shape)
-        more = {origin.key: Stored(array, origin.dtype), **others_of(origin)}
-        if twice := found.keys() & more.keys():
-            msg = f"two arrays are called {min(twice)}"
-            raise ValueError(msg)
-        found |= more
-    return found
+    return merged(map(_arrays_of, parts))
+
+
+def _arrays_of(part: LatentFile) -> dict[str, Stored]:
+    origin = part.origin
+    array = part.latents if origin.shape is None else part.latents.reshape(origin.shape)
+    return {origin.key: Stored(array, origin.dtype), **others_of(origin)}
 
 
 def others_of(origin: Origin) -> dict[str, Stored]:

@@ -191,7 +191,7 @@ _loading = forks.Lock()
 
 
 def load(spec: ModelSpec) -> Network:
-    """The model's network, loaded once in a process.  Imports torch.
+    """The model's network, loaded once in a process.  Models of the hub import torch.
 
     OSError if the weights are missing or damaged, or if their hash is not the registry's.
     """

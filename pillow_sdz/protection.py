@@ -1,0 +1,142 @@
+"""Which places of a picture are to get more than the rest: boxes, a mask, or the faces in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Real
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .codings import quality_map
+
+CELL = 32  # pixels of a cell's side: the quality may differ from one to the next (docs/format.md)
+FACES = "faces"
+
+# How far a face reaches beyond the detector's box, in its sides.  Chosen: dlib's boxes end at the
+# brows and at the chin.
+AROUND_A_FACE = 0.25
+# Faces are sought in a picture of at most so many pixels.  Chosen: a second of a core.
+SOUGHT_PIXELS = 4_000_000
+# dlib's detector finds faces of 80 pixels and more.  Enlarged so often, it finds those of 40.
+LARGEST_SCALE = 2
+
+# By how much the quality of what is fully protected is higher.  Chosen: from low to medium.
+HIGHER = 20
+
+NEEDS_EXTRA = 'protect="faces" needs dlib: run pip install "pillow-sdz[faces]"'
+
+Box = tuple[float, float, float, float]
+Weights = NDArray[np.float32]  # (ceil(H / 32), ceil(W / 32)), 0 for no protection to 1
+
+
+def weights(protect: object, image: Image.Image) -> Weights:
+    """How much each cell of 32x32 pixels is to be protected, (ceil(H / 32), ceil(W / 32)), 0..1.
+
+    ``protect`` is a list of boxes (left, top, right, bottom) in pixels of ``image``, or a mask of
+    mode L and of any size, 255 for the places to protect, or "faces".  A cell is protected as much
+    as the pixel in it that is protected most.  ValueError if it is none of these, or if a box lies
+    outside of the picture.  OSError if it is "faces" and dlib is not installed.
+    """
+    if isinstance(protect, Image.Image):
+        return _of_mask(protect, image.size)
+    if isinstance(protect, str) and protect == FACES:
+        return _of_boxes(faces(image), image.size)
+    if isinstance(protect, (list, tuple)):
+        return _of_boxes([_checked(box, image.size) for box in protect], image.size)
+    what = repr(protect) if isinstance(protect, str) else type(protect).__name__
+    msg = f'protect must be "faces", a list of boxes, or a picture of mode L, not {what}'
+    raise ValueError(msg)
+
+
+def offsets(weights: Weights) -> NDArray[np.int32]:
+    """The map of `codings.quality_map` that protects cells by these weights."""
+    steps: NDArray[np.int32] = np.rint(weights * (100 * HIGHER / quality_map.UNIT)).astype(np.int32)
+    return steps
+
+
+def faces(image: Image.Image) -> list[Box]:
+    """The boxes of the faces in a picture of any mode, in its pixels.
+
+    OSError if dlib is not installed.
+    """
+    try:
+        import dlib
+    except ImportError as e:
+        raise OSError(NEEDS_EXTRA) from e
+    scale = min(LARGEST_SCALE, math.sqrt(SOUGHT_PIXELS / (image.width * image.height)))
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    enlarged = image.convert("RGB").resize((size[0], size[1]), Image.Resampling.BILINEAR)
+    found = []
+    for face in dlib.get_frontal_face_detector()(np.asarray(enlarged), 0):
+        across, down = AROUND_A_FACE * face.width(), AROUND_A_FACE * face.height()
+        edges = (
+            face.left() - across,
+            face.top() - down,
+            face.right() + 1 + across,
+            face.bottom() + 1 + down,
+        )
+        left, top, right, bottom = (edge / scale for edge in edges)
+        found.append((left, top, right, bottom))
+    return found
+
+
+def _checked(box: object, size: tuple[int, int]) -> Box:
+    """A box of numbers that is not empty and not outside of a picture (width, height)."""
+    is_box = isinstance(box, (list, tuple)) and len(box) == 4 and all(map(_is_number, box))
+    if not is_box:
+        msg = f"protect must have boxes (left, top, right, bottom) of numbers, not {box!r}"
+        raise ValueError(msg)
+    assert isinstance(box, Sequence)
+    left, top, right, bottom = map(float, box)
+    if not (left < right and top < bottom):
+        msg = f"protect has an empty box: {box!r}"
+        raise ValueError(msg)
+    if not (left < size[0] and top < size[1] and right > 0 and bottom > 0):
+        msg = f"protect has a box outside of the picture of {size[0]}x{size[1]} pixels: {box!r}"
+        raise ValueError(msg)
+    return left, top, right, bottom
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _of_boxes(boxes: Iterable[Box], size: tuple[int, int]) -> Weights:
+    """1 for the cells that a box touches, in a picture (width, height)."""
+    found = np.zeros(_shape(size), np.float32)
+    for left, top, right, bottom in boxes:
+        rows = slice(max(0, math.floor(top / CELL)), max(0, math.ceil(bottom / CELL)))
+        columns = slice(max(0, math.floor(left / CELL)), max(0, math.ceil(right / CELL)))
+        found[rows, columns] = 1
+    return found
+
+
+def _of_mask(mask: Image.Image, size: tuple[int, int]) -> Weights:
+    """The largest level of a mask in each cell of a picture (width, height)."""
+    if mask.mode != "L":
+        msg = f'protect must be a picture of mode L, not {mask.mode}: use convert("L")'
+        raise ValueError(msg)
+    if 0 in mask.size:
+        msg = f"protect must have pixels, not a size of {mask.width}x{mask.height}"
+        raise ValueError(msg)
+    levels = np.asarray(mask)
+    for axis, (cells, side) in enumerate(zip(_shape(size), reversed(size), strict=True)):
+        # Where each cell begins and ends in the mask, which may be smaller than the cells.
+        edges = np.minimum(np.arange(cells + 1) * CELL, side) * levels.shape[axis] / side
+        first = np.minimum(np.floor(edges[:-1]).astype(int), levels.shape[axis] - 1)
+        last = np.maximum(np.ceil(edges[1:]).astype(int), first + 1)
+        parts = [
+            levels.take(range(start, stop), axis).max(axis)
+            for start, stop in zip(first, last, strict=True)
+        ]
+        levels = np.stack(parts, axis)
+    found: Weights = levels.astype(np.float32) / np.float32(255)
+    return found
+
+
+def _shape(size: tuple[int, int]) -> tuple[int, int]:
+    """The rows and columns of cells of a picture (width, height)."""
+    return -(-size[1] // CELL), -(-size[0] // CELL)
