@@ -36,14 +36,14 @@ class Weights(NamedTuple):
 
 
 MINI = Weights(
-    "mini.safetensors", "ce796c39eef99e71497902d3656fc36c81d62adacc44aa6e858940f2b08bf43c"
+    "mini.safetensors", "554f9c2bd39e0b7c152668fe08f2b6fff07177fc72c87fed2ef0d3f1113c1e0c"
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "7b7dfaa71a8768d9b8ef1dbeda571930f6bb188be0a433996c638a16a66a2c8e",
+    "a6389304ef1f77b991b74f1fc12fc2cd6e6c90b4ddf35672c818cf94c01481fe",
 )
 MINI_REDUCED = Weights(
-    "mini_reduced.safetensors", "31bb6f22e16056244eeb63ec7ff70da65edc4be2c65023ba17518025ee4cfcd7"
+    "mini_reduced.safetensors", "d444f481c230b365ff63f85009db51975ca017b42428f910f4c3fceb62e35097"
 )
 SD_MINI = Weights(
     "sd_mini/autoencoder.safetensors",
@@ -66,7 +66,7 @@ TABLES = Weights(
 #: The ranges of the 8-bit activations of the embedded networks, and the graphs that run them, by
 #: name: no weights, but what the networks compute.  `training.graphs` makes both.
 RANGES = Weights(
-    "ranges.safetensors", "ecfdd176af9300f75c3a166e76796af219339ae3ae8c205cf0e901f8d41ac2c0"
+    "ranges.safetensors", "f9b2bdc3a5de3ac7a43c6e2fbdcf5e1a999efca47a70e3051e90864d8175c459"
 )
 GRAPHS: dict[str, str] = {
     "mini_analysis": "4c71a144a7c090695147b15aea4af05d8b10a73c47f572972837c46f24ce5e79",

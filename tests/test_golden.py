@@ -104,32 +104,32 @@ def test_container_opens() -> None:
 MINI_FILES: dict[str, tuple[int, str, list[int]]] = {
     "mini-perceptual": (
         1250,
-        "7e39e52453f3f5d930f14a86c50cdcfdb8be0c8a2c8e2b2d240820d7e32ceba9",
+        "90b5adfdd84128466299073c19511933d83068a739c4ae275c8c08829ee381b9",
         [-9, 0, 0, 0, 0, 0, 0, 0],
     ),
     "mini-rgb": (
         7500,
-        "eb9fa27a21c2160fddb57408b2e3ef488ece8426a1dd0627d271cdc1a4b3bf2c",
-        [-56, 0, 0, 0, 0, 0, 0, 0],
+        "64c52c12c0afd46febf462e6f89069e7ae1cc6370e6790bb678c5a8796e5e65d",
+        [-57, 0, 0, 0, 0, 0, 0, 0],
     ),
     "mini-rgb-low": (
         1250,
-        "71f186516b483db7076656e404a6cb1f9e67f3cc861d0996e9a7e36a1ffe60e1",
+        "afd74054a0d48c830337c8665f5d12f71171597b9f2832d531af3b66adc1e9f3",
         [-9, 0, 0, 0, 0, 0, 0, 0],
     ),
     "mini-rgba": (
         10000,
-        "fb64e9580df340f931a20d51374087fe9c2e348415b0f2f01996ee42c8bc39ea",
-        [-534, 0, -110, 0, -4, 0, -95, 0],
+        "31e4a6cf0998dbe36df42a08f60a9d9e5aa9221e5c5d08ea89fceb42c524bf2b",
+        [-558, 0, -115, 0, -4, 0, -99, 0],
     ),
     "mini-1x1": (
         5000,
-        "d3a500a468f21d4f23fbfbab990c6dd40d02132d3e0302b4d7410ae2f976d9e9",
+        "e4e2d083eed365ab18a8ea8f3de4853ef3017f3020b8fae7ac49a1d0033b8710",
         [-58, 0, 0, 0, 0, 0, 0, 0],
     ),
     "mini-map": (
         5000,
-        "dec4bd52e78f316166b27185bd14d77adbb30e3843842edf80b82cea786a1fb8",
+        "96365ec866d1da61b3aa895677854f16ed1486edef0d2a499689baad360bf1f6",
         [-8, 0, 0, 0, 0, 0, 0, 0],
     ),
 }
@@ -203,28 +203,28 @@ def test_pixels_of_record(name: str) -> None:
 # big-endian int32.
 FRAMES = FIXTURES / "mini-frames.sdz"
 CHUNKS_OF_FRAMES = [
-    ("LATN", 87),
-    ("LATN", 41),
+    ("LATN", 190),
+    ("LATN", 97),
     ("ALPH", 117),
     ("DIFF", 1),
-    ("DIFF", 25),
+    ("DIFF", 54),
     ("ALPH", 1),
     ("DIFF", 1),
-    ("DIFF", 27),
+    ("LATN", 97),
     ("ALPH", 2),
-    ("LATN", 95),
-    ("LATN", 62),
+    ("LATN", 231),
+    ("LATN", 163),
     ("ALPH", 117),
     ("DIFF", 1),
-    ("LATN", 57),
+    ("LATN", 143),
     ("ALPH", 1),
 ]
 FRAME_DIGESTS = [
-    "c7ea109ecfe6becdefd4f3c1ababa4600f74f0ab3812a8ac91296c48a380ed96",
-    "de0118877f4948a38f4d768fd2b5dec4e933a6dcb077de17f9fe5a3ce3e4d63e",
-    "b3ef4151bd4677c4d076824233e3eb7dd7b68ace1b254088035427c1d138ebe5",
-    "5df4bd2d9b7255f754e9581af83475edfb397f629e2fe7f826e565ce194491ed",
-    "a83b0ce56a3701fa73880aff8e4f85e580c95823542d7372da513c9f8dbe14f8",
+    "7398e272c036261fc6f348fc7c3129dcd12e965b08adb913e2c4fe15300aa40d",
+    "796db6222c1fcae66f51d339419ee5f8df59c59e5e489a764a2315e6dd470206",
+    "68c5e3ddc76fa273f1a0a07761d9cc3cb89d2eef311d57497fc9e87b2295634d",
+    "38b6530cea2e05f03bae86189ca172e5675ff8dc16a6657031492bca64c9c8e1",
+    "ffe1d82ef201bef594d93a1a130e1c6b7efb93a3694aff1a7de4e4f284eaff80",
 ]
 
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
 
 from training.features import Classifier  # noqa: E402
-from training.mini2.data import Writer, to_tensor  # noqa: E402
+from training.mini.data import Writer, to_tensor  # noqa: E402
 from training.perceptual_decoder import (  # noqa: E402
     CELL,
     FADES_FROM,

@@ -32,7 +32,7 @@ from pillow_sdz.models import sd_mini as sd_shape
 from pillow_sdz.models.mini import Mini, shape
 from pillow_sdz.models.mini.tensors import knots, tensors_of_base, tensors_of_decoders
 from training.graph import Graph, Tensors
-from training.mini2.data import Pack
+from training.mini.data import Pack
 
 LARGEST = 512  # pixels along a side of what is taken of each photo.  Chosen.
 PHOTOS = 8  # for the ranges.  Chosen: more of them widen no range by more than a tenth.

@@ -4,7 +4,7 @@
 
 The encoder, the gain and the prior stay as they are and the decoder starts as mini's, so the
 files do not change.  They are the package's, or those of ``--state``, the averaged weights of a
-run of `training.mini2.train`.  Goes on from the run's checkpoint if there is one.
+run of `training.mini.train`.  Goes on from the run's checkpoint if there is one.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from pillow_sdz.models.mini.shape import BASE, FACTOR
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from pillow_sdz.weights import MINI
 from training.features import Classifier
-from training.mini2.data import Crops, Photo, to_tensor
-from training.mini2.model import TAIL_FROM, distortion, distortion_weight
-from training.mini2.train import PIXELS, scored_photos
+from training.mini.data import Crops, Photo, to_tensor
+from training.mini.model import TAIL_FROM, distortion, distortion_weight
+from training.mini.train import PIXELS, scored_photos
 from training.run import Run, add_options
 
 # Places on the rate axis that are scored: about 0.08, 0.15, 0.31 and 1.24 bits per pixel.
@@ -91,7 +91,7 @@ class Players(nn.Module):
         super().__init__()
         self.decoder = Decoder()
         # What looks real is the CNN's part.  And Adam's steps are large beside these weights:
-        # they cost what high rates need (training.mini2.train.SLOWER).
+        # they cost what high rates need (training.mini.train.SLOWER).
         self.decoder.linear.requires_grad_(False)
         self.discriminator = Discriminator()
 
@@ -229,7 +229,7 @@ def loss_of(
     place = rate.flatten()
     strength = ((FADES_TO - place) / (FADES_TO - FADES_FROM)).clamp(0, 1)
     loss = strength * looks
-    # As training.mini2: on half of the batch, not in bfloat16.
+    # As training.mini: on half of the batch, not in bfloat16.
     half = slice((len(images) + 1) // 2)
     with torch.autocast(images.device.type, enabled=False):
         distance = 1 - ssimulacra2(reconstruction[half], images[half]) / 100
@@ -275,7 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--packs", type=Path, required=True, help="of training.mini2.data")
+    parser.add_argument("--packs", type=Path, required=True, help="of training.mini.data")
     parser.add_argument("--run", type=Path, required=True, help="checkpoint, log and weights")
     parser.add_argument("--minutes", type=float, required=True, help="length of the whole run")
     parser.add_argument("--state", type=Path, default=MINI.path, help="mini's weights")

@@ -28,7 +28,7 @@ from pillow_sdz.models.mini.network import Decoder, knots, spread
 from pillow_sdz.models.mini.shape import BASE, CHANNELS, DECODERS, FACTOR, WIDTHS
 from pillow_sdz.models.mini.tensors import reduced_gate, reduced_linear
 from pillow_sdz.models.running import built
-from training.mini2.data import Pack, Photo
+from training.mini.data import Pack, Photo
 
 SCALES = (2, 4, 8)
 SIDE = 384  # of a crop, in pixels

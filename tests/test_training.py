@@ -32,12 +32,12 @@ pytest.importorskip("ssimulacra2", reason="the training loss takes its constants
 pytest.importorskip("matplotlib", reason="charts are among the training pictures")
 # Training is no part of the installed package, so that only the checkout has it.
 sys.path.append(str(Path(__file__).parent.parent))
-from training.mini2.data import Crops, Writer, to_tensor
-from training.mini2.export import in_steps
-from training.mini2.lapped import block_weight, lapped_transform
-from training.mini2.model import TAIL_FROM, Model, begin, fit_magnitudes
-from training.mini2.prior import BASE_GROUPS, GROUPS, ScaleOfMagnitude, even
-from training.mini2.quantise import calibrate, integers
+from training.mini.data import Crops, Writer, to_tensor
+from training.mini.export import in_steps
+from training.mini.lapped import block_weight, lapped_transform
+from training.mini.model import TAIL_FROM, Model, begin, fit_magnitudes
+from training.mini.prior import BASE_GROUPS, GROUPS, ScaleOfMagnitude, even
+from training.mini.quantise import calibrate, integers
 
 ROOT = Path(__file__).parent.parent
 
@@ -140,7 +140,7 @@ def test_integers_predict_what_the_floats_do(
     model: Model, place: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, photo = copy.deepcopy(model), np.asarray(demo.photo())
-    monkeypatch.setattr("training.mini2.model.RIDGE", 0.01)  # for large sums there is no room
+    monkeypatch.setattr("training.mini.model.RIDGE", 0.01)  # for large sums there is no room
     fit_magnitudes(model, [photo[:320, :320], photo[-320:, -320:], photo[:320, -320:]])
     for layer in model.prior.last:  # they are zero at first
         torch.nn.init.normal_(layer.weight, std=0.05)
@@ -190,7 +190,7 @@ def test_crops_come_from_packs(pack: Path) -> None:
 def train(pack: Path, run: Path, minutes: float) -> int:
     """Train so long in all; the steps made."""
     arguments = ["--packs", pack, "--validation", pack, "--run", run, "--minutes", minutes]
-    command = [sys.executable, "-m", "training.mini2.train", *map(str, arguments)]
+    command = [sys.executable, "-m", "training.mini.train", *map(str, arguments)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     step = torch.load(run / "checkpoint.pt", weights_only=True)["step"]
     assert isinstance(step, int)

@@ -23,8 +23,8 @@ from pillow_sdz.codings.rate_axis import APART, KNOTS, LAST
 from pillow_sdz.models.mini.network import knots
 from pillow_sdz.models.mini.rate import checkerboard
 from pillow_sdz.models.mini.shape import BASE
-from training.mini2.model import TAIL_FROM
-from training.mini2.prior import BASE_GROUPS, GROUPS, Prior, ScaleOfMagnitude, levels
+from training.mini.model import TAIL_FROM
+from training.mini.prior import BASE_GROUPS, GROUPS, Prior, ScaleOfMagnitude, levels
 
 Tensors = dict[str, NDArray[Any]]
 

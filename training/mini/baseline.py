@@ -1,6 +1,6 @@
 """What a plain transform coder reaches on the photos that the training is scored on.
 
-    python -m training.mini2.baseline --validation PACKS/validation
+    python -m training.mini.baseline --validation PACKS/validation
 
 codes the middles of the validation photos by a lapped transform of 8x8 or 16x16 coefficients,
 one step for all of them, and counts in contexts: for each channel the magnitude is predicted
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pillow_sdz.models.mini.network import beyond
-from training.mini2.data import to_tensor
-from training.mini2.lapped import lapped_transform
-from training.mini2.model import COLOUR
-from training.mini2.train import scored_photos
+from training.mini.data import to_tensor
+from training.mini.lapped import lapped_transform
+from training.mini.model import COLOUR
+from training.mini.train import scored_photos
 
 STEPS = (40, 24, 14, 9)  # grey levels
 DEAD_ZONE, TOWARDS_ZERO = 0.4, 0.03  # of a step.  Chosen, as in many transform coders.

@@ -1,6 +1,6 @@
 """Compare a state of training with AVIF at equal bytes, on pictures it never saw.
 
-    python -m training.mini2.judge --state RUN/averaged.safetensors --images PACK/city
+    python -m training.mini.judge --state RUN/averaged.safetensors --images PACK/city
 
 prints, for each place on the rate axis, the mean over the pictures' middles of estimated bits
 per pixel, PSNR and SSIMULACRA2, and those of AVIF (speed 4; 4:2:0 or 4:4:4, whichever has the
@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
-from training.mini2.data import Photo, to_tensor
-from training.mini2.model import Model
+from training.mini.data import Photo, to_tensor
+from training.mini.model import Model
 
 PLACES = (0.05, 0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9)
 

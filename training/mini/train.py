@@ -1,6 +1,6 @@
 """Train `mini`, second generation: a run that is continued over many sessions.
 
-    python -m training.mini2.train --packs PACK/train --validation PACK/validation --run DIR
+    python -m training.mini.train --packs PACK/train --validation PACK/validation --run DIR
 
 goes on from ``DIR/checkpoint.pt``, or else from ``--state FILE`` (averaged weights of another
 run), or else begins with a plain lapped transform, the first generation's CNNs and a prior that
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from pillow_sdz.weights import MINI
-from training.mini2.data import Crops, Pack, Photo, to_tensor
-from training.mini2.model import (
+from training.mini.data import Crops, Pack, Photo, to_tensor
+from training.mini.model import (
     TAIL_FROM,
     Model,
     begin,

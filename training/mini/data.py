@@ -1,6 +1,6 @@
 """Training photos of the second generation: packing them once, and crops of the pack.
 
-    python -m training.mini2.data --originals DIR --output PACK
+    python -m training.mini.data --originals DIR --output PACK
 
 ``DIR`` has one folder for each source of `SOURCES`, with its pictures anywhere below.  The
 pack is a file of raw bytes that is mapped into memory, so that a run starts at once and
@@ -314,7 +314,7 @@ def prepare(originals: Path, output: Path) -> None:
                 writer.add(photo, group if group in SHARES else source.group)
             originals_used += bool(kept)
         print(f"{source.folder} ({source.group}): {originals_used}", flush=True)
-    from training.mini2 import graphics
+    from training.mini import graphics
 
     for i, drawn in enumerate(graphics.pictures(GRAPHICS, 0)):
         (validation if i % HOLD_OUT_EVERY == 0 else train).add(drawn, "graphics")

@@ -15,9 +15,9 @@ from pillow_sdz.models.mini import shape
 from pillow_sdz.models.mini.network import Autoencoder, beyond, spread
 from pillow_sdz.models.mini.shape import BASE, CHANNELS, FACTOR
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
-from training.mini2.data import Photo, to_tensor
-from training.mini2.lapped import block_weight, lapped_transform
-from training.mini2.prior import LARGEST, Magnitudes, Prior
+from training.mini.data import Photo, to_tensor
+from training.mini.lapped import block_weight, lapped_transform
+from training.mini.prior import LARGEST, Magnitudes, Prior
 
 TAIL_FROM = shape.TAIL_FROM / LAST  # where on the axis the channels beyond the base begin
 
