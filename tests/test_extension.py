@@ -94,6 +94,14 @@ class Deflated:
         except (zlib.error, ValueError) as e:
             raise DamagedPayload(str(e)) from e
 
+    def decode_together(
+        self, payloads: Sequence[bytes], shape: tuple[int, int], quantisations: Sequence[int]
+    ) -> list[NDArray[Any]]:
+        return [
+            self.decode(payload, shape, step)
+            for payload, step in zip(payloads, quantisations, strict=True)
+        ]
+
     def latents(self, integers: NDArray[Any], quantisation: int) -> Latents:
         return (integers * (quantisation / 1024)).astype(np.float32)
 

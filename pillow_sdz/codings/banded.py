@@ -113,6 +113,14 @@ class Banded:
             decoder.finish()
         return coded
 
+    def decode_together(
+        self, payloads: Sequence[bytes], shape: tuple[int, int], quantisations: Sequence[int]
+    ) -> list[Coded]:
+        return [
+            self.decode(payload, shape, quantisation)
+            for payload, quantisation in zip(payloads, quantisations, strict=True)
+        ]
+
     def latents(self, integers: Coded, quantisation: int) -> Latents:
         gain = self._network.gain(quantisation)
         return np.divide(integers.symbols, gain, dtype=np.float32, casting="unsafe")
