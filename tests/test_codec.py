@@ -337,3 +337,11 @@ def test_frames_are_stored_whole_unless_asked_otherwise() -> None:
         encode(Frame(latents))
         (second,) = encode(Frame(latents))
         assert second.type == expected
+
+
+def test_the_pixels_of_an_image_are_an_array() -> None:
+    image = demo.photo().crop((0, 0, 40, 30))
+    array, pixels = np.asarray(image), codec.ImagePixels(image)
+    assert pixels.shape == array.shape
+    for area in ((slice(2, 5), slice(3, 9)), (slice(20, 99), slice(None))):
+        assert np.array_equal(pixels[area], array[area])
