@@ -249,6 +249,7 @@ print(hashlib.sha256(symbols.astype(">i4").tobytes()).hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_same_integers_with_any_number_of_threads(
     real_photo: Image.Image, environment: dict[str, str]
 ) -> None:
