@@ -1,68 +1,62 @@
-"""Caches of training latents: bytes and latents per second, compared with numpy and safetensors.
+"""Caches of training latents: bytes and latents per second, beside numpy, safetensors and zstd.
 
-    python -m benchmarks.latent_cache --latents FILE --priors DIR
+    python -m benchmarks.latent_cache --images DIR
 
-FILE holds float16 latents (4, h, w) at a factor of 8, one tensor for each photo. They must be at
-least 64 high and wide. The left 64 x 64 and the right 64 x 64 of each photo are cached, each in its
-own file, as trainers do. DIR holds the priors of `benchmarks.latents`. No prior has seen the photo
-that it codes.
+The latents are those of two autoencoders, from the pictures in DIR: of `sd-mini`, 4 channels, the
+left and the right 64 x 64 of each picture in float16; and, if the environment variable TAEF2 names
+the weights of the public taef2, of FLUX.2's, 32 channels, 64 x 96 of each picture in bfloat16. The
+trained prior of `sd-mini` should not have seen the pictures. Each latent is a file in memory.
 
-Float32 files hold the same values. Values computed in float32 would compress less. Seconds are
-those of one core, from latents to bytes in memory and back. Several cores can do this for more
-files, in one process each. Every file is decoded and compared.
+Rates are of one core, in CPU time: of one file after another, and of `open_latents_batch`. Every
+file is decoded and compared. zstd is level 19, "shuffled" gets one byte of all values after the
+other.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import lzma
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import zstandard
 from numpy.typing import NDArray
-from safetensors.numpy import load, load_file, save
+from PIL import Image
+from safetensors.numpy import load, save
 from threadpoolctl import threadpool_limits
 
-from benchmarks.latents import FACTOR, FOLDS
-from pillow_sdz import chunks, container, models
-from pillow_sdz.catalogue import CONTEXT, FLOAT16, CodingSpec
-from pillow_sdz.codings import float16
-from pillow_sdz.codings.adaptive import AdaptivePrior
-from pillow_sdz.codings.integers import STEP_UNITS
-from pillow_sdz.codings.lattice import LatticePrior
-from pillow_sdz.codings.quantize import Prior, Quantizer
-from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
-from pillow_sdz.container import Chunk
-from pillow_sdz.header import Header
+from pillow_sdz import catalogue, models, open_latents, open_latents_batch, save_latents
 
 SIZE = 64  # latents a side, for a picture of 512 pixels
+FACTOR = 8
 STEPS = (0.1, 0.25, 0.5)
 
-Latents = NDArray[np.floating[Any]]  # (4, 64, 64)
+Latents = NDArray[Any]  # (C, h, w)
 
 
 class Format(NamedTuple):
-    """How latents become a file, and how a file becomes latents. ``photo`` is its number."""
+    """How latents become a file, and how files become latents, one by one and together."""
 
     name: str
-    encode: Callable[[Latents, int], bytes]
-    decode: Callable[[bytes, int], Latents]
+    encode: Callable[[Latents], bytes]
+    decode: Callable[[bytes], Latents]
+    together: Callable[[Sequence[bytes]], Iterable[Latents]] | None = None
     error: float = 0  # the largest error that is allowed
 
 
 def numpy_file(dtype: type, compressed: bool) -> Format:
     write = np.savez_compressed if compressed else np.savez
 
-    def encode(latents: Latents, photo: int) -> bytes:
+    def encode(latents: Latents) -> bytes:
         file = io.BytesIO()
         write(file, latents=latents.astype(dtype))
         return file.getvalue()
 
-    def decode(data: bytes, photo: int) -> Latents:
+    def decode(data: bytes) -> Latents:
         latents: Latents = np.load(io.BytesIO(data))["latents"]
         return latents
 
@@ -70,127 +64,167 @@ def numpy_file(dtype: type, compressed: bool) -> Format:
 
 
 def safetensors_file(dtype: type) -> Format:
-    def encode(latents: Latents, photo: int) -> bytes:
+    def encode(latents: Latents) -> bytes:
         return save({"latents": np.ascontiguousarray(latents, dtype)})
 
-    return Format(f"safetensors, {dtype.__name__}", encode, lambda data, _: load(data)["latents"])
+    return Format(f"safetensors, {dtype.__name__}", encode, lambda data: load(data)["latents"])
 
 
-def lzma_of_bytes() -> Format:
-    """Write all high bytes, then all low bytes. General packers do best on this order."""
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0}]
-
-    def encode(latents: Latents, photo: int) -> bytes:
-        planes = latents.astype(">f2").tobytes()
-        return lzma.compress(planes[::2] + planes[1::2], lzma.FORMAT_RAW, filters=filters)
-
-    def decode(data: bytes, photo: int) -> Latents:
-        planes = np.frombuffer(lzma.decompress(data, lzma.FORMAT_RAW, filters=filters), np.uint8)
-        together = planes.reshape(2, -1).T.tobytes()
-        return np.frombuffer(together, ">f2").reshape(4, SIZE, SIZE).astype(np.float16)
-
-    return Format("LZMA of bytes apart, float16", encode, decode)
-
-
-def sdz_file(payload: bytes, coding: CodingSpec, quantisation: int) -> bytes:
-    """The file that `pillow_sdz.save_latents` writes."""
-    spec = models.spec("sd1")
-    size = (FACTOR * SIZE, FACTOR * SIZE)
-    header = Header(
-        "RGB", size, spec.name, spec.digest, spec.channels, spec.factor, quantisation, coding.number
+def safetensors_zstd(dtype: type) -> Format:
+    plain = safetensors_file(dtype)
+    packed, unpacked = zstandard.ZstdCompressor(level=19), zstandard.ZstdDecompressor()
+    return Format(
+        f"{plain.name}, zstd",
+        lambda latents: packed.compress(plain.encode(latents)),
+        lambda data: plain.decode(unpacked.decompress(data)),
     )
-    return container.write(container.assemble(header, [], [[Chunk(chunks.LATENTS, payload)]]))
 
 
-def payload_of(data: bytes) -> bytes:
-    reader = container.Reader(io.BytesIO(data))
-    return next(reader.data(entry) for entry in reader if entry.type == chunks.LATENTS)
+def shuffled_zstd(shape: tuple[int, ...], brain: bool) -> Format:
+    """The bytes of bfloat16, or of float16, apart."""
+    packed, unpacked = zstandard.ZstdCompressor(level=19), zstandard.ZstdDecompressor()
+
+    def encode(latents: Latents) -> bytes:
+        if brain:
+            values = (latents.astype("<f4").view("<u4") >> 16).astype("<u2")
+        else:
+            values = latents.astype("<f2").view("<u2")
+        return packed.compress(values.reshape(-1, 1).view(np.uint8).T.tobytes())
+
+    def decode(data: bytes) -> Latents:
+        planes = np.frombuffer(unpacked.decompress(data), np.uint8).reshape(2, -1)
+        values = np.ascontiguousarray(planes.T).view("<u2").reshape(shape)
+        return (values.astype("<u4") << 16).view("<f4") if brain else values.view("<f2")
+
+    return Format(f"zstd, shuffled {'bfloat16' if brain else 'float16'}", encode, decode)
 
 
-def lossless() -> Format:
-    def encode(latents: Latents, photo: int) -> bytes:
-        halves = latents.transpose(1, 2, 0).astype(np.float16)
-        return sdz_file(float16.encode(halves), FLOAT16, 0)
+def sdz(name: str, kept: float | str, about: dict[str, Any]) -> Format:
+    """`.sdz` files of a step, or of a dtype that is exact."""
+    precision: dict[str, Any] = {"lossless" if isinstance(kept, str) else "step": kept}
 
-    def decode(data: bytes, photo: int) -> Latents:
-        return float16.decode(payload_of(data), SIZE, SIZE, 4).transpose(2, 0, 1)
+    def encode(latents: Latents) -> bytes:
+        file = io.BytesIO()
+        save_latents(latents, file, **precision, **about)
+        return file.getvalue()
 
-    return Format("**sdz, lossless float16**", encode, decode)
-
-
-def quantised(name: str, number: int, priors: list[Prior], step: float) -> Format:
-    """Use a prior that has this number in files. Photo i has the prior i mod len(priors)."""
-    units = round(step * STEP_UNITS)
-
-    def encode(latents: Latents, photo: int) -> bytes:
-        steps = latents.transpose(1, 2, 0).astype(np.float64) * (STEP_UNITS / units)
-        quantizer = Quantizer(Tables.shipped(), steps, np.zeros(0))
-        priors[photo % len(priors)].code(quantizer, SIZE, SIZE, units)
-        return sdz_file(bytes([number]) + quantizer.bytes(), CONTEXT, units)
-
-    def decode(data: bytes, photo: int) -> Latents:
-        decoder = SymbolDecoder(Tables.shipped(), payload_of(data)[1:])
-        symbols = priors[photo % len(priors)].code(decoder, SIZE, SIZE, units)
-        decoder.finish()
-        return (symbols * (units / STEP_UNITS)).astype(np.float32).transpose(2, 0, 1)
-
-    error = units / STEP_UNITS / 2 * (1 + 2**-20)  # float32 also rounds
-    return Format(f"sdz, step {step}, {name} prior", encode, decode, error)
+    step = 0 if isinstance(kept, str) else round(kept * 1024) / 1024
+    return Format(
+        name,
+        encode,
+        lambda data: open_latents(io.BytesIO(data)).latents,
+        lambda files: (x.latents for x in open_latents_batch(io.BytesIO(f) for f in files)),
+        step / 2 * (1 + 2**-10),  # float32 also rounds
+    )
 
 
-def measure(format: Format, cache: list[tuple[int, Latents]]) -> str:
+def measure(format: Format, cache: Sequence[Latents]) -> str:
     """Measure a format and return its row of the table."""
-    format.encode(cache[0][1], cache[0][0])  # load what is loaded only once
-    start = time.process_time()
-    files = [format.encode(latents, photo) for photo, latents in cache]
-    middle = time.process_time()
-    decoded = [format.decode(file, photo) for file, (photo, _) in zip(files, cache, strict=True)]
-    end = time.process_time()
-    for found, (_, latents) in zip(decoded, cache, strict=True):
-        if np.abs(found - latents.astype(np.float64)).max() > format.error:
-            msg = f"{format.name} does not decode to what was encoded"
-            raise AssertionError(msg)
+    format.decode(format.encode(cache[0]))  # load what is loaded only once
+    times = [time.process_time()]
+    files = [format.encode(latents) for latents in cache]
+    times.append(time.process_time())
+    decoded = [format.decode(file) for file in files]
+    times.append(time.process_time())
+    together = [*format.together(files)] if format.together else decoded
+    times.append(time.process_time())
+    for found in (decoded, together):
+        for got, latents in zip(found, cache, strict=True):
+            if np.abs(got.astype(np.float64) - latents).max() > format.error:
+                msg = f"{format.name} does not decode to what was encoded"
+                raise AssertionError(msg)
     average = sum(map(len, files)) / len(files)
-    share = average / (cache[0][1].size * 2)
-    rates = (len(files) / (middle - start), len(files) / (end - middle))
-    return (
-        f"| {format.name} | {average:,.0f} | {100 * share:.1f} % "
-        f"| {rates[0]:,.0f} | {rates[1]:,.0f} |"
-    )
+    rates = [f"{len(files) / max(b - a, 1e-9):,.0f}" for a, b in itertools.pairwise(times)]
+    if not format.together:
+        rates[2] = ""
+    share = 100 * average / (cache[0].size * 2)
+    return f"| {format.name} | {average:,.0f} | {share:.1f} % | {' | '.join(rates)} |"
+
+
+def pictures_in(folder: Path) -> list[Image.Image]:
+    """Pictures of at least 512 pixels a side, upright ones turned."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        with Image.open(path) as im:
+            picture = im.convert("RGB")
+        if picture.width < picture.height:
+            picture = picture.transpose(Image.Transpose.ROTATE_90)
+        if min(picture.size) >= SIZE * FACTOR:
+            found.append(picture)
+    return found
+
+
+def of_sd_mini(pictures: Iterable[Image.Image]) -> list[Latents]:
+    network = models.load(catalogue.SD_MINI)
+    found = []
+    for picture in pictures:
+        latents = network.encode(np.asarray(picture), 0).transpose(2, 0, 1).astype(np.float16)
+        found += [latents[:, :SIZE, :SIZE], latents[:, :SIZE, -SIZE:]]
+    return found
+
+
+def of_flux2(pictures: Iterable[Image.Image]) -> list[Latents]:
+    """Latents of the real taef2, exact in bfloat16; none if there are no weights of it."""
+    import torch
+
+    from evaluation import taef2
+
+    if (weights := taef2.weights()) is None:
+        return []
+    module = taef2.load(weights)
+    found = []
+    for picture in pictures:
+        part = picture.crop((0, 0, min(768, picture.width), 512))
+        images = torch.from_numpy(np.array(part)).permute(2, 0, 1)[None] / 255
+        with torch.inference_mode():
+            found.append(module.encode(images)[0].bfloat16().float().numpy().copy())
+    return found
+
+
+def formats_of_sd_mini() -> list[Format]:
+    own: dict[str, Any] = {"model": "sd-mini"}
+    other: dict[str, Any] = {"model": "other-4", "factor": FACTOR}
+    return [
+        *(numpy_file(np.float32, compressed=packed) for packed in (False, True)),
+        *(numpy_file(np.float16, compressed=packed) for packed in (False, True)),
+        safetensors_file(np.float16),
+        safetensors_zstd(np.float16),
+        shuffled_zstd((4, SIZE, SIZE), brain=False),
+        sdz("**sdz, lossless float16**", "float16", own),
+        *(sdz(f"sdz, step {step}", step, own) for step in STEPS),
+        sdz("sdz of an unknown family, lossless float16", "float16", other),
+        sdz("sdz of an unknown family, step 0.1", 0.1, other),
+    ]
+
+
+def formats_of_flux2(shape: tuple[int, ...]) -> list[Format]:
+    about: dict[str, Any] = {"model": "flux2", "factor": FACTOR}
+    return [
+        numpy_file(np.float32, compressed=False),
+        safetensors_zstd(np.float32),
+        shuffled_zstd(shape, brain=True),
+        sdz("**sdz, lossless bfloat16**", "bfloat16", about),
+        *(sdz(f"sdz, step {step}", step, about) for step in STEPS),
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bytes and speed of cached latents.")
-    parser.add_argument("--latents", type=Path, required=True)
-    parser.add_argument(
-        "--priors", type=Path, required=True, help="folder with the priors of the folds"
-    )
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--limit", type=int, help="so many pictures")
     args = parser.parse_args()
-    trained: list[Prior] = [
-        LatticePrior(load_file(args.priors / f"fold{k}.safetensors")) for k in range(FOLDS)
-    ]
-    adaptive: list[Prior] = [AdaptivePrior(4)]
-    formats = [
-        *(
-            numpy_file(dtype, packed)
-            for dtype in (np.float32, np.float16)
-            for packed in (False, True)
-        ),
-        *(safetensors_file(dtype) for dtype in (np.float32, np.float16)),
-        lzma_of_bytes(),
-        lossless(),
-        *(quantised("adaptive", 0, adaptive, step) for step in STEPS),
-        *(quantised("trained", 1, trained, step) for step in STEPS),
-    ]
-    cache = [
-        (i, part)
-        for i, (_, photo) in enumerate(sorted(load_file(args.latents).items()))
-        for part in (photo[:, :SIZE, :SIZE], photo[:, :SIZE, -SIZE:])
-    ]
-    print("| file | bytes per latent | of float16 | encoded/s | decoded/s |\n|---|---|---|---|---|")
+    pictures = pictures_in(args.images)[: args.limit]
+    four, many = of_sd_mini(pictures), of_flux2(pictures)
+    tables = [(four, formats_of_sd_mini())]
+    tables += [(many, formats_of_flux2(many[0].shape))] if many else []
     with threadpool_limits(1):
-        for format in formats:
-            print(measure(format, cache), flush=True)
+        for cache, formats in tables:
+            print(f"{len(cache)} latents of {'x'.join(map(str, cache[0].shape))}\n")
+            print("| file | bytes per latent | of 16 bits | encoded/s | decoded/s | together/s |")
+            print("|---|--:|--:|--:|--:|--:|")
+            for format in formats:
+                print(measure(format, cache), flush=True)
+            print()
 
 
 if __name__ == "__main__":

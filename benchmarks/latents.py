@@ -38,7 +38,8 @@ from pillow_sdz.arrays import Ints
 from pillow_sdz.codings.adaptive import AdaptivePrior
 from pillow_sdz.codings.integers import STEP_UNITS
 from pillow_sdz.codings.lattice import LatticePrior
-from pillow_sdz.codings.quantize import Prior, Quantizer
+from pillow_sdz.codings.priors import Prior
+from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
 
 STEPS = (0.25, 0.5, 1.0)  # the steps of all of the project's figures

@@ -188,7 +188,7 @@ def files() -> dict[str, bytes]:
         "latents-that-do-not-decode": _latents(b"\1" + b"\xff" * 40),
         "palette-for-too-few-places": _latents(b"\x1f" * 40, coding=1),
         "palette-of-zeros": _latents(bytes(6), coding=1),
-        "float16-beyond-its-bits": _latents(b"\x0b\x00", coding=2, quantisation=0),
+        "float16-beyond-its-bits": _latents(b"\x00\x0b\x00", coding=2, quantisation=0),
         "float16-nan": _lossless(nan),
         # files that take long for their size: they ask for everything in a few bytes
         "latents-of-half-a-megapixel": file(MINI._replace(size=(800, 640)), Chunk(b"LATN", b"")),

@@ -99,12 +99,12 @@ class Result:
 
 
 def mutants(module: str) -> dict[Position, list[Mutant]]:
-    """The changes to a module by place. Annotations are left out, as nothing evaluates them."""
+    """The changes to a module by place, without those that have no effect."""
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.plugins import get_operator, operator_names
 
     source = (ROOT / module).read_text("utf-8")
-    unevaluated = list(_annotations(source))
+    without_effect = list(_without_effect(source))
     nodes = list(ast_nodes(get_ast(source)))
     found: dict[Position, list[Mutant]] = defaultdict(list)
     for name in operator_names():
@@ -113,23 +113,44 @@ def mutants(module: str) -> dict[Position, list[Mutant]]:
             continue
         places = (place for node in nodes for place in operator().mutation_positions(node))
         for occurrence, (start, _) in enumerate(places):
-            if not any(first <= start < last for first, last in unevaluated):
+            if not any(first <= start < last for first, last in without_effect):
                 found[start].append(Mutant(module, name, occurrence, *start))
     return found
 
 
-def _annotations(source: str) -> Iterator[tuple[Position, Position]]:
-    """Where the annotations of a module start and end."""
+def _without_effect(source: str) -> Iterator[tuple[Position, Position]]:
+    """Where a module has code whose changes no test can notice, from start to end.
+
+    Annotations and protocols are never run.  Caches, and torch's operations in place, only save
+    time and memory.
+    """
     for node in ast.walk(ast.parse(source)):
-        for name in ("annotation", "returns"):
-            noted = getattr(node, name, None)
-            if isinstance(noted, ast.expr):
-                assert noted.end_lineno is not None
-                assert noted.end_col_offset is not None
-                yield (
-                    (noted.lineno, noted.col_offset),
-                    (noted.end_lineno, noted.end_col_offset),
-                )
+        noted = (getattr(node, name, None) for name in ("annotation", "returns"))
+        for annotation in noted:
+            if isinstance(annotation, ast.expr):
+                yield _place(annotation)
+        if isinstance(node, ast.ClassDef) and any(_name(base) == "Protocol" for base in node.bases):
+            yield _place(node)
+        if isinstance(node, ast.FunctionDef):
+            for decorator in node.decorator_list:
+                if _name(decorator) in ("cache", "lru_cache"):
+                    (line, column), end = _place(decorator)
+                    yield (line, column - 1), end  # with the @
+        if isinstance(node, ast.keyword) and node.arg == "inplace":
+            yield _place(node)
+
+
+def _place(node: ast.expr | ast.stmt | ast.keyword) -> tuple[Position, Position]:
+    assert node.end_lineno is not None
+    assert node.end_col_offset is not None
+    return (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)
+
+
+def _name(node: ast.expr) -> str | None:
+    """The last name of an expression like ``name``, ``module.name`` or ``module.name(1)``."""
+    if isinstance(node, ast.Call):
+        node = node.func
+    return getattr(node, "attr", getattr(node, "id", None))
 
 
 def named(lines: Iterable[str]) -> list[Mutant]:

@@ -71,13 +71,18 @@ class Recorded:
 
 def statement_start(module: str, line: int) -> int:
     """The first line of the innermost statement around a line.  coverage knows only this line."""
-    return max(
-        first
-        for node in ast.walk(_tree(module))
-        if isinstance(node, ast.stmt)
-        and node.end_lineno is not None
-        and (first := _first_line(node)) <= line <= node.end_lineno
-    )
+    return _starts(module)[line]
+
+
+@functools.cache
+def _starts(module: str) -> dict[int, int]:
+    """For every line with code, the first line of the innermost statement around it."""
+    found: dict[int, int] = {}
+    for node in ast.walk(_tree(module)):  # outer statements come before inner ones
+        if isinstance(node, ast.stmt):
+            first = _first_line(node)
+            found |= dict.fromkeys(range(first, (node.end_lineno or first) + 1), first)
+    return found
 
 
 def names_at(module: str, line: int) -> set[str]:

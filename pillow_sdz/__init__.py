@@ -8,8 +8,9 @@ from .registration import register
 
 if TYPE_CHECKING:
     from . import options
-    from .latents import Latents, open_latents, save_latents
+    from .latents import save_latents
     from .models import register_model
+    from .opening import Latents, open_latents, open_latents_batch
 
 __version__ = "0.1.0"
 
@@ -17,11 +18,21 @@ __all__ = [
     "Latents",
     "__version__",
     "open_latents",
+    "open_latents_batch",
     "options",
     "register",
     "register_model",
     "save_latents",
 ]
+
+
+_PLACES = {
+    "Latents": ".opening",
+    "open_latents": ".opening",
+    "open_latents_batch": ".opening",
+    "register_model": ".models",
+    "save_latents": ".latents",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -30,10 +41,8 @@ def __getattr__(name: str) -> Any:
 
     if name == "options":
         return import_module(".options", __name__)
-    if name in ("Latents", "open_latents", "save_latents"):
-        return getattr(import_module(".latents", __name__), name)
-    if name == "register_model":
-        return import_module(".models", __name__).register_model
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name], __name__), name)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)
 

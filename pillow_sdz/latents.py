@@ -1,6 +1,6 @@
-"""`save_latents` and `open_latents`: latents to `.sdz` files and back, without pictures.
+"""Writes `.sdz` files of latents, without pictures of them: `save_latents`, and other tools' files.
 
-They need neither a model nor torch, because the package's own priors code latents of any
+It needs neither a model nor torch, because the package's own priors code latents of any
 autoencoder.  Only the latents of `mini` need its networks.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,70 +19,17 @@ from PIL import Image
 from . import chunks, codec, container, interchange, keywords, mask, scaling, shapes
 from .atomic import replacing
 from .catalogue import ModelSpec
-from .codings import adaptive
-from .codings.coding import Coding, Frame
+from .codings.coding import Frame
 from .container import Chunk
 from .contents import contents
 from .header import MAX_FRAMES, Header
 from .interchange import LatentFile, Origin
+from .opening import MAX_VALUES, open_latents, too_much_work
 
 if TYPE_CHECKING:
     import torch
 
 Array = NDArray[Any]
-
-# Values of all frames together.  Chosen: a gigabyte of float32, 16,384 images of 512x512 pixels in
-# 4 channels.
-MAX_VALUES = 1 << 28
-# Work (`adaptive.work`) of all frames together that a file may ask for, besides the work that its
-# bytes allow.  Chosen: about 20 seconds.  Only thousands of empty frames exceed it.  The codings
-# limit each payload for themselves (`adaptive.FREE_WORK`), but a file may have very many.
-FREE_WORK = 1 << 21
-
-
-@dataclass(frozen=True, eq=False)
-class Latents:
-    """What `open_latents` returns.
-
-    ``latents`` are (C, h, w), or (B, C, h, w) if there are several frames.  Those of a clip are
-    (C, T, h, w), and those of several clips (B, C, T, h, w).  They are scaled and shifted as
-    diffusers' pipelines return them with ``output_type="latent"``.  ``dtype`` is the type in which
-    they were saved without loss, or "float32".  numpy lacks bfloat16, which is float32 in
-    ``latents``, and itself in `torch`.
-
-    ``size`` is the picture's (width, height) in pixels, and ``factor`` the number of pixels along
-    one side of a latent.  ``step`` is the quantisation step, or None if values have different
-    steps.  ``steps`` is T, or 1 without clips.  ``info`` has what else the file says, under the
-    keywords of `save_latents`: prompt, denoise, exif, icc_profile, xmp, provenance, alpha_mask.
-    """
-
-    latents: NDArray[np.float32] | NDArray[np.float16]
-    model: str
-    size: tuple[int, int]
-    factor: int
-    coding: str
-    step: float | None
-    info: dict[str, Any]
-    dtype: str = "float32"
-    steps: int = 1
-    _stored: Array | None = field(default=None, repr=False)  # if stored unscaled
-
-    def torch(self) -> torch.Tensor:
-        """The latents as a tensor on the CPU.  It shares their memory, unless it is bfloat16."""
-        import torch
-
-        tensor = torch.from_numpy(self.latents)
-        return tensor.bfloat16() if self.dtype == "bfloat16" else tensor
-
-    def unscaled(self) -> NDArray[np.float32] | NDArray[np.float16]:
-        """The latents as the model's VAE encodes them; ValueError if its scaling is not known.
-
-        If they were saved with ``scaled=False`` and ``lossless``, they come back bit for bit.
-        """
-        if self._stored is not None:
-            return self._stored
-        axis = self.latents.ndim - (3 if self.steps == 1 else 4)
-        return scaling.unscaled(self.latents, keywords.model_named(self.model), axis)
 
 
 def save_latents(
@@ -193,7 +139,7 @@ def save_latents(
     encode = coder.encoder(quantisation, effort)
     coded = [encode(Frame(frame.transpose(1, 2, 0))) for frame in frames]
     written = sum(len(chunk.data) for frame in coded for chunk in frame)
-    if complaint := _too_much_work(header, coder, written):
+    if complaint := too_much_work(header, coder, written):
         raise ValueError(complaint)
     data = codec.write(container.assemble(header, about, coded))
     if isinstance(fp, (str, os.PathLike)):
@@ -201,77 +147,6 @@ def save_latents(
             file.write(data)
     else:
         fp.write(data)
-
-
-def open_latents(fp: str | os.PathLike[str] | IO[bytes]) -> Latents:
-    """Decode the latents in an `.sdz` file, whatever wrote it; see `Latents`.
-
-    Memory: the result, 20 MB, and 25 times the latents of one band, which are decoded at once.
-    The model need not be installed, nor be known.  OSError if the file is damaged or not an `.sdz`
-    file.  `Image.DecompressionBombError` if it has a mask with more pixels than Pillow allows.
-    """
-    if isinstance(fp, (str, os.PathLike)):
-        with Path(fp).open("rb") as file:
-            return open_latents(file)
-    reader = container.Reader(fp)
-    header = reader.header
-    channels, *shape = header.latents
-    if header.frames * channels * shape[0] * shape[1] > MAX_VALUES:
-        msg = (
-            f"{header.frames} frames of latents {header.latents} have more than the limit of "
-            f"{MAX_VALUES} values"
-        )
-        raise OSError(msg)
-
-    model, coding, entries, info = contents(reader, chunks.KINDS.values())
-    for entry in entries:
-        if entry.type not in chunks.KINDS and entry.type not in chunks.CODED:
-            reader.data(entry)  # for the CRC
-    frames = container.Frames(entries, len(reader.bands))
-    found = codec.Frames(header, model, coding, reader.bands, frames, reader)
-    sizes = [entry.length for entry in entries if entry.type in chunks.CODED]
-    if 0 in sizes and any(entry.type == chunks.EXACT for entry in entries):
-        msg = "this SDZ file has a frame without latents: all of its pixels are kept exactly"
-        raise OSError(msg)
-    if complaint := _too_much_work(header, found.coder, sum(sizes)):
-        raise OSError(complaint)
-    stored = _stored(found)
-    is_unscaled = scaling.is_unscaled(coding, header.quantisation)
-    latents = found.as_pipelines_have(stored, 1) if is_unscaled else stored
-    steps = info.get(chunks.CLIP.keyword, 1)
-    return Latents(
-        _shaped(latents, steps),
-        header.model,
-        header.size,
-        header.factor,
-        coding.name,
-        coding.step(header.quantisation),
-        _info(info),
-        coding.lossless or "float32",
-        steps,
-        _shaped(stored, steps) if is_unscaled else None,
-    )
-
-
-def _shaped(frames: Array, steps: int) -> Array:
-    """Frames (N, C, h, w) in the shape of `Latents`."""
-    if steps > 1:
-        return shapes.clips(frames, steps)
-    return frames if len(frames) > 1 else frames[0]
-
-
-def _stored(frames: codec.Frames) -> Array:
-    """All latents (N, C, h, w).  One band at a time is decoded."""
-    header = frames.header
-    stored: Array | None = None
-    for number in range(header.frames):
-        for band, rows in enumerate(frames.bands):
-            part = frames.decode_stored(number, band)
-            if stored is None:
-                stored = np.empty((header.frames, *header.latents), part.dtype)
-            stored[number, :, rows] = part.transpose(2, 0, 1)
-    assert stored is not None  # a file has at least a frame, and a frame at least a band
-    return stored
 
 
 def imported(part: LatentFile, fp: IO[bytes], *, model: str, **options: Any) -> None:
@@ -350,15 +225,6 @@ def _check_count(frames: Array) -> None:
         raise ValueError(msg)
 
 
-def _too_much_work(header: Header, coder: Coding, size: int) -> str | None:
-    """What is wrong if decoding takes too long for so few bytes, or None."""
-    _, height, width = header.latents
-    work = header.frames * coder.work(height, width)
-    if work <= FREE_WORK + adaptive.WORK_PER_BYTE * size:
-        return None
-    return f"{header.frames} frames of latents {header.latents} in {size} bytes are too many"
-
-
 # Provenance and mask
 
 
@@ -370,19 +236,3 @@ def _mask_chunk(
     given: ArrayLike | torch.Tensor | None, size: tuple[int, int], factor: int
 ) -> list[Chunk]:
     return [] if given is None else [Chunk(chunks.MASK.type, mask.encode(given, size, factor))]
-
-
-# Reading
-
-
-def _info(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the chunks before the latents, under the keywords of `save_latents`."""
-    info = {keyword: found[keyword] for keyword in _KEYWORDS if keyword in found}
-    if chunks.DENOISING.keyword in found:
-        info[chunks.DENOISING.keyword] = found[chunks.DENOISING.keyword].strength / 1000
-    return info
-
-
-_KEYWORDS = [
-    kind.keyword for kind in (*chunks.METADATA, chunks.PROMPT, chunks.PROVENANCE, chunks.MASK)
-]

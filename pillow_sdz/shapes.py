@@ -80,10 +80,9 @@ def frames(latents: Any, name: object, factor: object, size: Any) -> Frames:
 
 
 def clips(frames: Array, steps: int) -> Array:
-    """Frames (N, C, h, w) of clips as (B, C, T, h, w), or (C, T, h, w) if there is one."""
+    """Frames (N, C, h, w) of clips as (B, C, T, h, w)."""
     count, channels, height, width = frames.shape
-    found = frames.reshape(count // steps, steps, channels, height, width).swapaxes(1, 2)
-    return found if len(found) > 1 else found[0]
+    return frames.reshape(count // steps, steps, channels, height, width).swapaxes(1, 2)
 
 
 def _array(latents: Any) -> Array:

@@ -31,7 +31,6 @@ from benchmarks import (  # noqa: E402
 from benchmarks.codecs import CODECS, Codec  # noqa: E402
 from evaluation import feature_distance  # noqa: E402
 from pillow_sdz import demo  # noqa: E402
-from pillow_sdz.codings.adaptive import AdaptivePrior  # noqa: E402
 from sample_latents import correlated_latents  # noqa: E402
 
 
@@ -270,16 +269,16 @@ def test_latent_cache_formats_are_as_exact_as_they_say() -> None:
         latent_cache.numpy_file(np.float32, compressed=False),
         latent_cache.safetensors_file(np.float16),
         latent_cache.numpy_file(np.float16, compressed=True),
-        latent_cache.lzma_of_bytes(),
-        latent_cache.lossless(),
-        latent_cache.quantised("adaptive", 0, [AdaptivePrior(4)], 0.5),
+        latent_cache.shuffled_zstd(latents.shape, brain=False),
+        latent_cache.sdz("exact", "float16", {"model": "sd-mini"}),
+        latent_cache.sdz("rounded", 0.5, {"model": "sd-mini"}),
     ]
-    rows = [latent_cache.measure(format, [(0, latents)]) for format in formats]
+    rows = [latent_cache.measure(format, [latents]) for format in formats]
     sizes = [int(row.split("|")[2].replace(",", "")) for row in rows]
     assert sizes == sorted(sizes, reverse=True)
     too_exact = formats[-1]._replace(error=0.1)
     with pytest.raises(AssertionError, match="does not decode"):
-        latent_cache.measure(too_exact, [(0, latents)])
+        latent_cache.measure(too_exact, [latents])
 
 
 def test_perception_decodes_the_same_file_twice(

@@ -85,6 +85,7 @@ def test_a_list_of_models_that_is_no_file(environment: dict[str, str]) -> None:
     assert (done.returncode, done.stderr) == (1, "sdz: models: .: Is a directory\n")
 
 
+@pytest.mark.slow
 def test_a_device_that_torch_lacks(environment: dict[str, str], tmp_path: Path) -> None:
     """The package's own models always run on the CPU. Another model cannot be run then."""
     pytest.importorskip("diffusers", reason="needs the extra sd")

@@ -52,6 +52,7 @@ def test_the_same_files_and_messages_in_the_same_order(
     assert written("out1") == written("out2")
 
 
+@pytest.mark.slow
 def test_other_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encode", "album", "-o", "out", "-j", "1"]) == 1
     capsys.readouterr()

@@ -202,6 +202,7 @@ def test_closed_standard_input(environment: dict[str, str]) -> None:
     assert sdz(environment, "encode a.png -o y.sdz <&-").returncode == 0
 
 
+@pytest.mark.slow
 @posix_only
 def test_closed_standard_output(environment: dict[str, str]) -> None:
     """An error if something is to be printed; else nobody misses it."""

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pillow_sdz import catalogue, chunks, codec, container, demo, fidelity, models, options, weights
+from pillow_sdz.codings.coding import Frame
 from pillow_sdz.codings.context import Context
 from pillow_sdz.codings.integers import Affine
 from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
@@ -226,6 +227,7 @@ print(hashlib.sha256(symbols.astype(">i4").tobytes()).hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_same_integers_with_any_number_of_threads(
     real_photo: Image.Image, environment: dict[str, str]
 ) -> None:
@@ -303,3 +305,22 @@ def test_a_picture_survives_ten_generations(real_photo: Image.Image) -> None:
         image.save(stream, "SDZ", quality=75)
         image = Image.open(stream).convert("RGB")
     assert psnr(real_photo, image) > 24
+
+
+def test_frames_are_stored_whole_unless_asked_otherwise() -> None:
+    """Only an animation's frames may be stored as the difference from the frame before."""
+    latents = models.load(MINI).encode(np.zeros((32, 32, 3), np.uint8), 5000)
+    coder = codec.coder_of(MINI, catalogue.HYPERPRIOR)
+    for given, expected in (({}, chunks.LATENTS), ({"predict": True}, chunks.CHANGES)):
+        encode = coder.encoder(5000, 4, **given)
+        encode(Frame(latents))
+        (second,) = encode(Frame(latents))
+        assert second.type == expected
+
+
+def test_the_pixels_of_an_image_are_an_array() -> None:
+    image = demo.photo().crop((0, 0, 40, 30))
+    array, pixels = np.asarray(image), codec.ImagePixels(image)
+    assert pixels.shape == array.shape
+    for area in ((slice(2, 5), slice(3, 9)), (slice(20, 99), slice(None))):
+        assert np.array_equal(pixels[area], array[area])

@@ -72,6 +72,7 @@ def decoded(url: str) -> bytes:
 # figures
 
 
+@pytest.mark.slow
 def test_every_version_keeps_to_the_bytes_of_the_sdz_or_says_so(
     coffee: compare.Comparison,
 ) -> None:

@@ -209,6 +209,7 @@ print(status("VmHWM") - before - 4 * im.width * im.height)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("budget", [options.SMALLEST_BUDGET, 340_000_000])
 def test_the_memory_budget_is_kept(environment: dict[str, str], budget: int) -> None:

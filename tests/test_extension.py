@@ -97,6 +97,14 @@ class Deflated:
     def cells(self, integers: NDArray[Any], quantisation: int) -> int:
         return quantisation
 
+    def decode_together(
+        self, payloads: Sequence[bytes], shape: tuple[int, int], quantisations: Sequence[int]
+    ) -> list[NDArray[Any]]:
+        return [
+            self.decode(payload, shape, step)
+            for payload, step in zip(payloads, quantisations, strict=True)
+        ]
+
     def latents(self, integers: NDArray[Any], quantisation: int) -> Latents:
         return (integers * (quantisation / 1024)).astype(np.float32)
 

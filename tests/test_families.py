@@ -311,14 +311,15 @@ def test_floats_of_any_unit(exponent: int) -> None:
 
 def test_exceptions_are_few_and_damage_is_found() -> None:
     from pillow_sdz.codings import float32
+    from pillow_sdz.codings.adaptive import AdaptivePrior
     from pillow_sdz.codings.range_coder import DamagedPayload
 
-    array = latents(8, 8, 4)
-    payload = float32.encode(array)
+    array, prior = latents(8, 8, 4), AdaptivePrior(4)
+    payload = float32.encode(array, prior)
     assert payload[4:8] == bytes(4)
-    np.testing.assert_array_equal(float32.decode(payload, (8, 8, 4)), array)
+    np.testing.assert_array_equal(float32.decode([payload], (8, 8, 4), prior)[0], array)
     array[3, 3, 3], array[7, 7, 3] = np.inf, np.nan
-    payload = float32.encode(array)
+    payload = float32.encode(array, prior)
     assert payload[4:8] == bytes([0, 0, 0, 2])
     for damaged in (
         payload[:5],
@@ -331,6 +332,6 @@ def test_exceptions_are_few_and_damage_is_found() -> None:
         payload[:2] + b"\x70\0" + payload[4:],
     ):
         with pytest.raises(DamagedPayload):
-            float32.decode(damaged, (8, 8, 4))
+            float32.decode([damaged], (8, 8, 4), prior)
     with pytest.raises(DamagedPayload, match=r"mantissas of 23 bits cannot have cells of"):
-        float32.decode(payload, (8, 8, 4), 7)
+        float32.decode([payload], (8, 8, 4), prior, 7)

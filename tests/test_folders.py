@@ -337,6 +337,24 @@ def test_weights_of_another_network(pipeline: Path) -> None:
         used(pipeline)
 
 
+@pytest.mark.parametrize("known", [register_model, models.record_model])
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_weights_that_are_replaced_later_are_refused(
+    pipeline: Path, known: Callable[[str, Path], Any], part: str
+) -> None:
+    """What a model shows must not change without its name."""
+    spec = known("ours", pipeline)
+    (path,) = (pipeline / part).glob("*.safetensors")
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+
+    def prompted() -> object:
+        embed = models.load_denoiser(spec).embed
+        return embed and embed("a cat")
+
+    with pytest.raises(OSError, match="sha256"):
+        prompted()
+
+
 def test_words_that_the_text_encoder_does_not_know(pipeline: Path) -> None:
     path = pipeline / "tokenizer" / "vocab.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "z" * 9: 54}))

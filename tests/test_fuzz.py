@@ -96,15 +96,26 @@ def test_the_command_leaves_what_it_finds(tmp_path: Path, environment: dict[str,
 # changes to the package itself, which fuzz.mutants makes
 
 
-def test_annotations_are_not_changed() -> None:
-    """Nothing evaluates annotations, so no test can notice a change to them."""
-    source = "def f(a: int | None, *b: str) -> (\n    int | str\n):\n    c: int | None = 1 | 2\n"
-    assert sorted(mutants._annotations(source)) == [
-        ((1, 9), (1, 19)),
-        ((1, 25), (1, 28)),
-        ((2, 4), (2, 13)),
-        ((4, 7), (4, 17)),
-    ]
+@pytest.mark.parametrize(
+    ("source", "places"),
+    [
+        (
+            "def f(a: int | None, *b: str) -> (\n    int | str\n):\n    c: int | None = 1 | 2\n",
+            [((1, 9), (1, 19)), ((1, 25), (1, 28)), ((2, 4), (2, 13)), ((4, 7), (4, 17))],
+        ),
+        ("class A(Protocol):\n    a = 1\n", [((1, 0), (2, 9))]),
+        ("class A(Base):\n    a = 1\n", []),
+        ("@functools.cache\ndef f():\n    return 1\n", [((1, 0), (1, 16))]),
+        ("@lru_cache(16)\ndef f():\n    return 1\n", [((1, 0), (1, 14))]),
+        ("@other\ndef f():\n    return 1\n", []),
+        ("relu(x, inplace=True, slope=1)\n", [((1, 8), (1, 20))]),
+    ],
+)
+def test_code_without_effect_is_not_changed(
+    source: str, places: list[tuple[tuple[int, int], tuple[int, int]]]
+) -> None:
+    """No test can notice a change to it."""
+    assert sorted(mutants._without_effect(source)) == places
 
 
 def test_a_change_meets_the_tests_of_its_line() -> None:

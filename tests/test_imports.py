@@ -181,3 +181,18 @@ def test_pillows_private_names_are_in_one_file() -> None:
                 assert not (node.module or "").startswith("PIL._"), ast.unparse(node)
             if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
                 assert ast.unparse(node.value) not in ("Image", "ImageFile"), ast.unparse(node)
+
+
+# Records that are filled while something runs.
+COLLECTING = {"Contents", "Found", "Report", "Summary"}
+
+
+def test_records_cannot_be_changed() -> None:
+    """Threads, caches and frames share them.  The others collect what a command does."""
+    for name, path in modules("pillow_sdz").items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+                records = [text for text in decorators if text.startswith("dataclass")]
+                expected = "dataclass" if node.name in COLLECTING else "dataclass(frozen=True"
+                assert all(text.startswith(expected) for text in records), f"{name}.{node.name}"

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from pillow_sdz import interchange
+from pillow_sdz.cli.files import LATENT_SUFFIXES
 from pillow_sdz.interchange import LatentFile, Origin, numpy_files
 from pillow_sdz.interchange.contracts import Contents, Layout, Stored
 
@@ -362,6 +363,7 @@ def test_rows_fit_together() -> None:
     """A layout's files are of known formats; the last layout takes all, in every format."""
     *others, last = interchange.LAYOUTS
     assert set(last.formats) == set(interchange.FORMATS)
+    assert set(interchange.FORMATS) == LATENT_SUFFIXES
     for layout in others:
         assert set(layout.formats) <= set(interchange.FORMATS)
     for suffix, format in interchange.FORMATS.items():

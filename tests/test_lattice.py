@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -169,7 +171,7 @@ def stages_by_the_specification(symbols: Ints, step: int) -> list[Stage]:
     coded = np.zeros(symbols.shape, bool)
     stages: list[Stage] = []
 
-    def layer(name: str, *inputs: list[int]) -> list[int]:
+    def affine(name: str, *inputs: list[int]) -> list[int]:
         total = tensors[f"{name}.bias"].astype(np.int64)
         for i, x in enumerate(inputs):
             product = tensors[f"{name}.weight{i}"].astype(np.int64) @ np.array(x)
@@ -177,12 +179,55 @@ def stages_by_the_specification(symbols: Ints, step: int) -> list[Stage]:
         shift = int(tensors[f"{name}.shift"][0])
         return [(int(t) + (1 << (shift - 1))) >> shift for t in total]
 
+    @functools.cache
+    def layer_weights(name: str) -> list[tuple[list[int], int, int]]:
+        """For each output: the weights of all inputs, the bias, and the shift."""
+        kind = name.partition(".")[2]
+        scale = Fraction(1, 2 ** int(tensors[f"{name}.shift"][0]))
+        units = {"first": [4, 1], "second": [8], "output": [8, 4, 1]}[kind]
+        found = []
+        for j, bias in enumerate(tensors[f"{name}.bias"].tolist()):
+            scaled = scale / (8 if kind != "output" else (4, 2)[j])
+            weights: list[Fraction] = []
+            for i, unit in enumerate(units):
+                multiplier = int(tensors[f"{name}.multiplier{i}"][j])
+                row = tensors[f"{name}.weight{i}"][j].tolist()
+                weights += [w * multiplier * scaled * unit for w in row]
+            largest = [4095] * len(weights)
+            if kind != "second":
+                largest[-4:] = [256] * 4
+            offset = bias * scaled + Fraction(1, 2)
+
+            def total(p: int) -> tuple[list[int], int, int]:
+                # Fractions are rounded to the nearest integer, halves to the even one.
+                whole = [round(w * 2**p) for w in weights]  # noqa: B023
+                last = round(offset * 2**p)  # noqa: B023
+                size = sum(abs(w) * x for w, x in zip(whole, largest, strict=True))  # noqa: B023
+                return whole, last, size + abs(last)
+
+            p = 0
+            while p < 25 and total(p + 1)[2] < 1 << 24:
+                p += 1
+            found.append((*total(p)[:2], p))
+        return found
+
+    def layer(name: str, *inputs: list[int]) -> list[int]:
+        x = [*chain(*inputs)]
+        return [
+            (sum(w * v for w, v in zip(weights, x, strict=True)) + bias) >> p
+            for weights, bias, p in layer_weights(name)
+        ]
+
     def log(x: int) -> int:
         e = x.bit_length() - 1
         return 256 * (e - 10) + 256 * (x - (1 << e)) // (1 << e)
 
-    def clip(x: list[int], lowest: int = -32767) -> list[int]:
-        return [max(lowest, min(32767, v)) for v in x]
+    def clip(x: list[int], lowest: int = -4095) -> list[int]:
+        return [max(lowest, min(4095, v)) for v in x]
+
+    def rounded(mean: int, scale: int) -> int:
+        r = min(max((scale >> 3) - 4, 0), 3)
+        return mean + (2**r >> 1) >> r << r
 
     def signs(*offsets: tuple[int, int]) -> list[tuple[int, int]]:
         every = [(y * a, x * b) for y, x in offsets for a in (1, -1) for b in (1, -1)]
@@ -190,7 +235,8 @@ def stages_by_the_specification(symbols: Ints, step: int) -> list[Stage]:
 
     def value(row: int, column: int, channel: int) -> int:
         known = coded[row, column, channel]
-        return int(symbols[row, column, channel]) * step if known else 0
+        v = int(symbols[row, column, channel]) * step >> 2
+        return max(-(2**20), min(2**20, v)) if known else 0
 
     def mirrored(i: int, length: int) -> int:
         t = abs(i) % (2 * (length - 1)) if length > 1 else 0
@@ -206,9 +252,11 @@ def stages_by_the_specification(symbols: Ints, step: int) -> list[Stage]:
         stage: Stage = []
         for row in range(0, height, 16):
             for column in range(0, width, 16):
-                base = clip([value(row, column, b) for b in range(c)])
-                m, k = layer(f"base{c}", [log(step)], *([base] if c else []))
-                stage.append((row, column, c, (16 * m + step) // (2 * step), k))
+                products = [int(symbols[row, column, b]) * step for b in range(c)]
+                base = [max(-32767, min(32767, v)) for v in products]
+                m, k = affine(f"base{c}", [log(step)], *([base] if c else []))
+                k = k + 1 >> 1 << 1
+                stage.append((row, column, c, rounded((16 * m + step) // (2 * step), k), k))
         finish(stage)
     for s in (8, 4, 2, 1):
         rows, columns = -(-height // s), -(-width // s)
@@ -241,16 +289,16 @@ def stages_by_the_specification(symbols: Ints, step: int) -> list[Stage]:
                     mean = [(sum(near[:4]) + 2) >> 2 for near in v]
                     u = [[at(t, b) - mean[b] for t in before] for b in range(c)]
                     v = [[x - m for x in near] for near, m in zip(v, mean, strict=True)]
-                    floor = (step >> 2) + 32
+                    floor = (step >> 4) + 8
                     x = clip([*chain(*v), *mean, *chain(*u)])
-                    logs = [log(sum(map(abs, near[:4])) + floor) for near in v]
-                    logs += [log(abs(near[0]) + floor) for near in u] + [log(step)]
-                    logs += [256 * (s == t) for t in (8, 4, 2, 1)]
+                    logs = [log(sum(map(abs, near[:4])) + floor) + 512 for near in v]
+                    logs += [log(abs(near[0]) + floor) + 512 for near in u] + [log(step)]
+                    logs = [*clip(logs), *(256 * (s == t) for t in (8, 4, 2, 1))]
                     hidden = clip(layer(f"{name}{c}.first", x, logs), 0)
                     hidden = clip(layer(f"{name}{c}.second", hidden), 0)
-                    m, k = layer(f"{name}{c}.output", hidden, x, logs)
-                    m = (16 * (mean[c] + m) + step) // (2 * step)
-                    stage.append((i * s, j * s, c, m, k))
+                    m, q = layer(f"{name}{c}.output", hidden, x, logs)
+                    m = (64 * (mean[c] + m) + step) // (2 * step)
+                    stage.append((i * s, j * s, c, rounded(m, 2 * q), 2 * q))
                 finish(stage)
     return stages
 

@@ -74,6 +74,7 @@ print(json.dumps(dataclasses.asdict(many.stress(seconds=2, threads=16))))
 """
 
 
+@pytest.mark.slow
 def test_sixteen_threads_do_as_one(environment: dict[str, str], tmp_path: Path) -> None:
     """`python -m benchmarks.many` runs for a minute. docs/many.md has its result."""
     result = json.loads(run(STRESS, environment=environment, folder=tmp_path))

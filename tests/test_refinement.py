@@ -136,6 +136,7 @@ def test_above_it_every_level_is_one_of_its_own(photo: Image.Image) -> None:
     assert len({opened(file).tobytes() for file in files}) == 6
 
 
+@pytest.mark.slow
 def test_above_it_the_same_bytes_are_a_better_picture(photo: Image.Image) -> None:
     default, more, most = (
         scores(photo, saved(photo, target_size=700, effort=effort)) for effort in (4, 6, 9)
@@ -200,6 +201,7 @@ def test_without_pixels_latents_stay(mini: Mini, photo: Image.Image) -> None:
     assert not np.array_equal(np.rint(hyper), np.rint(mini.hyperlatents(steps)))
 
 
+@pytest.mark.slow
 def test_target_size_is_kept_and_mostly_used(photo: Image.Image) -> None:
     for limit in (400, 900, 1500):
         size = len(saved(photo, target_size=limit, effort=7))

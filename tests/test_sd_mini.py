@@ -25,7 +25,7 @@ from pillow_sdz import (
 )
 from pillow_sdz.codings import Context
 from pillow_sdz.codings.coding import Frame
-from pillow_sdz.codings.context import ADAPTIVE, RELATIVE
+from pillow_sdz.codings.priors import ADAPTIVE, RELATIVE
 from pillow_sdz.models import sd_mini, sources
 from sdz_files import decode, encode, shown
 

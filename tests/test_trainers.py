@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from pillow_sdz import interchange, latents, open_latents
 from pillow_sdz.cli import main
+from pillow_sdz.interchange import torch_files
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -295,6 +297,22 @@ def test_pickles_run_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no file of tensors alone"):
         interchange.read(path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_bomb_is_counted_in_all_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these tensors is below the limit alone."""
+    monkeypatch.setattr(torch_files, "MAX_INFLATED", 1 << 20)
+    stored, packed = tmp_path / "stored.pt", tmp_path / "packed.pt"
+    torch.save([torch.zeros(600_000, dtype=torch.uint8) for _ in range(2)], stored)
+    with (
+        zipfile.ZipFile(stored) as archive,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as z,
+    ):
+        for name in archive.namelist():
+            z.writestr(name, archive.read(name))
+    with pytest.raises(OSError, match=r"its tensors would take 12\d+ bytes, the limit is 1048576"):
+        torch_files.load(packed)
+    assert len(torch_files.load(stored)) == 2  # as large, but nothing that inflates
 
 
 # sd-scripts: Anima's autoencoder leaves an axis of time

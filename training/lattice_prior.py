@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from pillow_sdz.codings.integers import LOG_UNITS, STEP_UNITS
 from pillow_sdz.codings.lattice import (
-    ACTIVATION_LIMIT,
     ACTIVITY_FLOOR,
     BASE_SPACING,
     PASSES,
@@ -52,6 +51,8 @@ SCORED_STEPS = (0.25, 0.5, 1.0)
 MULTIPLIER_BITS = 20
 # Four of five steps where photos look good (0.15 to 1.5), the rest where a prior must hold.
 USUAL, ALL = (0.15, 1.5), (0.05, 4.0)
+# The largest integer of a hidden layer in the file. `LatticePrior` makes coarser ones of it.
+ACTIVATION_LIMIT = (1 << 15) - 1
 
 
 def logarithm(x: Tensor) -> Tensor:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Iterator
+from itertools import tee
 from typing import Any
 
 import fsspec
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..latents import open_latents
+from ..opening import open_latents_batch
 from . import shards
 
 Example = tuple[torch.Tensor, str, str]  # latents, source, key
@@ -65,8 +66,10 @@ class ShardedLatents(IterableDataset[dict[str, Any]]):
         yield from self._batches(examples)
 
     def _examples(self, path: str) -> Iterator[Example]:
-        for item in shards.read(self._fs, path):
-            found = open_latents(io.BytesIO(item.sdz))
+        # Latents that are alike are decoded together.
+        items, files = tee(shards.read(self._fs, path))
+        opened = open_latents_batch(io.BytesIO(item.sdz) for item in files)
+        for item, found in zip(items, opened, strict=True):
             latents = found.torch()
             pictures = latents if latents.ndim == 4 and found.steps == 1 else latents[None]
             for one in pictures:

@@ -109,12 +109,13 @@ class _Reader:
 
         import numpy as np
 
-        from ..latents import open_latents
+        from ..opening import open_latents_batch
 
         fs, _ = fsspec.url_to_fs(self._target)
+        items = [*shards.read(fs, row["path"])]
         found = []
-        for item in shards.read(fs, row["path"]):
-            opened = open_latents(io.BytesIO(item.sdz))
+        files = open_latents_batch(io.BytesIO(item.sdz) for item in items)
+        for item, opened in zip(items, files, strict=True):
             array = opened.latents.astype(np.float32, copy=False)
             about = {"key": item.key, "source": item.source, "model": opened.model}
             found.append({**about, "latents": array})

@@ -36,7 +36,7 @@ CODINGS: dict[CodingSpec, Callable[[ModelSpec, Network | None], Coding]] = {
     HYPERPRIOR: lambda model, network: Banded.of(HYPERPRIOR, network),
     CONTEXT: lambda model, network: Context.of(model),
     PALETTE: lambda model, network: DitheredPalette(model.channels),
-    FLOAT16: lambda model, network: Float16(model.channels),
-    BFLOAT16: lambda model, network: BFloat16(model.channels),
-    FLOAT32: lambda model, network: Float32(model.channels),
+    FLOAT16: lambda model, network: Float16.of(model),
+    BFLOAT16: lambda model, network: BFloat16.of(model),
+    FLOAT32: lambda model, network: Float32.of(model),
 }

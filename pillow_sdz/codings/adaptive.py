@@ -3,163 +3,190 @@
 Each channel has two linear regressions.  They are refitted by least squares while the latents are
 coded (Li and Orchard 2001, "Edge-directed prediction for lossless compression of natural images").
 One predicts each value from its neighbours, and from the errors of the channels before at this
-place.  The other predicts the error of the first.  Encoder and decoder see the same symbols and
-compute in integers, so both learn the same.
+place.  The other predicts the error of the first.  Encoder and decoder see the same symbols, and
+round every step of the arithmetic alike, so both learn the same.
 
-The places of one anti-diagonal wave, in all channels, do not depend on each other.  A photo has two
-to three hundred waves, and each takes some dozens of calls of numpy.  docs/adaptive.md specifies
-the prior.
+The places of one anti-diagonal wave, in all channels and all frames, do not depend on each other.
+A photo has two to three hundred waves, and each takes some dozens of calls of numpy.
+docs/adaptive.md specifies the prior.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..arrays import Floats, Ints
-from .integers import LOG_UNITS, STEP_LIMIT, STEP_UNITS, logarithm
-from .range_coder import Coder, DamagedPayload
+from ..arrays import Floats, Ints, Singles
+from .frame_coders import Apart, FrameCoder, checked_steps
+from .integers import LOG_UNITS, STEP_UNITS, logarithm
+from .range_coder import Coder, DamagedPayload, rounded
 
 # Constants without another origin are measured and rounded: docs/measurements.md#adaptive.
 UNIT_BITS = 6  # values, errors and magnitudes are in 1/64 of a step
 UNIT = 1 << UNIT_BITS
-VALUE_LIMIT = (1 << 18) - 1  # 4096 steps: a wave's sums of 2 ** 15 products stay below 2 ** 53
+VALUE_LIMIT = (1 << 18) - 1  # 4096 steps: the sums of products between two refits are below 2 ** 53
 WEIGHT_BITS = 16
 SAMPLE_BITS = 20  # the factor of a sample is in 2 ** -20
 
 Offsets = list[tuple[int, int]]
 
 # (row, column).  In a wave's own channel, neighbours with column + 2 row < 0 are known.
-OWN: Offsets = [(0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0), (-1, -2), (-2, -1)]
+OWN: Offsets = [
+    *[(0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0), (-1, -2), (-2, -1), (-2, -2)]
+]
 # A channel is three waves behind the one before it, where column + 2 row < 3 is known.
 BEFORE: Offsets = [(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0)]
 CHANNEL_DELAY = 3
-NEAR = 3  # of this many channels before, all places of BEFORE are used
-FAR = 15  # of this many channels before, the same place is used
+# Of so many channels before, all places of BEFORE are used.  If there are few channels: of more.
+NEAR, NEAR_OF_FEW, FEW = 1, 3, 8
+FAR = 12  # of this many channels before, the same place is used
+ABOVE, BELOW, BESIDE = 2, 1, 2  # the border of the known values, as wide as OWN and BEFORE reach
 
 PRIOR = 1 << 17  # the first weights count as much as 32 samples of size 1
 FLOOR = 1 << 12  # added to the diagonal, one such sample: far above the errors of rounding
-RELATIVE_FLOOR = 10  # 2 ** -10 of the diagonal is added as well: bounds the condition number
+RELATIVE_FLOOR = 2.0**-10  # of the diagonal is added as well: bounds the condition number
 DECAY = 5  # a wave keeps 31/32 of what was learned before: photos change from place to place
-REFIT_WAVES = 4  # waves from refit to refit; a refit costs as much as two waves of a small picture
-LEARNING_WAVES = 32  # at first 1, after this many waves 2, after twice as many 3
+REFIT_WAVES = 8  # at most, from refit to refit; a refit costs as much as some waves
+LEARNING_WAVES = 24  # at first 1, after this many waves 2, after twice as many 3
+REFIT_PLACES = 1 << 13  # rows times waves from refit to refit, so that the sums are exact
 
 LEAST_MAGNITUDE = 10  # in 1/64: no error is expected to be below 0.15 steps
 INITIAL_ERROR = 3 * STEP_UNITS // 10  # in 1/1024 of the latents' unit
-# From the logarithm of the magnitude to a scale.  Scale 0 is 2 ** -5 steps.  A magnitude is 140/256
-# octaves above the scale (docs/measurements.md#adaptive).  `logarithm` is 15/256 too low on
-# average.  16 rounds to eighths.
-SCALE_OFFSET = 5 * LOG_UNITS - 140 + 15 + 16
+# From the logarithm of the magnitude to a scale in quarters of an octave.  Scale 0 is 2 ** -5
+# steps.  A magnitude is 140/256 octaves above the scale (docs/measurements.md#adaptive).
+# `logarithm` is 15/256 too low on average.  32 rounds to quarters.
+SCALE_OFFSET = 5 * LOG_UNITS - 140 + 15 + 32
 
 
 class _Wave(NamedTuple):
-    """Places that are coded at once, (n,) each, sorted by channel.
+    """Places that are coded at once: some rows of some channels, (A, R) each.
 
-    ``bounds`` has each channel with places in the wave, and the slice of its places.
+    Channels have different numbers of rows.  Where a channel has fewer, its first one is repeated,
+    and is not ``valid``.
     """
 
     rows: Ints
     columns: Ints
-    channels: Ints
-    bounds: list[tuple[int, slice]]
+    channels: slice
+    valid: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, time: int, height: int, width: int, channels: int) -> _Wave:
-        """All places with column + 2 row + 3 channel = ``time``."""
+    def of(cls, time: int, height: int, width: int, channels: int) -> _Wave | None:
+        """All places with column + 2 row + 3 channel = ``time``; None if there are none."""
         start = time - CHANNEL_DELAY * np.arange(channels)
         first = np.maximum(0, (start - width + 2) // 2)
-        counts = np.maximum(0, np.minimum(height - 1, start // 2) + 1 - first)
-        ends = np.cumsum(counts)
-        channel = np.repeat(np.arange(channels), counts)
-        rows = np.arange(ends[-1]) + (first + counts - ends)[channel]
-        active = np.flatnonzero(counts).tolist()
-        bounds = [(c, slice(int(ends[c] - counts[c]), int(ends[c]))) for c in active]
-        return cls(rows, start[channel] - 2 * rows, channel, bounds)
+        counts = np.minimum(height - 1, start // 2) + 1 - first
+        (active,) = np.nonzero(counts > 0)
+        if not len(active):
+            return None
+        these = slice(int(active[0]), int(active[-1]) + 1)
+        first, counts, start = first[these, None], counts[these, None], start[these, None]
+        number = np.arange(counts.max())
+        valid = number < counts
+        rows = first + number * valid
+        return cls(rows, start - 2 * rows, these, valid)
 
 
 class _Regressions:
-    """Two linear regressions for each channel, in integers: weights (2, C, K) in 2 ** -16."""
+    """Two linear regressions for each channel of each frame.
 
-    def __init__(self, channels: int, initial: Ints) -> None:
-        """``initial`` has the first weights (2, K)."""
-        inputs = initial.shape[1]
-        self._weights = np.repeat(initial[:, None].astype(np.float64), channels, axis=1)
-        moments = np.tile(np.diag(np.full(inputs + 1, PRIOR)), (2, 1, 1))
-        moments[:, :-1, -1] = moments[:, -1, :-1] = PRIOR * initial >> WEIGHT_BITS
-        self._moments = np.repeat(moments[:, None], channels, axis=1)
-        # Channels whose weights are not those of their moments.  The first weights are not either.
-        self._stale = set(range(channels))
+    Weights (F, K, C, 1) are integers in 2 ** -16.
+    """
 
-    def predict(self, inputs: Floats, channels: Ints) -> Floats:
-        """Predictions (2, n), in 2 ** -16 of their unit, from inputs (2, n, K)."""
-        predicted: Floats = (inputs * self._weights[:, channels]).sum(2)
+    def __init__(self, frames: int, channels: int, initial: Ints) -> None:
+        """``initial`` has the first weights (K,) of each channel."""
+        inputs = len(initial)
+        weights = initial.astype(np.float64)[:, None, None]
+        self._weights = np.tile(weights, (frames, 1, channels, 1))
+        moments = np.diag(np.full(inputs + 1, float(PRIOR)))
+        moments[:-1, -1] = moments[-1, :-1] = PRIOR * initial >> WEIGHT_BITS
+        self._moments = np.tile(moments, (frames, channels, 1, 1))
+        # The samples (F, K + 1, C, n) since the last refit, and the channels that have some.
+        self._samples = np.zeros((frames, inputs + 1, channels, 0), np.float32)
+        self._count = 0
+        self._first, self._last = channels, 0
+
+    def predict(self, inputs: Singles, channels: slice) -> Floats:
+        """Predictions (F, A, R), in 2 ** -16 of their unit, from inputs (F, K, A, R)."""
+        predicted: Floats = np.einsum("fkar,fkar->far", inputs, self._weights[:, :, channels])
         return predicted
 
-    def learn(self, samples: Floats, importance: Floats, wave: _Wave) -> None:
-        """Learn from samples (2, n, K + 1): inputs, and what they should have predicted.
+    def learn(self, inputs: Singles, importance: Singles, channels: slice) -> None:
+        """Learn from samples (F, K + 1, A, R): inputs, and what they should have predicted.
 
-        Each sample is multiplied by its ``importance`` (n,), in 2 ** -20.
+        They are changed here: each is multiplied by its ``importance`` (F, A, R).
         """
-        samples = np.floor(samples * importance[:, None] * 2.0**-SAMPLE_BITS)
-        for c, part in wave.bounds:
-            moments = self._moments[:, c]
-            moments -= moments >> DECAY
-            of_channel = samples[:, part]
-            moments += (of_channel.transpose(0, 2, 1) @ of_channel).astype(np.int64)
-            self._stale.add(c)
+        count = self._count + inputs.shape[3]
+        if count > self._samples.shape[3]:
+            more = np.zeros((*self._samples.shape[:3], 2 * count), np.float32)
+            more[..., : self._count] = self._samples[..., : self._count]
+            self._samples = more
+        part = self._samples[..., self._count : count]
+        part[:, :, : channels.start] = part[:, :, channels.stop :] = 0
+        inputs *= importance[:, None]
+        np.floor(inputs, out=part[:, :, channels])
+        self._count = count
+        self._first = min(self._first, channels.start)
+        self._last = max(self._last, channels.stop)
 
-    def refit(self) -> None:
-        """Compute the best weights for all that was learned.
+    def refit(self, kept: float) -> None:
+        """Compute the best weights for all that was learned; ``kept`` is the rest of the past.
 
-        A wave has places of a few channels.  The others would get the weights that they have, so
-        the time grows with the channels, and not with their square.
+        Channels without new samples stay as they are.
         """
-        if not self._stale:
-            return
-        stale = sorted(self._stale)
-        size = self._moments.shape[2]
-        weights = solve(self._moments[:, stale].reshape(2 * len(stale), size, size))
-        self._weights[:, stale] = weights.reshape(2, len(stale), -1)
-        self._stale.clear()
+        these = slice(self._first, self._last)
+        samples = self._samples[:, :, these, : self._count].astype(np.float64).swapaxes(1, 2)
+        self._count, self._first, self._last = 0, self._samples.shape[2], 0
+        moments = self._moments[:, these]
+        moments *= kept
+        moments += samples @ samples.swapaxes(2, 3)
+        frames, channels, size, _ = moments.shape
+        weights = solve(moments.reshape(-1, size, size)).reshape(frames, channels, size - 1)
+        self._weights[:, :, these, 0] = weights.swapaxes(1, 2)
 
 
-def _shifted(x: Ints, by: Ints) -> Ints:
-    """x * 2 ** by, rounded down."""
-    return (x << np.maximum(by, 0)) >> np.maximum(-by, 0)
-
-
-def solve(moments: Ints) -> Ints:
+def solve(moments: Floats) -> Floats:
     """The weights (M, K), in 2 ** -16, from moments (M, K + 1, K + 1) with the output last.
 
-    Gaussian elimination in 64-bit integers.  The matrix is positive, so no pivots are searched.
+    Gaussian elimination in float64.  Each operation is rounded by itself, so the result is the same
+    everywhere.  The matrix is positive, so no pivots are searched.
     """
     inputs = moments.shape[1] - 1
     a = moments.copy()
     diagonal = np.einsum("mii->mi", a)
-    diagonal += (diagonal >> RELATIVE_FLOOR) + FLOOR
-    # Each input is multiplied by a power of two, so that the diagonal is 2 ** 28 .. 2 ** 30.  Then
-    # no element is larger, no pivot is below 2 ** 17, no weight above 2 ** 6, no sum above 2 ** 60.
-    half = (np.frexp(diagonal.astype(np.float64))[1].astype(np.int64) + 1) // 2
-    a = _shifted(a, 30 - half[:, :, None] - half[:, None, :])
+    diagonal += diagonal * RELATIVE_FLOOR + FLOOR
     for i in range(inputs):
-        factor = (a[:, i + 1 : inputs, i] << 24) // a[:, i, i, None]
-        a[:, i + 1 : inputs, i + 1 :] -= factor[:, :, None] * a[:, i, None, i + 1 :] >> 24
-    weights = a[:, :-1, -1] << WEIGHT_BITS
+        factor = a[:, i + 1 : inputs, i] / a[:, i, i, None]
+        a[:, i + 1 : inputs, i + 1 :] -= factor[:, :, None] * a[:, i, None, i + 1 :]
+    weights = a[:, :-1, -1].copy()
     for i in reversed(range(inputs)):
-        weights[:, i] //= a[:, i, i]
+        weights[:, i] /= a[:, i, i]
         weights[:, :i] -= a[:, :i, i] * weights[:, i, None]
-    return np.clip(_shifted(weights, half[:, -1:] - half[:, :-1]), -(1 << 20), 1 << 20)
+    weights = np.floor(weights * (1 << WEIGHT_BITS) + 0.5)
+    return np.clip(weights, -(1 << 20), 1 << 20)
 
 
 def _limited(x: Floats) -> Floats:
-    return np.minimum(np.maximum(x, -VALUE_LIMIT), VALUE_LIMIT)
+    return np.clip(x, -VALUE_LIMIT, VALUE_LIMIT)
+
+
+def _sum(magnitudes: Singles) -> Singles:
+    """The sums over axis 1: integers that float32 holds, because none of a few is above 2 ** 18."""
+    found: Singles = magnitudes.sum(1)
+    return np.minimum(found, np.float32(VALUE_LIMIT))
 
 
 class _Expectation(NamedTuple):
-    """The regressions' inputs (2, n, K) and outputs (n,) for the places of a wave."""
+    """What is known of the places of a wave, (F, K + 1, A, R) each, and what it predicts.
 
-    inputs: Floats
+    The last one of each is what should have been predicted: it is known after the coding.
+    """
+
+    values: Singles
+    errors: Singles
     mean: Floats  # in 2 ** -22 of a step
     magnitude: Floats  # the expected error of the mean, in the same unit
 
@@ -170,86 +197,117 @@ class _Expectation(NamedTuple):
 
     @property
     def scale(self) -> Ints:
-        """The indices of the scales."""
+        """The indices of the scales, which are even."""
         octaves = logarithm(np.floor(self.magnitude * 2.0**-12)).astype(np.int64)
-        return (octaves + SCALE_OFFSET) >> 5
+        return octaves + SCALE_OFFSET >> 6 << 1
 
 
-class _Picture:
-    """The known latents of one picture, and what was learned from them."""
+class _Pictures:
+    """The known latents of frames, and what was learned from them."""
 
-    def __init__(self, height: int, width: int, channels: int, step: int) -> None:
-        self._near, self._far = min(NEAR, channels - 1), min(FAR, channels - 1)
-        # Values and errors.  In front of the first channel are ``far`` channels without errors, so
-        # that every channel has as many before it.
-        self._known = np.zeros((2, self._far + channels, height, width))
-        one = min(UNIT * STEP_UNITS // step, VALUE_LIMIT)
-        usual = min(UNIT * INITIAL_ERROR // step, VALUE_LIMIT)
-        self._constants = np.array([[one], [usual]])
-        self._softness = max(UNIT, usual)
+    def __init__(self, height: int, width: int, channels: int, steps: Ints) -> None:
+        near = NEAR_OF_FEW if channels <= FEW else NEAR
+        self._near, self._far = min(near, channels - 1), min(FAR, channels - 1)
+        self._size = height, width
+        # Values and errors (2, F, n) with a border.  In front of the first channel are ``far``
+        # channels without errors, so that every channel has as many before it.
+        self._stride = width + 2 * BESIDE
+        self._plane = self._stride * (height + ABOVE + BELOW)
+        self._known = np.zeros((2, len(steps), self._plane * (self._far + channels)), np.float32)
+        own = [self._offset(0, *offset) for offset in OWN]
+        others = [self._offset(k, *o) for k in range(1, self._near + 1) for o in BEFORE]
+        others += [self._offset(k, 0, 0) for k in range(self._near + 1, self._far + 1)]
+        self._own = np.array(own)[:, None, None]
+        self._all = np.array([*own, *others])[:, None, None]
+        one = np.minimum(UNIT * STEP_UNITS // steps, VALUE_LIMIT)
+        usual = np.minimum(UNIT * INITIAL_ERROR // steps, VALUE_LIMIT)
+        self._one, self._usual = (x.astype(np.float32).reshape(-1, 1, 1) for x in (one, usual))
+        self._softness = np.maximum(UNIT, self._usual)
         half, quarter, tenth = (1 << WEIGHT_BITS) // np.array([2, 4, 10])
-        others = [0] * (len(BEFORE) * self._near + self._far - self._near)
-        first = [[half, half] + [0] * (len(OWN) - 2), [tenth] * len(OWN)]
-        self._regressions = _Regressions(
-            channels, np.array([[*first[0], *others, 0], [*first[1], *others, quarter]])
-        )
+        of_values = [half, half] + [0] * (len(OWN) - 2 + len(others) + 1)
+        of_errors = [tenth] * len(OWN) + [0] * (2 * self._near + 1) + [quarter]
+        self._of_values = _Regressions(len(steps), channels, np.array(of_values))
+        self._of_errors = _Regressions(len(steps), channels, np.array(of_errors))
+        self._waves = 0  # since the last refit
+
+    def _offset(self, channels: int, rows: int, columns: int) -> int:
+        return rows * self._stride + columns - channels * self._plane
+
+    def _places(self, wave: _Wave) -> Ints:
+        """Where the places of a wave (A, R) are in `_known`."""
+        channels = np.arange(wave.channels.start, wave.channels.stop)[:, None] + self._far
+        return channels * self._plane + (wave.rows + ABOVE) * self._stride + wave.columns + BESIDE
 
     def expect(self, wave: _Wave) -> _Expectation:
         """Predict the wave's symbols."""
-        own, others = self._own(wave), self._others(wave)
-        inputs = np.empty((2, len(others), len(OWN) + others.shape[1] + 1))
-        inputs[:, :, : len(OWN)] = own
-        inputs[:, :, len(OWN) : -1] = others
-        inputs[:, :, -1] = self._constants
-        np.abs(inputs[1], out=inputs[1])
-        mean, magnitude = self._regressions.predict(inputs, wave.channels)
-        magnitude = np.minimum(magnitude, VALUE_LIMIT << WEIGHT_BITS)
-        magnitude = np.maximum(magnitude, LEAST_MAGNITUDE << WEIGHT_BITS)
-        return _Expectation(inputs, mean, magnitude)
+        places = self._places(wave)
+        near = self._known[1].take(places + self._all, axis=1)
+        own, others = len(OWN), near.shape[1] - len(OWN)
+        frames, _, *shape = near.shape
+        values = np.empty((frames, own + others + 2, *shape), np.float32)
+        values[:, :own] = self._known[0].take(places + self._own, axis=1)
+        values[:, own:-2] = near[:, own:]
+        values[:, -2] = self._one
+        np.abs(near, out=near)  # not needed with signs any more
+        errors = np.empty((frames, own + 2 * self._near + 3, *shape), np.float32)
+        errors[:, :own] = near[:, :own]
+        for k in range(self._near):
+            at = own + k * len(BEFORE)
+            errors[:, own + 2 * k] = near[:, at]
+            errors[:, own + 2 * k + 1] = _sum(near[:, at + 1 : at + len(BEFORE)])
+        errors[:, -3] = _sum(near[:, own + self._near * len(BEFORE) :])
+        errors[:, -2] = self._usual
+        mean = self._of_values.predict(values[:, :-1], wave.channels)
+        magnitude = self._of_errors.predict(errors[:, :-1], wave.channels)
+        magnitude = np.clip(magnitude, LEAST_MAGNITUDE << WEIGHT_BITS, VALUE_LIMIT << WEIGHT_BITS)
+        return _Expectation(values, errors, mean, magnitude)
 
     def learn(self, wave: _Wave, expected: _Expectation, symbols: Ints) -> None:
-        """Learn from the wave's symbols."""
-        value = symbols.astype(np.float64) * UNIT
+        """Learn from the wave's symbols (F, n)."""
+        value = np.zeros(expected.mean.shape)
+        value[:, wave.valid] = symbols * UNIT
         error = _limited(value - np.floor(expected.mean * 2.0**-WEIGHT_BITS + 0.5))
-        known = np.stack([_limited(value), error])
-        self._known[:, wave.channels + self._far, wave.rows, wave.columns] = known
+        value = _limited(value)
+        self._keep(wave, value, error)
         # Where a large error was expected, an error says less: samples are divided by what was
         # expected, plus a constant.  The constant is measured: docs/measurements.md#adaptive.
         magnitude = np.floor(expected.magnitude * 2.0**-WEIGHT_BITS)
         importance = np.floor(2.0 ** (SAMPLE_BITS + UNIT_BITS) / (magnitude + self._softness))
-        np.abs(known[1], out=known[1])
-        samples = np.concatenate([expected.inputs, known[:, :, None]], axis=2)
-        self._regressions.learn(samples, importance, wave)
+        importance = (importance * wave.valid * 2.0**-SAMPLE_BITS).astype(np.float32)
+        expected.values[:, -1] = value
+        expected.errors[:, -1] = np.abs(error)
+        self._of_values.learn(expected.values, importance, wave.channels)
+        self._of_errors.learn(expected.errors, importance, wave.channels)
+        self._waves += 1
 
-    def refit(self) -> None:
-        """Use what was learned."""
-        self._regressions.refit()
+    def _keep(self, wave: _Wave, value: Floats, error: Floats) -> None:
+        """Put values and errors into their places, and into the border beside them."""
+        height, width = self._size
+        known = np.stack([value, error])
+        places = self._places(wave)
+        self._known[:, :, places[wave.valid]] = known[:, :, wave.valid]
+        borders = (
+            (wave.columns == 0, (self._stride - 1, self._stride - 2)),
+            (wave.columns == width - 1, (1,)),
+            (wave.rows == height - 1, (self._stride,)),
+            (wave.rows == 0, (2 - self._stride, 2 - 2 * self._stride)),
+        )
+        for at, offsets in borders:
+            at = at & wave.valid
+            if at.any():
+                for offset in offsets:
+                    self._known[:, :, places[at] + offset] = known[:, :, at]
 
-    def _own(self, wave: _Wave) -> Floats:
-        """Values and errors (2, n, K) at `OWN` around each place, or at the nearest known place."""
-        down, right = np.array(OWN).T
-        rows = np.maximum(wave.rows[:, None] + down, 0)
-        columns = np.maximum(wave.columns[:, None] + right, 0)
-        columns = np.minimum(columns, self._known.shape[3] - 1)
-        ahead = (rows == wave.rows[:, None]) & (columns >= wave.columns[:, None])
-        columns = np.where(ahead, wave.columns[:, None] - 1, columns)
-        outside = columns < 0  # left of the first column: the place above is used
-        rows, columns = np.where(outside, rows - 1, rows), np.maximum(columns, 0)
-        known: Floats = self._known[:, wave.channels[:, None] + self._far, rows, columns]
-        known[:, rows < 0] = 0
-        return known
-
-    def _others(self, wave: _Wave) -> Floats:
-        """Errors (n, K) of the channels before, the nearest channel first."""
-        errors = self._known[1]
-        down, right = np.array(BEFORE).T
-        rows = np.minimum(np.maximum(wave.rows[:, None] + down, 0), errors.shape[1] - 1)
-        columns = np.minimum(np.maximum(wave.columns[:, None] + right, 0), errors.shape[2] - 1)
-        channels = wave.channels[:, None] + self._far
-        near = [errors[channels - k, rows, columns] for k in range(1, self._near + 1)]
-        further = channels - np.arange(self._near + 1, self._far + 1)
-        far = errors[further, wave.rows[:, None], wave.columns[:, None]]
-        return np.concatenate([*near, far], axis=1)
+    def refit(self, time: int) -> None:
+        """Use what was learned, if it is time to."""
+        usual = min(REFIT_WAVES, 1 + time // LEARNING_WAVES, REFIT_PLACES // self._size[0])
+        if self._waves >= max(1, usual):
+            kept = 1 << WEIGHT_BITS
+            for _ in range(self._waves):
+                kept -= kept >> DECAY
+            for regressions in (self._of_values, self._of_errors):
+                regressions.refit(kept / (1 << WEIGHT_BITS))
+            self._waves = 0
 
 
 def waves(height: int, width: int, channels: int) -> int:
@@ -292,17 +350,25 @@ class AdaptivePrior:
         The coder knows them as "latents".  ``step`` is the quantisation step in 1/1024 of the
         latents' unit, 1 to 65535.  Only what is expected at the start depends on it.
         """
-        if not (0 < step < STEP_LIMIT and height > 0 and width > 0):
-            msg = f"cannot code latents of {height}x{width} with a step of {step}/{STEP_UNITS}"
-            raise ValueError(msg)
-        symbols = np.zeros((height, width, self.channels), np.int64)
-        picture = _Picture(height, width, self.channels, step)
+        frames = self.code_frames(Apart([coder]), height, width, [step])
+        return np.asarray(frames[0])
+
+    def code_frames(self, coder: FrameCoder, height: int, width: int, steps: Sequence[int]) -> Ints:
+        """Code the integers (F, height, width, C) of frames with a step each, as `code` does."""
+        units = checked_steps(height, width, steps)
+        symbols = np.zeros((len(steps), height, width, self.channels), np.int64)
+        pictures = _Pictures(height, width, self.channels, units)
         for time in range(waves(height, width, self.channels)):
             wave = _Wave.of(time, height, width, self.channels)
-            expected = picture.expect(wave)
-            index = (wave.rows, wave.columns, wave.channels)
-            symbols[index] = coder.code("latents", index, expected.eighths, expected.scale)
-            picture.learn(wave, expected, symbols[index])
-            if time % min(REFIT_WAVES, 1 + time // LEARNING_WAVES) == 0:
-                picture.refit()
+            if wave is None:
+                continue
+            expected = pictures.expect(wave)
+            numbers = np.nonzero(wave.valid)[0] + wave.channels.start
+            index = (wave.rows[wave.valid], wave.columns[wave.valid], numbers)
+            scale = expected.scale[:, wave.valid]
+            mean = rounded(expected.eighths[:, wave.valid], scale)
+            found = coder.code_frames("latents", index, mean, scale)
+            symbols[:, index[0], index[1], index[2]] = found
+            pictures.learn(wave, expected, found)
+            pictures.refit(time)
         return symbols

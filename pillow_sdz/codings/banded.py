@@ -144,6 +144,14 @@ class Banded:
     def cells(self, integers: Coded, quantisation: int) -> Quantisation:
         return quality_map.qualities(quantisation, integers.offsets)
 
+    def decode_together(
+        self, payloads: Sequence[bytes], shape: tuple[int, int], quantisations: Sequence[int]
+    ) -> list[Coded]:
+        return [
+            self.decode(payload, shape, quantisation)
+            for payload, quantisation in zip(payloads, quantisations, strict=True)
+        ]
+
     def latents(self, integers: Coded, quantisation: int) -> Latents:
         cells = self.cells(integers, quantisation)
         gain = self._network.gain(cells, *integers.symbols.shape[:2])

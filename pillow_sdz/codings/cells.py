@@ -7,15 +7,16 @@ docs/float16.md specifies the payload; `float16` and `float32` turn floats into 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Ints
-from .adaptive import AdaptivePrior
+from .frame_coders import FrameDecoders
 from .integers import STEP_LIMIT
+from .priors import Prior
 from .range_coder import DamagedPayload, Prediction, SymbolDecoder, SymbolEncoder, Tables
 
 # At least 128 cells cover the magnitudes that all but 1 in 100 latents stay within.  Measured:
@@ -38,7 +39,7 @@ class Cells(NamedTuple):
 
     @property
     def step(self) -> int:
-        """A cell's width in 1/1024 of a latent's unit, as `AdaptivePrior` takes it."""
+        """A cell's width in 1/1024 of a latent's unit, as priors take it."""
         return min(1 << min(max(self.bits - self.unit_bits + 10, 0), 16), STEP_LIMIT - 1)
 
     @property
@@ -70,12 +71,12 @@ class Cells(NamedTuple):
                 yield lengths == digits, self.bits - count, count
 
 
-def encode(magnitudes: Ints, negative: NDArray[np.bool_], cut: Cells) -> bytes:
+def encode(magnitudes: Ints, negative: NDArray[np.bool_], cut: Cells, prior: Prior) -> bytes:
     """The words for magnitudes (h, w, C) and their signs."""
     cells = cut.of(magnitudes)
     coder = _CellEncoder(np.where(negative, ~cells, cells))
-    height, width, channels = magnitudes.shape
-    AdaptivePrior(channels).code(coder, height, width, cut.step)
+    height, width, _ = magnitudes.shape
+    prior.code(coder, height, width, cut.step)
     for selected, shift, count in cut.refinements(cells):
         coder.encoder.uniform(magnitudes[selected] >> shift & ((1 << count) - 1), 1 << count)
     first = magnitudes[cells == 0]
@@ -89,12 +90,22 @@ def encode(magnitudes: Ints, negative: NDArray[np.bool_], cut: Cells) -> bytes:
     return coder.encoder.bytes()
 
 
-def decode(words: bytes, shape: tuple[int, int, int], cut: Cells) -> tuple[Ints, NDArray[np.bool_]]:
-    """The magnitudes (h, w, C) and their signs; DamagedPayload if the words are damaged."""
-    height, width, channels = shape
-    decoder = SymbolDecoder(Tables.shipped(), words)
-    signed = AdaptivePrior(channels).code(decoder, height, width, cut.step)
-    cells = np.where(signed < 0, ~signed, signed)
+def decode(
+    words: Sequence[bytes], shape: tuple[int, int], cuts: Sequence[Cells], prior: Prior
+) -> list[tuple[Ints, NDArray[np.bool_]]]:
+    """The magnitudes (h, w, C) of frames and their signs; DamagedPayload if words are damaged."""
+    decoders = FrameDecoders(words)
+    signed = prior.code_frames(decoders, *shape, [cut.step for cut in cuts])
+    found = [
+        (_refined(decoder, np.where(s < 0, ~s, s), cut), s < 0)
+        for decoder, s, cut in zip(decoders.decoders, signed, cuts, strict=True)
+    ]
+    decoders.finish()
+    return found
+
+
+def _refined(decoder: SymbolDecoder, cells: Ints, cut: Cells) -> Ints:
+    """The magnitudes in cells, after the numbers of the cells have been read."""
     if cells.max() > cut.last:
         msg = "a cell is larger than any float"
         raise DamagedPayload(msg)
@@ -110,8 +121,7 @@ def decode(words: bytes, shape: tuple[int, int, int], cut: Cells) -> tuple[Ints,
         if rest := min(bit, cut.precision):
             magnitudes.flat[found] |= decoder.uniform(len(found), 1 << rest) << (bit - rest)
         places = places[~ones]
-    decoder.finish()
-    return magnitudes, signed < 0
+    return magnitudes
 
 
 class _CellEncoder:

@@ -99,6 +99,12 @@ class Coding(Protocol):
         """The quantisation of each cell of decoded integers, or the header's if it is all one."""
         ...
 
+    def decode_together(
+        self, payloads: Sequence[bytes], shape: tuple[int, int], quantisations: Sequence[int]
+    ) -> list[Any]:
+        """As `decode`, for the LATN chunks of many frames or files, which may share the work."""
+        ...
+
     def latents(self, integers: Any, quantisation: int) -> Latents | NDArray[Any]:
         """The latents (h, w, C) of decoded integers, in float32 or in a lossless dtype."""
         ...

@@ -3,43 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import weights
 from ..catalogue import HIGHEST_QUALITY, LOWEST_QUALITY, ModelSpec
 from ..threads import one_blas_thread
-from ..weights import Weights
-from . import quantize
-from .adaptive import AdaptivePrior
+from . import priors, quantize
 from .coding import Frame
+from .frame_coders import FrameDecoders
 from .integers import STEP_UNITS
-from .lattice import LatticePrior
-from .quantize import Prior
-from .range_coder import SYMBOL_LIMIT, DamagedPayload, decoder_of
+from .range_coder import SYMBOL_LIMIT, decoder_of
 from .target_size import EncodedLatents, largest
 from .whole_frames import WholeFrames
-
-
-class _Trained(NamedTuple):
-    """A prior that was trained on latents of ``space``, which have ``channels`` channels."""
-
-    space: str
-    channels: int
-    weights: Weights
-
-
-# The first byte of a payload is the number of its prior: 0 for the one that learns while it codes,
-# otherwise one of these.
-ADAPTIVE = 0
-TRAINED: dict[int, _Trained] = {
-    1: _Trained("sd1", 4, weights.SD1_PRIOR),
-    2: _Trained("sd-mini", 4, weights.SD_MINI_PRIOR),
-}
-# Unknown latents of 4 channels may be related to Stable Diffusion 1's: its prior is tried.
-RELATIVE = 1
 
 # `fit` chooses the prior of each frame once, at the default quality.  Chosen: the best prior hardly
 # depends on the quality.
@@ -66,9 +43,7 @@ class Context(WholeFrames):
     @classmethod
     def of(cls, model: ModelSpec) -> Context:
         """The coding with the priors that are worth trying on a model's latents."""
-        trained = [n for n, row in TRAINED.items() if row.space == model.space.prior]
-        relatives = [ADAPTIVE, RELATIVE] if model.channels == 4 else [ADAPTIVE]
-        return cls(model.channels, trained or relatives)
+        return cls(model.channels, priors.worth_trying(model))
 
     def quantisation(self, quality: float, effort: int) -> int:
         return quantize.equal_error(step_of(quality), effort)
@@ -106,45 +81,36 @@ class Context(WholeFrames):
         return largest(tried, LOWEST_QUALITY, HIGHEST_QUALITY, limit)[1]
 
     def learns(self, payload: bytes) -> bool:
-        return payload[:1] == bytes([ADAPTIVE])
+        return priors.learns(payload)
 
-    def stored(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
-        return self._decoded(payload, shape, quantisation, complete=True)
+    def stored(
+        self, payloads: Sequence[bytes], shape: tuple[int, int], quantisations: Sequence[int]
+    ) -> list[NDArray[Any]]:
+        def decoded(number: int, these: list[int]) -> list[NDArray[Any]]:
+            prior = priors.of(number, self._channels)
+            decoders = FrameDecoders([payloads[at][1:] for at in these])
+            steps = [quantisations[at] for at in these]
+            symbols = prior.code_frames(decoders, *shape, steps)
+            decoders.finish()
+            return [*map(_latents, symbols, steps)]
+
+        return priors.decode_each(payloads, decoded)
 
     def begun(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
-        return self._decoded(payload, shape, quantisation, complete=False)
-
-    def _decoded(
-        self, payload: bytes, shape: tuple[int, int], quantisation: int, *, complete: bool
-    ) -> NDArray[Any]:
-        if not payload:
-            msg = "it is empty"
-            raise DamagedPayload(msg)
-        prior = self._prior(payload[0])
-        decoder = decoder_of(payload[1:], complete=complete)
-        symbols = prior.code(decoder, *shape, quantisation)
-        decoder.finish()
-        return (symbols * (quantisation / STEP_UNITS)).astype(np.float32)
+        prior = priors.of(priors.number_of(payload), self._channels)
+        decoder = decoder_of(payload[1:], complete=False)
+        return _latents(prior.code(decoder, *shape, quantisation), quantisation)
 
     def _best(self, latents: NDArray[Any], quantisation: int) -> int:
-        """The number of the prior that codes the rounded latents in the fewest bytes."""
-        if len(self._numbers) == 1:
-            return self._numbers[0]
-        return min(
-            self._numbers,
-            key=lambda number: len(self._payload(number, latents, quantisation, effort=0)),
+        """The number of the prior that is best for the rounded latents."""
+        return priors.best(
+            self._numbers, lambda number: self._payload(number, latents, quantisation, effort=0)
         )
 
     def _payload(self, number: int, latents: NDArray[Any], quantisation: int, effort: int) -> bytes:
-        coded = quantize.encode(self._prior(number), latents, quantisation, effort)
-        return bytes([number]) + coded
+        prior = priors.of(number, self._channels)
+        return bytes([number]) + quantize.encode(prior, latents, quantisation, effort)
 
-    def _prior(self, number: int) -> Prior:
-        """The prior of a number; DamagedPayload if there is none for these channels."""
-        if number == ADAPTIVE:
-            return AdaptivePrior(self._channels)
-        row = TRAINED.get(number)
-        if row is None or row.channels != self._channels:
-            msg = f"there is no prior {number} for {self._channels} channels"
-            raise DamagedPayload(msg)
-        return LatticePrior.shipped(row.weights)
+
+def _latents(symbols: NDArray[Any], quantisation: int) -> NDArray[np.float32]:
+    return (symbols * (quantisation / STEP_UNITS)).astype(np.float32)

@@ -165,8 +165,13 @@ class DitheredPalette(WholeFrames):
     def learns(self, payload: bytes) -> bool:
         return False
 
-    def stored(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
-        return decode(payload, *shape, self._channels, step=quantisation)
+    def stored(
+        self, payloads: Sequence[bytes], shape: tuple[int, int], quantisations: Sequence[int]
+    ) -> list[NDArray[Any]]:
+        return [
+            decode(payload, *shape, self._channels, step=step)
+            for payload, step in zip(payloads, quantisations, strict=True)
+        ]
 
     def begun(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
         return decode(payload, *shape, self._channels, step=quantisation, complete=False)

@@ -5,16 +5,19 @@ docs/float16.md specifies the payload.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Ints
-from . import cells
+from ..catalogue import ModelSpec
+from . import cells, priors
 from .cells import CELL_BITS, Cells, length
 from .coding import Frame
+from .priors import Prior
 from .range_coder import DamagedPayload
 from .target_size import DoesNotFit, EncodedLatents
 from .whole_frames import WholeFrames
@@ -25,7 +28,7 @@ UNIT_BITS = 24  # magnitudes are integers in 2 ** -24, the least magnitude of fl
 LONGEST = 41  # how many bits the largest magnitude has
 
 
-def encode(latents: NDArray[np.float16]) -> bytes:
+def encode(latents: NDArray[np.float16], prior: Prior) -> bytes:
     """The payload of float16 latents (h, w, C).  It keeps every bit, even those of NaNs."""
     bits = np.ascontiguousarray(latents).view(np.uint16).astype(np.int64)
     magnitudes, negative = _magnitudes(bits & LARGEST), bits >> 15 != 0
@@ -33,11 +36,23 @@ def encode(latents: NDArray[np.float16]) -> bytes:
     high = cells.usual_length(magnitudes)
     cell_bits = min(max(high - 1 - min(precision, CELL_BITS), 0), LONGEST - 1 - precision)
     cut = Cells(precision, cell_bits, LONGEST, UNIT_BITS)
-    return bytes([precision, cell_bits]) + cells.encode(magnitudes, negative, cut)
+    return bytes([precision, cell_bits]) + cells.encode(magnitudes, negative, cut, prior)
 
 
-def decode(payload: bytes, height: int, width: int, channels: int) -> NDArray[np.float16]:
-    """Float16 latents (height, width, channels); DamagedPayload if the payload is damaged."""
+def decode(
+    payloads: Sequence[bytes], shape: tuple[int, int], prior: Prior
+) -> list[NDArray[np.float16]]:
+    """Float16 latents (h, w, C) of each payload; DamagedPayload if one is damaged."""
+    cuts = [_cut(payload) for payload in payloads]
+    found = cells.decode([payload[2:] for payload in payloads], shape, cuts, prior)
+    return [
+        (_floats(magnitudes) | negative.astype(np.int64) << 15).astype(np.uint16).view(np.float16)
+        for magnitudes, negative in found
+    ]
+
+
+def _cut(payload: bytes) -> Cells:
+    """What a payload says of its cells; DamagedPayload if they are not possible."""
     if len(payload) < 2:
         msg = "it ends before its first word"
         raise DamagedPayload(msg)
@@ -45,10 +60,7 @@ def decode(payload: bytes, height: int, width: int, channels: int) -> NDArray[np
     if precision > MANTISSA_BITS or cell_bits + precision >= LONGEST:
         msg = f"mantissas of {precision} bits cannot have cells of {cell_bits}"
         raise DamagedPayload(msg)
-    cut = Cells(precision, cell_bits, LONGEST, UNIT_BITS)
-    magnitudes, negative = cells.decode(payload[2:], (height, width, channels), cut)
-    bits = _floats(magnitudes) | negative.astype(np.int64) << 15
-    return bits.astype(np.uint16).view(np.float16)
+    return Cells(precision, cell_bits, LONGEST, UNIT_BITS)
 
 
 def _magnitudes(floats: Ints) -> Ints:
@@ -73,6 +85,46 @@ class Lossless(WholeFrames):
 
     The quantisation is 0, or 1 for latents that are stored unscaled.
     """
+
+    def __init__(self, channels: int, numbers: Sequence[int]) -> None:
+        """``numbers`` are the priors that are tried for each frame.  All priors are decoded."""
+        super().__init__(channels)
+        self._numbers = numbers
+
+    @classmethod
+    def of(cls, model: ModelSpec) -> Self:
+        """The coding with the priors that are worth trying on a model's latents."""
+        return cls(model.channels, priors.worth_trying(model))
+
+    def exactly(self, latents: NDArray[Any], prior: Prior) -> bytes:
+        """The payload of latents (h, w, C) without the number of its prior."""
+        raise NotImplementedError
+
+    def exact_latents(
+        self, payloads: Sequence[bytes], shape: tuple[int, int], prior: Prior
+    ) -> Sequence[NDArray[Any]]:
+        """The latents (h, w, C) of payloads without the number of their prior."""
+        raise NotImplementedError
+
+    def payload(self, latents: NDArray[Any], quantisation: int, effort: int) -> bytes:
+        @functools.cache
+        def of_prior(number: int) -> bytes:
+            return bytes([number]) + self.exactly(latents, priors.of(number, self._channels))
+
+        return of_prior(priors.best(self._numbers, of_prior))
+
+    def stored(
+        self, payloads: Sequence[bytes], shape: tuple[int, int], quantisations: Sequence[int]
+    ) -> list[NDArray[Any]]:
+        return priors.decode_each(
+            payloads,
+            lambda number, these: self.exact_latents(
+                [payloads[at][1:] for at in these], shape, priors.of(number, self._channels)
+            ),
+        )
+
+    def learns(self, payload: bytes) -> bool:
+        return priors.learns(payload)
 
     def quantisation(self, quality: float, effort: int) -> int:
         return 0
@@ -103,8 +155,10 @@ class Float16(Lossless):
         with np.errstate(over="ignore"):
             return self.exact(latents, "float16", latents.astype(np.float16))
 
-    def payload(self, latents: NDArray[Any], quantisation: int, effort: int) -> bytes:
-        return encode(latents.astype(np.float16))
+    def exactly(self, latents: NDArray[Any], prior: Prior) -> bytes:
+        return encode(latents.astype(np.float16), prior)
 
-    def stored(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
-        return decode(payload, *shape, self._channels)
+    def exact_latents(
+        self, payloads: Sequence[bytes], shape: tuple[int, int], prior: Prior
+    ) -> Sequence[NDArray[Any]]:
+        return decode(payloads, shape, prior)

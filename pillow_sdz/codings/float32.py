@@ -6,8 +6,10 @@ outside of it, such as infinities, is listed in front.  docs/float16.md specifie
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from ..arrays import Ints
 from . import cells
 from .cells import CELL_BITS, EXCEEDED, Cells, length
 from .float16 import Lossless
+from .priors import Prior
 from .range_coder import DamagedPayload
 
 MANTISSA_BITS = 23  # of float32
@@ -30,7 +33,7 @@ USUAL = 50
 _HEAD = Struct(">BBhI")  # precision, cell bits, exponent of the unit, exceptions
 
 
-def encode(latents: NDArray[np.float32]) -> bytes:
+def encode(latents: NDArray[np.float32], prior: Prior) -> bytes:
     """The payload of float32 latents (h, w, C).  It keeps every bit, even those of NaNs."""
     bits = np.ascontiguousarray(latents).view(np.uint32).astype(np.int64)
     floats = bits & 0x7FFFFFFF
@@ -46,16 +49,42 @@ def encode(latents: NDArray[np.float32]) -> bytes:
     gaps = b"".join(map(_varint, np.diff(places, prepend=-1).tolist()))
     others = bits.ravel()[places].astype(">u4").tobytes()
     head = _HEAD.pack(precision, cell_bits, unit, len(places))
-    return head + gaps + others + cells.encode(magnitudes, negative, cut)
+    return head + gaps + others + cells.encode(magnitudes, negative, cut, prior)
+
+
+class _Parts(NamedTuple):
+    """A payload: how it is cut into cells, its exceptions and their places, and its words."""
+
+    unit: int
+    cut: Cells
+    places: Ints
+    others: Ints
+    words: bytes
 
 
 def decode(
-    payload: bytes, shape: tuple[int, int, int], mantissa_bits: int = MANTISSA_BITS
-) -> NDArray[np.float32]:
+    payloads: Sequence[bytes],
+    shape: tuple[int, int, int],
+    prior: Prior,
+    mantissa_bits: int = MANTISSA_BITS,
+) -> list[NDArray[np.float32]]:
     """Float32 latents of a shape (h, w, C) whose mantissas have at most so many bits.
 
-    DamagedPayload if the payload is damaged.
+    DamagedPayload if a payload is damaged.
     """
+    parts = [_parts(payload, math.prod(shape), mantissa_bits) for payload in payloads]
+    words, cuts = [part.words for part in parts], [part.cut for part in parts]
+    found = []
+    for part, read in zip(parts, cells.decode(words, shape[:2], cuts, prior), strict=True):
+        magnitudes, negative = read
+        bits = _floats(magnitudes, part.unit) | negative.astype(np.int64) << 31
+        bits.flat[part.places] = part.others
+        found.append(bits.astype(np.uint32).view(np.float32))
+    return found
+
+
+def _parts(payload: bytes, size: int, mantissa_bits: int) -> _Parts:
+    """The parts of a payload for so many latents; DamagedPayload if it is damaged."""
     if len(payload) < _HEAD.size:
         msg = "it ends before its first word"
         raise DamagedPayload(msg)
@@ -63,7 +92,7 @@ def decode(
     if precision > mantissa_bits or cell_bits >= LONGEST:
         msg = f"mantissas of {precision} bits cannot have cells of {cell_bits}"
         raise DamagedPayload(msg)
-    places, start = _places(payload, count, shape[0] * shape[1] * shape[2])
+    places, start = _places(payload, count, size)
     end = start + 4 * count
     if len(payload) < end:
         msg = f"it ends before its {count} exceptions do"
@@ -73,10 +102,7 @@ def decode(
         msg = f"an exception has more than {mantissa_bits} bits of mantissa"
         raise DamagedPayload(msg)
     cut = Cells(precision, cell_bits, LONGEST, -unit)
-    magnitudes, negative = cells.decode(payload[end:], shape, cut)
-    bits = _floats(magnitudes, unit) | negative.astype(np.int64) << 31
-    bits.flat[places] = others
-    return bits.astype(np.uint32).view(np.float32)
+    return _Parts(unit, cut, places, others, payload[end:])
 
 
 def _varint(number: int) -> bytes:
@@ -160,11 +186,13 @@ class Float32(Lossless):
         with np.errstate(over="ignore"):
             return self.exact(latents, "float32", latents.astype(np.float32))
 
-    def payload(self, latents: NDArray[Any], quantisation: int, effort: int) -> bytes:
-        return encode(latents.astype(np.float32))
+    def exactly(self, latents: NDArray[Any], prior: Prior) -> bytes:
+        return encode(latents.astype(np.float32), prior)
 
-    def stored(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
-        return decode(payload, (*shape, self._channels))
+    def exact_latents(
+        self, payloads: Sequence[bytes], shape: tuple[int, int], prior: Prior
+    ) -> Sequence[NDArray[Any]]:
+        return decode(payloads, (*shape, self._channels), prior)
 
 
 class BFloat16(Float32):
@@ -174,8 +202,10 @@ class BFloat16(Float32):
         with np.errstate(over="ignore"):
             return self.exact(latents, "bfloat16", _rounded(latents.astype(np.float32)))
 
-    def payload(self, latents: NDArray[Any], quantisation: int, effort: int) -> bytes:
-        return encode(_rounded(latents.astype(np.float32)))
+    def exactly(self, latents: NDArray[Any], prior: Prior) -> bytes:
+        return encode(_rounded(latents.astype(np.float32)), prior)
 
-    def stored(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
-        return decode(payload, (*shape, self._channels), BFLOAT16_BITS)
+    def exact_latents(
+        self, payloads: Sequence[bytes], shape: tuple[int, int], prior: Prior
+    ) -> Sequence[NDArray[Any]]:
+        return decode(payloads, (*shape, self._channels), prior, BFLOAT16_BITS)

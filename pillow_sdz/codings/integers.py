@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import Floats, Ints
+from ..arrays import Floats, Ints, Singles
 from ..header import STEP_UNITS as STEP_UNITS
 
 EXACT = 1 << 53  # float64 holds every integer up to here
 EXACT_SINGLE = 1 << 24  # and float32 up to here
 
 STEP_LIMIT = 1 << 16  # steps are below this, in `STEP_UNITS`.  0.05 is 51, half a percent off.
+SINGLE_BITS, SINGLE_BIAS = 23, 127  # of the mantissa of a float32, and of its exponent
 LOG_UNITS = 256  # logarithms to base 2 are in 1/256 octaves.  Chosen: finer than their error.
 
 
@@ -32,6 +33,16 @@ def logarithm(x: Floats) -> Floats:
     octaves: Floats = np.floor((2 * mantissa - 1) * LOG_UNITS)
     octaves += (exponent - STEP_UNITS.bit_length()) * LOG_UNITS
     return octaves
+
+
+def logarithm_of_singles(x: Singles, unit: int) -> Singles:
+    """As `logarithm`, of float32 that hold integers >= 1: log2(x / unit), for powers of two.
+
+    The bits of a float32 are its logarithm, piecewise linear, in 2 ** -23 octaves.
+    """
+    octaves = x.view(np.int32) >> (SINGLE_BITS - (LOG_UNITS.bit_length() - 1))
+    octaves -= LOG_UNITS * (SINGLE_BIAS + unit.bit_length() - 1)
+    return octaves.astype(np.float32)
 
 
 class Affine:

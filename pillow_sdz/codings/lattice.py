@@ -1,16 +1,15 @@
 """The trained prior for latents without hyperlatents: a lattice that gets finer by halves.
 
-A small integer network (`integers.Affine`) predicts every value from the values around it, on all
-sides, that are coded already.  The values of one pass do not depend on each other, so a photo takes
-some forty calls of numpy and constriction.  The order is that of hierarchical interpolation (Burt
-and Adelson's pyramid without a filter; FLIF's Adam-infinity interlacing, Sneyers and Wuille 2016).
-The networks are channel-wise contexts (Minnen and Singh 2020).  docs/lattice.md specifies the
-prior.
+A small integer network predicts every value from the values around it, on all sides, that are coded
+already.  The values of one pass do not depend on each other, so all frames take some forty stages
+together.  The order is that of hierarchical interpolation (Burt and Adelson's pyramid without a
+filter; FLIF's Adam-infinity interlacing, Sneyers and Wuille 2016).  The networks are channel-wise
+contexts (Minnen and Singh 2020).  docs/lattice.md specifies the prior.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -18,20 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from ..arrays import Floats, Ints
+from ..arrays import Ints, Singles
 from ..weights import Weights
-from .integers import LOG_UNITS, STEP_LIMIT, STEP_UNITS, Affine, logarithm
-from .range_coder import MEAN_UNITS, Coder
+from .frame_coders import Apart, FrameCoder, checked_steps
+from .integers import STEP_UNITS, Affine, logarithm, logarithm_of_singles
+from .lattice_network import FINER, INPUT_LIMIT, UNITS, Network
+from .range_coder import MEAN_UNITS, Coder, rounded
 
-VALUE_LIMIT = (1 << 15) - 1  # of inputs: 32 units.  Chosen: latents hardly exceed 10.
-ACTIVATION_LIMIT = (1 << 15) - 1  # of hidden layers.  Measured: docs/measurements.md#lattice.
-LOG_LIMIT = 1 << 14  # no logarithm of an int64 in these units is larger
-ACTIVITY_FLOOR = STEP_UNITS // 32  # chosen: bounds the logarithm if all neighbours are equal
+VALUE_LIMIT = 1 << 20  # of values, in 1/256: 4096 units, so four of them have an exact sum
+BASE_LIMIT = (1 << 15) - 1  # of what the base's layers take, in 1/1024: 32 units
+LOG_LIMIT = 1 << 14  # no logarithm of a step is larger
+ACTIVITY_FLOOR = UNITS // 32  # chosen: bounds the logarithm if all neighbours are equal
 
 BASE_SPACING = 16  # chosen: docs/measurements.md#lattice
 SPACINGS = (8, 4, 2, 1)
 REACH = 3  # of the taps, in spacings
-BLOCK = 4096  # places that are computed at once.  Chosen, as in `hyperprior`.
+BLOCK = 8192  # places that are computed at once: 3 MB of inputs.  Chosen.
 
 
 def _mirrored(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -72,14 +73,6 @@ PASSES = (
 )
 
 
-def _clipped(x: Floats) -> Floats:
-    return np.clip(x, -VALUE_LIMIT, VALUE_LIMIT)
-
-
-def _rectified(x: Ints) -> Floats:
-    return np.clip(x, 0, ACTIVATION_LIMIT).astype(np.float64)
-
-
 class _Piece(NamedTuple):
     """A part of a pass that is computed at once: some rows of one of its sublattices."""
 
@@ -88,23 +81,13 @@ class _Piece(NamedTuple):
     stop: int
     columns: int
 
-    def around(self, padded: Floats, taps: list[tuple[int, int]]) -> Floats:
-        """Values (C, T, n) of padded lattices (C, h, w), at T offsets from n places."""
-        rows = self.stop - self.start
-        values = np.empty((len(padded), len(taps), rows, self.columns))
-        for i, (dy, dx) in enumerate(taps):
-            top = REACH + self.place[0] + dy + 2 * self.start
-            left = REACH + self.place[1] + dx
-            values[:, i] = padded[:, top : top + 2 * rows : 2, left : left + 2 * self.columns : 2]
-        return values.reshape(len(padded), len(taps), -1)
 
-
-def _pieces(places: list[tuple[int, int]], height: int, width: int) -> list[_Piece]:
+def _pieces(places: list[tuple[int, int]], frames: int, height: int, width: int) -> list[_Piece]:
     pieces = []
     for y, x in places:
         rows, columns = (height - y + 1) // 2, (width - x + 1) // 2
         if rows and columns:
-            at_once = max(1, BLOCK // columns)
+            at_once = max(1, BLOCK // (columns * frames))
             for start in range(0, rows, at_once):
                 pieces.append(_Piece((y, x), start, min(rows, start + at_once), columns))
     return pieces
@@ -120,19 +103,99 @@ def _mirror(length: int) -> Ints:
     return np.minimum(rows, period - rows) if length > 1 else rows
 
 
-def _padded(symbols: Ints, step: int) -> Floats:
-    """The values (C, h + 2 REACH, w + 2 REACH) of a lattice of symbols (h, w, C), mirrored."""
-    rows, columns = _mirror(symbols.shape[0]), _mirror(symbols.shape[1])
-    planes = symbols.transpose(2, 0, 1)[:, rows[:, None], columns]
-    return planes.astype(np.float64) * step
+class _Planes:
+    """The values of a lattice (C, F, h, w) with a border, as they are when it is made.
+
+    Every second row and column is kept apart, so that what a tap needs lies together.
+    """
+
+    def __init__(self, lattice: Singles) -> None:
+        rows, columns = _mirror(lattice.shape[2]), _mirror(lattice.shape[3])
+        self._parts = [
+            [lattice[:, :, rows[y::2, None], columns[x::2]] for x in range(2)] for y in range(2)
+        ]
+
+    def tap(self, piece: _Piece, offset: tuple[int, int]) -> Singles:
+        """The values (C, F, rows, columns) at an offset from the places of a piece."""
+        top, left = (REACH + p + d for p, d in zip(piece.place, offset, strict=True))
+        start, rows = top // 2 + piece.start, piece.stop - piece.start
+        return self._parts[top % 2][left % 2][
+            :, :, start : start + rows, left // 2 : left // 2 + piece.columns
+        ]
 
 
-class _Known(NamedTuple):
-    """What all channels of a pass know of the n places of a piece."""
+class _Context:
+    """What is known of the places of a piece: the inputs (k, n) of its networks.
 
-    mean: Floats  # (C, n): the mean of the four nearest values
-    values: Floats  # (C T + C, n): the taps' differences from the mean, and the means
-    activity: Floats  # (C, n): logarithms of how much the nearest values differ
+    They are, in this order: the differences from the local means at each known tap of each channel,
+    the local means, the activities, the logarithm of the step, 1; then, for each channel before,
+    the differences at the other taps, and the surprise.
+    """
+
+    def __init__(self, kind: Pass, planes: _Planes, piece: _Piece, steps: Ints) -> None:
+        near = planes.tap(piece, kind.known[0])
+        channels, *places = near.shape
+        self._kind, self._piece, self._places, self._done = kind, piece, places, 0
+        taps, depth = len(kind.known), len(kind.before) + 1
+        known = (taps + 2) * channels + 2
+        inputs = np.empty((known + (channels - 1) * depth, *places), np.float32)
+        self._start, self._depth = known, depth
+        self._floor = ((steps >> 4) + ACTIVITY_FLOOR).astype(np.float32).reshape(-1, 1, 1)
+        self._inputs = inputs
+        mean = near + 2
+        for offset in kind.known[1:4]:
+            mean += planes.tap(piece, offset)
+        mean *= 0.25
+        self.mean: Singles = np.floor(mean, out=mean)
+        differences = inputs[: taps * channels].reshape(taps, channels, *places)
+        for i, offset in enumerate(kind.known):
+            np.subtract(planes.tap(piece, offset), mean, out=differences[i])
+        activity = np.abs(differences[:4]).sum(0) + self._floor
+        inputs[known - channels - 2 : known - 2] = logarithm_of_singles(activity, UNITS)
+        inputs[taps * channels : (taps + 1) * channels] = mean
+        inputs[known - 2] = logarithm_of_singles(steps.astype(np.float32), STEP_UNITS).reshape(
+            -1, 1, 1
+        )
+        inputs[known - 1] = 1
+        _limit(inputs[:known])
+
+    def inputs(self, c: int, after: list[_Planes]) -> Singles:
+        """The inputs for channel c.  ``after`` has the planes of the channels before, as coded."""
+        while self._done < c:
+            start = self._start + self._done * self._depth
+            part = self._inputs[start : start + self._depth]
+            for i, offset in enumerate(self._kind.before):
+                tap = after[self._done].tap(self._piece, offset)[0]
+                np.subtract(tap, self.mean[self._done], out=part[i])
+            part[-1] = logarithm_of_singles(np.abs(part[0]) + self._floor, UNITS)
+            _limit(part)
+            self._done += 1
+        count = self._start + c * self._depth
+        return self._inputs[:count].reshape(count, -1)
+
+
+def _limit(inputs: Singles) -> None:
+    np.clip(inputs, -INPUT_LIMIT, INPUT_LIMIT, out=inputs)
+
+
+def _order(kind: Pass, channels: int, c: int) -> Ints:
+    """Where the inputs of `_Context` for channel c stand in the file, and the bias."""
+    taps, others = len(kind.known), len(kind.before)
+    values = channels * (taps + 1) + c * others
+    known = np.arange(channels * taps).reshape(channels, taps).T.ravel()
+    means = np.arange(channels * taps, channels * (taps + 1))
+    activities = values + np.arange(channels)
+    log_step = values + channels + c
+    order = [
+        known,
+        means,
+        activities,
+        np.array([log_step, log_step + 1]),
+    ]  # the spacings are left out
+    for b in range(c):
+        start = channels * (taps + 1) + b * others
+        order += [np.arange(start, start + others), np.array([values + channels + b])]
+    return np.concatenate(order)
 
 
 class LatticePrior:
@@ -140,18 +203,17 @@ class LatticePrior:
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         self.channels = int(tensors["channels"][0])
-        values, logs = VALUE_LIMIT, LOG_LIMIT
-        self._base: list[Affine] = []
-        self._layers: dict[tuple[str, int], tuple[Affine, Affine, Affine]] = {}
-        for c in range(self.channels):
-            self._base.append(Affine(tensors, f"base{c}", *((logs, values) if c else (logs,))))
-            for kind in PASSES:
-                name = f"{kind.name}{c}"
-                self._layers[kind.name, c] = (
-                    Affine(tensors, f"{name}.first", values, logs),
-                    Affine(tensors, f"{name}.second", ACTIVATION_LIMIT),
-                    Affine(tensors, f"{name}.output", ACTIVATION_LIMIT, values, logs),
-                )
+        self._base = [
+            Affine(tensors, f"base{c}", LOG_LIMIT, *([BASE_LIMIT] if c else []))
+            for c in range(self.channels)
+        ]
+        self._networks = {
+            (kind.name, c): Network(
+                tensors, f"{kind.name}{c}", _order(kind, self.channels, c), len(SPACINGS)
+            )
+            for kind in PASSES
+            for c in range(self.channels)
+        }
 
     @classmethod
     @cache
@@ -165,33 +227,48 @@ class LatticePrior:
         The coder knows them as "latents".  ``step`` is the quantisation step in 1/1024 of the
         latents' unit, 1 to 65535.
         """
-        if not (0 < step < STEP_LIMIT and height > 0 and width > 0):
-            msg = f"cannot code latents of {height}x{width} with a step of {step}/{STEP_UNITS}"
-            raise ValueError(msg)
-        symbols = np.zeros((height, width, self.channels), np.int64)
-        self._code_base(coder, symbols, step)
-        for spacing in SPACINGS:
-            lattice = symbols[::spacing, ::spacing]
+        frames = self.code_frames(Apart([coder]), height, width, [step])
+        return np.asarray(frames[0])
+
+    def code_frames(self, coder: FrameCoder, height: int, width: int, steps: Sequence[int]) -> Ints:
+        """Code the integers (F, height, width, C) of frames with a step each, as `code` does."""
+        units = checked_steps(height, width, steps)
+        symbols = np.zeros((len(steps), height, width, self.channels), np.int64)
+        values = np.zeros((self.channels, len(steps), height, width), np.float32)
+        self._code_base(coder, symbols, values, units)
+        for number, spacing in enumerate(SPACINGS):
             for kind in PASSES:
-                self._code_pass(coder, symbols, lattice, kind, spacing, step)
+                self._code_pass(coder, symbols, values, kind, number, spacing, units)
         return symbols
 
-    def _code_base(self, coder: Coder, symbols: Ints, step: int) -> None:
-        height, width, _ = symbols.shape
+    def _code_base(self, coder: FrameCoder, symbols: Ints, values: Singles, steps: Ints) -> None:
+        frames, height, width, _ = symbols.shape
         rows, columns = np.indices((height, width))[:, ::BASE_SPACING, ::BASE_SPACING].reshape(
             2, -1
         )
-        log_step = np.broadcast_to(logarithm(np.array([[float(step)]])), (len(rows), 1))
+        places = len(rows)
+        log_step = np.repeat(logarithm(steps.astype(np.float64)), places)[:, None]
         for c, layer in enumerate(self._base):
-            before = _clipped(symbols[rows, columns, :c].astype(np.float64) * step)
-            output = layer(log_step, before) if c else layer(log_step)
-            self._code_channel(coder, symbols, (rows, columns, c), output, step)
+            known = symbols[:, rows, columns, :c] * steps[:, None, None]
+            known = np.clip(known, -BASE_LIMIT, BASE_LIMIT).astype(np.float64)
+            before = known.reshape(len(log_step), c)
+            output = (layer(log_step, before) if c else layer(log_step)).reshape(frames, places, 2)
+            scale = output[:, :, 1] + 1 >> 1 << 1
+            _code_channel(coder, symbols, values, (rows, columns, c), output[:, :, 0], scale, steps)
 
     def _code_pass(
-        self, coder: Coder, symbols: Ints, lattice: Ints, kind: Pass, spacing: int, step: int
+        self,
+        coder: FrameCoder,
+        symbols: Ints,
+        values: Singles,
+        kind: Pass,
+        number: int,
+        spacing: int,
+        steps: Ints,
     ) -> None:
-        """Code one pass; ``lattice`` is a view of ``symbols`` with the pass's spacing."""
-        pieces = _pieces(kind.places, *lattice.shape[:2])
+        lattice = values[:, :, ::spacing, ::spacing]
+        frames = len(steps)
+        pieces = _pieces(kind.places, frames, *lattice.shape[2:])
         if not pieces:
             return
         rows, columns = np.concatenate(
@@ -202,61 +279,39 @@ class LatticePrior:
             ],
             axis=1,
         )
-        padded = _padded(lattice, step)
-        current = padded.copy()
-        # What the channels share is kept for usual pictures, and computed again for large ones.
-        pieces_kept = len(pieces) if len(rows) <= 4 * BLOCK else 1
-        known = lru_cache(pieces_kept)(lambda piece: self._known(kind, padded, piece, step))
-        constant = np.array([float(step)] + [LOG_UNITS * float(s == spacing) for s in SPACINGS])
-        constant[:1] = logarithm(constant[:1])
+        planes = _Planes(lattice)
+        after: list[_Planes] = []
+        # Contexts are kept for usual pictures, and computed again for large ones.
+        kept = len(pieces) if frames * len(rows) <= 4 * BLOCK else 1
+        context = lru_cache(kept)(lambda piece: _Context(kind, planes, piece, steps))
         for c in range(self.channels):
-            if c:
-                current[c - 1 : c] = _padded(lattice[:, :, c - 1 : c], step)
-            output = [
-                self._output(kind, c, current, piece, known(piece), constant, step)
-                for piece in pieces
-            ]
+            network = self._networks[kind.name, c]
+            outputs = []
+            for piece in pieces:
+                known = context(piece)
+                output = network(known.inputs(c, after), number)
+                output[0] += known.mean[c].ravel()
+                outputs.append(output.reshape(2, frames, -1).astype(np.int64))
+            mean, scale = np.concatenate(outputs, axis=2)
             index = (rows * spacing, columns * spacing, c)
-            self._code_channel(coder, symbols, index, np.concatenate(output), step)
+            _code_channel(coder, symbols, values, index, mean * FINER, 2 * scale, steps)
+            after.append(_Planes(lattice[c : c + 1]))
 
-    def _known(self, kind: Pass, padded: Floats, piece: _Piece, step: int) -> _Known:
-        around = piece.around(padded, kind.known)
-        mean = np.floor((around[:, :4].sum(1) + 2) / 4)
-        around -= mean[:, None]
-        activity = logarithm(np.abs(around[:, :4]).sum(1) + ((step >> 2) + ACTIVITY_FLOOR))
-        values = np.concatenate([around.reshape(-1, mean.shape[1]), mean])
-        return _Known(mean, _clipped(values), activity)
 
-    def _output(
-        self,
-        kind: Pass,
-        c: int,
-        current: Floats,
-        piece: _Piece,
-        known: _Known,
-        constant: Floats,
-        step: int,
-    ) -> Ints:
-        """Means in 1/1024 and indices of scales, together (n, 2), for channel c."""
-        count = known.mean.shape[1]
-        values, logs = [known.values], [known.activity]
-        if c:
-            before = piece.around(current[:c], kind.before) - known.mean[:c, None]
-            surprise = np.abs(before[:, 0]) + ((step >> 2) + ACTIVITY_FLOOR)
-            values.append(_clipped(before.reshape(-1, count)))
-            logs.append(logarithm(surprise))
-        logs.append(np.broadcast_to(constant[:, None], (len(constant), count)))
-        # Transposed views are enough: the products need no copies.
-        x, log = np.concatenate(values).T, np.concatenate(logs).T
-        first, second, last = self._layers[kind.name, c]
-        output = last(_rectified(second(_rectified(first(x, log)))), x, log)
-        output[:, 0] += known.mean[c].astype(np.int64)
-        return output
-
-    @staticmethod
-    def _code_channel(
-        coder: Coder, symbols: Ints, index: tuple[Ints, Ints, int], output: Ints, step: int
-    ) -> None:
-        # In eighths of a step, rounded half up.
-        mean = (2 * MEAN_UNITS * output[:, 0] + step) // (2 * step)
-        symbols[index] = coder.code("latents", index, mean, output[:, 1])
+def _code_channel(
+    coder: FrameCoder,
+    symbols: Ints,
+    values: Singles,
+    index: tuple[Ints, Ints, int],
+    mean: Ints,
+    scale: Ints,
+    steps: Ints,
+) -> None:
+    """Code places of a channel with means (F, n) in 1/1024."""
+    rows, columns, c = index
+    step = steps[:, None]
+    # In eighths of a step, rounded half up.
+    mean = (2 * MEAN_UNITS * mean + step) // (2 * step)
+    found = coder.code_frames("latents", index, rounded(mean, scale), scale)
+    symbols[:, rows, columns, c] = found
+    values[c][:, rows, columns] = np.clip(found * step >> 2, -VALUE_LIMIT, VALUE_LIMIT)

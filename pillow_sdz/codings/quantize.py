@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ..arrays import Floats, Ints
 from .integers import STEP_UNITS
-from .range_coder import SYMBOL_LIMIT, Coder, Prediction, SymbolEncoder, Tables
+from .priors import Prior
+from .range_coder import SYMBOL_LIMIT, Prediction, SymbolEncoder, Tables
 
 # The constants are measured or chosen: docs/measurements.md#quantize.
 
@@ -33,14 +34,6 @@ INFLUENCE = 3
 # The changes of one round are more than INFLUENCE apart.  After this many rounds they are more than
 # twice that apart, so that they do not blur each other, and all are tried again.  Measured.
 CROWDED_ROUNDS = 32
-
-
-class Prior(Protocol):
-    """Predicts latents (h, w, C) of any quantisation step, without hyperlatents."""
-
-    def code(self, coder: Coder, height: int, width: int, step: int) -> Ints:
-        """Code the integers of latents; see `lattice.LatticePrior.code`."""
-        ...
 
 
 def encode(prior: Prior, latents: NDArray[Any], step: int, effort: int) -> bytes:
@@ -179,9 +172,8 @@ def _descend(prior: Prior, latents: Floats, symbols: Ints, step: int, rounds: in
     def lagrangian(symbols: Ints, bits: Floats) -> float:
         return float(((latents - symbols) ** 2).sum() + RATE_WEIGHT * bits.sum())
 
-    first = symbols
-    bits, more = survey(first)
-    first_cost = lagrangian(first, bits)
+    bits, more = survey(symbols)
+    best, lowest = symbols, lagrangian(symbols, bits)
     untried = np.ones(symbols.shape, bool)
     for number in range(rounds):
         if number == CROWDED_ROUNDS:
@@ -210,7 +202,13 @@ def _descend(prior: Prior, latents: Floats, symbols: Ints, step: int, rounds: in
         bits = np.where(around, bits, trial_bits)
         more = np.where(around[:, :, None], more, trial_more)
         symbols = trial
-    return symbols if lagrangian(symbols, survey(symbols)[0]) < first_cost else first
+        # What less effort ends with is kept, if it is better than what more effort comes to.
+        if (
+            number + 1 in ROUNDS.values()
+            and (cost := lagrangian(symbols, survey(symbols)[0])) < lowest
+        ):
+            best, lowest = symbols, cost
+    return best
 
 
 def _peaks(promise: Floats, apart: int) -> NDArray[np.bool_]:

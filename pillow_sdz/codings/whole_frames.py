@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -31,12 +32,14 @@ class WholeFrames:
         """The payload of latents (h, w, C)."""
         raise NotImplementedError
 
-    def stored(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
-        """The latents (h, w, C) of a payload; DamagedPayload if it is damaged."""
+    def stored(
+        self, payloads: Sequence[bytes], shape: tuple[int, int], quantisations: Sequence[int]
+    ) -> list[NDArray[Any]]:
+        """The latents (h, w, C) of each payload; DamagedPayload if one is damaged."""
         raise NotImplementedError
 
     def begun(self, payload: bytes, shape: tuple[int, int], quantisation: int) -> NDArray[Any]:
-        """As `stored`, for a payload that ends too early."""
+        """The latents of a payload that ends too early."""
         msg = "it ends too early"
         raise DamagedPayload(msg)
 
@@ -60,7 +63,7 @@ class WholeFrames:
         self._check_channels()
         with one_blas_thread():
             payload = self.payload(frame.latents, quantisation, effort)
-        self._check_work(payload, frame.latents.shape)
+        self._check(payload, frame.latents.shape)
         return Chunk(chunks.LATENTS, payload)
 
     def decode(
@@ -72,10 +75,19 @@ class WholeFrames:
         *,
         complete: bool = True,
     ) -> NDArray[Any]:
-        self._check_channels()
-        self._check_work(payload, shape)
+        if complete:
+            return self.decode_together([payload], shape, [quantisation])[0]
+        self._check(payload, shape)
         with one_blas_thread():
-            return (self.stored if complete else self.begun)(payload, shape, quantisation)
+            return self.begun(payload, shape, quantisation)
+
+    def decode_together(
+        self, payloads: Sequence[bytes], shape: tuple[int, int], quantisations: Sequence[int]
+    ) -> list[NDArray[Any]]:
+        for payload in payloads:
+            self._check(payload, shape)
+        with one_blas_thread():
+            return self.stored(payloads, shape, quantisations)
 
     def cells(self, integers: NDArray[Any], quantisation: int) -> int:
         return quantisation
@@ -88,7 +100,8 @@ class WholeFrames:
             msg = f"latents of {self._channels} channels, more than the limit of {MAX_CHANNELS}"
             raise DamagedPayload(msg)
 
-    def _check_work(self, payload: bytes, shape: tuple[int, ...]) -> None:
-        """DamagedPayload if decoding would take too long for so few bytes."""
+    def _check(self, payload: bytes, shape: tuple[int, ...]) -> None:
+        """DamagedPayload if there are too many channels, or too few bytes for so long a work."""
+        self._check_channels()
         if self.learns(payload):
             adaptive.check_work(shape[0], shape[1], self._channels, len(payload))

@@ -1,0 +1,109 @@
+"""The priors of latents without hyperlatents, by the number that payloads have for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from numpy.typing import NDArray
+
+from .. import weights
+from ..arrays import Ints
+from ..catalogue import ModelSpec
+from ..weights import Weights
+from .adaptive import AdaptivePrior
+from .frame_coders import FrameCoder
+from .lattice import LatticePrior
+from .range_coder import Coder, DamagedPayload
+
+
+class Prior(Protocol):
+    """Predicts latents (h, w, C) of any quantisation step, without hyperlatents."""
+
+    def code(self, coder: Coder, height: int, width: int, step: int) -> Ints:
+        """Code the integers of latents; see `lattice.LatticePrior.code`."""
+        ...
+
+    def code_frames(self, coder: FrameCoder, height: int, width: int, steps: Sequence[int]) -> Ints:
+        """Code the integers of several frames, as `code` does for each."""
+        ...
+
+
+class _Trained(NamedTuple):
+    """A prior that was trained on latents of ``space``, which have ``channels`` channels."""
+
+    space: str
+    channels: int
+    weights: Weights
+
+
+# The first byte of a payload is the number of its prior: 0 for the one that learns while it codes,
+# otherwise one of these.
+ADAPTIVE = 0
+TRAINED: dict[int, _Trained] = {
+    1: _Trained("sd1", 4, weights.SD1_PRIOR),
+    2: _Trained("sd-mini", 4, weights.SD_MINI_PRIOR),
+}
+# Unknown latents of 4 channels may be related to Stable Diffusion 1's: its prior is tried.
+RELATIVE = 1
+# The adaptive prior must save more than this part, because it takes three times as long to read.
+# Chosen.
+WORTH_LEARNING = 0.01
+
+
+def worth_trying(model: ModelSpec) -> list[int]:
+    """The numbers of the priors that are worth trying on a model's latents."""
+    trained = [n for n, row in TRAINED.items() if row.space == model.space.prior]
+    relatives = [ADAPTIVE, RELATIVE] if model.channels == 4 else [ADAPTIVE]
+    return trained or relatives
+
+
+def best(numbers: Sequence[int], payload: Callable[[int], bytes]) -> int:
+    """The number of the prior with the smallest payload; a prior that learns has to be worth it."""
+    if len(numbers) == 1:
+        return numbers[0]
+
+    def cost(number: int) -> float:
+        return len(payload(number)) * (1 + WORTH_LEARNING * (number == ADAPTIVE))
+
+    return min(numbers, key=cost)
+
+
+def learns(payload: bytes) -> bool:
+    """Whether a payload has the prior that learns."""
+    return payload[:1] == bytes([ADAPTIVE])
+
+
+def of(number: int, channels: int) -> Prior:
+    """The prior of a number; DamagedPayload if there is none for these channels."""
+    if number == ADAPTIVE:
+        return AdaptivePrior(channels)
+    row = TRAINED.get(number)
+    if row is None or row.channels != channels:
+        msg = f"there is no prior {number} for {channels} channels"
+        raise DamagedPayload(msg)
+    return LatticePrior.shipped(row.weights)
+
+
+def decode_each(
+    payloads: Sequence[bytes],
+    decode: Callable[[int, list[int]], Iterable[NDArray[Any]]],
+) -> list[NDArray[Any]]:
+    """What ``decode`` makes of payloads; it is called with a prior and the places of its payloads.
+
+    DamagedPayload if a payload is empty, or what ``decode`` raises.
+    """
+    numbers = [number_of(payload) for payload in payloads]
+    found: dict[int, NDArray[Any]] = {}
+    for number in sorted(set(numbers)):
+        these = [at for at, other in enumerate(numbers) if other == number]
+        found |= zip(these, decode(number, these), strict=True)
+    return [found[at] for at in range(len(payloads))]
+
+
+def number_of(payload: bytes) -> int:
+    """The number of a payload's prior; DamagedPayload if the payload is empty."""
+    if not payload:
+        msg = "it is empty"
+        raise DamagedPayload(msg)
+    return payload[0]
