@@ -87,7 +87,6 @@ GRAPHS: dict[str, str] = {
     "mini_encoder_base_int8": "82c559d51b5279e488c4ee987179923e71e36b86dd32e0bffb34181bc31b5c65",
     "mini_encoder_int8": "90ee4c839e6063fa8ba9dfbd73fedb14593a430a95acbac4ccd311d3b2ba1da8",
     "sd_mini_decoder": "c6565a3c1bd07b334b812e4909458fc85b6be768124b819b94ad88e3ee088d57",
-    "sd_mini_decoder_int8": "ec067a313ad2e0ac5a478f4d244fa6c1c7b740444288d2982906aa30a2e14cdd",
     "sd_mini_encoder": "7e5c884c6d10e47891081c2e7578f6210480b6fabf34fc8bc6da87b6341a3c29",
     "sd_mini_encoder_int8": "0f262f5d428d93ad193f2c7c86e02c0ae1bcf56d4270f0f6753a16120f74043f",
 }

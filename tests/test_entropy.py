@@ -164,6 +164,23 @@ def test_a_longer_payload_is_refused(extra: bytes) -> None:
         decoder.finish()
 
 
+def test_other_words_of_the_same_symbols_are_refused() -> None:
+    """Above those of the encoder and below: each list of symbols has one payload."""
+    found = {"above": 0, "below": 0}
+    for seed in range(40):
+        symbols, mean, scale = some_symbols(20, seed)
+        payload = encoded(symbols, mean, scale)
+        below = (int.from_bytes(payload, "big") - 1).to_bytes(len(payload), "big") + b"\xff"
+        for where, words in (("above", payload + b"\1"), ("below", below)):
+            decoder = SymbolDecoder(TABLES, words)
+            with contextlib.suppress(DamagedPayload):  # they may be words of other symbols
+                if np.array_equal(decoder.code("any", (), mean, scale), symbols):
+                    found[where] += 1
+                    with pytest.raises(DamagedPayload, match="do not end"):
+                        decoder.finish()
+    assert min(found.values()) > 10
+
+
 def test_a_payload_holds_one_list_of_symbols() -> None:
     """Each payload of two bytes is refused, or encoding its symbols gives the same payload."""
     _, mean, scale = some_symbols(12, 3)

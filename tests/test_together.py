@@ -58,7 +58,7 @@ def test_frames_that_are_not_there(wanted: Any) -> None:
 
 
 def test_frames_of_mini_build_on_those_before() -> None:
-    latents = np.repeat(frames(1, 6, 8, 160), 3, axis=0).astype(np.float32)
+    latents = np.repeat(frames(1, 6, 8, 384), 3, axis=0).astype(np.float32)
     latents[1:, :, 2:4, 2:4] += 1
     file = saved(latents, model="mini", quality=50)
     every = open_latents(BytesIO(file)).latents
@@ -97,7 +97,7 @@ def kinds() -> Iterator[bytes]:
             options = {**options, "step": 0.1 + 0.01 * number}
         yield saved(frames(1 + number % 3, 8 + number % 2), **options)
     yield saved(frames(1, channels=16), model="flux", step=0.5)
-    yield saved(frames(1, 4, 5, 160).astype(np.float32), model="mini", quality=40)
+    yield saved(frames(1, 4, 5, 384).astype(np.float32), model="mini", quality=40)
 
 
 def test_many_files_are_those_of_one_after_another(tmp_path: Path) -> None:

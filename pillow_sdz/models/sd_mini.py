@@ -53,7 +53,8 @@ class SdMini:
     def __init__(self, path: Path) -> None:
         tensors = load_file(path)
         self._encoder = runtime.Network("sd_mini_encoder", tensors, "sd_mini")
-        self._decoder = runtime.Network("sd_mini_decoder", tensors, "sd_mini")
+        # In float32: in 8 bits, latents beyond the usual ranges leave spots (docs/speed.md).
+        self._decoder = runtime.Network("sd_mini_decoder", tensors)
 
     def encode(self, pixels: Samples, quantisation: Quantisation = 0) -> Latents:
         """Pixels (H, W, 3) to latents (ceil(H/8), ceil(W/8), 4)."""
