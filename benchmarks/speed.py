@@ -1,6 +1,7 @@
 """Time and memory of sdz, compared with diffusers' AutoencoderTiny and others in the same run.
 
     python -m benchmarks.speed
+    python -m benchmarks.speed --cpu
     python -m benchmarks.speed --megapixels 0.25 1 4 12 24
 
 AutoencoderTiny has TAESD's architecture. It is the small autoencoder that users of Stable Diffusion
@@ -8,7 +9,8 @@ know. Here it has random weights, which cost the same time. Encoding and decodin
 everything is loaded, from a Pillow image to the bytes of a file and back. The autoencoder has no
 file, so its encoding ends with the latents and its decoding begins with them. Imports, cold starts
 and memory are measured in processes that do nothing else. With ``--megapixels``, only pictures of
-those sizes are measured, which takes minutes.
+those sizes are measured, which takes minutes. With ``--cpu``, CPU time is measured, of all threads
+and of child processes: on a busy machine, elapsed times mean nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import importlib
 import importlib.util
 import io
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -35,23 +38,26 @@ from PIL import Image
 
 import pillow_sdz  # noqa: F401  # registers the format SDZ
 from pillow_sdz import demo
+from pillow_sdz.cores import cores
 
 SIZES = ((512, 512), (768, 512))
 SMALL = (256, 256)  # the size of the small pictures
 OPENED = 100  # times in a row, because one is too short for the clock
 
 TINY = "AutoencoderTiny"
-AVIF = "Pillow's AVIF, its defaults"
+FORMATS = ("AVIF", "WEBP", "JPEG")  # Pillow's, with their defaults
+SCALES = (2, 4, 8)  # of drafts
 
 # What a cold process runs. {file} is a small .sdz file, {picture} is a photo as PNG.
 IMPORT_PILLOW = "import PIL.Image"
 IMPORT_SDZ = "import PIL.Image, pillow_sdz"
-IMPORT_TORCH = "import torch"
 IMPORT_TINY = "from diffusers import AutoencoderTiny"
 LOAD_SDZ = """
 import pillow_sdz
 from PIL import Image
-Image.open({file!r}).load()
+with Image.open({file!r}) as im:
+    im.draft(None, (im.width // {scale}, im.height // {scale}))
+    im.load()
 """
 # The parts of a cold start. Each part prints its name and its milliseconds.
 PARTS = """
@@ -61,8 +67,6 @@ def done(part):
     global start
     print(f"{{part}}: {{1000 * (time.perf_counter() - start):.0f}} ms")
     start = time.perf_counter()
-import torch
-done("import torch")
 import pillow_sdz
 from PIL import Image
 done("import pillow_sdz and Pillow")
@@ -147,9 +151,25 @@ def sdz_encode(picture: Image.Image) -> bytes:
 
 def sdz_decode(data: bytes) -> Image.Image:
     """Open an .sdz file and load its pixels."""
+    return decoded(data)
+
+
+def decoded(data: bytes, scale: int = 1) -> Image.Image:
+    """Open a file of any format and load its pixels, at a part of its size."""
     with Image.open(io.BytesIO(data)) as picture:
+        picture.draft(None, (picture.width // scale, picture.height // scale))
         picture.load()
         return picture
+
+
+def cpu_time() -> float:
+    """The CPU seconds of this process and of its children that have ended."""
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+#: What `alternate` measures: elapsed time, or `cpu_time`.
+clock: Callable[[], float] = time.perf_counter
 
 
 def alternate(calls: Sequence[Callable[[], object]], repeats: int) -> list[float]:
@@ -161,10 +181,10 @@ def alternate(calls: Sequence[Callable[[], object]], repeats: int) -> list[float
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(repeats + 1):
         for call, taken in zip(calls, times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             call()
             if turn:
-                taken.append(1000 * (time.perf_counter() - start))
+                taken.append(1000 * (clock() - start))
     return [statistics.median(taken) for taken in times]
 
 
@@ -187,15 +207,17 @@ def warm(size: tuple[int, int], repeats: int, with_tiny: bool) -> list[Compariso
 
 
 def beside_pillow(repeats: int) -> list[Comparison]:
-    """Encode and compare with AVIF, open and compare with PNG, in this process."""
+    """Encode, decode and open beside Pillow's own formats, in this process."""
     picture = photo((768, 512))
+    data = sdz_encode(picture)
 
-    def avif() -> None:
-        picture.save(io.BytesIO(), "AVIF")
-
-    def opened(format: str) -> Callable[[], None]:
+    def save(format: str) -> bytes:
         file = io.BytesIO()
         picture.save(file, format)
+        return file.getvalue()
+
+    def opened(format: str) -> Callable[[], None]:
+        file = io.BytesIO(save(format))
 
         def call() -> None:
             for _ in range(OPENED):
@@ -203,19 +225,32 @@ def beside_pillow(repeats: int) -> list[Comparison]:
 
         return call
 
-    encode = alternate([lambda: sdz_encode(picture), avif], repeats)
+    results = []
+    for format in FORMATS:
+        encode = alternate([lambda: sdz_encode(picture), functools.partial(save, format)], repeats)
+        load = functools.partial(decoded, save(format))
+        decode = alternate([lambda: sdz_decode(data), load], repeats)
+        beside = f"Pillow's {format}, its defaults"
+        results.append(comparison("encode 768x512", "ms", encode, beside))
+        results.append(comparison("decode 768x512", "ms", decode, beside))
     opening = [t / OPENED for t in alternate([opened("SDZ"), opened("PNG")], repeats)]
+    return [*results, comparison("Image.open and .size", "ms", opening, "PNG")]
+
+
+def drafts(repeats: int) -> list[Comparison]:
+    """Decode at a reduced scale, beside all of the picture."""
+    data = sdz_encode(photo((768, 512)))
+    calls = [functools.partial(decoded, data, scale) for scale in (1, *SCALES)]
+    whole, *times = alternate(calls, repeats)
     return [
-        comparison("encode 768x512", "ms", encode, AVIF),
-        comparison("Image.open and .size", "ms", opening, "PNG"),
+        comparison(f"draft at 1/{scale} of 768x512", "ms", [taken, whole], "a load")
+        for scale, taken in zip(SCALES, times, strict=True)
     ]
 
 
 def many(count: int, repeats: int) -> list[Comparison]:
-    """Small pictures a second: a pool of as many threads as torch has, compared with a loop."""
-    import torch
-
-    threads = torch.get_num_threads()
+    """Small pictures a second: a pool of as many threads as there are cores, and a loop."""
+    threads = cores()
     picture = demo.photo()
     places = np.random.default_rng(0).integers(0, np.subtract(picture.size, SMALL), (count, 2))
     pictures = [picture.crop((x, y, x + SMALL[0], y + SMALL[1])) for x, y in places.tolist()]
@@ -226,9 +261,7 @@ def many(count: int, repeats: int) -> list[Comparison]:
             function(item)
 
     def pool(function: Callable[[Any], object], items: Iterable[Any]) -> None:
-        # One picture keeps one thread busy, so more threads of torch would only slow the others.
-        executor = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        with executor:
+        with ThreadPoolExecutor(threads) as executor:
             for _ in executor.map(function, items):
                 pass
 
@@ -264,16 +297,16 @@ def cold(repeats: int, threads: int | None, with_tiny: bool) -> list[Comparison]
 
         def above(base: str, *sources: str) -> list[float]:
             """How much longer the programs take than ``base``."""
-            chosen = [base, *(source.format(**paths) for source in sources)]
+            chosen = [base, *sources]
             calls = [functools.partial(_python, source, threads) for source in chosen]
             start, *times = alternate(calls, repeats)
             return [t - start for t in times]
 
-        name = f"cold start of loading {SMALL[0]}x{SMALL[1]}, above importing torch"
-        results = [
-            comparison("import, above PIL.Image", "ms", above(IMPORT_PILLOW, IMPORT_SDZ)),
-            comparison(name, "ms", above(IMPORT_TORCH, LOAD_SDZ)),
-        ]
+        results = [comparison("import, above PIL.Image", "ms", above(IMPORT_PILLOW, IMPORT_SDZ))]
+        for what, scale in (("picture", 1), ("thumbnail", 8)):
+            (taken,) = above("", LOAD_SDZ.format(file=paths["large"], scale=scale))
+            name = f"first {what} of 768x512 in a fresh process, above Python's start"
+            results.append(comparison(name, "ms", [taken]))
         if with_tiny:
             # Both include Python's own start.
             imports = above("", IMPORT_SDZ, IMPORT_TINY)
@@ -294,8 +327,10 @@ def cold_start_parts(threads: int | None) -> str:
 
 def _files(folder: Path) -> dict[str, str]:
     """The files that the programs use: a photo, and a small one as .sdz."""
-    paths = {"file": str(folder / "small.sdz"), "picture": str(folder / "photo.png")}
+    names = {"file": "small.sdz", "large": "large.sdz", "picture": "photo.png"}
+    paths = {key: str(folder / name) for key, name in names.items()}
     photo(SMALL).save(paths["file"])
+    photo((768, 512)).save(paths["large"])
     photo((768, 512)).save(paths["picture"])
     return paths
 
@@ -355,7 +390,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.speed",
         description="Time and memory of sdz, as ratios to diffusers' AutoencoderTiny.",
     )
-    parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
+    parser.add_argument("--threads", type=int, help="AutoencoderTiny's (default: torch's choice)")
+    parser.add_argument("--cpu", action="store_true", help="CPU time instead of elapsed time")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
     parser.add_argument(
         "--pictures", type=int, default=32, help="small pictures; default: %(default)s"
@@ -369,14 +405,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if min(options.megapixels or [1]) <= 0:
         parser.error("--megapixels must be positive")
 
+    if options.cpu:
+        global clock
+        clock = cpu_time
     with_tiny = importlib.util.find_spec("diffusers") is not None
     if not with_tiny:
         print("diffusers is not installed, so there are no ratios", file=sys.stderr)
-    import torch
-
     if options.threads is not None:
+        import torch
+
         torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     if options.megapixels:
         print("| megapixels | encode, per megapixel | decode, per megapixel |\n|--:|--:|--:|")
         for megapixels in options.megapixels:
@@ -384,6 +422,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     results = [c for size in SIZES for c in warm(size, options.repeats, with_tiny)]
     results += beside_pillow(options.repeats)
+    results += drafts(options.repeats)
     results += many(options.pictures, options.repeats)
     results += cold(options.repeats, options.threads, with_tiny)
     print(table(results))

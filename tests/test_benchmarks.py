@@ -250,9 +250,16 @@ def test_speed_per_megapixel(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row.split(" | ")[0] for row in rows] == ["| 0.0016", "| 0.0025"]
 
 
+def test_drafts_are_compared_with_a_load() -> None:
+    found = speed.drafts(repeats=1)
+    assert [c.what for c in found] == [f"draft at 1/{n} of 768x512" for n in (2, 4, 8)]
+    assert all(c.beside == "a load" and c.other and c.sdz > 0 for c in found)
+    assert speed.cpu_time() > 0
+
+
 def test_a_cold_start_is_taken_apart() -> None:
     parts = speed.cold_start_parts(threads=1).splitlines()
-    assert parts[0].startswith("import torch: ")
+    assert parts[0].startswith("import pillow_sdz and Pillow: ")
     assert all(part.endswith(" ms") for part in parts)
 
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from pillow_sdz import weights
 from pillow_sdz.arrays import Ints
-from pillow_sdz.codings import lattice
+from pillow_sdz.codings import lattice_network
 from pillow_sdz.codings.integers import STEP_UNITS, logarithm
 from pillow_sdz.codings.lattice import LatticePrior
 from pillow_sdz.codings.quantize import Quantizer
@@ -104,9 +104,10 @@ def test_smooth_latents_take_fewer_bytes_than_their_histogram() -> None:
 
 
 def test_hidden_layers_saturate() -> None:
-    """At the limit that the specification says.  Any other would be another format."""
-    found = lattice._rectified(np.array([-1, 0, 1, 32766, 32767, 32768, 1 << 40]))
-    assert found.tolist() == [0, 0, 1, 32766, 32767, 32767, 32767]
+    """At the limit of docs/lattice.md, rounded down, and with ones below for the bias."""
+    layer = np.array([[-1.5, 0, 0.9, 1, 4094.9, 4095, 4096, 2**23]], np.float32)
+    found = lattice_network._rectified(layer)
+    assert found.tolist() == [[0, 0, 0, 1, 4094, 4095, 4095, 4095], [1] * 8]
 
 
 def test_logarithm_is_exact_at_powers_of_two_and_monotone() -> None:
