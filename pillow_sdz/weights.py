@@ -40,7 +40,7 @@ MINI = Weights(
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "a6389304ef1f77b991b74f1fc12fc2cd6e6c90b4ddf35672c818cf94c01481fe",
+    "e68e79d4701c3903803f232d952d66d144e896fdfc87e0626eb94b552323c19a",
 )
 MINI_REDUCED = Weights(
     "mini_reduced.safetensors", "d444f481c230b365ff63f85009db51975ca017b42428f910f4c3fceb62e35097"
@@ -66,7 +66,7 @@ TABLES = Weights(
 #: The ranges of the 8-bit activations of the embedded networks, and the graphs that run them, by
 #: name: no weights, but what the networks compute.  `training.graphs` makes both.
 RANGES = Weights(
-    "ranges.safetensors", "f9b2bdc3a5de3ac7a43c6e2fbdcf5e1a999efca47a70e3051e90864d8175c459"
+    "ranges.safetensors", "f991287c49fa7b5a6cc34030bd8a09c330ba6e7ffab1d8df2df08d9bbd08759e"
 )
 GRAPHS: dict[str, str] = {
     "mini_analysis": "4c71a144a7c090695147b15aea4af05d8b10a73c47f572972837c46f24ce5e79",

@@ -32,8 +32,8 @@ from pillow_sdz import (
 from pillow_sdz.arrays import Ints
 from pillow_sdz.codings import banded, changes, hyperprior
 from pillow_sdz.codings.banded import Banded
+from pillow_sdz.codings.dense import Dense
 from pillow_sdz.codings.hyperprior import Coded
-from pillow_sdz.codings.integers import Affine
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import (
     DamagedPayload,
@@ -129,7 +129,7 @@ class TestWhatIsCoded:
         gain = network.gain(7500)
         found = integers(animation)
         for number, (before, now) in enumerate(itertools.pairwise(found), 1):
-            own = np.rint(network.encode(np.asarray(moving[number])) * gain)
+            own = np.rint(network.encode(np.asarray(moving[number]), 7500) * gain)
             changed = (now.symbols != before.symbols).any(2)
             rows, columns = (n // 2 for n in np.nonzero(changed))
             cells = np.zeros(now.hyper.shape[:2], bool)
@@ -722,14 +722,14 @@ class TestRowsOfChanges:
         """Of a picture of 32x32 cells, for one cell it takes a hundredth of the places or less."""
         prior = models.load(catalogue.MINI).prior
         places = 0
-        compute = Affine.__call__
+        compute = Dense.__call__
 
-        def counted(self: Affine, *inputs: NDArray[Any]) -> Ints:
+        def counted(self: Dense, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
             nonlocal places
-            places += len(inputs[0])
-            return compute(self, *inputs)
+            places += len(inputs)
+            return compute(self, inputs)
 
-        monkeypatch.setattr(Affine, "__call__", counted)
+        monkeypatch.setattr(Dense, "__call__", counted)
         before = prior.code(Likeliest(), 64, 64, 5000)
         whole, places = places, 0
         for cell in ((0, 0), (31, 31), (13, 17)):
@@ -746,15 +746,14 @@ class TestRowsOfChanges:
         """All DIFF in a row, with as many cells as they may have: together or far apart."""
         prior = models.load(catalogue.MINI).prior
         products = 0
-        compute = Affine.__call__
+        compute = Dense.__call__
 
-        def counted(self: Affine, *inputs: NDArray[Any]) -> Ints:
+        def counted(self: Dense, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
             nonlocal products
-            rows = max(map(len, inputs))
-            products += rows * self.outputs * sum(part.shape[1] for part in inputs)
-            return compute(self, *inputs)
+            products += inputs.size * self.outputs
+            return compute(self, inputs)
 
-        monkeypatch.setattr(Affine, "__call__", counted)
+        monkeypatch.setattr(Dense, "__call__", counted)
         frame = prior.code(Likeliest(), 32, 32, 5000)
         whole = products
         changed = np.zeros((16, 16), bool)
@@ -781,15 +780,14 @@ class TestRowsOfChanges:
         assert stages == min(shape)
 
     def test_a_part_has_the_integers_of_the_whole(self) -> None:
-        """Where few cells change, other code computes what surrounds them."""
+        """Where few cells change, only what is near them is taken note of."""
         prior = models.load(catalogue.MINI).prior
         before = prior.code(Likeliest(), 33, 47, 5000)
         changed = np.zeros((17, 24), bool)
         changed[[0, 0, 16, 16, 7], [0, 23, 0, 23, 9]] = True
         few = prior.code(Likeliest(changed), 33, 47, 5000, before)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hyperprior, "_around", lambda *_: pytest.fail("not used for many places"))
-            patch.setattr(hyperprior, "FEW", 0)
+            patch.setattr(hyperprior, "beside", np.ones_like)
             many = prior.code(Likeliest(changed), 33, 47, 5000, before)
         assert np.array_equal(few.symbols, many.symbols)
         assert np.array_equal(few.hyper, many.hyper)

@@ -82,6 +82,12 @@ class Volume:
         found: Floats = self.flat[:, first:last][places[:, None] + offsets]
         return found.reshape(len(places), -1)
 
+    def sums_at(self, rows: Ints, columns: Ints, taps: Taps, first: int, last: int) -> Floats:
+        """The sums of the taps around n places: (n, channels)."""
+        found = self.around(self.at(rows, columns), taps, first, last)
+        total: Floats = found.reshape(len(rows), len(taps), -1).sum(1)
+        return total
+
     def sums(self, taps: Taps, first: int, last: int) -> Floats:
         """The sums of the taps around all places: (h, w, channels)."""
         height, width, _ = self.values.shape
@@ -214,10 +220,7 @@ class HyperPrior:
         height, width, channels = hyper.shape
         volume = Volume(height, width, channels)
         volume.values[:] = np.clip(hyper, -HYPER_LIMIT, HYPER_LIMIT)
-        padded = np.pad(cells, 1)
-        near = np.zeros_like(cells)
-        for down, right in SQUARE:
-            near |= padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+        near = beside(cells)
         inside = Volume(height, width, self._synthesis.outputs)
         for rows, columns in _blocks(near):
             around = volume.around(volume.at(rows, columns), SQUARE, 0, channels)
@@ -251,17 +254,26 @@ class HyperPrior:
         magnitudes = Volume(height, width, self.channels)
         levels = Volume(height, width, self.channels)
         ring = np.empty((height, width, self.channels), np.float32)
+        # What is near the cells that change, as no tap reaches farther; all of it if that is all.
+        near = of_latents(beside(changed))
+        noted: tuple[Any, ...] = np.nonzero(near)
+        if near.all():
+            noted = (slice(None), slice(None))
         for i, (start, end) in enumerate(itertools.pairwise(self._starts)):
             here = everywhere if i < self._base_groups else tail
             if not here.any():
                 break
             if start:
                 now = slice(self._starts[i - 1], start)
-                self._note(symbols, now, clipped, magnitudes, levels)
-                ring[:, :, now] = magnitudes.sums(RING, now.start, now.stop)
+                self._note(symbols, (*noted, now), clipped, magnitudes, levels)
+                if near.all():
+                    ring[:, :, now] = magnitudes.sums(RING, now.start, now.stop)
+                else:
+                    at = np.nonzero(everywhere)
+                    ring[(*at, now)] = magnitudes.sums_at(*at, RING, now.start, now.stop)
             for second in (0, 1):
                 if second:
-                    self._note(symbols, slice(start, end), clipped, magnitudes, None)
+                    self._note(symbols, (*noted, slice(start, end)), clipped, magnitudes, None)
                 rows, columns = np.nonzero(here & (parity != second))
                 group = (len(rows), end - start)
                 mean, scale = np.empty(group, np.int32), np.empty(group, np.int32)
@@ -278,8 +290,7 @@ class HyperPrior:
                     if second:
                         seen = clipped.around(places, self._taps[i], self._seen[i], end)
                         known.append(rectified(self._context[i](seen)))
-                        beside = magnitudes.around(places, BESIDE, start, end)
-                        sizes.append(beside.reshape(len(places), len(BESIDE), -1).sum(1))
+                        sizes.append(magnitudes.sums_at(*at, BESIDE, start, end))
                     inside = rectified(self._hidden[i](np.concatenate(known, 1)), HIDDEN_LIMIT)
                     parameters = self._output[i](inside)
                     predicted = self._magnitude[i][second](np.concatenate(sizes, 1))
@@ -293,19 +304,22 @@ class HyperPrior:
     def _note(
         self,
         symbols: Ints,
-        channels: slice,
+        where: tuple[Any, ...],
         clipped: Volume,
         magnitudes: Volume,
         levels: Volume | None,
     ) -> None:
-        """Take note of the symbols of some channels, as later ones are predicted from them."""
-        largest = self._largest[channels]
-        values = np.clip(symbols[:, :, channels], -largest, largest)
-        clipped.values[:, :, channels] = values
+        """Take note of some symbols, as later ones are predicted from them.
+
+        ``where`` are the rows, the columns, and a slice of channels.
+        """
+        largest = self._largest[where[2]]
+        values = np.clip(symbols[where], -largest, largest)
+        clipped.values[where] = values
         sizes = np.abs(values, out=values)
         if levels is not None:
-            levels.values[:, :, channels] = self._levels[sizes.astype(np.intp)]
-        magnitudes.values[:, :, channels] = np.minimum(sizes, LARGEST_MAGNITUDE)
+            levels.values[where] = self._levels[sizes.astype(np.intp)]
+        magnitudes.values[where] = np.minimum(sizes, LARGEST_MAGNITUDE)
 
     def _scale_of(self, magnitudes: Floats) -> Ints:
         """The scales of distributions whose mean magnitudes are given, in `SCALE_UNITS`."""
@@ -313,6 +327,16 @@ class HyperPrior:
         bits = np.maximum(magnitudes, 1).view(np.int32) >> (23 - MANTISSA_BITS)
         scales: Ints = self._scales[bits - (127 << MANTISSA_BITS)]
         return scales
+
+
+def beside(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The chosen cells (h, w), and those beside them."""
+    height, width = cells.shape
+    padded = np.pad(cells, 1)
+    near = np.zeros_like(cells)
+    for down, right in SQUARE:
+        near |= padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+    return near
 
 
 def _blocks(cells: NDArray[np.bool_]) -> Iterator[tuple[Ints, Ints]]:
