@@ -197,6 +197,7 @@ def train(pack: Path, run: Path, minutes: float) -> int:
     return step
 
 
+@pytest.mark.slow
 def test_resumes_from_its_checkpoint(pack: Path, tmp_path: Path) -> None:
     first = train(pack, tmp_path, 0.01)
     assert first > 0

@@ -11,7 +11,6 @@ from typing import IO, Any
 from PIL import Image
 
 from ..chunks import MAX_METADATA
-from ..protection import FACES
 from .arguments import (
     STREAM,
     Commands,
@@ -126,6 +125,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _protected(options: argparse.Namespace) -> dict[str, Any]:
     """The option for the places to protect; ends the program if the mask cannot be read."""
+    from ..protection import FACES  # numpy comes with it
+
     if options.protect in (None, FACES):
         return given(options, "protect")
     try:
