@@ -269,8 +269,9 @@ class HyperPrior:
                 if near.all():
                     ring[:, :, now] = magnitudes.sums(RING, now.start, now.stop)
                 else:
-                    at = np.nonzero(everywhere)
-                    ring[(*at, now)] = magnitudes.sums_at(*at, RING, now.start, now.stop)
+                    down, right = np.nonzero(everywhere)
+                    found = magnitudes.sums_at(down, right, RING, now.start, now.stop)
+                    ring[down, right, now] = found
             for second in (0, 1):
                 if second:
                     self._note(symbols, (*noted, slice(start, end)), clipped, magnitudes, None)
