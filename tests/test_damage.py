@@ -130,7 +130,7 @@ def test_a_cut_photo_is_decoded_as_far_as_it_goes(model: str, part: float, least
 
 @pytest.mark.usefixtures("load_truncated")
 @pytest.mark.parametrize(
-    ("options", "part", "least"),  # measured: MEAS
+    ("options", "part", "least"),  # measured: 24.8, 21.3, 14.1 and 22.6 dB
     [
         ({"model": "mini"}, 0.5, 23),
         ({"model": "sd-mini"}, 0.5, 20),
