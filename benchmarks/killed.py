@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pillow_sdz import demo
 
-PICTURES = 12  # chosen: enough that a run is still working when it is killed
+PICTURES = 100  # chosen: enough that a run is still working when it is killed
 LONGEST = 0.4  # chosen: seconds after the first new file, enough for several pictures
 
 

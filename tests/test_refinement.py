@@ -139,7 +139,7 @@ def test_above_it_every_level_is_one_of_its_own(photo: Image.Image) -> None:
 @pytest.mark.slow
 def test_above_it_the_same_bytes_are_a_better_picture(photo: Image.Image) -> None:
     default, more, most = (
-        scores(photo, saved(photo, target_size=700, effort=effort)) for effort in (4, 6, 9)
+        scores(photo, saved(photo, target_size=1500, effort=effort)) for effort in (4, 6, 9)
     )
     assert default[0] < more[0] < most[0]
     assert most[0] > default[0] + 0.2
