@@ -787,7 +787,7 @@ class TestRowsOfChanges:
         changed[[0, 0, 16, 16, 7], [0, 23, 0, 23, 9]] = True
         few = prior.code(Likeliest(changed), 33, 47, 5000, before)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hyperprior, "beside", np.ones_like)
+            patch.setattr(hyperprior, "dilated", np.ones_like)
             many = prior.code(Likeliest(changed), 33, 47, 5000, before)
         assert np.array_equal(few.symbols, many.symbols)
         assert np.array_equal(few.hyper, many.hyper)

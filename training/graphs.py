@@ -32,7 +32,7 @@ from pillow_sdz.models import sd_mini as sd_shape
 from pillow_sdz.models.mini import Mini, shape
 from pillow_sdz.models.mini.tensors import knots, tensors_of_base, tensors_of_decoders
 from training.graph import Graph, Tensors
-from training.mini.data import Pack
+from training.mini.data import corner, photos
 
 LARGEST = 512  # pixels along a side of what is taken of each photo.  Chosen.
 PHOTOS = 8  # for the ranges.  Chosen: more of them widen no range by more than a tenth.
@@ -273,30 +273,19 @@ def ranges(model: Model, photos: list[NDArray[np.uint8]]) -> dict[str, NDArray[A
     return found
 
 
-def photos_of(folder: Path) -> list[NDArray[np.uint8]]:
-    """Photos that the networks were trained on, cut to what needs no padding."""
-    pack = Pack(folder)
-    numbers = [i for i, group in enumerate(pack.groups) if group == "photos"]
-    found = []
-    for number in numbers[:: len(numbers) // PHOTOS][:PHOTOS]:
-        height, width = (min(n // 32 * 32, LARGEST) for n in pack[number].shape[:2])
-        found.append(np.ascontiguousarray(pack[number][:height, :width]))
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pack", type=Path, required=True, help="training photos")
     parser.add_argument("--models", nargs="+", help="the others keep their ranges")
     parser.add_argument("--output", type=Path, default=Path(weights.FOLDER))
     options = parser.parse_args()
-    photos = photos_of(options.pack)
+    taken = [np.ascontiguousarray(corner(photo, LARGEST)) for photo in photos(options.pack, PHOTOS)]
     files: dict[str, bytes] = {}
     all_ranges = load_file(weights.RANGES.path)
     for key, model in models().items():
         if key in (options.models or [key]):
             kept = {k: v for k, v in all_ranges.items() if not k.startswith(f"{key}/")}
-            found = ranges(model, photos)
+            found = ranges(model, taken)
             all_ranges = kept | {f"{key}/{name}": values for name, values in found.items()}
         for name, (build, tensors) in model.networks.items():
             files[f"graphs/{name}.onnx"] = build(Graph(tensors, int8=False))

@@ -28,7 +28,7 @@ from pillow_sdz.models.mini.network import Decoder, knots, spread
 from pillow_sdz.models.mini.shape import BASE, CHANNELS, DECODERS, FACTOR, WIDTHS
 from pillow_sdz.models.mini.tensors import reduced_gate, reduced_linear
 from pillow_sdz.models.running import built
-from training.mini.data import Pack, Photo
+from training.mini.data import Photo, photos
 
 SCALES = (2, 4, 8)
 SIDE = 384  # of a crop, in pixels
@@ -171,13 +171,6 @@ def decoder_of(path: Path) -> Decoder:
     )
 
 
-def photos_of(folder: Path, count: int) -> list[Photo]:
-    """Photos of a pack, at most so many."""
-    pack = Pack(folder)
-    numbers = [i for i, group in enumerate(pack.groups) if group == "photos"]
-    return [pack[i] for i in numbers[:: max(1, len(numbers) // count)][:count]]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -189,14 +182,14 @@ def main() -> None:
     random.seed(0)
     mini, decoder = Mini(weights.MINI.path), decoder_of(weights.MINI.path)
     with torch.inference_mode():
-        fitted = fit(mini, decoder, photos_of(given.packs / "train", given.limit))
+        fitted = fit(mini, decoder, photos(given.packs / "train", given.limit))
         tensors = {
             f"{scale}.head.{name}": tensor.half().contiguous()
             for scale, network in fitted.items()
             for name, tensor in network.head.state_dict().items()
         }
         save_file(tensors, given.output)
-        held_out = photos_of(given.packs / "validation", SCORED)
+        held_out = photos(given.packs / "validation", SCORED)
         for quality, scale, (to_decoder, to_original, decoders) in scores(
             mini, decoder, fitted, held_out
         ):

@@ -220,7 +220,7 @@ class HyperPrior:
         height, width, channels = hyper.shape
         volume = Volume(height, width, channels)
         volume.values[:] = np.clip(hyper, -HYPER_LIMIT, HYPER_LIMIT)
-        near = beside(cells)
+        near = dilated(cells)
         inside = Volume(height, width, self._synthesis.outputs)
         for rows, columns in _blocks(near):
             around = volume.around(volume.at(rows, columns), SQUARE, 0, channels)
@@ -255,7 +255,7 @@ class HyperPrior:
         levels = Volume(height, width, self.channels)
         ring = np.empty((height, width, self.channels), np.float32)
         # What is near the cells that change, as no tap reaches farther; all of it if that is all.
-        near = of_latents(beside(changed))
+        near = of_latents(dilated(changed))
         noted: tuple[Any, ...] = np.nonzero(near)
         if near.all():
             noted = (slice(None), slice(None))
@@ -330,7 +330,7 @@ class HyperPrior:
         return scales
 
 
-def beside(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def dilated(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The chosen cells (h, w), and those beside them."""
     height, width = cells.shape
     padded = np.pad(cells, 1)

@@ -9,7 +9,7 @@ from ..arrays import Ints
 from ..catalogue import HIGHEST_QUALITY, LOWEST_QUALITY
 from .range_coder import MEAN_UNITS, Coder, DamagedPayload, Prediction, Tables
 
-UNIT = 200  # hundredths of quality in a step of the map.  Chosen: finer than anybody can see.
+UNIT = 200  # hundredths of quality in a step of the map.  Chosen: less than anybody can see.
 LIMIT = 50  # the map's largest magnitude: the whole range of qualities
 
 # Whether there is a map is a symbol 0 or 1 of this scale: without one it takes no bit.

@@ -210,6 +210,20 @@ class Pack:
         return part.reshape(height, width, 3)
 
 
+def photos(folder: Path, count: int, smallest: int = 0) -> list[Photo]:
+    """At most so many photos of a pack, evenly spread.  No side is shorter than ``smallest``."""
+    pack = Pack(folder)
+    found = (pack[i] for i, group in enumerate(pack.groups) if group == "photos")
+    large = [photo for photo in found if min(photo.shape[:2]) >= smallest]
+    return large[:: max(1, len(large) // count)][:count]
+
+
+def corner(photo: Photo, size: int) -> Photo:
+    """The corner of a photo, at most size x size, in whole cells of 32 pixels."""
+    height, width = (min(size, n // 32 * 32) for n in photo.shape[:2])
+    return photo[:height, :width]
+
+
 # How often a group is drawn, whatever its size.  Chosen: photos at web sizes and at full
 # resolution are what people save; the others keep the model decent on what it rarely meets.
 SHARES = {

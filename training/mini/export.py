@@ -22,7 +22,7 @@ from torch import Tensor
 from pillow_sdz.codings.rate_axis import LAST
 from pillow_sdz.models.mini.shape import BASE
 from pillow_sdz.weights import MINI
-from training.mini.data import Pack, Photo, to_tensor
+from training.mini.data import Photo, corner, photos, to_tensor
 from training.mini.judge import middles, qualities
 from training.mini.model import TAIL_FROM, Model
 from training.mini.quantise import calibrate, integers
@@ -48,18 +48,6 @@ def in_steps(model: Model, photo: Photo, place: float) -> tuple[Tensor, Tensor]:
     if place < TAIL_FROM:
         latents[:, BASE:] = 0
     return latents, rate
-
-
-def corners(packs: Path) -> list[Photo]:
-    """Parts of a few training photos."""
-    pack = Pack(packs / "train")
-    numbers = [i for i, group in enumerate(pack.groups) if group == "photos"]
-    found = []
-    for i in numbers[:: len(numbers) // CALIBRATED][:CALIBRATED]:
-        photo = pack[i]
-        height, width = (min(CALIBRATED_SIZE, n // 32 * 32) for n in photo.shape[:2])
-        found.append(photo[:height, :width])
-    return found
 
 
 @torch.no_grad()
@@ -113,7 +101,8 @@ def main() -> None:
     scored = scores(model, held_out)
     print("mean scores: ", dict(zip(FITTED_PLACES, np.round(scored, 1).tolist(), strict=True)))
     with torch.no_grad():
-        samples = [in_steps(model, p, t) for p in corners(options.packs) for t in CALIBRATED_PLACES]
+        seen = [corner(p, CALIBRATED_SIZE) for p in photos(options.packs / "train", CALIBRATED)]
+        samples = [in_steps(model, photo, t) for photo in seen for t in CALIBRATED_PLACES]
         found = integers(model.prior, calibrate(model.prior, samples))
     tensors = {f"prior.{k}": torch.from_numpy(v) for k, v in found.items()}
     tensors["axis"] = torch.from_numpy(axis(scored))

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pillow_sdz.codings.rate_axis import KNOTS
+from pillow_sdz.models.mini import rate as rate_model
 from pillow_sdz.models.mini.network import Analysis, knots, spread
 from pillow_sdz.models.mini.rate import checkerboard, logistic_bits
 from pillow_sdz.models.mini.shape import BASE, CHANNELS
@@ -54,9 +55,7 @@ def around(x: Tensor) -> Tensor:
 
 def beside(x: Tensor) -> Tensor:
     """For each place, the mean over the four beside it (zeros beyond the border)."""
-    y = F.pad(x, (1, 1, 1, 1))
-    total = y[..., 1:-1, :-2] + y[..., 1:-1, 2:] + y[..., :-2, 1:-1] + y[..., 2:, 1:-1]
-    return total / 4
+    return rate_model.beside(x) / 4
 
 
 class HyperScale(nn.Module):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from pillow_sdz.weights import MINI
-from training.mini.data import Crops, Pack, Photo, to_tensor
+from training.mini.data import Crops, Pack, Photo, photos, to_tensor
 from training.mini.model import (
     TAIL_FROM,
     Model,
@@ -91,12 +91,8 @@ def average(mean: dict[str, Tensor], model: nn.Module, step: int) -> None:
 
 def scored_photos(folder: Path) -> list[Photo]:
     """The middles of a few validation photos."""
-    pack = Pack(folder)
-    numbers = [i for i, g in enumerate(pack.groups) if g == "photos"]
-    photos = [pack[i] for i in numbers if min(pack[i].shape[:2]) >= SCORED_SIZE]
-    chosen = photos[:: max(1, len(photos) // SCORED_PHOTOS)][:SCORED_PHOTOS]
     out = []
-    for photo in chosen:
+    for photo in photos(folder, SCORED_PHOTOS, SCORED_SIZE):
         top, left = ((n - SCORED_SIZE) // 2 for n in photo.shape[:2])
         out.append(photo[top : top + SCORED_SIZE, left : left + SCORED_SIZE])
     return out
