@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import shutil
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from benchmarks import (  # noqa: E402
     metrics,
     perception,
     prior,
+    quality_scale,
     rate_distortion,
     speed,
     texture,
@@ -319,6 +321,18 @@ def test_perception_leaves_out_what_cannot_be_measured() -> None:
     assert perception.table([row]).splitlines()[-1] == (
         "| 0.10 | JPEG | 0.120 | 20.00 | 0.7000 | -60.0 |  | 0.400 | 1 of 1 |"
     )
+
+
+def test_a_higher_quality_takes_more_bits_and_scores_higher(
+    picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture.save(tmp_path / "coffee.png")
+    assert quality_scale.main(["--images", str(tmp_path), "--qualities", "20", "50", "80"]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    rows = [[float(cell) for cell in line.strip("| ").split("|")] for line in lines]
+    assert [row[0] for row in rows] == [20, 50, 80]
+    for lower, higher in itertools.pairwise(rows):
+        assert all(a < b for a, b in zip(lower, higher, strict=True))
 
 
 def test_the_hand_made_model_sees_what_is_around() -> None:

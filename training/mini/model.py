@@ -120,7 +120,7 @@ def loss_of(coded: Coded, images: Tensor, rate: Tensor, *, perceptual: float) ->
 
 @torch.no_grad()
 def begin(model: Model, state: Mapping[str, Tensor], photos: list[Photo]) -> None:
-    """Begin with the CNNs of ``state``, which has 160 channels, and a plain lapped transform.
+    """Begin with the CNNs of ``state``, an older `mini`, and a plain lapped transform.
 
     Channels are the transform's coefficients in order of their energy in ``photos``.  Principal
     components do not do: where energies are alike they mix directions and frequencies, so that
