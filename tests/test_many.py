@@ -182,7 +182,7 @@ def work():
 threads = [threading.Thread(target=work) for _ in range(int(sys.argv[2]))]
 for thread in threads:
     thread.start()
-print(json.dumps([child() for _ in range(8)]))
+print(json.dumps([child() for _ in range(30)]))
 stop.set()
 """
 
@@ -195,7 +195,7 @@ def test_a_child_forked_after_decoding(
     """Also while other threads decode and may hold locks. The child does not wait for OpenMP's
     threads, which only the parent has."""
     printed = run(FORKED, files[0], threads, environment=environment, folder=tmp_path)
-    assert json.loads(printed) == [0] * 8
+    assert json.loads(printed) == [0] * 30
 
 
 # commands that are killed or interrupted
