@@ -46,6 +46,9 @@ FAINT = 1 / 255  # energies below that of a grey level do not matter
 FLAT_WEIGHT, FLAT_DEVIATION = 3.0, 4.0  # deviation in grey levels
 MEAN_WEIGHT = 4.0
 
+# The share of SSIMULACRA2 grows with the weight of the squared error, to this power.  Chosen.
+PERCEPTUAL_AT, PERCEPTUAL_POWER = 7.3e-3, 0.7
+
 
 class Coded(NamedTuple):
     """Pictures as they would be decoded, (B, 3, H, W), and bits per pixel (B,) of the parts."""
@@ -105,14 +108,14 @@ def loss_of(coded: Coded, images: Tensor, rate: Tensor, *, perceptual: float) ->
     loss = coded.base + coded.tail + weighted.mean((1, 2, 3))
     weight = torch.exp(torch.log(weights).mean((1, 2, 3)))
     if perceptual:
-        # On half of the batch: it costs as much as the networks.  The power of the weight
-        # keeps its share of the slope near constant, since a halving of the bits costs
-        # about as many points of the score at any rate.
+        # On half of the batch: it costs as much as the networks.  The share grows with the weight,
+        # since at high rates a point of the score takes more bits.  Where bits are few, and the
+        # score is far ahead of other codecs', less of it leaves more to the squared error.
         half = slice((len(images) + 1) // 2)
         # The variances in the metric are differences of near equals: not for bfloat16.
         with torch.autocast(images.device.type, enabled=False):
             distance = 1 - ssimulacra2(coded.picture[half], images[half]) / 100
-        share = 2 * perceptual * 0.35 * (weight[half] / 9e-4) ** 0.47
+        share = 2 * perceptual * (weight[half] / PERCEPTUAL_AT) ** PERCEPTUAL_POWER
         loss = torch.cat([loss[half] + share * distance, loss[half.stop :]])
     balanced: Tensor = (loss / weight.sqrt()).mean() * 0.05
     return balanced

@@ -57,8 +57,7 @@ def rates(batch: int, size: int, high: bool, rng: random.Random) -> Tensor:
         # Most often where the rate is about one bit per pixel.
         values = [rng.triangular(TAIL_FROM, 1, TAIL_FROM + 0.1) for _ in range(batch)]
     else:
-        # Most often where a few kilobytes are.
-        values = [rng.triangular(0, TAIL_FROM + 0.1, 0.3) for _ in range(batch)]
+        values = [rng.uniform(0, TAIL_FROM + 0.1) for _ in range(batch)]
     rate = torch.tensor(values).view(batch, 1, 1, 1)
     if rng.random() < 0.75 or size < 64:
         return rate
