@@ -47,7 +47,7 @@ FLAT_WEIGHT, FLAT_DEVIATION = 3.0, 4.0  # deviation in grey levels
 MEAN_WEIGHT = 4.0
 
 # The share of SSIMULACRA2 grows with the weight of the squared error, to this power.  Chosen.
-PERCEPTUAL_AT, PERCEPTUAL_POWER = 7.3e-3, 0.7
+PERCEPTUAL_AT, PERCEPTUAL_POWER = 7.3e-3, 0.6
 
 
 class Coded(NamedTuple):
