@@ -30,9 +30,9 @@ CONTEXT = 64
 AROUND = 48
 HIDDEN = 192
 # Channels are in order of their energy, so the first group is small and tells the most.  The
-# last two are the tail.  Chosen.
-GROUPS = (16, 48, 96, 96, 128)
-BASE_GROUPS = 3
+# last four are the tail.  Chosen.
+GROUPS = (16, 24, 24, 48, 48, 48, 48, 64, 64)
+BASE_GROUPS = 5
 assert sum(GROUPS[:BASE_GROUPS]) == BASE
 assert sum(GROUPS) == CHANNELS
 LARGEST = 60.0  # magnitudes are clipped for predictions, so that one does not spoil them

@@ -46,7 +46,7 @@ SIZES = (128, 128, 256, 256, 192, 192, 128, 256, 64, 32)
 # steps at the full rate are an error that keeps high rates from 40 dB.
 FASTER = {"prior": 2.0, "gain": 6.0, "gate": 3.0}
 SLOWER = {"encoder.linear": 0.1, "decoder.linear": 0.01, "magnitudes": 0.02}
-BOOST, BOOST_STEPS = 3.0, 1000
+BOOST, BOOST_STEPS = 3.0, 1000  # of a prior that begins with its fit
 SCORED = (0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)  # places on the axis
 SCORED_PHOTOS, SCORED_SIZE = 8, 320
 
@@ -146,7 +146,9 @@ class Run:
         if not torch.isfinite(norm):
             return False
         for group in self.optimizer.param_groups:
-            boost = 1 + BOOST * math.exp(-self.step / BOOST_STEPS) if group["prior"] else 1.0
+            boost = 1.0
+            if group["prior"] and not self.options.state:
+                boost += BOOST * math.exp(-self.step / BOOST_STEPS)
             group["lr"] = group["base"] * factor * boost
         self.optimizer.step()
         self.step += 1
