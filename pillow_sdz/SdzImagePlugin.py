@@ -345,7 +345,9 @@ class SdzImageFile(ImageFile.ImageFile):
 
             size = header.latents[1:]
             refine = denoise.refiner(decoder, recommended, self._value(chunks.PROMPT, ""), size)
-        if self._latents is None:
+        # Damaged bands have all channels.
+        scale = 1 if lenient else self._scale
+        if self._latents is None or self._latents.scale != scale:
             self._latents = codec.Frames(
                 header,
                 self._model,
@@ -353,6 +355,7 @@ class SdzImageFile(ImageFile.ImageFile):
                 self._reader.bands,
                 self._frames,
                 self._reader,
+                scale,
             )
         latents = self._latents.frame(self._frame, lenient=lenient)
         if not decoder.by_area or refine is not None:

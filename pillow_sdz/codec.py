@@ -118,7 +118,8 @@ class Frames:
     """The latents of a file's frames.  Each band is decoded when it is asked for.
 
     ``bands`` has the rows of each band, and ``frames`` says where their chunks lie in the file of
-    ``reader``.  OSError if the coding has no bands, if they are too large, or if the coding needs
+    ``reader``.  With a ``scale``, latents may lack channels that pictures at 1/scale of their size
+    do not show.  OSError if the coding has no bands, if they are too large, or if the coding needs
     other weights than those on this computer.
     """
 
@@ -130,6 +131,7 @@ class Frames:
         bands: Sequence[slice],
         frames: container.Frames,
         reader: container.Reader,
+        scale: int = 1,
     ) -> None:
         rows, columns = bands[0].stop, header.latents[2]
         if coding.band_latents is not None and rows * columns > coding.band_latents:
@@ -144,7 +146,8 @@ class Frames:
             raise OSError(msg)
         self.header, self.model, self.coding, self.bands = header, model, coding, bands
         self._frames, self._reader = frames, reader
-        self.coder = coder_of(model, coding)
+        self.scale = scale
+        self.coder = coder_of(model, coding).draft(scale)
         # By band: the frame that was decoded last, its integers, and whether all chunks were sound.
         # DIFF builds on them.
         self._latest: dict[int, tuple[int, Any, bool]] = {}

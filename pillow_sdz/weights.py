@@ -86,6 +86,7 @@ GRAPHS: dict[str, str] = {
     "mini_encoder_base": "80c9ca10e09dacdee80deff394e37dcc6f449619e27752ea4f0a459268705276",
     "mini_encoder_base_int8": "82c559d51b5279e488c4ee987179923e71e36b86dd32e0bffb34181bc31b5c65",
     "mini_encoder_int8": "90ee4c839e6063fa8ba9dfbd73fedb14593a430a95acbac4ccd311d3b2ba1da8",
+    "product": "40705a159229f048c6879ab99c3581cf93f4228560550c64eb633d18c200e1bf",
     "sd_mini_decoder": "c6565a3c1bd07b334b812e4909458fc85b6be768124b819b94ad88e3ee088d57",
     "sd_mini_encoder": "7e5c884c6d10e47891081c2e7578f6210480b6fabf34fc8bc6da87b6341a3c29",
     "sd_mini_encoder_int8": "0f262f5d428d93ad193f2c7c86e02c0ae1bcf56d4270f0f6753a16120f74043f",

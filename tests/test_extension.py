@@ -51,6 +51,9 @@ class Deflated:
     def quantisation(self, quality: float, effort: int) -> int:
         return round(1001 - 10 * quality) or 1
 
+    def draft(self, scale: int) -> Coding:
+        return self
+
     def band_rows(self, height: int, width: int) -> int | None:
         return None
 

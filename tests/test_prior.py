@@ -18,10 +18,11 @@ from safetensors.numpy import load_file
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from pillow_sdz import catalogue, demo, models, weights
-from pillow_sdz.arrays import Ints
-from pillow_sdz.codings import hyperprior, quality_map
-from pillow_sdz.codings.dense import EXACT, Dense
-from pillow_sdz.codings.hyperprior import PARITIES, HyperPrior
+from pillow_sdz.arrays import Ints, Singles
+from pillow_sdz.codings import dense, hyperprior, quality_map
+from pillow_sdz.codings.dense import EXACT, Dense, Product
+from pillow_sdz.codings.hyperprior import HyperPrior
+from pillow_sdz.codings.places import PARITIES
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import DamagedPayload, Prediction, SymbolDecoder, Tables
 from pillow_sdz.codings.rate_axis import APART, KNOTS, LAST, RateAxis
@@ -114,20 +115,25 @@ def decoded(network: HyperPrior, payload: bytes, name: str) -> Ints:
 class InIntegers(Dense):
     """The specification with integers only, without floating point."""
 
-    def __init__(self, tensors: Tensors, name: str, limits: NDArray[np.int64]) -> None:
-        super().__init__(tensors, name, limits)
+    def __init__(
+        self, tensors: Tensors, name: str, limits: NDArray[np.int64], taps: int = 1
+    ) -> None:
+        super().__init__(tensors, name, limits, taps)
         self._limits = limits
         self._integers = [
             tensors[f"{name}.{part}"].astype(np.int64) for part in ("weight", "bias", "shift")
         ]
 
-    def __call__(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __call__(self, inputs: Singles, product: Product = np.matmul) -> Singles:
         weight, bias, shift = self._integers
         x = inputs.astype(np.int64)
         assert np.array_equal(x, inputs)
         assert (np.abs(x) <= self._limits[: x.shape[1]]).all()
         total = x @ weight[:, : x.shape[1]].T + bias  # by numpy, without BLAS
         return (total >> shift).astype(np.float32)
+
+    def around(self, values: Singles, places: Ints, product: Product = np.matmul) -> Singles:
+        return self(values[places].reshape(len(places), -1), product)
 
 
 @functools.cache
@@ -206,14 +212,14 @@ def test_any_order_of_summation(name: str) -> None:
     check(prior(shuffled(shipped())), name)
 
 
-def layer(weight: list[list[int]], largest: int) -> Dense:
+def layer(weight: list[list[int]], largest: int, taps: int = 1) -> Dense:
     """Exact sums of inputs of at most this magnitude."""
     tensors = {
         "layer.weight": np.array(weight, np.int16),
         "layer.bias": np.zeros(len(weight), np.int32),
         "layer.shift": np.zeros(len(weight), np.uint8),
     }
-    return Dense(tensors, "layer", np.full(len(weight[0]), largest))
+    return Dense(tensors, "layer", np.full(len(weight[0]), largest), taps)
 
 
 def test_sums_that_float32_cannot_hold_are_refused() -> None:
@@ -247,6 +253,21 @@ def test_any_layout_in_memory() -> None:
     assert np.array_equal(summed(x[::-1])[::-1], truth)
     assert np.array_equal(summed(np.repeat(x, 2, axis=1)[:, ::2]), truth)
     assert np.array_equal(np.concatenate([summed(row[None]) for row in x]), truth)
+
+
+@pytest.mark.parametrize("moved", [1, 1000, 1 << 20])
+@pytest.mark.parametrize("count", [0, 3, 40])
+def test_values_around_places_are_inputs_tap_by_tap(
+    moved: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many places there are, and taps at once."""
+    monkeypatch.setattr(dense, "MOVED", moved)
+    rng = np.random.default_rng(0)
+    weights = rng.integers(-127, 127, (8, 5 * 6), endpoint=True)
+    values = rng.integers(-600, 600, (30, 6), endpoint=True).astype(np.float32)
+    places = rng.integers(0, 30, (count, 5))
+    found = layer(weights.tolist(), 600, taps=5).around(values, places)
+    assert np.array_equal(found, values[places].reshape(count, 30) @ weights.T)
 
 
 def test_inputs_that_are_left_out_are_zero() -> None:

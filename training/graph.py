@@ -191,15 +191,19 @@ class Graph:
         return self.op("Transpose", y, perm=[1, 2, 0])
 
     def finish(
-        self, result: str, inputs: Mapping[str, tuple[int, tuple[Any, ...]]], dtype: int
+        self,
+        result: str,
+        inputs: Mapping[str, tuple[int, tuple[Any, ...]]],
+        dtype: int,
+        axes: tuple[str, ...] = ("h", "w", "c"),
     ) -> bytes:
-        """The file; ``result`` (h, w, C) is its only output beside those that are watched."""
+        """The file; ``result``, of these axes, is its only output beside those that are watched."""
         self._nodes.append(helper.make_node("Identity", [result], ["result"]))
         graph = helper.make_graph(
             self._nodes,
             "network",
             [helper.make_tensor_value_info(name, *kind) for name, kind in inputs.items()],
-            [helper.make_tensor_value_info("result", dtype, ("h", "w", "c")), *self.outputs],
+            [helper.make_tensor_value_info("result", dtype, axes), *self.outputs],
             [*self._initializers.values()],
         )
         opset = [helper.make_opsetid("", OPSET)]

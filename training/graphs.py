@@ -148,6 +148,13 @@ def mini_analysis(g: Graph) -> bytes:
     return g.finish(g.last(g.conv(y, "analysis.4", exact=True)), inputs, TensorProto.FLOAT)
 
 
+def product(g: Graph) -> bytes:
+    """The product of two matrices."""
+    axes = {"rows": ("n", "k"), "columns": ("k", "m")}
+    inputs = {name: (TensorProto.FLOAT, of_input) for name, of_input in axes.items()}
+    return g.finish(g.op("MatMul", *inputs), inputs, TensorProto.FLOAT, ("n", "m"))
+
+
 def sd_mini_encoder(g: Graph) -> bytes:
     """`sd_mini.network.Encoder`, a tile without its margin."""
     (d4, d8), m, m8 = sd_shape.ENCODER_DEPTHS, sd_shape.ENCODER_MARGIN, sd_shape.ENCODER_MARGIN_8
@@ -226,6 +233,7 @@ def models() -> dict[str, Model]:
     }
     networks = with_base({"mini_encoder": mini_encoder, **decoders}, all_of_mini)
     networks["mini_analysis"] = mini_analysis, all_of_mini
+    networks["product"] = product, {}  # of the prior's layers
     of_sd = {"sd_mini_encoder": sd_mini_encoder, "sd_mini_decoder": sd_mini_decoder}
     return {
         "mini": Model(networks, of_mini),
@@ -290,7 +298,8 @@ def main() -> None:
         for name, (build, tensors) in model.networks.items():
             files[f"graphs/{name}.onnx"] = build(Graph(tensors, int8=False))
             files[f"graphs/{name}_int8.onnx"] = build(Graph(tensors, int8=True))
-    del files["graphs/mini_analysis_int8.onnx"]  # all of it is exact
+    for name in ("mini_analysis", "product"):
+        del files[f"graphs/{name}_int8.onnx"]  # all of them is exact
     del files["graphs/sd_mini_decoder_int8.onnx"]  # `SdMini` decodes in float32
     for name, data in files.items():
         path = options.output / name

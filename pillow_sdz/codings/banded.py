@@ -16,7 +16,7 @@ from ..container import Chunk
 from ..threads import one_blas_thread
 from . import changes, quality_map
 from .coding import Frame, FrameEncoder, finite
-from .hyperprior import Coded, HyperPrior
+from .hyperprior import Coded, HyperPrior, Part
 from .quantize import Quantizer
 from .range_coder import Tables, decoder_of
 from .target_size import EncodedLatents, largest, largest_of_slow
@@ -35,6 +35,10 @@ class Network(Protocol):
 
     @property
     def prior(self) -> HyperPrior: ...
+
+    def part(self, scale: int) -> Part:
+        """What the prior codes of a picture that is decoded at 1/scale of its size."""
+        ...
 
     def seen(self, quality: Quantisation) -> bytes:
         """What `encode` sees of a quality: for two of which it sees the same, latents are equal."""
@@ -65,9 +69,10 @@ class Network(Protocol):
 class Banded:
     """The coding.  Its quantisation is the quality in hundredths."""
 
-    def __init__(self, spec: CodingSpec, network: Network) -> None:
+    def __init__(self, spec: CodingSpec, network: Network, scale: int = 1) -> None:
         assert spec.band_latents is not None
-        self._limit, self._network = spec.band_latents, network
+        self._spec, self._network = spec, network
+        self._limit, self._scale = spec.band_latents, scale
 
     @classmethod
     def of(cls, spec: CodingSpec, network: object) -> Self:
@@ -76,6 +81,9 @@ class Banded:
             msg = f"{type(network).__name__} is no model with a hyperprior"
             raise TypeError(msg)
         return cls(spec, network)
+
+    def draft(self, scale: int) -> Self:
+        return type(self)(self._spec, self._network, scale)
 
     def quantisation(self, quality: float, effort: int) -> int:
         return round(100 * quality)
@@ -135,10 +143,13 @@ class Banded:
         *,
         complete: bool = True,
     ) -> Coded:
+        network = self._network
+        part = network.part(self._scale)
         with one_blas_thread():
             decoder = decoder_of(payload, complete=complete)
-            coded = self._network.prior.code(decoder, *shape, quantisation, before)
-            decoder.finish()
+            coded = network.prior.code(decoder, *shape, quantisation, before, part)
+            if part.channels == network.prior.channels:
+                decoder.finish()
         return coded
 
     def cells(self, integers: Coded, quantisation: int) -> Quantisation:
@@ -154,7 +165,8 @@ class Banded:
 
     def latents(self, integers: Coded, quantisation: int) -> Latents:
         cells = self.cells(integers, quantisation)
-        gain = self._network.gain(cells, *integers.symbols.shape[:2])
+        height, width, channels = integers.symbols.shape
+        gain = self._network.gain(cells, height, width)[..., :channels]
         return np.divide(integers.symbols, gain, dtype=np.float32, casting="unsafe")
 
 

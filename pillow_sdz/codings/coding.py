@@ -50,6 +50,13 @@ class Coding(Protocol):
         """The quantisation for a quality of 1 to 100; the only one if there is no choice."""
         ...
 
+    def draft(self, scale: int) -> Coding:
+        """The coding that decodes what a picture at 1/scale of its size shows, or more.
+
+        Its latents may have the first channels alone.
+        """
+        ...
+
     def band_rows(self, height: int, width: int) -> int | None:
         """How many rows of latents a band has; None if a frame is one band."""
         ...

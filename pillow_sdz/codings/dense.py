@@ -1,19 +1,27 @@
 """Layers of integers that run in float32, and give the same integers on every machine.
 
 Weights, inputs and outputs are integers.  No sum of a layer can reach 2 ** 24, up to which float32
-holds every integer.  So the sums are exact in any order, with any BLAS, and with any number of
+holds every integer.  So the sums are exact in any order, with any library, and with any number of
 threads.  Outputs are divided by powers of two, which is exact as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import Ints, Singles
+
 EXACT = 1 << 24  # float32 holds every integer up to here
+
+# Products that `Dense.around` has in memory at once.  Chosen: 4 MB, which caches hold.
+MOVED = 1 << 20
+
+#: The product of two matrices in float32.
+Product = Callable[[Singles, Singles], Singles]
 
 
 class Dense:
@@ -21,25 +29,56 @@ class Dense:
 
     The tensors are ``NAME.weight``, W (outputs, inputs); ``NAME.bias``, b (outputs,); and
     ``NAME.shift``, s (outputs,).  ``limits`` (inputs,) has the largest magnitude of each input.
+    If there are ``taps``, inputs are the values at so many places around one, tap by tap.
     ValueError if a sum may reach 2 ** 24.
     """
 
     def __init__(
-        self, tensors: Mapping[str, NDArray[Any]], name: str, limits: NDArray[np.int64]
+        self,
+        tensors: Mapping[str, NDArray[Any]],
+        name: str,
+        limits: NDArray[np.int64],
+        taps: int = 1,
     ) -> None:
         weight, bias = (tensors[f"{name}.{part}"].astype(np.int64) for part in ("weight", "bias"))
         if (np.abs(weight) @ limits + np.abs(bias)).max() >= EXACT:
             msg = f"sums of {name} may not be exact"
             raise ValueError(msg)
-        self._weight = np.ascontiguousarray(weight.T, dtype=np.float32)
+        # (inputs of a tap, taps, outputs)
+        by_tap = weight.reshape(len(bias), taps, -1).transpose(2, 1, 0)
+        self._weight = np.ascontiguousarray(by_tap, dtype=np.float32)
         self._bias = bias.astype(np.float32)
         self._unit = np.exp2(-tensors[f"{name}.shift"].astype(np.float32))
         self.outputs = len(bias)
 
-    def __call__(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __call__(self, inputs: Singles, product: Product = np.matmul) -> Singles:
         """Inputs (n, k) to outputs (n, outputs).  If k is less than all inputs, the last are 0."""
-        total = inputs @ self._weight[: inputs.shape[1]]
+        weight = self._weight.transpose(1, 0, 2).reshape(-1, self.outputs)
+        return self._finished(product(inputs, weight[: inputs.shape[1]]))
+
+    def around(self, values: Singles, places: Ints, product: Product = np.matmul) -> Singles:
+        """Values (m, inputs of a tap) to the outputs (n, outputs) of n places.
+
+        ``places`` (n, taps) says which of the values are a place's inputs.
+        """
+        (count, taps), (known, inputs), size = places.shape, values.shape, self.outputs
+        if known > 2 * count:
+            return self(values[places].reshape(count, taps * inputs), product)
+        # All are multiplied, then moved, because there are fewer outputs than inputs.
+        at_once = max(1, MOVED // max(1, known * size))
+        total = np.zeros((count, size), np.float32)
+        for first in range(0, taps, at_once):
+            weight = self._weight[:, first : first + at_once].reshape(inputs, -1)
+            moved = product(values, weight).reshape(-1, size)
+            some = weight.shape[1] // size
+            for tap in range(some):
+                # With the default mode, `take` copies once more.
+                rows = places[:, first + tap] * some + tap
+                total += moved.take(rows, axis=0, mode="clip")
+        return self._finished(total)
+
+    def _finished(self, total: Singles) -> Singles:
         total += self._bias
         total *= self._unit
-        outputs: NDArray[np.float32] = np.floor(total, out=total)
+        outputs: Singles = np.floor(total, out=total)
         return outputs

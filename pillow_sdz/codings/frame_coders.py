@@ -52,10 +52,10 @@ class FrameDecoders:
         prediction = Prediction.of(mean, scale)
         table = prediction.table
         entry = read_entries([decoder.words for decoder in self.decoders], self._tables, table)
-        residual: Ints = entry - self._tables.reach[table]
-        escaped = self._tables.escapes(entry, table).any(axis=1)
-        for number in np.flatnonzero(escaped):
-            self.decoders[number].read_escapes(entry[number], residual[number], table[number])
+        reach = self._tables.reach[table]
+        residual: Ints = entry - reach
+        for decoder, *of_frame in zip(self.decoders, residual, reach, strict=True):
+            decoder.read_escapes(*of_frame)
         return symbols_of(residual, prediction)
 
     def finish(self) -> None:

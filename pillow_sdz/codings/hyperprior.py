@@ -6,15 +6,27 @@ All weights and activations are integers; see `dense`.  docs/format.md specifies
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import Ints
+from ..arrays import Ints, Singles
 from . import changes, quality_map
-from .dense import Dense
+from .dense import Dense, Product
+from .known import LARGEST_MAGNITUDE, Known, Pass
+from .places import (
+    BESIDE,
+    CHECKERBOARD,
+    PARITIES,
+    SQUARE,
+    Grid,
+    Volume,
+    blocks,
+    dilated,
+    quadrant,
+)
 from .range_coder import Coder, DamagedPayload
 from .rate_axis import APART, KNOTS, RateAxis
 
@@ -23,8 +35,6 @@ from .rate_axis import APART, KNOTS, RateAxis
 ACTIVATION_LIMIT = 511
 HIDDEN_LIMIT = 4095  # of hidden layers, where rounding costs more
 HYPER_LIMIT = 255  # hyperlatents are clipped to it before they enter the networks
-# Magnitudes are clipped to it before they predict others, so that one does not spoil them.
-LARGEST_MAGNITUDE = 60
 # Predicted magnitudes are in 1/16384.
 MAGNITUDE_BITS = 14
 # A magnitude's exponent and the first bits after it choose its scale from a table.
@@ -36,66 +46,10 @@ LEVEL_UNITS = 16
 # Places that are computed at once.  Chosen: 10 MB for the layer with the most inputs.
 BLOCK = 1024
 
-Floats = NDArray[np.float32]
 
-
-def rectified(x: Floats, limit: int = ACTIVATION_LIMIT) -> Floats:
+def rectified(x: Singles, limit: int = ACTIVATION_LIMIT) -> Singles:
     """The values clipped to 0..limit: the only non-linearity."""
     return np.clip(x, 0, limit, out=x)
-
-
-Taps = list[tuple[int, int]]
-
-SQUARE: Taps = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-RING: Taps = [(dy, dx) for dy, dx in SQUARE if dy or dx]
-BESIDE: Taps = [(dy, dx) for dy, dx in SQUARE if (dy + dx) % 2]
-# The places of a 5x5 square that the first pass of the checkerboard has coded.
-CHECKERBOARD: Taps = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy + dx) % 2]
-REACH = 2  # the farthest of all taps
-
-# The four latents that one hyperlatent stands for.
-PARITIES: Taps = [(0, 0), (0, 1), (1, 0), (1, 1)]
-
-
-def quadrant(down: int, right: int) -> Taps:
-    """The 2x2 hyperlatents nearest to one of the four latents, in a 3x3 square of them."""
-    return [(dy, dx) for dy in (down - 1, down) for dx in (right - 1, right)]
-
-
-class Volume:
-    """Values (h, w, C) that are 0 outside, and are read around places."""
-
-    def __init__(self, height: int, width: int, channels: int) -> None:
-        self._width = width + 2 * REACH
-        self.flat = np.zeros(((height + 2 * REACH) * self._width, channels), np.float32)
-        padded = self.flat.reshape(height + 2 * REACH, self._width, channels)
-        self.values = padded[REACH:-REACH, REACH:-REACH]
-        self._padded = padded
-
-    def at(self, rows: Ints, columns: Ints) -> Ints:
-        """The places as indices into `flat`."""
-        return (rows + REACH) * self._width + columns + REACH
-
-    def around(self, places: Ints, taps: Taps, first: int, last: int) -> Floats:
-        """The channels first..last at all taps around places: (n, taps * channels)."""
-        offsets = np.array([dy * self._width + dx for dy, dx in taps])
-        found: Floats = self.flat[:, first:last][places[:, None] + offsets]
-        return found.reshape(len(places), -1)
-
-    def sums_at(self, rows: Ints, columns: Ints, taps: Taps, first: int, last: int) -> Floats:
-        """The sums of the taps around n places: (n, channels)."""
-        found = self.around(self.at(rows, columns), taps, first, last)
-        total: Floats = found.reshape(len(rows), len(taps), -1).sum(1)
-        return total
-
-    def sums(self, taps: Taps, first: int, last: int) -> Floats:
-        """The sums of the taps around all places: (h, w, channels)."""
-        height, width, _ = self.values.shape
-        total: Floats = np.zeros((height, width, last - first), np.float32)
-        for dy, dx in taps:
-            top, left = REACH + dy, REACH + dx
-            total += self._padded[top : top + height, left : left + width, first:last]
-        return total
 
 
 class Coded(NamedTuple):
@@ -111,6 +65,13 @@ class Coded(NamedTuple):
     offsets: Ints | None = None
 
 
+class Part(NamedTuple):
+    """The first channels, whose groups alone are coded, and what multiplies matrices for them."""
+
+    channels: int
+    product: Product
+
+
 class HyperPrior:
     """Codes hyperlatents at half the resolution, then the latents, group by group of channels.
 
@@ -120,31 +81,41 @@ class HyperPrior:
     the tail, are coded only where the rate is high; elsewhere they are 0.
     """
 
-    def __init__(self, tensors: Mapping[str, NDArray[Any]], axis: RateAxis) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, NDArray[Any]],
+        axis: RateAxis,
+        product: Product = np.matmul,
+    ) -> None:
         self.axis = axis
         self._starts = [0, *itertools.accumulate(int(g) for g in tensors["groups"])]
         self.channels = self._starts[-1]
+        self._whole = Part(self.channels, product)
         base, self._tail_from = (int(x) for x in tensors["tail"])
         self._base_groups = self._starts.index(base)
         self._hyper_scale = tensors["hyper_scale"].astype(np.int64)  # (2, Z)
         self.hyper_channels = self._hyper_scale.shape[1]
         self._largest = tensors["largest"].astype(np.float32)  # (C,): inputs are clipped to these
-        self._levels = tensors["levels"].astype(np.float32)
-        self._scales = tensors["scales"].astype(np.int32)
+        # Levels are small: they are kept in as few bits as they need.
+        self._levels = tensors["levels"].astype(np.min_scalar_type(tensors["levels"].max()))
+        self._scales = tensors["scales"].astype(np.float32)
         largest = tensors["largest"].astype(np.int64)
         magnitude = np.minimum(largest, LARGEST_MAGNITUDE)
         level = tensors["levels"].astype(np.int64)[largest]
 
-        def layer(name: str, *limits: Any) -> Dense:
-            return Dense(tensors, name, np.concatenate([np.atleast_1d(x) for x in limits]))
+        def layer(name: str, *limits: Any, taps: int = 1) -> Dense:
+            of_tap = np.concatenate([np.atleast_1d(x) for x in limits])
+            return Dense(tensors, name, np.tile(of_tap, taps), taps)
 
         def activations(count: int) -> NDArray[np.int64]:
             return np.full(count, ACTIVATION_LIMIT)
 
-        hyper = np.full(len(SQUARE) * self.hyper_channels, HYPER_LIMIT)
-        self._synthesis = layer("synthesis", hyper)
-        near = activations(4 * self._synthesis.outputs)
-        self._up = [layer(f"up{i}", near) for i in range(len(PARITIES))]
+        hyper = np.full(self.hyper_channels, HYPER_LIMIT)
+        self._synthesis = layer("synthesis", hyper, taps=len(SQUARE))
+        near = activations(self._synthesis.outputs)
+        self._up = [
+            layer(f"up{i}", near, taps=len(quadrant(*parity))) for i, parity in enumerate(PARITIES)
+        ]
         features = activations(self._up[0].outputs)
         knots = np.full(KNOTS, APART)
         self._context, self._taps, self._seen = [], [], []
@@ -155,8 +126,8 @@ class HyperPrior:
             inputs = end - self._seen[i]
             taps = tensors[f"context{i}.weight"].shape[1] // inputs
             self._taps.append(CHECKERBOARD if taps == len(CHECKERBOARD) else BESIDE)
-            self._context.append(layer(f"context{i}", np.tile(largest[self._seen[i] : end], taps)))
-            around = layer(f"around{i}", np.tile(level[:start], len(SQUARE))) if start else None
+            self._context.append(layer(f"context{i}", largest[self._seen[i] : end], taps=taps))
+            around = layer(f"around{i}", level[:start], taps=len(SQUARE)) if start else None
             self._around.append(around)
             known, own = magnitude[:start], magnitude[start:end]
             self._magnitude.append(
@@ -181,18 +152,21 @@ class HyperPrior:
         width: int,
         quality: int,
         before: Coded | None = None,
+        part: Part | None = None,
     ) -> Coded:
         """Code hyperlatents and latents (height, width, C), and return them.
 
         ``quality`` is the header's, in hundredths.  A map of how the cells' differ is coded first.
         ``before`` has the integers of the same band in the frame before.  With it, a map of the
         cells that change is coded instead, then these cells.  All else stays as in ``before``.
+        Of a ``part`` there are fewer channels, as in ``before``, and a coder is not at its end.
         """
         hyper_shape = self.hyper_shape(height, width)
+        part = part or self._whole
         if before is None:
             offsets = quality_map.code(coder, *hyper_shape[:2])
             changed, cells = np.ones(hyper_shape[:2], bool), 0
-            symbols = np.zeros((height, width, self.channels), np.int32)
+            symbols = np.zeros((height, width, part.channels), np.int32)
             hyper = np.zeros(hyper_shape, np.int32)
         else:
             changed = changes.code(coder, *hyper_shape[:2])
@@ -212,136 +186,123 @@ class HyperPrior:
         index: tuple[Any, ...] = (rows, columns, slice(None))
         found = coder.code("hyper", index, np.zeros(scales.size, np.int32), scales.ravel())
         hyper[index] = found.reshape(len(rows), -1)
-        self._code_latents(coder, symbols, self._features(hyper, changed), changed, rates)
+        self._code_latents(coder, symbols, hyper, changed, rates, part.product)
         return Coded(symbols, hyper, cells, offsets)
 
-    def _features(self, hyper: Ints, cells: NDArray[np.bool_]) -> Floats:
+    def _features(self, hyper: Ints, cells: NDArray[np.bool_], product: Product) -> Singles:
         """Turn hyperlatents (hz, wz, Z) into features (2 hz, 2 wz, F), right in some ``cells``."""
         height, width, channels = hyper.shape
-        volume = Volume(height, width, channels)
+        grid = Grid(height, width)
+        volume, near = Volume(grid, channels, np.float32), dilated(cells)
         volume.values[:] = np.clip(hyper, -HYPER_LIMIT, HYPER_LIMIT)
-        near = dilated(cells)
-        inside = Volume(height, width, self._synthesis.outputs)
-        for rows, columns in _blocks(near):
-            around = volume.around(volume.at(rows, columns), SQUARE, 0, channels)
-            inside.values[rows, columns] = rectified(self._synthesis(around))
+        sources = grid.at(*np.nonzero(dilated(near)))
+        wanted = grid.at(*np.nonzero(near))
+        known = volume.at(sources, slice(None))
+        inside = np.zeros((len(wanted) + 1, self._synthesis.outputs), np.float32)
+        inside[:-1] = rectified(
+            self._synthesis.around(known, grid.found(wanted, SQUARE, sources), product)
+        )
+        rows, columns = np.nonzero(cells)
+        places = grid.at(rows, columns)
         features = np.zeros((2 * height, 2 * width, self._up[0].outputs), np.float32)
-        for rows, columns in _blocks(cells):
-            places = inside.at(rows, columns)
-            for (down, right), layer in zip(PARITIES, self._up, strict=True):
-                around = inside.around(places, quadrant(down, right), 0, self._synthesis.outputs)
-                features[2 * rows + down, 2 * columns + right] = rectified(layer(around))
+        for (down, right), layer in zip(PARITIES, self._up, strict=True):
+            found = grid.found(places, quadrant(down, right), wanted)
+            features[2 * rows + down, 2 * columns + right] = rectified(
+                layer.around(inside, found, product)
+            )
         return features
 
     def _code_latents(
         self,
         coder: Coder,
         symbols: Ints,
-        features: Floats,
+        hyper: Ints,
         changed: NDArray[np.bool_],
         rates: Ints,
+        product: Product,
     ) -> None:
-        height, width, _ = symbols.shape
+        height, width, channels = symbols.shape
+        features = self._features(hyper, changed, product)
 
         def of_latents(cells: NDArray[Any]) -> NDArray[Any]:
             return cells.repeat(2, 0).repeat(2, 1)[:height, :width]
 
-        parity = np.indices((height, width)).sum(0) % 2
-        knots = of_latents(self.axis.knots(rates))
         everywhere = of_latents(changed)
         tail = everywhere & of_latents(rates >= self._tail_from)
-        clipped = Volume(height, width, self.channels)
-        magnitudes = Volume(height, width, self.channels)
-        levels = Volume(height, width, self.channels)
-        ring = np.empty((height, width, self.channels), np.float32)
-        # What is near the cells that change, as no tap reaches farther; all of it if that is all.
-        near = of_latents(dilated(changed))
-        noted: tuple[Any, ...] = np.nonzero(near)
-        if near.all():
-            noted = (slice(None), slice(None))
+        given = np.concatenate([features[:height, :width], of_latents(self.axis.knots(rates))], 2)
+        known = Known(symbols, of_latents(dilated(changed)), self._largest, self._levels)
         for i, (start, end) in enumerate(itertools.pairwise(self._starts)):
             here = everywhere if i < self._base_groups else tail
-            if not here.any():
+            if start >= channels or not here.any():
                 break
+            if i in (0, self._base_groups):
+                passes = [Pass.of(known.grid, here, given, second) for second in (0, 1)]
             if start:
-                now = slice(self._starts[i - 1], start)
-                self._note(symbols, (*noted, now), clipped, magnitudes, levels)
-                if near.all():
-                    ring[:, :, now] = magnitudes.sums(RING, now.start, now.stop)
-                else:
-                    down, right = np.nonzero(everywhere)
-                    found = magnitudes.sums_at(down, right, RING, now.start, now.stop)
-                    ring[down, right, now] = found
-            for second in (0, 1):
+                known.sum_around(slice(self._starts[i - 1], start), everywhere)
+            around = self._around_of(i, known, passes, product)
+            for second, places in enumerate(passes):
+                mean = np.empty((len(places.numbers), end - start), np.int32)
+                scale = np.empty_like(mean)
+                extra = [around[second]]
                 if second:
-                    self._note(symbols, (*noted, slice(start, end)), clipped, magnitudes, None)
-                rows, columns = np.nonzero(here & (parity != second))
-                group = (len(rows), end - start)
-                mean, scale = np.empty(group, np.int32), np.empty(group, np.int32)
-                for first in range(0, len(rows), BLOCK):
-                    block = slice(first, first + BLOCK)
-                    at = rows[block], columns[block]
-                    places = clipped.at(*at)
-                    known = [features[at], knots[at], clipped.flat[places, :start]]
-                    around = self._around[i]
-                    if around is not None:
-                        seen = levels.around(places, SQUARE, 0, start)
-                        known.append(rectified(around(seen)))
-                    sizes = [magnitudes.flat[places, :start], ring[*at, :start], knots[at]]
+                    extra.append(self._context_of(i, known, places.numbers, product))
+                for block in blocks(len(mean), BLOCK):
+                    numbers, inputs = places.numbers[block], [places.given[block]]
+                    inputs.append(known.clipped.flat[numbers, :start])
+                    inputs += [x[block] for x in extra if x is not None]
+                    sizes = [v.flat[numbers, :start] for v in (known.magnitudes, known.rings)]
+                    sizes.append(inputs[0][:, -KNOTS:])
                     if second:
-                        seen = clipped.around(places, self._taps[i], self._seen[i], end)
-                        known.append(rectified(self._context[i](seen)))
-                        sizes.append(magnitudes.sums_at(*at, BESIDE, start, end))
-                    inside = rectified(self._hidden[i](np.concatenate(known, 1)), HIDDEN_LIMIT)
-                    parameters = self._output[i](inside)
-                    predicted = self._magnitude[i][second](np.concatenate(sizes, 1))
-                    mean[block] = parameters[:, : end - start]
-                    log_scale = self._scale_of(predicted) + parameters[:, end - start :]
-                    scale[block] = (log_scale.astype(np.int32) + SCALE_UNITS // 2) >> 4
-                index = (rows, columns, slice(start, end))
-                chosen = coder.code("latents", index, mean.ravel(), scale.ravel())
-                symbols[index] = chosen.reshape(group)
+                        sizes.append(known.beside(numbers, slice(start, end)))
+                    mean[block], scale[block] = self._predicted(i, inputs, sizes, second, product)
+                index = (places.rows, places.columns, slice(start, end))
+                found = coder.code("latents", index, mean.ravel(), scale.ravel())
+                symbols[index] = chosen = found.reshape(mean.shape)
+                known.note(chosen, places.numbers, slice(start, end))
 
-    def _note(
+    def _around_of(
+        self, i: int, known: Known, passes: Sequence[Pass], product: Product
+    ) -> list[Singles | None]:
+        """What the channels before group i say of places, from those around: for each pass."""
+        layer = self._around[i]
+        if layer is None:
+            return [None] * len(passes)
+        places = np.concatenate([x.numbers for x in passes])
+        values = known.levels.at(known.near, slice(0, self._starts[i]))
+        found = known.grid.found(places, SQUARE, known.near)
+        outputs = rectified(layer.around(values, found, product))
+        return [*np.split(outputs, [len(passes[0].numbers)])]
+
+    def _context_of(self, i: int, known: Known, places: Ints, product: Product) -> Singles:
+        """What the first pass of group i says of places in the second."""
+        values = known.clipped.at(known.first, slice(self._seen[i], self._starts[i + 1]))
+        found = known.grid.found(places, self._taps[i], known.first)
+        return rectified(self._context[i].around(values, found, product))
+
+    def _predicted(
         self,
-        symbols: Ints,
-        where: tuple[Any, ...],
-        clipped: Volume,
-        magnitudes: Volume,
-        levels: Volume | None,
-    ) -> None:
-        """Take note of some symbols, as later ones are predicted from them.
+        i: int,
+        inputs: list[NDArray[Any]],
+        sizes: list[NDArray[Any]],
+        second: int,
+        product: Product,
+    ) -> tuple[Singles, Ints]:
+        """The means and the scales of group i for the inputs of its layers."""
+        inside = self._hidden[i](_joined(inputs), product)
+        parameters = self._output[i](rectified(inside, HIDDEN_LIMIT), product)
+        mean, log_scale = np.split(parameters, 2, 1)
+        log_scale += self._scale_of(self._magnitude[i][second](_joined(sizes), product))
+        return mean, (log_scale.astype(np.int32) + SCALE_UNITS // 2) >> 4
 
-        ``where`` are the rows, the columns, and a slice of channels.
-        """
-        largest = self._largest[where[2]]
-        values = np.clip(symbols[where], -largest, largest)
-        clipped.values[where] = values
-        sizes = np.abs(values, out=values)
-        if levels is not None:
-            levels.values[where] = self._levels[sizes.astype(np.intp)]
-        magnitudes.values[where] = np.minimum(sizes, LARGEST_MAGNITUDE)
-
-    def _scale_of(self, magnitudes: Floats) -> Ints:
+    def _scale_of(self, magnitudes: Singles) -> Singles:
         """The scales of distributions whose mean magnitudes are given, in `SCALE_UNITS`."""
         # A float32 of at least 1 has 23 bits of mantissa below its exponent, 127 + n.
         bits = np.maximum(magnitudes, 1).view(np.int32) >> (23 - MANTISSA_BITS)
-        scales: Ints = self._scales[bits - (127 << MANTISSA_BITS)]
+        scales: Singles = self._scales[bits - (127 << MANTISSA_BITS)]
         return scales
 
 
-def dilated(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The chosen cells (h, w), and those beside them."""
-    height, width = cells.shape
-    padded = np.pad(cells, 1)
-    near = np.zeros_like(cells)
-    for down, right in SQUARE:
-        near |= padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
-    return near
-
-
-def _blocks(cells: NDArray[np.bool_]) -> Iterator[tuple[Ints, Ints]]:
-    """The rows and columns of the chosen cells, at most BLOCK at once."""
-    rows, columns = np.nonzero(cells)
-    for start in range(0, len(rows), BLOCK):
-        yield rows[start : start + BLOCK], columns[start : start + BLOCK]
+def _joined(parts: list[NDArray[Any]]) -> Singles:
+    """Inputs (n, k) of one layer, side by side."""
+    found: Singles = np.concatenate(parts, 1, dtype=np.float32)
+    return found

@@ -48,7 +48,6 @@ class Tables:
             raise ValueError(msg)
         starts = ends - (2 * self.reach + 2)
         self._starts = starts
-        self._escapes = 2 * self.reach + 1
         self._bits = FREQUENCY_BITS - np.log2(frequencies.astype(np.float64))
         self.models = []
         # A float32 holds these integers exactly.  constriction gives a symbol of weight w
@@ -69,11 +68,6 @@ class Tables:
         """The tables that the file format specifies, loaded once."""
         arrays = load_file(weights.TABLES.checked())
         return cls(arrays["frequencies"], arrays["reach"])
-
-    def escapes(self, entry: Ints, table: NDArray[np.uint16]) -> NDArray[np.bool_]:
-        """Which entries are the escapes of their tables."""
-        found: NDArray[np.bool_] = entry == self._escapes[table]
-        return found
 
     def entries(self, residual: Ints, table: NDArray[np.uint16]) -> Ints:
         """The entries of residuals in their tables; 2 reach + 1 is the escape."""
@@ -106,19 +100,16 @@ class Prediction(NamedTuple):
     @classmethod
     def of(cls, mean: Ints, scale: Ints) -> Prediction:
         """The prediction for means in eighths and scale indices, both clipped to their range."""
-        # All of this fits into 32 bits, which saves memory: a stage may have millions of symbols.
-        scale = np.clip(scale, 0, SCALES - 1).astype(np.int32, copy=False)
+        # A stage may have millions of symbols, so each number takes no more bits than it needs.
+        scale = np.clip(scale, 0, SCALES - 1).astype(np.int16)
         limit = SYMBOL_LIMIT * MEAN_UNITS
-        mean = np.clip(mean, -limit, limit).astype(np.int32, copy=False)
-        centre = (mean + MEAN_UNITS // 2) >> 3
-        fraction = mean - centre * MEAN_UNITS
-        table = np.where(
-            scale < PHASED_SCALES,
-            scale * PHASES + np.abs(fraction),
-            scale + PHASED_SCALES * (PHASES - 1),
-        )
-        mirror = np.where(fraction < 0, np.int8(-1), np.int8(1))
-        return cls(table.astype(np.uint16), centre, mirror)
+        shifted = np.clip(mean, -limit, limit).astype(np.int32, copy=False) + MEAN_UNITS // 2
+        phase = (shifted & (MEAN_UNITS - 1)).astype(np.int16) - MEAN_UNITS // 2
+        table = scale * np.int16(PHASES) + np.abs(phase)
+        wide = scale >= PHASED_SCALES
+        if wide.any():
+            table[wide] = scale[wide] + PHASED_SCALES * (PHASES - 1)
+        return cls(table.view(np.uint16), shifted >> 3, np.sign(phase, out=phase) | 1)
 
 
 def rounded(mean: Ints, scale: Ints) -> Ints:
@@ -133,10 +124,16 @@ def rounded(mean: Ints, scale: Ints) -> Ints:
     return found
 
 
+@functools.cache
+def _uniform(size: int) -> Any:
+    return constriction.stream.model.Uniform(size)
+
+
 def _runs(table: NDArray[np.uint16]) -> tuple[Ints, list[int], list[int]]:
     """The places in the order of their tables; the tables in use, and how many places have each."""
-    order = np.argsort(table, kind="stable")  # a radix sort for 16-bit integers
     counts = np.bincount(table)
+    # A radix sort, whose time is that of the bytes of a number.
+    order = np.argsort(table.astype(np.min_scalar_type(len(counts))), kind="stable")
     (present,) = np.nonzero(counts)
     return order, present.tolist(), counts[present].tolist()
 
@@ -184,18 +181,16 @@ class SymbolEncoder:
         in_order = np.split(entry[order], np.cumsum(counts)[:-1])
         for table, run in zip(present, in_order, strict=bool(counts)):
             self._encoder.encode(run, self._tables.models[table])
-        uniform = constriction.stream.model.Uniform
         for place in np.flatnonzero(entry == 2 * reach + 1):
             excess = abs(int(residual[place])) - int(reach[place])  # >= 1
             bits = excess.bit_length() - 1
             low = (excess - (1 << bits)) * 2 + int(residual[place] < 0)
-            self._encoder.encode(bits, uniform(32))
-            self._encoder.encode(low, uniform(2 << bits))
+            self._encoder.encode(bits, _uniform(32))
+            self._encoder.encode(low, _uniform(2 << bits))
 
     def uniform(self, numbers: Ints, size: int) -> None:
         """Write numbers below ``size``, 2 to 2 ** 24, all equally likely."""
-        model = constriction.stream.model.Uniform(size)
-        self._encoder.encode(numbers.astype(np.int32), model)
+        self._encoder.encode(numbers.astype(np.int32), _uniform(size))
 
     def bytes(self) -> bytes:
         """The words, big-endian, in as few bytes as possible."""
@@ -227,18 +222,25 @@ class Words:
         self._again.encode(symbols, model, *parameters)
         return np.asarray(symbols, np.int32)
 
+    def read_one(self, model: Any) -> int:
+        """One symbol of a model."""
+        try:
+            symbol = self._decoder.decode(model)
+        except AssertionError as e:
+            raise DamagedPayload(_UNDECODABLE) from e
+        self._again.encode(symbol, model)
+        return int(symbol)
+
     def read_runs(self, runs: Iterable[tuple[Any, int]]) -> list[Ints]:
         """Runs of symbols, each of a model and of a number of symbols."""
         decode, encode = self._decoder.decode, self._again.encode
-        found = []
         try:
-            for model, count in runs:
-                symbols = decode(model, count)
-                encode(symbols, model)
-                found.append(symbols)
+            found = [(decode(model, count), model) for model, count in runs]
         except AssertionError as e:
             raise DamagedPayload(_UNDECODABLE) from e
-        return found
+        for run in found:
+            encode(*run)
+        return [symbols for symbols, _ in found]
 
     def finish(self) -> None:
         """DamagedPayload if the payload holds more than what has been read."""
@@ -256,22 +258,25 @@ class SymbolDecoder:
 
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
         prediction = Prediction.of(mean, scale)
-        entry = self._entries(prediction)
-        residual: Ints = entry - self._tables.reach[prediction.table]
-        if self._tables.escapes(entry, prediction.table).any():
-            self.read_escapes(entry, residual, prediction.table)
+        reach = self._tables.reach[prediction.table]
+        residual: Ints = self._entries(prediction) - reach
+        self.read_escapes(residual, reach)
         return symbols_of(residual, prediction)
 
-    def read_escapes(self, entry: Ints, residual: Ints, table: NDArray[np.uint16]) -> None:
-        """Read the residuals that are not in their tables, and put them in their places."""
-        for at in np.flatnonzero(self._tables.escapes(entry, table)):
-            bits = int(self.uniform(1, 32)[0])
+    def read_escapes(self, residual: Ints, reach: Ints) -> None:
+        """Read the residuals that are beyond the ``reach`` of their tables, into their places."""
+        for at in np.flatnonzero(residual > reach).tolist():
+            bits = self._number(32)
             if bits > MAX_ESCAPE_BITS:
                 msg = f"an escaped symbol of {bits} bits, more than the limit of {MAX_ESCAPE_BITS}"
                 raise DamagedPayload(msg)
-            low = int(self.uniform(1, 2 << bits)[0])
-            excess = self._tables.reach[table[at]] + (1 << bits) + (low >> 1)
+            low = self._number(2 << bits)
+            excess = int(reach[at]) + (1 << bits) + (low >> 1)
             residual[at] = -excess if low & 1 else excess
+
+    def _number(self, size: int) -> int:
+        """Read a number below ``size``, as `uniform` does."""
+        return self.words.read_one(_uniform(size))
 
     def _entries(self, prediction: Prediction) -> Ints:
         """The entries of a stage's symbols in their tables.  Escapes are read later."""
@@ -279,8 +284,7 @@ class SymbolDecoder:
 
     def uniform(self, count: int, size: int) -> Ints:
         """Read ``count`` numbers below ``size``, 2 to 2 ** 24, all equally likely."""
-        model = constriction.stream.model.Uniform(size)
-        numbers: Ints = self.words.read(model, count=count).astype(np.int64)
+        numbers: Ints = self.words.read(_uniform(size), count=count).astype(np.int64)
         return numbers
 
     def finish(self) -> None:
@@ -360,6 +364,10 @@ class LenientDecoder(SymbolDecoder):
     def uniform(self, count: int, size: int) -> Ints:
         self._left -= count * math.log2(size)
         return super().uniform(count, size)
+
+    def _number(self, size: int) -> int:
+        self._left -= math.log2(size)
+        return super()._number(size)
 
     def finish(self) -> None:
         """Check nothing: the words are known to end too early."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from numpy.typing import NDArray
 
@@ -46,6 +46,9 @@ class WholeFrames:
     def learns(self, payload: bytes) -> bool:
         """Whether decoding takes as long as `adaptive.work` says, even if there are few bytes."""
         return True
+
+    def draft(self, scale: int) -> Self:
+        return self
 
     def band_rows(self, height: int, width: int) -> int | None:
         return None

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from pillow_sdz.codings import hyperprior as integer
 from pillow_sdz.codings.dense import EXACT
+from pillow_sdz.codings.known import LARGEST_MAGNITUDE
+from pillow_sdz.codings.places import BESIDE, CHECKERBOARD, PARITIES, RING, SQUARE, Taps, quadrant
 from pillow_sdz.codings.range_coder import MEAN_UNITS
 from pillow_sdz.codings.rate_axis import APART, KNOTS, LAST
 from pillow_sdz.models.mini.network import knots
@@ -61,7 +63,7 @@ def dense(name: str, weight: Tensor, bias: Tensor, units: Tensor, limits: Tensor
     }
 
 
-def taps_last(weight: Tensor, taps: integer.Taps) -> Tensor:
+def taps_last(weight: Tensor, taps: Taps) -> Tensor:
     """A convolution's weight (O, I, k, k) as (O, taps * I) in the order of ``taps``."""
     centre = weight.shape[-1] // 2
     return torch.cat([weight[:, :, centre + dy, centre + dx] for dy, dx in taps], dim=1)
@@ -71,7 +73,7 @@ def upsampling(weight: Tensor, down: int, right: int) -> Tensor:
     """A transposed 4x4 convolution at stride 2 (I, O, 4, 4), seen from the outputs at row
     2 y + down and column 2 x + right: (O, 4 * I) of the places in ``quadrant``."""
     # Output row 2 y + down comes from input row y + dy by kernel row down + 1 - 2 dy.
-    taps = [(down + 1 - 2 * dy, right + 1 - 2 * dx) for dy, dx in integer.quadrant(down, right)]
+    taps = [(down + 1 - 2 * dy, right + 1 - 2 * dx) for dy, dx in quadrant(down, right)]
     return torch.cat([weight[:, :, ky, kx].T for ky, kx in taps], dim=1)
 
 
@@ -136,7 +138,7 @@ class _Quantiser:
             for name, value in largest.items()
         }
         self.symbols = torch.ceil(MARGIN * largest["symbols"] + 1).clamp(max=MOST_SYMBOL)
-        self.magnitudes = self.symbols.clamp(max=integer.LARGEST_MAGNITUDE)
+        self.magnitudes = self.symbols.clamp(max=LARGEST_MAGNITUDE)
         self.levels = torch.round(integer.LEVEL_UNITS * levels(torch.arange(MOST_SYMBOL + 1)))
         self.tensors: Tensors = {}
 
@@ -146,11 +148,11 @@ class _Quantiser:
     def hyper(self) -> None:
         """From hyperlatents to features."""
         state, unit = self.state, self.unit
-        weight = taps_last(state["synthesis.weight"], integer.SQUARE)
+        weight = taps_last(state["synthesis.weight"], SQUARE)
         limits = torch.full((weight.shape[1],), float(integer.HYPER_LIMIT))
         of_synthesis, of_features = unit["synthesis"], unit["features"]
         self.add("synthesis", weight, state["synthesis.bias"], of_synthesis, limits)
-        for i, parity in enumerate(integer.PARITIES):
+        for i, parity in enumerate(PARITIES):
             weight = upsampling(state["synthesis_up.weight"], *parity) * of_synthesis.repeat(4)
             limits = activations(weight.shape[1])
             self.add(f"up{i}", weight, state["synthesis_up.bias"], of_features, limits)
@@ -158,15 +160,15 @@ class _Quantiser:
     def around(self, i: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         """What is seen around a place.  Returns the units of the two layers' outputs."""
         seen, weight = self.seen[i], self.state[f"context.{i}.weight"]
-        taps = integer.CHECKERBOARD if weight.shape[-1] == 5 else integer.BESIDE
+        taps = CHECKERBOARD if weight.shape[-1] == 5 else BESIDE
         weight = taps_last(weight, taps)
         units = [self.unit.get(f"{k}{i}", torch.ones(0)) for k in ("context", "around")]
         limits = self.symbols[seen:end].repeat(len(taps))
         self.add(f"context{i}", weight, torch.zeros(len(weight)), units[0], limits)
         if start:
             weight, bias = (self.state[f"around.{i - 1}.{part}"] for part in ("weight", "bias"))
-            weight = taps_last(weight, integer.SQUARE) / integer.LEVEL_UNITS
-            limits = self.levels[self.symbols[:start].long()].repeat(len(integer.SQUARE))
+            weight = taps_last(weight, SQUARE) / integer.LEVEL_UNITS
+            limits = self.levels[self.symbols[:start].long()].repeat(len(SQUARE))
             self.add(f"around{i}", weight, bias, units[1], limits)
         return units[0], units[1]
 
@@ -205,11 +207,11 @@ class _Quantiser:
                 self.state[f"magnitudes.{i}.{part}"][second] for part in ("weight", "bias")
             )
             at, ring, own = weight.split([start, start, group], 1)
-            parts = [at, ring / len(integer.RING), bias.T / APART]
-            limits = [known, known * len(integer.RING), ON_AXIS]
+            parts = [at, ring / len(RING), bias.T / APART]
+            limits = [known, known * len(RING), ON_AXIS]
             if second:
-                parts.append(own / len(integer.BESIDE))
-                limits.append(self.magnitudes[start:end] * len(integer.BESIDE))
+                parts.append(own / len(BESIDE))
+                limits.append(self.magnitudes[start:end] * len(BESIDE))
             zero = torch.zeros(group)
             self.add(f"magnitude{i}.{second}", torch.cat(parts, 1), zero, unit, torch.cat(limits))
 

@@ -14,7 +14,7 @@ from ... import weights
 from ...arrays import CELL, Area, Ints, Latents, Pixels, Quantisation, Samples
 from ...catalogue import MINI, ModelSpec
 from ...codings.banded import HIGHEST_QUICK_EFFORT
-from ...codings.hyperprior import HyperPrior
+from ...codings.hyperprior import HyperPrior, Part
 from ...codings.range_coder import Tables
 from ...codings.rate_axis import LAST, RateAxis
 from .. import runtime, tiles
@@ -23,7 +23,7 @@ from ..runtime import built_once
 from ..tiles import Tile
 from .eighth import Eighth
 from .memory import DECODER_MEMORY, ENCODER_MEMORY, tile_side
-from .shape import BASE, CHANNELS, ENCODER_MARGIN, FACTOR, MARGINS, TAIL_FROM
+from .shape import BASE, CHANNELS, ENCODER_MARGIN, FACTOR, MARGINS, SHOWN, TAIL_FROM
 from .tensors import Tensors, knots, part, tensors_of_base, tensors_of_decoders
 
 if TYPE_CHECKING:
@@ -52,8 +52,16 @@ class Mini:
         self._decoders = Decoders(self.tensors, self.axis, "mini")
         self._gain = self.tensors["gain.logarithms"].astype(np.float32)
         self.prior = HyperPrior(
-            {k.removeprefix("prior."): v for k, v in part(tensors, "prior").items()}, self.axis
+            {k.removeprefix("prior."): v for k, v in part(tensors, "prior").items()},
+            self.axis,
+            runtime.product,
         )
+
+    def part(self, scale: int) -> Part:
+        """What the prior codes of a picture that is decoded at 1/scale of its size."""
+        # At 1/8, nothing else needs the runtime, which takes longer to load than it gains here.
+        product = runtime.product if scale < 8 or runtime.is_loaded() else np.matmul
+        return Part(SHOWN.get(scale, CHANNELS), product)
 
     def gain(
         self, quantisation: Quantisation, height: int = 1, width: int = 1
@@ -176,10 +184,11 @@ class Variants:
     def __call__(self, places: Ints, **inputs: NDArray[Any]) -> NDArray[Any]:
         """The result for a tile; ``places`` on the axis are its latents', or (1, 1) for all."""
         inputs["rate"] = knots(places)
-        if (places >= TAIL_FROM).any():
+        latents = inputs.get("latents")
+        if (places >= TAIL_FROM).any() and (latents is None or latents.shape[2] > BASE):
             return self._all(**inputs)
-        if "latents" in inputs:
-            inputs["latents"] = np.ascontiguousarray(inputs["latents"][..., :BASE])
+        if latents is not None:
+            inputs["latents"] = np.ascontiguousarray(latents[..., :BASE])
         return self._base(**inputs)
 
 

@@ -35,8 +35,9 @@ class Eighth:
 
     def __call__(self, places: Ints, *, latents: Latents, sides: NDArray[np.int64]) -> Pixels:
         """As `Variants` of a decoder."""
-        channels = CHANNELS if (places >= TAIL_FROM).any() else BASE
-        rows, columns = latents.shape[:2]
+        rows, columns, channels = latents.shape
+        if not (places >= TAIL_FROM).any():
+            channels = min(channels, BASE)
         # What each latent adds to the places around it, before it is moved there.
         products = latents[..., :channels].reshape(-1, channels) @ self._matrix[:channels]
         products = products.reshape(rows, columns, KERNEL, KERNEL, 2 * OUTPUTS)

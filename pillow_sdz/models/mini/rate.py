@@ -15,19 +15,14 @@ from ... import options
 from ...arrays import CELL
 from ...codings.hyperprior import (
     ACTIVATION_LIMIT,
-    BESIDE,
-    CHECKERBOARD,
     HIDDEN_LIMIT,
     HYPER_LIMIT,
-    LARGEST_MAGNITUDE,
     LEVEL_UNITS,
     MANTISSA_BITS,
-    PARITIES,
     SCALE_UNITS,
-    SQUARE,
-    Taps,
-    quadrant,
 )
+from ...codings.known import LARGEST_MAGNITUDE
+from ...codings.places import BESIDE, CHECKERBOARD, PARITIES, SQUARE, Taps, quadrant
 from ...codings.range_coder import MEAN_UNITS, SCALES
 from ...codings.rate_axis import APART, KNOTS, LAST
 from .network import knots, spread

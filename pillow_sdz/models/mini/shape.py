@@ -22,6 +22,9 @@ ENCODER_MARGIN, ENCODER_MARGIN_8, ENCODER_MARGIN_16 = 6, 5, 3
 # all of it, from the stage at 1/8 on, and of the last stage.  Each 3x3 convolution adds one place:
 # at full size 5 latents, 10 eighths and 11 quarters, each rounded up to latents.
 DECODERS = {1: (5, 5, (13, 8, 3)), 2: (5, 1, (11, 6, 1)), 4: (2, 0, (8, 3, 3))}
+# The first channels, all that pictures of these scales are decoded from.  Chosen: without the
+# others they are 40 to 50 dB from those of all channels (docs/speed.md#drafts-and-first-pictures).
+SHOWN = {4: BASE, 8: 64}
 # At 1/8, a pixel sees one latent around its own.
 MARGINS = {**{scale: margins[0] for scale, (*_, margins) in DECODERS.items()}, 8: 1}
 DECODER_MARGIN = MARGINS[1]

@@ -1,0 +1,97 @@
+"""Places of latents, and what is around them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ..arrays import Ints, Singles
+
+Taps = list[tuple[int, int]]
+
+SQUARE: Taps = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+RING: Taps = [(dy, dx) for dy, dx in SQUARE if dy or dx]
+BESIDE: Taps = [(dy, dx) for dy, dx in SQUARE if (dy + dx) % 2]
+# The places of a 5x5 square that the first pass of the checkerboard has coded.
+CHECKERBOARD: Taps = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy + dx) % 2]
+REACH = 2  # the farthest of all taps
+OUTSIDE = 0  # the number of a place beyond a grid
+
+# The four latents that one hyperlatent stands for.
+PARITIES: Taps = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def quadrant(down: int, right: int) -> Taps:
+    """The 2x2 hyperlatents nearest to one of the four latents, in a 3x3 square of them."""
+    return [(dy, dx) for dy in (down - 1, down) for dx in (right - 1, right)]
+
+
+class Grid:
+    """Numbers all places (height, width), and those around that are within reach of a tap."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.shape = height + 2 * REACH, width + 2 * REACH
+        self.inside = slice(REACH, REACH + height), slice(REACH, REACH + width)
+
+    def at(self, rows: Ints, columns: Ints) -> Ints:
+        """The numbers of places."""
+        return (rows + REACH) * self.shape[1] + columns + REACH
+
+    def around(self, places: Ints, taps: Taps) -> Ints:
+        """The numbers of the places at all taps around places: (n, taps)."""
+        found: Ints = places[:, None] + np.array([dy * self.shape[1] + dx for dy, dx in taps])
+        return found
+
+    def found(self, places: Ints, taps: Taps, known: Ints) -> Ints:
+        """Where those around are among the ``known`` places: (n, taps), len(known) for others."""
+        index = np.full(self.shape[0] * self.shape[1], len(known))
+        index[known] = np.arange(len(known))
+        found: Ints = index[self.around(places, taps)]
+        return found
+
+
+class Volume:
+    """Integers (h, w, C) that are 0 outside: ``flat`` has them by the numbers of a grid."""
+
+    def __init__(self, grid: Grid, channels: int, dtype: DTypeLike) -> None:
+        self._padded = np.zeros((*grid.shape, channels), dtype)
+        self.values = self._padded[grid.inside]
+        self.flat = self._padded.reshape(-1, channels)
+
+    def at(self, places: Ints, channels: slice) -> Singles:
+        """The values at places, and zeros as one more: (n + 1, channels)."""
+        found: Singles = self.flat[np.append(places, OUTSIDE), channels].astype(np.float32)
+        return found
+
+    def sums_at(self, around: Ints, channels: slice) -> Singles:
+        """The sums over some taps (n, taps) of each place: (n, channels)."""
+        total: Singles = self.flat[around[:, 0], channels].astype(np.float32)
+        for places in around.T[1:]:
+            total += self.flat[places, channels]
+        return total
+
+    def ring(self, channels: slice) -> NDArray[np.int16]:
+        """The sums over `RING` around all places: (h, w, channels)."""
+        part = self._padded[1:-1, 1:-1, channels].astype(np.int16)
+        across = part[:, :-2] + part[:, 1:-1] + part[:, 2:]
+        total: NDArray[np.int16] = across[:-2] + across[1:-1] + across[2:]
+        total -= part[1:-1, 1:-1]
+        return total
+
+
+def dilated(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The chosen cells (h, w), and those beside them."""
+    height, width = cells.shape
+    padded = np.pad(cells, 1)
+    near = np.zeros_like(cells)
+    for down, right in SQUARE:
+        near |= padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+    return near
+
+
+def blocks(count: int, size: int) -> Iterator[slice]:
+    """So many places, at most ``size`` at once."""
+    for start in range(0, count, size):
+        yield slice(start, start + size)
