@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable
@@ -12,8 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 from pillow_sdz.arrays import Ints
-from pillow_sdz.codings.adaptive import AdaptivePrior, solve
+from pillow_sdz.codings.adaptive import FAR, WIDE, AdaptivePrior, solve
+from pillow_sdz.codings.context import Context
+from pillow_sdz.codings.float32 import BFloat16
 from pillow_sdz.codings.integers import STEP_UNITS
+from pillow_sdz.codings.priors import ADAPTIVE, ADAPTIVE_WIDE, WIDE_EFFORT
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import DamagedPayload, SymbolDecoder, Tables
 from sample_latents import correlated_latents, flipped, outputs_by_threads, pinned_symbols
@@ -25,10 +29,10 @@ SHAPES = [(1, 1, 1), (1, 1, 4), (1, 9, 16), (9, 1, 4), (3, 5, 4), (2, 2, 20), (3
 STEPS = [1, 51, 512, 4096, 65535]  # in 1/1024; 51 is 0.05, 4096 is 4
 
 
-def encode(symbols: Ints, step: int) -> bytes:
+def encode(symbols: Ints, step: int, far: int = FAR) -> bytes:
     height, width, channels = symbols.shape
     quantizer = Quantizer(Tables.shipped(), symbols.astype(np.float64), np.zeros(0))
-    coded = AdaptivePrior(channels).code(quantizer, height, width, step)
+    coded = AdaptivePrior(channels, far).code(quantizer, height, width, step)
     assert np.array_equal(coded, symbols)
     return quantizer.bytes()
 
@@ -88,6 +92,29 @@ def test_channels_are_predicted_from_each_other() -> None:
     symbols = quantised(correlated_latents(48, 48, 16), 256)
     apart = sum(len(encode(symbols[:, :, c : c + 1], 256)) for c in range(16))
     assert len(encode(symbols, 256)) < 0.9 * apart
+
+
+def test_more_channels_save_bytes() -> None:
+    """With effort, values are predicted from 31 channels before instead of 12."""
+    rng = np.random.default_rng(4)
+    mixed = correlated_latents(24, 24, 6) @ rng.normal(size=(6, 30))
+    symbols = quantised(mixed + rng.normal(scale=0.1, size=mixed.shape), 256)
+
+    assert len(encode(symbols, 256, WIDE)) < 0.97 * len(encode(symbols, 256))
+
+
+@pytest.mark.parametrize("coding", [Context, BFloat16])
+def test_with_effort_more_channels_are_used(coding: Callable[..., Any]) -> None:
+    latents = quantised(correlated_latents(5, 6, FAR + 2), 256) / np.float32(4)
+    many = coding(FAR + 2, [ADAPTIVE])
+    for effort, number in ((WIDE_EFFORT - 1, ADAPTIVE), (WIDE_EFFORT, ADAPTIVE_WIDE)):
+        payload = many.payload(latents, 256, effort)
+        assert payload[0] == number
+        assert np.abs(many.decode(payload, (5, 6), 256) - latents).max() < 0.3
+    few = coding(FAR + 1, [ADAPTIVE])
+    assert few.payload(latents[..., 1:], 256, WIDE_EFFORT)[0] == ADAPTIVE
+    with pytest.raises(DamagedPayload, match="no prior 3 for 13 channels"):
+        few.decode(bytes([ADAPTIVE_WIDE, 1]), (2, 2), 256)
 
 
 # Prints a digest of a payload and of what it decodes to.
@@ -198,11 +225,70 @@ def sample(x: int, m: int) -> int:
     return math.floor(float(np.float32(math.ldexp(x * m, -20))))
 
 
-def stages_by_the_specification(symbols: Ints, n: int) -> list[Stage]:
+def frequency(u: int, phase: int, r: int) -> int:
+    tables = Tables.shipped()
+    reach, counts = int(tables.reach[5 * u + phase]), tables.frequencies(5 * u + phase).tolist()
+    if abs(r) < 7:
+        return counts[r + reach] if abs(r) <= reach else 1
+    beyond = [count for at, count in enumerate(counts[:-1], -reach) if abs(at) >= 7 and at * r > 0]
+    return 1 + sum(beyond) + counts[-1]
+
+
+@functools.cache
+def costs() -> tuple[list[list[int]], list[list[list[int]]]]:
+    """The first sums of costs by B and scale, and the costs by scale, phase and residual + 7."""
+    cells = [(phase, r) for phase in range(5) for r in range(-7, 8)]
+    of_scales = []
+    counts = []
+    for u in range(64):
+        row = [frequency(u, phase, r) for phase, r in cells]
+        exact = [256 * (16 - math.log2(count)) for count in row]
+        assert all(abs(cost % 1 - 0.5) > 1e-6 for cost in exact)
+        counts.append(row)
+        of_scales.append([round(cost) for cost in exact])
+    first = []
+    for b in range(32):
+        likely = counts[max(2 * b, 14)]
+        weighted = [(1, 2, 2, 2, 1)[at // 15] * count for at, count in enumerate(likely)]
+        sums = [sum(n * cost for n, cost in zip(weighted, row, strict=True)) for row in of_scales]
+        first.append([32 * total >> 19 for total in sums])
+    return first, [[row[15 * phase : 15 * phase + 15] for phase in range(5)] for row in of_scales]
+
+
+class Scales:
+    def __init__(self) -> None:
+        first, self.costs = costs()
+        self.sums = [row.copy() for row in first]
+        self.new: list[tuple[int, int, int]] = []
+        self.before = 0
+        self.choose()
+
+    def choose(self) -> None:
+        self.of = [row.index(min(row[14:]), 14) for row in self.sums]
+
+    def learn(self, wave: list[tuple[int, int, int]]) -> None:
+        """Symbols with their B and their mean q."""
+        self.new += wave
+        if 4 * len(self.new) < self.before:
+            return
+        for b, q, s in self.new:
+            m = q + 4 >> 3
+            g = q - 8 * m
+            r = max(-7, min(7, m - s if g < 0 else s - m))
+            if b < 32:
+                for u in range(64):
+                    self.sums[b][u] += self.costs[u][abs(g)][r + 7]
+        self.before += len(self.new)
+        self.new = []
+        self.choose()
+
+
+def stages_by_the_specification(symbols: Ints, n: int, widest: int) -> list[Stage]:
     """docs/adaptive.md, one place after another."""
     h, w, channels = symbols.shape
     near = min(3 if channels <= 8 else 1, channels - 1)
-    far = min(12, channels - 1)
+    far = min(widest, channels - 1)
+    scales = Scales()
     a, b = min(65536 // n, LIMIT), min(19648 // n, LIMIT)
     others = 5 * near + far - near
     means = [Regression([32768] * 2 + [0] * (7 + others + 1)) for _ in range(channels)]
@@ -219,7 +305,7 @@ def stages_by_the_specification(symbols: Ints, n: int) -> list[Stage]:
     waves = 0
     for t in range((w - 1) + 2 * (h - 1) + 3 * (channels - 1) + 1):
         stage: Stage = []
-        learned = []
+        learned, coded = [], []
         for c in range(channels):
             for y in range(h):
                 x = t - 3 * c - 2 * y
@@ -240,17 +326,22 @@ def stages_by_the_specification(symbols: Ints, n: int) -> list[Stage]:
                     zs += [abs(five[0]), limit(sum(map(abs, five[1:])))]
                 zs += [limit(sum(map(abs, rest))), b]
                 m = means[c].predict(xs)
-                d = min(max(errors_of[c].predict(zs), 10 << 16), LIMIT << 16)
-                scale = log(d >> 12) + 1187 >> 6 << 1
+                d = min(max(errors_of[c].predict(zs), 4 << 16), LIMIT << 16)
+                bin = log(d >> 12) + 1187 >> 6
+                scale = scales.of[bin] if bin < 32 else 2 * bin
                 r = min(max((scale >> 3) - 4, 0), 3)
-                mean = ((m + (1 << 18)) >> 19) + (2**r >> 1) >> r << r
+                q = (m + (1 << 18)) >> 19
+                mean = q + (2**r >> 1) >> r << r
                 stage.append((y, x, c, mean, scale))
                 s = int(symbols[y, x, c])
+                coded.append((bin, q, s))
                 v, e = limit(64 * s), limit(64 * s - (m + (1 << 15) >> 16))
                 weight = (1 << 26) // ((d >> 16) + max(64, b))
                 learned.append(((y, x, c), v, e))
                 means[c].samples.append([sample(i, weight) for i in (*xs, v)])
                 errors_of[c].samples.append([sample(i, weight) for i in (*zs, abs(e))])
+        if coded:
+            scales.learn(coded)
         for (y, x, c), v, e in learned:
             places = [(y, x)]
             places += [(y + 1, -1), (y + 1, -2)] if x == 0 else []
@@ -287,6 +378,7 @@ def sparse(shape: Shape, step: int) -> Ints:
     return symbols
 
 
+@pytest.mark.parametrize("widest", [FAR, WIDE])
 @pytest.mark.parametrize(
     ("shape", "step", "kind"),
     [
@@ -294,13 +386,14 @@ def sparse(shape: Shape, step: int) -> Ints:
         ((9, 1, 2), 100, latents),
         ((40, 2, 1), 3000, latents),
         ((1, 2, 18), 256, latents),
+        ((3, 4, 35), 256, latents),
         ((6, 7, 2), 1, extremes),
         ((6, 7, 2), 65535, extremes),
         ((9, 13, 2), 65535, sparse),
     ],
 )
 def test_the_specification_says_what_the_code_does(
-    shape: Shape, step: int, kind: Callable[[Shape, int], Ints]
+    shape: Shape, step: int, kind: Callable[[Shape, int], Ints], widest: int
 ) -> None:
     symbols = kind(shape, step)
     stages: list[Stage] = []
@@ -314,8 +407,8 @@ def test_the_specification_says_what_the_code_does(
             chosen: Ints = symbols[index]
             return chosen
 
-    AdaptivePrior(shape[2]).code(Recorder(), shape[0], shape[1], step)
-    assert stages == stages_by_the_specification(symbols, step)
+    AdaptivePrior(shape[2], widest).code(Recorder(), shape[0], shape[1], step)
+    assert stages == stages_by_the_specification(symbols, step, widest)
 
 
 @pytest.mark.parametrize(
@@ -325,22 +418,22 @@ def test_the_specification_says_what_the_code_does(
             (64, 48, 4),
             2,
             512,
-            5918,
-            "310c63054fe3ac5a92e07c3d002227120caf0626f3a6e2f1e9264cae440dcb40",
+            5867,
+            "d1509cba5791dcc4a6e382081341dd9d4d6e7bfdaccb75f105e9b3a1447ba9f2",
         ),
         (
             (19, 33, 16),
             5,
             256,
-            6350,
-            "4e399e4e55ab2a9caa89b00759d2ea72bbc51fffeaed5cf3619ae12d591ee139",
+            6292,
+            "7af525dc6939c87cb929b008c3acc515279971d3138156f120c11aab1a49c7bd",
         ),
         (
             (1, 40, 3),
             900,
             8,
             242,
-            "a22eaca28671ad40ab591609b5d33fdd308bb883cdb3f8ae8e4f29cf9ecc0de3",
+            "21c953b93a1651e8616a6ba80488264bc5cb1edd4460c9a832a9d1ccb5f79121",
         ),
         (
             (5, 1, 1),

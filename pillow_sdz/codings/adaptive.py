@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Floats, Ints, Singles
+from .calibration import Calibration
 from .frame_coders import Apart, FrameCoder, checked_steps
 from .integers import LOG_UNITS, STEP_UNITS, logarithm
 from .range_coder import Coder, DamagedPayload, rounded
@@ -42,7 +43,9 @@ BEFORE: Offsets = [(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0)]
 CHANNEL_DELAY = 3
 # Of so many channels before, all places of BEFORE are used.  If there are few channels: of more.
 NEAR, NEAR_OF_FEW, FEW = 1, 3, 8
-FAR = 12  # of this many channels before, the same place is used
+# Of this many channels before, the same place is used.  More take longer: the time of a refit grows
+# with their square and more.
+FAR, WIDE = 12, 31
 ABOVE, BELOW, BESIDE = 2, 1, 2  # the border of the known values, as wide as OWN and BEFORE reach
 
 PRIOR = 1 << 17  # the first weights count as much as 32 samples of size 1
@@ -53,7 +56,7 @@ REFIT_WAVES = 8  # at most, from refit to refit; a refit costs as much as some w
 LEARNING_WAVES = 24  # at first 1, after this many waves 2, after twice as many 3
 REFIT_PLACES = 1 << 13  # rows times waves from refit to refit, so that the sums are exact
 
-LEAST_MAGNITUDE = 10  # in 1/64: no error is expected to be below 0.15 steps
+LEAST_MAGNITUDE = 4  # in 1/64: no error is expected to be below 0.06 steps
 INITIAL_ERROR = 3 * STEP_UNITS // 10  # in 1/1024 of the latents' unit
 # From the logarithm of the magnitude to a scale in quarters of an octave.  Scale 0 is 2 ** -5
 # steps.  A magnitude is 140/256 octaves above the scale (docs/measurements.md#adaptive).
@@ -196,18 +199,18 @@ class _Expectation(NamedTuple):
         return np.floor(self.mean * 2.0**-19 + 0.5).astype(np.int64)
 
     @property
-    def scale(self) -> Ints:
-        """The indices of the scales, which are even."""
+    def bins(self) -> Ints:
+        """The magnitudes in quarters of an octave."""
         octaves = logarithm(np.floor(self.magnitude * 2.0**-12)).astype(np.int64)
-        return octaves + SCALE_OFFSET >> 6 << 1
+        return octaves + SCALE_OFFSET >> 6
 
 
 class _Pictures:
     """The known latents of frames, and what was learned from them."""
 
-    def __init__(self, height: int, width: int, channels: int, steps: Ints) -> None:
+    def __init__(self, height: int, width: int, channels: int, steps: Ints, far: int) -> None:
         near = NEAR_OF_FEW if channels <= FEW else NEAR
-        self._near, self._far = min(near, channels - 1), min(FAR, channels - 1)
+        self._near, self._far = min(near, channels - 1), min(far, channels - 1)
         self._size = height, width
         # Values and errors (2, F, n) with a border.  In front of the first channel are ``far``
         # channels without errors, so that every channel has as many before it.
@@ -241,11 +244,12 @@ class _Pictures:
     def expect(self, wave: _Wave) -> _Expectation:
         """Predict the wave's symbols."""
         places = self._places(wave)
-        near = self._known[1].take(places + self._all, axis=1)
+        # No place is outside, but to check that takes numpy twice as long as to clip it.
+        near = self._known[1].take(places + self._all, axis=1, mode="clip")
         own, others = len(OWN), near.shape[1] - len(OWN)
         frames, _, *shape = near.shape
         values = np.empty((frames, own + others + 2, *shape), np.float32)
-        values[:, :own] = self._known[0].take(places + self._own, axis=1)
+        values[:, :own] = self._known[0].take(places + self._own, axis=1, mode="clip")
         values[:, own:-2] = near[:, own:]
         values[:, -2] = self._one
         np.abs(near, out=near)  # not needed with signs any more
@@ -341,8 +345,9 @@ def check_work(height: int, width: int, channels: int, size: int) -> None:
 class AdaptivePrior:
     """Predicts latents (h, w, C) of any kind and any step.  It needs no training."""
 
-    def __init__(self, channels: int) -> None:
-        self.channels = channels
+    def __init__(self, channels: int, far: int = FAR) -> None:
+        """So many channels before are known where a value is predicted."""
+        self.channels, self._far = channels, far
 
     def code(self, coder: Coder, height: int, width: int, step: int) -> Ints:
         """Code the integers of latents (height, width, C), and return them.
@@ -357,7 +362,8 @@ class AdaptivePrior:
         """Code the integers (F, height, width, C) of frames with a step each, as `code` does."""
         units = checked_steps(height, width, steps)
         symbols = np.zeros((len(steps), height, width, self.channels), np.int64)
-        pictures = _Pictures(height, width, self.channels, units)
+        pictures = _Pictures(height, width, self.channels, units, self._far)
+        calibration = Calibration(len(steps))
         for time in range(waves(height, width, self.channels)):
             wave = _Wave.of(time, height, width, self.channels)
             if wave is None:
@@ -365,9 +371,11 @@ class AdaptivePrior:
             expected = pictures.expect(wave)
             numbers = np.nonzero(wave.valid)[0] + wave.channels.start
             index = (wave.rows[wave.valid], wave.columns[wave.valid], numbers)
-            scale = expected.scale[:, wave.valid]
-            mean = rounded(expected.eighths[:, wave.valid], scale)
+            bins, eighths = expected.bins[:, wave.valid], expected.eighths[:, wave.valid]
+            scale = calibration.scales(bins)
+            mean = rounded(eighths, scale)
             found = coder.code_frames("latents", index, mean, scale)
+            calibration.learn(bins, eighths, found)
             symbols[:, index[0], index[1], index[2]] = found
             pictures.learn(wave, expected, found)
             pictures.refit(time)

@@ -60,7 +60,7 @@ class Context(WholeFrames):
         return found
 
     def payload(self, latents: NDArray[Any], quantisation: int, effort: int) -> bytes:
-        number = self._best(latents, quantisation)
+        number = self._best(latents, quantisation, effort)
         return self._payload(number, latents, quantisation, effort)
 
     def fit(
@@ -68,7 +68,7 @@ class Context(WholeFrames):
     ) -> EncodedLatents:
         trial = self.quantisation(TRIAL_QUALITY, effort)
         with one_blas_thread():
-            best = [self._best(frame.latents, trial) for frame in frames]
+            best = [self._best(frame.latents, trial, effort) for frame in frames]
 
         def tried(hundredths: int) -> EncodedLatents:
             quantisation = self.quantisation(hundredths / 100, effort)
@@ -101,10 +101,11 @@ class Context(WholeFrames):
         decoder = decoder_of(payload[1:], complete=False)
         return _latents(prior.code(decoder, *shape, quantisation), quantisation)
 
-    def _best(self, latents: NDArray[Any], quantisation: int) -> int:
+    def _best(self, latents: NDArray[Any], quantisation: int, effort: int) -> int:
         """The number of the prior that is best for the rounded latents."""
         return priors.best(
-            self._numbers, lambda number: self._payload(number, latents, quantisation, effort=0)
+            priors.at_effort(self._numbers, self._channels, effort),
+            lambda number: self._payload(number, latents, quantisation, effort=0),
         )
 
     def _payload(self, number: int, latents: NDArray[Any], quantisation: int, effort: int) -> bytes:

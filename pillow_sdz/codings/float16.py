@@ -111,7 +111,8 @@ class Lossless(WholeFrames):
         def of_prior(number: int) -> bytes:
             return bytes([number]) + self.exactly(latents, priors.of(number, self._channels))
 
-        return of_prior(priors.best(self._numbers, of_prior))
+        numbers = priors.at_effort(self._numbers, self._channels, effort)
+        return of_prior(priors.best(numbers, of_prior))
 
     def stored(
         self, payloads: Sequence[bytes], shape: tuple[int, int], quantisations: Sequence[int]

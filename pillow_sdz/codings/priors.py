@@ -11,7 +11,7 @@ from .. import weights
 from ..arrays import Ints
 from ..catalogue import ModelSpec
 from ..weights import Weights
-from .adaptive import AdaptivePrior
+from .adaptive import FAR, WIDE, AdaptivePrior
 from .frame_coders import FrameCoder
 from .lattice import LatticePrior
 from .range_coder import Coder, DamagedPayload
@@ -38,8 +38,12 @@ class _Trained(NamedTuple):
 
 
 # The first byte of a payload is the number of its prior: 0 for the one that learns while it codes,
-# otherwise one of these.
-ADAPTIVE = 0
+# 3 for the one that learns from more channels, otherwise one of `TRAINED`.
+ADAPTIVE, ADAPTIVE_WIDE = 0, 3
+LEARNING = {ADAPTIVE: FAR, ADAPTIVE_WIDE: WIDE}
+# From this effort on, the wide one takes the place of the other.  Chosen: encoding takes ten times
+# as long there anyway.
+WIDE_EFFORT = 6
 TRAINED: dict[int, _Trained] = {
     1: _Trained("sd1", 4, weights.SD1_PRIOR),
     2: _Trained("sd-mini", 4, weights.SD_MINI_PRIOR),
@@ -58,6 +62,12 @@ def worth_trying(model: ModelSpec) -> list[int]:
     return trained or relatives
 
 
+def at_effort(numbers: Sequence[int], channels: int, effort: int) -> list[int]:
+    """The numbers of the priors to try with an effort: the wide one, where it pays."""
+    wide = effort >= WIDE_EFFORT and channels > FAR + 1
+    return [ADAPTIVE_WIDE if wide and number == ADAPTIVE else number for number in numbers]
+
+
 def best(numbers: Sequence[int], payload: Callable[[int], bytes]) -> int:
     """The number of the prior with the smallest payload; a prior that learns has to be worth it."""
     if len(numbers) == 1:
@@ -71,13 +81,13 @@ def best(numbers: Sequence[int], payload: Callable[[int], bytes]) -> int:
 
 def learns(payload: bytes) -> bool:
     """Whether a payload has the prior that learns."""
-    return payload[:1] == bytes([ADAPTIVE])
+    return bool(payload) and payload[0] in LEARNING
 
 
 def of(number: int, channels: int) -> Prior:
     """The prior of a number; DamagedPayload if there is none for these channels."""
-    if number == ADAPTIVE:
-        return AdaptivePrior(channels)
+    if number == ADAPTIVE or (number == ADAPTIVE_WIDE and channels > FAR + 1):
+        return AdaptivePrior(channels, LEARNING[number])
     row = TRAINED.get(number)
     if row is None or row.channels != channels:
         msg = f"there is no prior {number} for {channels} channels"

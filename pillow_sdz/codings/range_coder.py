@@ -48,6 +48,7 @@ class Tables:
             raise ValueError(msg)
         starts = ends - (2 * self.reach + 2)
         self._starts = starts
+        self._frequencies = frequencies
         self._bits = FREQUENCY_BITS - np.log2(frequencies.astype(np.float64))
         self.models = []
         # A float32 holds these integers exactly.  constriction gives a symbol of weight w
@@ -68,6 +69,11 @@ class Tables:
         """The tables that the file format specifies, loaded once."""
         arrays = load_file(weights.TABLES.checked())
         return cls(arrays["frequencies"], arrays["reach"])
+
+    def frequencies(self, table: int) -> NDArray[np.uint16]:
+        """The frequencies of a table's entries, in 2 ** -16; the last one is the escape's."""
+        start = int(self._starts[table])
+        return self._frequencies[start : start + 2 * int(self.reach[table]) + 2]
 
     def entries(self, residual: Ints, table: NDArray[np.uint16]) -> Ints:
         """The entries of residuals in their tables; 2 reach + 1 is the escape."""

@@ -1,0 +1,101 @@
+"""Which scale an expected error stands for: learned from the symbols, frame by frame.
+
+The adaptive prior expects a magnitude of each error.  Which scale codes errors of one expected
+magnitude in the fewest bits depends on the latents and on the step, most of all where most symbols
+are zero.  So residuals are counted for each expected magnitude.  The scale whose table would have
+coded them in the fewest bits codes the next ones.  docs/adaptive.md specifies it.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from ..arrays import Floats, Ints
+from .integers import LOG_UNITS
+from .range_coder import FREQUENCY_BITS, MEAN_UNITS, PHASED_SCALES, PHASES, Tables
+
+# Constants without another origin are measured and rounded: docs/measurements.md#adaptive.
+BINS = PHASED_SCALES // 2  # quarters of an octave, up to where tables have no phases any more
+REACH = 7  # larger residuals are counted as this one
+RESIDUALS = 2 * REACH + 1
+CELLS = PHASES * RESIDUALS
+# Of such residuals one in 58 is not zero.  With smaller scales, a few bytes would decode to more
+# values than `adaptive.WORK_PER_BYTE` allows.
+LEAST_SCALE = 14
+STRENGTH = 32  # what is known at first counts as much as so many residuals
+# After so many new residuals for each old one, scales are chosen again.  Chosen: 30 times or so.
+GROWTH = 4
+# Of a mean's eighths, so many have each phase.
+_EIGHTHS_OF_PHASES = np.array([1, 2, 2, 2, 1])
+
+
+@functools.cache
+def _costs() -> tuple[Floats, Floats]:
+    """The cost of each cell with each scale (cells, scales), and of what is known at first.
+
+    They are in 1/256 bits.  The second one is (bins, scales).  The scales begin with `LEAST_SCALE`.
+    """
+    tables = Tables.shipped()
+    counts = np.ones((PHASED_SCALES, PHASES, RESIDUALS), np.int64)
+    for table in range(PHASED_SCALES * PHASES):
+        reach, frequencies = int(tables.reach[table]), tables.frequencies(table)
+        row = counts[divmod(table, PHASES)]
+        for residual, frequency in enumerate(frequencies[:-1].tolist(), -reach):
+            if abs(residual) < REACH:
+                row[residual + REACH] = frequency
+            else:
+                row[0 if residual < 0 else -1] += frequency
+        row[[0, -1]] += int(frequencies[-1])  # residuals that are escaped
+    # No logarithm lies so near to the middle between two integers that its rounding is in doubt.
+    costs = np.rint((FREQUENCY_BITS - np.log2(counts)) * LOG_UNITS).reshape(PHASED_SCALES, CELLS)
+    costs = costs[LEAST_SCALE:]
+    usual = np.maximum(2 * np.arange(BINS), LEAST_SCALE)
+    likely = (counts * _EIGHTHS_OF_PHASES[:, None]).reshape(PHASED_SCALES, CELLS)[usual]
+    unit = 1 << FREQUENCY_BITS + MEAN_UNITS.bit_length() - 1
+    return costs.T.copy(), STRENGTH * (likely @ costs.T) // unit
+
+
+class Calibration:
+    """The scales of expected magnitudes, for each frame."""
+
+    def __init__(self, frames: int) -> None:
+        self._costs, first = _costs()
+        self._spent = np.tile(first, (frames, 1, 1))
+        self._scales = np.tile(2 * np.arange(BINS), (frames, 1))
+        self._choose()
+        self._new: list[Ints] = []
+        self._counts = [0, 0]  # the residuals before, and since the last choice
+
+    def scales(self, bins: Ints) -> Ints:
+        """The scales for magnitudes (F, n), in quarters of an octave above 2 ** -5 steps."""
+        learned = np.take_along_axis(self._scales, np.clip(bins, 0, BINS - 1), 1)
+        return np.where(bins < BINS, learned, 2 * bins)
+
+    def learn(self, bins: Ints, eighths: Ints, symbols: Ints) -> None:
+        """Learn from symbols (F, n) with their magnitudes and means."""
+        centre = (eighths + MEAN_UNITS // 2) >> 3
+        fraction = eighths - MEAN_UNITS * centre
+        residual = (symbols - centre) * np.where(fraction < 0, -1, 1)
+        residual = np.clip(residual, -REACH, REACH) + REACH
+        frame = np.arange(len(bins))[:, None] * (BINS + 1)
+        place = frame + np.clip(bins, 0, BINS)
+        self._new.append((place * PHASES + np.abs(fraction)) * RESIDUALS + residual)
+        self._counts[1] += bins.shape[1]
+        if GROWTH * self._counts[1] >= self._counts[0]:
+            self._count()
+            self._choose()
+
+    def _count(self) -> None:
+        cells = np.concatenate([new.ravel() for new in self._new])
+        frames = len(self._spent)
+        counts = np.bincount(cells, minlength=frames * (BINS + 1) * CELLS)
+        # The last bin has the magnitudes that are not calibrated.
+        found = counts.reshape(frames, BINS + 1, CELLS)[:, :BINS]
+        self._spent += found.astype(np.float64) @ self._costs
+        self._new = []
+        self._counts = [sum(self._counts), 0]
+
+    def _choose(self) -> None:
+        self._scales = LEAST_SCALE + self._spent.argmin(2)
