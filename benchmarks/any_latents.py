@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--model", default="flux2")
     parser.add_argument("--factor", type=int, default=8)
     parser.add_argument("--steps", type=float, nargs="*", default=STEPS)
+    parser.add_argument("--effort", type=int, default=0, help="of sdz; up to 2 it only rounds")
     parser.add_argument("--every", type=int, default=1, help="take every so many-th picture")
     args = parser.parse_args()
     module = None
@@ -142,7 +143,7 @@ def main() -> None:
             parser.error("the weights of taef2 are not there: TAEF2=FILE")
         module = taef2.load(weights)
         caches = of_pictures(sorted(args.images.iterdir())[:: args.every], module)
-    about = {"model": args.model, "factor": args.factor}
+    about = {"model": args.model, "factor": args.factor, "effort": args.effort}
     exact = [sizes(cache.latents, about) for cache in caches]
     print(f"{len(caches)} latents\n\n| file | bytes |\n|---|--:|")
     for name in exact[0]:

@@ -79,7 +79,8 @@ def save_latents(
     - ``coding="palette"`` has one precision.
 
     ``effort``, 0 to 9, trades time for bytes.  Below 3, no value changes by more than half a step;
-    from 3 on, by up to a whole step.  The default is 4, and 0 if ``step`` is given.
+    from 3 on, by up to a whole step.  From 2 on, latents of more than 13 channels also take longer
+    to read.  The default is 4, and 0 if ``step`` is given.
 
     The file also keeps ``prompt`` and ``denoise`` for denoising, and ``exif``, ``icc_profile`` and
     ``xmp``, all as in ``Image.save``.  ``provenance`` is a mapping that JSON can hold.

@@ -41,9 +41,9 @@ class _Trained(NamedTuple):
 # 3 for the one that learns from more channels, otherwise one of `TRAINED`.
 ADAPTIVE, ADAPTIVE_WIDE = 0, 3
 LEARNING = {ADAPTIVE: FAR, ADAPTIVE_WIDE: WIDE}
-# From this effort on, the wide one takes the place of the other.  Chosen: encoding takes ten times
-# as long there anyway.
-WIDE_EFFORT = 6
+# From this effort on, the wide one takes the place of the other.  Chosen: caches of latents, which
+# are read often, have an effort of 0 where none is given, and 2 still keeps their values.
+WIDE_EFFORT = 2
 TRAINED: dict[int, _Trained] = {
     1: _Trained("sd1", 4, weights.SD1_PRIOR),
     2: _Trained("sd-mini", 4, weights.SD_MINI_PRIOR),
