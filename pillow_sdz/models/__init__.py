@@ -267,6 +267,10 @@ def _denoiser(entry: _Entry, parts: DenoiserParts) -> Denoiser:
     if isinstance(entry.source, sources.Embedded) and entry.spec.unet is not None:
         denoiser: Denoiser = pkgutil.resolve_name(entry.spec.unet.loader)(parts)
         return denoiser
+    if parts.pipeline is not None:
+        from . import flow
+
+        return flow.load(parts.pipeline, entry.spec.channels)
     from . import unets
 
     return unets.load(parts, entry.spec.channels)
@@ -290,6 +294,7 @@ def register_model(
     scheduler: Any = None,
     text_encoder: Any = None,
     tokenizer: Any = None,
+    pipeline: Any = None,
     latent_space: str | None = None,
     **conventions: Any,
 ) -> ModelSpec:
@@ -300,8 +305,9 @@ def register_model(
     also be a loaded autoencoder: one of diffusers' classes, or any object whose ``encode`` turns
     pictures (B, 3, H, W) into latents and whose ``decode`` turns them back. Denoising needs
     ``unet``, ``scheduler``, ``text_encoder`` and ``tokenizer``; each is a directory or a loaded
-    object. In a pipeline's directory they are found. A loaded network is used as it is, on its
-    device, without a copy. It must not be in training mode.
+    object. In a pipeline's directory they are found. Flow models, Stable Diffusion 3 and FLUX.1,
+    need ``pipeline`` instead: diffusers' own, loaded, with its transformer and its text encoders. A
+    loaded network is used as it is, on its device, without a copy. It must not be in training mode.
 
     Files also name the weights: by the sha256 of a directory's file, or by that of a loaded
     autoencoder's tensors (`stable_diffusion.digest`). If a directory's weights change after this
@@ -325,16 +331,21 @@ def register_model(
             ("scheduler", scheduler),
             ("text_encoder", text_encoder),
             ("tokenizer", tokenizer),
+            ("pipeline", pipeline),
         )
         if value is not None
     }
     for part, value in {"source": source, **given}.items():
-        if getattr(value, "training", False):
+        if getattr(getattr(value, "transformer", value), "training", False):
             msg = f"{part}, a {type(value).__name__}, is in training mode: call its eval() first"
             raise ValueError(msg)
     if given:
         parts = dataclasses.replace(parts or DenoiserParts(), **given)
     spec = specs.new(name, shape, parts, sha256, latent_space, PRESETS)
+    if pipeline is not None:
+        from . import flow
+
+        flow.load(pipeline, spec.channels)  # OSError if it cannot be used
     if parts is not None:
         parts = sources.with_hashes(parts, sources.hashes(parts))
     with _loading:

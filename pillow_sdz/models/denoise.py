@@ -9,8 +9,10 @@ that is run.  The file or the user fixes it.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +24,8 @@ from ..arrays import Latents
 from ..catalogue import ModelSpec
 from ..chunks import ARTICLES_DENOISING, Denoising
 from . import tiles
-from .denoiser import Denoiser
+from .denoiser import Denoiser, Steps
 from .running import is_out_of_memory, undisturbed
-from .schedule import Schedule
 
 # Latents along a side of what a U-Net sees at once, without and in a margin.  Chosen: pictures of
 # 768x768 in one tile, and margins with which the pixels of sd-mini differ by less than 0.2 on
@@ -111,9 +112,9 @@ def refiner(
 def denoise(
     latents: Latents, denoiser: Denoiser, strength: float, steps: int, prompt: str = ""
 ) -> Latents:
-    """Latents (h, w, C) after the last ``steps`` steps of DDIM; see `last_steps`.
+    """Latents (h, w, C) after the last ``steps`` steps of the schedule; see `last_steps`.
 
-    OSError if the U-Net returns values that are not finite, which may happen in float16.
+    OSError if the network returns values that are not finite, which may happen in float16.
     """
     x = torch.from_numpy(latents).permute(2, 0, 1)[None].to(denoiser.device, torch.float32)
     rows, columns = x.shape[2:]
@@ -135,11 +136,11 @@ def denoise(
 def last_steps(
     latents: Tensor,
     predict: Callable[[Tensor, int], Tensor],
-    schedule: Schedule,
+    schedule: Steps,
     strength: float,
     steps: int,
 ) -> Tensor:
-    """Latents (B, C, h, w) after the last steps of DDIM (Song et al. 2021), eta 0.
+    """Latents (B, C, h, w) after the last steps of a schedule.
 
     The latents count as noisy latents at ``strength``, in (0, 1], of the schedule's noise.  No
     noise is added, so the same latents give the same result.  There are at most as many steps as
@@ -152,11 +153,14 @@ def last_steps(
     return x
 
 
-def _in_tiles(denoiser: Denoiser, condition: Tensor | None, x: Tensor, time: int) -> Tensor:
+def _in_tiles(denoiser: Denoiser, condition: Any, x: Tensor, time: int) -> Tensor:
     """What the U-Net predicts of noisy latents (1, C, h, w), each tile blended into the next."""
     multiple = denoiser.multiple
     margin = max(1, MARGIN // multiple)
-    side = max(TILE // multiple, 4 * margin)  # so that the margins of a tile do not meet
+    longest = TILE
+    if denoiser.memory:
+        longest = min(TILE, math.isqrt(options.MEMORY_BUDGET // denoiser.memory) - 2 * MARGIN)
+    side = max(longest // multiple, 4 * margin)  # so that the margins of a tile do not meet
     rows, columns = (length // multiple for length in x.shape[2:])
     predicted = torch.zeros_like(x)
     area = tiles.everything(rows, columns)

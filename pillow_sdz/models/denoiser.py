@@ -1,32 +1,47 @@
-"""The contract between denoising and every U-Net."""
+"""The contract between denoising and every network that predicts noise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .schedule import Schedule
+
+class Steps(Protocol):
+    """The last steps of a model's schedule: `schedule.Schedule`, or `flow.Flow`."""
+
+    def last(self, strength: float, steps: int) -> list[tuple[int, int]]:
+        """The last times, from ``strength`` of the schedule on, each with the one after it."""
+        ...
+
+    def noisy(self, latents: Tensor, time: int) -> Tensor:
+        """Latents that have the noise of a time, scaled as the model knows such ones."""
+        ...
+
+    def step(self, x: Tensor, predicted: Tensor, time: int, after: int) -> Tensor:
+        """Noisy latents at ``time`` to those at ``after``."""
+        ...
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A U-Net, the schedule that it was made for, and what prompts are to it.
+    """A network, the schedule that it was made for, and what prompts are to it.
 
     ``predict`` takes noisy latents (1, C, h, w) on ``device`` and of ``dtype``, h and w multiples
-    of ``multiple``, their timestep, and what ``embed`` makes of a prompt: (1, tokens, features).
-    It predicts what `Schedule.predicts` says.
-    ``embed`` is None if the U-Net takes no prompt.  ``unet`` is the loaded module, if it is one of
-    diffusers'.
+    of ``multiple``, their time, and what ``embed`` makes of a prompt.  It predicts what
+    ``schedule`` takes.  ``embed`` is None if the network takes no prompt.  ``unet`` is the loaded
+    module, if it is a U-Net of diffusers.  ``memory`` is the bytes that it takes for each latent,
+    or 0 if tiles of the usual size do.
     """
 
-    predict: Callable[[Tensor, int, Tensor | None], Tensor]
-    schedule: Schedule
+    predict: Callable[[Tensor, int, Any], Tensor]
+    schedule: Steps
     device: torch.device
     dtype: torch.dtype
     multiple: int
-    embed: Callable[[str], Tensor] | None = None
+    embed: Callable[[str], Any] | None = None
     unet: Any = None
+    memory: int = 0

@@ -49,12 +49,16 @@ class Folder(NamedTuple):
 
 @dataclass(frozen=True)
 class DenoiserParts:
-    """A U-Net and the parts that it needs.  Each is a `Folder` or a loaded object."""
+    """A U-Net and the parts that it needs, each a `Folder` or a loaded object.
+
+    Instead of them, a loaded ``pipeline`` of a flow model.
+    """
 
     unet: Any = None
     scheduler: Any = None
     text_encoder: Any = None
     tokenizer: Any = None
+    pipeline: Any = None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def new(
         msg = f"{name!r} is the name of a model that comes with pillow-sdz"
         raise ValueError(msg)
     channels, factor = shape
-    if parts is not None:
+    if parts is not None and parts.pipeline is None:
         sources.check_denoiser(parts, channels)
     preset = presets.get(name)
     if latent_space is None:
