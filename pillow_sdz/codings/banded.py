@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from .. import chunks, order, progress
-from ..arrays import Latents, Quantisation, Samples
+from ..arrays import CELL, Area, Latents, Pixels, Quantisation, Samples
 from ..catalogue import HIGHEST_QUALITY, LOWEST_QUALITY, CodingSpec
 from ..container import Chunk
 from ..threads import one_blas_thread
-from . import changes, quality_map
+from . import allocation, changes, quality_map
 from .coding import Frame, FrameEncoder, finite
 from .hyperprior import Coded, HyperPrior, Part
 from .quantize import Quantizer
 from .range_coder import Tables, decoder_of
-from .target_size import EncodedLatents, largest, largest_of_slow
+from .target_size import DoesNotFit, EncodedLatents, largest, largest_of_slow
 
 # Rows of latents in a band, at most.  Chosen: to decode a region, whole bands must be decoded.
 BAND_ROWS = 64
 
+# From this effort on, an encoder looks at what it is about to write.
+LOOKING_EFFORT = 4
 # With more effort, encoding takes seconds.
 HIGHEST_QUICK_EFFORT = 4
+# How far the quality is from that without a map, if both fit into the same bytes, in hundredths.
+# Chosen: a map takes a few per cent more at the same quality, or a little less.
+LOWER, HIGHER = 600, 200
 
 
 @runtime_checkable
@@ -48,7 +54,15 @@ class Network(Protocol):
         """The latents (h, w, C) of pixels."""
         ...
 
-    def gain(self, quality: Quantisation, height: int, width: int) -> NDArray[np.float32]:
+    def decode(
+        self, latents: Latents, quality: int | Callable[[Area], NDArray[np.int32]]
+    ) -> Iterator[tuple[Area, Pixels]]:
+        """The pixels of latents, tile by tile, as in `models.network`."""
+        ...
+
+    def gain(
+        self, quality: Quantisation, height: int = 1, width: int = 1
+    ) -> NDArray[np.float32]:
         """How many steps a unit of latent has, (C,) or (height, width, C)."""
         ...
 
@@ -101,7 +115,8 @@ class Banded:
         return finite(latents)
 
     def encoder(self, quantisation: int, effort: int, *, predict: bool = False) -> FrameEncoder:
-        return _Encoder(self, self._network, quantisation, effort, predict=predict).encode
+        looks = effort >= LOOKING_EFFORT and not predict
+        return _Encoder(self, quantisation, effort, predict=predict, looks=looks).encode
 
     def fit(
         self, frames: Sequence[Frame], limit: int, effort: int, *, predict: bool = False
@@ -119,20 +134,77 @@ class Banded:
                 encoded[seen] = [self._again(frame, quality) for frame in frames]
             return encoded[seen]
 
-        def tried(hundredths: int, effort: int) -> EncodedLatents:
+        def tried(hundredths: int, effort: int, maps: Sequence[Any] | None = None) -> EncodedLatents:
+            given = at(hundredths)
+            if maps is not None:
+                given = [f._replace(offsets=m) for f, m in zip(given, maps, strict=True)]
+            encoder = _Encoder(self, hundredths, effort, predict=predict, looks=False)
+            return EncodedLatents([*map(encoder.encode, given)], hundredths)
+
+        def looking(hundredths: int) -> EncodedLatents:
             encode = self.encoder(hundredths, effort, predict=predict)
             return EncodedLatents([*map(encode, at(hundredths))], hundredths)
 
         if effort > HIGHEST_QUICK_EFFORT:
             quick = functools.cache(lambda h: tried(h, HIGHEST_QUICK_EFFORT))
-            return largest_of_slow(quick, lambda h: tried(h, effort), limit)
-        return largest(lambda h: tried(h, effort), LOWEST_QUALITY, HIGHEST_QUALITY, limit)[1]
+            return largest_of_slow(quick, looking, limit)
+        quality, fitted = largest(lambda h: tried(h, effort), LOWEST_QUALITY, HIGHEST_QUALITY, limit)
+        if effort < LOOKING_EFFORT or predict:
+            return fitted
+        # The map that suits this quality suits those near it.
+        maps = [self.allocated(frame, quality).offsets for frame in at(quality)]
+        if all(m is frame.offsets for m, frame in zip(maps, frames, strict=True)):
+            return fitted
+        low, high = max(quality - LOWER, LOWEST_QUALITY), min(quality + HIGHER, HIGHEST_QUALITY)
+        try:
+            return largest(lambda h: tried(h, effort, maps), low, high, limit)[1]
+        except DoesNotFit:
+            return fitted
 
     def _again(self, frame: Frame, quality: int) -> Frame:
         if frame.pixels is None:
             return frame
         qualities = quality_map.qualities(quality, frame.offsets)
         return frame._replace(latents=self._network.encode(frame.pixels, qualities))
+
+    def allocated(self, frame: Frame, quality: int) -> Frame:
+        """The frame with a map that gives more to the cells that would look worst without it.
+
+        ``quality`` is the header's, in hundredths.  The map adds to the one that the frame has.  A
+        frame of which no pixels are known stays as it is.
+        """
+        latents, pixels, offsets = frame
+        if pixels is None:
+            return frame
+        height, width, _ = latents.shape
+        cells = quality_map.qualities(quality, offsets)
+        gain = self._network.gain(cells, height, width)
+        symbols = np.rint(latents * gain)
+
+        def of_latents(area: Area) -> NDArray[np.int32]:
+            rows, columns = (np.arange(part.start, part.stop) // CELL for part in area)
+            return np.asarray(cells)[rows[:, None], columns]
+
+        known = cells if isinstance(cells, int) else of_latents
+        size = (-(-n // 2) for n in pixels.shape[:2])
+        lumas = np.empty((2, *size), np.uint8)
+        for area, decoded in self._network.decode(symbols / gain, known):
+            original = pixels[area]
+            top, left = (part.start // 2 for part in area)
+            for luma, part in zip(
+                lumas, (original, decoded[: len(original), : original.shape[1]]), strict=True
+            ):
+                half = np.asarray(Image.fromarray(part).convert("L").reduce(2))
+                luma[top : top + len(half), left : left + half.shape[1]] = half
+        highest = min(quality + quality_map.UNIT, HIGHEST_QUALITY)
+        gains = (self._network.gain(q) for q in (highest, highest - quality_map.UNIT))
+        step = float(np.subtract(*map(np.log, gains)).mean())
+        found = allocation.offsets(*lumas, symbols, step)
+        if not found.any():
+            return frame
+        if offsets is not None:
+            found = np.clip(found + offsets, -quality_map.LIMIT, quality_map.LIMIT)
+        return frame._replace(offsets=found.astype(np.int32))
 
     def decode(
         self,
@@ -174,15 +246,18 @@ class _Encoder:
     """Codes frames, one after another."""
 
     def __init__(
-        self, coding: Banded, network: Network, quality: int, effort: int, *, predict: bool
+        self, coding: Banded, quality: int, effort: int, *, predict: bool, looks: bool
     ) -> None:
-        self._coding, self._network = coding, network
-        self._quality, self._effort, self._predict = quality, effort, predict
+        self._coding, self._network = coding, coding._network
+        self._quality, self._effort = quality, effort
+        self._predict, self._looks = predict, looks
         self._bands: dict[int, _BandEncoder] = {}  # by their first row
 
     def encode(self, frame: Frame) -> list[Chunk]:
         """The chunks of the next frame."""
         network, effort = self._network, self._effort
+        if self._looks:
+            frame = self._coding.allocated(frame, self._quality)
         latents, pixels, offsets = frame
         height, width, _ = latents.shape
         cells = quality_map.qualities(self._quality, offsets)

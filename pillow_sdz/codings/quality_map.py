@@ -17,6 +17,7 @@ FLAG_SCALE = 6
 # The scale of all rows is one of these.  Chosen: an octave from one to the next.
 SCALES = (8, 16, 24, 32, 40, 48)
 SCALE_OF_SCALES = 56
+BITS_BESIDES = 18  # that a map takes besides its values.  Measured.
 
 
 def code(coder: Coder, height: int, width: int) -> Ints | None:
@@ -55,18 +56,21 @@ def volumes(offsets: NDArray[np.integer] | None) -> dict[str, NDArray[np.float32
     if offsets is None or not offsets.any():
         return {"mapped": np.zeros(1, np.float32)}
     jumps = np.abs(np.diff(offsets.astype(np.int32), axis=0, prepend=0))
-    tables = Tables.shipped()
-    bits = [_bits(tables, jumps.ravel(), scale) for scale in SCALES]
+    totals = [bits(jumps.ravel(), scale).sum() for scale in SCALES]
     return {
         "mapped": np.ones(1, np.float32),
-        "map scale": np.array([np.argmin(bits)], np.float32),
+        "map scale": np.array([np.argmin(totals)], np.float32),
         "map": offsets.astype(np.float32),
     }
 
 
-def _bits(tables: Tables, jumps: Ints, scale: int) -> float:
+def bits(jumps: NDArray[np.integer], scale: int) -> NDArray[np.floating]:
+    """The bits of values that differ by ``jumps`` from those above, with one of `SCALES`."""
     zeros = np.zeros(len(jumps), np.int32)
-    return float(tables.bits(jumps, Prediction.of(zeros, zeros + scale)).sum())
+    found: NDArray[np.floating] = Tables.shipped().bits(
+        jumps.astype(np.int32), Prediction.of(zeros, zeros + scale)
+    )
+    return found
 
 
 def qualities(quality: int, offsets: Ints | None) -> int | NDArray[np.int32]:

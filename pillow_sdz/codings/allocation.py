@@ -1,0 +1,119 @@
+"""Allocates quality to cells: more where a picture looks worse than elsewhere, less where better.
+
+An encoder decodes what it is about to write, and compares it with the original.  Where a cell has
+more than its share of the errors, for the bits that it takes, its quality becomes higher.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arrays import CELL, Ints
+from ..fidelity import FloatArray, ssim_maps
+from . import quality_map
+
+# All constants without another origin: docs/measurements.md#allocation.
+
+SIDE = 16  # samples along a side of a cell, in planes at half the picture's size
+# Of the errors in structure at 1/2, 1/4, 1/8 and 1/16 of the size: the weights of their mean, and
+# of the fourth root of the mean of their fourth powers.  SSIMULACRA2's for the luma, rounded.
+WEIGHTS = ((0, 7), (225, 19), (176, 24), (0, 35))
+MARGIN = 5  # samples that the window of SSIM reaches
+BAND = 8 * SIDE  # rows of a plane that are compared at once.  Chosen, for little memory.
+
+# The logarithm of what a bit is worth in a cell is this times that of its part of the errors.
+# Measured.
+EXPONENT = 0.6
+LEAST_PART = 0.05  # of the mean part, is added to all.  Chosen: cells without errors stay near.
+# By how much the logarithm of the gain changes where a bit is worth e times the mean.  Chosen: with
+# more, SSIMULACRA2 gains little, and PSNR loses over 0.1 dB.
+STRENGTH = 0.2
+# Bits that a cell's symbols take, for each bit of log2(1 + their magnitudes).  Measured.
+BITS = 2.6
+# By which part its bits grow, if the logarithm of the gain grows by 1.  Measured.
+GROWTH = 0.85
+MOST = 8  # the largest magnitude of the map.  Chosen: 16 points of quality.
+
+_STEPS = np.arange(-MOST, MOST + 1)
+
+
+Plane = NDArray[np.uint8]  # (H/2, W/2)
+
+
+def offsets(original: Plane, shown: Plane, symbols: NDArray[np.float32], step: float) -> Ints:
+    """The map of `quality_map` for latents (h, w): (ceil(h/2), ceil(w/2)), in its steps.
+
+    ``original`` and ``shown`` are lumas of the picture, and of what is decoded without this map, at
+    half its size, rounded up.  ``symbols`` (h, w, C) are the latents, rounded.  ``step`` is by how
+    much the logarithm of the gain changes in a step of the map.
+    """
+    magnitudes = np.log2(1 + np.abs(symbols)).sum(2)
+    height, width = (n % CELL for n in magnitudes.shape)
+    bits = BITS * _sums(np.pad(magnitudes, ((0, height), (0, width))), CELL)
+    if len(bits) * bits.shape[1] < 2 or not bits.any():
+        return np.zeros(bits.shape, np.int32)
+    part = _errors(original, shown, bits.shape)
+    more = bits * GROWTH * step  # bits that a step takes
+    value = EXPONENT * np.log(part / max(float(part.mean()), 1e-12) + LEAST_PART)
+    value -= np.average(value, weights=more)
+    # The sum of what each bit more is worth, in bits: it falls as the quality grows.
+    worth = value[..., None] * _STEPS - step / (2 * STRENGTH) * _STEPS**2
+    return _best(more[..., None] * worth)
+
+
+def _errors(original: Plane, shown: Plane, cells: tuple[int, ...]) -> FloatArray:
+    """Each cell's part of the errors that a viewer sees, as SSIMULACRA2 pools them."""
+    missing = [(0, SIDE * n - length) for n, length in zip(cells, original.shape, strict=True)]
+    planes = [np.pad(plane, missing, "edge") for plane in (original, shown)]
+    bands = []
+    for top in range(0, len(planes[0]), BAND):
+        x, y = (plane[top : top + BAND].astype(np.float64) for plane in planes)
+        found = []
+        for scale in range(len(WEIGHTS)):
+            if scale:
+                x, y = (_sums(plane, 2) / 4 for plane in (x, y))
+            similarity, _ = ssim_maps(*(np.pad(plane, MARGIN, "symmetric") for plane in (x, y)))
+            error = np.maximum(0, 1 - similarity)
+            found.append([_sums(error**power, SIDE >> scale) for power in (1, 4)])
+        bands.append(found)
+    total: FloatArray = np.zeros(cells)
+    for scale, weights in enumerate(WEIGHTS):
+        sums = (np.concatenate([band[scale][power] for band in bands]) for power in (0, 1))
+        mean, fourth = (values / (SIDE >> scale) ** 2 for values in sums)
+        # The derivatives of both norms.
+        total += weights[0] * mean + weights[1] * fourth * (fourth.mean() + 1e-20) ** -0.75
+    return total
+
+
+def _sums(plane: FloatArray, side: int) -> FloatArray:
+    """The sums of squares of ``side`` x ``side`` samples."""
+    height, width = plane.shape
+    found: FloatArray = plane.reshape(height // side, side, width // side, side).sum((1, 3))
+    return found
+
+
+def _best(worth: FloatArray) -> Ints:
+    """The map that is worth most, after the bits that it takes itself.
+
+    ``worth`` (h, w, steps) is what a cell is worth with each value, in bits.  A column's values
+    depend on each other alone, so the best path down each column is found, for each scale.
+    """
+    height, width, count = worth.shape
+    jumps = np.abs(_STEPS[:, None] - _STEPS)
+    costs = np.stack([quality_map.bits(np.arange(count), scale) for scale in quality_map.SCALES])
+    best = worth[0] - costs[:, None, np.abs(_STEPS)]  # (scales, w, steps)
+    paths = []
+    for row in range(1, height):
+        reached = best[..., None] - costs[:, None, jumps]
+        paths.append(reached.argmax(2))
+        best = reached.max(2) + worth[row]
+    totals = best.max(2).sum(1)
+    scale = int(totals.argmax())
+    if totals[scale] <= quality_map.BITS_BESIDES:
+        return np.zeros((height, width), np.int32)
+    chosen = [best[scale].argmax(1)]
+    for path in reversed(paths):
+        chosen.append(path[scale][np.arange(width), chosen[-1]])
+    found: Ints = _STEPS[np.stack(chosen[::-1])].astype(np.int32)
+    return found
