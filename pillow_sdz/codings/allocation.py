@@ -38,17 +38,17 @@ MOST = 8  # the largest magnitude of the map.  Chosen: 16 points of quality.
 _STEPS = np.arange(-MOST, MOST + 1)
 
 
-Plane = NDArray[np.uint8]  # (H/2, W/2)
+Plane = NDArray[np.uint8]
 
 
-def offsets(original: Plane, shown: Plane, symbols: NDArray[np.float32], step: float) -> Ints:
+def offsets(original: Plane, shown: Plane, magnitudes: NDArray[np.floating], step: float) -> Ints:
     """The map of `quality_map` for latents (h, w): (ceil(h/2), ceil(w/2)), in its steps.
 
     ``original`` and ``shown`` are lumas of the picture, and of what is decoded without this map, at
-    half its size, rounded up.  ``symbols`` (h, w, C) are the latents, rounded.  ``step`` is by how
-    much the logarithm of the gain changes in a step of the map.
+    half its size, rounded up.  ``magnitudes`` (h, w) are the sums of log2(1 + the magnitude) of
+    each latent's symbols.  ``step`` is by how much the logarithm of the gain changes in a step of
+    the map.
     """
-    magnitudes = np.log2(1 + np.abs(symbols)).sum(2)
     height, width = (n % CELL for n in magnitudes.shape)
     bits = BITS * _sums(np.pad(magnitudes, ((0, height), (0, width))), CELL)
     if len(bits) * bits.shape[1] < 2 or not bits.any():

@@ -29,9 +29,18 @@ BAND_ROWS = 64
 LOOKING_EFFORT = 4
 # With more effort, encoding takes seconds.
 HIGHEST_QUICK_EFFORT = 4
-# How far the quality is from that without a map, if both fit into the same bytes, in hundredths.
-# Chosen: a map takes a few per cent more at the same quality, or a little less.
-LOWER, HIGHER = 600, 200
+# How far the quality is at most from that without a map, if both fit into the same bytes, and how
+# near to the latter the search begins, in hundredths.  Chosen: at the same quality a map takes a
+# few per cent more, or a little less.
+LOWER, HIGHER, NEAR = 600, 300, 100
+# An encoder looks at the middle of so many hundredths of quality.  Chosen: so a search over
+# qualities looks seldom, and the maps of qualities that are so near gain about as much.
+LOOKED_AT = 500
+
+
+def looked_at(quality: int) -> int:
+    """The quality at which an encoder looks at its result, if it is to encode at ``quality``."""
+    return min(quality // LOOKED_AT * LOOKED_AT + LOOKED_AT // 2, HIGHEST_QUALITY)
 
 
 @runtime_checkable
@@ -55,14 +64,12 @@ class Network(Protocol):
         ...
 
     def decode(
-        self, latents: Latents, quality: int | Callable[[Area], NDArray[np.int32]]
+        self, latents: Samples, quality: int | Callable[[Area], NDArray[np.int32]]
     ) -> Iterator[tuple[Area, Pixels]]:
         """The pixels of latents, tile by tile, as in `models.network`."""
         ...
 
-    def gain(
-        self, quality: Quantisation, height: int = 1, width: int = 1
-    ) -> NDArray[np.float32]:
+    def gain(self, quality: Quantisation, height: int = 1, width: int = 1) -> NDArray[np.float32]:
         """How many steps a unit of latent has, (C,) or (height, width, C)."""
         ...
 
@@ -115,13 +122,14 @@ class Banded:
         return finite(latents)
 
     def encoder(self, quantisation: int, effort: int, *, predict: bool = False) -> FrameEncoder:
-        looks = effort >= LOOKING_EFFORT and not predict
-        return _Encoder(self, quantisation, effort, predict=predict, looks=looks).encode
+        look = self.allocated if effort >= LOOKING_EFFORT else None
+        return _Encoder(self, quantisation, effort, predict=predict, look=look).encode
 
     def fit(
         self, frames: Sequence[Frame], limit: int, effort: int, *, predict: bool = False
     ) -> EncodedLatents:
         encoded: dict[bytes, list[Frame]] = {}
+        mapped: dict[tuple[int, int], Frame] = {}
 
         def at(quality: int) -> list[Frame]:
             """The frames with the latents that they have at a quality."""
@@ -131,35 +139,38 @@ class Banded:
             )
             if seen not in encoded:
                 encoded.clear()  # the search goes from one neighbour to the next
+                mapped.clear()
                 encoded[seen] = [self._again(frame, quality) for frame in frames]
             return encoded[seen]
 
-        def tried(hundredths: int, effort: int, maps: Sequence[Any] | None = None) -> EncodedLatents:
-            given = at(hundredths)
-            if maps is not None:
-                given = [f._replace(offsets=m) for f, m in zip(given, maps, strict=True)]
-            encoder = _Encoder(self, hundredths, effort, predict=predict, looks=False)
-            return EncodedLatents([*map(encoder.encode, given)], hundredths)
+        def plain(hundredths: int) -> EncodedLatents:
+            quick = min(effort, HIGHEST_QUICK_EFFORT)
+            encoder = _Encoder(self, hundredths, quick, predict=predict)
+            return EncodedLatents([*map(encoder.encode, at(hundredths))], hundredths)
 
-        def looking(hundredths: int) -> EncodedLatents:
-            encode = self.encoder(hundredths, effort, predict=predict)
-            return EncodedLatents([*map(encode, at(hundredths))], hundredths)
+        def tried(hundredths: int) -> EncodedLatents:
+            look = allocated if effort >= LOOKING_EFFORT else None
+            encoder = _Encoder(self, hundredths, effort, predict=predict, look=look)
+            return EncodedLatents([*map(encoder.encode, at(hundredths))], hundredths)
+
+        def allocated(frame: Frame, quality: int) -> Frame:
+            # What is kept here keeps its latents, so no other array has their number.
+            key = id(frame.latents), looked_at(quality)
+            if key not in mapped:
+                mapped[key] = self.allocated(frame, quality)
+            return mapped[key]
 
         if effort > HIGHEST_QUICK_EFFORT:
-            quick = functools.cache(lambda h: tried(h, HIGHEST_QUICK_EFFORT))
-            return largest_of_slow(quick, looking, limit)
-        quality, fitted = largest(lambda h: tried(h, effort), LOWEST_QUALITY, HIGHEST_QUALITY, limit)
-        if effort < LOOKING_EFFORT or predict:
-            return fitted
-        # The map that suits this quality suits those near it.
-        maps = [self.allocated(frame, quality).offsets for frame in at(quality)]
-        if all(m is frame.offsets for m, frame in zip(maps, frames, strict=True)):
-            return fitted
-        low, high = max(quality - LOWER, LOWEST_QUALITY), min(quality + HIGHER, HIGHEST_QUALITY)
+            return largest_of_slow(functools.cache(plain), tried, limit)
+        lowest, highest = LOWEST_QUALITY, HIGHEST_QUALITY
+        if effort == LOOKING_EFFORT:
+            # Looking takes time, so it begins near the quality that fits.
+            near, _ = largest(plain, lowest, highest, limit, near=NEAR)
+            lowest, highest = max(near - LOWER, lowest), min(near + HIGHER, highest)
         try:
-            return largest(lambda h: tried(h, effort, maps), low, high, limit)[1]
+            return largest(tried, lowest, highest, limit)[1]
         except DoesNotFit:
-            return fitted
+            return largest(plain, LOWEST_QUALITY, highest, limit)[1]
 
     def _again(self, frame: Frame, quality: int) -> Frame:
         if frame.pixels is None:
@@ -170,36 +181,34 @@ class Banded:
     def allocated(self, frame: Frame, quality: int) -> Frame:
         """The frame with a map that gives more to the cells that would look worst without it.
 
-        ``quality`` is the header's, in hundredths.  The map adds to the one that the frame has.  A
-        frame of which no pixels are known stays as it is.
+        ``quality`` is the header's, in hundredths; see `looked_at`.  The map adds to the one that
+        the frame has.  A frame of which no pixels are known stays as it is.
         """
         latents, pixels, offsets = frame
         if pixels is None:
             return frame
         height, width, _ = latents.shape
+        quality = looked_at(quality)
         cells = quality_map.qualities(quality, offsets)
-        gain = self._network.gain(cells, height, width)
-        symbols = np.rint(latents * gain)
+        rounded = _Rounded(latents, self._network.gain(cells, height, width))
 
         def of_latents(area: Area) -> NDArray[np.int32]:
             rows, columns = (np.arange(part.start, part.stop) // CELL for part in area)
             return np.asarray(cells)[rows[:, None], columns]
 
         known = cells if isinstance(cells, int) else of_latents
-        size = (-(-n // 2) for n in pixels.shape[:2])
-        lumas = np.empty((2, *size), np.uint8)
-        for area, decoded in self._network.decode(symbols / gain, known):
-            original = pixels[area]
-            top, left = (part.start // 2 for part in area)
-            for luma, part in zip(
-                lumas, (original, decoded[: len(original), : original.shape[1]]), strict=True
-            ):
-                half = np.asarray(Image.fromarray(part).convert("L").reduce(2))
+        size = [-(-n // 2) for n in pixels.shape[:2]]
+        original, shown = (np.empty(size, np.uint8) for _ in range(2))
+        for area, decoded in self._network.decode(rounded, known):
+            part = pixels[area]
+            for luma, levels in (original, part), (shown, decoded[: len(part), : part.shape[1]]):
+                half = np.asarray(Image.fromarray(levels).convert("L").reduce(2))
+                top, left = (one.start // 2 for one in area)
                 luma[top : top + len(half), left : left + half.shape[1]] = half
         highest = min(quality + quality_map.UNIT, HIGHEST_QUALITY)
         gains = (self._network.gain(q) for q in (highest, highest - quality_map.UNIT))
         step = float(np.subtract(*map(np.log, gains)).mean())
-        found = allocation.offsets(*lumas, symbols, step)
+        found = allocation.offsets(original, shown, rounded.magnitudes(), step)
         if not found.any():
             return frame
         if offsets is not None:
@@ -242,22 +251,62 @@ class Banded:
         return np.divide(integers.symbols, gain, dtype=np.float32, casting="unsafe")
 
 
+class _Rounded:
+    """The latents (h, w, C) that a reader will have.  Slicing computes an area of them."""
+
+    def __init__(self, latents: Latents, gain: NDArray[np.float32]) -> None:
+        self._latents, self._gain = latents, np.broadcast_to(gain, latents.shape)
+        self.shape = latents.shape
+
+    def __getitem__(self, area: Area) -> Latents:
+        gain = self._gain[area]
+        found: Latents = np.rint(self._latents[area] * gain) / gain
+        return found
+
+    def magnitudes(self) -> NDArray[np.float32]:
+        """The bits of the symbols' magnitudes, (h, w), row by row because they take memory."""
+        rows = zip(self._latents, self._gain, strict=True)
+        found = [np.log2(1 + np.abs(np.rint(row * gain))).sum(1) for row, gain in rows]
+        return np.stack(found)
+
+
 class _Encoder:
     """Codes frames, one after another."""
 
     def __init__(
-        self, coding: Banded, quality: int, effort: int, *, predict: bool, looks: bool
+        self,
+        coding: Banded,
+        quality: int,
+        effort: int,
+        *,
+        predict: bool,
+        look: Callable[[Frame, int], Frame] | None = None,
     ) -> None:
         self._coding, self._network = coding, coding._network
         self._quality, self._effort = quality, effort
-        self._predict, self._looks = predict, looks
+        self._predict, self._look = predict, look
         self._bands: dict[int, _BandEncoder] = {}  # by their first row
+        self._maps: list[NDArray[np.int32] | None] = []  # that of the frame before
 
     def encode(self, frame: Frame) -> list[Chunk]:
         """The chunks of the next frame."""
+        if self._look is None:
+            return self._coded(frame)
+        for before in self._maps:
+            # Changes have the map of the frame before.
+            coded = self._coded(frame._replace(offsets=before))
+            if any(chunk.type == chunks.CHANGES for chunk in coded):
+                return coded
+        mapped = self._look(frame, self._quality)
+        if not self._maps or not _same(mapped.offsets, self._maps[0]):
+            coded = self._coded(mapped)
+        if self._predict:
+            self._maps = [mapped.offsets]
+        return coded
+
+    def _coded(self, frame: Frame) -> list[Chunk]:
+        """The chunks of the next frame with the map that it has."""
         network, effort = self._network, self._effort
-        if self._looks:
-            frame = self._coding.allocated(frame, self._quality)
         latents, pixels, offsets = frame
         height, width, _ = latents.shape
         cells = quality_map.qualities(self._quality, offsets)

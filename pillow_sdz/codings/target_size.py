@@ -39,9 +39,12 @@ class EncodedLatents:
 
 
 def largest(
-    coded: Callable[[int], EncodedLatents], low: int, high: int, limit: int
+    coded: Callable[[int], EncodedLatents], low: int, high: int, limit: int, *, near: int = 1
 ) -> tuple[int, EncodedLatents]:
-    """The highest of ``low``..``high`` that is coded in at most ``limit`` bytes, and as what."""
+    """The highest of ``low``..``high`` that is coded in at most ``limit`` bytes, and as what.
+
+    The search ends when ``near`` more does not fit.
+    """
     best = coded(low)
     if best.size > limit:
         raise DoesNotFit(best.size)
@@ -49,7 +52,7 @@ def largest(
     if too_large.size <= limit:
         return high, too_large
     halve = False
-    while high - low > 1:
+    while high - low > near:
         # The size grows about exponentially with a quality; halving every second time
         # bounds the number of tries where it does not.
         growth = too_large.size / best.size

@@ -1,0 +1,105 @@
+"""The encoder's look at its own result: which cells get more quality, and which less."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from pillow_sdz import demo
+from pillow_sdz.codings import allocation, quality_map
+from pillow_sdz.codings.allocation import MOST
+from sdz_files import encode
+
+STEP = 0.08
+
+
+@pytest.fixture(scope="module")
+def plane() -> np.ndarray:
+    """The luma of 256x384 pixels, at half their size: 8x12 cells."""
+    return np.asarray(demo.photo().convert("L").resize((192, 128)))
+
+
+def blurred(plane: np.ndarray, left: int, right: int) -> np.ndarray:
+    """A plane that is worse from one column to another."""
+    worse = plane.copy()
+    soft = np.asarray(Image.fromarray(plane).filter(ImageFilter.GaussianBlur(3)))
+    worse[:, left:right] = soft[:, left:right]
+    return worse
+
+
+def magnitudes(value: float = 40) -> np.ndarray:
+    return np.full((16, 24), value)
+
+
+def test_what_looks_worse_gets_more(plane: np.ndarray) -> None:
+    found = allocation.offsets(plane, blurred(plane, 0, 96), magnitudes(), STEP)
+    assert found.shape == (8, 12)
+    assert np.abs(found).max() <= MOST
+    assert found[:, :6].mean() > found[:, 6:].mean() + 2
+
+
+def test_nothing_to_see_takes_no_map(plane: np.ndarray) -> None:
+    assert not allocation.offsets(plane, plane, magnitudes(), STEP).any()
+
+
+def test_a_map_must_be_worth_its_bits(plane: np.ndarray) -> None:
+    """The same picture, of which latents take a few bits or many."""
+    few, many = (
+        allocation.offsets(plane, blurred(plane, 90, 102), magnitudes(value), STEP)
+        for value in (0.02, 40)
+    )
+    assert not few.any()
+    assert many.any()
+
+
+def test_latents_without_bits_take_no_map(plane: np.ndarray) -> None:
+    assert not allocation.offsets(plane, blurred(plane, 0, 96), magnitudes(0), STEP).any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 17), (2, 40)])
+def test_any_size(size: tuple[int, int]) -> None:
+    """Lumas are half the picture's size, rounded up, and a cell may be cut."""
+    width, height = size
+    random = np.random.default_rng(0)
+    original, shown = random.integers(0, 256, (2, -(-height // 2), -(-width // 2)), np.uint8)
+    latents = np.full((-(-height // 16), -(-width // 16)), 40.0)
+    found = allocation.offsets(original, shown, latents, STEP)
+    assert found.shape == (-(-height // 32), -(-width // 32))
+
+
+def test_the_best_of_all_maps() -> None:
+    """Of all maps of 2x2 cells with few values, none is worth more after its own bits."""
+    values = np.arange(-2, 3)
+    random = np.random.default_rng(1)
+    for _ in range(5):
+        worth = np.full((2, 2, 2 * MOST + 1), -1e6)
+        worth[..., MOST - 2 : MOST + 3] = random.normal(0, 40, (2, 2, 5))
+        worth[..., MOST] = 0
+
+        def total(offsets: np.ndarray, worth: np.ndarray = worth) -> float:
+            cells = np.take_along_axis(worth, (offsets + MOST)[..., None], 2)
+            jumps = np.abs(np.diff(offsets, axis=0, prepend=0)).ravel()
+            return cells.sum() - min(
+                quality_map.bits(jumps, scale).sum() for scale in quality_map.SCALES
+            )
+
+        grid = np.stack(np.meshgrid(*[values] * 4), -1).reshape(-1, 2, 2)
+        best = max(map(total, grid))
+        if best > quality_map.BITS_BESIDES:
+            assert total(allocation._best(worth)) == pytest.approx(best)
+
+
+def test_effort_turns_it_on() -> None:
+    """On a photo with a sharp half and a soft one, the default has a map, and less effort none."""
+    photo = demo.photo().resize((384, 256))
+    by_default, without = encode(photo, quality=60), encode(photo, quality=60, effort=3)
+    assert by_default != without
+    assert encode(photo, quality=60, effort=0) == without
+
+
+def test_the_same_file_by_its_quality_and_by_its_size() -> None:
+    photo = demo.photo().resize((384, 256))
+    data = encode(photo, target_size=9000)
+    assert 8800 < len(data) <= 9000
+    assert encode(photo, target_size=len(data)) == data
