@@ -111,6 +111,7 @@ CODECS = {
     codec.name: codec
     for codec in (
         Sdz("sdz", "SDZ", {}, (), _present),
+        Sdz("sdz3", "SDZ", {"effort": 3}, (), _present),
         Sdz("sdz9", "SDZ", {"effort": 9}, (), _present),
         Codec(
             "jpeg",

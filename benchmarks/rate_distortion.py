@@ -31,6 +31,7 @@ RATES = (0.10, 0.15, 0.17, 0.25, 0.40)  # bits per pixel, the rates of the issue
 SUFFIXES = {".png", ".webp", ".ppm", ".bmp", ".tif", ".tiff"}
 LABELS = {
     "sdz": "sdz",
+    "sdz3": "sdz, effort 3",
     "sdz9": "sdz, effort 9",
     "jpeg": "JPEG",
     "webp": "WebP",

@@ -856,7 +856,8 @@ def test_progress_within_a_picture(folder: Path, monkeypatch: pytest.MonkeyPatch
     shown = terminal.getvalue()
     assert "encoding" in shown
     assert "6/6" in shown  # 57x32 latents
-    assert shown.count(" 0/6 ") == 1  # one bar for all parts of a stage
+    # One bar for all parts of a stage: those of encoding, and of the look at the result.
+    assert shown.count(" 0/6 ") == 2
     assert "coding" in shown
     assert "2/2" in shown
     assert main(["decode", "large.sdz", "-o", "decoded.png"]) == 0
