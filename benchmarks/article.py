@@ -26,7 +26,7 @@ import pillow_sdz  # noqa: F401  # registers the format SDZ
 from benchmarks.codecs import CODECS
 from benchmarks.metrics import measure
 from benchmarks.rate_distortion import load
-from pillow_sdz import catalogue, chunks, codec, container, models
+from pillow_sdz import catalogue, chunks, codec, container, models, spaces
 from pillow_sdz.arrays import Area, Latents, Pixels, Samples
 from pillow_sdz.codings.dithering import STEP, encode
 from pillow_sdz.codings.target_size import EncodedLatents
@@ -63,13 +63,13 @@ def rows(
     framing = len(file.getvalue()) - container.chunk_size(len(payload))
     budget = size.get("target_size", len(file.getvalue()))
 
-    codings = {"palette, dithered": (catalogue.PALETTE, EncodedLatents([[chunk]], STEP))}
+    codings = {"palette, dithered": (spaces.PALETTE, EncodedLatents([[chunk]], STEP))}
     if rate is None:
         plain = encode(exact, step=STEP, dither=False)
         chunk = Chunk(chunks.LATENTS, plain)
-        codings["palette, not dithered"] = catalogue.PALETTE, EncodedLatents([[chunk]], STEP)
-    encoder = codec.Encoder(model, catalogue.CONTEXT)
-    codings["context"] = catalogue.CONTEXT, encoder.fit([picture], budget - framing)
+        codings["palette, not dithered"] = spaces.PALETTE, EncodedLatents([[chunk]], STEP)
+    encoder = codec.Encoder(model, spaces.CONTEXT)
+    codings["context"] = spaces.CONTEXT, encoder.fit([picture], budget - framing)
 
     found = []
     for name, (coding, encoded) in codings.items():

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pillow_sdz import alpha, catalogue, chunks, container, exact, models, save_latents
+from pillow_sdz.animation import Animation
 from pillow_sdz.arrays import Ints
 from pillow_sdz.codings import changes
 from pillow_sdz.codings.coding import Frame
@@ -88,7 +89,7 @@ def _animation() -> bytes:
     clear, as_before = Chunk(chunks.ALPHA, b"\0\xff"), Chunk(chunks.ALPHA, alpha.AS_BEFORE)
     about = [
         Chunk(chunks.BANDS.type, chunks.BANDS.pack(2)),
-        Chunk(chunks.ANIMATION.type, chunks.Animation(0, (40, 80, 40)).pack()),
+        Chunk(chunks.ANIMATION.type, Animation(0, (40, 80, 40)).pack()),
     ]
     frames = [
         [likeliest, likeliest, likeliest, clear],

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
-from pillow_sdz import catalogue, chunks, codec, latents, models, open_latents, options
+from pillow_sdz import catalogue, chunks, codec, latents, models, open_latents, options, spaces
 from pillow_sdz import container as format
 from pillow_sdz.arrays import Area
 from pillow_sdz.codings import adaptive
@@ -38,7 +38,7 @@ class Case(NamedTuple):
     """What a header would say of a payload of latents, and the coding of this payload."""
 
     model: catalogue.ModelSpec
-    coding: catalogue.CodingSpec
+    coding: spaces.CodingSpec
     quantisation: int
     prior: int | None = None
 
@@ -53,14 +53,14 @@ class Case(NamedTuple):
 TWO = catalogue.ModelSpec("two", 2, 8, catalogue.NOT_NAMED, latent_space="two")
 
 CASES = (
-    Case(catalogue.MINI, catalogue.HYPERPRIOR, 5000),
-    Case(catalogue.SD_MINI, catalogue.CONTEXT, 250, prior=1),
-    Case(catalogue.SD_MINI, catalogue.CONTEXT, 250, prior=2),
-    Case(TWO, catalogue.CONTEXT, 250, prior=0),
-    Case(TWO, catalogue.PALETTE, 34),
-    Case(TWO, catalogue.FLOAT16, 0),
-    Case(TWO, catalogue.BFLOAT16, 0),
-    Case(TWO, catalogue.FLOAT32, 0),
+    Case(catalogue.MINI, spaces.HYPERPRIOR, 5000),
+    Case(catalogue.SD_MINI, spaces.CONTEXT, 250, prior=1),
+    Case(catalogue.SD_MINI, spaces.CONTEXT, 250, prior=2),
+    Case(TWO, spaces.CONTEXT, 250, prior=0),
+    Case(TWO, spaces.PALETTE, 34),
+    Case(TWO, spaces.FLOAT16, 0),
+    Case(TWO, spaces.BFLOAT16, 0),
+    Case(TWO, spaces.FLOAT32, 0),
 )
 
 

@@ -1,4 +1,4 @@
-"""Pillow's side of `.sdz`: opening and decoding.  `saving` writes, `registration` registers.
+"""Pillow's side of `.sdz`: opening and decoding.  `saving` writes.
 
 `_open` reads the framing of all chunks, and metadata.  LATN, DIFF and ALPH are read when the pixels
 are first needed.  Only then are the models' registry and ONNX Runtime imported.
@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
 
-from . import catalogue, chunks, container
+from . import catalogue, chunks, reading
 from .pillow_private import DeferredError, check_pixels, descriptor, is_read_from, undecoded
 from .signature import FORMAT, SIGNATURE
 
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 HELD_OF_ONE, HELD = 1 << 20, 64 << 20
 
 
-def _held(fp: IO[bytes] | None) -> container.Reader:
+def _held(fp: IO[bytes] | None) -> reading.Reader:
     """A reader of a copy of the file in memory."""
     assert fp is not None
     size = fp.seek(0, os.SEEK_END)
     fp.seek(0)
-    return container.Reader(BytesIO(fp.read(size)))
+    return reading.Reader(BytesIO(fp.read(size)))
 
 
 class SdzImageFile(ImageFile.ImageFile):
@@ -69,7 +69,7 @@ class SdzImageFile(ImageFile.ImageFile):
         # A picture may be saved under the name of its file while it is still to be decoded.
         on_disk = descriptor(self.fp) is not None
         size = self.fp.seek(0, os.SEEK_END)
-        reader = _held(self.fp) if on_disk and size <= HELD_OF_ONE else container.Reader(self.fp)
+        reader = _held(self.fp) if on_disk and size <= HELD_OF_ONE else reading.Reader(self.fp)
         header = reader.header
         if on_disk and header.frames > 1 and HELD_OF_ONE < size <= HELD:
             reader = _held(self.fp)
@@ -84,9 +84,9 @@ class SdzImageFile(ImageFile.ImageFile):
 
         self._header, self._reader = header, reader
         # Chunks that decoding does not need.  `_part` checks their CRC once.
-        self._unread: list[container.Entry] = []
+        self._unread: list[reading.Entry] = []
         entries = self._read_chunks()
-        self._frames = container.Frames(entries, len(reader.bands))
+        self._frames = reading.Frames(entries, len(reader.bands))
         if self.is_animated:
             self._fp = self.fp  # `load` sets fp to None.  Pillow's `close` closes _fp as well.
         self._show(0)
@@ -104,14 +104,14 @@ class SdzImageFile(ImageFile.ImageFile):
                 image.__dict__.pop("_layers", None)
         super().save(fp, *args, **kw)
 
-    def _read_chunks(self) -> list[container.Entry]:
+    def _read_chunks(self) -> list[reading.Entry]:
         """Read the chunks before the latents, and find where all chunks lie.
 
         If the file ends within the latents or later, it opens, and `load` fails.  Pillow's own
         formats do the same, and ImageFile.Parser counts on it.
         """
         reader, header = self._reader, self._header
-        entries: list[container.Entry] = []
+        entries: list[reading.Entry] = []
         copied: list[tuple[bytes, bytes]] = []
         found: dict[str, Any] = {}
         try:
@@ -121,13 +121,12 @@ class SdzImageFile(ImageFile.ImageFile):
                     continue
                 kind = chunks.KINDS.get(entry.type)
                 # Unknown chunks that are not safe to copy are not kept.
-                is_copied = not chunks.is_known(entry.type) and chunks.is_safe_to_copy(entry.type)
-                if not is_copied and not (kind is not None and kind.at_open):
+                if not (kind.at_open if kind is not None else chunks.is_copied(entry.type)):
                     self._unread.append(entry)
                     continue
                 try:
                     data = reader.data(entry)
-                except container.TruncatedError:
+                except reading.TruncatedError:
                     raise
                 except OSError:
                     if not ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -138,7 +137,7 @@ class SdzImageFile(ImageFile.ImageFile):
                 else:
                     found[kind.keyword] = kind.parse(data, header)
         except OSError as e:
-            truncated = isinstance(e, container.TruncatedError)
+            truncated = isinstance(e, reading.TruncatedError)
             has_latents = any(entry.type in chunks.CODED for entry in entries)
             if not (truncated or ImageFile.LOAD_TRUNCATED_IMAGES) or not has_latents:
                 raise
@@ -194,9 +193,8 @@ class SdzImageFile(ImageFile.ImageFile):
         self._scale = 1
         self._im = None
         self.tile = undecoded(self.size)
-        self.info["sdz"]["exact"] = (
-            self._layers.share(frame) if self._frames.has_exact(frame) else 0
-        )
+        exact = self._frames.exact(frame)
+        self.info["sdz"]["exact"] = 0 if exact is None else self._layers.share(frame)
         if (animation := self._value(chunks.ANIMATION)) is not None:
             self.info["timestamp"] = self._timestamps[frame]
             self.info["duration"] = animation.duration(frame)
@@ -254,7 +252,7 @@ class SdzImageFile(ImageFile.ImageFile):
             msg = "verify must be called directly after open"
             raise RuntimeError(msg)
         try:
-            reader = container.Reader(self.fp)
+            reader = reading.Reader(self.fp)
             for entry in reader:
                 reader.data(entry)
         finally:
@@ -315,7 +313,7 @@ class SdzImageFile(ImageFile.ImageFile):
             self._reconstruct(found, box, rest, lenient=lenient)
         if exact is not None:
             if box == (0, 0, *self.size) and not lenient:
-                for entry in self._frames[self._frame].bands:
+                for entry in self._frames.bands(self._frame):
                     self._reader.data(entry)  # for the CRC, where no latents are needed
             exact.paste(found, box, self._scale)
         if alpha is not None:
@@ -380,7 +378,7 @@ class SdzImageFile(ImageFile.ImageFile):
                 found.paste(0, (0, lost[0], found.width, lost[1]))
 
 
-def _count_bytes(entries: Sequence[container.Entry]) -> dict[str, int]:
+def _count_bytes(entries: Sequence[reading.Entry]) -> dict[str, int]:
     """The bytes of a file by what they hold; their sum is the file's size."""
     counts = {"latents": 0, "exact": 0, "alpha": 0, "metadata": 0, "container": entries[-1].end}
     for entry in entries:

@@ -1,140 +1,24 @@
-"""What is known without weights: codings, latent spaces and models, and which headers are valid.
+"""What is known of models without their weights, and which headers are valid.
 
-All of it is data, besides the function `judge`.  Opening a file needs no more.  The registry,
-`models`, is imported when pixels are decoded or encoded.
+Opening a file needs no more.  The registry, `models`, is imported when pixels are decoded or
+encoded.
 """
 
-# Without `from __future__ import annotations`, for importing is faster: it would compile the type
-# of each field of a NamedTuple.  The same holds for header.py and container.py.
+# Without `from __future__ import annotations`, for the reason in spaces.py.
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from types import MappingProxyType
 from typing import NamedTuple
 
-from . import latent_statistics as statistics
 from . import weights
-from .chunks import ARTICLES_DENOISING, BANDS, CHANGES, TUNES, Denoising
-from .header import STEP_UNITS, Header
-
-# Codings
-
-LOWEST_QUALITY, HIGHEST_QUALITY = 100, 10000  # in hundredths
-
-
-class CodingSpec(NamedTuple):
-    """A coding as headers know it: its number, and what its quantisation means.
-
-    A header's quantisation is ``lowest``..``highest``.  ``unit`` says what it counts.  "quality":
-    hundredths of the quality.  "step": the step of all values, in 1/1024 of a latent.  "byte": what
-    one step of a byte stands for, in 1/1024 of a latent.  None: there is no choice.
-    """
-
-    number: int
-    name: str
-    lowest: int
-    highest: int
-    unit: str | None
-    #: The most latents of a band (BAND), rows times columns.  Such bands may be stored as the
-    #: difference from the frame before (DIFF).  None if a frame is one band.
-    band_latents: int | None = None
-    #: The model's weights are needed to decode even the integers.
-    needs_weights: bool = False
-    #: The coding adds noise, which a U-Net can remove; see `Space.denoising`.
-    dithered: bool = False
-    #: The dtype that the coding keeps bit for bit.
-    lossless: str | None = None
-    #: The quantisation that marks latents as stored unscaled.
-    unscaled: int | None = None
-
-    @property
-    def graded(self) -> bool:
-        """Whether there is a choice of quality."""
-        return self.unit in ("quality", "step")
-
-    def step(self, quantisation: int) -> float | None:
-        """The step of all values, in units of a latent; None if there is no such step."""
-        return quantisation / STEP_UNITS if self.unit == "step" else None
-
-    def said(self, quantisation: int) -> dict[str, float]:
-        """The quantisation as users know it: ``quality`` or ``step``, or nothing."""
-        if self.unit == "quality":
-            whole, hundredths = divmod(quantisation, 100)
-            return {"quality": quantisation / 100 if hundredths else whole}
-        return {"step": quantisation / STEP_UNITS} if self.unit else {}
-
-
-#: Has hyperlatents, and a prior from the model's own weights.  ``band_latents`` is chosen: it
-#: limits the memory for decoding a band's integers (benchmarks.memory).
-HYPERPRIOR = CodingSpec(
-    number=0,
-    name="context",
-    lowest=LOWEST_QUALITY,
-    highest=HIGHEST_QUALITY,
-    unit="quality",
-    band_latents=8192,
-    needs_weights=True,
-)
-CONTEXT = CodingSpec(0, "context", 1, 0xFFFF, "step")
-PALETTE = CodingSpec(1, "palette", 1, 0xFFFF, "byte", dithered=True)
-FLOAT16 = CodingSpec(2, "float16", 0, 1, None, lossless="float16", unscaled=1)
-BFLOAT16 = CodingSpec(3, "bfloat16", 0, 1, None, lossless="bfloat16", unscaled=1)
-FLOAT32 = CodingSpec(4, "float32", 0, 1, None, lossless="float32", unscaled=1)
+from .chunks import BANDS, CHANGES, Denoising
+from .header import Header
+from .spaces import HYPERPRIOR, CodingSpec, Space
 
 # Latent spaces
 
-
-class Space(NamedTuple):
-    """A space of latents: its models can decode each other's latents.
-
-    ``codings`` are the codings that these latents may have, the default first.  Pipelines scale
-    what the VAE encodes to (x - shift) * scaling.  Both are one number, or one for each channel.
-    ``scaling`` is None if it is not known.  ``packing`` says how pipelines make a sequence of
-    latents: see `shapes.PACKINGS`.  ``video`` latents have an axis of time.  Pipelines put it
-    before the channels if ``time_first``.  ``patches`` names the space whose latents are 2x2
-    patches of these.  ``prior`` names the trained prior of `codings.context`.  Files of a dithered
-    coding recommend ``denoising``.  ``decoders`` has, for each tune but the first, the model that
-    decodes.
-    """
-
-    name: str
-    channels: int
-    factor: int
-    codings: tuple[CodingSpec, ...] = (CONTEXT, PALETTE, FLOAT16, BFLOAT16, FLOAT32)
-    scaling: float | tuple[float, ...] | None = None
-    shift: float | tuple[float, ...] = 0
-    packing: str | None = None
-    video: bool = False
-    time_first: bool = False
-    patches: str | None = None
-    prior: str | None = None
-    denoising: Denoising | None = None
-    decoders: Mapping[str, str] = MappingProxyType({})
-    regions: bool = False
-    quality_map: bool = False
-
-    @property
-    def tunes(self) -> tuple[str, ...]:
-        """The values of ``tune`` that these latents may have, the default first."""
-        return (TUNES[0], *self.decoders)
-
-    def coding(self, name: str) -> CodingSpec | None:
-        """The coding of this name, if these latents have it."""
-        return next((coding for coding in self.codings if coding.name == name), None)
-
-    @property
-    def is_own(self) -> bool:
-        """Whether the latents belong to one model alone: only its weights can decode them."""
-        return any(coding.needs_weights for coding in self.codings)
-
-
-def _normal(std: tuple[float, ...]) -> tuple[float, ...]:
-    """The scaling that makes each channel's standard deviation 1."""
-    return tuple(1 / each for each in std)
-
-
-# The ``denoising`` of sd1 is the article's.  That of sd-mini is measured:
-# docs/measurements.md#catalogue.  All other numbers are specified: the configurations of the
-# families' autoencoders, and diffusers' pipelines.
+#: Those of the models that come with this package.  `families` has the others.  The ``denoising``
+#: is measured: docs/measurements.md#catalogue.
 SPACES: dict[str, Space] = {
     space.name: space
     for space in (
@@ -148,90 +32,18 @@ SPACES: dict[str, Space] = {
             quality_map=True,
         ),
         Space("sd-mini", 4, 8, scaling=1, prior="sd-mini", denoising=Denoising(30, 3)),
-        Space("sd1", 4, 8, scaling=0.18215, prior="sd1", denoising=ARTICLES_DENOISING),
-        Space("sdxl", 4, 8, scaling=0.13025),
-        Space("sd3", 16, 8, scaling=1.5305, shift=0.0609),
-        # Also of Chroma, Z-Image, Lumina 2 and HiDream.
-        Space("flux", 16, 8, scaling=0.3611, shift=0.1159, packing="patches"),
-        # As FLUX.2's autoencoder returns them, and as its pipelines do.
-        Space("flux2", 32, 8, scaling=1, patches="flux2-patches"),
-        Space(
-            "flux2-patches",
-            128,
-            16,
-            scaling=_normal(statistics.FLUX2_STD),
-            shift=statistics.FLUX2_MEAN,
-            packing="places",
-        ),
-        Space(
-            "qwen-image",
-            16,
-            8,
-            scaling=_normal(statistics.WAN21_STD),
-            shift=statistics.WAN21_MEAN,
-            packing="patches",
-            video=True,
-        ),
-        Space(
-            "qwen-image-2",
-            64,
-            16,
-            scaling=_normal(statistics.QWEN21_STD),
-            shift=statistics.QWEN21_MEAN,
-            packing="even places",
-            video=True,
-        ),
-        Space(
-            "wan21",
-            16,
-            8,
-            scaling=_normal(statistics.WAN21_STD),
-            shift=statistics.WAN21_MEAN,
-            video=True,
-        ),
-        Space(
-            "wan22",
-            48,
-            16,
-            scaling=_normal(statistics.WAN22_STD),
-            shift=statistics.WAN22_MEAN,
-            video=True,
-        ),
-        Space("sana", 32, 32, scaling=0.41407),
-        Space("hunyuan-image", 64, 32, scaling=0.75289),
-        Space("hunyuan-video", 16, 8, scaling=0.476986, video=True),
-        Space("hunyuan-video-1.5", 32, 16, scaling=1.03682, video=True),
-        Space("cogvideox", 16, 8, scaling=1.15258426, video=True, time_first=True),
-        Space(
-            "mochi",
-            12,
-            8,
-            scaling=_normal(statistics.MOCHI_STD),
-            shift=statistics.MOCHI_MEAN,
-            video=True,
-        ),
-        # Their statistics come with the weights, and are not known here.
-        Space("ltx", 128, 32, packing="places", video=True),
-        Space("glm-image", 16, 8),
     )
 }
 
-#: The names of all codings.  A latent space has some of them.
-CODING_NAMES = tuple(
-    dict.fromkeys(coding.name for space in SPACES.values() for coding in space.codings)
-)
+
+def all_spaces() -> dict[str, Space]:
+    """All latent spaces, by name."""
+    from . import families  # for which files of the embedded models need not wait
+
+    return SPACES | families.SPACES
+
 
 # Models
-
-
-class UNet(NamedTuple):
-    """A U-Net that comes with this package: "module:function", and its weights.
-
-    The function makes a `models.denoiser.Denoiser` of its parts.  They lie in diffusers' layout.
-    """
-
-    loader: str
-    weights: weights.Weights
 
 
 class ModelSpec(NamedTuple):
@@ -254,13 +66,17 @@ class ModelSpec(NamedTuple):
     by_area: bool = False
     #: Of a model that comes with this package: "module:function", a `models.network.Loader`.
     loader: str = ""
-    #: The U-Net for its latents that comes with it.
-    unet: UNet | None = None
+    #: The U-Net for its latents that comes with it.  It lies in diffusers' layout.
+    unet: weights.Weights | None = None
+    #: "module:function", which makes a `models.denoiser.Denoiser` of it.
+    denoiser: str = ""
 
     @property
     def space(self) -> Space:
         """The latent space; for an unknown name, a space that belongs to this model alone."""
-        return SPACES.get(self.latent_space) or Space(self.latent_space, self.channels, self.factor)
+        name = self.latent_space
+        space = SPACES.get(name) or all_spaces().get(name)
+        return space or Space(name, self.channels, self.factor)
 
 
 # The digest of a model or a header that leaves open which weights are meant.
@@ -290,7 +106,8 @@ SD_MINI = ModelSpec(
     weights.SD_MINI.digest,
     "sd-mini",
     loader="pillow_sdz.models.sd_mini:load",
-    unet=UNet("pillow_sdz.models.sd_mini_unet:load", weights.SD_MINI_UNET),
+    unet=weights.SD_MINI_UNET,
+    denoiser="pillow_sdz.models.sd_mini_unet:load",
 )
 
 #: The model that `Image.save` uses if none is asked for.
@@ -309,7 +126,7 @@ def known(name: str) -> ModelSpec | None:
         return EMBEDDED[name]
     from .presets import PRESETS  # for which files of the embedded models need not wait
 
-    space = SPACES.get(PRESETS[name].latent_space if name in PRESETS else name)
+    space = all_spaces().get(PRESETS[name].latent_space if name in PRESETS else name)
     if space is None:
         return None
     return ModelSpec(name, space.channels, space.factor, NOT_NAMED, space.name)
@@ -317,7 +134,7 @@ def known(name: str) -> ModelSpec | None:
 
 def whole_of(model: ModelSpec) -> ModelSpec | None:
     """The family whose 2x2 patches a model's latents are; None if they are no patches."""
-    families = (space for space in SPACES.values() if space.patches == model.space.name)
+    families = (space for space in all_spaces().values() if space.patches == model.space.name)
     return next((known(space.name) for space in families), None)
 
 
@@ -343,8 +160,10 @@ def judge(header: Header) -> tuple[ModelSpec, CodingSpec]:
             f"but model {spec.name} has {spec.channels} at {spec.factor}"
         )
         raise OSError(msg)
-    coding = next((c for c in spec.space.codings if c.number == header.coding), None)
-    if coding is None:
+    for coding in spec.space.codings:
+        if coding.number == header.coding:
+            break
+    else:
         msg = (
             f"SDZ coding {header.coding} of model {spec.name} is not known to this version of "
             "pillow-sdz: a newer one may read the file"

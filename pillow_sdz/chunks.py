@@ -5,18 +5,19 @@ one row of `KINDS`.  docs/format.md specifies the data.  For bad data, ``parse``
 nothing else.  ``pack`` takes values that `keywords` has checked.
 """
 
-from __future__ import annotations
+# Without `from __future__ import annotations`, for the reason in spaces.py.
 
-import itertools
 from collections.abc import Callable, Mapping
 from struct import Struct
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
     from typing import Protocol
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from .animation import Animation
 
     class About(Protocol):
         """What parsing a chunk needs to know of the header."""
@@ -58,8 +59,6 @@ EXIF_PREFIX = b"Exif\0\0"
 _DENOISING = Struct(">HB")
 _BANDS = Struct(">H")
 _CLIP = Struct(">H")
-_LOOP = Struct(">H")
-_DURATION = Struct(">I")
 
 
 class Kind(NamedTuple):
@@ -73,7 +72,7 @@ class Kind(NamedTuple):
 
     type: bytes
     keyword: str
-    parse: Callable[[bytes, About], Any]
+    parse: Callable[[bytes, "About"], Any]
     pack: Callable[[Any], bytes]
     limit: int = MAX_METADATA
     at_open: bool = True
@@ -96,7 +95,7 @@ class Denoising(NamedTuple):
         return _DENOISING.pack(*self)
 
     @classmethod
-    def parse(cls, data: bytes, about: About) -> Denoising:
+    def parse(cls, data: bytes, about: "About") -> Self:
         """The recommendation in the data of a dNOI chunk; OSError if it is damaged."""
         if len(data) != _DENOISING.size:
             msg = f"damaged SDZ file: chunk dNOI has {len(data)} bytes"
@@ -119,45 +118,11 @@ class Denoising(NamedTuple):
 ARTICLES_DENOISING = Denoising(strength=40, steps=3)
 
 
-class Animation(NamedTuple):
-    """How often the frames are shown, and for how long.
-
-    ``loop`` is 1 to 65535 times, or 0 for ever.  ``durations`` are milliseconds: one for each
-    frame, or one for all.
-    """
-
-    loop: int
-    durations: tuple[int, ...]
-
-    def pack(self) -> bytes:
-        """The data of the aNIM chunk."""
-        return _LOOP.pack(self.loop) + b"".join(map(_DURATION.pack, self.durations))
-
-    @classmethod
-    def parse(cls, data: bytes, about: About) -> Animation:
-        """The times in the data of an aNIM chunk; OSError if it is damaged."""
-        if len(data) not in {_LOOP.size + n * _DURATION.size for n in (1, about.frames)}:
-            msg = f"damaged SDZ file: chunk aNIM has {len(data)} bytes for {about.frames} frames"
-            raise OSError(msg)
-        (loop,) = _LOOP.unpack_from(data)
-        durations = _DURATION.iter_unpack(data[_LOOP.size :])
-        return cls(loop, tuple(duration for (duration,) in durations))
-
-    def duration(self, frame: int) -> int:
-        """How many milliseconds a frame is shown."""
-        return self.durations[frame if len(self.durations) > 1 else 0]
-
-    def timestamps(self, frames: int) -> list[int]:
-        """When each of the ``frames`` begins, in milliseconds from the start."""
-        durations = (self.duration(frame) for frame in range(frames - 1))
-        return [*itertools.accumulate(durations, initial=0)]
-
-
-def _parse_bytes(data: bytes, about: About) -> bytes:
+def _parse_bytes(data: bytes, about: "About") -> bytes:
     return data
 
 
-def _parse_exif(data: bytes, about: About) -> bytes:
+def _parse_exif(data: bytes, about: "About") -> bytes:
     # With the prefix, as Pillow returns it for JPEG and PNG.  JPEG writes it as it is.
     return EXIF_PREFIX + data
 
@@ -166,7 +131,7 @@ def _pack_exif(exif: bytes) -> bytes:
     return exif.removeprefix(EXIF_PREFIX)
 
 
-def _parse_prompt(data: bytes, about: About) -> str:
+def _parse_prompt(data: bytes, about: "About") -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as e:
@@ -182,7 +147,7 @@ def _pack_prompt(prompt: str) -> bytes:
     return data
 
 
-def _parse_tune(data: bytes, about: About) -> str:
+def _parse_tune(data: bytes, about: "About") -> str:
     """One of `TUNES`; the first one for an unknown value, which a later version may have added."""
     if len(data) != 1:
         msg = f"damaged SDZ file: chunk tUNE has {len(data)} bytes"
@@ -194,7 +159,7 @@ def _pack_tune(tune: str) -> bytes:
     return bytes([TUNES.index(tune)])
 
 
-def _parse_grey(data: bytes, about: About) -> bool:
+def _parse_grey(data: bytes, about: "About") -> bool:
     if data:
         msg = f"damaged SDZ file: chunk gREY of {len(data)} bytes"
         raise OSError(msg)
@@ -205,7 +170,17 @@ def _pack_grey(is_grey: bool) -> bytes:
     return b""
 
 
-def _parse_bands(data: bytes, about: About) -> int:
+def _parse_animation(data: bytes, about: "About") -> "Animation":
+    from .animation import Animation
+
+    return Animation.parse(data, about)
+
+
+def _pack_animation(animation: "Animation") -> bytes:
+    return animation.pack()
+
+
+def _parse_bands(data: bytes, about: "About") -> int:
     if len(data) != _BANDS.size:
         msg = f"damaged SDZ file: chunk BAND has {len(data)} bytes"
         raise OSError(msg)
@@ -213,7 +188,7 @@ def _parse_bands(data: bytes, about: About) -> int:
     return int(rows)
 
 
-def _parse_clip(data: bytes, about: About) -> int:
+def _parse_clip(data: bytes, about: "About") -> int:
     (steps,) = _CLIP.unpack(data) if len(data) == _CLIP.size else (0,)
     if steps < 2 or about.frames % steps:
         msg = f"damaged SDZ file: chunk cLIP has {steps} time steps for {about.frames} frames"
@@ -221,7 +196,7 @@ def _parse_clip(data: bytes, about: About) -> int:
     return int(steps)
 
 
-def _parse_provenance(data: bytes, about: About) -> dict[str, Any]:
+def _parse_provenance(data: bytes, about: "About") -> dict[str, Any]:
     import json
     import zlib
 
@@ -256,7 +231,7 @@ def _pack_provenance(provenance: Mapping[str, Any]) -> bytes:
     return zlib.compress(text.encode("ascii"), 9)
 
 
-def _parse_mask(data: bytes, about: About) -> NDArray[np.float32]:
+def _parse_mask(data: bytes, about: "About") -> "NDArray[np.float32]":
     from . import mask
 
     return mask.decode(data, about.size, about.factor)
@@ -268,7 +243,7 @@ XMP = Kind(b"xMPm", "xmp", _parse_bytes, bytes)
 DENOISING = Kind(b"dNOI", "denoise", Denoising.parse, Denoising.pack)
 PROMPT = Kind(b"pRMT", "prompt", _parse_prompt, _pack_prompt, limit=MAX_PROMPT)
 TUNE = Kind(b"tUNE", "tune", _parse_tune, _pack_tune)
-ANIMATION = Kind(b"aNIM", "animation", Animation.parse, Animation.pack)
+ANIMATION = Kind(b"aNIM", "animation", _parse_animation, _pack_animation)
 BANDS = Kind(b"BAND", "bands", _parse_bands, _BANDS.pack)
 CLIP = Kind(b"cLIP", "clip", _parse_clip, _CLIP.pack)
 GREY = Kind(b"gREY", "grey", _parse_grey, _pack_grey, limit=0)
@@ -318,6 +293,6 @@ def is_skippable(type: bytes) -> bool:
     return is_type(type) and not is_known(type) and not is_critical(type)
 
 
-def is_safe_to_copy(type: bytes) -> bool:
-    """Whether a skippable chunk stays true when the picture is edited and encoded again."""
-    return type[3:4].islower()
+def is_copied(type: bytes) -> bool:
+    """Whether this type is unknown here, but stays true when the picture is edited and saved."""
+    return not is_known(type) and type[3:4].islower()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from . import chunks, container, models, order
 from .arrays import CELL, Area, Box, Latents, Pixels, Quantisation
-from .catalogue import CodingSpec, ModelSpec, judge, judge_chunks, whole_of
+from .catalogue import ModelSpec, judge, judge_chunks, whole_of
 from .codings import CODINGS, quality_map
 from .codings.coding import Coding, Frame
 from .codings.range_coder import DamagedPayload
@@ -21,6 +21,7 @@ from .codings.target_size import EncodedLatents as EncodedLatents
 from .container import Chunk
 from .header import Header
 from .scaling import is_unscaled, scaled, unpatched, unscaled
+from .spaces import CodingSpec
 from .threads import one_blas_thread
 
 
@@ -184,10 +185,10 @@ class Frames:
         return self.coder.latents(self._decoded(number, band), self.header.quantisation)
 
     def _decoded(self, number: int, band: int, *, complete: bool = True) -> Any:
-        if len(self._frames[number].bands) <= band:
+        entry = self._frames.band(number, band)
+        if entry is None:
             msg = "truncated SDZ file: it ends before the latents do"
             raise OSError(msg)
-        entry = self._frames[number].bands[band]
         rows = self.bands[band]
         shape = rows.stop - rows.start, self.header.latents[2]
         try:
@@ -207,7 +208,9 @@ class Frames:
             first -= 1
         for frame in range(first + (first == latest), number + 1):
             before = integers if self._is_changes(frame, band) else None
-            payload, sound = self._payload(self._frames[frame].bands[band], complete)
+            entry = self._frames.band(frame, band)
+            assert entry is not None
+            payload, sound = self._payload(entry, complete)
             try:
                 integers = self.coder.decode(
                     payload, shape, self.header.quantisation, before, complete=sound
@@ -232,9 +235,8 @@ class Frames:
 
     def _is_changes(self, number: int, band: int) -> bool:
         """Whether a band is stored as the difference from the frame before."""
-        if number >= len(self._frames) or band >= len(self._frames[number].bands):
-            return False  # the file is truncated
-        return self._frames[number].bands[band].type == chunks.CHANGES
+        entry = self._frames.band(number, band)
+        return entry is not None and entry.type == chunks.CHANGES
 
 
 class Band(NamedTuple):

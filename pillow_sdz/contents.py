@@ -6,9 +6,10 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from . import catalogue, chunks
-from .catalogue import CodingSpec, ModelSpec
+from .catalogue import ModelSpec
 from .chunks import Kind
-from .container import Entry, Reader
+from .reading import Entry, Reader
+from .spaces import CodingSpec
 
 
 class Contents(NamedTuple):

@@ -1,8 +1,7 @@
 """The data of the HEAD chunk: what can be known of a picture without its pixels."""
 
-import re
 from struct import Struct
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeGuard
 
 VERSION = 1
 
@@ -16,13 +15,26 @@ MAX_FACTOR = 0xFF  # what the header's u8 holds
 
 STEP_UNITS = 1024  # quantisation steps are in 1/1024 of a latent
 
-# The names of models and latent spaces.  A path or a repository of the hub cannot match.
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
+_IN_NAMES = "abcdefghijklmnopqrstuvwxyz0123456789._-"
+_LONGEST_NAME = 32
 
 _BEFORE_MODEL = Struct(">BBHHHB")
 _AFTER_MODEL = Struct(">4sHBBH")
 #: The most bytes that the data may have.
 LONGEST = _BEFORE_MODEL.size + 0xFF + _AFTER_MODEL.size
+
+
+def is_name(text: object) -> TypeGuard[str]:
+    """Whether this may be the name of a model or a latent space.
+
+    A path or a repository of the hub may not.
+    """
+    return (
+        isinstance(text, str)
+        and 1 <= len(text) <= _LONGEST_NAME
+        and text[0] not in "._-"
+        and not text.strip(_IN_NAMES)
+    )
 
 
 class Header(NamedTuple):
@@ -31,7 +43,7 @@ class Header(NamedTuple):
     ``size`` is (width, height) in pixels.  ``digest`` is the first 4 bytes of the sha256 of the
     model's weights.  ``channels`` is the number of channels of the latents, ``factor`` the number
     of pixels along one side of a latent.  ``coding`` is the coding's number.  ``quantisation``,
-    0..65535, says how finely it quantises; see `catalogue.CodingSpec`.  `catalogue.judge` checks
+    0..65535, says how finely it quantises; see `spaces.CodingSpec`.  `catalogue.judge` checks
     whether all this fits the model.
     """
 
@@ -107,7 +119,7 @@ class Header(NamedTuple):
             return f"mode {self.mode}"
         if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
             return f"size {width}x{height}, each side must have 1 to {MAX_SIDE} pixels"
-        if not NAME.fullmatch(self.model):
+        if not is_name(self.model):
             return f"model name {self.model!r}"
         if len(self.digest) != 4:
             return f"digest of {len(self.digest)} bytes"

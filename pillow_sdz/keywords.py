@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import chunks, models, order
-from .catalogue import DEFAULT, CodingSpec, ModelSpec, known
-from .chunks import Animation, Denoising, Kind
+from .animation import Animation
+from .catalogue import DEFAULT, ModelSpec, known
+from .chunks import Denoising, Kind
 from .container import Chunk
 from .header import MAX_FRAMES, STEP_UNITS
+from .spaces import CodingSpec
 
 DEFAULT_QUALITY = 75
 DEFAULT_EFFORT = 4  # chosen: the middle of 0..9

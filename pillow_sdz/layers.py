@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from . import alpha
-from .container import Frames, Reader
 from .header import Header
 from .order import MAX_CHANGES
+from .reading import Frames, Reader
 
 if TYPE_CHECKING:
     from .arrays import Box
@@ -41,10 +41,10 @@ class Layers:
 
     def _alpha(self, number: int, box: Box, scale: int) -> Image.Image:
         for frame in range(number, max(0, number - MAX_CHANGES) - 1, -1):
-            found = self._frames[frame].alpha
-            if not found:
+            entry = self._frames.alpha(frame)
+            if entry is None:
                 break  # only in a truncated file
-            data = self._reader.data(found[0])
+            data = self._reader.data(entry)
             if data != alpha.AS_BEFORE:
                 whole = alpha.decode(data, self._header.size)
                 return (whole.reduce(scale) if scale > 1 else whole).crop(box)
@@ -75,7 +75,7 @@ class Layers:
         return 0 if regions is None else round(regions.share, 4)
 
     def _exact(self, number: int) -> Regions | None:
-        if self._frames[number].exact is None:
+        if self._frames.exact(number) is None:
             return None
         from . import exact  # which imports numpy: most files do not need it
 
@@ -84,7 +84,7 @@ class Layers:
         for frame in range(number, max(0, number - MAX_CHANGES) - 1, -1):
             if frame == latest:
                 break
-            entry = self._frames[frame].exact
+            entry = self._frames.exact(frame)
             data = b"" if entry is None else self._reader.data(entry)
             chain.append(data)
             if not exact.builds_on_the_frame_before(data):

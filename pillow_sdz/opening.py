@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import chunks, codec, container, keywords, scaling, shapes
-from .catalogue import CodingSpec
 from .codings import adaptive
 from .codings.coding import Coding
 from .codings.range_coder import DamagedPayload
 from .contents import contents
 from .header import Header
+from .spaces import CodingSpec
 
 if TYPE_CHECKING:
     import torch
@@ -168,7 +168,7 @@ def _begun(fp: File, files: ExitStack, wanted: int | slice | Sequence[int] | Non
         raise OSError(complaint)
     payloads = None
     if found.coder.band_rows(*shape) is None and not coding.needs_weights:
-        payloads = [reader.data(places[number].bands[0]) for number in numbers]
+        payloads = [reader.data(places.bands(number)[0]) for number in numbers]
     return _Begun(coding, found, info, numbers, has_batch, payloads)
 
 

@@ -31,7 +31,8 @@ def bands(height: int, rows: int | None) -> list[slice]:
 
     ``rows`` is the value of the BAND chunk, or None if there is no such chunk.
     """
-    rows = rows or height
+    if rows is None:
+        return [slice(0, height)]
     return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
@@ -42,7 +43,7 @@ class Rules:
         self._header = header
         self._seen: set[bytes] = set()
         self._shape = header.latents
-        self._cut([slice(0, self._shape[1])])
+        self._cut(bands(self._shape[1], None))
         self._frame, self._band = 0, 0  # of the next latents
         self._alphas, self._has_alpha = 0, header.has_alpha
         self._exact = -1  # the frame whose exact regions were the last

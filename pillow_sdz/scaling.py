@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import Latents
-from .catalogue import CodingSpec, ModelSpec, known
+from .catalogue import ModelSpec, known
+from .spaces import CodingSpec
 
 
 def scaled(latents: NDArray[Any], model: ModelSpec, axis: int = -1) -> Latents:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import keywords
-from .catalogue import NOT_NAMED, SPACES, ModelSpec, Space
-from .header import MAX_CHANNELS, MAX_FACTOR, NAME
+from .catalogue import NOT_NAMED, ModelSpec, all_spaces
+from .header import MAX_CHANNELS, MAX_FACTOR, is_name
+from .spaces import Space
 
 Array = NDArray[Any]
 
@@ -47,7 +48,7 @@ class Packing(NamedTuple):
         return height, width
 
 
-#: By the name in `catalogue.Space.packing`.  Specified: diffusers' pipelines, _pack_latents.
+#: By the name in `spaces.Space.packing`.  Specified: diffusers' pipelines, _pack_latents.
 PACKINGS = {
     "patches": Packing(side=2, multiple=2),
     "places": Packing(side=1, multiple=1),
@@ -114,12 +115,12 @@ def _model(name: object, factor: object, shape: tuple[int, ...], size: Any) -> M
         if factor is None:
             msg = f"{e}; for latents of another model, give its factor, such as factor=8"
             raise ValueError(msg) from None
-        if not isinstance(name, str) or not NAME.fullmatch(name):
+        if not is_name(name):
             raise
         found = _whole("factor", factor, MAX_FACTOR)
         channels = shape[1] if len(shape) == 5 else shape[-3]
         return ModelSpec(name, _whole("channels", channels, MAX_CHANNELS), found, NOT_NAMED, name)
-    patches = SPACES.get(model.space.patches or "")
+    patches = all_spaces().get(model.space.patches or "")
     if patches is not None and _is_patches(shape, model, patches, size):
         model = ModelSpec(patches.name, patches.channels, patches.factor, NOT_NAMED, patches.name)
     if factor is not None and _whole("factor", factor, MAX_FACTOR) != model.factor:

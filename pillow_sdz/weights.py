@@ -1,6 +1,6 @@
 """Every file of weights in this package, with the sha256 that it must have."""
 
-from __future__ import annotations
+# Without `from __future__ import annotations`, for the reason in spaces.py.
 
 import os
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,7 +19,7 @@ class Weights(NamedTuple):
     sha256: str
 
     @property
-    def path(self) -> Path:
+    def path(self) -> "Path":
         from pathlib import Path
 
         return Path(FOLDER, self.name)
@@ -29,7 +29,7 @@ class Weights(NamedTuple):
         """The first 4 bytes of the sha256; headers have them."""
         return bytes.fromhex(self.sha256[:8])
 
-    def checked(self) -> Path:
+    def checked(self) -> "Path":
         """The path; OSError if the file does not have its sha256."""
         check_sha256(self.path, self.sha256)
         return self.path
@@ -98,7 +98,7 @@ def graph(name: str) -> Weights:
     return Weights(f"graphs/{name}.onnx", GRAPHS[name])
 
 
-def sha256(path: Path) -> str:
+def sha256(path: "Path") -> str:
     """The sha256 of a file, in hexadecimal."""
     import hashlib
 
@@ -106,7 +106,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_sha256(path: Path, expected: str) -> None:
+def check_sha256(path: "Path", expected: str) -> None:
     """OSError if the sha256 of a file, in hexadecimal, is another one."""
     if (found := sha256(path)) != expected:
         msg = f"{path} is damaged: its sha256 is {found} instead of {expected}"

@@ -175,7 +175,7 @@ def test_flux2_from_its_pipeline(photo: Image.Image) -> None:
     spec = register_model("ours", vae, latent_space="flux2")
     register_model("other", seeded(sana), latent_space="sana")
     own = models.load(spec).encode(np.asarray(photo.resize((48, 32))))
-    space = models.catalogue.SPACES["flux2-patches"]
+    space = models.catalogue.all_spaces()["flux2-patches"]
     tensor = torch.from_numpy(own).permute(2, 0, 1)[None]
     patches = diffusers.Flux2Pipeline._patchify_latents(tensor)
     scaling, shift = (torch.tensor(v)[:, None, None] for v in (space.scaling, space.shift))

@@ -22,6 +22,7 @@ from pillow_sdz import (
     open_latents,
     register_model,
     save_latents,
+    spaces,
 )
 from pillow_sdz.cli import main
 from pillow_sdz.container import Chunk
@@ -89,7 +90,7 @@ def test_what_a_header_says_of_models_that_nobody_knows() -> None:
     header = Header("RGB", (32, 32), "strange-1", b"1234", 7, 5, 256)
     spec, coding = catalogue.judge(header)
     assert spec == catalogue.ModelSpec("strange-1", 7, 5, b"1234", "strange-1")
-    assert coding is catalogue.CONTEXT
+    assert coding is spaces.CONTEXT
     assert not spec.space.is_own
 
 
@@ -126,7 +127,7 @@ def test_limits_count_what_is_decoded() -> None:
 
 
 def test_codings_of_a_space_are_told_apart() -> None:
-    for space in catalogue.SPACES.values():
+    for space in catalogue.all_spaces().values():
         for field in ("number", "name"):
             found = [getattr(coding, field) for coding in space.codings]
             assert len(set(found)) == len(found)
@@ -143,7 +144,7 @@ def test_a_writer_does_not_write_damaged_chunks(chunk: Chunk) -> None:
 
 def test_every_space_is_that_of_a_model() -> None:
     """A file of an unknown model must not enter a latent space by its name."""
-    for name, space in catalogue.SPACES.items():
+    for name, space in catalogue.all_spaces().items():
         spec = catalogue.known(name)
         assert spec is not None
         assert spec.space is space
@@ -195,7 +196,7 @@ def test_latent_spaces_of_record() -> None:
     """Channels, factor, scaling and shift of those that have one number for all channels."""
     found = {
         name: (space.channels, space.factor, space.scaling, space.shift)
-        for name, space in catalogue.SPACES.items()
+        for name, space in catalogue.all_spaces().items()
         if not isinstance(space.scaling, tuple) and name != "mini"
     }
     of_record: dict[str, tuple[object, ...]] = {
@@ -210,7 +211,9 @@ def test_latent_spaces_of_record() -> None:
 
 def test_denoising_of_record() -> None:
     """In thousandths, and steps: sd1 as in the article of 2022, sd-mini as measured."""
-    found = {name: space.denoising for name, space in catalogue.SPACES.items() if space.denoising}
+    found = {
+        name: space.denoising for name, space in catalogue.all_spaces().items() if space.denoising
+    }
     assert found == {"sd-mini": (30, 3), "sd1": (40, 3)}
 
 

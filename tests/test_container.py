@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pillow_sdz import container
-from pillow_sdz.chunks import BANDS, PROMPT, Animation, Denoising
+from pillow_sdz.animation import Animation
+from pillow_sdz.chunks import BANDS, PROMPT, Denoising
 from pillow_sdz.container import Chunk
 from pillow_sdz.header import MODES, Header
 from pillow_sdz.order import MAX_CHANGES
@@ -224,11 +225,13 @@ def test_where_frames_lie() -> None:
     reader = container.Reader(BytesIO(container.write(chunks)))
     entries = list(reader)
     assert reader.bands == [slice(0, 16), slice(16, 32)]
-    first, second = container.Frames(entries, 2)
-    assert first == (entries[2:4], [entries[4]], None)
-    assert second == (entries[5:7], [entries[7]], None)
-    _, cut = container.Frames(entries[:6], 2)
-    assert cut == ([entries[5]], [], None)
+    frames = container.Frames(entries, 2)
+    assert [frames.bands(number) for number in (0, 1)] == [entries[2:4], entries[5:7]]
+    assert [frames.alpha(number) for number in (0, 1)] == [entries[4], entries[7]]
+    assert frames.exact(0) is None
+    cut = container.Frames(entries[:6], 2)
+    assert (len(cut), cut.bands(1), cut.alpha(1)) == (2, [entries[5]], None)
+    assert (cut.band(1, 0), cut.band(1, 1)) == (entries[5], None)
 
 
 @pytest.mark.parametrize("durations", [(40,), (40, 0, 4294967295)])

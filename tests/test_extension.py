@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 import pillow_sdz
-from pillow_sdz import catalogue, chunks, codings, container, options
+from pillow_sdz import catalogue, chunks, codings, container, options, spaces
 from pillow_sdz.arrays import Area, Latents, Pixels, Quantisation, Samples
-from pillow_sdz.catalogue import CodingSpec, ModelSpec, Space
+from pillow_sdz.catalogue import ModelSpec
 from pillow_sdz.codings import banded
 from pillow_sdz.codings.coding import Coding, Frame, FrameEncoder
 from pillow_sdz.codings.range_coder import DamagedPayload
@@ -27,6 +27,7 @@ from pillow_sdz.codings.target_size import DoesNotFit, EncodedLatents
 from pillow_sdz.container import Chunk
 from pillow_sdz.models import mini
 from pillow_sdz.models.network import Loader, Qualities
+from pillow_sdz.spaces import CodingSpec, Space
 from sdz_files import decode, encode
 
 # The rows.
@@ -263,7 +264,7 @@ def test_a_model_without_what_a_coding_needs(
 ) -> None:
     needing = DEFLATED._replace(needs_weights=True)
     monkeypatch.setitem(catalogue.SPACES, BLOCKS.name, BLOCKS._replace(codings=(needing,)))
-    monkeypatch.setitem(codings.CODINGS, needing, codings.CODINGS[catalogue.HYPERPRIOR])
+    monkeypatch.setitem(codings.CODINGS, needing, codings.CODINGS[spaces.HYPERPRIOR])
     with pytest.raises(TypeError, match="Means is no model with a hyperprior"):
         encode(flat, model="means")
 

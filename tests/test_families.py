@@ -64,9 +64,9 @@ def test_the_widest_latents_in_steps() -> None:
     assert np.abs(found.latents - array).max() <= 0.25 + 1e-6
 
 
-@pytest.mark.parametrize("name", [name for name in catalogue.SPACES if name != "mini"])
+@pytest.mark.parametrize("name", [name for name in catalogue.all_spaces() if name != "mini"])
 def test_every_family(name: str) -> None:
-    space = catalogue.SPACES[name]
+    space = catalogue.all_spaces()[name]
     array = latents(space.channels, 4, 2)
     found = exact(array, model=name)
     assert (found.factor, found.size) == (space.factor, (2 * space.factor, 4 * space.factor))
@@ -76,10 +76,12 @@ def test_every_family(name: str) -> None:
 # Scaling
 
 
-@pytest.mark.parametrize("name", [n for n, s in catalogue.SPACES.items() if s.scaling is not None])
+@pytest.mark.parametrize(
+    "name", [n for n, s in catalogue.all_spaces().items() if s.scaling is not None]
+)
 def test_unscaled_latents_of_every_family(name: str) -> None:
     """As pipelines do: (x - shift) * scaling, channel by channel."""
-    space = catalogue.SPACES[name]
+    space = catalogue.all_spaces()[name]
     array = latents(2, space.channels, 4, 2)
     found = open_latents(saved(array, model=name, scaled=False, step=0.05))
     scaling, shift = (
@@ -104,7 +106,7 @@ def test_statistics_are_those_of_diffusers() -> None:
         ("qwen-image-2", diffusers.AutoencoderKLQwenImage21),
     ):
         defaults = inspect.signature(kind).parameters
-        space = catalogue.SPACES[name]
+        space = catalogue.all_spaces()[name]
         std = defaults["latents_std"].default
         np.testing.assert_allclose(space.scaling, 1 / np.array(std), rtol=1e-6)
         np.testing.assert_allclose(space.shift, defaults["latents_mean"].default, rtol=1e-6)
@@ -234,7 +236,7 @@ def test_planes_that_look_like_sequences() -> None:
 
 @pytest.mark.parametrize("name", ["wan21", "cogvideox", "mochi"])
 def test_clips(name: str) -> None:
-    channels = catalogue.SPACES[name].channels
+    channels = catalogue.all_spaces()[name].channels
     array = latents(2, channels, 3, 4, 5)
     given = array.swapaxes(1, 2) if name == "cogvideox" else array
     file = saved(given, model=name, lossless="float32")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import memory
-from pillow_sdz import catalogue, chunks, codec, container, demo, models, options
+from pillow_sdz import catalogue, chunks, codec, container, demo, models, options, spaces
 from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
 from pillow_sdz.models import runtime
@@ -85,10 +85,10 @@ def budget_for(side: int) -> int:
     ],
 )
 def test_bands_are_bounded(height: int, width: int, rows: int | None) -> None:
-    limit = catalogue.HYPERPRIOR.band_latents
+    limit = spaces.HYPERPRIOR.band_latents
     assert limit is not None
-    assert codec.coder_of(catalogue.MINI, catalogue.HYPERPRIOR).band_rows(height, width) == rows
-    assert codec.coder_of(catalogue.SD_MINI, catalogue.CONTEXT).band_rows(height, width) is None
+    assert codec.coder_of(catalogue.MINI, spaces.HYPERPRIOR).band_rows(height, width) == rows
+    assert codec.coder_of(catalogue.SD_MINI, spaces.CONTEXT).band_rows(height, width) is None
     found = rows or height
     assert found * width <= limit
 

@@ -28,11 +28,11 @@ from pillow_sdz import (
     save_latents,
     scaling,
 )
-from pillow_sdz.catalogue import CONTEXT, FLOAT16, PALETTE, CodingSpec
 from pillow_sdz.codings import Context, DitheredPalette, Float16, adaptive
 from pillow_sdz.codings.coding import Frame
 from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
+from pillow_sdz.spaces import CONTEXT, FLOAT16, PALETTE, CodingSpec
 from sdz_files import decode, encode, framed, replaced
 
 Array = NDArray[Any]

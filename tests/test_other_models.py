@@ -13,10 +13,11 @@ from PIL import Image, ImageChops, ImageFile, ImageStat
 import tiny_models as tiny
 from model_registry import hub_cache, no_network, registry
 from pillow_sdz import chunks, container, models, options, register_model
-from pillow_sdz.catalogue import CODING_NAMES, ModelSpec
+from pillow_sdz.catalogue import ModelSpec
 from pillow_sdz.header import Header
 from pillow_sdz.models import hub
 from pillow_sdz.presets import PRESETS
+from pillow_sdz.spaces import CODING_NAMES
 from sdz_files import decode, encode, replaced, shown
 
 __all__ = ["hub_cache", "no_network", "registry"]

@@ -20,9 +20,9 @@ from PIL import Image, ImageFile
 from threadpoolctl import threadpool_limits
 
 from pillow_sdz import chunks, container, open_latents
-from pillow_sdz.catalogue import CODING_NAMES
 from pillow_sdz.container import Chunk
 from pillow_sdz.header import MODES, Header
+from pillow_sdz.spaces import CODING_NAMES
 from sdz_files import decode, encode, framed
 
 pytest.importorskip("hypothesis", reason='needs pip install ".[test]"')

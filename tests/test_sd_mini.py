@@ -21,6 +21,7 @@ from pillow_sdz import (
     models,
     open_latents,
     options,
+    spaces,
     weights,
 )
 from pillow_sdz.codings import Context
@@ -209,7 +210,7 @@ def test_size_falls_with_effort_at_one_fidelity(exact: NDArray[np.float32]) -> N
     """At one quality, the error stays within a tenth and the bytes fall."""
     sizes, errors = [], []
     for effort in (0, 4, 6):
-        coder = codec.coder_of(SD_MINI, catalogue.CONTEXT)
+        coder = codec.coder_of(SD_MINI, spaces.CONTEXT)
         quantisation = coder.quantisation(50, effort)
         ((_, payload),) = coder.encoder(quantisation, effort)(Frame(exact))
         found = coder.decode(payload, (64, 64), quantisation)
@@ -229,8 +230,8 @@ def test_damaged_unet_is_not_used(
 ) -> None:
     monkeypatch.setattr(models, "_denoisers", {})
     assert SD_MINI.unet is not None
-    other = SD_MINI.unet.weights._replace(sha256="0" * 64)
-    damaged = SD_MINI._replace(unet=SD_MINI.unet._replace(weights=other))
+    other = SD_MINI.unet._replace(sha256="0" * 64)
+    damaged = SD_MINI._replace(unet=other)
     monkeypatch.setitem(catalogue.EMBEDDED, SD_MINI.name, damaged)
     with options.override(DENOISE=True), pytest.raises(OSError, match="sha256"):
         decode(article)
@@ -269,7 +270,7 @@ def test_a_limit_that_nothing_reaches_gives_the_highest_quality(real_photo: Imag
 
 def test_which_priors_take_long_for_few_bytes() -> None:
     """The prior that learns while it decodes.  The work for such payloads is limited."""
-    coder = codec.coder_of(SD_MINI, catalogue.CONTEXT)
+    coder = codec.coder_of(SD_MINI, spaces.CONTEXT)
     assert isinstance(coder, Context)
     assert coder.learns(bytes([ADAPTIVE]) + bytes(9))
     assert not coder.learns(bytes([RELATIVE]) + bytes(9))

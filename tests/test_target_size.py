@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 
 from pillow_sdz import container
-from pillow_sdz.catalogue import HIGHEST_QUALITY, LOWEST_QUALITY
 from pillow_sdz.chunks import LATENTS
 from pillow_sdz.codings.target_size import (
     NEAR_ENOUGH,
@@ -18,6 +17,7 @@ from pillow_sdz.codings.target_size import (
     largest_of_slow,
 )
 from pillow_sdz.container import Chunk
+from pillow_sdz.spaces import HIGHEST_QUALITY, LOWEST_QUALITY
 
 Coded = Callable[[int], EncodedLatents]
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pillow_sdz import catalogue, weights
+from pillow_sdz import spaces, weights
 from pillow_sdz.arrays import CELL
 from pillow_sdz.codings.rate_axis import LAST
 from pillow_sdz.models.mini import Mini, borders
@@ -112,7 +112,7 @@ def fit(mini: Mini, decoder: Decoder, photos: list[Photo]) -> dict[int, Reducing
     squares: dict[int, Tensor] = defaultdict(lambda: torch.zeros(()))
     products: dict[int, Tensor] = defaultdict(lambda: torch.zeros(()))
     for photo in photos:
-        quality = random.randint(catalogue.LOWEST_QUALITY, catalogue.HIGHEST_QUALITY)
+        quality = random.randint(spaces.LOWEST_QUALITY, spaces.HIGHEST_QUALITY)
         shown = Shown(mini, photo, quality)
         picture = decoder(shown.latents, shown.rate)
         for scale, network in found.items():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from .. import catalogue, chunks
+from .. import chunks, spaces
 
 # Standard input or output, as an argument. A file of this name is called ./-.
 STREAM = Path("-")
@@ -186,7 +186,7 @@ def add_coding(parser: argparse.ArgumentParser) -> None:
     """Add how the latents are coded."""
     parser.add_argument(
         "--coding",
-        choices=catalogue.CODING_NAMES,
+        choices=spaces.CODING_NAMES,
         help="how the latents are stored; default: context",
     )
     parser.add_argument(

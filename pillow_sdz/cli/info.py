@@ -12,7 +12,7 @@ from typing import IO, Any
 from PIL import ExifTags, Image
 
 from ..chunks import MASK, PROVENANCE
-from ..container import Reader, TruncatedError
+from ..reading import Reader, TruncatedError
 from .arguments import Commands, add_inputs
 from .files import check_inputs, find, open_sdz, readable, sdz_files, size_of
 from .messages import say, say_json

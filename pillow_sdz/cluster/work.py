@@ -14,13 +14,13 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from .. import interchange, latents, registration
+from .. import interchange, latents, register
 from ..interchange import FORMATS
 from . import shards
 from .plan import Settings, Shard
 from .shards import Item
 
-registration.register()
+register()
 
 
 def encoded(data: bytes, path: str, settings: Settings) -> list[bytes]:

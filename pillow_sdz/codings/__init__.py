@@ -9,16 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..catalogue import (
-    BFLOAT16,
-    CONTEXT,
-    FLOAT16,
-    FLOAT32,
-    HYPERPRIOR,
-    PALETTE,
-    CodingSpec,
-    ModelSpec,
-)
+from ..catalogue import ModelSpec
+from ..spaces import BFLOAT16, CONTEXT, FLOAT16, FLOAT32, HYPERPRIOR, PALETTE, CodingSpec
 from .banded import Banded
 from .coding import Coding
 from .context import Context

@@ -12,8 +12,8 @@ from PIL import Image
 
 from .. import chunks, order, progress
 from ..arrays import CELL, Area, Latents, Pixels, Quantisation, Samples
-from ..catalogue import HIGHEST_QUALITY, LOWEST_QUALITY, CodingSpec
 from ..container import Chunk
+from ..spaces import HIGHEST_QUALITY, LOWEST_QUALITY, CodingSpec
 from ..threads import one_blas_thread
 from . import allocation, changes, quality_map
 from .coding import Frame, FrameEncoder, finite

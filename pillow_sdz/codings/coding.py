@@ -43,7 +43,7 @@ def finite(latents: NDArray[Any]) -> NDArray[np.float32]:
 class Coding(Protocol):
     """Latents (h, w, C) of one model <-> the payloads of chunks.
 
-    ``quantisation`` is the header's.  The coding's `catalogue.CodingSpec` has its unit.
+    ``quantisation`` is the header's.  The coding's `spaces.CodingSpec` has its unit.
     """
 
     def quantisation(self, quality: float, effort: int) -> int:

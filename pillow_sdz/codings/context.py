@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..catalogue import HIGHEST_QUALITY, LOWEST_QUALITY, ModelSpec
+from ..catalogue import ModelSpec
+from ..spaces import HIGHEST_QUALITY, LOWEST_QUALITY
 from ..threads import one_blas_thread
 from . import priors, quantize
 from .coding import Frame

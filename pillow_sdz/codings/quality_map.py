@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Ints
-from ..catalogue import HIGHEST_QUALITY, LOWEST_QUALITY
+from ..spaces import HIGHEST_QUALITY, LOWEST_QUALITY
 from .range_coder import MEAN_UNITS, Coder, DamagedPayload, Prediction, Tables
 
 UNIT = 200  # hundredths of quality in a step of the map.  Chosen: less than anybody can see.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .. import container
-from ..catalogue import HIGHEST_QUALITY, LOWEST_QUALITY
+from ..spaces import HIGHEST_QUALITY, LOWEST_QUALITY
 
 # Where a try takes seconds, only a few qualities are tried, until so much of the size is used.
 # Chosen.

@@ -26,9 +26,11 @@ _PREFIX = ("STRING", {"default": "ComfyUI"})
 def families() -> list[str]:
     """The families of latents that a node offers."""
     # Patches are recognised by their channels, so they need no choice of their own.
-    patches = {space.patches for space in catalogue.SPACES.values()}
+    patches = {space.patches for space in catalogue.all_spaces().values()}
     return [
-        name for name, space in catalogue.SPACES.items() if not space.is_own and name not in patches
+        name
+        for name, space in catalogue.all_spaces().items()
+        if not space.is_own and name not in patches
     ]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from PIL import ExifTags, Image
 
 from ..chunks import EXIF, PROVENANCE
-from ..container import Reader
 from ..contents import contents
+from ..reading import Reader
 
 # Pictures keep them where ComfyUI's WebP files do: "prompt:{...}" and "workflow:{...}".
 _TAGS = {"prompt": ExifTags.Base.Model, "workflow": ExifTags.Base.Make}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import catalogue, forks, options
-from ..catalogue import EMBEDDED, NOT_NAMED, SPACES, ModelSpec
+from ..catalogue import EMBEDDED, NOT_NAMED, ModelSpec, all_spaces
 from ..presets import PRESETS
 from . import recorded, sources, specs
 from .given import described
@@ -101,7 +101,7 @@ def _entry(name: str) -> _Entry:
         preset = preset.pinned(record.revision, record.sha256)
     sha256 = preset.autoencoder.files[-1].sha256
     digest = bytes.fromhex(sha256)[:4] if sha256 else NOT_NAMED
-    space = SPACES[preset.latent_space]
+    space = all_spaces()[preset.latent_space]
     spec = ModelSpec(name, space.channels, space.factor, digest, space.name)
     return _Entry(spec, sources.Pinned(name, preset))
 
@@ -264,8 +264,8 @@ def load_denoiser(spec: ModelSpec, *, on_cpu: bool = False) -> Denoiser:
 
 
 def _denoiser(entry: _Entry, parts: DenoiserParts) -> Denoiser:
-    if isinstance(entry.source, sources.Embedded) and entry.spec.unet is not None:
-        denoiser: Denoiser = pkgutil.resolve_name(entry.spec.unet.loader)(parts)
+    if isinstance(entry.source, sources.Embedded) and entry.spec.denoiser:
+        denoiser: Denoiser = pkgutil.resolve_name(entry.spec.denoiser)(parts)
         return denoiser
     if parts.pipeline is not None:
         from . import flow

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..atomic import replacing
-from ..header import MAX_CHANNELS, MAX_FACTOR, NAME
+from ..header import MAX_CHANNELS, MAX_FACTOR, is_name
 
 REVISION = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -43,7 +43,7 @@ class Directory:
         return {
             "directory": os.path.isabs(self.directory),
             "sha256": bool(_SHA256.fullmatch(self.sha256)),
-            "latent_space": bool(NAME.fullmatch(self.latent_space)),
+            "latent_space": is_name(self.latent_space),
             "channels": 1 <= self.channels <= MAX_CHANNELS,
             "factor": 1 <= self.factor <= MAX_FACTOR,
             "unet": not self.unet or bool(_SHA256.fullmatch(self.unet)),
@@ -138,7 +138,7 @@ def _record(name: str, fields: object) -> Record:
         if not is_sound:
             msg = f"its {field} is {getattr(record, field)!r}"
             raise ValueError(msg)
-    if not NAME.fullmatch(name):
+    if not is_name(name):
         msg = f"{name!r} is not a model's name"
         raise ValueError(msg)
     return record

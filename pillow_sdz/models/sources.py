@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import options, weights
-from ..catalogue import UNet
 from ..presets import Preset, Snapshot
+from ..weights import Weights
 from . import configurations, hub, recorded
 from .configurations import AUTOENCODERS
 
@@ -65,7 +65,7 @@ class DenoiserParts:
 class Embedded:
     """The source of an embedded model: this package."""
 
-    unet: UNet | None = None
+    unet: Weights | None = None
 
     def check(self) -> None:
         pass
@@ -73,8 +73,8 @@ class Embedded:
     def denoiser(self) -> DenoiserParts | None:
         if self.unet is None:
             return None
-        folder = self.unet.weights.path.parent
-        unet = Folder(folder, self.unet.weights.sha256)
+        folder = self.unet.path.parent
+        unet = Folder(folder, self.unet.sha256)
         return DenoiserParts(unet, Folder(folder.parent / "scheduler"))
 
 

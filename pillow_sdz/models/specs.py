@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..catalogue import EMBEDDED, ModelSpec
-from ..header import NAME
+from ..header import is_name
 from ..presets import Preset
 from . import sources
 from .sources import DenoiserParts
@@ -36,7 +36,7 @@ def new(
 
     ``shape`` is the number of channels of its latents, and their factor.
     """
-    if not isinstance(name, str) or not NAME.fullmatch(name):
+    if not is_name(name):
         msg = (
             "a model's name must have 1 to 32 characters of a-z 0-9 . _ -, the first one of "
             f"a-z 0-9, not {name!r}"
@@ -51,7 +51,7 @@ def new(
     preset = presets.get(name)
     if latent_space is None:
         latent_space = preset.latent_space if preset else name
-    if not NAME.fullmatch(latent_space):
+    if not is_name(latent_space):
         msg = f"a latent space must have a name such as sd1, not {latent_space!r}"
         raise ValueError(msg)
     if preset:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import forks
 from ..arrays import Area, Latents, Pixels, Quantisation, Samples
-from ..catalogue import SPACES
+from ..catalogue import all_spaces
 from ..presets import Preset
 from . import devices, loading, sources
 from .configurations import AUTOENCODERS
@@ -106,7 +106,7 @@ class DiffusersAutoencoder:
 
     def _check_preset(self, preset: Preset, scaling: float, shift: Any) -> None:
         """OSError if the configuration is not the one that this package knows."""
-        space = SPACES[preset.latent_space]
+        space = all_spaces()[preset.latent_space]
         found = (self._kind, self._channels, self._factor, scaling, shift)
         expected = preset.class_name, space.channels, space.factor, preset.scaling, preset.shift
         if found != expected:
