@@ -98,7 +98,8 @@ class Encoder:
     def _frame(self, image: Image.Image) -> Frame:
         pixels, offsets = ImagePixels(image), self._offsets
         qualities = quality_map.qualities(self.quantisation, offsets)
-        return Frame(self._network.encode(pixels, qualities), pixels, offsets)
+        latents = self._network.encode(pixels, qualities)
+        return Frame(latents, pixels, offsets, self.quantisation)
 
 
 def write(file: Sequence[Chunk]) -> bytes:

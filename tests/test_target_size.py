@@ -10,6 +10,7 @@ from pillow_sdz import container
 from pillow_sdz.chunks import LATENTS
 from pillow_sdz.codings.target_size import (
     NEAR_ENOUGH,
+    ONE_IN,
     SLOW_TRIES,
     DoesNotFit,
     EncodedLatents,
@@ -41,6 +42,11 @@ def sizes(growth: float, part: float = 1, jitter: int = 0) -> Callable[[int], in
     return size
 
 
+def is_largest(size: Callable[[int], int], quality: int, limit: int) -> bool:
+    """Whether more does not fit, or less than a thousandth of the bytes is left."""
+    return size(quality + 1) > limit or limit - size(quality) < limit // ONE_IN
+
+
 class Counted:
     """Encodes to the given sizes, and notes at which qualities."""
 
@@ -61,8 +67,23 @@ def test_the_highest_quality_that_fits(growth: float, limit: int) -> None:
     quality, found = largest(coded, LOWEST_QUALITY, HIGHEST_QUALITY, limit)
     assert quality == found.quantisation
     assert found.size == size(quality) <= limit
-    assert quality == HIGHEST_QUALITY or size(quality + 1) > limit
+    assert quality == HIGHEST_QUALITY or is_largest(size, quality, limit)
     assert len(coded.asked) <= 30  # of 9,901 qualities
+
+
+@pytest.mark.parametrize("growth", [20, 60, 120])
+@pytest.mark.parametrize("bend", [0.7, 1, 1.5])
+def test_few_tries_where_sizes_grow_as_those_of_photos(growth: float, bend: float) -> None:
+    def size(quality: int) -> int:
+        at = (quality - LOWEST_QUALITY) / (HIGHEST_QUALITY - LOWEST_QUALITY)
+        return round(3_000 * growth**at**bend)
+
+    for limit in (4_000, 10_000, 36_000, 50_000):
+        coded = Counted(size)
+        quality, _ = largest(coded, LOWEST_QUALITY, HIGHEST_QUALITY, limit, 7500)
+        assert is_largest(size, quality, limit)
+        assert coded.asked[0] == 7500
+        assert len(coded.asked) <= (6 if bend >= 1 else 8)
 
 
 def test_none_that_fits() -> None:
@@ -97,7 +118,7 @@ def test_a_file_that_is_over_by_a_few_bytes_does_not_fit(over: int) -> None:
     found = largest_of_slow(Counted(quick), lambda quality: of_size(limit + over, quality), limit)
     assert found.size <= limit
     assert found.size == quick(found.quantisation)
-    assert quick(found.quantisation + 1) > limit
+    assert is_largest(quick, found.quantisation, limit)
 
 
 def test_the_largest_of_those_that_fit_is_kept() -> None:

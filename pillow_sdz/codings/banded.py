@@ -29,10 +29,9 @@ BAND_ROWS = 64
 LOOKING_EFFORT = 4
 # With more effort, encoding takes seconds.
 HIGHEST_QUICK_EFFORT = 4
-# How far the quality is at most from that without a map, if both fit into the same bytes, and how
-# near to the latter the search begins, in hundredths.  Chosen: at the same quality a map takes a
-# few per cent more, or a little less.
-LOWER, HIGHER, NEAR = 600, 300, 100
+# The search for a size looks from the quality on at which less than one in so many bytes is left
+# without a map.  Chosen: with a map, there are a few per cent more, or a little less.
+NEAR = 20
 # An encoder looks at the middle of so many hundredths of quality.  Chosen: so a search over
 # qualities looks seldom, and the maps of qualities that are so near gain about as much.
 LOOKED_AT = 500
@@ -128,16 +127,20 @@ class Banded:
     def fit(
         self, frames: Sequence[Frame], limit: int, effort: int, *, predict: bool = False
     ) -> EncodedLatents:
-        encoded: dict[bytes, list[Frame]] = {}
+        first = frames[0].quantisation
         mapped: dict[tuple[int, int], Frame] = {}
+
+        def seen_at(quality: int) -> bytes:
+            # All frames together: their maps are the same, or there is no map.
+            return b"".join(
+                self._network.seen(quality_map.qualities(quality, f.offsets)) for f in frames
+            )
+
+        encoded = {} if first is None else {seen_at(first): [*frames]}
 
         def at(quality: int) -> list[Frame]:
             """The frames with the latents that they have at a quality."""
-            # All frames together: their maps are the same, or there is no map.
-            seen = b"".join(
-                self._network.seen(quality_map.qualities(quality, f.offsets)) for f in frames
-            )
-            if seen not in encoded:
+            if (seen := seen_at(quality)) not in encoded:
                 encoded.clear()  # the search goes from one neighbour to the next
                 mapped.clear()
                 encoded[seen] = [self._again(frame, quality) for frame in frames]
@@ -161,16 +164,15 @@ class Banded:
             return mapped[key]
 
         if effort > HIGHEST_QUICK_EFFORT:
-            return largest_of_slow(functools.cache(plain), tried, limit)
-        lowest, highest = LOWEST_QUALITY, HIGHEST_QUALITY
-        if effort == LOOKING_EFFORT:
-            # Looking takes time, so it begins near the quality that fits.
-            near, _ = largest(plain, lowest, highest, limit, near=NEAR)
-            lowest, highest = max(near - LOWER, lowest), min(near + HIGHER, highest)
+            return largest_of_slow(functools.cache(plain), tried, limit, first)
+        search = functools.partial(largest, low=LOWEST_QUALITY, high=HIGHEST_QUALITY, limit=limit)
+        if effort < LOOKING_EFFORT:
+            return search(plain, first=first)[1]
         try:
-            return largest(tried, lowest, highest, limit)[1]
+            # Looking takes time, so it begins near the quality that fits.
+            return search(tried, first=search(plain, first=first, one_in=NEAR)[0])[1]
         except DoesNotFit:
-            return largest(plain, LOWEST_QUALITY, highest, limit)[1]
+            return search(plain)[1]
 
     def _again(self, frame: Frame, quality: int) -> Frame:
         if frame.pixels is None:
@@ -184,7 +186,7 @@ class Banded:
         ``quality`` is the header's, in hundredths; see `looked_at`.  The map adds to the one that
         the frame has.  A frame of which no pixels are known stays as it is.
         """
-        latents, pixels, offsets = frame
+        latents, pixels, offsets, _ = frame
         if pixels is None:
             return frame
         height, width, _ = latents.shape
@@ -307,14 +309,14 @@ class _Encoder:
     def _coded(self, frame: Frame) -> list[Chunk]:
         """The chunks of the next frame with the map that it has."""
         network, effort = self._network, self._effort
-        latents, pixels, offsets = frame
+        latents, pixels, offsets, _ = frame
         height, width, _ = latents.shape
-        cells = quality_map.qualities(self._quality, offsets)
-        latents = latents * network.gain(cells, height, width)
         coded = []
         if slow := effort > HIGHEST_QUICK_EFFORT and pixels is not None:
             # Before the frame is cut into bands, because tiles of pixels may cross bands.
-            steps, hyper = network.refine(pixels, latents, cells, effort)
+            cells = quality_map.qualities(self._quality, offsets)
+            steps = latents * network.gain(cells, height, width)
+            steps, hyper = network.refine(pixels, steps, cells, effort)
         with one_blas_thread():
             bands = order.bands(height, self._coding.band_rows(height, width))
             for band in progress.told("coding", bands):
@@ -323,8 +325,9 @@ class _Encoder:
                 if slow:
                     refined = steps[band], hyper[rows]
                 else:
-                    of_band = quality_map.qualities(self._quality, here)
-                    refined = network.refine(None, latents[band], of_band, effort)
+                    cells = quality_map.qualities(self._quality, here)
+                    part = latents[band] * network.gain(cells, band.stop - band.start, width)
+                    refined = network.refine(None, part, cells, effort)
                 if band.start not in self._bands:
                     new = _BandEncoder(network.prior, self._quality, predict=self._predict)
                     self._bands[band.start] = new

@@ -16,13 +16,14 @@ from .target_size import EncodedLatents
 class Frame(NamedTuple):
     """Latents (h, w, C) to be coded, and the pixels (H, W, 3) that they stand for, if known.
 
-    The latents are those of the header's quantisation, if they depend on it.  ``offsets`` is the
-    map of `quality_map`, for a coding whose quality may vary over the picture.
+    The latents are those of the header's ``quantisation``, if they depend on it.  ``offsets`` is
+    the map of `quality_map`, for a coding whose quality may vary over the picture.
     """
 
     latents: NDArray[Any]
     pixels: Samples | None = None
     offsets: NDArray[np.int32] | None = None
+    quantisation: int | None = None
 
 
 #: Codes the next frame of a file into chunks, one for each band.  ValueError if readers would
