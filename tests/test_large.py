@@ -150,7 +150,8 @@ def test_bands_that_are_none(banded: bytes, data: bytes, complaint: str) -> None
 
 def test_tiles_follow_the_memory_budget() -> None:
     with options.override(MEMORY_BUDGET=options.SMALLEST_BUDGET):
-        assert tile_memory.tile_side(24_000, 13) == tile_memory.SMALLEST_TILE
+        side = tile_memory.tile_side(tile_memory.DECODER_MEMORY, 13, workers=4)
+        assert side == tile_memory.SMALLEST_TILE
     with options.override(MEMORY_BUDGET=budget_for(80)):
         assert tile_memory.tile_side(tile_memory.DECODER_MEMORY, 13) == 80
         # A row of latents that takes as much as a row of a tile: n^2 + 106 n = 106^2.
@@ -168,9 +169,10 @@ def test_tiled_pixels_are_those_of_one_piece(scale: int, monkeypatch: pytest.Mon
     pixels = np.asarray(demo.photo().resize((1296, 1008)))
     latents = mini().encode(pixels, 5000)
     pictures = []
-    for budget in (1 << 40, options.SMALLEST_BUDGET):
+    for side in (tile_memory.LARGEST_TILE, tile_memory.SMALLEST_TILE):
         picture = np.empty((1008 // scale, 1296 // scale, 3), int)
-        with options.override(MEMORY_BUDGET=budget):
+        monkeypatch.setattr(tile_memory, "LARGEST_TILE", side)
+        with options.override(MEMORY_BUDGET=1 << 40):
             pieces = list(mini().decode(latents, 5000, scale=scale))
         for place, piece in pieces:
             picture[place] = piece

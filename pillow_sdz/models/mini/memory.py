@@ -12,11 +12,10 @@ from .shape import CHANNELS, DECODER_MARGIN
 # Latents along a side of a tile, at most.  Measured.
 LARGEST_TILE = 112
 SMALLEST_TILE = 2 * DECODER_MARGIN
-# Bytes that decoding and encoding take for each latent of a tile, margin included.  Measured with
-# the first generation (benchmarks.memory); the second one keeps to the budget with them.
-DECODER_MEMORY, ENCODER_MEMORY = 24_000, 36_000
+# Bytes that decoding and encoding take for each latent of a tile, margin included.  Measured.
+DECODER_MEMORY, ENCODER_MEMORY = 17_000, 22_000
 # Bytes for the model itself, the integers of bands, and unused memory between them.  Measured too.
-FIXED_MEMORY = 150_000_000
+FIXED_MEMORY = 140_000_000
 
 
 def tile_side(memory: int, margin: int, columns: int = 0, *, workers: int = 1) -> int:
