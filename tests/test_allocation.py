@@ -103,3 +103,14 @@ def test_the_same_file_by_its_quality_and_by_its_size() -> None:
     data = encode(photo, target_size=9000)
     assert 8800 < len(data) <= 9000
     assert encode(photo, target_size=len(data)) == data
+
+
+def test_what_is_protected_gets_less_where_little_fits() -> None:
+    """The smallest size that fits is the same with and without protection."""
+    photo = demo.photo().resize((384, 256))
+    everything = [(0, 0, 300, 256)]
+    smallest = len(encode(photo, quality=1))
+    assert len(encode(photo, quality=1, protect=everything)) > 1.1 * smallest
+    assert len(encode(photo, target_size=smallest, protect=everything)) <= smallest
+    with pytest.raises(ValueError, match=f"smallest file has {smallest} bytes"):
+        encode(photo, target_size=smallest - 1, protect=everything)

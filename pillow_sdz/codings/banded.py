@@ -127,6 +127,20 @@ class Banded:
     def fit(
         self, frames: Sequence[Frame], limit: int, effort: int, *, predict: bool = False
     ) -> EncodedLatents:
+        try:
+            return self._fitted(frames, limit, effort, predict=predict)
+        except DoesNotFit:
+            if all(frame.offsets is None for frame in frames):
+                raise
+        # What is protected gets less, until it fits.
+        weaker = [
+            f._replace(offsets=quality_map.halved(f.offsets), quantisation=None) for f in frames
+        ]
+        return self.fit(weaker, limit, effort, predict=predict)
+
+    def _fitted(
+        self, frames: Sequence[Frame], limit: int, effort: int, *, predict: bool
+    ) -> EncodedLatents:
         first = frames[0].quantisation
         mapped: dict[tuple[int, int], Frame] = {}
 

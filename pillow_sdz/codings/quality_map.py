@@ -73,6 +73,14 @@ def bits(jumps: NDArray[np.integer], scale: int) -> NDArray[np.floating]:
     return found
 
 
+def halved(offsets: Ints | None) -> Ints | None:
+    """A map that differs half as much, towards 0; None if nothing is left of it."""
+    if offsets is None:
+        return None
+    half: Ints = np.trunc(offsets / 2).astype(np.int32)
+    return half if half.any() else None
+
+
 def qualities(quality: int, offsets: Ints | None) -> int | NDArray[np.int32]:
     """The qualities of all cells in hundredths, or the picture's if there is no map."""
     if offsets is None:
