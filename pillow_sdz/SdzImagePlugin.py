@@ -1,7 +1,7 @@
 """Pillow's side of `.sdz`: opening and decoding.  `saving` writes.
 
-`_open` reads the framing of all chunks, and metadata.  LATN, DIFF and ALPH are read when the pixels
-are first needed.  Only then are the models' registry and ONNX Runtime imported.
+`_open` copies a file on disk, and reads the framing of all chunks, and metadata.  LATN, DIFF and ALPH
+are read when the pixels are first needed.  Only then are the models' registry and ONNX Runtime imported.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import os
 import sys
 import warnings
 from io import BytesIO
-from os import PathLike
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
 
 from . import catalogue, chunks, reading
-from .pillow_private import DeferredError, check_pixels, descriptor, is_read_from, undecoded
+from .pillow_private import DeferredError, check_pixels, descriptor, undecoded
 from .signature import FORMAT, SIGNATURE
 
 if TYPE_CHECKING:
@@ -30,17 +29,28 @@ if TYPE_CHECKING:
     from .pillow_private import PixelAccess
 
 
-# A file on disk of at most so many bytes is kept in memory when it is opened.  Chosen: most
-# pictures have some kilobytes, and reading a megabyte takes less than decoding ten pixels.  An
-# animation may have more, because its frames are decoded one by one.  Chosen: few have as much.
-HELD_OF_ONE, HELD = 1 << 20, 64 << 20
+# A copy of at most so many bytes is in memory, a larger one in a temporary file.  Chosen: reading
+# takes a third of a millisecond for each megabyte, and few files have as much.
+IN_MEMORY = 64 << 20
 
 
-def _held(fp: IO[bytes] | None) -> reading.Reader:
-    """A reader of a copy of the file in memory."""
-    assert fp is not None
+def _copy(fp: IO[bytes]) -> reading.Reader:
+    """A reader of a copy of the file, which nobody else can change or empty."""
     size = fp.seek(0, os.SEEK_END)
     fp.seek(0)
+    if size > IN_MEMORY:
+        import mmap
+        import shutil
+        import tempfile
+
+        try:
+            with tempfile.TemporaryFile() as file:
+                shutil.copyfileobj(fp, file)
+                file.flush()
+                copy: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return reading.Reader(copy)
+        except OSError:  # no folder for temporary files, or no space in it
+            fp.seek(0)
     return reading.Reader(BytesIO(fp.read(size)))
 
 
@@ -66,13 +76,11 @@ class SdzImageFile(ImageFile.ImageFile):
 
         # From here on it is an SDZ file, and every error is an OSError.  Pillow takes other
         # exceptions for "not this format", and hides the reason from the user.
-        # A picture may be saved under the name of its file while it is still to be decoded.
+        # A file may be saved over while its pictures are still to be decoded, and `Image.save`
+        # empties it before this package knows.
         on_disk = descriptor(self.fp) is not None
-        size = self.fp.seek(0, os.SEEK_END)
-        reader = _held(self.fp) if on_disk and size <= HELD_OF_ONE else reading.Reader(self.fp)
+        reader = _copy(self.fp) if on_disk else reading.Reader(self.fp)
         header = reader.header
-        if on_disk and header.frames > 1 and HELD_OF_ONE < size <= HELD:
-            reader = _held(self.fp)
         # Pillow checks this as well, but only after the metadata has been read.
         check_pixels(header.size)
         self._model, self._coding = catalogue.judge(header)
@@ -90,19 +98,6 @@ class SdzImageFile(ImageFile.ImageFile):
         if self.is_animated:
             self._fp = self.fp  # `load` sets fp to None.  Pillow's `close` closes _fp as well.
         self._show(0)
-
-    def save(
-        self, fp: str | bytes | PathLike[str] | PathLike[bytes] | IO[bytes], *args: Any, **kw: Any
-    ) -> None:
-        """As `Image.save`, but the target may be the file of this picture: it is read first."""
-        others = kw.get("append_images")
-        for image in (self, *(others if isinstance(others, (list, tuple)) else ())):
-            undecoded = isinstance(image, SdzImageFile) and (image.tile or image.is_animated)
-            if undecoded and is_read_from(image, fp):
-                image._reader = _held(image._fp if image.is_animated else image.fp)
-                image._latents = None
-                image.__dict__.pop("_layers", None)
-        super().save(fp, *args, **kw)
 
     def _read_chunks(self) -> list[reading.Entry]:
         """Read the chunks before the latents, and find where all chunks lie.

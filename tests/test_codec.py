@@ -135,10 +135,10 @@ def test_a_target_chooses_the_prior_once(monkeypatch: pytest.MonkeyPatch) -> Non
     calls = []
     original = Context._best
 
-    def counted(self: Context, latents: np.ndarray, quantisation: int) -> int:
+    def counted(self: Context, latents: np.ndarray, quantisation: int, effort: int) -> int:
         if len(self._numbers) > 1:
             calls.append(quantisation)
-        return original(self, latents, quantisation)
+        return original(self, latents, quantisation, effort)
 
     monkeypatch.setattr(models, "load", lambda _: Strange())
     monkeypatch.setattr(Context, "_best", counted)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -799,6 +799,10 @@ class TestRowsOfChanges:
         assert np.array_equal(few.hyper, many.hyper)
 
 
+def no_temporary_file() -> NoReturn:
+    raise FileNotFoundError(2, "No usable temporary directory found")
+
+
 class TestSavingOverItself:
     """What is not decoded yet does not need the file that is being written."""
 
@@ -818,13 +822,16 @@ class TestSavingOverItself:
                 again.seek(number)
                 again.load()
 
+    @pytest.fixture(params=["memory", "file", "no folder"])
+    def copied(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Large files are copied to a temporary one, if there is room for it."""
+        if request.param != "memory":
+            monkeypatch.setattr("pillow_sdz.SdzImagePlugin.IN_MEMORY", 0)
+        if request.param == "no folder":
+            monkeypatch.setattr("tempfile.TemporaryFile", no_temporary_file)
+
     @pytest.mark.parametrize("loaded", [True, False])
-    def test_a_file_that_was_not_kept_in_memory(
-        self, path: Path, loaded: bool, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Large ones are not read when they are opened, but when they are about to be emptied."""
-        monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD", 0)
-        monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD_OF_ONE", 0)
+    def test_appended_to_itself(self, path: Path, loaded: bool) -> None:
         with Image.open(path) as im, Image.open(path) as other:
             if loaded:
                 im.load()
@@ -835,34 +842,45 @@ class TestSavingOverItself:
             again.seek(11)
             assert again.getextrema() != ((0, 0),) * 3
 
-    def test_alpha_of_a_file_that_was_not_kept_in_memory(
-        self, scene: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("frames", [1, 3])
+    def test_appended_to_a_picture_of_another_format(
+        self, scene: Image.Image, frames: int, tmp_path: Path
     ) -> None:
+        """Pillow empties the file before this package is asked."""
+        path, photo = tmp_path / "a.sdz", tmp_path / "a.png"
+        path.write_bytes(encode_all([scene.rotate(90 * number) for number in range(frames)]))
+        before = frames_of(path.read_bytes())
+        scene.save(photo)
+        with Image.open(photo) as first, Image.open(path) as other:
+            first.save(path, save_all=True, append_images=[other])
+        found = frames_of(path.read_bytes())
+        assert len(found) == 1 + frames
+        for frame, again in zip(before, found[1:], strict=True):
+            assert_similar(again, frame, 4)
+
+    @pytest.mark.usefixtures("copied")
+    def test_whoever_empties_the_file(self, path: Path) -> None:
+        expected = [frame.tobytes() for frame in frames_of(path.read_bytes())]
+        with Image.open(path) as im:
+            path.write_bytes(b"")
+            for number, pixels in enumerate(expected):
+                im.seek(number)
+                assert im.tobytes() == pixels
+
+    def test_alpha(self, scene: Image.Image, tmp_path: Path) -> None:
         """The alpha of a frame has been read, that of the others has not."""
         frames = [scene.copy() for _ in range(3)]
         for number, frame in enumerate(frames):
             frame.putalpha(Image.radial_gradient("L").resize(SIZE).rotate(90 * number))
         path = tmp_path / "a.sdz"
         path.write_bytes(encode_all(frames))
-        monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD", 0)
-        monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD_OF_ONE", 0)
         with Image.open(path) as im:
             im.load()
             im.save(path, save_all=True)
         for frame, again in zip(frames, frames_of(path.read_bytes()), strict=True):
             assert again.getchannel("A").tobytes() == frame.getchannel("A").tobytes()
 
-    def test_another_target_is_not_read(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD", 0)
-        monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD_OF_ONE", 0)
-        with Image.open(path) as im:
-            reader = im._reader  # type: ignore[attr-defined]
-            im.save(path.with_name("b.sdz"), save_all=True)
-            assert im._reader is reader  # type: ignore[attr-defined]
-
-    def test_another_format(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD", 0)
-        monkeypatch.setattr("pillow_sdz.SdzImagePlugin.HELD_OF_ONE", 0)
+    def test_another_format(self, path: Path) -> None:
         with Image.open(path) as im:
             im.save(path, "GIF", save_all=True)
         with Image.open(path) as again:

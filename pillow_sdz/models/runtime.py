@@ -118,7 +118,8 @@ _product = Network("product", {})
 def product(rows: Singles, columns: Singles) -> Singles:
     """The product of two matrices: a `codings.dense.Product`.
 
-    It takes half of numpy's time where OpenBLAS does not know the CPU (docs/speed.md#where-the-time-goes).
+    It takes half of numpy's time where OpenBLAS does not know the CPU
+    (docs/speed.md#where-the-time-goes).
     """
     return _product(rows=rows, columns=columns)
 
