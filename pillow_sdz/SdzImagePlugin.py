@@ -1,7 +1,8 @@
 """Pillow's side of `.sdz`: opening and decoding.  `saving` writes.
 
-`_open` copies a file on disk, and reads the framing of all chunks, and metadata.  LATN, DIFF and ALPH
-are read when the pixels are first needed.  Only then are the models' registry and ONNX Runtime imported.
+`_open` copies a file on disk, and reads the framing of all chunks, and metadata.  LATN, DIFF and
+ALPH are parsed when the pixels are first needed.  Only then are the models' registry and ONNX
+Runtime imported.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from .pillow_private import PixelAccess
 
 
-# A copy of at most so many bytes is in memory, a larger one in a temporary file.  Chosen: reading
-# takes a third of a millisecond for each megabyte, and few files have as much.
+# A copy of at most so many bytes is in memory, a larger one in a temporary file.  Chosen: few
+# files have as much.  Either way takes about half a millisecond for each megabyte.
 IN_MEMORY = 64 << 20
 
 
