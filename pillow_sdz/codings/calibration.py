@@ -18,6 +18,7 @@ from .range_coder import FREQUENCY_BITS, MEAN_UNITS, PHASED_SCALES, PHASES, Tabl
 
 # Constants without another origin are measured and rounded: docs/measurements.md#adaptive.
 BINS = PHASED_SCALES // 2  # quarters of an octave, up to where tables have no phases any more
+ALL_BINS = 67  # the largest magnitude is `adaptive.VALUE_LIMIT`, in bin 66
 REACH = 7  # larger residuals are counted as this one
 RESIDUALS = 2 * REACH + 1
 CELLS = PHASES * RESIDUALS
@@ -63,39 +64,38 @@ class Calibration:
     def __init__(self, frames: int) -> None:
         self._costs, first = _costs()
         self._spent = np.tile(first, (frames, 1, 1))
-        self._scales = np.tile(2 * np.arange(BINS), (frames, 1))
+        self._scales = np.tile(2 * np.arange(ALL_BINS), (frames, 1))
+        self._frames = ALL_BINS * np.arange(frames)[:, None]
         self._choose()
-        self._new: list[Ints] = []
+        self._new: list[tuple[Ints, Ints, Ints]] = []
         self._counts = [0, 0]  # the residuals before, and since the last choice
 
     def scales(self, bins: Ints) -> Ints:
         """The scales for magnitudes (F, n), in quarters of an octave above 2 ** -5 steps."""
-        learned = np.take_along_axis(self._scales, np.clip(bins, 0, BINS - 1), 1)
-        return np.where(bins < BINS, learned, 2 * bins)
+        return self._scales.take(bins + self._frames)
 
     def learn(self, bins: Ints, eighths: Ints, symbols: Ints) -> None:
         """Learn from symbols (F, n) with their magnitudes and means."""
-        centre = (eighths + MEAN_UNITS // 2) >> 3
-        fraction = eighths - MEAN_UNITS * centre
-        residual = (symbols - centre) * np.where(fraction < 0, -1, 1)
-        residual = np.clip(residual, -REACH, REACH) + REACH
-        frame = np.arange(len(bins))[:, None] * (BINS + 1)
-        place = frame + np.clip(bins, 0, BINS)
-        self._new.append((place * PHASES + np.abs(fraction)) * RESIDUALS + residual)
+        self._new.append((bins, eighths, symbols))
         self._counts[1] += bins.shape[1]
         if GROWTH * self._counts[1] >= self._counts[0]:
             self._count()
             self._choose()
 
     def _count(self) -> None:
-        cells = np.concatenate([new.ravel() for new in self._new])
-        frames = len(self._spent)
-        counts = np.bincount(cells, minlength=frames * (BINS + 1) * CELLS)
+        bins, eighths, symbols = map(np.hstack, zip(*self._new, strict=True))
+        centre = (eighths + MEAN_UNITS // 2) >> 3
+        fraction = eighths - MEAN_UNITS * centre
+        residual = (symbols - centre) * np.where(fraction < 0, -1, 1)
+        residual = np.clip(residual, -REACH, REACH) + REACH
         # The last bin has the magnitudes that are not calibrated.
-        found = counts.reshape(frames, BINS + 1, CELLS)[:, :BINS]
+        place = np.arange(len(bins))[:, None] * (BINS + 1) + np.clip(bins, 0, BINS)
+        cells = (place * PHASES + np.abs(fraction)) * RESIDUALS + residual
+        counts = np.bincount(cells.ravel(), minlength=len(bins) * (BINS + 1) * CELLS)
+        found = counts.reshape(len(bins), BINS + 1, CELLS)[:, :BINS]
         self._spent += found.astype(np.float64) @ self._costs
         self._new = []
         self._counts = [sum(self._counts), 0]
 
     def _choose(self) -> None:
-        self._scales = LEAST_SCALE + self._spent.argmin(2)
+        self._scales[:, :BINS] = LEAST_SCALE + self._spent.argmin(2)
