@@ -36,14 +36,14 @@ class Weights(NamedTuple):
 
 
 MINI = Weights(
-    "mini.safetensors", "554f9c2bd39e0b7c152668fe08f2b6fff07177fc72c87fed2ef0d3f1113c1e0c"
+    "mini.safetensors", "6d3d5b4379681ac344126bcc96e3e69ec911627486ce0eb8e6bff7bdb383ddf4"
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "e68e79d4701c3903803f232d952d66d144e896fdfc87e0626eb94b552323c19a",
+    "4a0a15859ea306fe6bd3f11cf13261e35b1a7e8864a23d1c3a32d7461170f5d3",
 )
 MINI_REDUCED = Weights(
-    "mini_reduced.safetensors", "d444f481c230b365ff63f85009db51975ca017b42428f910f4c3fceb62e35097"
+    "mini_reduced.safetensors", "10c656abf692f80158653418cdbc410d8de4b76cf19cab9076b4088de21dcaae"
 )
 SD_MINI = Weights(
     "sd_mini/autoencoder.safetensors",
@@ -66,7 +66,7 @@ TABLES = Weights(
 #: The ranges of the 8-bit activations of the embedded networks, and the graphs that run them, by
 #: name: no weights, but what the networks compute.  `training.graphs` makes both.
 RANGES = Weights(
-    "ranges.safetensors", "801015803232f18fb18776536141c08d3db897da9a5abff482dda4033234ddb4"
+    "ranges.safetensors", "4da5342f9257710ed54dc03f301fdee338a32b908abd224c915f01938fe4ad04"
 )
 GRAPHS: dict[str, str] = {
     "mini_analysis": "4c71a144a7c090695147b15aea4af05d8b10a73c47f572972837c46f24ce5e79",
