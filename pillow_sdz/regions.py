@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
 from . import alpha, chunks, codec, exact, graphics, vp8l
@@ -39,6 +40,8 @@ COLOURS = (128, 64, 32)
 # Bytes that latents take at least for a pixel of what is no flat ground.  Measured: photos at
 # quality 5 take 0.12 bits.
 FEWEST_BYTES = 0.015
+# A colour that so many of the exact pixels have stays as it is, such as a page's paper.  Chosen.
+COMMON = 0.02
 # With a size to keep to, exact regions are tried as at these qualities.  Chosen: the default, and
 # two that may have fewer colours.
 QUALITIES = (75, 45, 20)
@@ -114,11 +117,17 @@ def simpler(colours: Image.Image, blocks: Blocks, quality: float) -> Image.Image
     shown = np.asarray(seen) > 0
     opaque = colours.convert("RGB")
     pixels = np.asarray(opaque)[shown]
+    every = Image.fromarray(pixels[None]).getcolors(len(pixels)) or []
+    common = [np.array(c, np.uint8) for number, c in every if number >= COMMON * len(pixels)]
     best, least = colours, float(exact.cost(colours, blocks))
     for count in COLOURS:
         # Only the colours of the exact pixels count.
         palette = Image.fromarray(pixels[None]).quantize(count, Image.Quantize.MEDIANCUT, kmeans=2)
-        fewer = opaque.quantize(palette=palette, dither=Image.Dither.NONE).convert("RGB")
+        fewer = _keeping(
+            common,
+            opaque,
+            opaque.quantize(palette=palette, dither=Image.Dither.NONE).convert("RGB"),
+        )
         difference = pixels.astype(np.int32) - np.asarray(fewer)[shown]
         error = float((difference * difference).sum())
         if colours.mode == "RGBA":
@@ -127,6 +136,16 @@ def simpler(colours: Image.Image, blocks: Blocks, quality: float) -> Image.Image
         if cost < least:
             best, least = fewer, cost
     return best
+
+
+def _keeping(
+    common: Sequence[NDArray[np.uint8]], image: Image.Image, fewer: Image.Image
+) -> Image.Image:
+    """A picture with fewer colours, and with some colours where the original has them."""
+    original, found = np.asarray(image), np.array(fewer)
+    for colour in common:
+        found[(original == colour).all(2)] = colour
+    return Image.fromarray(found)
 
 
 def _shown(colours: Image.Image, blocks: Blocks) -> Image.Image:

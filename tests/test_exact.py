@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageChops, ImageDraw, ImageFile, ImageSequence
+from PIL import Image, ImageChops, ImageDraw, ImageFile, ImageFilter, ImageSequence
 
 from pillow_sdz import catalogue, chunks, container, demo, exact, models, open_latents, vp8l
 from pillow_sdz.exact import Blocks, Regions
@@ -458,3 +458,13 @@ class TestFlats:
         for box in boxes:
             mean, wanted = (np.asarray(im.crop(box)).mean((0, 1)) for im in (shown, picture))
             assert abs(mean - wanted).max() <= 2
+
+
+def test_a_page_keeps_its_paper_where_it_has_fewer_colours() -> None:
+    """At a low quality, shades of letters may change, but not the paper."""
+    page = Image.new("RGB", (320, 200), (255, 255, 255))
+    draw = ImageDraw.Draw(page)
+    for y in range(8, 190, 14):
+        draw.text((8, y), "the paper of a page is as white as before " * 2, (20, 20, 25))
+    blurred = page.filter(ImageFilter.GaussianBlur(0.5))  # more shades than are kept
+    assert decode(encode(blurred, quality=30)).getpixel((1, 1)) == (255, 255, 255)
