@@ -472,11 +472,11 @@ class TestFlats:
 
 def test_a_page_keeps_its_paper_where_it_has_fewer_colours() -> None:
     """At a low quality, shades of letters may change, but not the paper."""
-    random = np.random.default_rng(0)
-    shades = np.full((200, 320, 3), 255, np.uint8)
-    shades[::4] = random.integers(0, 255, (50, 320, 1), np.uint8)  # many near white, too
-    page = Image.fromarray(shades)
+    page = Image.new("RGB", (320, 200), (255, 255, 255))
+    draw = ImageDraw.Draw(page)
+    for y in range(8, 190, 14):
+        draw.text((8, y), "the paper of a page is as white as before " * 2, (20, 20, 25))
+    page = page.filter(ImageFilter.GaussianBlur(0.5))
     simpler = regions.simpler(page, np.ones((25, 40), np.bool_), 30)
-    assert len(simpler.getcolors()) < len(page.getcolors())
-    kept = np.asarray(simpler)[(shades == 255).all(2)]
-    assert (kept == 255).all()
+    assert len(simpler.getcolors()) < len(page.getcolors(1000))
+    assert simpler.getpixel((1, 1)) == (255, 255, 255)
