@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageChops, ImageDraw, ImageFile, ImageSequence
+from PIL import Image, ImageChops, ImageDraw, ImageFile, ImageFilter, ImageSequence
 
 from pillow_sdz import (
     catalogue,
