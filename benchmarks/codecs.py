@@ -122,6 +122,14 @@ CODECS = {
         ),
         Codec("webp", "WEBP", {"method": 6}, tuple(range(101)), _without("webp")),
         Codec("avif", "AVIF", {"speed": 4}, tuple(range(101)), _without("avif")),
+        # Where bits are plenty, colour at half the resolution costs more than it saves.
+        Codec(
+            "avif444",
+            "AVIF",
+            {"speed": 4, "subsampling": "4:4:4"},
+            tuple(range(101)),
+            _without("avif"),
+        ),
         # libjxl's setting is continuous. Quality 0 is its worst (distance 25). The plugin
         # takes 100 only for lossless files.
         Codec("jxl", "JXL", {"effort": 7}, tuple(q / 4 for q in range(400)), _jpeg_xl),
