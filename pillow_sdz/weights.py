@@ -36,14 +36,14 @@ class Weights(NamedTuple):
 
 
 MINI = Weights(
-    "mini.safetensors", "6d3d5b4379681ac344126bcc96e3e69ec911627486ce0eb8e6bff7bdb383ddf4"
+    "mini.safetensors", "e5eebdc6620dd4aa8802a4fe0b12c3ac438ded3e99f8e9f8e8aa03110c421a7c"
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "4a0a15859ea306fe6bd3f11cf13261e35b1a7e8864a23d1c3a32d7461170f5d3",
+    "e3e05ab7ebf351b157407189322db7c70abd83719fac7fa21ae45b7164d7252b",
 )
 MINI_REDUCED = Weights(
-    "mini_reduced.safetensors", "10c656abf692f80158653418cdbc410d8de4b76cf19cab9076b4088de21dcaae"
+    "mini_reduced.safetensors", "17fd1cbdc5c02797c7a8d9f2b3bf85ea98ee43703838cf3676863b746b9f5558"
 )
 SD_MINI = Weights(
     "sd_mini/autoencoder.safetensors",
@@ -66,7 +66,7 @@ TABLES = Weights(
 #: The ranges of the 8-bit activations of the embedded networks, and the graphs that run them, by
 #: name: no weights, but what the networks compute.  `training.graphs` makes both.
 RANGES = Weights(
-    "ranges.safetensors", "4da5342f9257710ed54dc03f301fdee338a32b908abd224c915f01938fe4ad04"
+    "ranges.safetensors", "aedbed29de7c07fb1b5f03f6c5e855ee111a15e40ec6ed7da72a1c0327b52cf8"
 )
 GRAPHS: dict[str, str] = {
     "mini_analysis": "4c71a144a7c090695147b15aea4af05d8b10a73c47f572972837c46f24ce5e79",

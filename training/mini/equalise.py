@@ -1,4 +1,4 @@
-"""Scale the channels of the encoder's CNN so that 8 bits hold them; what it computes stays the same.
+"""Scale the channels of the encoder's CNN so that 8 bits hold them; what it computes stays.
 
 Activations have one scale for a whole tensor.  A few channels are far larger than the others, so
 that the others have few of the 256 levels.  Sums and ReLU let a channel be divided by a number
