@@ -36,14 +36,14 @@ class Weights(NamedTuple):
 
 
 MINI = Weights(
-    "mini.safetensors", "e5eebdc6620dd4aa8802a4fe0b12c3ac438ded3e99f8e9f8e8aa03110c421a7c"
+    "mini.safetensors", "6d3d5b4379681ac344126bcc96e3e69ec911627486ce0eb8e6bff7bdb383ddf4"
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
     "e3e05ab7ebf351b157407189322db7c70abd83719fac7fa21ae45b7164d7252b",
 )
 MINI_REDUCED = Weights(
-    "mini_reduced.safetensors", "17fd1cbdc5c02797c7a8d9f2b3bf85ea98ee43703838cf3676863b746b9f5558"
+    "mini_reduced.safetensors", "10c656abf692f80158653418cdbc410d8de4b76cf19cab9076b4088de21dcaae"
 )
 SD_MINI = Weights(
     "sd_mini/autoencoder.safetensors",
@@ -66,22 +66,22 @@ TABLES = Weights(
 #: The ranges of the 8-bit activations of the embedded networks, and the graphs that run them, by
 #: name: no weights, but what the networks compute.  `training.graphs` makes both.
 RANGES = Weights(
-    "ranges.safetensors", "aedbed29de7c07fb1b5f03f6c5e855ee111a15e40ec6ed7da72a1c0327b52cf8"
+    "ranges.safetensors", "f26a49fb1899734120b5f16a41aee742c22f25e19f900f71ad6b49579103314b"
 )
 GRAPHS: dict[str, str] = {
     "mini_analysis": "4c71a144a7c090695147b15aea4af05d8b10a73c47f572972837c46f24ce5e79",
     "mini_decoder": "04cce140662fcb17674307327a48768c17cf92b58fb0ec354422315b8765f7e7",
     "mini_decoder2": "6feb4bb690214eaa565450051d5e0625ac2781162faf26df31ba6c5fef36b1fe",
     "mini_decoder2_base": "4ff69a7fecf29104758d0ed82fcb30b6dd630932f2c762044b9477dee3c090e7",
-    "mini_decoder2_base_int8": "cc2cc4c589302d52d19c30583e3565b55c86c1fe553b6d16d1bd5f4017777f3a",
-    "mini_decoder2_int8": "8e5da12bc5acca860f8dabacc1c96d4d6b87c0927f75cfe0805687d64c37bd89",
+    "mini_decoder2_base_int8": "293c1b037b986f52cbfbb6200eaaa969035977da168830bb84f7462786dd8cbe",
+    "mini_decoder2_int8": "b723014e921504602e0aaf7d6b566800d9a6c796a8ff3fcf49c6d55948a26340",
     "mini_decoder4": "b9cb30e83aae333d79406e2b9dff368a598d62478ab25e6250403a8f124f9e56",
     "mini_decoder4_base": "beed223610da339e2c9187454c24a94dc352face9a8a83978d276affc8053a73",
-    "mini_decoder4_base_int8": "3285eb115e0820bee72131f60153779360a402b23d93e75dc75956d318eaa48e",
-    "mini_decoder4_int8": "a4e5a386e05e63b00a20c2a18452b102fdc6af8785798fd7466f66ab66d9169d",
+    "mini_decoder4_base_int8": "aa0cbc48b2ab5b6856b72ccc4d5dab519802586023a677b45fe6b5b8041ed1f6",
+    "mini_decoder4_int8": "3933f0fb13f41131950401ca8d105d2f949e990a25379780f222ab7e5c586229",
     "mini_decoder_base": "27ab8ffcc97da09fb37fc7801e2d0922938b3d4a5b8ffa242caa1992e46370c3",
-    "mini_decoder_base_int8": "52fe1530080d20cb413365400e1c96d1cbae3de2c9a28ae12995be33189a8678",
-    "mini_decoder_int8": "a7c20cd3dd2ddb156bcea6b9b4002866ffb27785cb4ee54f3bb2a57b06574fa4",
+    "mini_decoder_base_int8": "b95205379a395d8e127bea5718ffad8972fb3323873af3a85ed917fa04998493",
+    "mini_decoder_int8": "ce2f6ef1e8865d2e7e5968ec62c5c8da7604f0d73a7472ffbb92fee2832ba10f",
     "mini_encoder": "e4c635cf430ad0d24dc9e530f06c36dcb23f3d1055d76ffb10b1a6d92fc3bc0f",
     "mini_encoder_base": "80c9ca10e09dacdee80deff394e37dcc6f449619e27752ea4f0a459268705276",
     "mini_encoder_base_int8": "82c559d51b5279e488c4ee987179923e71e36b86dd32e0bffb34181bc31b5c65",

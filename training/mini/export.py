@@ -23,7 +23,6 @@ from pillow_sdz.codings.rate_axis import LAST
 from pillow_sdz.models.mini.shape import BASE
 from pillow_sdz.weights import MINI
 from training.mini.data import Photo, corner, photos, to_tensor
-from training.mini.equalise import equalise
 from training.mini.judge import middles, qualities
 from training.mini.model import TAIL_FROM, Model
 from training.mini.quantise import calibrate, integers
@@ -102,8 +101,6 @@ def main() -> None:
     with torch.no_grad():
         seen = [corner(p, CALIBRATED_SIZE) for p in photos(options.packs / "train", CALIBRATED)]
         samples = [in_steps(model, photo, t) for photo in seen for t in CALIBRATED_PLACES]
-        rates = [torch.full((1, 1, 1, 1), place) for place in CALIBRATED_PLACES]
-        equalise(model.autoencoder.encoder, [(to_tensor(p), r) for p in seen for r in rates])
         found = integers(model.prior, calibrate(model.prior, samples))
     tensors = {f"prior.{k}": torch.from_numpy(v) for k, v in found.items()}
     tensors["axis"] = torch.from_numpy(axis(scored))
