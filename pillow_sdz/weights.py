@@ -43,7 +43,7 @@ MINI_PERCEPTUAL = Weights(
     "e3e05ab7ebf351b157407189322db7c70abd83719fac7fa21ae45b7164d7252b",
 )
 MINI_REDUCED = Weights(
-    "mini_reduced.safetensors", "10c656abf692f80158653418cdbc410d8de4b76cf19cab9076b4088de21dcaae"
+    "mini_reduced.safetensors", "edc3a1fff21b27158c0524471fd237990d516a4c34a261a38880897c047119ac"
 )
 SD_MINI = Weights(
     "sd_mini/autoencoder.safetensors",

@@ -25,7 +25,7 @@ from pillow_sdz.arrays import CELL
 from pillow_sdz.codings.rate_axis import LAST
 from pillow_sdz.models.mini import Mini, borders
 from pillow_sdz.models.mini.network import Decoder, knots, spread
-from pillow_sdz.models.mini.shape import BASE, CHANNELS, DECODERS, FACTOR, WIDTHS
+from pillow_sdz.models.mini.shape import BASE, CHANNELS, DECODERS, FACTOR, SHOWN, WIDTHS
 from pillow_sdz.models.mini.tensors import reduced_gate, reduced_linear
 from pillow_sdz.models.running import built
 from training.mini.data import Photo, photos
@@ -106,6 +106,12 @@ class Shown:
         self.original = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
         self.rate = torch.full((1, 1, 1, 1), float(mini.axis.places(quality)) / LAST)
 
+    def at(self, scale: int) -> Tensor:
+        """The latents that a picture at 1/scale is made of: the others are 0."""
+        known = self.latents.clone()
+        known[:, SHOWN.get(scale, CHANNELS) :] = 0
+        return known
+
 
 def fit(mini: Mini, decoder: Decoder, photos: list[Photo]) -> dict[int, Reducing]:
     found = {scale: Reducing(decoder, scale) for scale in SCALES}
@@ -116,10 +122,11 @@ def fit(mini: Mini, decoder: Decoder, photos: list[Photo]) -> dict[int, Reducing
         shown = Shown(mini, photo, quality)
         picture = decoder(shown.latents, shown.rate)
         for scale, network in found.items():
-            missing = F.avg_pool2d(picture, scale) - network(shown.latents, shown.rate)
+            latents = shown.at(scale)
+            missing = F.avg_pool2d(picture, scale) - network(latents, shown.rate)
             gates = network.gates(shown.rate, 1, 1)
             targets = (F.pixel_unshuffle(missing, 2) / gates)[0].flatten(1).T
-            seen = network.features(shown.latents, shown.rate)
+            seen = network.features(latents, shown.rate)
             patches = F.unfold(seen, 3, padding=1)[0].T
             # The outputs' gates are about the same, so that they have the same weight.
             weight = gates.mean()
@@ -146,7 +153,7 @@ def scores(
             shown = Shown(mini, photo, quality)
             picture = _levels(decoder(shown.latents, shown.rate))
             for scale, network in fitted.items():
-                out = _levels(network(shown.latents, shown.rate))
+                out = _levels(network(shown.at(scale), shown.rate))
                 truth, reduced = F.avg_pool2d(shown.original, scale), F.avg_pool2d(picture, scale)
                 pairs = ((out, reduced), (out, truth), (reduced, truth))
                 found[scale].append([_psnr(a, b) for a, b in pairs])
