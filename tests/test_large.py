@@ -267,7 +267,9 @@ def test_of_a_damaged_file_the_other_parts(banded: bytes) -> None:
 
 
 @pytest.mark.usefixtures("load_truncated")
-def test_damaged_bands_are_black(banded: bytes) -> None:
+def test_damaged_bands_are_black(banded: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The tiles are others, and in 8 bits sums in another order may round to another level.
+    monkeypatch.setattr(options, "DTYPE", "float32")
     entries = [e for e in container.Reader(BytesIO(banded)) if e.type == chunks.LATENTS]
     file = container.read(banded)
     place = [n for n, chunk in enumerate(file) if chunk.type == chunks.LATENTS][2]
