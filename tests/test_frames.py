@@ -390,6 +390,7 @@ class TestHowLittleIsDecoded:
                 assert decoded.count("integers") == count
                 assert decoded.count("pixels") <= 1
 
+    @pytest.mark.slow
     def test_any_order_gives_the_same(self, animation: bytes) -> None:
         expected = [frame.tobytes() for frame in frames_of(animation)]
         for numbers in itertools.permutations(range(4)):
