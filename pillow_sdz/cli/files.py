@@ -19,7 +19,7 @@ from .arguments import STREAM, Output, refuse
 from .messages import complain, reason
 
 # Files of latents: the keys of `interchange.FORMATS`, whose module imports numpy.
-LATENT_SUFFIXES = frozenset((".latent", ".npz", ".npy", ".safetensors", ".pt"))
+LATENT_SUFFIXES = frozenset((".latent", ".npz", ".npy", ".safetensors", ".pt", ".db"))
 
 # On file systems that cannot keep its extra data of a file x, macOS writes them into ._x.
 APPLE_DOUBLE = "._"

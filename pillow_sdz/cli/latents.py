@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import compress, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from .arguments import STREAM, Commands, add_inputs, add_jobs, add_output, given, refuse
 from .files import (
@@ -75,7 +77,7 @@ class LatentEncoder:
         source = readable(job.source)
         parts = interchange.read(job.source)
         if len(parts) > 1 and job.target == STREAM:
-            msg = f"it has {len(parts)} resolutions, standard output takes one file"
+            msg = f"it has {len(parts)} parts, standard output takes one file"
             raise ValueError(msg)
         first, *others = interchange.targets(job.target, parts)
         if others and self.targets.skip and is_there(first) and not _holds(first, parts[0]):
@@ -137,9 +139,9 @@ class LatentEncoder:
 
     def _check_said(self, job: Job, said: str) -> None:
         """ValueError if --model contradicts the family that the file names."""
-        from .. import keywords
+        from .. import catalogue, keywords
 
-        if self.model is None:
+        if self.model is None or catalogue.known(said) is None:
             return
         wanted = keywords.model_named(self.model)
         if wanted.latent_space != said:
@@ -219,6 +221,9 @@ class Converter:
             return
         sources = [readable(path) for path in (job.source, *job.others)]
         report.before = sum(map(size_of, sources))
+        if not interchange.is_one_file(self.suffix):
+            self._write_several(job, report)
+            return
         parts = [latents.exported(source, self.suffix) for source in sources]
         file = io.BytesIO()
         interchange.write(file, self.suffix, parts)
@@ -227,6 +232,27 @@ class Converter:
         report.after = len(data)
         if self.verbose:
             report.say(f"{job.source} -> {job.target}: {len(data):,} bytes")
+
+    def _write_several(self, job: Job, report: Report) -> None:
+        """Write a cache of several files, beside the job's target; one part is in memory."""
+        from .. import interchange, latents
+
+        if STREAM in (job.source, job.target):
+            msg = f"{self.suffix} caches have several files: name files, no stream"
+            raise ValueError(msg)
+        sources = (job.source, *job.others)
+        interchange.check_whole(self.suffix, [latents.origin_of(path) for path in sources])
+
+        @contextmanager
+        def opened(name: str) -> Iterator[IO[bytes]]:
+            with self.targets.opened(job.target.with_name(name)) as file:
+                yield file
+                report.after += file.tell()
+
+        parts = (latents.exported(path, self.suffix) for path in sources)
+        interchange.write_several(opened, job.target.name, self.suffix, parts)
+        if self.verbose:
+            report.say(f"{job.source} -> {job.target}: {report.after:,} bytes")
 
 
 def _together(planned: list[Job], suffix: str) -> list[Job]:

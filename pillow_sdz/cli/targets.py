@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from ..atomic import replacing
 from .arguments import STREAM
@@ -57,9 +60,15 @@ class Targets:
         if job.target == STREAM:
             write_data(data)
             return
-        Path(os.path.realpath(job.target)).parent.mkdir(parents=True, exist_ok=True)
-        with replacing(job.target, exclusive=not self.force) as file:
+        with self.opened(job.target) as file:
             file.write(data)
+
+    @contextmanager
+    def opened(self, target: Path) -> Iterator[IO[bytes]]:
+        """A file that becomes the target when it is complete, in a folder made for it."""
+        Path(os.path.realpath(target)).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target, exclusive=not self.force) as file:
+            yield file
 
 
 def is_there(target: Path) -> bool:

@@ -63,7 +63,7 @@ class Plan(NamedTuple):
 def sources(fs: Any, folder: str) -> list[str]:
     """The files below a folder that are pictures or latents, sorted."""
     Image.init()
-    known = {*Image.registered_extensions(), *FORMATS}
+    known = {*Image.registered_extensions(), *filter(interchange.is_one_file, FORMATS)}
     found = [
         path
         for path in fs.find(folder)

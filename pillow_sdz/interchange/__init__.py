@@ -10,7 +10,7 @@ latents).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from types import MappingProxyType
@@ -19,13 +19,14 @@ from typing import IO, Any
 from . import numpy_files, safetensors_files, torch_files
 from .ai_toolkit import AI_TOOLKIT
 from .comfyui import COMFYUI
-from .contracts import Format, Layout
+from .contracts import Contents, Format, Layout, OpenFile
+from .diffusion_pipe import DATABASE, DIFFUSION_PIPE, is_cache
 from .kohya import KOHYA
 from .musubi import MUSUBI
 from .numpy_files import as_numpy
 from .one_trainer import ONE_TRAINER
 from .origin import LatentFile, Origin, parse, shown
-from .parts import numbered, targets, together
+from .parts import Lazily, numbered, targets, together
 from .plain import PLAIN
 from .tensors import kept
 
@@ -35,7 +36,9 @@ __all__ = [
     "LatentFile",
     "Origin",
     "arrays_of",
+    "check_whole",
     "is_of_text",
+    "is_one_file",
     "is_scaled",
     "kept",
     "layout_for",
@@ -45,6 +48,7 @@ __all__ = [
     "targets",
     "together",
     "write",
+    "write_several",
 ]
 
 #: The kinds of files, by the suffixes of their names.
@@ -54,10 +58,19 @@ FORMATS: Mapping[str, Format] = {
     ".npy": numpy_files.NPY,
     ".safetensors": safetensors_files.SAFETENSORS,
     ".pt": torch_files.PT,
+    ".db": DATABASE,
 }
 #: The layouts, in the order in which they are asked whether a file is theirs.  The last one takes
 #: every file.
-LAYOUTS: tuple[Layout, ...] = (COMFYUI, KOHYA, MUSUBI, AI_TOOLKIT, ONE_TRAINER, PLAIN)
+LAYOUTS: tuple[Layout, ...] = (
+    COMFYUI,
+    KOHYA,
+    MUSUBI,
+    AI_TOOLKIT,
+    ONE_TRAINER,
+    DIFFUSION_PIPE,
+    PLAIN,
+)
 
 # sd-scripts and musubi-tuner cache what text encoders return beside the latents, under these names.
 TEXT_ENDINGS = ("_te", "_te_outputs")
@@ -68,10 +81,11 @@ AGGREGATE = "aggregate.pt"  # OneTrainer's list of paths, beside its caches
 _NAMES_IN_WARNING = 8  # chosen: a line that can still be read
 
 
-def read(path: Path) -> list[LatentFile]:
+def read(path: Path) -> Sequence[LatentFile]:
     """Read the latents in a file.  There are several parts if its layout has them.
 
-    Warns of other things in the file, which cannot be written again.
+    The parts of a file that leads to many pictures are read when they are asked for.  Warns of
+    other things in the file, which cannot be written again.
     """
     suffix = path.suffix.lower()
     format = FORMATS.get(suffix)
@@ -81,27 +95,41 @@ def read(path: Path) -> list[LatentFile]:
     with format.open(path) as contents:
         layout = next(row for row in LAYOUTS if suffix in row.formats and row.claims(contents))
         family = layout.said(contents) or model_named_by(path)
-        found = [replace(part, family=family) for part in layout.read(contents)]
-    for text in (*_not_kept(set(contents.names) - contents.known), *contents.notes):
+        found: Sequence[LatentFile] = [] if contents.items else layout.read(contents)
+    if contents.items:
+        return numbered(path, Lazily(contents.items, lambda _, item: _part(layout, item, family)))
+    for text in _not_kept(contents):
         warnings.warn(f"{path}: {text}", stacklevel=2)
-    found = numbered(path, found)
-    for part in found:
-        shape = part.latents.shape
-        if len(shape) not in (3, 4, 5) or 0 in shape:
-            msg = (
-                f"an array of the shape {shape} is not latents (C, h, w), (B, C, h, w) or "
-                "(B, C, T, h, w)"
-            )
-            raise ValueError(msg)
-        if part.latents.dtype.kind != "f" or part.latents.dtype.itemsize > 8:
-            msg = f"an array of {part.latents.dtype} is not latents"
-            raise ValueError(msg)
-    return found
+    return [_checked(part, family) for part in numbered(path, found)]
 
 
-def _not_kept(names: set[str]) -> Iterator[str]:
-    """Text for a warning of arrays that are not kept, if there are any."""
-    if names:
+def _part(layout: Layout, item: Contents, family: str | None) -> LatentFile:
+    """The part that an item of a file is."""
+    (part,) = layout.read(item)
+    for text in _not_kept(item):
+        warnings.warn(f"{item.path}: {text}", stacklevel=2)
+    return _checked(part, family)
+
+
+def _checked(part: LatentFile, family: str | None) -> LatentFile:
+    """The part with its family; ValueError if it is not latents."""
+    shape = part.latents.shape
+    if len(shape) not in (3, 4, 5) or 0 in shape:
+        msg = (
+            f"an array of the shape {shape} is not latents (C, h, w), (B, C, h, w) or "
+            "(B, C, T, h, w)"
+        )
+        raise ValueError(msg)
+    if part.latents.dtype.kind != "f" or part.latents.dtype.itemsize > 8:
+        msg = f"an array of {part.latents.dtype} is not latents"
+        raise ValueError(msg)
+    return replace(part, family=family)
+
+
+def _not_kept(contents: Contents) -> Iterator[str]:
+    """Texts for warnings of what is not kept."""
+    yield from contents.notes
+    if names := set(contents.names) - contents.known:
         listed = [shown(name) for name in sorted(names)]
         more = len(listed) - _NAMES_IN_WARNING
         yield (
@@ -127,7 +155,41 @@ def write(file: IO[bytes], format: str, parts: Sequence[LatentFile]) -> None:
     if layout.has_parts and len(parts) < first.parts:
         msg = f"only {len(parts)} of this cache's {first.parts} resolutions are there"
         warnings.warn(msg, stacklevel=2)
-    FORMATS[format].write(file, arrays, first.metadata)
+    write_one = FORMATS[format].write
+    if write_one is None:
+        msg = f"a {format} file needs others beside it, and cannot be written alone"
+        raise ValueError(msg)
+    write_one(file, arrays, first.metadata)
+
+
+def is_one_file(format: str) -> bool:
+    """Whether a file of this format needs no others beside it."""
+    return FORMATS[format].write_several is None
+
+
+def write_several(file: OpenFile, name: str, format: str, parts: Iterable[LatentFile]) -> None:
+    """Write a cache of several files.
+
+    ``file`` opens one of them by its name, and ``name`` is that of the one that leads to the
+    others.  ``parts`` are all parts of the cache, see `check_whole`.
+    """
+    write = FORMATS[format].write_several
+    assert write is not None
+    write(file, name, parts)
+
+
+def check_whole(format: str, origins: Sequence[Origin | None]) -> None:
+    """ValueError unless these are the origins of a whole cache of several files, in its order.
+
+    A trainer finds the parts of such a cache by their numbers.
+    """
+    for number, origin in enumerate(origins):
+        if origin is None or origin.format != format:
+            msg = f"only what was a {format} cache is written as one"
+            raise ValueError(msg)
+        if origin.part != number or origin.parts != len(origins):
+            msg = f"only {len(origins)} of this cache's {origin.parts} parts are there"
+            raise ValueError(msg)
 
 
 def _lost(part: LatentFile, format: str, layout: Layout) -> Iterator[str]:
@@ -155,6 +217,7 @@ def is_of_text(path: str) -> bool:
     return (
         where.stem.endswith(TEXT_ENDINGS)
         or where.parent.name == AI_TOOLKITS_TEXT
+        or (where.suffix == ".db" and not is_cache(where))
         or (where.suffix == ".pt" and (where.name == AGGREGATE or ONE_TRAINERS_TEXT in where.parts))
     )
 

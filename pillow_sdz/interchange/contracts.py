@@ -13,6 +13,8 @@ from typing import IO, NamedTuple
 
 from .origin import Array, LatentFile
 
+OpenFile = Callable[[str], AbstractContextManager[IO[bytes]]]
+
 
 class Stored(NamedTuple):
     """An array, and the name of the type that it has in the file.
@@ -40,6 +42,8 @@ class Contents:
     known: set[str] = field(default_factory=set)
     #: Other things that `read` warns of.
     notes: list[str] = field(default_factory=list)
+    #: The items of a file that leads to many pictures.  Each is read when it is asked for.
+    items: Sequence[Contents] = ()
 
     def take(self, name: str) -> Stored:
         """The array of this name, which must be there."""
@@ -57,8 +61,10 @@ class Format:
 
     #: Opens a file.  Inside of the context, every error is an OSError or a ValueError.
     open: Callable[[Path], AbstractContextManager[Contents]]
-    #: Writes arrays and metadata.
-    write: Callable[[IO[bytes], Mapping[str, Stored], Mapping[str, str]], None]
+    #: Writes arrays and metadata.  None for a format of several files.
+    write: Callable[[IO[bytes], Mapping[str, Stored], Mapping[str, str]], None] | None = None
+    #: Writes a file of this name, and others beside it.  The function opens a file by its name.
+    write_several: Callable[[OpenFile, str, Iterable[LatentFile]], None] | None = None
     #: Whether it has a place for metadata.
     has_metadata: bool = False
     #: The layout of latents that come from elsewhere.
@@ -75,7 +81,8 @@ class Layout:
     formats: tuple[str, ...]
     #: Whether the tool has written this file.
     claims: Callable[[Contents], bool]
-    #: Reads the parts of a file that it claims.  ValueError if they are not latents.
+    #: Reads the parts of a file that it claims, or the one part of an item of the file.  ValueError
+    #: if they are not latents.
     read: Callable[[Contents], list[LatentFile]]
     #: Returns the arrays of a file with these parts.  ValueError if one file cannot hold them.
     arrays: Callable[[Sequence[LatentFile]], Mapping[str, Stored]]

@@ -30,8 +30,10 @@ MAX_OTHER = 4 << 20
 MAX_AXES, MAX_OTHERS = 8, 64
 #: How the names of a kohya cache's arrays end.
 RESOLUTION = re.compile(r"(?:_\d{1,5}x\d{1,5})?")
-#: Resolutions of one cache.  Chosen: sd-scripts' lists of them have a dozen at most.
-MAX_PARTS = 1000
+#: Parts of one cache.  Chosen: a million pictures.  (Caches of several resolutions have a dozen.)
+MAX_PARTS = 1 << 20
+#: What a trainer knows its dataset by.
+FINGERPRINT = re.compile(r"[\w.-]{0,64}", re.ASCII)
 
 _CACHE = re.compile(r"(?:[0-9a-f]{32})?")
 # JSON has lists for these, or null.
@@ -54,7 +56,9 @@ class Origin:
     ``flipped`` says that the second latents are those of the mirrored picture.  ``dtypes`` has the
     types of the other arrays if they are not `KOHYA_TYPES`.  Trainers' tensors: ``key`` is the
     name, ``shape`` that of the tensor in the file, and ``others`` has small tensors by name: their
-    dtype, their shape, and their bytes in base64.
+    dtype, their shape, and their bytes in base64.  Diffusion-pipe: ``stacked`` has the names of the
+    tensors that are one batch here, if there are several.  ``shard`` is the number of the item's
+    shard, and ``fingerprint`` that of the dataset.
     """
 
     layout: str
@@ -74,6 +78,9 @@ class Origin:
     parts: int = 1
     shape: tuple[int, ...] | None = None
     others: Mapping[str, Other] = field(default_factory=dict)
+    stacked: tuple[str, ...] = ()
+    shard: int = 0
+    fingerprint: str = ""
 
     def json(self) -> dict[str, Any]:
         """The fields that do not have their default values, as JSON knows them."""
@@ -96,6 +103,8 @@ class LatentFile:
     alpha_mask: Array | None = None
     #: The family that the file says it is of, or None.
     family: str | None = None
+    #: What to call this part, for people, or "".
+    name: str = ""
 
     def with_others(self, others: Mapping[str, Other]) -> LatentFile:
         """This part, with other arrays of its file in its origin."""
@@ -127,7 +136,9 @@ def parse(data: Mapping[str, Any], formats: Mapping[str, Collection[str]]) -> Or
         msg = f"not an origin of latents: {min(missing)} is missing"
         raise ValueError(msg)
     values: dict[str, Any] = {
-        name: tuple(value) if name in (*_SIZES, "shape") and isinstance(value, list) else value
+        name: tuple(value)
+        if name in (*_SIZES, "shape", "stacked") and isinstance(value, list)
+        else value
         for name, value in data.items()
     }
     origin = Origin(**values)
@@ -159,11 +170,23 @@ def _checks(o: Origin, formats: Mapping[str, Collection[str]]) -> Iterator[tuple
     yield "parts", are_integers((o.parts,), 1) and 0 < o.parts <= MAX_PARTS
     yield "shape", o.shape is None or _is_shape(o.shape)
     yield "others", _are_others(o.others)
+    yield "stacked", _are_names(o.stacked)
+    yield "shard", are_integers((o.shard,), 1) and o.shard >= 0
+    yield "fingerprint", _matches(FINGERPRINT, o.fingerprint)
     yield "part", are_integers((o.part,), 1) and 0 <= o.part < o.parts
 
 
 def _matches(pattern: re.Pattern[str], value: object) -> bool:
     return isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def _are_names(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) <= MAX_OTHERS
+        and all(_matches(KEY, name) for name in value)
+        and len(set(value)) == len(value)
+    )
 
 
 def _are_texts(value: object) -> bool:

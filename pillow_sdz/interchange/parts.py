@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Generic, TypeVar, overload
 
 from .origin import MAX_PARTS, LatentFile, Origin
 
+S = TypeVar("S")
+T = TypeVar("T")
 
-def numbered(path: Path, parts: list[LatentFile]) -> list[LatentFile]:
+
+class Lazily(Sequence[T], Generic[S, T]):
+    """What a function makes of each of some things and of its number, made when it is asked for."""
+
+    def __init__(self, things: Sequence[S], make: Callable[[int, S], T]) -> None:
+        self._things, self._make = things, make
+
+    def __len__(self) -> int:
+        return len(self._things)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        numbers = range(len(self))[index]
+        if isinstance(numbers, range):
+            return Lazily(numbers, lambda _, number: self[number])
+        return self._make(numbers, self._things[numbers])
+
+
+def numbered(path: Path, parts: Sequence[LatentFile]) -> Sequence[LatentFile]:
     """The parts of a file.  Each one says which of how many it is, and of which cache."""
     if len(parts) == 1:
         return parts
     if len(parts) > MAX_PARTS:
-        msg = f"{len(parts)} resolutions are more than {MAX_PARTS}"
+        msg = f"{len(parts)} parts are more than {MAX_PARTS}"
         raise ValueError(msg)
     # The name is in it, so that two caches with the same content in one folder stay two.
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(path.name.encode(errors="surrogateescape"))
     cache = digest.hexdigest()[:32]
-    origins = (
-        replace(part.origin, cache=cache, part=number, parts=len(parts))
-        for number, part in enumerate(parts)
-    )
-    return [replace(part, origin=o) for part, o in zip(parts, origins, strict=True)]
+
+    def with_number(number: int, part: LatentFile) -> LatentFile:
+        origin = replace(part.origin, cache=cache, part=number, parts=len(parts))
+        return replace(part, origin=origin)
+
+    return Lazily(parts, with_number)
 
 
 def targets(target: Path, parts: Sequence[LatentFile]) -> list[Path]:
@@ -34,7 +59,7 @@ def targets(target: Path, parts: Sequence[LatentFile]) -> list[Path]:
 
     The names are for people.  The files themselves say what belongs together (`together`).
     """
-    others = [part.origin.resolution[1:] or part.origin.key for part in parts[1:]]
+    others = [part.name or part.origin.resolution[1:] or part.origin.key for part in parts[1:]]
     return [target, *(target.with_name(f"{target.stem}.{o}{target.suffix}") for o in others)]
 
 

@@ -23,7 +23,14 @@ _LONGEST = 65536  # characters of a value's text.  Chosen: paths and sizes have 
 
 @contextmanager
 def _open(path: Path) -> Iterator[Contents]:
-    found = load(path)
+    yield contents(path, load(path))
+
+
+def contents(path: Path, found: Any) -> Contents:
+    """What torch has loaded from a file, or from a part of it; ValueError if it is no dictionary.
+
+    Values that are no tensors become metadata.
+    """
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         msg = "a .pt file of latents must hold a dictionary of tensors by name"
         raise ValueError(msg)
@@ -35,7 +42,7 @@ def _open(path: Path) -> Iterator[Contents]:
         if not _is_literal(text)
     ]
     kept = {name: text for name, text in values.items() if _is_literal(text)}
-    yield Contents(path, tuple(arrays), lambda name: stored(arrays[name]), kept, notes=notes)
+    return Contents(path, tuple(arrays), lambda name: stored(arrays[name]), kept, notes=notes)
 
 
 def load(file: Path | IO[bytes]) -> Any:
