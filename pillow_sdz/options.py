@@ -36,7 +36,7 @@ instructions for it.  Otherwise they run in float32.  Pixels differ by a few gre
 (docs/format.md#arithmetic).
 
 If values of an autoencoder leave float16's range, it runs again in float32.  If values of a U-Net
-leave it, that is an OSError.
+or a transformer leave it, that is an OSError.
 """
 
 ALLOW_DOWNLOADS: bool = False
@@ -46,7 +46,7 @@ If False, only ``sdz models fetch`` downloads weights.
 """
 
 DENOISE: bool | float | None = None
-"""Whether a U-Net takes the quantisation noise out of decoded latents.
+"""Whether a U-Net or a transformer takes the quantisation noise out of decoded latents.
 
 With None, the file decides, within limits (docs/security.md).  A number from 0.001 to 1.0 is the
 strength: the share of the noise schedule whose steps are run.  0.0 is no denoising.  The integers 0
@@ -54,7 +54,7 @@ and 1 are False and True.
 """
 
 DENOISE_STEPS: int | None = None
-"""How many steps the U-Net takes, 1 to 1000.  With None, the file decides.
+"""How many steps it takes, 1 to 1000.  With None, the file decides.
 
 There are no more steps than the strength's share of the schedule has: 40 of 1000 at 0.04.
 """

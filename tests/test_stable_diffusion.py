@@ -452,7 +452,7 @@ def test_another_models_unet_of_the_same_latents(tmp_path: Path) -> None:
 
 
 def test_no_unet(kl: Path, hub_cache: Path) -> None:
-    with pytest.raises(OSError, match="no U-Net for ours latents is known"):
+    with pytest.raises(OSError, match="no denoiser of ours latents is known"):
         models.load_denoiser(register_model("ours", kl))
     with pytest.raises(OSError, match="run 'sdz models fetch sd1 --denoiser'"):
         models.load_denoiser(models.spec("taesd"))
@@ -626,7 +626,9 @@ def test_a_loaded_unet_is_not_moved(denoising: None, monkeypatch: pytest.MonkeyP
     unet = tiny.unet().to(META)
     spec = register_model("ours", tiny.autoencoder_kl(), unet=unet, scheduler=tiny.scheduler())
     out_of_memory_on_meta(monkeypatch)
-    with pytest.raises(OSError, match=r"than there is on meta: .* a loaded module: move it"):
+    with pytest.raises(
+        OSError, match=r"than there is on meta: .* registered already loaded: move it"
+    ):
         refined(spec)
     assert unet.device == META
 

@@ -229,16 +229,16 @@ def _entry_of(spec: ModelSpec) -> _Entry:
 
 
 def load_denoiser(spec: ModelSpec, *, on_cpu: bool = False) -> Denoiser:
-    """A U-Net for a model's latents, loaded once per process; imports torch.
+    """A U-Net or transformer for a model's latents, loaded once per process; imports torch.
 
-    Diffusers is imported for all U-Nets but those that come with this package.
+    Diffusers is imported for all of them but those that come with this package.
 
     It is the model's own, or that of another model of the same latent space. With ``on_cpu``, it is
     loaded on the CPU in float32, and replaces the one that was loaded.
 
-    OSError if this computer has no such U-Net; the message has the command that fetches it. OSError
-    also if it is damaged, if it is not made for these latents, or if it was registered as a loaded
-    module and ``on_cpu`` asks to move it.
+    OSError if this computer has no such network; the message has the command that fetches it.
+    OSError also if it is damaged, if it is not made for these latents, or if it was registered
+    already loaded and ``on_cpu`` asks to move it.
     """
     with _loading:
         reason = ""
@@ -254,12 +254,15 @@ def load_denoiser(spec: ModelSpec, *, on_cpu: bool = False) -> Denoiser:
                 continue
             if parts is not None:
                 if on_cpu and not isinstance(parts.unet, Folder):
-                    msg = "the U-Net was registered as a loaded module: move it to the CPU yourself"
+                    kind = "U-Net" if parts.pipeline is None else "pipeline"
+                    msg = f"the {kind} was registered already loaded: move it to the CPU yourself"
                     raise OSError(msg)
                 _denoisers.clear()  # one at a time: they are large
                 with options.override(**({"DEVICE": "cpu", "DTYPE": "float32"} if on_cpu else {})):
                     return _denoisers.setdefault(key, _denoiser(entry, parts))
-    msg = reason or f"no U-Net for {spec.latent_space} latents is known: register a model with one"
+    msg = (
+        reason or f"no denoiser of {spec.latent_space} latents is known: register a model with one"
+    )
     raise NotInstalled(msg)
 
 
@@ -305,7 +308,7 @@ def register_model(
     also be a loaded autoencoder: one of diffusers' classes, or any object whose ``encode`` turns
     pictures (B, 3, H, W) into latents and whose ``decode`` turns them back. Denoising needs
     ``unet``, ``scheduler``, ``text_encoder`` and ``tokenizer``; each is a directory or a loaded
-    object. In a pipeline's directory they are found. Flow models, Stable Diffusion 3 and FLUX.1,
+    object. In a pipeline's directory they are found. Flow models (SD3, FLUX.1, FLUX.2, Qwen-Image)
     need ``pipeline`` instead: diffusers' own, loaded, with its transformer and its text encoders. A
     loaded network is used as it is, on its device, without a copy. It must not be in training mode.
 

@@ -1,4 +1,4 @@
-"""Removes the noise of quantisation from latents with their U-Net.
+"""Removes the noise of quantisation from latents with their U-Net or transformer.
 
 To a diffusion model, latents with a palette's dither look like latents in the last steps of
 generation.  The U-Net runs these steps, and no noise is added.  The method is M. Buehlmann's
@@ -64,8 +64,8 @@ def refiner(
 ) -> Callable[[Latents], Latents] | None:
     """A function that denoises latents (h, w, C) of a model, or None if that is not wanted.
 
-    ``size`` is (h, w).  If there is no U-Net: OSError if the user asked for denoising.  If only the
-    file recommends it, a warning and None; also if there are too many latents.  Nothing is
+    ``size`` is (h, w).  If there is no denoiser: OSError if the user asked for denoising.  If only
+    the file recommends it, a warning and None; also if there are too many latents.  Nothing is
     downloaded then.
     """
     rows, columns = size
@@ -96,14 +96,15 @@ def refiner(
             except (LookupError, RuntimeError, TypeError, ValueError) as e:  # of its libraries
                 full = isinstance(e, RuntimeError) and is_out_of_memory(e)
                 if not full or where.type == "cpu":
-                    msg = f"the U-Net failed: {e}"
+                    msg = f"the {denoiser.kind} failed: {e}"
                     raise OSError(msg) from e
             try:
                 denoiser = models.load_denoiser(model, on_cpu=True)
             except OSError as e:
-                msg = f"the U-Net needs more memory than there is on {where}: {e}"
+                msg = f"the {denoiser.kind} needs more memory than there is on {where}: {e}"
                 raise OSError(msg) from e
-            warnings.warn(f"out of memory on {where}, running the U-Net on the CPU", stacklevel=2)
+            text = f"out of memory on {where}, running the {denoiser.kind} on the CPU"
+            warnings.warn(text, stacklevel=2)
 
     return refine
 
@@ -118,15 +119,21 @@ def denoise(
     """
     x = torch.from_numpy(latents).permute(2, 0, 1)[None].to(denoiser.device, torch.float32)
     rows, columns = x.shape[2:]
-    # A U-Net halves the resolution several times, and adds the results to the full resolution.
+    # A U-Net halves the resolution several times, and adds the results to the full resolution.  A
+    # transformer cuts latents into patches.
     multiple = denoiser.multiple
     x = F.pad(x, (0, -columns % multiple, 0, -rows % multiple), mode="replicate")
     condition = None if denoiser.embed is None else denoiser.embed(prompt)
     predict = functools.partial(_in_tiles, denoiser, condition)
+    if denoiser.own is not None:
+        x = denoiser.own.scaled(x)
     x = last_steps(x, predict, denoiser.schedule, strength, steps)
+    if denoiser.own is not None:
+        x = denoiser.own.unscaled(x)
     refined: Latents = x[0, :, :rows, :columns].permute(1, 2, 0).cpu().numpy()
     if not np.isfinite(refined).all():
-        msg = f"the U-Net in {denoiser.dtype} returned values that are infinite or not a number"
+        what = f"the {denoiser.kind} in {denoiser.dtype}"
+        msg = f"{what} returned values that are infinite or not a number"
         if denoiser.dtype != torch.float32:
             msg += ": set options.DTYPE to float32"
         raise OSError(msg)
@@ -144,7 +151,7 @@ def last_steps(
 
     The latents count as noisy latents at ``strength``, in (0, 1], of the schedule's noise.  No
     noise is added, so the same latents give the same result.  There are at most as many steps as
-    the schedule has up to that strength.  ``predict`` runs the U-Net, at a timestep.
+    the schedule has up to that strength.  ``predict`` runs the network, at a timestep.
     """
     times = schedule.last(strength, steps)
     x = schedule.noisy(latents, times[0][0])
@@ -154,7 +161,7 @@ def last_steps(
 
 
 def _in_tiles(denoiser: Denoiser, condition: Any, x: Tensor, time: int) -> Tensor:
-    """What the U-Net predicts of noisy latents (1, C, h, w), each tile blended into the next."""
+    """What the network predicts of noisy latents (1, C, h, w), each tile blended into the next."""
     multiple = denoiser.multiple
     margin = max(1, MARGIN // multiple)
     longest = TILE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,6 +27,29 @@ class Steps(Protocol):
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """The mean and the deviation of latents, each (C, side, side): they repeat over the places."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Latents (1, C, h, w) of a decoder as the network knows them."""
+        mean, deviation = self._over(x)
+        return (x - mean) / deviation
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        """The inverse of `scaled`."""
+        mean, deviation = self._over(x)
+        return x * deviation + mean
+
+    def _over(self, x: Tensor) -> Iterator[Tensor]:
+        side = self.mean.shape[-1]
+        for each in (self.mean, self.deviation):
+            yield each.to(x).repeat(1, x.shape[2] // side, x.shape[3] // side)
+
+
+@dataclass(frozen=True)
 class Denoiser:
     """A network, the schedule that it was made for, and what prompts are to it.
 
@@ -34,7 +57,8 @@ class Denoiser:
     of ``multiple``, their time, and what ``embed`` makes of a prompt.  It predicts what
     ``schedule`` takes.  ``embed`` is None if the network takes no prompt.  ``unet`` is the loaded
     module, if it is a U-Net of diffusers.  ``memory`` is the bytes that it takes for each latent,
-    or 0 if tiles of the usual size do.
+    or 0 if tiles of the usual size do.  ``kind`` is what messages call the network.  ``own`` leads
+    to the latents that the network knows, if they are not scaled as the decoder's.
     """
 
     predict: Callable[[Tensor, int, Any], Tensor]
@@ -45,3 +69,5 @@ class Denoiser:
     embed: Callable[[str], Any] | None = None
     unet: Any = None
     memory: int = 0
+    kind: str = "U-Net"
+    own: Scaling | None = None

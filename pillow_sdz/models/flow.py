@@ -1,4 +1,4 @@
-"""Transformers of flow models, in pipelines that are loaded: Stable Diffusion 3 and FLUX.1.
+"""Transformers of flow models, in pipelines that are loaded: SD3, FLUX.1, FLUX.2, Qwen-Image.
 
 A flow model's noisy latents are (1 - s) latents + s noise, where s falls from 1 to 0 (Lipman et
 al., "Flow Matching for Generative Modeling", 2023).  The model predicts noise - latents.  Only a
@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from . import loading, sources
-from .denoiser import Denoiser
+from .denoiser import Denoiser, Scaling
 
 TIMES = 1000  # in diffusers, the time of a flow is its share of noise, in thousandths
-SIDE = 2  # a token is 2x2 latents, in both kinds of transformers
-GUIDANCE = 3.5  # of a distilled FLUX.1, as diffusers' pipeline has it
-# A block keeps so many numbers of a token's width at once: queries, keys, values, what attention
-# returns, and the 4 widths inside of a layer, twice.  Counted in diffusers' blocks.
-WIDTHS = 16
+SIDE = 2  # a token is 2x2 latents, in all kinds of transformers
+# Of distilled FLUX.1 and FLUX.2, as diffusers' pipelines have it.
+GUIDANCE, GUIDANCE_2 = 3.5, 4.0
+# A block keeps so many numbers of a token's width at once.  Counted in diffusers' blocks.  Those of
+# FLUX.2 have most: 9 from a layer, 6 for its activation, 4 that are joined, and one that returns.
+WIDTHS = 20
 
 
 class Flow:
@@ -46,10 +47,10 @@ class Flow:
 
 
 class _Texts(NamedTuple):
-    """What a pipeline makes of a prompt: features of its tokens, and of the whole."""
+    """What a pipeline makes of a prompt: features of its tokens, and perhaps of the whole."""
 
     tokens: Tensor
-    pooled: Tensor
+    pooled: Tensor | None = None
 
 
 def load(pipeline: Any, channels: int) -> Denoiser:
@@ -61,8 +62,9 @@ def load(pipeline: Any, channels: int) -> Denoiser:
         raise OSError(msg)
     of_kind = KINDS[kind]
     settings = sources.config(transformer)
-    wanted = channels * of_kind.channels_of_token
-    if settings.get("in_channels") != wanted:
+    fitting = [s for s in of_kind.sides if channels * s**2 == settings.get("in_channels")]
+    if not fitting:
+        wanted = channels * of_kind.sides[0] ** 2
         msg = f"this {kind} has {settings.get('in_channels')} in_channels, not {wanted}"
         raise OSError(msg)
     loading.check_finite(transformer, f"this {kind}")
@@ -70,19 +72,71 @@ def load(pipeline: Any, channels: int) -> Denoiser:
     @functools.lru_cache(maxsize=16)  # chosen: the files of a batch mostly have one prompt
     @torch.no_grad()
     def embed(prompt: str) -> _Texts:
-        found = of_kind.embed(pipeline, prompt, transformer.device)
-        return _Texts(*(x.to(transformer.device, transformer.dtype) for x in found))
+        tokens, pooled = of_kind.embed(pipeline, prompt, transformer.device)
+        where = transformer.device, transformer.dtype
+        return _Texts(tokens.to(*where), None if pooled is None else pooled.to(*where))
 
     width = settings["num_attention_heads"] * settings["attention_head_dim"]
+    side = fitting[0]
+    multiple = side * of_kind.patch
+    own = of_kind.own(pipeline, side)
     return Denoiser(
-        functools.partial(of_kind.predict, transformer),
+        functools.partial(of_kind.predict, transformer, side),
         Flow(),
         transformer.device,
         transformer.dtype,
-        multiple=SIDE,
+        multiple=multiple,
         embed=embed,
-        memory=WIDTHS * width * transformer.dtype.itemsize // SIDE**2,
+        memory=WIDTHS * width * transformer.dtype.itemsize // multiple**2,
+        kind=kind,
+        own=own,
     )
+
+
+def _as_they_are(pipeline: Any, side: int) -> Scaling | None:
+    """The transformer knows latents as the pipeline returns them."""
+    return None
+
+
+def _batch_norm(pipeline: Any, side: int) -> Scaling | None:
+    """The transformer knows 2x2 patches that the autoencoder's batch norm has scaled.
+
+    The pipeline hands over these, and the autoencoder has them cut into latents and unscaled.
+    """
+    if side == 1:
+        return None
+    norm = getattr(getattr(pipeline, "vae", None), "bn", None)
+    if norm is None:
+        msg = f"{type(pipeline).__name__} has no autoencoder with a batch norm"
+        raise OSError(msg)
+    variance = norm.running_var.float() + pipeline.vae.config.batch_norm_eps
+    found = torch.stack([norm.running_mean.float(), variance.sqrt()]).cpu()
+    if not torch.isfinite(found).all() or (found[1] <= 0).any():
+        msg = "the batch norm of the pipeline's autoencoder has values that cannot be used"
+        raise OSError(msg)
+    mean, deviation = found.view(2, -1, side, side)
+    return Scaling(mean, deviation)
+
+
+def _cut(x: Tensor, side: int) -> Tensor:
+    """Latents (1, C, h, w) as tokens (1, places, C side side)."""
+    _, channels, height, width = x.shape
+    cut = x.view(channels, height // side, side, width // side, side).permute(1, 3, 0, 2, 4)
+    return cut.reshape(1, -1, channels * side**2)
+
+
+def _joined(tokens: Tensor, like: Tensor, side: int) -> Tensor:
+    """The inverse of `_cut`, for latents of this shape."""
+    _, channels, height, width = like.shape
+    cut = tokens.view(height // side, width // side, channels, side, side).permute(2, 0, 3, 1, 4)
+    return cut.reshape(like.shape)
+
+
+def _guidance(transformer: Any, guidance: float, x: Tensor) -> dict[str, Tensor]:
+    """The guidance, if the transformer was distilled from several of them."""
+    if not transformer.config.guidance_embeds:
+        return {}
+    return {"guidance": torch.full((1,), guidance, device=x.device)}
 
 
 def _embed_sd3(pipeline: Any, prompt: str, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -93,7 +147,7 @@ def _embed_sd3(pipeline: Any, prompt: str, device: torch.device) -> tuple[Tensor
     return tokens, pooled
 
 
-def _predict_sd3(transformer: Any, x: Tensor, time: int, texts: _Texts) -> Tensor:
+def _predict_sd3(transformer: Any, side: int, x: Tensor, time: int, texts: _Texts) -> Tensor:
     predicted: Tensor = transformer(
         hidden_states=x,
         timestep=torch.full((1,), time, device=x.device),
@@ -108,39 +162,70 @@ def _embed_flux(pipeline: Any, prompt: str, device: torch.device) -> tuple[Tenso
     return tokens, pooled
 
 
-def _predict_flux(transformer: Any, x: Tensor, time: int, texts: _Texts) -> Tensor:
-    _, channels, height, width = x.shape
-    rows, columns = height // SIDE, width // SIDE
-    cut = x.view(channels, rows, SIDE, columns, SIDE).permute(1, 3, 0, 2, 4)
+def _predict_flux(transformer: Any, side: int, x: Tensor, time: int, texts: _Texts) -> Tensor:
+    rows, columns = x.shape[2] // side, x.shape[3] // side
     places = torch.zeros(rows, columns, 3, device=x.device, dtype=x.dtype)
     places[..., 1] += torch.arange(rows, device=x.device)[:, None]
     places[..., 2] += torch.arange(columns, device=x.device)
-    given = {}
-    if transformer.config.guidance_embeds:
-        given["guidance"] = torch.full((1,), GUIDANCE, device=x.device)
-    predicted: Tensor = transformer(
-        hidden_states=cut.reshape(1, rows * columns, -1),
+    predicted = transformer(
+        hidden_states=_cut(x, side),
         timestep=torch.full((1,), time / TIMES, device=x.device, dtype=x.dtype),
         encoder_hidden_states=texts.tokens,
         pooled_projections=texts.pooled,
         img_ids=places.view(-1, 3),
         txt_ids=torch.zeros(texts.tokens.shape[1], 3, device=x.device, dtype=x.dtype),
-        **given,
+        **_guidance(transformer, GUIDANCE, x),
     ).sample
-    cut = predicted.view(rows, columns, channels, SIDE, SIDE).permute(2, 0, 3, 1, 4)
-    return cut.reshape(1, channels, height, width)
+    return _joined(predicted, x, side)
+
+
+def _embed_tokens(pipeline: Any, prompt: str, device: torch.device) -> tuple[Tensor, None]:
+    tokens, _ = pipeline.encode_prompt(prompt=prompt, device=device)
+    return tokens, None
+
+
+def _predict_flux2(transformer: Any, side: int, x: Tensor, time: int, texts: _Texts) -> Tensor:
+    rows, columns, words = x.shape[2] // side, x.shape[3] // side, texts.tokens.shape[1]
+    one = torch.arange(1, device=x.device)
+    lines, rests, tokens = (torch.arange(n, device=x.device) for n in (rows, columns, words))
+    predicted = transformer(
+        hidden_states=_cut(x, side),
+        timestep=torch.full((1,), time / TIMES, device=x.device, dtype=x.dtype),
+        encoder_hidden_states=texts.tokens,
+        img_ids=torch.cartesian_prod(one, lines, rests, one),
+        txt_ids=torch.cartesian_prod(one, one, one, tokens),
+        **_guidance(transformer, GUIDANCE_2, x),
+    ).sample
+    return _joined(predicted, x, side)
+
+
+def _predict_qwen(transformer: Any, side: int, x: Tensor, time: int, texts: _Texts) -> Tensor:
+    predicted = transformer(
+        hidden_states=_cut(x, side),
+        timestep=torch.full((1,), time / TIMES, device=x.device, dtype=x.dtype),
+        encoder_hidden_states=texts.tokens,
+        img_shapes=[[(1, x.shape[2] // side, x.shape[3] // side)]],
+    ).sample
+    return _joined(predicted, x, side)
 
 
 class _Kind(NamedTuple):
     """How a kind of pipelines is called."""
 
-    channels_of_token: int  # for each channel of the latents
-    embed: Callable[[Any, str, torch.device], tuple[Tensor, Tensor]]
-    predict: Callable[[Any, Tensor, int, Any], Tensor]
+    embed: Callable[[Any, str, torch.device], tuple[Tensor, Tensor | None]]
+    predict: Callable[[Any, int, Tensor, int, Any], Tensor]
+    #: A token is so many latents high and wide, before the transformer makes patches of its own.
+    sides: tuple[int, ...] = (SIDE,)
+    patch: int = 1
+    own: Callable[[Any, int], Scaling | None] = _as_they_are
 
 
 #: By the classes of their transformers.
 KINDS = {
-    "SD3Transformer2DModel": _Kind(1, _embed_sd3, _predict_sd3),
-    "FluxTransformer2DModel": _Kind(SIDE**2, _embed_flux, _predict_flux),
+    "SD3Transformer2DModel": _Kind(_embed_sd3, _predict_sd3, sides=(1,), patch=SIDE),
+    "FluxTransformer2DModel": _Kind(_embed_flux, _predict_flux),
+    "Flux2Transformer2DModel": _Kind(
+        _embed_tokens, _predict_flux2, sides=(SIDE, 1), own=_batch_norm
+    ),
+    "QwenImageTransformer2DModel": _Kind(_embed_tokens, _predict_qwen),
 }
