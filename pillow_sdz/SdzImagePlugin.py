@@ -1,8 +1,8 @@
 """Pillow's side of `.sdz`: opening and decoding.  `saving` writes.
 
-`_open` copies a file on disk, and reads the framing of all chunks, and metadata.  LATN, DIFF and
-ALPH are parsed when the pixels are first needed.  Only then are the models' registry and ONNX
-Runtime imported.
+`_open` makes a copy if the file is on disk.  It finds all chunks and reads the metadata.  LATN,
+DIFF and ALPH are read when the pixels are first needed.  The models' registry and ONNX Runtime are
+imported at the same time, not earlier.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from .pillow_private import PixelAccess
 
 
-# A copy of at most so many bytes is in memory, a larger one in a temporary file.  Chosen: few
-# files have as much.  Either way takes about half a millisecond for each megabyte.
+# A copy of up to this many bytes stays in memory.  A larger copy goes to a temporary file.  Chosen:
+# few files are larger.  Both ways take about half a millisecond for each megabyte.
 IN_MEMORY = 64 << 20
 
 
@@ -77,8 +77,8 @@ class SdzImageFile(ImageFile.ImageFile):
 
         # From here on it is an SDZ file, and every error is an OSError.  Pillow takes other
         # exceptions for "not this format", and hides the reason from the user.
-        # A file may be saved over while its pictures are still to be decoded, and `Image.save`
-        # empties it before this package knows.
+        # Somebody may save over the file before its pictures are decoded.  `Image.save` empties it
+        # before this package knows, so the pictures are decoded from a copy.
         on_disk = descriptor(self.fp) is not None
         reader = _copy(self.fp) if on_disk else reading.Reader(self.fp)
         header = reader.header
@@ -177,7 +177,7 @@ class SdzImageFile(ImageFile.ImageFile):
 
     @functools.cached_property
     def _layers(self) -> Layers:
-        from .layers import Layers  # which most files do not need
+        from .layers import Layers  # here, because most files do not need it
 
         return Layers(self._header, self._frames, self._reader)
 
@@ -275,8 +275,9 @@ class SdzImageFile(ImageFile.ImageFile):
         """
         handled = sys.exc_info()[1]
         if self._truncated and isinstance(handled, OSError) and getattr(self.fp, "closed", False):
-            # ImageFile.Parser opens what it has so far, and loads it in a `finally` after it has
-            # failed to open the whole file.  The reason of that failure must not be hidden.
+            # ImageFile.Parser opens the bytes that it has so far.  If it then fails to open the
+            # whole file, it loads the first picture in a `finally`.  An error here would hide why
+            # the whole file could not be opened.
             raise handled
         if self.fp is None or getattr(self.fp, "closed", False):  # some file objects lack it
             msg = "the pixels of a closed image cannot be decoded"
@@ -284,7 +285,7 @@ class SdzImageFile(ImageFile.ImageFile):
         lenient = ImageFile.LOAD_TRUNCATED_IMAGES
         if not lenient:
             for entry in self._unread:
-                self._reader.data(entry)  # for the CRC
+                self._reader.data(entry)  # checks the CRC
             self._unread = []
         # In a truncated file, only the last frame that was found can be incomplete.
         last = len(self._frames) - 1
@@ -294,10 +295,11 @@ class SdzImageFile(ImageFile.ImageFile):
         if self._model.space.video and self._frame % steps:
             msg = (
                 f"frame {self._frame} is a time step of a clip of {self._model.name} latents: only "
-                f"the first of its {steps} is a picture, open_latents has them all"
+                f"the first of its {steps} steps is a picture, open_latents returns all of them"
             )
             raise OSError(msg)
-        # Read before the network runs: if they are damaged, its work would be lost.
+        # Alpha and exact regions are read before the network runs.  If they are damaged, the work
+        # of the network would be lost.
         alpha = None
         if self._header.has_alpha:
             alpha = self._layers.alpha(self._frame, box, self._scale, lenient=lenient)
@@ -310,7 +312,7 @@ class SdzImageFile(ImageFile.ImageFile):
         if exact is not None:
             if box == (0, 0, *self.size) and not lenient:
                 for entry in self._frames.bands(self._frame):
-                    self._reader.data(entry)  # for the CRC, where no latents are needed
+                    self._reader.data(entry)  # checks the CRC, also if no latents are needed
             exact.paste(found, box, self._scale)
         if alpha is not None:
             found.putalpha(alpha)
@@ -339,7 +341,7 @@ class SdzImageFile(ImageFile.ImageFile):
 
             size = header.latents[1:]
             refine = denoise.refiner(decoder, recommended, self._value(chunks.PROMPT, ""), size)
-        # Damaged bands have all channels.
+        # Zeros take the place of damaged bands.  They have all channels, so sound bands need all.
         scale = 1 if lenient else self._scale
         if self._latents is None or self._latents.scale != scale:
             self._latents = codec.Frames(
@@ -353,7 +355,7 @@ class SdzImageFile(ImageFile.ImageFile):
             )
         latents = self._latents.frame(self._frame, lenient=lenient)
         if not decoder.by_area or refine is not None:
-            boxes = [whole]  # all is decoded in any case
+            boxes = [whole]  # such a model decodes everything anyway
         for box in boxes:
             at = box[0] - whole[0], box[1] - whole[1]
             for (left, top, right, bottom), pixels in codec.decode(

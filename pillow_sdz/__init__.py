@@ -60,7 +60,7 @@ def _accept(prefix: bytes) -> bool:
 def _open(fp: IO[bytes], filename: str | bytes) -> SdzImageFile:
     from .SdzImagePlugin import SdzImageFile
 
-    Image.register_open(FORMAT, SdzImageFile, _accept)  # from the second file on
+    Image.register_open(FORMAT, SdzImageFile, _accept)  # for the files after this one
     return SdzImageFile(fp, filename)
 
 

@@ -98,7 +98,7 @@ def _pixels_alone(png: bytes) -> bytes:
 
 
 def _check_pixels_are_there(png: bytes, size: tuple[int, int]) -> None:
-    """ValueError if the data of a PNG's IDAT chunks are not all rows, each with a known filter."""
+    """ValueError if a PNG's IDAT chunks lack rows, or if a row has an unknown filter."""
     width, height = size
     packed, at = [], 8
     while at + 8 <= len(png):
@@ -120,7 +120,7 @@ def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
     method, coded = data[:1], data[1:]
     if method == bytes([_CONSTANT]) and len(coded) == 1:
         return Image.new("L", size, coded[0])
-    # Checked before Pillow sees the PNG, so that a wrong size allocates nothing.
+    # The size is checked before Pillow sees the PNG, so that a wrong size allocates nothing.
     if method != bytes([_PNG]) or not coded.startswith(_png_start(size)):
         msg = "damaged SDZ file: chunk ALPH is neither a constant nor a PNG of the picture's size"
         raise OSError(msg)
@@ -130,7 +130,7 @@ def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
                 msg = f"it has the mode {picture.mode} and the size {picture.size}"
                 raise ValueError(msg)
             if ImageFile.LOAD_TRUNCATED_IMAGES:
-                # Pillow would show what is missing as transparent, and say nothing.
+                # Pillow would show missing pixels as transparent, without an error.
                 _check_pixels_are_there(coded, size)
             picture.load()
             return picture

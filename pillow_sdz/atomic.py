@@ -25,9 +25,10 @@ def replacing(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
 
     ``exclusive``: FileExistsError if there is something at the path by then.
     """
-    # A symbolic link stays one; but nothing that should not exist is looked for behind it.
+    # A symbolic link stays a link, and the file that it names is replaced.  If the path must be
+    # free, any link there is an error, so links are not followed.
     target = path if exclusive else Path(os.path.realpath(path))
-    # Short, because the target's own name may be as long as names can be.
+    # This name is short, because the target's name may be as long as the file system allows.
     temporary = target.with_name(f".sdz-{secrets.token_hex(8)}.tmp")
     _unfinished.add(temporary)
     try:
@@ -35,8 +36,8 @@ def replacing(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
         # umask.
         with temporary.open("x+b") as file:
             yield file
-            # Without this, a power failure soon after may leave an empty file under the final name:
-            # file systems may record a new name before the bytes.
+            # File systems may record the new name before the bytes.  Without this, a power failure
+            # soon after could leave an empty file under the final name.
             file.flush()
             os.fsync(file.fileno())
         if exclusive:
@@ -53,7 +54,7 @@ def replacing(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
 def _move_to_free_name(file: Path, target: Path) -> None:
     """Rename a file; FileExistsError if there is one of the new name."""
     try:
-        # Unlike renaming, it fails if there is something, even since a moment ago.
+        # Renaming would replace a file that somebody has just made.  A hard link fails instead.
         target.hardlink_to(file)
     except FileExistsError:
         raise

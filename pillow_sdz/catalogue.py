@@ -4,7 +4,7 @@ Opening a file needs no more.  The registry, `models`, is imported when pixels a
 encoded.
 """
 
-# Without `from __future__ import annotations`, for the reason in spaces.py.
+# Without `from __future__ import annotations`: spaces.py says why.
 
 from collections.abc import Collection
 from types import MappingProxyType
@@ -38,7 +38,7 @@ SPACES: dict[str, Space] = {
 
 def all_spaces() -> dict[str, Space]:
     """All latent spaces, by name."""
-    from . import families  # for which files of the embedded models need not wait
+    from . import families  # here, because files of the embedded models do not need it
 
     return SPACES | families.SPACES
 
@@ -64,11 +64,11 @@ class ModelSpec(NamedTuple):
     scales: tuple[int, ...] = (1,)
     #: The model can decode a part of a picture without the rest.
     by_area: bool = False
-    #: Of a model that comes with this package: "module:function", a `models.network.Loader`.
+    #: "module:function" of the `models.network.Loader`, if the model comes with this package.
     loader: str = ""
-    #: The U-Net for its latents that comes with it.  It lies in diffusers' layout.
+    #: The U-Net for these latents, if one comes with the model.  It lies in diffusers' layout.
     unet: weights.Weights | None = None
-    #: "module:function", which makes a `models.denoiser.Denoiser` of it.
+    #: "module:function" of the function that makes a `models.denoiser.Denoiser` of this U-Net.
     denoiser: str = ""
 
     @property
@@ -79,7 +79,7 @@ class ModelSpec(NamedTuple):
         return space or Space(name, self.channels, self.factor)
 
 
-# The digest of a model or a header that leaves open which weights are meant.
+# The digest of models and headers that do not say which weights they mean.
 NOT_NAMED = bytes(4)
 
 MINI = ModelSpec(
@@ -92,7 +92,7 @@ MINI = ModelSpec(
     by_area=True,
     loader="pillow_sdz.models.mini:load",
 )
-# Decodes the same latents to pictures that look real when there are few bits (`tune="perceptual"`).
+# Decodes the same latents.  Its pictures look real even with few bits (`tune="perceptual"`).
 MINI_PERCEPTUAL = MINI._replace(
     name="mini-perceptual",
     digest=weights.MINI_PERCEPTUAL.digest,
@@ -124,7 +124,7 @@ def known(name: str) -> ModelSpec | None:
     """
     if name in EMBEDDED:
         return EMBEDDED[name]
-    from .presets import PRESETS  # for which files of the embedded models need not wait
+    from .presets import PRESETS  # here, because files of the embedded models do not need it
 
     space = all_spaces().get(PRESETS[name].latent_space if name in PRESETS else name)
     if space is None:
@@ -133,7 +133,7 @@ def known(name: str) -> ModelSpec | None:
 
 
 def whole_of(model: ModelSpec) -> ModelSpec | None:
-    """The family whose 2x2 patches a model's latents are; None if they are no patches."""
+    """The family of the latents before they became 2x2 patches; None for other models."""
     families = (space for space in all_spaces().values() if space.patches == model.space.name)
     return next((known(space.name) for space in families), None)
 
@@ -141,9 +141,10 @@ def whole_of(model: ModelSpec) -> ModelSpec | None:
 def judge(header: Header) -> tuple[ModelSpec, CodingSpec]:
     """The model and the coding of a file with this header.
 
-    If the package does not know the model, the result is what the header says.  Models that the
-    user has recorded are not looked up: a file must open whatever is recorded.  OSError if the
-    header contradicts the model that it names, or if the coding is not known here.
+    If the package does not know the model, the result is what the header says.  This function does
+    not look up the models that the user has recorded, because a file must open whatever is
+    recorded.  OSError if the header contradicts the model that it names, or if this version does
+    not know the coding.
     """
     spec = known(header.model)
     if spec is None:

@@ -5,7 +5,7 @@ one row of `KINDS`.  docs/format.md specifies the data.  For bad data, ``parse``
 nothing else.  ``pack`` takes values that `keywords` has checked.
 """
 
-# Without `from __future__ import annotations`, for the reason in spaces.py.
+# Without `from __future__ import annotations`: spaces.py says why.
 
 from collections.abc import Callable, Mapping
 from struct import Struct
@@ -43,7 +43,7 @@ DONE = b"DONE"
 CODED = frozenset({LATENTS, CHANGES})  # a band's latents, or their difference from the frame before
 FRAME = CODED | {ALPHA, EXACT}  # every frame has its own
 
-TUNES = ("psnr", "perceptual")  # a file without tUNE has the first
+TUNES = ("psnr", "perceptual")  # a file without tUNE has the first one
 
 MAX_METADATA = 8 << 20  # bytes of one chunk; libpng's limit
 MAX_DURATION = (1 << 32) - 1  # milliseconds: what a u32 holds
@@ -123,7 +123,7 @@ def _parse_bytes(data: bytes, about: "About") -> bytes:
 
 
 def _parse_exif(data: bytes, about: "About") -> bytes:
-    # With the prefix, as Pillow returns it for JPEG and PNG.  JPEG writes it as it is.
+    # Pillow returns EXIF of JPEG and PNG with the prefix, and its JPEG writer expects the prefix.
     return EXIF_PREFIX + data
 
 

@@ -85,13 +85,13 @@ class Encoder:
 
     def encode_nothing(self, height: int, width: int) -> list[Chunk]:
         """The chunks of a frame whose latents (height, width) nobody decodes."""
-        # No frame is coded as the difference from this one.
+        # A later frame must not be coded as the difference from this one.
         self._encode = self._coder.encoder(self.quantisation, self._effort, predict=self._predict)
         bands = order.bands(height, self.band_rows(height, width))
         return [Chunk(chunks.LATENTS, b"")] * len(bands)
 
     def fit(self, images: Iterable[Image.Image], max_size: int) -> EncodedLatents:
-        """The best coding of the frames in at most ``max_size`` bytes of chunks; or DoesNotFit."""
+        """The best coding of the frames in ``max_size`` bytes of chunks, or DoesNotFit."""
         frames = [self._frame(image) for image in images]
         return self._coder.fit(frames, max_size, self._effort, predict=self._predict)
 
@@ -137,7 +137,7 @@ class Frames:
     ) -> None:
         rows, columns = bands[0].stop, header.latents[2]
         if coding.band_latents is not None and rows * columns > coding.band_latents:
-            # A few bytes can decode to as many latents as a header asks for.
+            # Without a limit, a file of a few bytes could ask for any number of latents.
             msg = f"damaged SDZ file: bands of {rows}x{columns} latents, more than the limit"
             raise OSError(msg)
         if coding.needs_weights and header.digest != model.digest:
@@ -150,8 +150,8 @@ class Frames:
         self._frames, self._reader = frames, reader
         self.scale = scale
         self.coder = coder_of(model, coding).draft(scale)
-        # By band: the frame that was decoded last, its integers, and whether all chunks were sound.
-        # DIFF builds on them.
+        # For each band: the frame that was decoded last, its integers, and whether all chunks were
+        # sound.  A DIFF chunk builds on these integers.
         self._latest: dict[int, tuple[int, Any, bool]] = {}
 
     def frame(self, number: int, *, lenient: bool = False) -> FrameLatents:
@@ -182,7 +182,7 @@ class Frames:
             raise OSError(msg) from e
 
     def decode_stored(self, number: int, band: int) -> NDArray[Any]:
-        """As `decode`, but in the coding's dtype, and unscaled if they are stored unscaled."""
+        """As `decode`, but in the coding's dtype, and unscaled if the file has them unscaled."""
         return self.coder.latents(self._decoded(number, band), self.header.quantisation)
 
     def _decoded(self, number: int, band: int, *, complete: bool = True) -> Any:
@@ -193,7 +193,8 @@ class Frames:
         rows = self.bands[band]
         shape = rows.stop - rows.start, self.header.latents[2]
         try:
-            with one_blas_thread():  # once for a row of DIFF, as it takes as long as a small one
+            # Once for all DIFF in a row: entering takes as long as a small DIFF does.
+            with one_blas_thread():
                 return self._integers(number, band, shape, complete=complete)
         except DamagedPayload as e:
             msg = f"damaged SDZ file: {entry}: {e}"
@@ -204,7 +205,7 @@ class Frames:
         latest, integers, sound = self._latest.pop(band, (-1, None, True))
         if complete and not sound:
             latest = -1
-        first = number  # becomes the frame of the LATN that all DIFF up to this one build on
+        first = number  # in the end: the frame whose LATN all DIFF up to this one build on
         while first != latest and self._is_changes(first, band):
             first -= 1
         for frame in range(first + (first == latest), number + 1):
@@ -219,14 +220,18 @@ class Frames:
             except DamagedPayload:
                 if sound or before is None:
                     raise
-                # What is not said has not changed.
-        # Kept if this frame, asked for again, or the next one needs them.
+                # What a damaged chunk does not say has not changed.
+        # The integers are kept if this frame needs them when it is read again, or the next one
+        # does.
         if any(self._is_changes(near, band) for near in (number, number + 1)):
             self._latest[band] = number, integers, complete
         return integers
 
     def _payload(self, entry: container.Entry, complete: bool) -> tuple[bytes, bool]:
-        """The data of a chunk, and whether it is sound, as it must be if it is ``complete``."""
+        """The data of a chunk, and whether it is sound; OSError if it is not but must be.
+
+        It must be if ``complete``.
+        """
         try:
             return self._reader.data(entry), True
         except OSError:
@@ -241,7 +246,7 @@ class Frames:
 
 
 class Band(NamedTuple):
-    """Latents (h, w, C), and the quantisation of each cell of 2x2 latents, or that of all."""
+    """Latents (h, w, C), and the quantisation: one for all, or one for each cell of 2x2 latents."""
 
     latents: Latents
     cells: Quantisation
@@ -275,7 +280,7 @@ class FrameLatents:
         parts = []
         for number, band in enumerate(self._frames.bands):
             if band.stop <= top:
-                self._decoded.pop(number, None)  # not asked for again
+                self._decoded.pop(number, None)  # nobody asks for it again
             elif band.start < bottom:
                 start, stop = max(top, band.start), min(bottom, band.stop)
                 latents = self._band(number).latents
@@ -283,7 +288,7 @@ class FrameLatents:
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def quantisation(self, area: Area) -> int | NDArray[np.int32]:
-        """The quantisation of each latent (h, w) of an area, or the one that all of them have."""
+        """The quantisation of an area: one for each latent (h, w), or one for all of them."""
         rows, columns = area
         parts: list[NDArray[np.int32]] = []
         for number, band in enumerate(self._frames.bands):
@@ -313,7 +318,7 @@ class FrameLatents:
         return self._decoded[number]
 
     def _rescued(self, number: int, error: OSError) -> Band:
-        """What can be decoded of a damaged band; zeros if that is nothing."""
+        """The part of a damaged band that can be decoded; zeros if nothing can."""
         rows = self._frames.bands[number]
         with suppress(OSError):
             begun = self._frames.decode(self._number, number, complete=False)
@@ -332,7 +337,7 @@ def decode(
     scale: int = 1,
     refine: Callable[[Latents], Latents] | None = None,
 ) -> Iterator[tuple[Box, Pixels]]:
-    """The part ``box`` of the picture in RGB, piece by piece: its place in the part, its pixels.
+    """The part ``box`` of the picture in RGB, in pieces: the place in the part, and the pixels.
 
     ``decoder`` is the model that turns the latents into pixels.  ``refine`` changes all latents
     (h, w, C) before.  ``scale`` is one of the decoder's: the picture is decoded at 1/scale of its

@@ -58,7 +58,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A picture and its versions, the first of them .sdz."""
+    """A picture and its versions.  The first version is .sdz."""
 
     file: str
     original: Image.Image  # as it was compared: upright, in RGB, on white, without metadata
@@ -129,7 +129,7 @@ def compare(
 
 
 def _plain(picture: Image.Image) -> Image.Image:
-    """The picture upright and in RGB, on white, without its metadata, which would cost bytes."""
+    """The picture upright, in RGB and on white.  Its metadata would cost bytes, and is left out."""
     if picture.mode in CONVERT_FIRST:
         msg = f"pictures of mode {picture.mode} have more than 8 bits: scale them to 8 bits first"
         raise ValueError(msg)
@@ -143,7 +143,7 @@ def _plain(picture: Image.Image) -> Image.Image:
 
 
 def _best_within(budget: int, at: Callable[[int], bytes]) -> bytes:
-    """The file of the highest quality of 0..100 within the budget; that of 0 if none is."""
+    """The file of the highest quality, 0 to 100, within the budget; quality 0 if none fits."""
     at = functools.cache(at)  # the end asks for the best one again
     low, high = 0, 100
     while low < high:
@@ -178,7 +178,7 @@ def section(comparison: Comparison) -> str:
     pictures = [comparison.original, *(v.picture for v in comparison.versions)]
     described = {
         **comparison.figures(),
-        "file": PurePath(comparison.file).name,  # without its folder, which is private
+        "file": PurePath(comparison.file).name,  # the name of the folder may be private
         "heading": comparison.heading(),
         "pictures": [_data_url(picture) for picture in pictures],
     }

@@ -76,7 +76,7 @@ def read(data: bytes) -> list[Chunk]:
 
 def _varint(value: int) -> bytes:
     """Unsigned LEB128: seven bits a byte, the lowest first.  The high bit says that more follow."""
-    # Chosen: a fixed u32 adds 9 to 12 bytes to a file, one in a hundred of a thumbnail.
+    # Chosen: a fixed u32 would add 9 to 12 bytes to a file.  That is 1 % of a thumbnail.
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

@@ -1,4 +1,4 @@
-"""Where the chunks of a file lie, and what those before the latents say: read and judged."""
+"""Reads and judges where the chunks of a file lie, and what the chunks before the latents say."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .spaces import CodingSpec
 
 
 class Contents(NamedTuple):
-    """What is in a file.  ``values`` are those of the chunks before the latents, by keyword."""
+    """What is in a file.  ``values`` has, by keyword, what the chunks before the latents say."""
 
     model: ModelSpec
     coding: CodingSpec

@@ -1,8 +1,8 @@
 """Exact regions <-> the data of the EXCT chunk, without loss; docs/format.md specifies it.
 
-A frame is cut into blocks of 8x8 pixels.  A block is exact or it is not.  The latents may show
-through some pixels of an exact block, which is *open* then.  The pixels of exact blocks are VP8L
-bitstreams; in those of open blocks, what shows through is transparent.
+A frame is cut into blocks of 8x8 pixels.  A block is exact or it is not.  If the latents show
+through some pixels of an exact block, the block is *open*.  The pixels of exact blocks are VP8L
+bitstreams.  In open blocks, the pixels where latents show through are transparent.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from PIL import Image, ImageChops
 
 from . import vp8l
 
-# A block is a pixel of a picture at 1/8 of its size, the smallest that is decoded.
+# The smallest picture that is decoded has 1/8 of the size.  A block is one of its pixels.
 BLOCK = 8
-# A part has at most so many pixels, so that one is decoded in little memory.  Chosen: most
+# A part has at most so many pixels, so that it is decoded in little memory.  Chosen: most
 # screenshots are one part, and 4 megapixels take 16 MB.
 PART_PIXELS = 1 << 22
-# Of a part's side: whole blocks, and at most `vp8l.MAX_SIDE`.
+# The sides of a part.  They are whole blocks, and at most `vp8l.MAX_SIDE`.
 PART_WIDTH, PART_HEIGHT = 8192, 16376
 
-# Rows of exact blocks between two parts of a picture that are decoded one by one.  Chosen: networks
-# look at some 64 pixels around the area that they decode.
+# If there are so many rows of exact blocks between two parts of a picture, the parts are decoded
+# one by one.  Chosen: networks look at some 64 pixels around the area that they decode.
 APART = 16
 
-# To show a frame, a reader decodes the bitstreams of all EXCT that it builds on.  This limits their
-# pixels, in multiples of a picture's.  Chosen: flat ones then take about as long as the networks
-# take for a picture (measured: 5 and 256 ms a megapixel), and others have the bytes to show for it.
+# To show a frame, a reader decodes the bitstreams of all EXCT that it builds on.  Together they
+# have at most so many times the pixels of a picture.  Chosen: flat pixels then take about as long
+# as the networks take for a picture (measured: 5 and 256 ms a megapixel).  Other pixels need many
+# bytes.
 MOST_PIXELS = 64
 
-# The first byte: all blocks are coded here; maps of what is coded here, and of what is open of it;
-# before these two, a map of what is as in the frame before; all is as in the frame before.
+# The first byte says what follows.  _ALL: all blocks are coded.  _SOME: a map of the coded blocks,
+# and a map of the open ones among them.  _CHANGES: the same two maps, after a map of the blocks
+# that stay as in the frame before.  _AS_BEFORE: nothing, because all blocks stay.
 _ALL, _SOME, _CHANGES, _AS_BEFORE = range(4)
 AS_BEFORE = bytes([_AS_BEFORE])
 
@@ -52,7 +54,7 @@ def shape_of(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def builds_on_the_frame_before(data: bytes) -> bool:
-    """Whether the data of an EXCT chunk leaves pixels as they are in the frame before."""
+    """Whether the data of an EXCT chunk keeps pixels of the frame before."""
     return data[:1] in (bytes([_CHANGES]), AS_BEFORE)
 
 
@@ -70,7 +72,7 @@ def _parts(size: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
 
 
 def _boxes(coded: Blocks, size: tuple[int, int]) -> Iterator[PixelBox]:
-    """The smallest box of pixels around the coded blocks of each part that has some."""
+    """For each part with coded blocks, the smallest box of pixels around them."""
     for rows, columns in _parts(size):
         box = bounds(coded[rows, columns])
         if box is not None:
@@ -109,12 +111,13 @@ class Encoder:
     def __init__(self, limit: int) -> None:
         self._limit = limit  # of chunks in a row that build on the frame before
         self._before: tuple[NDArray[np.uint8], Blocks] | None = None
-        self._in_a_row = self._pixels = 0  # chunks that build on each other, and their pixels
+        # The number and the pixels of the chunks that build on each other.
+        self._in_a_row = self._pixels = 0
 
     def encode(self, image: Image.Image | None, blocks: Blocks | None) -> bytes:
         """The data of the EXCT chunk of the next frame, or nothing if it has no exact blocks.
 
-        ``image`` has mode RGB, or mode RGBA and alpha 0 where latents show through, else 255.
+        ``image`` has mode RGB or RGBA.  Alpha is 0 where latents show through, and 255 elsewhere.
         """
         if image is None or blocks is None:
             self._before = None
@@ -132,7 +135,7 @@ class Encoder:
         return _data(image, coded, kept if builds else None)
 
     def _kept(self, pixels: NDArray[np.uint8], blocks: Blocks) -> Blocks:
-        """The blocks that are as in the frame before; none if this frame may not build on it."""
+        """The blocks that stay as in the frame before; none if this frame must not build on it."""
         if self._before is not None and self._in_a_row < self._limit:
             before, exact = self._before
             kept = blocks & exact & ~_of_blocks((pixels != before).any(2))
@@ -180,9 +183,9 @@ def _of_box(blocks: Blocks, box: PixelBox) -> Blocks:
 
 
 def _alone(image: Image.Image, coded: Blocks, opened: Blocks, box: PixelBox) -> Image.Image:
-    """The pixels of a box.  Those of other blocks get the most frequent colour.
+    """The pixels of a box.  Blocks that are not coded get the most frequent colour.
 
-    If a block is open, the box has alpha, and other blocks are transparent.
+    If a block is open, the box has alpha, and blocks that are not coded are transparent.
     """
     pixels = image.crop(box)
     inside = _of_box(coded, box)
@@ -244,7 +247,7 @@ class _Part(NamedTuple):
     bitstream: bytes
 
     def pixels(self) -> Image.Image:
-        """The picture of the box, of mode RGBA, and transparent where latents show."""
+        """The picture of the box, of mode RGBA.  It is transparent where latents show."""
         size = self.box[2] - self.box[0], self.box[3] - self.box[1]
         try:
             picture = vp8l.decode(self.bitstream, size, has_alpha=self.opened)
@@ -257,9 +260,9 @@ class _Part(NamedTuple):
 class Regions:
     """The exact regions of a frame.
 
-    ``blocks`` says which blocks are exact, and ``opened`` which of them are open.  ``before`` are
-    the regions of the frame before, if the data builds on them.  OSError if the data is damaged.
-    The pixels are decoded when they are asked for.
+    ``blocks`` says which blocks are exact, and ``opened`` which exact blocks are open.  ``before``
+    has the regions of the frame before, if the data builds on them.  OSError if the data is
+    damaged.  The pixels are decoded when they are asked for.
     """
 
     def __init__(self, data: bytes, size: tuple[int, int], before: Regions | None = None) -> None:
@@ -298,7 +301,7 @@ class Regions:
             msg = "no block is exact"
             raise ValueError(msg)
         self._has_kept = bool(kept.any())
-        # The pixels of all bitstreams that are decoded to show the frame.
+        # This counts the pixels of all bitstreams that must be decoded to show the frame.
         self._pixels = _area(coded, self.size)
         if self._has_kept and self._before is not None:
             self._pixels += self._before._pixels
@@ -377,7 +380,7 @@ class Regions:
             yield part.box, part.pixels, part.coded
 
     def _whole(self) -> Image.Image:
-        """The frame with its exact pixels.  Kept, since the next frame may build on it."""
+        """The frame with its exact pixels.  It is kept, because the next frame may build on it."""
         if self._canvas is None:
             chain: list[Regions] = [self]
             while chain[-1]._canvas is None and chain[-1]._has_kept:

@@ -20,9 +20,9 @@ SPACES: dict[str, Space] = {
         Space("sd1", 4, 8, scaling=0.18215, prior="sd1", denoising=ARTICLES_DENOISING),
         Space("sdxl", 4, 8, scaling=0.13025),
         Space("sd3", 16, 8, scaling=1.5305, shift=0.0609),
-        # Also of Chroma, Z-Image, Lumina 2 and HiDream.
+        # Chroma, Z-Image, Lumina 2 and HiDream have the same latents.
         Space("flux", 16, 8, scaling=0.3611, shift=0.1159, packing="patches"),
-        # As FLUX.2's autoencoder returns them, and as its pipelines do.
+        # First the latents of FLUX.2's autoencoder, then those that its pipelines return.
         Space("flux2", 32, 8, scaling=1, patches="flux2-patches"),
         Space(
             "flux2-patches",
@@ -79,7 +79,7 @@ SPACES: dict[str, Space] = {
             shift=statistics.MOCHI_MEAN,
             video=True,
         ),
-        # Their statistics come with the weights, and are not known here.
+        # The statistics of these latents come with the weights, and are not known here.
         Space("ltx", 128, 32, packing="places", video=True),
         Space("glm-image", 16, 8),
     )

@@ -54,7 +54,7 @@ class Gate:
         self._inside = self._forks = 0
 
     def _close(self) -> None:
-        self._changed.acquire()  # until `_open`
+        self._changed.acquire()  # `_open` releases it
         self._forks += 1
         while self._inside:
             self._changed.wait()

@@ -1,8 +1,8 @@
-"""Finds what is cheaper to keep than to reconstruct: text, lines, icons, flat areas.
+"""Finds graphics, which are cheaper to keep exactly: text, lines, icons, flat areas.
 
-Photos are told from graphics by *repeats*: pixels that equal the one to the left or the one above.
-In graphics nearly all pixels do, in photos, which have noise, few.  A lossless coder codes such
-blocks in few bytes, and an autoencoder that learnt from photos shows them badly.
+Graphics have many *repeats*: pixels that equal the pixel to the left or the pixel above.  Nearly
+all pixels of graphics are repeats.  Photos have noise, so they have few.  A lossless coder codes
+graphics in few bytes, and an autoencoder that learnt from photos shows them badly.
 """
 
 from __future__ import annotations
@@ -15,51 +15,53 @@ from PIL import Image, ImageFilter
 
 from .exact import BLOCK, Blocks
 
-Share = NDArray[np.uint8]  # of a block's pixels, in 1/255
+Share = NDArray[np.uint8]  # a part of each block's pixels, in 1/255
 
-# Measured on 80 photos of the training data and on graphics of benchmarks.graphics' tuning set, in
-# the part of a block's pixels that are repeats.  Of photos, half have no block above STILL; of the
-# graphics at least 60 % of their blocks are.
+# A block is *still* if more than this part of its pixels are repeats.  Measured on 80 photos of the
+# training data and on graphics of benchmarks.graphics' tuning set: half of the photos have no still
+# block.  In each of the graphics, at least 60 % of the blocks are still.
 STILL = 230
-# A block near still ones is graphics from here on, letters for instance.
+# With this part of repeats, a block near still blocks is graphics too, such as letters.
 REPEATING = 77
 # A picture with a smaller part of still blocks is a photo.  Chosen.
 FEWEST_STILL = 0.01
-# Levels between a block's darkest and brightest pixel from which it has something to see: lines
-# and letters.  Chosen.
+# A block has letters or lines if its darkest and brightest pixel are so many levels apart.  Chosen.
 CONTRAST = 48
-# Of the blocks around it, the part that must be graphics for a block to be inside of graphics, and
-# not at the edge of an overexposed sky.  Chosen.
+# A block is inside of graphics if this part of the blocks around it is graphics.  Otherwise it may
+# be at the edge of an overexposed sky.  Chosen.
 INSIDE = 0.9
-# A group of blocks is kept if it has so many blocks with letters or lines, and such a part of them;
-# or if it has so many blocks, and they fill such a part of their bounding box.  Chosen.
+# A group of blocks is kept in three cases.  First: so many of its blocks have letters or lines, and
+# they are such a part of the group.  Chosen.
 FEWEST_BUSY, PART_BUSY = 4, 0.02
+# Second: it has so many blocks, and they fill such a part of their bounding box.  Chosen.
 FEWEST_FLAT, PART_OF_BOX = 64, 0.9
-# Or so many blocks of one colour, and such a part of them; not black or white, as photos are where
-# they are over- or underexposed.  Chosen: an icon of 40x40 pixels has them wherever it lies.
+# Third: so many of its blocks have one colour, and they are such a part of the group.  Black and
+# white do not count, because photos that are over- or underexposed have them.  Chosen: an icon of
+# 40x40 pixels has so many wherever it lies.
 FEWEST_COLOURED, PART_COLOURED = 16, 0.25
-# With a smaller part of letters, a picture that is not all graphics is a photo.  Only blocks of one
-# colour, and what is around them, are kept of it.  Measured: of 80 photos of the training data,
-# three have something else to keep, and letters in at most 3 % of their blocks; the tuning set's
-# pages with photos in 29 % and more.
+# A picture with a smaller part of blocks with letters is a photo, unless all of it is graphics.  In
+# a photo, only blocks of one colour and the blocks around them are kept.  Measured: in 3 of 80
+# photos of the training data, other blocks would be kept, and at most 3 % of their blocks have
+# letters.  In the tuning set's pages with photos, at least 29 % have letters.
 LETTERS_OF_A_PAGE = 0.04
-# What a pixel that is no repeat costs, in bytes, to choose between exact and latents.  Measured on
+# The bytes of a pixel that is no repeat, to choose between exact pixels and latents.  Measured on
 # the same graphics: 0.8 to 2.
 BYTES_PER_CHANGE = 1.5
 # Blocks between exact ones become exact if that adds less than this part of the bytes.  Then the
 # picture may need no latents at all.  Chosen.
 PART_OF_REST = 0.1
-# How far a photo reaches into blocks that are kept, in blocks.  Measured on the tuning set's pages
-# with photos: with 1, a page takes 1 % more bytes; with 3, the same.
+# How many blocks a photo may reach into blocks that are kept.  Measured on the tuning set's pages
+# with photos: with 1, a page takes 1 % more bytes; with 3, it takes the same.
 PHOTO_REACH = 2
-# A pixel that may be of a photo is, if such a part of the pixels around it may be; any other pixel,
-# if such a part may be.  Chosen: 9 of 25 may be at a photo's corner, and 15 at its edge.
+# Some pixels may belong to a photo.  Such a pixel does if this part of the pixels around it may,
+# too.  Any other pixel does if the second, larger part may.  Chosen: at a photo's corner, 9 of 25
+# pixels may belong to it, and 15 at its edge.
 PHOTO_CORNER, PHOTO_INSIDE = 0.35, 0.65
-# A block has graphics if less than this of it is of the photo, in 1/255.  Chosen: a row or a column
-# of 8 pixels.
+# A block has graphics if a smaller part of it than this belongs to the photo, in 1/255.  Chosen: at
+# least a row or a column of 8 pixels is graphics.
 PHOTO_ALONE = 230
 
-_ROWS = 1024  # of pixels that are looked at together: so large pictures take little memory
+_ROWS = 1024  # rows of pixels that are looked at together, to save memory with large pictures
 
 Bools = NDArray[np.bool_]  # of pixels
 
@@ -99,7 +101,7 @@ def find(image: Image.Image) -> Blocks | None:
 
 
 def letters(image: Image.Image, graphics: Blocks) -> int:
-    """How many of the blocks that are graphics have letters, lines or the like."""
+    """How many blocks of graphics have letters, lines or the like."""
     return int(_busy(image, graphics).sum())
 
 
@@ -111,8 +113,8 @@ def is_page(letters: int, graphics: Blocks) -> bool:
 def apart_from_photos(image: Image.Image, graphics: Blocks) -> tuple[Blocks, Image.Image] | None:
     """Graphics up to the pixel where photos beside them begin; None if there is no photo.
 
-    The first result is the blocks with graphics, the second has mode L, and 255 for the pixels in
-    them that belong to a photo.
+    The first result has the blocks with graphics.  The second is a picture of mode L.  It is 255
+    for the pixels of these blocks that belong to a photo.
     """
     near = graphics & (_spread(~graphics, PHOTO_REACH) | (_repeats(image) < REPEATING))
     if graphics.all() or not near.any():
@@ -145,7 +147,7 @@ def apart_from_photos(image: Image.Image, graphics: Blocks) -> tuple[Blocks, Ima
 
 
 def _connected(pixels: Bools, others: Bools, steps: int) -> Bools:
-    """The pixels, and others that lie together with them, so many steps away at most."""
+    """The pixels, and others that are connected with them, at most so many steps away."""
     for _ in range(steps):
         wider = pixels.copy()
         wider[1:] |= pixels[:-1]
@@ -168,12 +170,12 @@ def _pixels_of(blocks: Blocks, top: int, shape: tuple[int, ...]) -> Bools:
 
 
 def coloured(image: Image.Image, graphics: Blocks) -> int:
-    """How many of the blocks that are graphics have one colour, and not black or white."""
+    """How many blocks of graphics have a single colour that is neither black nor white."""
     return int((graphics & _coloured(image)).sum())
 
 
 def _coloured(image: Image.Image) -> Blocks:
-    """Whether a block has one colour, and not black or white."""
+    """Whether a block has a single colour that is neither black nor white."""
     found = []
     for colours in _colours(image):
         height, width = colours.shape
@@ -208,7 +210,7 @@ def _repeats(image: Image.Image) -> Share:
         else:
             same = same[1:]
         first = False
-        # The first pixels have none beside them: they are as the next ones.
+        # The first pixels have no pixel to the left, so they get the result of the second ones.
         same[:, 0] |= same[:, min(1, same.shape[1] - 1)]
         found.append(_reduced(same))
     return np.concatenate(found)
@@ -253,7 +255,7 @@ def _spread(blocks: Blocks, reach: int) -> Blocks:
 
 
 def _mean_around(blocks: Blocks, reach: int) -> NDArray[np.float64]:
-    """The part of the blocks within ``reach`` that are True; those outside are as the nearest."""
+    """The part of the blocks within ``reach`` that are True.  The border's blocks are repeated."""
     sums = np.pad(blocks.astype(np.float64), reach, mode="edge")
     side = 2 * reach + 1
     for axis in (0, 1):

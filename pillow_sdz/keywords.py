@@ -221,7 +221,8 @@ class Timing:
     """How often an animation is shown, and how long each frame that is added is shown.
 
     ``duration`` is in milliseconds: a number for all frames, or a list with one for each frame.
-    With None, each frame says it itself.  ``loop`` is how often; 0 or None is for ever.
+    With None, each frame has its own.  ``loop`` is how often the animation is shown; 0 or None is
+    for ever.
     """
 
     def __init__(self, duration: object, loop: object) -> None:
@@ -239,7 +240,7 @@ class Timing:
         self._durations: list[float] = []
 
     def add(self, own: object) -> None:
-        """Add a frame with its ``own`` duration; with None or 0, it has that of the first frame."""
+        """Add a frame with its ``own`` duration.  None or 0 means that of the first frame."""
         number = len(self._durations)
         if number == MAX_FRAMES:
             msg = f"more than {MAX_FRAMES} frames"
@@ -369,7 +370,8 @@ def precision(
 def scaled_step(step: float | None, scaling: NDArray[np.float32]) -> float | None:
     """A step for unscaled latents as a step for scaled ones.
 
-    It is rounded down, and fits the channel with the least scaling, so that it holds in all.
+    It is rounded down, and fits the channel with the least scaling, so that it holds in all
+    channels.
     """
     if isinstance(step, bool) or not isinstance(step, Real) or not step > 0:
         return step  # `precision` says what is wrong

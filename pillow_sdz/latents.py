@@ -1,4 +1,4 @@
-"""Writes `.sdz` files of latents, without pictures of them: `save_latents`, and other tools' files.
+"""Writes `.sdz` files from latents instead of pictures: `save_latents`, and other tools' files.
 
 It needs neither a model nor torch, because the package's own priors code latents of any
 autoencoder.  Only the latents of `mini` need its networks.
@@ -74,8 +74,8 @@ def save_latents(
     - ``quality``, 1 to 100, as in ``Image.save``; the default is 75.
     - ``step``, the distance between two quantised values, 1/1024 to 63.99, rounded to 1/1024.
     - ``lossless``, "bfloat16", "float16" or "float32", keeps latents of this dtype bit for bit.
-      Latents of another dtype are refused unless they are exact in it.  True takes the first of
-      them in which they are exact.
+      Latents of another dtype are refused unless they are exact in it.  With True, it is the first
+      of these dtypes in which the latents are exact.
     - ``coding="palette"`` has one precision.
 
     ``effort``, 0 to 9, trades time for bytes.  Below 3, no value changes by more than half a step;
@@ -95,7 +95,7 @@ def save_latents(
     size = shapes.checked_size(size, given)
     if not scaled:
         step = keywords.scaled_step(step, scaling.scaling(spec)[0])
-    # A step that is given must hold.  A quality may be reached with another step.
+    # If the user gives a step, values must keep to it.  A quality may be reached with another step.
     effort = keywords.effort(effort, keywords.DEFAULT_EFFORT if step is None else 0)
     if lossless is True:
         lossless = _exact_dtype(frames, spec)
@@ -170,7 +170,7 @@ def together(paths: Iterable[Path], format: str) -> list[list[Path]]:
 
     ``format`` is that of the files to be written.  A cache of another format is not put together.
 
-    A file that cannot be read is alone in its list; `exported` says why it cannot.
+    A file that cannot be read is alone in its list.  `exported` then says why.
     """
     origins = ((path, origin_of(path)) for path in paths)
     return interchange.together(

@@ -22,7 +22,8 @@ class Layers:
 
     def __init__(self, header: Header, frames: Frames, reader: Reader) -> None:
         self._header, self._frames, self._reader = header, frames, reader
-        # The frame whose exact regions were read last.  The next one may build on them.
+        # The frame whose exact regions were read last.  The regions of the next frame may build on
+        # them.
         self._latest: tuple[int, Regions | None] = -1, None
 
     def alpha(self, number: int, box: Box, scale: int, *, lenient: bool) -> Image.Image:
@@ -77,7 +78,7 @@ class Layers:
     def _exact(self, number: int) -> Regions | None:
         if self._frames.exact(number) is None:
             return None
-        from . import exact  # which imports numpy: most files do not need it
+        from . import exact  # here, because it imports numpy, which most files do not need
 
         latest, regions = self._latest
         chain: list[bytes] = []

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 LEVELS = 255
-# How far a value may be from n / 255, in levels.  Chosen: float16 rounds 1 / 255, and n times that,
-# by 0.13 levels at most.  Masks that were scaled have other values.
+# How far a value may be from n / 255, in levels.  Chosen: float16 rounds n / 255, and n times
+# (1 / 255), by 0.13 levels at most.  Masks that were scaled have other values.
 NEAR = 0.25
 # bfloat16 rounds n / 255 by 0.498 levels at most, so the nearest level is always right.
 NEAR_IN_BFLOAT16 = 0.5
@@ -38,7 +38,7 @@ def encode(mask: ArrayLike | torch.Tensor, size: tuple[int, int], factor: int) -
         msg = f"alpha_mask must have the picture's shape {size[::-1]}, not {values.shape}"
         raise ValueError(msg)
     picture = Image.fromarray(_levels(values, near))
-    # In a file, a constant always has the picture's size.
+    # In a file, a mask with one value always has the picture's size.
     return alpha.encode(picture) if picture.size == size else alpha.png(picture)
 
 
@@ -48,7 +48,7 @@ def decode(data: bytes, size: tuple[int, int], factor: int) -> NDArray[np.float3
         said = _PNG_SIZE.unpack_from(data, _PNG_SIZE_AT)
         if _fits(said, size, factor):
             size = said
-    # Two bytes of data can stand for as many pixels as the header says.
+    # Two bytes of data can stand for any number of pixels.
     check_pixels(size)
     try:
         levels = np.asarray(alpha.decode(data, size))
@@ -80,7 +80,7 @@ def _levels(values: NDArray[Any], near: float) -> NDArray[np.uint8]:
         scaled = values.astype(np.float64) * LEVELS
         with np.errstate(invalid="ignore"):  # NaN becomes another value, and is refused below
             levels = np.rint(np.clip(scaled, 0, LEVELS)).astype(np.uint8)
-        # False for NaN, too.
+        # This is False for NaN, too.
         if (np.abs(levels - scaled) <= near).all():
             return levels
     msg = "alpha_mask must have values n/255: other values cannot be kept exactly"

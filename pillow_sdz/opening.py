@@ -1,6 +1,6 @@
 """Reads the latents of `.sdz` files: of one file, of some of its frames, or of many files at once.
 
-As for writing, neither a model nor torch is needed, but for the latents of `mini`.
+Neither a model nor torch is needed.  Only the latents of `mini` need its networks.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ Array = NDArray[Any]
 File = str | os.PathLike[str] | IO[bytes]
 T = TypeVar("T")
 
-# Values of all frames together.  Chosen: a gigabyte of float32, 16,384 images of 512x512 pixels in
-# 4 channels.
+# The most values of all frames together.  Chosen: a gigabyte of float32, or 16,384 images of
+# 512x512 pixels in 4 channels.
 MAX_VALUES = 1 << 28
-# Work (`adaptive.work`) of all frames together that a file may ask for, besides the work that its
-# bytes allow.  Chosen: about 20 seconds.  Only thousands of empty frames exceed it.  The codings
-# limit each payload for themselves (`adaptive.FREE_WORK`), but a file may have very many.
+# The most work (`adaptive.work`) of all frames together, in addition to the work that the bytes of
+# the file allow.  Chosen: about 20 seconds.  Only thousands of empty frames exceed it.  The codings
+# limit each payload (`adaptive.FREE_WORK`), but a file may have very many payloads.
 FREE_WORK = 1 << 21
-# Frames that are decoded together: so many files are open, and so many values are in memory several
-# times.  Measured: with more, a frame takes no less time (docs/speed.md#caches-of-latents).
+# The most frames that are decoded together, and the most values in them.  So many files are open at
+# once, and the values are in memory several times.  Measured: with more, a frame takes no less time
+# (docs/speed.md#caches-of-latents).
 TOGETHER = 16
 VALUES_TOGETHER = 1 << 20
 
@@ -51,13 +52,13 @@ class Latents:
     ``latents`` are (C, h, w), or (B, C, h, w) if there are several frames.  Those of a clip are
     (C, T, h, w), and those of several clips (B, C, T, h, w).  They are scaled and shifted as
     diffusers' pipelines return them with ``output_type="latent"``.  ``dtype`` is the type in which
-    they were saved without loss, or "float32".  numpy lacks bfloat16, which is float32 in
-    ``latents``, and itself in `torch`.
+    they were saved without loss, or "float32".  numpy lacks bfloat16: such latents are float32 in
+    ``latents``, and bfloat16 in `torch`.
 
     ``size`` is the picture's (width, height) in pixels, and ``factor`` the number of pixels along
     one side of a latent.  ``step`` is the quantisation step, or None if values have different
-    steps.  ``steps`` is T, or 1 without clips.  ``info`` has what else the file says, under the
-    keywords of `save_latents`: prompt, denoise, exif, icc_profile, xmp, provenance, alpha_mask.
+    steps.  ``steps`` is T, or 1 without clips.  ``info`` has the other contents of the file, under
+    the keywords of `save_latents`: prompt, denoise, exif, icc_profile, xmp, provenance, alpha_mask.
     """
 
     latents: NDArray[np.float32] | NDArray[np.float16]
@@ -90,15 +91,15 @@ class Latents:
 
 
 def open_latents(fp: File, frames: int | slice | Sequence[int] | None = None) -> Latents:
-    """Decode the latents in an `.sdz` file, whatever wrote it; see `Latents`.
+    """Decode the latents in any `.sdz` file; see `Latents`.
 
-    ``frames`` chooses some of the frames, or of the clips if they are clips: one number for one of
-    them, a slice, or a list.  The others are not decoded.  By default all are.
+    ``frames`` chooses some of the frames (or clips, if the file has clips): a number, a slice or a
+    list of numbers.  Other frames are not decoded.  By default, all frames are decoded.
 
-    Memory: the result, and 60 MB, or 25 times the latents of one band if they take more.  The
-    model need not be installed, nor be known.  OSError if the file is damaged or not an `.sdz`
-    file.  ValueError if it does not have these frames.  `Image.DecompressionBombError`
-    if it has a mask with more pixels than Pillow allows.
+    This needs memory for the result, and 60 MB more, or 25 times the latents of one band if that is
+    more.  The model need not be installed or known.  OSError if the file is damaged or not an
+    `.sdz` file.  ValueError if it does not have these frames.  `Image.DecompressionBombError` if it
+    has a mask with more pixels than Pillow allows.
     """
     with ExitStack() as files:
         return _decoded([_begun(fp, files, frames)])[0]
@@ -107,8 +108,8 @@ def open_latents(fp: File, frames: int | slice | Sequence[int] | None = None) ->
 def open_latents_batch(fps: Iterable[File]) -> Iterator[Latents]:
     """Decode many `.sdz` files, such as a cache for training, in their order; see `open_latents`.
 
-    Latents of one shape and coding are decoded together, which takes a third of the time of one
-    after another.  At most 16 files are read ahead.
+    Latents of the same shape and coding are decoded together.  This takes a third of the time of
+    decoding one after another.  At most 16 files are read ahead.
     """
     for some in _parts(fps, TOGETHER):
         with ExitStack() as files:
@@ -141,7 +142,7 @@ class _Begun(NamedTuple):
 
 
 def _begun(fp: File, files: ExitStack, wanted: int | slice | Sequence[int] | None) -> _Begun:
-    """Read all of a file but its latents, and check it."""
+    """Read and check all of a file except its latents."""
     if isinstance(fp, (str, os.PathLike)):
         fp = files.enter_context(Path(fp).open("rb"))  # noqa: SIM115  # closed with the others
     reader = container.Reader(fp)
@@ -149,7 +150,7 @@ def _begun(fp: File, files: ExitStack, wanted: int | slice | Sequence[int] | Non
     model, coding, entries, info = contents(reader, chunks.KINDS.values())
     for entry in entries:
         if entry.type not in chunks.KINDS and entry.type not in chunks.CODED:
-            reader.data(entry)  # for the CRC
+            reader.data(entry)  # checks the CRC
     numbers, has_batch = _numbers(wanted, header.frames, info.get(chunks.CLIP.keyword, 1))
     channels, *shape = header.latents
     if len(numbers) * channels * shape[0] * shape[1] > MAX_VALUES:
@@ -216,7 +217,7 @@ def _together(files: Sequence[_Begun]) -> Iterator[tuple[_Begun, Array]]:
         try:
             parts = coder.decode_together(payloads, (shape[0], shape[1]), steps)
         except DamagedPayload as e:
-            for file, place in some:  # says which one it is
+            for file, place in some:  # one by one, so that the error names the damaged file
                 file.frames.decode_stored(file.numbers[place], 0)
             raise OSError(str(e)) from e
         for (file, place), part, step in zip(some, parts, steps, strict=True):

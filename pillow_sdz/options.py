@@ -60,19 +60,19 @@ There are no more steps than the strength's share of the schedule has: 40 of 100
 """
 
 DECODER: str | None = None
-"""The name of the model that decodes all files.  With None, the model that a file names decodes it.
+"""The name of the model that decodes all files.  With None, each file names its own model.
 
 The two models must share their latent space, as sd1 and taesd do.  The weights need not be those
-that the file names.  This holds for all files, also for those of embedded models.  A file of
-another latent space is an OSError.
+that the file names.  This setting also holds for files of embedded models.  A file of another
+latent space is an OSError.
 """
 
 MEMORY_BUDGET: int = 340_000_000
 """How many bytes an embedded model may take while it decodes, at least 270 MB.
 
-The loaded model counts, the picture does not.  The budget decides how large a part of a picture the
-networks compute at once.  Smaller parts take more time, and pixels differ by a grey level at most.
-Networks of other models, and effort above 4, take more memory than this.
+This includes the loaded model, but not the picture.  The budget decides how large a part of a
+picture the networks compute at once.  Smaller parts take more time, and pixels differ by a grey
+level at most.  Networks of other models, and effort above 4, take more memory than this.
 """
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
@@ -174,7 +174,7 @@ class _Settings(ModuleType):
             value = _checked(name, value, name)
             _complaints.pop(name, None)
         elif not name.startswith("_") and name not in self.__dict__:
-            import difflib  # which takes milliseconds to import
+            import difflib  # here, because it takes milliseconds
 
             near = difflib.get_close_matches(name.upper(), _RULES, n=1)
             hint = f": did you mean {near[0]}?" if near else f", only {', '.join(_RULES)}"
@@ -196,10 +196,11 @@ def _parse(name: str, text: str) -> Any:
     try:
         return number(word) if number else text.strip()
     except ValueError:
-        return text  # which the setting's rule then refuses
+        return text  # the setting's rule will refuse it
 
 
-# What is wrong with the environment variable of a setting, which has its default until it is set.
+# By setting: what is wrong with its environment variable.  The setting has its default until it is
+# set.
 _complaints: dict[str, str] = {}
 
 

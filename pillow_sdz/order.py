@@ -6,22 +6,22 @@ from . import chunks
 from .chunks import ALPHA, BANDS, CHANGES, CODED, DONE, EXACT, KINDS, MAX_METADATA
 from .header import Header
 
-MAX_CHUNKS = 1000  # without those of the frames; libpng's limit for the chunks that it keeps
+MAX_CHUNKS = 1000  # not counting those of frames; libpng's limit for the chunks that it keeps
 #: How many chunks an application may add: `MAX_CHUNKS` less HEAD, DONE and one of each known kind.
 MAX_OTHERS = MAX_CHUNKS - len(KINDS) - 2
-# How many bands all frames of a file may have together.  Chosen: opening walks over all of them.
+# How many bands all frames of a file may have together.  Chosen: opening a file visits all of them.
 MAX_CODED = 65535
 # How many DIFF a band may have in a row.  A reader must decode all of them to show the last one.
-# Chosen: if the picture stands still, the LATN before them takes more bytes than all of them.
+# Chosen: if nothing moves, the LATN before them takes more bytes than all of them together.
 MAX_CHANGES = 255
 # No coding needs more bytes for a latent.
 MAX_BYTES_PER_LATENT = 8
-# A greyscale PNG needs at most 2 bytes for a pixel: its own, and the row's filter if the picture
-# has one column.
+# A greyscale PNG needs at most 2 bytes for a pixel: one for the pixel, and one for the row's filter
+# if the picture has one column.
 MAX_BYTES_PER_ALPHA = 2
 # VP8L needs little more than 3 bytes for a pixel of noise.
 MAX_BYTES_PER_EXACT = 4
-SLACK = 1024  # bytes added to these limits: what even a tiny picture takes.  Chosen.
+SLACK = 1024  # bytes added to these limits, because even a tiny picture takes some.  Chosen.
 
 MAX_LENGTH = (1 << 32) - 1  # of a chunk's data, what its varint may say
 
@@ -57,8 +57,8 @@ class Rules:
             rows = BANDS.parse(data, self._header)
         except OSError:
             return f"BAND has {len(data)} bytes"
-        # Even, because a hyperlatent stands for two rows.  Below the height, because a single band
-        # needs no BAND: there is one way only to write it.
+        # Rows must be even, because a hyperlatent stands for two rows.  They must be fewer than the
+        # height: a single band has no BAND, so that there is only one way to write it.
         if rows % 2 or not 0 < rows < height:
             return f"bands of {rows} rows in a picture of {height} rows of latents"
         self._cut(bands(height, rows))
@@ -68,10 +68,10 @@ class Rules:
 
     def _cut(self, bands: list[slice]) -> None:
         self.bands = bands
-        self._changes = [0] * len(bands)  # of every band, how many DIFF in a row
+        self._changes = [0] * len(bands)  # how many DIFF in a row each band has
         channels, _, columns = self._shape
         row = MAX_BYTES_PER_LATENT * channels * columns
-        # Of a band's latents; all bands but the last are alike.
+        # The most bytes of a band's latents.  Only the last band may be smaller than the others.
         self._limits = [min(row * (band.stop - band.start) + SLACK, MAX_LENGTH) for band in bands]
 
     def complaint(self, type: bytes, length: int) -> str | None:
@@ -152,7 +152,7 @@ class Rules:
         return None
 
     def _limit(self, bytes_per_pixel: int) -> int:
-        """The most bytes of a chunk that has so many for a pixel of the picture."""
+        """The most bytes of a chunk that may have so many bytes per pixel of the picture."""
         width, height = self._header.size
         return min(bytes_per_pixel * width * height + SLACK, MAX_LENGTH)
 

@@ -1,8 +1,8 @@
 """The models of the Hugging Face hub that this package knows by name, and where they are.
 
 A revision is a commit, because only commits never change there.  If a preset's revision and sha256
-are None, only its latents are known.  The user settles which weights it has on this computer: with
-`sdz models fetch NAME --pin` or `sdz models add NAME DIRECTORY`.
+are None, only its latents are known.  Then the user decides which weights it has on this computer,
+with `sdz models fetch NAME --pin` or `sdz models add NAME DIRECTORY`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which places of a picture are to get more than the rest: boxes, a mask, or the faces in it."""
+"""Which places of a picture get a higher quality: boxes, the places in a mask, or the faces."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from PIL import Image
 
 from .codings import quality_map
 
-CELL = 32  # pixels of a cell's side: the quality may differ from one to the next (docs/format.md)
+CELL = 32  # pixels of a cell's side; each cell may have its own quality (docs/format.md)
 FACES = "faces"
 
-# How far a face reaches beyond the detector's box, in its sides.  Chosen: dlib's boxes end at the
-# brows and at the chin.
+# How far a face reaches beyond the detector's box, as a part of the box's side.  Chosen: dlib's
+# boxes end at the brows and at the chin.
 AROUND_A_FACE = 0.25
-# Faces are sought in a picture of at most so many pixels.  Chosen: a second of a core.
+# A larger picture is reduced to so many pixels before faces are searched.  Chosen: this takes a
+# core one second.
 SOUGHT_PIXELS = 4_000_000
-# dlib's detector finds faces of 80 pixels and more.  Enlarged so often, it finds those of 40.
+# dlib's detector finds faces of 80 pixels or more.  In a picture enlarged by 2, it finds those of
+# 40.
 LARGEST_SCALE = 2
 
-# By how much the quality of what is fully protected is higher.  Chosen: from low to medium.
+# A fully protected place has a quality that is higher by this.  Chosen: from low to medium.
 HIGHER = 20
 
 NEEDS_EXTRA = 'protect="faces" needs dlib: run pip install "pillow-sdz[faces]"'
@@ -33,12 +35,12 @@ Weights = NDArray[np.float32]  # (ceil(H / 32), ceil(W / 32)), 0 for no protecti
 
 
 def weights(protect: object, image: Image.Image) -> Weights:
-    """How much each cell of 32x32 pixels is to be protected, (ceil(H / 32), ceil(W / 32)), 0..1.
+    """The protection of each cell of 32x32 pixels, (ceil(H / 32), ceil(W / 32)), 0..1.
 
-    ``protect`` is a list of boxes (left, top, right, bottom) in pixels of ``image``, or a mask of
-    mode L and of any size, 255 for the places to protect, or "faces".  A cell is protected as much
-    as the pixel in it that is protected most.  ValueError if it is none of these, or if a box lies
-    outside of the picture.  OSError if it is "faces" and dlib is not installed.
+    ``protect`` is one of these: a list of boxes (left, top, right, bottom) in pixels of ``image``;
+    a mask of mode L and any size, 255 for the places to protect; "faces".  A cell gets the highest
+    protection of its pixels.  ValueError if ``protect`` is something else, or if a box lies outside
+    of the picture.  OSError if it is "faces" and dlib is not installed.
     """
     if isinstance(protect, Image.Image):
         return _of_mask(protect, image.size)

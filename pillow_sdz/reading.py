@@ -5,7 +5,7 @@ module knows an offset.  For bad bytes, reading raises OSError and nothing else;
 what is wrong, and where.
 """
 
-# Without `from __future__ import annotations`, for the reason in spaces.py.
+# Without `from __future__ import annotations`: spaces.py says why.
 
 import os
 import zlib
@@ -21,10 +21,10 @@ from .signature import SIGNATURE
 CRC_BYTES = 4
 TYPE_BYTES = 4
 _PREFIX = 5 + TYPE_BYTES  # the longest length, and the type
-# Bytes that are read at once after so many chunks in a row that were so short.  Chosen: files of
-# thousands of frames in which nothing changes have ten bytes a frame.
+# After _IN_A_ROW chunks of at most _SHORT bytes, the reader reads _READ_AHEAD bytes at once.
+# Chosen: files of thousands of frames in which nothing changes have ten bytes a frame.
 _READ_AHEAD, _IN_A_ROW, _SHORT = 4096, 16, 32
-# Bytes that are read at first.  Chosen: the signature, HEAD and the next chunk's prefix take 50.
+# So many bytes are read first.  Chosen: the signature, HEAD and the next chunk's prefix take 50.
 _START = 64
 
 
@@ -107,7 +107,7 @@ class Reader:
         fp.seek(0, os.SEEK_END)
         self.file_size = fp.tell()
         fp.seek(0)
-        # What has been read, and where that begins.
+        # The bytes that have been read, and their offset.
         self._ahead, self._ahead_at = self._read(_START), 0
         if not self._ahead.startswith(SIGNATURE):
             msg = "not an SDZ file"
@@ -163,7 +163,7 @@ class Reader:
         return self._bytes(entry.start, entry.length)
 
     def _bytes(self, offset: int, count: int) -> bytes:
-        """``count`` bytes from ``offset`` on, or all up to the end."""
+        """``count`` bytes from ``offset`` on, or fewer at the end of the file."""
         at = offset - self._ahead_at
         if 0 <= at <= len(self._ahead) - count:
             return self._ahead[at : at + count]
@@ -171,7 +171,7 @@ class Reader:
         return self._read(count)
 
     def _read(self, count: int) -> bytes:
-        """``count`` bytes, or all up to the end; one `read` of a raw file may return fewer."""
+        """``count`` bytes, or fewer at the end.  One `read` of a raw file may return too few."""
         data = self._fp.read(count)
         if len(data) == count:
             return data
@@ -203,7 +203,8 @@ class Reader:
     def _entry(self, offset: int) -> Entry:
         """The chunk that starts at ``offset``."""
         prefix = self._prefix(offset)
-        if len(prefix) == _PREFIX and prefix[0] < 0x80 and chunks.is_type(prefix[1:5]):  # most
+        # Nearly all chunks are of this kind.
+        if len(prefix) == _PREFIX and prefix[0] < 0x80 and chunks.is_type(prefix[1:5]):
             return Entry(prefix[1:5], offset, offset + 5, prefix[0])
         length = 0
         for n in range(1, 6):
@@ -212,7 +213,7 @@ class Reader:
             byte = prefix[n - 1]
             length |= (byte & 0x7F) << (7 * (n - 1))
             if byte < 0x80:
-                if length > MAX_LENGTH or (n > 1 and not byte):  # more bytes than it needs
+                if length > MAX_LENGTH or (n > 1 and not byte):  # too large, or needlessly long
                     msg = f"damaged SDZ file: bad chunk length at byte {offset}"
                     raise OSError(msg)
                 type = prefix[n : n + TYPE_BYTES]

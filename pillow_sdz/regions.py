@@ -16,34 +16,34 @@ from .container import Chunk, chunk_size
 from .exact import BLOCK, Blocks
 from .order import MAX_CHANGES
 
-# What a byte is worth at a quality q, in squared levels: WORTH * exp(-FALLING * q).  Measured on
-# eight photos of the training data: bytes and squared errors from one quality to the next, within
-# a fifth of this from 20 to 95.
+# At a quality q, a byte is worth WORTH * exp(-FALLING * q) squared levels.  Measured on eight
+# photos of the training data, as squared errors and bytes from one quality to the next.  From
+# quality 20 to 95, the measured values differ from this by at most a fifth.
 WORTH, FALLING = 110_000, 0.0535
-# The squared error that letters of an 8x8 block are worth, in squared levels.  On the tuning set of
-# benchmarks.graphics, latents leave 70,000 (quality 75) to 120,000 (30).  Chosen: twice as much,
-# since readers notice it in letters before anything else.
+# A block of 8x8 pixels with letters counts as having this squared error in latents, in squared
+# levels.  On the tuning set of benchmarks.graphics, the real error is 70,000 (quality 75) to
+# 120,000 (30).  Chosen: twice as much, because readers notice errors in letters first.
 ERROR_OF_LETTERS = 250_000
-# The same for a block without letters, whose colour latents may shift by some levels.  Chosen: ten
-# levels in red, green and blue, since flat colours shall be right from quality 20 on.
+# The same for a block without letters.  Latents may shift its colour by some levels.  Chosen: ten
+# levels in red, green and blue, so that flat colours are right from quality 20 on.
 ERROR_OF_FLATS = 20_000
-# What blocks of one colour in a photo may cost more than latents, which show them some levels off:
-# each of them, and all together.  Measured on four squares of 40 to 64 pixels in each of 5 photos
-# of the training data, at quality 20: 0.3 to 3 bytes, and 370.  The limit is for photos that have
-# a flat background.
+# Latents show blocks of one colour in a photo some levels off.  Such blocks may be exact if each
+# costs at most so many bytes more, and all of them together at most so many.  Measured on four
+# squares of 40 to 64 pixels in each of 5 photos of the training data, at quality 20: 0.3 to 3
+# bytes, and 370.  The second limit is for photos that have a flat background.
 BYTES_OF_COLOURED, MOST_FOR_COLOURED = 4, 400
 # Below this quality, exact regions may have fewer colours.  Chosen: they differ from the original
-# only where the user asks for less.  With 32 colours, all graphics of the tuning set have a higher
-# SSIMULACRA2 than AVIF (speed 6) in the same bytes; with 16, gradients have not.
+# only if the user asks for a low quality.  With 32 colours, all graphics of the tuning set have a
+# higher SSIMULACRA2 than AVIF (speed 6) in the same bytes.  With 16, gradients do not.
 EXACT_FROM = 60
 COLOURS = (128, 64, 32)
-# Bytes that latents take at least for a pixel of what is no flat ground.  Measured: photos at
-# quality 5 take 0.12 bits.
+# Latents take at least so many bytes for a pixel, except for a flat background.  Measured: photos
+# at quality 5 take 0.12 bits.
 FEWEST_BYTES = 0.015
-# A colour that so many of the exact pixels have stays as it is, such as a page's paper.  Chosen.
+# A colour stays as it is if this part of the exact pixels has it, such as a page's paper.  Chosen.
 COMMON = 0.02
-# With a size to keep to, exact regions are tried as at these qualities.  Chosen: the default, and
-# two that may have fewer colours.
+# With a target size, exact regions are tried at these qualities.  Chosen: the default, and two that
+# may have fewer colours.
 QUALITIES = (75, 45, 20)
 
 
@@ -51,8 +51,7 @@ class Frame(NamedTuple):
     """A frame with exact blocks: their colours, and the picture for the latents.
 
     ``colours`` is as `exact.Encoder` takes it.  ``picture`` is None if latents show nothing of the
-    frame.  ``most`` is how many bytes the exact blocks may cost more than latents would, for what
-    they look better.
+    frame.  Exact blocks look better than latents, so they may cost more: ``most`` bytes more.
     """
 
     blocks: Blocks
@@ -96,7 +95,7 @@ def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Fra
         wider, photo = apart
         without = colours.copy()
         without.putalpha(ImageChops.invert(photo))
-        # In a photo, there are also more exact pixels.
+        # A photo also has exact pixels around these blocks.
         limit = exact.cost(colours, blocks) + (0 if is_page else most)
         if exact.cost(without, wider) < limit:
             blocks, colours = wider, without
@@ -166,7 +165,7 @@ def _filled(image: Image.Image, hidden: Image.Image | None) -> Image.Image:
 
 
 class Coder:
-    """Codes the frames of a file, images of mode RGB: what is exact, and latents of the rest.
+    """Codes the frames of a file, images of mode RGB: the exact regions, and latents of the rest.
 
     ``latents`` are the rows and columns of the latents.  Without ``wanted``, nothing is exact.
     """
@@ -205,7 +204,7 @@ class Coder:
     def fit(
         self, images: Sequence[tuple[Image.Image, Image.Image | None]], max_size: int
     ) -> EncodedLatents:
-        """The best coding of all frames in at most ``max_size`` bytes; or DoesNotFit."""
+        """The best coding of all frames in ``max_size`` bytes; DoesNotFit if none fits."""
         for quality in QUALITIES if self._wanted else ():
             frames = [found(*each, quality) for each in images]
             if not any(frames):
@@ -230,7 +229,7 @@ class Coder:
                 fitted = self._encoder.fit(pictures, left)
             except DoesNotFit:
                 continue
-            # What is exact must not leave too little for the rest.
+            # The exact regions must leave enough bytes for the rest.
             if self._encoder.coding.said(fitted.quantisation).get("quality", 100) >= quality:
                 coded = [[*own, *rest] for own, rest in zip(kept, fitted.frames, strict=True)]
                 return EncodedLatents(coded, fitted.quantisation)
@@ -241,7 +240,7 @@ class Coder:
         if frame is None:
             return coder.encode(None, None)
         colours = frame.colours
-        if not self._animated:  # what stands still must stay as it is
+        if not self._animated:  # in an animation, the colours of still parts must not change
             colours = simpler(colours, frame.blocks, quality)
         return coder.encode(colours, frame.blocks)
 

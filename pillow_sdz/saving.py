@@ -64,8 +64,8 @@ def save_all(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
 def _frames_of(images: Iterable[Image.Image], fp: IO[bytes]) -> Generator[Image.Image]:
     """Every frame of every image.  Afterwards each image is at its old frame again.
 
-    Pillow has emptied the target ``fp`` by now.  Of an image that still reads it, only the frame
-    that is loaded is left.
+    Pillow has emptied the target ``fp`` by now.  If an image still reads this file, only its loaded
+    frame is left.
     """
     for image in images:
         if image.format != "SDZ" and is_read_from(image, fp):
@@ -86,11 +86,11 @@ def _frames_of(images: Iterable[Image.Image], fp: IO[bytes]) -> Generator[Image.
 
 
 class _Beside(NamedTuple):
-    """What a file keeps of a frame besides its latents."""
+    """What a file keeps of a frame in addition to its latents."""
 
     is_colour: bool
     alpha: bytes | None  # the data of an ALPH chunk
-    is_grey: bool = False  # although it has the mode of colour
+    is_grey: bool = False  # although its mode is that of a colour picture
 
 
 class _Picture(NamedTuple):
@@ -106,7 +106,7 @@ def _pictures(
 ) -> Iterator[_Picture]:
     """The frames one by one; ValueError for a frame that cannot go into this file."""
     for number, frame in enumerate(frames):
-        frame.load()  # its mode may change
+        frame.load()  # this may change its mode
         if frame.size != size:
             msg = f"frame {number} has the size {frame.size}, but the first frame has {size}"
             raise ValueError(msg)
@@ -133,7 +133,7 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 class _Shell(NamedTuple):
-    """What a file has besides the chunks of its latents."""
+    """What a file has in addition to the chunks of its latents."""
 
     header: Header
     about: list[Chunk]
@@ -255,7 +255,7 @@ def _write(
 
 
 def _encoded(coder: regions.Coder, pictures: Iterable[_Picture], shell: _Shell) -> list[Chunk]:
-    """The chunks of the file.  One picture at a time is in memory."""
+    """The chunks of the file.  Only one picture at a time is in memory."""
     besides, coded = [], []
     for picture in pictures:
         coded.append(coder.encode(picture.image, picture.hidden))
@@ -306,7 +306,8 @@ def _metadata(im: Image.Image) -> list[Chunk]:
     """The chunks of the metadata that was asked for.
 
     EXIF, XMP and unknown chunks are written only if they are given, as with Pillow's own formats.
-    They may say where a photo was taken, or how a picture must be turned that is upright by now.
+    They may say where a photo was taken.  They may also say how to turn a picture, although it is
+    upright by now.
     """
     return [
         *keywords.known_metadata({**im.encoderinfo, "icc_profile": None}),

@@ -1,4 +1,4 @@
-"""Latents as autoencoders encode them <-> latents as pipelines return them: their scaling."""
+"""Scales latents: as autoencoders encode them <-> as pipelines return them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def unscaled(latents: NDArray[Any], model: ModelSpec, axis: int = -1) -> Latents
 def scaling(model: ModelSpec, after: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The scaling and the shift of the model's latent space; ValueError if they are not known.
 
-    They broadcast to latents that have ``after`` axes after that of the channels.
+    They broadcast to latents that have ``after`` axes after the axis of channels.
     """
     space = model.space
     if space.scaling is None:

@@ -1,4 +1,4 @@
-"""Latents in the shapes in which pipelines and trainers hand them over, and whose they are.
+"""Turns latents from pipelines and trainers into frames, and finds the model that they belong to.
 
 All of them become frames (N, C, h, w): the pictures of a batch, or the time steps of clips.
 """
@@ -18,14 +18,14 @@ from .spaces import Space
 
 Array = NDArray[Any]
 
-# A sequence and a plane of latents may have one shape.  If a plane were this many times as high as
-# wide, it is taken for a sequence.  Chosen: no pipeline makes such pictures, and sequences of
-# pictures of 256 x 256 pixels or more are beyond it.
+# A sequence and a plane of latents may have the same shape.  If a plane would be this many times as
+# high as wide, it counts as a sequence.  Chosen: no pipeline makes such pictures, and the sequences
+# of pictures of 256 x 256 pixels or more are longer.
 NARROW = 4
 
 
 class Frames(NamedTuple):
-    """Latents (N, C, h, w) of ``model``; a clip has ``steps`` of them, a picture 1."""
+    """Latents (N, C, h, w) of ``model``.  A clip has ``steps`` of the N frames, and a picture 1."""
 
     model: ModelSpec
     latents: Array
@@ -57,7 +57,7 @@ PACKINGS = {
 
 
 def frames(latents: Any, name: object, factor: object, size: Any) -> Frames:
-    """The latents as frames, in their own dtype, and the model that they are of.
+    """The latents as frames, in their own dtype, and the model that they belong to.
 
     ``name`` and ``factor`` are `save_latents`' model and factor.  ``size`` is the picture's (width,
     height) in pixels, or None; a sequence needs it.  ValueError for other shapes.
@@ -130,12 +130,13 @@ def _model(name: object, factor: object, shape: tuple[int, ...], size: Any) -> M
 
 
 def _is_patches(shape: tuple[int, ...], model: ModelSpec, patches: Space, size: Any) -> bool:
-    """Whether latents of this shape are 2x2 patches of a model's, and not its own."""
+    """Whether latents of this shape are 2x2 patches of a model's latents, not these themselves."""
     if len(shape) != 3:
         return shape[1] == patches.channels
     if shape[0] == patches.channels or shape[2] != patches.channels:
         return shape[0] == patches.channels
-    # A sequence of patches, or a plane of the model's own that is as wide as they are deep.
+    # This is a sequence of patches, or a plane of the model's own latents that is as wide as
+    # patches have channels.
     if size is None:
         return shape[0] != model.channels or shape[1] >= NARROW * shape[2]
     rows, columns = PACKINGS[patches.packing or "places"].shape(pixel_size(size), patches.factor)
@@ -170,7 +171,7 @@ def _is_clip(shape: tuple[int, ...], space: Space) -> bool:
 
 
 def _packed(shape: tuple[int, ...], space: Space, size: Any) -> Packing | None:
-    """The packing, if latents of this shape are a sequence; ValueError if that cannot be told."""
+    """The packing, if latents of this shape are a sequence; ValueError if this is not clear."""
     packing = PACKINGS.get(space.packing or "")
     if packing is None or len(shape) != 3 or shape[2] != space.channels * packing.side**2:
         return None

@@ -1,7 +1,8 @@
-"""What codings and latent spaces are, as data: their classes, and the codings there are."""
+"""Codings and latent spaces as data: their classes, and all codings."""
 
-# Without `from __future__ import annotations`, for importing is faster: it would compile the type
-# of each field of a NamedTuple.  The same holds for all files that opening a picture imports.
+# This file does not have `from __future__ import annotations`, because it would compile the type of
+# each field of a NamedTuple when the file is imported.  The same holds for all files that are
+# imported to open a picture.
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -16,9 +17,10 @@ LOWEST_QUALITY, HIGHEST_QUALITY = 100, 10000  # in hundredths
 class CodingSpec(NamedTuple):
     """A coding as headers know it: its number, and what its quantisation means.
 
-    A header's quantisation is ``lowest``..``highest``.  ``unit`` says what it counts.  "quality":
-    hundredths of the quality.  "step": the step of all values, in 1/1024 of a latent.  "byte": what
-    one step of a byte stands for, in 1/1024 of a latent.  None: there is no choice.
+    A header's quantisation is ``lowest``..``highest``.  ``unit`` says what it means.  With
+    "quality", it is the quality in hundredths.  With "step", it is the step of all values, in
+    1/1024 of a latent.  With "byte", it is the step that 1 in a byte stands for, in 1/1024 of a
+    latent.  With None, there is no choice.
     """
 
     number: int
@@ -55,8 +57,8 @@ class CodingSpec(NamedTuple):
         return {"step": quantisation / STEP_UNITS} if self.unit else {}
 
 
-#: Has hyperlatents, and a prior from the model's own weights.  ``band_latents`` is chosen: it
-#: limits the memory for decoding a band's integers (benchmarks.memory).
+#: The coding with hyperlatents, and with a prior from the model's own weights.  ``band_latents`` is
+#: chosen: it limits the memory for decoding a band's integers (benchmarks.memory).
 HYPERPRIOR = CodingSpec(
     number=0,
     name="context",
@@ -72,7 +74,7 @@ FLOAT16 = CodingSpec(2, "float16", 0, 1, None, lossless="float16", unscaled=1)
 BFLOAT16 = CodingSpec(3, "bfloat16", 0, 1, None, lossless="bfloat16", unscaled=1)
 FLOAT32 = CodingSpec(4, "float32", 0, 1, None, lossless="float32", unscaled=1)
 
-#: Those that latents of any model may have, the default first.
+#: The codings that latents of any model may have, the default first.
 GENERAL = (CONTEXT, PALETTE, FLOAT16, BFLOAT16, FLOAT32)
 #: The names of all codings.  A latent space has some of them.
 CODING_NAMES = tuple(dict.fromkeys(coding.name for coding in (HYPERPRIOR, *GENERAL)))
@@ -87,9 +89,9 @@ class Space(NamedTuple):
     latents: see `shapes.PACKINGS`.  ``video`` latents have an axis of time.  Pipelines put it
     before the channels if ``time_first``.  ``patches`` names the space whose latents are 2x2
     patches of these.  ``prior`` names the trained prior of `codings.context`.  Files of a dithered
-    coding recommend ``denoising``.  ``decoders`` has, for each tune but the first, the model that
-    decodes.  Parts of a picture may be exact if ``regions``.  The quality may differ over a picture
-    if ``quality_map``.
+    coding recommend ``denoising``.  ``decoders`` has, for each tune except the first, the model
+    that decodes.  With ``regions``, parts of a picture may be exact.  With ``quality_map``, the
+    quality may vary over a picture.
     """
 
     name: str

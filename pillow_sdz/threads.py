@@ -1,4 +1,4 @@
-"""Limits the threads of other libraries: numpy's BLAS while a prior is at work, torch after a fork.
+"""Limits the threads of other libraries: numpy's BLAS while a prior works, torch after a fork.
 
 OpenBLAS's threads keep spinning for some time after a product, on the cores that the network needs.
 The priors' products are too small to gain from threads.  Measured: docs/measurements.md#threads.
@@ -80,7 +80,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Limit BLAS to one thread: for this thread, with most builds of OpenBLAS for the process.
+    """Limit BLAS to one thread, for this thread or, with most builds of OpenBLAS, for the process.
 
     The limit ends with the last thread that needs it, in whatever order threads come and go.
     """
@@ -97,7 +97,8 @@ def one_blas_thread() -> Iterator[None]:
     finally:
         with limit.lock:
             limit.users -= 1
-            # A limit of the process ends with the last thread: docs/measurements.md#threads.
+            # A limit of the process ends when the last thread is done:
+            # docs/measurements.md#threads.
             if not limit.users or _is_of_each_thread():
                 with _in_control():
                     limit.before.restore_original_limits()

@@ -7,7 +7,7 @@ from io import BytesIO
 
 from PIL import Image, features
 
-# Of a picture's side: WebP allows 16383 pixels (RFC 9649, 4).
+# The longest side of a picture.  WebP allows 16383 pixels (RFC 9649, 4).
 MAX_SIDE = 16383
 
 _RIFF = struct.Struct("<4sI4s4sI")
@@ -37,9 +37,9 @@ def encode(pixels: Image.Image) -> bytes:
 
 
 def check(bitstream: bytes, size: tuple[int, int], *, has_alpha: bool) -> None:
-    """ValueError if a bitstream is of another size, or if it has alpha and must not, or vice versa.
+    """ValueError if a bitstream has another size, or has alpha and should not, or vice versa.
 
-    Nothing is decoded for it.
+    This decodes nothing.
     """
     if len(bitstream) < _START.size:
         msg = "a part without pixels"

@@ -1,6 +1,6 @@
 """Every file of weights in this package, with the sha256 that it must have."""
 
-# Without `from __future__ import annotations`, for the reason in spaces.py.
+# Without `from __future__ import annotations`: spaces.py says why.
 
 import os
 from typing import TYPE_CHECKING, NamedTuple
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Opening a file asks for digests alone: pathlib and hashlib, 5 ms of importing, can wait.
+# To open a file, only digests are needed.  So pathlib and hashlib, which take 5 ms, are imported
+# later.
 FOLDER = os.path.join(os.path.dirname(__file__), "models", "weights")
 
 
@@ -63,8 +64,8 @@ SD1_PRIOR = Weights(
 TABLES = Weights(
     "tables.safetensors", "b3a476cc2bcd62d0df707d12a498ba7cb171ae1752a82befee4f021dfa3256cb"
 )
-#: The ranges of the 8-bit activations of the embedded networks, and the graphs that run them, by
-#: name: no weights, but what the networks compute.  `training.graphs` makes both.
+#: The ranges of the 8-bit activations of the embedded networks, and by name the graphs that run
+#: these networks.  `training.graphs` makes both.
 RANGES = Weights(
     "ranges.safetensors", "f26a49fb1899734120b5f16a41aee742c22f25e19f900f71ad6b49579103314b"
 )

@@ -13,10 +13,10 @@ from typing import Any, NoReturn, Protocol
 
 from .. import chunks, spaces
 
-# Standard input or output, as an argument. A file of this name is called ./-.
+# The argument for standard input or output. A file of this name has to be given as ./-.
 STREAM = Path("-")
 
-# Processes that may be asked for. Chosen: more than any machine has cores for.
+# The most processes that a user may ask for. Chosen: no machine has so many cores.
 MOST_JOBS = 1000
 
 # Factors of the units of sizes, decimal and (IEC 80000-13) binary.
@@ -66,7 +66,7 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     """A type for whole numbers in a range, both ends included."""
 
     def parse(text: str) -> int:
-        # No range here has numbers of more digits, and int() refuses thousands of digits.
+        # Longer numbers are in none of the ranges, and int() raises for thousands of digits.
         if not text.isdecimal() or len(text) > 9 or not low <= int(text) <= high:
             msg = f"{text!r} is not a whole number from {low} to {high}"
             raise argparse.ArgumentTypeError(msg)
@@ -96,7 +96,7 @@ def positive(text: str) -> float:
 
 
 def _float(text: str) -> float:
-    """The number, or NaN if it is none, which is in no range."""
+    """The number.  For any other text NaN, which is in no range."""
     try:
         return float(text)
     except ValueError:
@@ -115,14 +115,14 @@ def add_inputs(parser: argparse.ArgumentParser, kind: str) -> None:
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    """Add where the results go, and what happens to files that exist."""
+    """Add the options that say where results go, and what happens to files that exist."""
     parser.add_argument(
         "-o",
         "--output",
         type=output,
         metavar="OUTPUT",
-        help="for one input: a file, a folder, or - for standard output; for several inputs or a"
-        " folder: a folder; default: beside each input",
+        help="where to write: a file, a folder, or - for standard output; if the input is a folder"
+        " or several files, it has to be a folder; default: beside each input",
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument(
@@ -142,7 +142,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
-    """Add how many files are worked on at once."""
+    """Add the option for how many files are worked on at once."""
     parser.add_argument(
         "-j",
         "--jobs",
@@ -154,7 +154,7 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
 
 
 def add_strip(parser: argparse.ArgumentParser) -> None:
-    """Add whether metadata is left out."""
+    """Add the option that leaves out metadata."""
     parser.add_argument(
         "--strip",
         action="store_true",
@@ -163,7 +163,7 @@ def add_strip(parser: argparse.ArgumentParser) -> None:
 
 
 def add_size(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
-    """Add the quality or the size of the result; return the group, for more such options."""
+    """Add the options for the quality and the size; return their group, for more such options."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "-q",
@@ -183,7 +183,7 @@ def add_size(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGrou
 
 
 def add_coding(parser: argparse.ArgumentParser) -> None:
-    """Add how the latents are coded."""
+    """Add the options for how latents are coded."""
     parser.add_argument(
         "--coding",
         choices=spaces.CODING_NAMES,

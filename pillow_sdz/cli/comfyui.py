@@ -25,7 +25,7 @@ def add_comfyui(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """OSError if the folder is not ComfyUI's, or has something else by the link's name."""
+    """OSError if the folder is not ComfyUI's, or if something else has the link's name."""
     if options.folder is None:
         say(f"{NODES}\nlink it into ComfyUI: sdz comfyui FOLDER")
         return 0

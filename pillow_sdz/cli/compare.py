@@ -32,8 +32,8 @@ def add_compare(commands: Commands) -> None:
         "--report",
         type=path,
         metavar="FILE.html",
-        help="write a web page with all pictures in it, 5 to 8 bytes for each pixel of an"
-        " original; a page of that name is replaced",
+        help="write a web page that contains all pictures, and replace a page of that name; it"
+        " takes 5 to 8 bytes for each pixel of an original",
     )
     parser.add_argument(
         "-f", "--force", action="store_true", help="write the page through a symbolic link"
@@ -93,7 +93,7 @@ class Comparer:
     with_section: bool
 
     def __call__(self, path: Path, report: Report) -> None:
-        from .. import compare  # takes numpy, for which other commands need not wait
+        from .. import compare  # here, because it imports numpy, which other commands do not need
 
         with open_picture(readable(path)) as image:
             warn_of_frames(image, report)

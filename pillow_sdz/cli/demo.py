@@ -31,7 +31,7 @@ def add_demo(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .. import demo  # takes numpy, for which other commands need not wait
+    from .. import demo  # here, because it imports numpy, which other commands do not need
 
     try:
         demo.check_free(options.output)

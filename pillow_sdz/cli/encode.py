@@ -1,4 +1,4 @@
-"""`sdz encode`: pictures to .sdz. Files of latents that it is given go to `latents`."""
+"""`sdz encode`: pictures to .sdz. It hands files of latents to `latents`."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ def add_encode(commands: Commands) -> None:
         dest="regions",
         action="store_false",
         default=None,
-        help="let the model reconstruct text and other graphics, which are kept exactly otherwise",
+        help="let the model reconstruct text and other graphics, which otherwise are kept exactly",
     )
     parser.add_argument(
         "--protect",
         metavar="MASK",
-        help="give more bytes to some places, and fewer to the rest: a picture that is white there,"
-        ' or "faces"',
+        help="give more bytes to some places, and fewer to the rest; the value is a picture that is"
+        ' white at these places, or "faces"',
     )
     add_strip(parser)
     add_jobs(parser)
@@ -169,7 +169,7 @@ class Encoder:
                 report.say_written(job.target, pixels)
 
     def _encoded(self, source: Path | IO[bytes], report: Report) -> bytes:
-        """The picture as an .sdz file in memory: a killed process leaves no part of a file."""
+        """The picture as an .sdz file in memory: a killed process leaves no half-written file."""
         with open_picture(source) as image:
             deep = needs_scaling(image, report)
             frames = _frame_options(image, report)

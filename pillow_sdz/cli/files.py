@@ -83,7 +83,7 @@ def find(inputs: list[Path], wanted: Callable[[list[Path]], list[Path]], kind: s
 
 
 def is_folder(path: Path) -> bool:
-    """Whether this is a folder; a path that cannot be looked at is none."""
+    """Whether this is a folder; False if the path cannot be looked at."""
     try:
         return path != STREAM and path.is_dir()
     except OSError:  # such as a name that is too long; reading the file will say so
@@ -91,7 +91,7 @@ def is_folder(path: Path) -> bool:
 
 
 def _files_below(folder: Path) -> tuple[list[Path], int, bool]:
-    """The files in a folder and its folders, sorted; how many others; whether all was readable."""
+    """The sorted files below a folder, the number of other things, and if all could be read."""
     readable = True
 
     def unreadable(error: OSError) -> None:
@@ -111,7 +111,7 @@ def _files_below(folder: Path) -> tuple[list[Path], int, bool]:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether this is a file with contents, or a link to one: no pipe, device or lost link."""
+    """Whether this is a real file, or a link to one; False for pipes, devices and lost links."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError:
@@ -183,7 +183,7 @@ def target_file(options: argparse.Namespace) -> Path | None:
 
 
 def _is_file(options: argparse.Namespace, output: Output, *, one: bool) -> bool:
-    """Whether -o names a file; the suffixes of pictures and latents are those of files."""
+    """Whether -o names a file.  A name with the suffix of a picture or of latents is a file."""
     if output.is_folder or is_folder(output.path):
         return False
     suffix = output.path.suffix.lower()
@@ -195,7 +195,7 @@ def _is_file(options: argparse.Namespace, output: Output, *, one: bool) -> bool:
     if known:
         refuse(options, f"-o {output} names one file, but there may be several inputs")
     if one and suffix[1:].isalpha():
-        # x.pgn is hardly meant as a folder, but v1.2 may be.
+        # x.pgn is probably a mistake, but v1.2 may be a folder.
         refuse(options, f"-o {output}: no format is called {suffix} here (x/ would be a folder)")
     return False
 

@@ -1,7 +1,7 @@
 """Writing a decoded picture in a format that may hold less than the picture has.
 
-A tiny picture is written and read again to find out what a format holds: Pillow has no table of it,
-some formats drop what they cannot hold without a word, and other packages add more.
+A tiny picture is written and read again to find out what a format holds. Pillow has no table for
+this, some formats drop without a word what they cannot hold, and other packages add more formats.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Writer:
         try:
             data = self._saved(kept)
         except Exception:  # Pillow's plugins raise anything
-            self._saved({})  # if the picture itself is refused, that is the error to tell
+            self._saved({})  # if this fails as well, its error is the one to report
             kept = self._accepted(kept)
             data = self._saved(kept)
         self._report.metadata = sum(map(len, kept.values()))
@@ -67,7 +67,7 @@ class Writer:
         if not ("exif" in kept and holds_orientation(self._format)):
             turn = TURNS.get(orientation(self._image))
         if turn is not None and kept:
-            turned = metadata(upright(self._image))  # which no longer says how to turn it
+            turned = metadata(upright(self._image))  # this metadata does not say how to turn it
             kept = {name: data for name, data in turned.items() if name in kept}
         options = _times(self._image, self._format)
         if self._format in LOSSY_QUALITY:
@@ -105,7 +105,7 @@ class Writer:
 
 @contextlib.contextmanager
 def _bare(image: Image.Image) -> Iterator[None]:
-    """Remove from the picture what formats would write without being told to."""
+    """Remove from the picture what formats would write without being asked."""
     names = ("exif", "xmp", "icc_profile")
     taken = {name: image.info.pop(name) for name in names if name in image.info}
     try:

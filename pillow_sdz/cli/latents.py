@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def latent_files(paths: list[Path]) -> list[Path]:
-    """The paths with the suffix of a file of latents, but for files of text embeddings."""
+    """The paths with the suffix of a file of latents, without files of text embeddings."""
     named = [path for path in paths if path.suffix.lower() in LATENT_SUFFIXES]
     if not named:
         return []  # without numpy, which takes time to import
@@ -51,7 +51,7 @@ class LatentEncoder:
     model: str | None
     for_pictures: tuple[str, ...]  # options that were given, but are not for latents
     targets: Targets
-    sources: dict[Path, Path]  # of the command's targets; a file of latents may have more of them
+    sources: dict[Path, Path]  # by target; a file of latents may have more than one target
     verbose: bool
 
     @classmethod
@@ -81,7 +81,7 @@ class LatentEncoder:
             raise ValueError(msg)
         first, *others = interchange.targets(job.target, parts)
         if others and self.targets.skip and is_there(first) and not _holds(first, parts[0]):
-            report.skipped = True  # as for a file of one resolution; a part alone helps nobody
+            report.skipped = True  # the whole file: some of its resolutions alone help nobody
             return
         places = [first, *(self._place(*each, job) for each in zip(others, parts[1:], strict=True))]
         all_jobs = [replace(job, target=place) for place in places]
@@ -95,8 +95,8 @@ class LatentEncoder:
     def _place(self, target: Path, part: LatentFile, job: Job) -> Path:
         """Where to write a resolution after the first: ``target``, or the next name that is free.
 
-        Nobody has asked for this name.  So a file that has it, or gets it from another source, is
-        not replaced unless it is this resolution.
+        The user has not chosen this name.  So a file that has it, or gets it from another source,
+        is only replaced if it holds the same resolution.
         """
         names = (named(f"{target.stem}.{n}" if n > 1 else target.stem, ".sdz") for n in count(1))
         places = (target.with_name(name) for name in names)
@@ -259,7 +259,7 @@ def _together(planned: list[Job], suffix: str) -> list[Job]:
     """The jobs; those whose sources are the resolutions of one former cache are joined."""
     from .. import latents
 
-    # Other things than files stay alone, and are refused when their turn comes.
+    # Pipes and devices are not joined.  They are refused when their turn comes.
     lists = latents.together((job.source for job in planned if _is_file(job.source)), suffix)
     others = {first: tuple(rest) for first, *rest in lists}
     return [

@@ -77,7 +77,7 @@ def note(line: str) -> None:
 def _print(line: str, *, error: bool) -> None:
     # Looked up now, because tests and callers replace the streams.
     file = sys.stderr if error else sys.stdout
-    if "tqdm" in sys.modules:  # there may be a bar, which the line has to go above
+    if "tqdm" in sys.modules:  # there may be a bar, and the line has to go above it
         from tqdm import tqdm
 
         tqdm.write(printable(line), file=file)
@@ -90,7 +90,7 @@ def reason(error: BaseException, about: Path | None = None) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not a picture that Pillow can read"
     if isinstance(error, OSError) and error.strerror:
-        # Of a file that cannot be renamed, the new name.
+        # If a file cannot be renamed, the new name is part of the message.
         name = error.filename if error.filename2 is None else error.filename2
         other = name is not None and str(name) != str(about)
         return f"{name}: {error.strerror}" if other else error.strerror

@@ -59,7 +59,7 @@ def _exif_of_tags(image: Image.Image) -> bytes | None:
 
 
 def orientation(image: Image.Image) -> int:
-    """How the pixels are to be turned, 1 to 8, as EXIF has it; 1 if the metadata is damaged."""
+    """How to turn the pixels, 1 to 8 as in EXIF; 1 if the metadata is damaged."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
     except Exception:  # as above
@@ -68,12 +68,12 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture with its pixels turned and its metadata saying so; as it is if it is upright."""
+    """The picture with its pixels turned, and metadata that says so; unchanged if upright."""
     return image if orientation(image) == UPRIGHT else ImageOps.exif_transpose(image)
 
 
 def upright_alone(image: Image.Image) -> Image.Image:
-    """A copy of the picture, turned and without metadata that says how, sound or damaged."""
+    """A turned copy of the picture.  It has no metadata that says how to turn it."""
     plain = upright(image).copy()
     for name in ("exif", "xmp"):
         plain.info.pop(name, None)

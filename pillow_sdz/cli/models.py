@@ -72,8 +72,8 @@ def add_models(commands: Commands) -> None:
     action(
         "repair",
         _repair,
-        "Write a damaged list of added models again, with what of it is sound, and keep the old"
-        " one beside it.",
+        "Write a damaged list of added models again with its sound entries, and keep the old one"
+        " beside it.",
     )
 
 
@@ -105,7 +105,7 @@ def _list(options: argparse.Namespace) -> None:
         say_json(described)
     else:
         _say_table(described)
-    # The models' names leave out added models if their list cannot be read. Here, it is an error.
+    # Elsewhere, added models are left out if their list cannot be read. Here, this is an error.
     with suppress(recorded.Homeless):
         recorded.read()
 

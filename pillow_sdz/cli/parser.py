@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader went away, as in `sdz info *.sdz | head`. Other programs are killed by a signal
-        # then, and say nothing. Python would complain when it flushes the streams at its end.
+        # The reader went away, as in `sdz info *.sdz | head`. A signal then kills other programs,
+        # and they say nothing. Python would complain when it flushes the streams at its end.
         _silence()
         return 141
     except StdoutError as error:
@@ -96,7 +96,7 @@ class _Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        if file is sys.stdout:  # argparse would not say that the help cannot be written
+        if file is sys.stdout:  # argparse does not report that the help cannot be written
             for line in message.splitlines():
                 say(line)
         else:

@@ -23,7 +23,7 @@ PICTURE_SUFFIXES = frozenset((
 ))
 # fmt: on
 
-# Packages that add formats to Pillow, and the function that does so, if importing does not.
+# Packages that add formats to Pillow, and the function to call, if the import alone is not enough.
 PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
 
 # Formats whose frames are shown one after another. In other formats several frames may be the
@@ -64,7 +64,7 @@ def open_picture(source: Path | IO[bytes]) -> Image.Image:
 def needs_scaling(image: Image.Image, report: Report) -> bool:
     """Whether a picture that is not loaded yet has to be `scaled` to 8 bits a channel.
 
-    The report says that it has 16, also if Pillow itself scales them, as it does for RGB.
+    The report says that it has 16 bits, also if Pillow scales them itself, as it does for RGB.
     """
     deep = image.mode.startswith("I;16") or (
         image.mode == "I" and image.format in SIXTEEN_BITS_AS_I
@@ -80,7 +80,7 @@ def _is_read_from_16_bits(image: Image.Image) -> bool:
         arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
         if any(isinstance(a, str) and ";16" in a for a in arguments):
             return True
-        # Of a PPM, the largest value.
+        # For a PPM, this is the largest value.
         if tile.codec_name.startswith("ppm") and any(
             isinstance(a, int) and a > 255 for a in arguments
         ):
@@ -90,7 +90,7 @@ def _is_read_from_16_bits(image: Image.Image) -> bool:
 
 def scaled(image: Image.Image) -> Image.Image:
     """A grey picture of 16 bits in 8, its transparent value as an alpha channel."""
-    import numpy as np  # which other pictures need not wait for
+    import numpy as np  # here, because other pictures do not need it
 
     values = np.asarray(image).astype(np.uint32)
     levels = ((values * 255 + DEEPEST // 2) // DEEPEST).astype(np.uint8)
@@ -99,7 +99,7 @@ def scaled(image: Image.Image) -> Image.Image:
     if isinstance(transparent, int):
         found.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     found.info = {name: value for name, value in image.info.items() if name != "transparency"}
-    found.info.update(metadata(image))  # a TIFF has it in its tags
+    found.info.update(metadata(image))  # a TIFF has its metadata in its tags
     return found
 
 

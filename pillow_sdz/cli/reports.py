@@ -102,14 +102,14 @@ def run(work: Work[Item], item: Item) -> Report:
     report = Report(str(item))
     with warnings_to(report.warn):
         if not sys.warnoptions:
-            # Python shows a warning once; but each file has its own.
+            # By default Python shows a warning once.  Here it is shown for each file.
             for category in (UserWarning, Image.DecompressionBombWarning):
                 warnings.simplefilter("always", category)
         try:
             work(item, report)
         except (BrokenPipeError, StdoutError):
-            raise  # that is for all files
-        except Exception as error:  # plugins of Pillow's raise anything
+            raise  # this error ends the whole command
+        except Exception as error:  # Pillow's plugins raise anything
             report.warn(reason(error, Path(report.name)))
             report.failed = True
     return report

@@ -14,11 +14,11 @@ from .files import Found
 from .messages import note, printable, say
 from .reports import Item, Report, Summary, Work, run
 
-# Seconds that a stage of a picture takes before its bar appears. Chosen: most pictures take less.
+# A bar appears if a stage of a picture takes more seconds than this. Chosen: most take less.
 PATIENCE = 1
 
-# Seconds that the first files may take before more processes are started. Chosen: a process
-# needs 1 to 2 seconds until it works (see docs/command-line.md), so most runs end before.
+# More processes are started if the first files take more seconds than this. Chosen: a process
+# needs 1 to 2 seconds until it works (see docs/command-line.md), and most runs end before.
 ALONE = 2
 
 

@@ -9,7 +9,8 @@ from .. import __version__
 from .arguments import Commands, output, path
 from .messages import complain, say
 
-# Not needed to run, and of use to few: a Pillow plugin mostly runs where nobody has a shell.
+# These packages are an extra, because few users need them: a Pillow plugin mostly runs where
+# nobody has a shell.
 NEEDS_EXTRA = 'run pip install "pillow-sdz[shell]"'
 
 Parser = Callable[[], argparse.ArgumentParser]

@@ -18,7 +18,7 @@ from .messages import write_data
 
 @dataclass(frozen=True)
 class Targets:
-    """How a command writes its files: over existing ones (``force``), or not those (``skip``)."""
+    """How a command writes its files: it replaces existing ones (``force``) or skips them."""
 
     force: bool
     skip: bool
@@ -72,7 +72,7 @@ class Targets:
 
 
 def is_there(target: Path) -> bool:
-    """Whether something has this name; OSError if nothing can, such as one that is too long."""
+    """Whether something has this name; OSError if the name is impossible, such as too long."""
     try:
         target.lstat()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,7 +1,7 @@
 """Processes that work on many files at once.
 
-Processes and not threads, because coding latents holds Python's lock for 10 to 45 % of the time
-(docs/command-line.md), and because a process can be ended at once.
+These are processes, not threads.  Coding latents holds Python's lock for 10 to 45 % of the time
+(docs/command-line.md), and a process can be ended at once.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from ..atomic import remove_unfinished
 from ..cores import cores
 from .reports import Item, Report, Work, run
 
-# Files per process that may be done before an earlier one is, so that its lines come first.
-# Chosen: with fewer, processes wait for a large picture; with more, memory fills with results.
+# Lines are printed in the order of the files.  So the results of later files wait for an earlier
+# file.  This is how many may wait, per process.  Chosen: with fewer, processes wait for a large
+# picture; with more, results fill the memory.
 AHEAD = 4
 
-# Seconds that a process has to remove its temporary file before it is killed. Chosen.
+# A process has so many seconds to remove its temporary file, then it is killed. Chosen.
 GRACE = 5
 
 
@@ -44,7 +45,7 @@ class _Worker(Generic[Item]):
         theirs.close()
 
     def stop(self) -> None:
-        """End the process; what it was writing is removed."""
+        """End the process, which removes its unfinished file."""
         self.process.terminate()
         self.process.join(GRACE)
         if self.process.is_alive():
@@ -54,7 +55,7 @@ class _Worker(Generic[Item]):
 
 
 class Workers(Generic[Item]):
-    """So many processes, which do some work on items; a context manager that ends them."""
+    """A number of processes that work on items; a context manager that ends them."""
 
     def __init__(self, work: Work[Item], count: int) -> None:
         self._work = work
@@ -96,7 +97,7 @@ class Workers(Generic[Item]):
                 told += 1
 
     def _idle(self) -> _Worker[Item] | None:
-        """A process without work, started if there are not all yet."""
+        """A process without work.  It is started now if fewer processes run than may run."""
         for worker in self._workers:
             if worker.number is None:
                 return worker
@@ -109,7 +110,7 @@ class Workers(Generic[Item]):
         """Wait for an item; return the numbers of the finished items, and their results."""
         busy = {w.connection: w for w in self._workers if w.number is not None}
         for ready in wait(list(busy)):
-            worker = busy[ready]  # type: ignore[index]  # of what was given, nothing else is ready
+            worker = busy[ready]  # type: ignore[index]  # `wait` returns only what it was given
             assert worker.number is not None
             number, worker.number = worker.number, None
             try:
@@ -135,7 +136,7 @@ def _sigint_ignored() -> Iterator[None]:
     The terminal sends it to all processes; this one ends the others.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
+        yield  # only the main thread may set signals
         return
     before: Callable[[int, FrameType | None], Any] | int | None
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -148,8 +149,8 @@ def _sigint_ignored() -> Iterator[None]:
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     """End this process at once.
 
-    An exception would not do: where Python cannot pass one on, as in a callback or at the end of
-    the process, it prints a traceback and goes on.
+    An exception is not enough.  In a callback or at the end of the process, Python cannot pass it
+    on: it prints a traceback and goes on.
     """
     remove_unfinished()
     os._exit(128 + number)
@@ -158,10 +159,10 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 def _work(connection: Connection, work: Work[Item], threads: int) -> None:
     """What a process does: one item after another, until it is ended."""
     signal.signal(signal.SIGTERM, _end)
-    # The libraries read it when they are imported, which is later. More threads than cores
-    # make a network many times slower.
+    # Libraries read this when they are imported, which happens later. With more threads than
+    # cores, a network is many times slower.
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    # Until the process that gives the work is gone.
+    # The loop ends when the process that gives the work is gone.
     with suppress(EOFError, OSError):
         while True:
             connection.send(run(work, connection.recv()))

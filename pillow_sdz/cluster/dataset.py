@@ -66,7 +66,7 @@ class ShardedLatents(IterableDataset[dict[str, Any]]):
         yield from self._batches(examples)
 
     def _examples(self, path: str) -> Iterator[Example]:
-        # Latents that are alike are decoded together.
+        # Latents of the same model, coding and size are decoded together.
         items, files = tee(shards.read(self._fs, path))
         opened = open_latents_batch(io.BytesIO(item.sdz) for item in files)
         for item, found in zip(items, opened, strict=True):

@@ -70,7 +70,7 @@ def encode(
 
 
 class _Worker:
-    """A function for Ray, which carries what it needs to other processes."""
+    """A function for Ray.  Pickle carries it, with all that it needs, to other processes."""
 
     def __init__(self, source: str, target: str, format: str, settings: Settings) -> None:
         self._source, self._target, self._format = source, target, format

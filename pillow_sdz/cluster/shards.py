@@ -74,7 +74,7 @@ def read(fs: Any, path: str) -> Iterator[Item]:
 
 
 def _read_tar(file: IO[bytes]) -> Iterator[Item]:
-    # A tar file ends in two blocks of zeros, and the library does not miss them.
+    # A tar file ends in two blocks of zeros.  The library does not check that they are there.
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - _END))
     if file.read() != bytes(_END):

@@ -83,7 +83,8 @@ def do(fs: Any, target: Any, shard: Shard, format: str, settings: Settings) -> d
                 key = f"{number:09}" if len(files) == 1 else f"{number:09}-{part}"
                 yield Item(key, path, sdz)
 
-    # Several workers may do one shard, if one of them was believed dead.  The last one replaces it.
+    # If a worker was believed dead, two workers may make the same shard.  The later file replaces
+    # the earlier one.
     begun = f"{shard.path}.{uuid.uuid4().hex}.part"
     with target.open(begun, "wb") as file:
         shards.write(file, format, items())

@@ -21,9 +21,9 @@ from .float32 import BFloat16, Float32
 if TYPE_CHECKING:
     from ..models.network import Network
 
-#: A function for each coding, which makes it.  It gets the model of the latents.  If the coding
-#: needs the model's weights, it also gets the loaded model, otherwise None.  What such a coding
-#: needs of the model besides is a protocol of its own, such as `banded.Network`.
+#: For each coding, a function that makes it.  The function gets the model of the latents.  If the
+#: coding needs the model's weights, it also gets the loaded model, otherwise None.  Such a coding
+#: has a protocol of its own that says what it needs of the model, as `banded.Network` does.
 CODINGS: dict[CodingSpec, Callable[[ModelSpec, Network | None], Coding]] = {
     HYPERPRIOR: lambda model, network: Banded.of(HYPERPRIOR, network),
     CONTEXT: lambda model, network: Context.of(model),

@@ -2,7 +2,7 @@
 
 Each channel has two linear regressions.  They are refitted by least squares while the latents are
 coded (Li and Orchard 2001, "Edge-directed prediction for lossless compression of natural images").
-One predicts each value from its neighbours, and from the errors of the channels before at this
+One predicts each value from its neighbours, and from the errors that earlier channels had at this
 place.  The other predicts the error of the first.  Encoder and decoder see the same symbols, and
 round every step of the arithmetic alike, so both learn the same.
 
@@ -38,23 +38,25 @@ Offsets = list[tuple[int, int]]
 OWN: Offsets = [
     *[(0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0), (-1, -2), (-2, -1), (-2, -2)]
 ]
-# A channel is three waves behind the one before it, where column + 2 row < 3 is known.
+# A channel is three waves behind the channel before it.  There, values with column + 2 row < 3 are
+# known.
 BEFORE: Offsets = [(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0)]
 CHANNEL_DELAY = 3
-# Of so many channels before, all places of BEFORE are used.  If there are few channels: of more.
+# All places of BEFORE are used in the last NEAR channels, or in the last NEAR_OF_FEW if there are
+# at most FEW channels.
 NEAR, NEAR_OF_FEW, FEW = 1, 3, 8
-# Of this many channels before, the same place is used.  More take longer: the time of a refit grows
-# with their square and more.
+# The same place is used in the last FAR channels, or in the last WIDE.  More channels take longer:
+# the time of a refit grows with their square and more.
 FAR, WIDE = 12, 31
 ABOVE, BELOW, BESIDE = 2, 1, 2  # the border of the known values, as wide as OWN and BEFORE reach
 
 PRIOR = 1 << 17  # the first weights count as much as 32 samples of size 1
-FLOOR = 1 << 12  # added to the diagonal, one such sample: far above the errors of rounding
-RELATIVE_FLOOR = 2.0**-10  # of the diagonal is added as well: bounds the condition number
+FLOOR = 1 << 12  # one such sample is added to the diagonal: far above the errors of rounding
+RELATIVE_FLOOR = 2.0**-10  # this part of the diagonal is added: it bounds the condition number
 DECAY = 5  # a wave keeps 31/32 of what was learned before: photos change from place to place
-REFIT_WAVES = 8  # at most, from refit to refit; a refit costs as much as some waves
-LEARNING_WAVES = 24  # at first 1, after this many waves 2, after twice as many 3
-REFIT_PLACES = 1 << 13  # rows times waves from refit to refit, so that the sums are exact
+REFIT_WAVES = 8  # the most waves between two refits; a refit costs as much as some waves
+LEARNING_WAVES = 24  # a refit comes after each wave at first, later after 2, 3, ...; see `refit`
+REFIT_PLACES = 1 << 13  # the most rows times waves between two refits, so that sums are exact
 
 LEAST_MAGNITUDE = 4  # in 1/64: no error is expected to be below 0.06 steps
 INITIAL_ERROR = 3 * STEP_UNITS // 10  # in 1/1024 of the latents' unit
@@ -67,8 +69,8 @@ SCALE_OFFSET = 5 * LOG_UNITS - 140 + 15 + 32
 class _Wave(NamedTuple):
     """Places that are coded at once: some rows of some channels, (A, R) each.
 
-    Channels have different numbers of rows.  Where a channel has fewer, its first one is repeated,
-    and is not ``valid``.
+    Channels have different numbers of rows.  If a channel has fewer than others, its first row is
+    repeated, and the copies are not ``valid``.
     """
 
     rows: Ints
@@ -120,7 +122,7 @@ class _Regressions:
     def learn(self, inputs: Singles, importance: Singles, channels: slice) -> None:
         """Learn from samples (F, K + 1, A, R): inputs, and what they should have predicted.
 
-        They are changed here: each is multiplied by its ``importance`` (F, A, R).
+        The samples are changed: each is multiplied by its ``importance`` (F, A, R).
         """
         count = self._count + inputs.shape[3]
         if count > self._samples.shape[3]:
@@ -136,7 +138,7 @@ class _Regressions:
         self._last = max(self._last, channels.stop)
 
     def refit(self, kept: float) -> None:
-        """Compute the best weights for all that was learned; ``kept`` is the rest of the past.
+        """Compute the best weights for all samples; ``kept`` is the weight of the older ones.
 
         Channels without new samples stay as they are.
         """
@@ -177,15 +179,16 @@ def _limited(x: Floats) -> Floats:
 
 
 def _sum(magnitudes: Singles) -> Singles:
-    """The sums over axis 1: integers that float32 holds, because none of a few is above 2 ** 18."""
+    """The sums over axis 1.  float32 holds them: they are sums of few integers up to 2 ** 18."""
     found: Singles = magnitudes.sum(1)
     return np.minimum(found, np.float32(VALUE_LIMIT))
 
 
 class _Expectation(NamedTuple):
-    """What is known of the places of a wave, (F, K + 1, A, R) each, and what it predicts.
+    """The inputs at the places of a wave, (F, K + 1, A, R) each, and what they predict.
 
-    The last one of each is what should have been predicted: it is known after the coding.
+    The last input of each is the value that should have been predicted.  It is known after the
+    coding.
     """
 
     values: Singles
@@ -212,8 +215,8 @@ class _Pictures:
         near = NEAR_OF_FEW if channels <= FEW else NEAR
         self._near, self._far = min(near, channels - 1), min(far, channels - 1)
         self._size = height, width
-        # Values and errors (2, F, n) with a border.  In front of the first channel are ``far``
-        # channels without errors, so that every channel has as many before it.
+        # Values and errors (2, F, n) with a border.  ``far`` channels without errors come before
+        # the first channel, so that every channel has as many channels before it.
         self._stride = width + 2 * BESIDE
         self._plane = self._stride * (height + ABOVE + BELOW)
         self._known = np.zeros((2, len(steps), self._plane * (self._far + channels)), np.float32)
@@ -244,7 +247,7 @@ class _Pictures:
     def expect(self, wave: _Wave) -> _Expectation:
         """Predict the wave's symbols."""
         places = self._places(wave)
-        # No place is outside, but to check that takes numpy twice as long as to clip it.
+        # No place is outside.  numpy takes twice as long to check that as to clip.
         near = self._known[1].take(places + self._all, axis=1, mode="clip")
         own, others = len(OWN), near.shape[1] - len(OWN)
         frames, _, *shape = near.shape
@@ -252,7 +255,7 @@ class _Pictures:
         values[:, :own] = self._known[0].take(places + self._own, axis=1, mode="clip")
         values[:, own:-2] = near[:, own:]
         values[:, -2] = self._one
-        np.abs(near, out=near)  # not needed with signs any more
+        np.abs(near, out=near)  # the signs are not needed any more
         errors = np.empty((frames, own + 2 * self._near + 3, *shape), np.float32)
         errors[:, :own] = near[:, :own]
         for k in range(self._near):
@@ -273,8 +276,8 @@ class _Pictures:
         error = _limited(value - np.floor(expected.mean * 2.0**-WEIGHT_BITS + 0.5))
         value = _limited(value)
         self._keep(wave, value, error)
-        # Where a large error was expected, an error says less: samples are divided by what was
-        # expected, plus a constant.  The constant is measured: docs/measurements.md#adaptive.
+        # An error says less at a place where a large error was expected.  So samples are divided by
+        # the expected error plus a constant.  It is measured: docs/measurements.md#adaptive.
         magnitude = np.floor(expected.magnitude * 2.0**-WEIGHT_BITS)
         importance = np.floor(2.0 ** (SAMPLE_BITS + UNIT_BITS) / (magnitude + self._softness))
         importance = (importance * wave.valid * 2.0**-SAMPLE_BITS).astype(np.float32)
@@ -303,7 +306,7 @@ class _Pictures:
                     self._known[:, :, places[at] + offset] = known[:, :, at]
 
     def refit(self, time: int) -> None:
-        """Use what was learned, if it is time to."""
+        """Compute new weights, if it is time for that."""
         usual = min(REFIT_WAVES, 1 + time // LEARNING_WAVES, REFIT_PLACES // self._size[0])
         if self._waves >= max(1, usual):
             kept = 1 << WEIGHT_BITS
@@ -319,7 +322,7 @@ def waves(height: int, width: int, channels: int) -> int:
     return width + 2 * (height - 1) + CHANNEL_DELAY * (channels - 1)
 
 
-# A payload of a few bytes can decode to as many values as a header asks for.  So the payload's
+# Without a limit, a payload of a few bytes could decode to any number of values.  So the payload's
 # bytes limit the work, which is counted in values.  A wave of a channel takes at least as long as
 # 16 values.  Chosen: docs/measurements.md#adaptive.
 FREE_WORK = 1 << 18
@@ -328,7 +331,7 @@ WAVE_WORK = 16
 
 
 def work(height: int, width: int, channels: int) -> int:
-    """The work to code latents (h, w, C): as long as so many values take.
+    """The work to code latents (h, w, C): the number of values that take as long.
 
     Each channel has places in the waves of one channel, and adds its delay to the picture's waves.
     """
@@ -336,7 +339,7 @@ def work(height: int, width: int, channels: int) -> int:
 
 
 def check_work(height: int, width: int, channels: int, size: int) -> None:
-    """DamagedPayload if latents (h, w, C) take too long for a payload of ``size`` bytes."""
+    """DamagedPayload if a payload of ``size`` bytes is too small for the work of its latents."""
     if work(height, width, channels) > FREE_WORK + WORK_PER_BYTE * size:
         msg = f"latents {(channels, height, width)} in {size} bytes are too many"
         raise DamagedPayload(msg)
@@ -346,14 +349,14 @@ class AdaptivePrior:
     """Predicts latents (h, w, C) of any kind and any step.  It needs no training."""
 
     def __init__(self, channels: int, far: int = FAR) -> None:
-        """So many channels before are known where a value is predicted."""
+        """``far`` is how many of the earlier channels predict a value."""
         self.channels, self._far = channels, far
 
     def code(self, coder: Coder, height: int, width: int, step: int) -> Ints:
         """Code the integers of latents (height, width, C), and return them.
 
         The coder knows them as "latents".  ``step`` is the quantisation step in 1/1024 of the
-        latents' unit, 1 to 65535.  Only what is expected at the start depends on it.
+        latents' unit, 1 to 65535.  Only the first expected errors depend on it.
         """
         frames = self.code_frames(Apart([coder]), height, width, [step])
         return np.asarray(frames[0])

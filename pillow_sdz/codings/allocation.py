@@ -1,7 +1,7 @@
-"""Allocates quality to cells: more where a picture looks worse than elsewhere, less where better.
+"""Gives cells a higher quality if they look worse than the rest of the picture, else a lower one.
 
-An encoder decodes what it is about to write, and compares it with the original.  Where a cell has
-more than its share of the errors, for the bits that it takes, its quality becomes higher.
+An encoder decodes what it is about to write, and compares it with the original.  A cell gets a
+higher quality if it has more than its share of the errors, for the bits that it takes.
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ from . import quality_map
 # All constants without another origin: docs/measurements.md#allocation.
 
 SIDE = 16  # samples along a side of a cell, in planes at half the picture's size
-# Of the errors in structure at 1/2, 1/4, 1/8 and 1/16 of the size: the weights of their mean, and
-# of the fourth root of the mean of their fourth powers.  SSIMULACRA2's for the luma, rounded.
+# Errors in structure are measured at 1/2, 1/4, 1/8 and 1/16 of the size.  Each size has two
+# weights: for the mean of the errors, and for the fourth root of the mean of their fourth powers.
+# They are SSIMULACRA2's weights for the luma, rounded.
 WEIGHTS = ((0, 7), (225, 19), (176, 24), (0, 35))
 MARGIN = 5  # samples that the window of SSIM reaches
 BAND = 8 * SIDE  # rows of a plane that are compared at once.  Chosen, for little memory.
 
-# The logarithm of what a bit is worth in a cell is this times that of its part of the errors.
-# Measured.
+# A bit in a cell is worth the cell's part of the errors to the power of this.  Measured.
 EXPONENT = 0.6
-LEAST_PART = 0.05  # of the mean part, is added to all.  Chosen: cells without errors stay near.
-# By how much the logarithm of the gain changes where a bit is worth e times the mean.  Chosen: with
-# more, SSIMULACRA2 gains little, and PSNR loses over 0.1 dB.
+# So much of the mean part is added to all parts.  Chosen: cells without errors stay near the
+# others.
+LEAST_PART = 0.05
+# If a bit is worth e times the mean, the logarithm of the gain changes by this.  Chosen: with more,
+# SSIMULACRA2 gains little, and PSNR loses over 0.1 dB.
 STRENGTH = 0.2
-# Bits that a cell's symbols take, for each bit of log2(1 + their magnitudes).  Measured.
+# The bits of a cell's symbols, for each bit of log2(1 + their magnitudes).  Measured.
 BITS = 2.6
-# By which part its bits grow, if the logarithm of the gain grows by 1.  Measured.
+# If the logarithm of the gain grows by 1, the bits of a cell grow by this part.  Measured.
 GROWTH = 0.85
 MOST = 8  # the largest magnitude of the map.  Chosen: 16 points of quality.
 
@@ -44,20 +46,20 @@ Plane = NDArray[np.uint8]
 def offsets(original: Plane, shown: Plane, magnitudes: NDArray[np.floating], step: float) -> Ints:
     """The map of `quality_map` for latents (h, w): (ceil(h/2), ceil(w/2)), in its steps.
 
-    ``original`` and ``shown`` are lumas of the picture, and of what is decoded without this map, at
-    half its size, rounded up.  ``magnitudes`` (h, w) are the sums of log2(1 + the magnitude) of
-    each latent's symbols.  ``step`` is by how much the logarithm of the gain changes in a step of
-    the map.
+    ``original`` is the luma of the picture at half its size, rounded up.  ``shown`` is that of the
+    picture that is decoded without this map.  ``magnitudes`` (h, w) are the sums of log2(1 + the
+    magnitude) of each latent's symbols.  One step of the map changes the logarithm of the gain by
+    ``step``.
     """
     height, width = (n % CELL for n in magnitudes.shape)
     bits = BITS * _sums(np.pad(magnitudes, ((0, height), (0, width))), CELL)
     if len(bits) * bits.shape[1] < 2 or not bits.any():
         return np.zeros(bits.shape, np.int32)
     part = _errors(original, shown, bits.shape)
-    more = bits * GROWTH * step  # bits that a step takes
+    more = bits * GROWTH * step  # the additional bits of a step
     value = EXPONENT * np.log(part / max(float(part.mean()), 1e-12) + LEAST_PART)
     value -= np.average(value, weights=more)
-    # The sum of what each bit more is worth, in bits: it falls as the quality grows.
+    # The sum of the worth of all additional bits.  The worth of a bit falls as the quality grows.
     worth = value[..., None] * _STEPS - step / (2 * STRENGTH) * _STEPS**2
     return _best(more[..., None] * worth)
 
@@ -96,8 +98,9 @@ def _sums(plane: FloatArray, side: int) -> FloatArray:
 def _best(worth: FloatArray) -> Ints:
     """The map that is worth most, after the bits that it takes itself.
 
-    ``worth`` (h, w, steps) is what a cell is worth with each value, in bits.  A column's values
-    depend on each other alone, so the best path down each column is found, for each scale.
+    ``worth`` (h, w, steps) is the worth of each value of a cell, in bits.  Values of different
+    columns do not depend on each other.  So for each scale, the best path down each column is
+    found.
     """
     height, width, count = worth.shape
     jumps = np.abs(_STEPS[:, None] - _STEPS)

@@ -22,18 +22,18 @@ from .quantize import Quantizer
 from .range_coder import Tables, decoder_of
 from .target_size import DoesNotFit, EncodedLatents, largest, largest_of_slow
 
-# Rows of latents in a band, at most.  Chosen: to decode a region, whole bands must be decoded.
+# The most rows of latents in a band.  Chosen: to decode a region, whole bands must be decoded.
 BAND_ROWS = 64
 
-# From this effort on, an encoder looks at what it is about to write.
+# From this effort on, an encoder decodes its own result and looks at it.
 LOOKING_EFFORT = 4
-# With more effort, encoding takes seconds.
+# With more effort than this, encoding takes seconds.
 HIGHEST_QUICK_EFFORT = 4
-# The search for a size looks from the quality on at which less than one in so many bytes is left
-# without a map.  Chosen: with a map, there are a few per cent more, or a little less.
+# The search for a size first searches without looking, until less than one in so many bytes is
+# left.  Chosen: a map adds a few per cent to the bytes, or takes a little away.
 NEAR = 20
-# An encoder looks at the middle of so many hundredths of quality.  Chosen: so a search over
-# qualities looks seldom, and the maps of qualities that are so near gain about as much.
+# An encoder looks once for each range of so many hundredths of quality, in the middle of the range.
+# Chosen: a search over qualities then looks seldom, and qualities of one range need similar maps.
 LOOKED_AT = 500
 
 
@@ -55,7 +55,7 @@ class Network(Protocol):
         ...
 
     def seen(self, quality: Quantisation) -> bytes:
-        """What `encode` sees of a quality: for two of which it sees the same, latents are equal."""
+        """What `encode` sees of a quality.  If it is equal for two of them, so are the latents."""
         ...
 
     def encode(self, pixels: Samples, quality: Quantisation) -> Latents:
@@ -132,7 +132,7 @@ class Banded:
         except DoesNotFit:
             if all(frame.offsets is None for frame in frames):
                 raise
-        # What is protected gets less, until it fits.
+        # Protected places get less and less extra quality, until the file fits.
         weaker = [
             f._replace(offsets=quality_map.halved(f.offsets), quantisation=None) for f in frames
         ]
@@ -145,7 +145,7 @@ class Banded:
         mapped: dict[tuple[int, int], Frame] = {}
 
         def seen_at(quality: int) -> bytes:
-            # All frames together: their maps are the same, or there is no map.
+            # This is of all frames together, because they have the same map, or none.
             return b"".join(
                 self._network.seen(quality_map.qualities(quality, f.offsets)) for f in frames
             )
@@ -155,7 +155,7 @@ class Banded:
         def at(quality: int) -> list[Frame]:
             """The frames with the latents that they have at a quality."""
             if (seen := seen_at(quality)) not in encoded:
-                encoded.clear()  # the search goes from one neighbour to the next
+                encoded.clear()  # the search does not come back to earlier qualities
                 mapped.clear()
                 encoded[seen] = [self._again(frame, quality) for frame in frames]
             return encoded[seen]
@@ -171,7 +171,7 @@ class Banded:
             return EncodedLatents([*map(encoder.encode, at(hundredths))], hundredths)
 
         def allocated(frame: Frame, quality: int) -> Frame:
-            # What is kept here keeps its latents, so no other array has their number.
+            # The id of the latents is safe as a key: the frame that is kept holds its latents.
             key = id(frame.latents), looked_at(quality)
             if key not in mapped:
                 mapped[key] = self.allocated(frame, quality)
@@ -183,7 +183,7 @@ class Banded:
         if effort < LOOKING_EFFORT:
             return search(plain, first=first)[1]
         try:
-            # Looking takes time, so it begins near the quality that fits.
+            # To look takes time, so this search begins near the quality that fits.
             return search(tried, first=search(plain, first=first, one_in=NEAR)[0])[1]
         except DoesNotFit:
             return search(plain)[1]
@@ -197,8 +197,8 @@ class Banded:
     def allocated(self, frame: Frame, quality: int) -> Frame:
         """The frame with a map that gives more to the cells that would look worst without it.
 
-        ``quality`` is the header's, in hundredths; see `looked_at`.  The map adds to the one that
-        the frame has.  A frame of which no pixels are known stays as it is.
+        ``quality`` is the header's, in hundredths; see `looked_at`.  The map is added to the map
+        that the frame has.  A frame stays as it is if its pixels are not known.
         """
         latents, pixels, offsets, _ = frame
         if pixels is None:
@@ -280,7 +280,7 @@ class _Rounded:
         return found
 
     def magnitudes(self) -> NDArray[np.float32]:
-        """The bits of the symbols' magnitudes, (h, w), row by row because they take memory."""
+        """The bits of the symbols' magnitudes (h, w), computed row by row to save memory."""
         rows = zip(self._latents, self._gain, strict=True)
         found = [np.log2(1 + np.abs(np.rint(row * gain))).sum(1) for row, gain in rows]
         return np.stack(found)
@@ -302,14 +302,14 @@ class _Encoder:
         self._quality, self._effort = quality, effort
         self._predict, self._look = predict, look
         self._bands: dict[int, _BandEncoder] = {}  # by their first row
-        self._maps: list[NDArray[np.int32] | None] = []  # that of the frame before
+        self._maps: list[NDArray[np.int32] | None] = []  # of the frame before
 
     def encode(self, frame: Frame) -> list[Chunk]:
         """The chunks of the next frame."""
         if self._look is None:
             return self._coded(frame)
         for before in self._maps:
-            # Changes have the map of the frame before.
+            # A frame that is stored as changes has the map of the frame before.
             coded = self._coded(frame._replace(offsets=before))
             if any(chunk.type == chunks.CHANGES for chunk in coded):
                 return coded
@@ -327,7 +327,8 @@ class _Encoder:
         height, width, _ = latents.shape
         coded = []
         if slow := effort > HIGHEST_QUICK_EFFORT and pixels is not None:
-            # Before the frame is cut into bands, because tiles of pixels may cross bands.
+            # This comes before the frame is cut into bands, because tiles of pixels may cross
+            # bands.
             cells = quality_map.qualities(self._quality, offsets)
             steps = latents * network.gain(cells, height, width)
             steps, hyper = network.refine(pixels, steps, cells, effort)
@@ -355,7 +356,7 @@ class _BandEncoder:
     def __init__(self, prior: HyperPrior, quality: int, *, predict: bool) -> None:
         self._prior, self._quality, self._predict = prior, quality, predict
         self._before: Coded | None = None  # the band in the frame before
-        self._changes = 0  # how many DIFF in a row it ended
+        self._changes = 0  # how many DIFF in a row there were up to it
 
     def encode(self, steps: Latents, hyper: Latents, offsets: NDArray[np.int32] | None) -> Chunk:
         """The chunk for the next frame's latents and hyperlatents, in steps and not rounded."""
@@ -384,7 +385,7 @@ class _BandEncoder:
 
 
 def _same(one: NDArray[Any] | None, other: NDArray[Any] | None) -> bool:
-    """Whether two maps, of which each may be missing, are the same."""
+    """Whether two maps are the same, or both are missing."""
     if one is None or other is None:
         return one is other
     return np.array_equal(one, other)

@@ -1,9 +1,9 @@
-"""Which scale an expected error stands for: learned from the symbols, frame by frame.
+"""Learns which scale is best for an expected error, from the symbols of a frame.
 
-The adaptive prior expects a magnitude of each error.  Which scale codes errors of one expected
-magnitude in the fewest bits depends on the latents and on the step, most of all where most symbols
-are zero.  So residuals are counted for each expected magnitude.  The scale whose table would have
-coded them in the fewest bits codes the next ones.  docs/adaptive.md specifies it.
+The adaptive prior expects a magnitude for each error.  The best scale for an expected magnitude
+depends on the latents and on the step, most of all if most symbols are zero.  So residuals are
+counted for each expected magnitude.  The scale that would have coded these residuals in the fewest
+bits codes the next ones.  docs/adaptive.md specifies it.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ ALL_BINS = 67  # the largest magnitude is `adaptive.VALUE_LIMIT`, in bin 66
 REACH = 7  # larger residuals are counted as this one
 RESIDUALS = 2 * REACH + 1
 CELLS = PHASES * RESIDUALS
-# Of such residuals one in 58 is not zero.  With smaller scales, a few bytes would decode to more
-# values than `adaptive.WORK_PER_BYTE` allows.
+# With this scale, one in 58 residuals is not zero.  With smaller scales, a few bytes would decode
+# to more values than `adaptive.WORK_PER_BYTE` allows.
 LEAST_SCALE = 14
-STRENGTH = 32  # what is known at first counts as much as so many residuals
-# After so many new residuals for each old one, scales are chosen again.  Chosen: 30 times or so.
+STRENGTH = 32  # the first counts weigh as much as so many residuals
+# Scales are chosen again when there are so many new residuals for each old one.  Chosen: this
+# happens about 30 times in a file.
 GROWTH = 4
-# Of a mean's eighths, so many have each phase.
+# How many of a mean's eighths belong to each phase.
 _EIGHTHS_OF_PHASES = np.array([1, 2, 2, 2, 1])
 
 
 @functools.cache
 def _costs() -> tuple[Floats, Floats]:
-    """The cost of each cell with each scale (cells, scales), and of what is known at first.
+    """The cost of each cell with each scale, and the cost of the first counts.
 
-    They are in 1/256 bits.  The second one is (bins, scales).  The scales begin with `LEAST_SCALE`.
+    They are (cells, scales) and (bins, scales), in 1/256 bits.  The first scale is `LEAST_SCALE`.
     """
     tables = Tables.shipped()
     counts = np.ones((PHASED_SCALES, PHASES, RESIDUALS), np.int64)
@@ -49,7 +50,7 @@ def _costs() -> tuple[Floats, Floats]:
             else:
                 row[0 if residual < 0 else -1] += frequency
         row[[0, -1]] += int(frequencies[-1])  # residuals that are escaped
-    # No logarithm lies so near to the middle between two integers that its rounding is in doubt.
+    # All machines round these logarithms alike: none lies close to the middle of two integers.
     costs = np.rint((FREQUENCY_BITS - np.log2(counts)) * LOG_UNITS).reshape(PHASED_SCALES, CELLS)
     costs = costs[LEAST_SCALE:]
     usual = np.maximum(2 * np.arange(BINS), LEAST_SCALE)

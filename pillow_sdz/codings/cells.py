@@ -19,7 +19,7 @@ from .integers import STEP_LIMIT
 from .priors import Prior
 from .range_coder import DamagedPayload, Prediction, SymbolDecoder, SymbolEncoder, Tables
 
-# At least 128 cells cover the magnitudes that all but 1 in 100 latents stay within.  Measured:
+# 99 of 100 latents lie within the first cells, at least 128 of them.  Measured:
 # docs/measurements.md#float16.
 CELL_BITS = 7
 EXCEEDED = 100
@@ -63,7 +63,10 @@ class Cells(NamedTuple):
         return magnitudes
 
     def refinements(self, cells: Ints) -> Iterator[tuple[NDArray[np.bool_], int, int]]:
-        """Mask, shift, count: cells but 0 that hold 2 ** count floats, 2 ** shift apart."""
+        """(mask, shift, count): the cells in the mask hold 2 ** count floats, 2 ** shift apart.
+
+        Cell 0 is in no mask.
+        """
         lengths = length(cells)
         for digits in range(1, self.precision + 1):
             count = min(self.bits, self.precision + 1 - digits)
@@ -143,12 +146,12 @@ def length(x: Ints) -> Ints:
 
 
 def precision(magnitudes: Ints) -> int:
-    """The most mantissa bits that any number needs.  Numbers that were bfloat16 need 7."""
-    trailing = length(magnitudes & -magnitudes)  # zeros at the end, and the lowest one
+    """How many mantissa bits the numbers need.  Numbers that were bfloat16 need 7."""
+    trailing = length(magnitudes & -magnitudes)  # the zeros at the end, and the 1 before them
     return max(int((length(magnitudes) - trailing).max()), 0)
 
 
 def usual_length(magnitudes: Ints) -> int:
-    """The bits of the magnitude that all but 1 in `EXCEEDED` stay within."""
+    """The number of bits that only 1 in `EXCEEDED` magnitudes exceeds."""
     rank = magnitudes.size - 1 - magnitudes.size // EXCEEDED
     return int(np.partition(magnitudes, rank, axis=None)[rank]).bit_length()

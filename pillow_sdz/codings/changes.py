@@ -17,19 +17,20 @@ from .range_coder import MEAN_UNITS, Coder, DamagedPayload, Prediction, Tables
 # Measured: docs/measurements.md#changes.
 RATE_WEIGHT = 0.05
 
-# A cell that changes is a symbol 1 of the table with this scale, otherwise 0.  With this scale, the
-# mean in eighths is a logarithm of the odds.  A mean of 0: one cell in 13,000 changes.  Each eighth
-# multiplies the odds by 11.  4: every second cell changes, and so on to 8.  Chosen: with a coarser
-# scale the means would span more than a map needs.
+# A cell that changes is a symbol 1 of the table with this scale, any other cell a symbol 0.  With
+# this scale, the mean in eighths is a logarithm of the odds.  A mean of 0 means that one cell in
+# 13,000 changes.  Each eighth multiplies the odds by 11.  With a mean of 4, every second cell
+# changes, and so on to 8.  Chosen: with a coarser scale, the means would span more than a map
+# needs.
 SCALE = 6
-# The geometric middles between these odds, as n cells for one that changes.
+# The geometric means of neighbouring odds: one in so many cells changes.
 MIDDLES = (4096, 384, 37, 4)
-# The context of a cell is how many of the three cells above it change, 0 to 3.  For each context,
-# how many cells count as changed at the start, and how many as coded.  Chosen.
+# The context of a cell is how many of the three cells above it change, 0 to 3.  At the start, each
+# context counts so many cells as changed, and so many as coded.  Chosen.
 BEFORE_CHANGED, BEFORE_ALL = (1, 2, 2, 3), (16, 4, 4, 4)
 
-# To show a frame, a reader decodes all DIFF that lead to it.  This limits their cells, in multiples
-# of a frame's.  Chosen: with the network, which runs once, a frame then takes at most about three
+# To show a frame, a reader decodes all DIFF that lead to it.  Together they have at most so many
+# times the cells of a frame.  Chosen: the network runs once, so a frame takes at most about three
 # times as long as a picture.
 MOST_CHANGES = 4
 
@@ -42,8 +43,8 @@ def most_cells(height: int, width: int) -> int:
 def code(coder: Coder, height: int, width: int) -> NDArray[np.bool_]:
     """Code the map (height, width) row by row, and return it.  The coder knows it as "changed".
 
-    A map that is higher than wide is coded column by column.  So it has few stages: each takes as
-    long as half a cell that changes, and a reader may have to decode 255 maps to show a frame.
+    A map that is higher than wide is coded column by column, so that it has few stages.  A stage
+    takes as long as half a cell that changes, and a reader may have to decode 255 maps for a frame.
     """
     is_turned = height > width
     if is_turned:
@@ -101,7 +102,7 @@ def worth_their_bits(latents: NDArray[Any], before: Ints, bits: Floats) -> NDArr
     """The map of the cells to code.
 
     ``latents`` (h, w, C) are in steps, and ``before`` has their integers in the frame before.
-    ``bits`` has what each cell takes if it is coded.  Changes that are not worth their bits, such
+    ``bits`` is the cost of each cell if it is coded.  Changes that are not worth their bits, such
     as a camera's noise, are left out.  Errors do not add up, because a frame's latents are compared
     with the integers that a reader has.
     """

@@ -16,8 +16,8 @@ from .target_size import EncodedLatents
 class Frame(NamedTuple):
     """Latents (h, w, C) to be coded, and the pixels (H, W, 3) that they stand for, if known.
 
-    The latents are those of the header's ``quantisation``, if they depend on it.  ``offsets`` is
-    the map of `quality_map`, for a coding whose quality may vary over the picture.
+    If the latents depend on the header's quantisation, ``quantisation`` is the one that they were
+    made for.  ``offsets`` is the map of `quality_map`, if the quality varies over the picture.
     """
 
     latents: NDArray[Any]
@@ -65,7 +65,7 @@ class Coding(Protocol):
     def work(self, height: int, width: int) -> int:
         """The work to decode a frame of latents (height, width), in the unit of `adaptive.work`.
 
-        0 if the time depends on the bytes alone.
+        It is 0 if the time depends on the bytes alone.
         """
         ...
 
@@ -84,7 +84,7 @@ class Coding(Protocol):
     def fit(
         self, frames: Sequence[Frame], limit: int, effort: int, *, predict: bool = False
     ) -> EncodedLatents:
-        """The best coding of the frames in at most ``limit`` bytes of chunks; or `DoesNotFit`."""
+        """The best coding of the frames in ``limit`` bytes of chunks; DoesNotFit if none fits."""
         ...
 
     def decode(
@@ -104,7 +104,7 @@ class Coding(Protocol):
         ...
 
     def cells(self, integers: Any, quantisation: int) -> Quantisation:
-        """The quantisation of each cell of decoded integers, or the header's if it is all one."""
+        """The quantisation of each cell of decoded integers, or the header's if all have it."""
         ...
 
     def decode_together(

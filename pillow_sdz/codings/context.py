@@ -19,8 +19,8 @@ from .range_coder import SYMBOL_LIMIT, decoder_of
 from .target_size import EncodedLatents, largest
 from .whole_frames import WholeFrames
 
-# `fit` chooses the prior of each frame once, at the default quality.  Chosen: the best prior hardly
-# depends on the quality.
+# `fit` chooses the prior of a frame once, at this quality.  Chosen: the default quality, because
+# the best prior hardly depends on the quality.
 TRIAL_QUALITY = 75
 
 

@@ -1,8 +1,8 @@
 """Layers of integers that run in float32, and give the same integers on every machine.
 
-Weights, inputs and outputs are integers.  No sum of a layer can reach 2 ** 24, up to which float32
-holds every integer.  So the sums are exact in any order, with any library, and with any number of
-threads.  Outputs are divided by powers of two, which is exact as well.
+Weights, inputs and outputs are integers.  float32 holds every integer up to 2 ** 24, and no sum of
+a layer can reach that.  So the sums are exact in any order, with any library, and with any number
+of threads.  Outputs are divided by powers of two, which is exact as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..arrays import Ints, Singles
 
 EXACT = 1 << 24  # float32 holds every integer up to here
 
-# Products that `Dense.around` has in memory at once.  Chosen: 4 MB, which caches hold.
+# How many products `Dense.around` keeps in memory at once.  Chosen: 4 MB, which fits into caches.
 MOVED = 1 << 20
 
 #: The product of two matrices in float32.
@@ -29,7 +29,7 @@ class Dense:
 
     The tensors are ``NAME.weight``, W (outputs, inputs); ``NAME.bias``, b (outputs,); and
     ``NAME.shift``, s (outputs,).  ``limits`` (inputs,) has the largest magnitude of each input.
-    If there are ``taps``, inputs are the values at so many places around one, tap by tap.
+    With ``taps``, the inputs are the values at so many places around a place, tap by tap.
     ValueError if a sum may reach 2 ** 24.
     """
 
@@ -52,7 +52,7 @@ class Dense:
         self.outputs = len(bias)
 
     def __call__(self, inputs: Singles, product: Product = np.matmul) -> Singles:
-        """Inputs (n, k) to outputs (n, outputs).  If k is less than all inputs, the last are 0."""
+        """Inputs (n, k) to outputs (n, outputs).  If the layer has more inputs, the rest are 0."""
         weight = self._weight.transpose(1, 0, 2).reshape(-1, self.outputs)
         return self._finished(product(inputs, weight[: inputs.shape[1]]))
 
@@ -64,7 +64,8 @@ class Dense:
         (count, taps), (known, inputs), size = places.shape, values.shape, self.outputs
         if known > 2 * count:
             return self(values[places].reshape(count, taps * inputs), product)
-        # All are multiplied, then moved, because there are fewer outputs than inputs.
+        # All values are multiplied first.  The products are then moved to their places, because
+        # there are fewer outputs than inputs.
         at_once = max(1, MOVED // max(1, known * size))
         total = np.zeros((count, size), np.float32)
         for first in range(0, taps, at_once):
@@ -72,7 +73,7 @@ class Dense:
             moved = product(values, weight).reshape(-1, size)
             some = weight.shape[1] // size
             for tap in range(some):
-                # With the default mode, `take` copies once more.
+                # With its default mode, `take` makes one more copy.
                 rows = places[:, first + tap] * some + tap
                 total += moved.take(rows, axis=0, mode="clip")
         return self._finished(total)

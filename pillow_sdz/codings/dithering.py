@@ -30,15 +30,15 @@ from .whole_frames import WholeFrames
 
 # In the article, a byte is 0.18215 of an unscaled latent: 0.18215^2 of a scaled one, 33.98 / 1024.
 STEP = 34
-ENTRIES = 256  # the article's
+ENTRIES = 256  # as in the article
 
 # The measured constants: docs/measurements.md#dithering.
 ITERATIONS = 20  # of k-means.  Measured.
-MAX_SAMPLE = 1 << 16  # latents that k-means sees.  Chosen: 256 for each of 256 entries.
-PLACES_PER_ENTRY = 4  # at least.  Chosen: the palette of a small picture must not outweigh it.
+MAX_SAMPLE = 1 << 16  # the most latents that k-means sees.  Chosen: 256 for each of 256 entries.
+PLACES_PER_ENTRY = 4  # or more.  Chosen: a small picture's palette must not need most of the bytes.
 # The share of the error that is passed on, as in Atkinson's dither.  Measured.
 DIFFUSED = 0.75
-# The weight of code length against distortion, in parts of the slope that theory has for fine
+# The weight of code length against distortion.  1 is the slope that theory has for fine
 # quantisation, 6 dB a bit.  Measured.
 RATE_WEIGHT = 0.5
 
@@ -71,7 +71,8 @@ def _quantise(wanted: Floats, entries: int, seed: int) -> tuple[Palette, float]:
         warnings.simplefilter("ignore", UserWarning)  # an empty cluster keeps its entry
         centres, _ = kmeans2(points, centres, iter=ITERATIONS, minit="matrix")
     error = float((vq(points, centres)[1] ** 2).mean()) / points.shape[1]
-    # The coarsest grid that is not coarser than the error.  Measured, as above.
+    # This is the coarsest grid that is finer than the error.  Measured:
+    # docs/measurements.md#dithering.
     shift = 0
     while shift < BYTE_BITS - 1 and 4 ** (shift + 1) <= error:
         shift += 1
@@ -81,7 +82,7 @@ def _quantise(wanted: Floats, entries: int, seed: int) -> tuple[Palette, float]:
 
 
 class _Diffusion:
-    """Chooses entries by distance and code length, and passes errors on to the places after."""
+    """Chooses entries by distance and code length, and passes errors on to later places."""
 
     def __init__(self, wanted: Floats, palette: Palette, share: float, weight: float) -> None:
         # Errors that go beyond the border are lost.

@@ -23,7 +23,7 @@ from .target_size import DoesNotFit, EncodedLatents
 from .whole_frames import WholeFrames
 
 MANTISSA_BITS = 10  # of float16
-LARGEST = 0x7FFF  # all bits but the sign: the NaN farthest from zero
+LARGEST = 0x7FFF  # all bits except the sign: the NaN farthest from zero
 UNIT_BITS = 24  # magnitudes are integers in 2 ** -24, the least magnitude of float16
 LONGEST = 41  # how many bits the largest magnitude has
 
@@ -131,7 +131,7 @@ class Lossless(WholeFrames):
         return 0
 
     def exact(self, latents: NDArray[Any], name: str, rounded: NDArray[Any]) -> NDArray[Any]:
-        """``rounded``, which are the latents in a dtype; ValueError unless they are the same."""
+        """``rounded``, the latents in a dtype; ValueError if they differ from the latents."""
         if not np.array_equal(rounded.astype(latents.dtype), latents, equal_nan=True):
             msg = (
                 f"these {latents.dtype} latents are not exact in {name}: convert them to {name} "

@@ -1,7 +1,8 @@
 """Exact float32 and bfloat16, whose numbers are float32 with 7 bits of mantissa.
 
-Their magnitudes do not fit 64 bits, but those of latents nearly always fit a window of 60.  What is
-outside of it, such as infinities, is listed in front.  docs/float16.md specifies the payload.
+Their magnitudes do not fit 64 bits, but the magnitudes of latents nearly always fit a window of 60
+bits.  Values outside of the window, such as infinities, are listed at the start of the payload.
+docs/float16.md specifies the payload.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ MANTISSA_BITS = 23  # of float32
 BFLOAT16_BITS = 7
 INFINITY = 0xFF << MANTISSA_BITS
 BIAS = 127  # of the exponent
-# A window's magnitudes.  The usual ones have 50 bits: so float32 keeps all bits of numbers that are
-# 2 ** 26 times smaller, and numbers that are 2 ** 10 times larger have cells.  Chosen.
+# Bits of the largest and of the usual magnitudes in a window.  Chosen: with 50 bits for the usual
+# ones, float32 keeps all bits of numbers that are 2 ** 26 times smaller, and there are cells for
+# numbers that are 2 ** 10 times larger.
 LONGEST = 60
 USUAL = 50
 
@@ -39,7 +41,7 @@ def encode(latents: NDArray[np.float32], prior: Prior) -> bytes:
     floats = bits & 0x7FFFFFFF
     unit = _unit(floats)
     magnitudes, fits = _magnitudes(floats, unit)
-    if 2 * np.count_nonzero(fits) < fits.size:  # no latents: what fits is as wild as the rest
+    if 2 * np.count_nonzero(fits) < fits.size:  # random bits rather than latents
         magnitudes, fits = np.zeros_like(magnitudes), np.zeros_like(fits)
     negative = (bits >> 31 != 0) & fits
     precision = cells.precision(magnitudes)
@@ -68,9 +70,9 @@ def decode(
     prior: Prior,
     mantissa_bits: int = MANTISSA_BITS,
 ) -> list[NDArray[np.float32]]:
-    """Float32 latents of a shape (h, w, C) whose mantissas have at most so many bits.
+    """Float32 latents (h, w, C) of each payload.
 
-    DamagedPayload if a payload is damaged.
+    Their mantissas have at most ``mantissa_bits`` bits.  DamagedPayload if a payload is damaged.
     """
     parts = [_parts(payload, math.prod(shape), mantissa_bits) for payload in payloads]
     words, cuts = [part.words for part in parts], [part.cut for part in parts]
@@ -173,7 +175,7 @@ def _floats(magnitudes: Ints, unit: int) -> Ints:
 
 
 def _rounded(latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The nearest bfloat16, in float32; the even one of two that are as near."""
+    """The nearest bfloat16, in float32; of two that are equally near, the even one."""
     bits = np.ascontiguousarray(latents).view(np.uint32)
     near = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
     return np.where(np.isfinite(latents), near, bits & np.uint32(0xFFFF0000)).view(np.float32)

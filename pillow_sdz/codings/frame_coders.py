@@ -1,6 +1,6 @@
 """Several frames coded together: a prior works on all of them at once.
 
-Each frame has a payload of its own.  So frames share the work of numpy, and nothing else.
+Each frame has a payload of its own.  The frames only share calls of numpy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class FrameCoder(Protocol):
 
 
 class Apart:
-    """A `FrameCoder` of a `Coder` for each frame."""
+    """A `FrameCoder` that has a `Coder` for each frame."""
 
     def __init__(self, coders: Sequence[Coder]) -> None:
         self._coders = coders

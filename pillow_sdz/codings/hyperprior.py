@@ -34,12 +34,12 @@ from .rate_axis import APART, KNOTS, RateAxis
 
 ACTIVATION_LIMIT = 511
 HIDDEN_LIMIT = 4095  # of hidden layers, where rounding costs more
-HYPER_LIMIT = 255  # hyperlatents are clipped to it before they enter the networks
+HYPER_LIMIT = 255  # hyperlatents are clipped to this before they enter the networks
 # Predicted magnitudes are in 1/16384.
 MAGNITUDE_BITS = 14
 # A magnitude's exponent and the first bits after it choose its scale from a table.
 MANTISSA_BITS = 5
-SCALE_UNITS = 16  # of the table and of what is added to it, in an index of scales
+SCALE_UNITS = 16  # the table, and what is added to it, are in 1/16 of an index of scales
 # log2(1 + a magnitude) is in sixteenths.
 LEVEL_UNITS = 16
 
@@ -66,7 +66,7 @@ class Coded(NamedTuple):
 
 
 class Part(NamedTuple):
-    """The first channels, whose groups alone are coded, and what multiplies matrices for them."""
+    """The number of first channels to code, and the function that multiplies matrices for them."""
 
     channels: int
     product: Product
@@ -75,10 +75,10 @@ class Part(NamedTuple):
 class HyperPrior:
     """Codes hyperlatents at half the resolution, then the latents, group by group of channels.
 
-    The places of a group are coded in a checkerboard of two passes.  Their distribution is
-    predicted from the hyperlatents, from the groups before at the same place and around it, from
-    the rate, and in the second pass from the first pass around it.  The groups from ``base`` on,
-    the tail, are coded only where the rate is high; elsewhere they are 0.
+    The places of a group are coded in a checkerboard of two passes.  A place's distribution is
+    predicted from the hyperlatents, the rate, and the earlier groups at this place and around it.
+    The second pass also uses the results of the first pass around the place.  The groups from
+    ``base`` on are the tail.  They are coded only at places with a high rate, and are 0 elsewhere.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class HyperPrior:
         self._hyper_scale = tensors["hyper_scale"].astype(np.int64)  # (2, Z)
         self.hyper_channels = self._hyper_scale.shape[1]
         self._largest = tensors["largest"].astype(np.float32)  # (C,): inputs are clipped to these
-        # Levels are small: they are kept in as few bits as they need.
+        # Levels are small numbers, so they are kept in few bits.
         self._levels = tensors["levels"].astype(np.min_scalar_type(tensors["levels"].max()))
         self._scales = tensors["scales"].astype(np.float32)
         largest = tensors["largest"].astype(np.int64)
@@ -156,10 +156,11 @@ class HyperPrior:
     ) -> Coded:
         """Code hyperlatents and latents (height, width, C), and return them.
 
-        ``quality`` is the header's, in hundredths.  A map of how the cells' differ is coded first.
+        ``quality`` is the header's, in hundredths.  The map of the cells' qualities is coded first.
         ``before`` has the integers of the same band in the frame before.  With it, a map of the
-        cells that change is coded instead, then these cells.  All else stays as in ``before``.
-        Of a ``part`` there are fewer channels, as in ``before``, and a coder is not at its end.
+        cells that change is coded instead, then these cells.  All others stay as in ``before``.
+        With a ``part``, only its channels are coded.  ``before`` has the same channels, and the
+        payload goes on after the last symbol.
         """
         hyper_shape = self.hyper_shape(height, width)
         part = part or self._whole
@@ -190,7 +191,7 @@ class HyperPrior:
         return Coded(symbols, hyper, cells, offsets)
 
     def _features(self, hyper: Ints, cells: NDArray[np.bool_], product: Product) -> Singles:
-        """Turn hyperlatents (hz, wz, Z) into features (2 hz, 2 wz, F), right in some ``cells``."""
+        """Turn hyperlatents (hz, wz, Z) into features (2 hz, 2 wz, F), right only in ``cells``."""
         height, width, channels = hyper.shape
         grid = Grid(height, width)
         volume, near = Volume(grid, channels, np.float32), dilated(cells)
@@ -263,7 +264,7 @@ class HyperPrior:
     def _around_of(
         self, i: int, known: Known, passes: Sequence[Pass], product: Product
     ) -> list[Singles | None]:
-        """What the channels before group i say of places, from those around: for each pass."""
+        """For each pass, what the channels before group i say of its places, from places around."""
         layer = self._around[i]
         if layer is None:
             return [None] * len(passes)
@@ -287,7 +288,7 @@ class HyperPrior:
         second: int,
         product: Product,
     ) -> tuple[Singles, Ints]:
-        """The means and the scales of group i for the inputs of its layers."""
+        """The means and the scales of group i, from the inputs of its layers."""
         inside = self._hidden[i](_joined(inputs), product)
         parameters = self._output[i](rectified(inside, HIDDEN_LIMIT), product)
         mean, log_scale = np.split(parameters, 2, 1)

@@ -27,7 +27,7 @@ LOG_UNITS = 256  # logarithms to base 2 are in 1/256 octaves.  Chosen: finer tha
 def logarithm(x: Floats) -> Floats:
     """log2(x / `STEP_UNITS`) of integers x >= 1, piecewise linear, in 1/256 octaves.
 
-    It is exact: frexp is, and all factors here are powers of two.
+    It is exact, because frexp is exact and all factors here are powers of two.
     """
     mantissa, exponent = np.frexp(x)
     octaves: Floats = np.floor((2 * mantissa - 1) * LOG_UNITS)
@@ -87,7 +87,7 @@ class Affine:
         total = np.empty((len(inputs[0]), self.outputs))
         total[:] = self._bias
         for i, (x, weights) in enumerate(zip(inputs, self._weights, strict=True)):
-            # By the input's limit if that is enough: finding the largest value takes time.
+            # The input's limit is tried first, because finding the largest value takes time.
             kind = self.exact_type(self._limits[i], i)
             if kind is np.float64 and x.dtype == np.float32:
                 kind = self.exact_type(largest_magnitude(x), i)

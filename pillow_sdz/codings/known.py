@@ -1,4 +1,4 @@
-"""What a prior knows of symbols that are coded, as inputs for those that follow."""
+"""What a prior knows of symbols that are already coded: the inputs for the next ones."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from ..arrays import Ints, Singles
 from .places import BESIDE, RING, Grid, Volume
 
-# Magnitudes are clipped to it before they predict others, so that one does not spoil them.
+# Magnitudes are clipped to this before they predict others, so that one does not spoil many.
 LARGEST_MAGNITUDE = 60
 
 
 class Known:
-    """Notes of the ``symbols`` (h, w, C) that are known at first, and of those that are coded.
+    """Keeps the ``symbols`` (h, w, C) that are known at first, and those that are coded later.
 
     ``near`` (h, w) are the places that any tap reaches.  ``largest`` (C,) limits symbols, and
     ``levels`` has the level of each magnitude.
@@ -28,7 +28,7 @@ class Known:
         self._largest, self._levels = largest[:channels].astype(np.int32), levels
         self.grid = Grid(height, width)
         rows, columns = np.nonzero(near)
-        #: The numbers of the places near, and of those of the first pass among them.
+        #: The numbers of the places near, and the numbers of the first pass's places among them.
         self.near = self.grid.at(rows, columns)
         self.first = self.near[(rows + columns) % 2 == 1]
         self.clipped = Volume(self.grid, channels, np.int16)
@@ -40,7 +40,7 @@ class Known:
             self.note(symbols[rows, columns], self.near, slice(None))
 
     def note(self, symbols: Ints, places: Ints, channels: slice) -> None:
-        """Take note of symbols (n, channels) at places."""
+        """Keep symbols (n, channels) at places."""
         largest = self._largest[channels]
         values = np.clip(symbols, -largest, largest).astype(np.int16)
         self.clipped.flat[places, channels] = values

@@ -1,8 +1,8 @@
 """The trained prior for latents without hyperlatents: a lattice that gets finer by halves.
 
-A small integer network predicts every value from the values around it, on all sides, that are coded
-already.  The values of one pass do not depend on each other, so all frames take some forty stages
-together.  The order is that of hierarchical interpolation (Burt and Adelson's pyramid without a
+A small integer network predicts every value from values around it that are already coded, on all
+sides.  The values of one pass do not depend on each other, so all frames together take about forty
+stages.  The order is the order of hierarchical interpolation (Burt and Adelson's pyramid without a
 filter; FLIF's Adam-infinity interlacing, Sneyers and Wuille 2016).  The networks are channel-wise
 contexts (Minnen and Singh 2020).  docs/lattice.md specifies the prior.
 """
@@ -104,9 +104,9 @@ def _mirror(length: int) -> Ints:
 
 
 class _Planes:
-    """The values of a lattice (C, F, h, w) with a border, as they are when it is made.
+    """A copy of the values of a lattice (C, F, h, w), with a border.
 
-    Every second row and column is kept apart, so that what a tap needs lies together.
+    Every second row and column is kept apart, so that the values of a tap lie side by side.
     """
 
     def __init__(self, lattice: Singles) -> None:
@@ -125,11 +125,11 @@ class _Planes:
 
 
 class _Context:
-    """What is known of the places of a piece: the inputs (k, n) of its networks.
+    """The inputs (k, n) of the networks at the places of a piece.
 
-    They are, in this order: the differences from the local means at each known tap of each channel,
-    the local means, the activities, the logarithm of the step, 1; then, for each channel before,
-    the differences at the other taps, and the surprise.
+    First come, in this order: the differences from the local means at each known tap of each
+    channel, the local means, the activities, the logarithm of the step, and 1.  Then come, for each
+    earlier channel, the differences at the other taps, and the surprise.
     """
 
     def __init__(self, kind: Pass, planes: _Planes, piece: _Piece, steps: Ints) -> None:
@@ -160,7 +160,7 @@ class _Context:
         _limit(inputs[:known])
 
     def inputs(self, c: int, after: list[_Planes]) -> Singles:
-        """The inputs for channel c.  ``after`` has the planes of the channels before, as coded."""
+        """The inputs for channel c.  ``after`` has the planes of the channels coded before it."""
         while self._done < c:
             start = self._start + self._done * self._depth
             part = self._inputs[start : start + self._depth]
@@ -191,7 +191,7 @@ def _order(kind: Pass, channels: int, c: int) -> Ints:
         means,
         activities,
         np.array([log_step, log_step + 1]),
-    ]  # the spacings are left out
+    ]  # without the spacings
     for b in range(c):
         start = channels * (taps + 1) + b * others
         order += [np.arange(start, start + others), np.array([values + channels + b])]
@@ -281,7 +281,7 @@ class LatticePrior:
         )
         planes = _Planes(lattice)
         after: list[_Planes] = []
-        # Contexts are kept for usual pictures, and computed again for large ones.
+        # The contexts of usual pictures are kept.  Those of large pictures are computed again.
         kept = len(pieces) if frames * len(rows) <= 4 * BLOCK else 1
         context = lru_cache(kept)(lambda piece: _Context(kind, planes, piece, steps))
         for c in range(self.channels):
@@ -310,7 +310,7 @@ def _code_channel(
     """Code places of a channel with means (F, n) in 1/1024."""
     rows, columns, c = index
     step = steps[:, None]
-    # In eighths of a step, rounded half up.
+    # The mean in eighths of a step, rounded half up.
     mean = (2 * MEAN_UNITS * mean + step) // (2 * step)
     found = coder.code_frames("latents", index, rounded(mean, scale), scale)
     symbols[:, rows, columns, c] = found

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from ..arrays import Floats, Ints, Singles
 from .integers import EXACT_SINGLE, LOG_UNITS, STEP_UNITS
 
-# Values are in 1/256 of the latents' unit: a quarter of the unit of steps.  Chosen: so all sums of
-# a layer stay below 2 ** 24, where float32 holds every integer (docs/measurements.md#lattice).
+# Values are in 1/256 of the latents' unit, which is 4 units of steps.  Chosen: so all sums of a
+# layer stay below 2 ** 24, and float32 holds them exactly (docs/measurements.md#lattice).
 UNITS = 256
 FINER = STEP_UNITS // UNITS
-AT_ONCE = 2048  # places: so the hidden layers stay in the CPU's cache.  Measured.
-INPUT_LIMIT = (1 << 12) - 1  # of what layers take: 16 units.  Chosen: latents hardly exceed 10.
+AT_ONCE = 2048  # places: the hidden layers then stay in the CPU's cache.  Measured.
+INPUT_LIMIT = (1 << 12) - 1  # the largest input: 16 units.  Chosen: latents hardly exceed 10.
 
 
 def _exact(weights: Floats, limits: list[int]) -> Singles:
@@ -40,8 +40,8 @@ def _exact(weights: Floats, limits: list[int]) -> Singles:
     return (exact / unit).astype(np.float32)
 
 
-# What the units of layers here are in those of the file: values and means, which are in 1/1024
-# there; hidden layers, which go up to 32767; scales, which are in eighths of an octave.
+# One unit of a layer here is so many units of the file.  In the file, values and means are in
+# 1/1024, hidden layers go up to 32767, and scales are in eighths of an octave.
 _VALUE, _HIDDEN, _LOG, _SCALE = FINER, 8, 1, 2
 
 
@@ -54,9 +54,9 @@ class Network:
     def __init__(
         self, tensors: Mapping[str, NDArray[Any]], name: str, order: Ints, spacings: int
     ) -> None:
-        """``order`` says which input of the file each input is, with the bias as the last one.
+        """``order`` has the number that each input has in the file.  The bias is the last one.
 
-        The last inputs in the file are those that say which of so many ``spacings`` it is.
+        The last inputs in the file say which one of the ``spacings`` a place has.
         """
 
         def weights(layer: str, inputs: list[int], outputs: int | list[int]) -> Floats:
@@ -69,7 +69,7 @@ class Network:
                 * (tensors[f"{name}.{layer}.multiplier{i}"] * scale * unit)[:, None]
                 for i, unit in enumerate(inputs)
             ]
-            # With a half, what is rounded down becomes the nearest integer.
+            # With one half added, rounding down gives the nearest integer.
             return np.concatenate([*parts, (bias * scale + 0.5)[:, None]], axis=1)
 
         of_first = weights("first", [_VALUE, _LOG], _HIDDEN)
@@ -80,7 +80,7 @@ class Network:
         limits = [*values_and_logs, *[LOG_UNITS] * spacings, 1]
         first = _exact(of_first, limits)
         output = _exact(of_output, [INPUT_LIMIT] * hidden + limits)
-        # Those of the first hidden layer, and of the output, for each spacing.
+        # The weights of the first hidden layer and of the output, for each spacing.
         together = np.concatenate([first, output[:, hidden:]])
         self._of_inputs = [_for_spacing(together, i, spacings)[:, order] for i in range(spacings)]
         self._second = _exact(of_second, [INPUT_LIMIT] * len(first) + [1])
@@ -99,16 +99,16 @@ class Network:
 
 
 def _for_spacing(weights: Singles, number: int, spacings: int) -> Singles:
-    """Weights whose last inputs were those of the spacings, and 1: for one spacing, without them.
+    """The weights for one spacing.  The inputs for the spacings become a part of the bias.
 
-    They stay exact, because the limits of a layer hold for the sum.
+    The sums stay exact, because the limits of a layer hold for them.
     """
     fixed = weights[:, -1:] + LOG_UNITS * weights[:, [number - spacings - 1]]
     return np.concatenate([weights[:, : -spacings - 1], fixed], axis=1)
 
 
 def _rectified(x: Singles) -> Singles:
-    """A hidden layer (k, n) as an input, with ones below."""
+    """A hidden layer (k, n) as an input, with a last row of ones."""
     found = np.empty((len(x) + 1, x.shape[1]), np.float32)
     np.floor(x, out=x)
     np.clip(x, 0, INPUT_LIMIT, out=found[:-1])

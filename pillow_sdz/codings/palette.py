@@ -33,7 +33,7 @@ _TOTAL = 1 << CODER_BITS
 def _counts(weights: NDArray[Any]) -> NDArray[np.float32]:
     """The counts of integer weights (n, m), less one, as the range coder takes them.
 
-    The counts of a row sum to 2 ** 24.  The last symbol of a row gets what rounding leaves.  A
+    The counts of a row sum to 2 ** 24.  The last symbol of a row gets what rounding leaves over.
     float32 holds these integers exactly.  `range_coder.Tables` says how constriction uses them.
     """
     free = _TOTAL - weights.shape[1]
@@ -52,7 +52,7 @@ _CATEGORICAL = constriction.stream.model.Categorical(perfect=False)
 
 
 class _Coder(Protocol):
-    """Codes symbols (n,) with `_counts` (n, m).  All is written once for both directions."""
+    """Codes symbols (n,) with `_counts` (n, m).  So both directions share the rest of the code."""
 
     def code(self, symbols: Ints, counts: NDArray[np.float32]) -> Ints:
         """An encoder writes the symbols.  A decoder ignores them, and returns what it reads."""
@@ -178,7 +178,8 @@ def _code_palette(coder: _Coder, palette: Palette | None, places: int, channels:
             continue
         part[:] = low
         if channel + 1 < channels:
-            # How many of the entries before these lie below each level, each spread over SPREAD.
+            # How many earlier entries lie below each level.  Each entry is spread over SPREAD
+            # levels.
             frequency = np.bincount(entries[:start, channel + 1], minlength=levels)
             spread = np.convolve(frequency, np.ones(SPREAD, np.int64))[SPREAD // 2 :][:levels]
             before = [0, *np.cumsum(spread).tolist()]
@@ -200,7 +201,7 @@ OCTAVES = 6  # how many scales there are, an octave apart.  Measured.
 # How fast weights and biases are learned, as shifts.  Measured.
 WEIGHT_RATE = 22
 BIAS_RATE = 2
-LEARNED_AT_ONCE = 32  # places in a wave of 512x512 pixels.  A longer wave counts as such a one.
+LEARNED_AT_ONCE = 32  # places in a wave of 512x512 pixels.  A longer wave counts as much.
 # 2 ** -x for x in 1/256 octaves, linear between the octaves as in `integers.logarithm`.
 _POWERS = np.array(
     [(512 - x % 256) << (16 - x // 256) for x in range(16 * LOG_UNITS + 1)], np.int64
@@ -248,7 +249,7 @@ class _IndexModel:
         self._indices = np.full((height + 2, width + 3), self._nowhere, np.int64)
 
     def _octave(self, activity: Ints) -> Ints:
-        """log2 of the scale: the mean of those of spacing and activity, less 2 or 3 octaves.
+        """log2 of the scale: the mean of log2 of spacing and of activity, less 2 or 3 octaves.
 
         Measured: docs/measurements.md#palette.
         """
@@ -287,7 +288,7 @@ class _IndexModel:
 
     @staticmethod
     def _limited(total: Ints, places: int) -> Ints:
-        """A sum over a wave, reduced to that of `LEARNED_AT_ONCE` places if it has more."""
+        """A sum over a wave.  If the wave has more than `LEARNED_AT_ONCE` places, it is reduced."""
         return total * LEARNED_AT_ONCE // places if places > LEARNED_AT_ONCE else total
 
 
@@ -299,7 +300,7 @@ Choose = Callable[[Ints, Ints, NDArray[np.float32]], Ints]
 def _code(
     coder: _Coder, palette: Palette | None, choose: Choose, shape: tuple[int, int, int]
 ) -> tuple[Palette, Ints]:
-    """Code a palette, and the entries that ``choose`` returns for rows, columns and counts."""
+    """Code a palette and its indices; ``choose`` returns entries for rows, columns and counts."""
     height, width, channels = shape
     palette = _code_palette(coder, palette, height * width, channels)
     indices = np.zeros((height, width), np.int64)

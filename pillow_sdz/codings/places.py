@@ -29,7 +29,7 @@ def quadrant(down: int, right: int) -> Taps:
 
 
 class Grid:
-    """Numbers all places (height, width), and those around that are within reach of a tap."""
+    """Numbers all places (height, width), and the places around them that a tap can reach."""
 
     def __init__(self, height: int, width: int) -> None:
         self.shape = height + 2 * REACH, width + 2 * REACH
@@ -45,7 +45,7 @@ class Grid:
         return found
 
     def found(self, places: Ints, taps: Taps, known: Ints) -> Ints:
-        """Where those around are among the ``known`` places: (n, taps), len(known) for others."""
+        """Which of the ``known`` places lie at the taps: (n, taps), and len(known) for others."""
         index = np.full(self.shape[0] * self.shape[1], len(known))
         index[known] = np.arange(len(known))
         found: Ints = index[self.around(places, taps)]
@@ -61,7 +61,7 @@ class Volume:
         self.flat = self._padded.reshape(-1, channels)
 
     def at(self, places: Ints, channels: slice) -> Singles:
-        """The values at places, and zeros as one more: (n + 1, channels)."""
+        """The values at places, and one more row of zeros: (n + 1, channels)."""
         found: Singles = self.flat[np.append(places, OUTSIDE), channels].astype(np.float32)
         return found
 
@@ -92,6 +92,6 @@ def dilated(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def blocks(count: int, size: int) -> Iterator[slice]:
-    """So many places, at most ``size`` at once."""
+    """``count`` places, in blocks of at most ``size``."""
     for start in range(0, count, size):
         yield slice(start, start + size)

@@ -37,12 +37,13 @@ class _Trained(NamedTuple):
     weights: Weights
 
 
-# The first byte of a payload is the number of its prior: 0 for the one that learns while it codes,
-# 3 for the one that learns from more channels, otherwise one of `TRAINED`.
+# The first byte of a payload is the number of its prior.  Prior 0 learns while it codes.  Prior 3,
+# the wide one, does so from more channels.  The others are in `TRAINED`.
 ADAPTIVE, ADAPTIVE_WIDE = 0, 3
 LEARNING = {ADAPTIVE: FAR, ADAPTIVE_WIDE: WIDE}
-# From this effort on, the wide one takes the place of the other.  Chosen: caches of latents, which
-# are read often, have an effort of 0 where none is given, and 2 still keeps their values.
+# From this effort on, the wide prior is used instead of prior 0.  Chosen: caches of latents are
+# read often, and their default effort is 0.  An effort of 2 still rounds latents to the nearest
+# step.
 WIDE_EFFORT = 2
 TRAINED: dict[int, _Trained] = {
     1: _Trained("sd1", 4, weights.SD1_PRIOR),
@@ -50,8 +51,8 @@ TRAINED: dict[int, _Trained] = {
 }
 # Unknown latents of 4 channels may be related to Stable Diffusion 1's: its prior is tried.
 RELATIVE = 1
-# The adaptive prior must save more than this part, because it takes three times as long to read.
-# Chosen.
+# The adaptive prior takes three times as long to read, so it must save more than this part of the
+# bytes.  Chosen.
 WORTH_LEARNING = 0.01
 
 
@@ -63,13 +64,13 @@ def worth_trying(model: ModelSpec) -> list[int]:
 
 
 def at_effort(numbers: Sequence[int], channels: int, effort: int) -> list[int]:
-    """The numbers of the priors to try with an effort: the wide one, where it pays."""
+    """The numbers of the priors to try with an effort; the wide one only if it may pay."""
     wide = effort >= WIDE_EFFORT and channels > FAR + 1
     return [ADAPTIVE_WIDE if wide and number == ADAPTIVE else number for number in numbers]
 
 
 def best(numbers: Sequence[int], payload: Callable[[int], bytes]) -> int:
-    """The number of the prior with the smallest payload; a prior that learns has to be worth it."""
+    """The number of the prior with the smallest payload; one that learns must save enough."""
     if len(numbers) == 1:
         return numbers[0]
 
@@ -99,9 +100,9 @@ def decode_each(
     payloads: Sequence[bytes],
     decode: Callable[[int, list[int]], Iterable[NDArray[Any]]],
 ) -> list[NDArray[Any]]:
-    """What ``decode`` makes of payloads; it is called with a prior and the places of its payloads.
+    """Decode payloads.  ``decode`` is called with a prior, and the places of its payloads.
 
-    DamagedPayload if a payload is empty, or what ``decode`` raises.
+    DamagedPayload if a payload is empty, and whatever ``decode`` raises.
     """
     numbers = [number_of(payload) for payload in payloads]
     found: dict[int, NDArray[Any]] = {}

@@ -1,4 +1,4 @@
-"""Codes by how much the quality of each cell of 32x32 pixels differs from the picture's."""
+"""Codes the differences between each cell's quality and the picture's.  A cell has 32x32 pixels."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from .range_coder import MEAN_UNITS, Coder, DamagedPayload, Prediction, Tables
 UNIT = 200  # hundredths of quality in a step of the map.  Chosen: less than anybody can see.
 LIMIT = 50  # the map's largest magnitude: the whole range of qualities
 
-# Whether there is a map is a symbol 0 or 1 of this scale: without one it takes no bit.
+# A symbol of this scale says if there is a map: 1 if yes, 0 if no.  A 0 takes nearly no bits.
 FLAG_SCALE = 6
-# The scale of all rows is one of these.  Chosen: an octave from one to the next.
+# One of these scales is used for all rows.  Chosen: each is an octave above the one before.
 SCALES = (8, 16, 24, 32, 40, 48)
 SCALE_OF_SCALES = 56
-BITS_BESIDES = 18  # that a map takes besides its values.  Measured.
+BITS_BESIDES = 18  # what a map takes in addition to its values.  Measured.
 
 
 def code(coder: Coder, height: int, width: int) -> Ints | None:
     """Code the map (height, width) row by row, and return it; None if there is none.
 
-    The coder knows as "map" its values, as "mapped" whether there is one, and as "map scale" the
+    The coder knows the values as "map".  "mapped" says whether there is a map.  "map scale" is the
     number of the scale in `SCALES`.
     """
     zero = np.zeros(1, np.int32)
@@ -74,7 +74,7 @@ def bits(jumps: NDArray[np.integer], scale: int) -> NDArray[np.floating]:
 
 
 def halved(offsets: Ints | None) -> Ints | None:
-    """A map that differs half as much, towards 0; None if nothing is left of it."""
+    """A map of half the differences, rounded towards 0; None if all are 0."""
     if offsets is None:
         return None
     half: Ints = np.trunc(offsets / 2).astype(np.int32)

@@ -22,17 +22,17 @@ from .range_coder import SYMBOL_LIMIT, Prediction, SymbolEncoder, Tables
 RATE_WEIGHT = 0.15
 
 EFFORT_OF_RATE = 3  # chosen: one pass of rate and distortion takes about the time of rounding
-# With rate and distortion, the error is larger than with rounding.  For log2 of a step, the part
-# by which the step must be finer for the same error.  Measured.
+# With rate and distortion, the error is larger than with rounding.  For the same error, the step
+# must be finer.  For each log2 of a step, this is by which part.  Measured.
 FINER = (-3, -2, -1, 0, 1), (0.01, 0.03, 0.07, 0.12, 0.17)
 # Rounds of `_descend` by effort.  Chosen.
 ROUNDS = {6: 8, 7: 16, 8: 32, 9: 64}
 
-# A changed integer changes the bits of others within this distance: the taps of the finest lattice
-# reach so far.  Measured.
+# A changed integer changes the bits of others within this distance.  The taps of the finest lattice
+# reach as far.  Measured.
 INFLUENCE = 3
-# The changes of one round are more than INFLUENCE apart.  After this many rounds they are more than
-# twice that apart, so that they do not blur each other, and all are tried again.  Measured.
+# The changes of one round are more than INFLUENCE apart.  After this many rounds, all are tried
+# again, more than twice as far apart, so that one does not hide the effect of another.  Measured.
 CROWDED_ROUNDS = 32
 
 
@@ -157,10 +157,10 @@ class _Survey:
 
 
 def _descend(prior: Prior, latents: Floats, symbols: Ints, step: int, rounds: int) -> Ints:
-    """Symbols of a smaller D + lambda R: others are tried, and kept if they help.
+    """Symbols with a smaller D + lambda R.  Other symbols are tried, and kept if they help.
 
-    Each round changes the most promising symbols that have not been tried.  They are so far apart
-    that the effect of each is seen in the bits around it.
+    Each round changes the most promising symbols that have not been tried.  They are far apart, so
+    the bits around a symbol show the effect of its change alone.
     """
 
     def survey(symbols: Ints) -> tuple[Floats, Floats]:
@@ -181,7 +181,7 @@ def _descend(prior: Prior, latents: Floats, symbols: Ints, step: int, rounds: in
         apart = INFLUENCE if number < CROWDED_ROUNDS else 2 * INFLUENCE
         others = _other(latents, symbols)
         worse = (latents - others) ** 2 - (latents - symbols) ** 2
-        # The gain as it is known before the trial, without the effect on other symbols' bits.
+        # What is known of the gain before the trial: the effect on other symbols' bits is not.
         promise = np.where(untried, -worse - RATE_WEIGHT * more, -np.inf)
         rows, columns = np.nonzero(_peaks(promise.max(2), apart))
         if not len(rows):
@@ -202,7 +202,7 @@ def _descend(prior: Prior, latents: Floats, symbols: Ints, step: int, rounds: in
         bits = np.where(around, bits, trial_bits)
         more = np.where(around[:, :, None], more, trial_more)
         symbols = trial
-        # What less effort ends with is kept, if it is better than what more effort comes to.
+        # A lower effort ends after this round.  Its result is kept, in case that it stays the best.
         if (
             number + 1 in ROUNDS.values()
             and (cost := lagrangian(symbols, survey(symbols)[0])) < lowest

@@ -32,11 +32,11 @@ SYMBOL_LIMIT = 1 << 19  # the largest magnitude of symbols and means; they are c
 
 
 class DamagedPayload(ValueError):
-    """The payload is not what an encoder makes."""
+    """No encoder makes this payload."""
 
 
 class Tables:
-    """The frequency tables.  Table t codes the residuals -reach[t]..reach[t], and an escape."""
+    """The frequency tables.  Table t codes the residuals -reach[t]..reach[t] and an escape."""
 
     def __init__(self, frequencies: NDArray[np.uint16], reach: NDArray[np.uint16]) -> None:
         self.reach: Ints = reach.astype(np.int32)
@@ -86,7 +86,8 @@ class Tables:
         bits = self.bits_of(self.entries(residual, prediction.table), prediction.table)
         excess = np.abs(residual) - self.reach[prediction.table]
         escaped = excess > 0
-        # As `SymbolEncoder.encode` writes it: a length below 32, the bits after the first, a sign.
+        # `SymbolEncoder.encode` writes an escape so: a length below 32, the bits after the first
+        # one, and a sign.
         bits[escaped] += 5 + np.floor(np.log2(excess[escaped])) + 1
         return bits
 
@@ -106,7 +107,7 @@ class Prediction(NamedTuple):
     @classmethod
     def of(cls, mean: Ints, scale: Ints) -> Prediction:
         """The prediction for means in eighths and scale indices, both clipped to their range."""
-        # A stage may have millions of symbols, so each number takes no more bits than it needs.
+        # A stage may have millions of symbols, so the numbers are kept in small types.
         scale = np.clip(scale, 0, SCALES - 1).astype(np.int16)
         limit = SYMBOL_LIMIT * MEAN_UNITS
         shifted = np.clip(mean, -limit, limit).astype(np.int32, copy=False) + MEAN_UNITS // 2
@@ -119,11 +120,10 @@ class Prediction(NamedTuple):
 
 
 def rounded(mean: Ints, scale: Ints) -> Ints:
-    """Means in eighths of a step, rounded as far as that hardly costs bits: so a stage has fewer
-    tables.
+    """Means in eighths of a step, rounded, so that a stage has fewer tables.
 
-    A mean is rounded to a quarter, a half and a whole step where the scale is at least 1, 2 and 4
-    steps.  This costs at most 0.001 bits a symbol: the square of the error, in squared deviations.
+    A mean is rounded to a quarter, a half or a whole step if the scale is at least 1, 2 or 4 steps.
+    This costs at most 0.001 bits a symbol: the square of the error, in squared deviations.
     """
     bits = np.clip((scale >> 3) - 4, 0, 3)
     found: Ints = (mean + (1 << bits >> 1)) >> bits << bits
@@ -138,7 +138,7 @@ def _uniform(size: int) -> Any:
 def _runs(table: NDArray[np.uint16]) -> tuple[Ints, list[int], list[int]]:
     """The places in the order of their tables; the tables in use, and how many places have each."""
     counts = np.bincount(table)
-    # A radix sort, whose time is that of the bytes of a number.
+    # This is a radix sort.  Its time depends on how many bytes a number has.
     order = np.argsort(table.astype(np.min_scalar_type(len(counts))), kind="stable")
     (present,) = np.nonzero(counts)
     return order, present.tolist(), counts[present].tolist()
@@ -161,8 +161,9 @@ def sealed(encoder: constriction.stream.queue.RangeEncoder) -> bytes:
     emitted, (lower, width) = encoder.pos()
     payload = words.astype(">u4").tobytes()
     # constriction ends with whole words.  Any point of the final interval decodes to the same
-    # symbols, and a decoder reads zeros after the payload.  So the point with the most zeros at its
-    # end is the shortest.  If constriction's own point carried into the words before, it stays.
+    # symbols, and a decoder reads zeros after the payload.  So the shortest payload is the point
+    # that ends in the most zeros.  If constriction's own point has changed earlier words by a
+    # carry, that point is used.
     if int.from_bytes(payload[4 * emitted : 4 * emitted + 4], "big") >= lower >> 32:
         for zeros in range(64, -1, -8):
             point = -(-lower >> zeros) << zeros
@@ -207,9 +208,9 @@ _UNDECODABLE = "the words do not decode"
 
 
 class Words:
-    """Reads words, and encodes again all that it reads.  This costs little.
+    """Reads words, and encodes again all symbols that it reads, which costs little.
 
-    A payload is sound if and only if an encoder makes it from its symbols.
+    A payload is sound if and only if an encoder makes the same payload from its symbols.
     """
 
     def __init__(self, payload: bytes) -> None:
@@ -238,7 +239,7 @@ class Words:
         return int(symbol)
 
     def read_runs(self, runs: Iterable[tuple[Any, int]]) -> list[Ints]:
-        """Runs of symbols, each of a model and of a number of symbols."""
+        """Runs of symbols.  Each run is given as a model and a number of symbols."""
         decode, encode = self._decoder.decode, self._again.encode
         try:
             found = [(decode(model, count), model) for model, count in runs]
@@ -270,7 +271,7 @@ class SymbolDecoder:
         return symbols_of(residual, prediction)
 
     def read_escapes(self, residual: Ints, reach: Ints) -> None:
-        """Read the residuals that are beyond the ``reach`` of their tables, into their places."""
+        """Read the residuals beyond the ``reach`` of their tables, into their places."""
         for at in np.flatnonzero(residual > reach).tolist():
             bits = self._number(32)
             if bits > MAX_ESCAPE_BITS:
@@ -305,7 +306,7 @@ def read_entries(words: Sequence[Words], tables: Tables, table: NDArray[np.uint1
     if number.size == 0:
         return np.zeros(number.shape, np.int32)
     order, present, counts = _runs(number.astype(np.min_scalar_type(len(words) * count)).ravel())
-    # Frames are apart in this order, and each has its runs as if it were alone.
+    # In this order the frames stay apart, and each has the same runs as if it were alone.
     bounds = np.searchsorted(present, np.arange(len(words) + 1) * count)
     found = []
     for frame, (start, stop) in enumerate(itertools.pairwise(bounds.tolist())):
@@ -364,7 +365,7 @@ class LenientDecoder(SymbolDecoder):
             return entry
         self._left = 0
         entry[order[known:]] = likeliest[order[known:]]
-        # Escapes come last in their stage, so they lie beyond the end.
+        # Escapes come last in their stage, so they are beyond the end of the words.
         return np.where(entry == 2 * likeliest + 1, likeliest, entry)
 
     def uniform(self, count: int, size: int) -> Ints:

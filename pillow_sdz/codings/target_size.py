@@ -11,18 +11,18 @@ from typing import NamedTuple
 from .. import container
 from ..spaces import HIGHEST_QUALITY, LOWEST_QUALITY
 
-# Where a try takes seconds, only a few qualities are tried, until so much of the size is used.
+# If a try takes seconds, only a few qualities are tried, until this part of the size is used.
 # Chosen.
 SLOW_TRIES, NEAR_ENOUGH = 3, 0.98
-# What the first try supposes: effort 9's bytes of effort 4's at the same quality.  Measured, seven
-# photos held out from training.
+# The first try assumes that effort 9 takes this part of the bytes of effort 4, at the same quality.
+# Measured on seven photos held out from training.
 REFINED = 0.93
 
-# A search ends with less than one in so many bytes left, and aims at half of that.  Chosen: no eye
-# can see a thousandth of the bytes.
+# A search ends when less than one in so many bytes is left over.  It aims at half of that.  Chosen:
+# no eye can see what a thousandth of the bytes changes.
 ONE_IN = 1000
-# The first step supposes so much growth, in the logarithm of the bytes, over all qualities.  Photos
-# have 3.5 to 4.5.
+# The first step assumes that the logarithm of the bytes grows by this much from the lowest to the
+# highest quality.  For photos it grows by 3.5 to 4.5.
 GROWTH = 4
 # After so many tries, the range is halved every second time, which bounds their number.  Chosen.
 LINEAR_TRIES = 5
@@ -57,12 +57,12 @@ def largest(
     first: int | None = None,
     one_in: int = ONE_IN,
 ) -> tuple[int, EncodedLatents]:
-    """About the highest of ``low``..``high`` that is coded in ``limit`` bytes, and as what.
+    """About the highest of ``low``..``high`` that fits in ``limit`` bytes, and its encoded latents.
 
     A higher one would add less than one in ``one_in`` bytes.  ``first`` is tried first.
     """
     fits: tuple[int, EncodedLatents] | None = None
-    lowest, highest = low, high  # of those that are left, if there are any
+    lowest, highest = low, high  # of the qualities that may still be tried
     quality = (low + high) // 2 if first is None else first
     if limit < 1:
         quality = low
@@ -105,7 +105,7 @@ def largest_of_slow(
 ) -> EncodedLatents:
     """About the highest quality that ``slow``, which takes long, codes in ``limit`` bytes.
 
-    The part of ``quick``'s bytes that it takes changes little from one quality to the next.
+    ``slow`` takes a part of ``quick``'s bytes.  That part changes little with the quality.
     """
     part = REFINED
     best = None
@@ -124,6 +124,6 @@ def largest_of_slow(
                 break
         elif quality == LOWEST_QUALITY:
             raise DoesNotFit(size)
-        # A little more than it seems, since a miss costs another try.
+        # A little more than was measured, because a file that is too large costs another try.
         part = 1.003 * size / mark.size
     return best or largest(quick, LOWEST_QUALITY, HIGHEST_QUALITY, limit, first)[1]

@@ -15,12 +15,12 @@ from . import adaptive
 from .coding import Frame, FrameEncoder, finite
 from .range_coder import DamagedPayload
 
-# Chosen: the widest latents that are known, of autoencoders on pretrained features, have 768.
+# Chosen: the widest known latents have 768 channels (autoencoders on pretrained features).
 MAX_CHANNELS = 1024
 
 
 class WholeFrames:
-    """Codes each frame as one payload, without the frames before.
+    """Codes each frame as one payload, independent of the frames before.
 
     A subclass has `payload`, its inverse `stored`, `quantisation` and `fit`.
     """
@@ -104,7 +104,7 @@ class WholeFrames:
             raise DamagedPayload(msg)
 
     def _check(self, payload: bytes, shape: tuple[int, ...]) -> None:
-        """DamagedPayload if there are too many channels, or too few bytes for so long a work."""
+        """DamagedPayload if there are too many channels, or too few bytes for the work."""
         self._check_channels()
         if self.learns(payload):
             adaptive.check_work(shape[0], shape[1], self._channels, len(payload))

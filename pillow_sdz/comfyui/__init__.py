@@ -28,7 +28,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
 }
 WEB_DIRECTORY = str(Path(__file__).parent / "web")
 
-# LoadImage lists the files whose type is known as that of an image.
+# LoadImage lists the files whose MIME type is that of an image.
 mimetypes.add_type("image/x-sdz", ".sdz")
 
 
@@ -46,6 +46,6 @@ def _add_route() -> None:
     PromptServer.instance.routes.post("/sdz/workflow")(answer)
 
 
-# ComfyUI loads this file under its path, and Python again as the package of the nodes.
+# ComfyUI loads this file under its path.  Python loads it again as the package of the nodes.
 if __name__ != "pillow_sdz.comfyui":
     _add_route()

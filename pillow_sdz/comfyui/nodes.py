@@ -16,7 +16,7 @@ from ..interchange import LatentFile, Origin
 from . import workflow
 
 CATEGORY = "sdz"
-LAYOUT, FORMAT = "comfyui", ".latent"  # a file of latents here is what SaveLatent would write
+LAYOUT, FORMAT = "comfyui", ".latent"  # latents are kept as ComfyUI's SaveLatent keeps them
 SAMPLES, MASK = "latent_tensor", "noise_mask"
 
 _HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
@@ -219,6 +219,6 @@ class SaveImages:
         for picture, (path, about) in zip(map(Image.fromarray, levels), targets, strict=True):
             picture.save(path, "SDZ", quality=quality, effort=effort, tune=tune, exif=exif)
             told.append(about)
-            with Image.open(path) as kept:  # shows the file, not the given picture
+            with Image.open(path) as kept:  # the preview shows the file, not the given picture
                 shown.append(kept.convert("RGB"))
         return {"ui": {"sdz": told, "images": _previews(shown)}}

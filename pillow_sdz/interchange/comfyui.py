@@ -1,9 +1,9 @@
 """What ComfyUI's SaveLatent writes, read from its nodes.py.
 
 The tensor `latent_tensor` is a batch of latents as ComfyUI's VAE encodes them, with an axis of time
-for videos.  Nodes may write others beside it, such as `noise_mask`.  Older versions of ComfyUI
-wrote values 0.18215 times as large, for every model. Newer ones write the empty tensor
-`latent_format_version_0` beside them.
+for videos.  Nodes may write other tensors beside it, such as `noise_mask`.  Older versions of
+ComfyUI multiplied the values by 0.18215, for every model.  Newer versions do not, and write the
+empty tensor `latent_format_version_0` beside them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .tensors import others_of, small_others
 LATENTS = "latent_tensor"
 MARKER = "latent_format_version_0"
 LEGACY_SCALING = 0.18215
-# The spaces whose autoencoders, as ComfyUI has them, scale the latents.
+# The latent spaces whose autoencoders scale the latents themselves in ComfyUI.
 NORMALISED = frozenset(("flux2-patches", "ltx"))
 
 

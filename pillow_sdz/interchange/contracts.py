@@ -30,15 +30,15 @@ class Stored(NamedTuple):
 class Contents:
     """The arrays of an open file.
 
-    ``names`` are theirs, in the file's order, and ``metadata`` is the file's.  ``load`` reads an
-    array, and raises OSError if it is damaged, or ValueError if it cannot be an array of numbers.
+    ``names`` has their names in the file's order, and ``metadata`` is the file's.  ``load`` reads
+    an array.  It raises OSError if the array is damaged, or ValueError if it has no numbers.
     """
 
     path: Path
     names: Collection[str]
     load: Callable[[str], Stored]
     metadata: Mapping[str, str] = field(default_factory=dict)
-    #: The names that a layout knows.  `read` warns of the others: they are not kept.
+    #: The names that a layout knows.  `read` warns of other names, because they are not kept.
     known: set[str] = field(default_factory=set)
     #: Other things that `read` warns of.
     notes: list[str] = field(default_factory=list)
@@ -86,13 +86,13 @@ class Layout:
     read: Callable[[Contents], list[LatentFile]]
     #: Returns the arrays of a file with these parts.  ValueError if one file cannot hold them.
     arrays: Callable[[Sequence[LatentFile]], Mapping[str, Stored]]
-    #: Whether latents of a latent space, named here, in a file with this metadata, are scaled and
-    #: shifted as pipelines return them.  If not, they are as the VAE encodes them.
+    #: Gets the name of a latent space, and the file's metadata.  Returns whether the latents are
+    #: scaled and shifted as pipelines return them.  If not, they are as the VAE encodes them.
     is_scaled: Callable[[str, Mapping[str, str]], bool]
     #: The family that a file itself says it is of, or None.  The catalogue need not know it.
     said: Callable[[Contents], str | None] = lambda contents: None
-    #: How the tool ends the names of its files (without their suffix), and the family of latents
-    #: that each ending stands for.
+    #: The endings that the tool gives to the names of its files (before the suffix), and the family
+    #: of latents that each ending stands for.
     families: Mapping[str, str] = field(default_factory=dict)
     #: Whether a file may have several parts.
     has_parts: bool = False

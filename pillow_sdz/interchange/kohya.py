@@ -15,10 +15,10 @@ from .contracts import Contents, Layout, Stored, merged
 from .numpy_files import as_numpy
 from .origin import KOHYA_TYPES, NUMBERS, RESOLUTION, LatentFile, Origin, are_integers
 
-# How the names of the caches end, and the family of their latents.  The autoencoder of Lumina is
-# that of FLUX.1, and Anima's that of Qwen-Image.  The catalogue does not know all of these
-# families.  Older caches end in `.npz` alone. They are of Stable Diffusion 1, 2 and XL, the only
-# models that sd-scripts trained then.
+# How the names of the caches end, and the family of their latents.  Lumina has the autoencoder of
+# FLUX.1, and Anima has that of Qwen-Image.  The catalogue does not know all of these families.
+# Older caches end in `.npz` alone.  They are of Stable Diffusion 1, 2 and XL, the only models that
+# sd-scripts trained at that time.
 FAMILIES = {
     "_sd": "sd1",
     "_sdxl": "sdxl",

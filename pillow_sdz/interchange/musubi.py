@@ -15,8 +15,8 @@ from . import tensors
 from .contracts import Contents, Layout
 from .origin import LatentFile, shown
 
-# The family of each architecture.  Those of FramePack are of HunyuanVideo, and Krea 2's of
-# Qwen-Image.
+# The family of each architecture.  FramePack has the latents of HunyuanVideo, and Krea 2 has those
+# of Qwen-Image.
 FAMILIES = {
     "hunyuan_video": "hunyuan-video",
     "hunyuan_video_1_5": "hunyuan-video-1.5",
@@ -32,8 +32,8 @@ FAMILIES = {
     "wan": "wan21",
     "z_image": "flux",
 }
-# The architectures whose latents are as the autoencoder's network returns them.  The others' are
-# scaled and shifted.
+# The latents of these architectures are as the autoencoder's network returns them.  Those of the
+# others are scaled and shifted.
 UNSCALED = frozenset(("z_image", "hunyuan_video", "hunyuan_video_1_5"))
 
 _LATENTS = re.compile(r"latents(_[a-z0-9_]+)??_(\d+x)?\d+x\d+_(float32|float16|bfloat16)")

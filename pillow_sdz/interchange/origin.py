@@ -36,7 +36,7 @@ MAX_PARTS = 1 << 20
 FINGERPRINT = re.compile(r"[\w.-]{0,64}", re.ASCII)
 
 _CACHE = re.compile(r"(?:[0-9a-f]{32})?")
-# JSON has lists for these, or null.
+# In JSON, these are lists or null.
 _SIZES = {"original_size": 2, "crop_ltrb": 4}
 
 
@@ -233,6 +233,6 @@ def are_integers(values: object, count: int) -> bool:
 
 
 def shown(value: object) -> str:
-    """A value from somebody's file for a message: short, and a terminal only prints it."""
+    """A value from somebody's file for a message: short, and harmless for a terminal."""
     text = repr(value)
     return text if len(text) <= 66 else f"{text[:62]}...{text[-1]}"

@@ -1,4 +1,4 @@
-"""Which files belong together: the parts of one cache become one file each."""
+"""Which files belong together.  Each part of a cache becomes a file of its own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def numbered(path: Path, parts: Sequence[LatentFile]) -> Sequence[LatentFile]:
     if len(parts) > MAX_PARTS:
         msg = f"{len(parts)} parts are more than {MAX_PARTS}"
         raise ValueError(msg)
-    # The name is in it, so that two caches with the same content in one folder stay two.
+    # The hash is also of the name, so that two caches with the same content stay two.
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(path.name.encode(errors="surrogateescape"))

@@ -27,7 +27,7 @@ from .origin import (
 def read(
     contents: Contents, layout: str, is_latents: Callable[[str], bool], *, clips: bool = True
 ) -> list[LatentFile]:
-    """The parts of a file.  Arrays (C, T, h, w) are ``clips``, or otherwise batches."""
+    """The parts of a file.  Arrays of four axes are clips (C, T, h, w) if ``clips``, or batches."""
     parts = []
     for name in sorted(filter(is_latents, contents.names)):
         array, dtype = contents.take(name)
@@ -49,7 +49,7 @@ def read(
 
 
 def family_in(key: str, families: Mapping[str, str]) -> Callable[[Contents], str]:
-    """Which family a file's metadata names at ``key``; the name itself if it is no known one."""
+    """Which family a file's metadata names at ``key``; the name itself if it is not known."""
 
     def said(contents: Contents) -> str:
         name = contents.metadata[key]

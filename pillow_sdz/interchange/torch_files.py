@@ -1,6 +1,6 @@
 """torch's `.pt` files of dictionaries. No code that a pickle asks for is run.
 
-Values that are no tensors, such as sizes, become metadata: their text in Python.
+Values that are no tensors, such as sizes, become metadata: the text that Python prints for them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def load(file: Path | IO[bytes]) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as e:  # of zipfile, pickle and torch
+    except Exception as e:  # zipfile, pickle and torch raise many types
         msg = f"no file of tensors alone: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
         raise OSError(msg) from e
 

@@ -1,4 +1,4 @@
-"""The registry of models: names, latent spaces and hashes.  Looking one up loads nothing heavy.
+"""The registry of models: names, latent spaces and hashes.  To look one up loads nothing heavy.
 
 A name is a key of this registry. It is never a path or a repository. A model is one of these:
  - embedded: its weights come with this package (`catalogue.EMBEDDED`),
@@ -64,7 +64,7 @@ def source(name: str) -> Source:
 
 
 class _Unreadable(OSError):
-    """There is no models file to be read, as in a home directory that is none."""
+    """The models file cannot be read, for instance because there is no home directory."""
 
 
 def _recorded() -> dict[str, recorded.Record]:
@@ -72,7 +72,7 @@ def _recorded() -> dict[str, recorded.Record]:
         return recorded.read()
     except OSError as e:
         if e.errno is None and not isinstance(e, recorded.Homeless):
-            raise  # the file can be read, and is damaged
+            raise  # the file could be read, but it is damaged
         msg = f"the list of added models cannot be read: {e}"
         raise _Unreadable(msg) from e
 
@@ -150,9 +150,9 @@ def decoder_for(spec: ModelSpec, digest: bytes, tune: str) -> ModelSpec:
 def _wanted(spec: ModelSpec) -> ModelSpec | None:
     """The model that a file names; None if this computer does not know it.
 
-    A family's name is not the name of a model, unless the user has given it to one.  The model in
-    `options.DECODER` can decode such files.  The model of a family can also decode the family's 2x2
-    patches.
+    A family's name is only the name of a model if the user has given it to one.  Otherwise the
+    model in `options.DECODER` can decode such files.  The model of a family can also decode the
+    family's 2x2 patches.
     """
     whole = catalogue.whole_of(spec)
     for name in (spec.name, *([whole.name] if whole else [])):
@@ -231,10 +231,9 @@ def _entry_of(spec: ModelSpec) -> _Entry:
 def load_denoiser(spec: ModelSpec, *, on_cpu: bool = False) -> Denoiser:
     """A U-Net or transformer for a model's latents, loaded once per process; imports torch.
 
-    Diffusers is imported for all of them but those that come with this package.
-
-    It is the model's own, or that of another model of the same latent space. With ``on_cpu``, it is
-    loaded on the CPU in float32, and replaces the one that was loaded.
+    It is the model's own, or that of another model of the same latent space. Diffusers is imported,
+    unless the network comes with this package. With ``on_cpu``, the network is loaded on the CPU in
+    float32, and replaces the one that was loaded.
 
     OSError if this computer has no such network; the message has the command that fetches it.
     OSError also if it is damaged, if it is not made for these latents, or if it was registered
@@ -283,7 +282,7 @@ def _same_space(spec: ModelSpec) -> Iterator[_Entry]:
     """The models of the same latent space, the model itself first."""
     yield _entry_of(spec)
     for name in names():
-        with suppress(OSError):  # a wrong record of one model does not rule out the others
+        with suppress(OSError):  # if the record of one model is wrong, others may still be right
             entry = _entry(name)
             if name != spec.name and _latents(entry.spec) == _latents(spec):
                 yield entry
@@ -308,20 +307,21 @@ def register_model(
     also be a loaded autoencoder: one of diffusers' classes, or any object whose ``encode`` turns
     pictures (B, 3, H, W) into latents and whose ``decode`` turns them back. Denoising needs
     ``unet``, ``scheduler``, ``text_encoder`` and ``tokenizer``; each is a directory or a loaded
-    object. In a pipeline's directory they are found. Flow models (SD3, FLUX.1, FLUX.2, Qwen-Image)
-    need ``pipeline`` instead: diffusers' own, loaded, with its transformer and its text encoders. A
-    loaded network is used as it is, on its device, without a copy. It must not be in training mode.
+    object. A pipeline's directory already has them. Flow models (SD3, FLUX.1, FLUX.2, Qwen-Image)
+    need ``pipeline`` instead: a loaded pipeline of diffusers with its transformer and its text
+    encoders. A loaded network is used as it is, on its device, without a copy. It must not be in
+    training mode.
 
-    Files also name the weights: by the sha256 of a directory's file, or by that of a loaded
+    Files also name the weights: by the sha256 of a directory's file, or by the sha256 of a loaded
     autoencoder's tensors (`stable_diffusion.digest`). If a directory's weights change after this
     call, they are refused. Give ``latent_space``, such as "sd1", if models of that space can decode
     each other's files.
 
-    A loaded autoencoder of another class is tried on a small grey picture. It may have these
-    ``conventions``. ``pixel_range`` has its values of black and white, by default (-1, 1).
-    Pipelines scale what it encodes to (x - ``shift``) * ``scaling``, by default as its
-    configuration says: one number, or one for each channel. ``channels`` and ``factor`` must be
-    those of its latents.
+    A loaded autoencoder of another class is tried on a small grey picture. For such an autoencoder
+    you can give ``conventions``. ``pixel_range`` has its values of black and white, by default
+    (-1, 1). Pipelines scale its latents to (x - ``shift``) * ``scaling``. Both are one number, or
+    one for each channel, and by default those of its configuration. ``channels`` and ``factor``
+    must be those of its latents.
 
     ValueError if the name or the latent space belongs to another model, or if a network is in
     training mode. OSError if the model is damaged or of a kind that cannot be used.

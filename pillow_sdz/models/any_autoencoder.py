@@ -1,4 +1,4 @@
-"""Any loaded autoencoder: an object with `encode` and `decode`, of diffusers or of anybody else.
+"""Any loaded autoencoder: an object with `encode` and `decode`, from diffusers or anywhere else.
 
 A small grey picture is encoded to find out how it works.  Autoencoders of videos get pictures as
 clips of one frame.
@@ -45,7 +45,7 @@ GIVEN = frozenset(("channels", "factor", "pixel_range", "scaling", "shift"))
 
 
 def weights_digest(autoencoder: Any) -> str:
-    """The digest of the weights; zeros, which name none, for an object without a state dict."""
+    """The digest of the weights; zeros, which name no weights, if there is no state dict."""
     if hasattr(autoencoder, "state_dict"):
         return digest(autoencoder)
     return NOT_NAMED.hex() + "00" * 28
@@ -54,7 +54,7 @@ def weights_digest(autoencoder: Any) -> str:
 @torch.inference_mode()
 @undisturbed()
 def conventions(autoencoder: Any, given: Mapping[str, Any]) -> Conventions:
-    """How to call an autoencoder: as ``given``, or as its configuration says, or as a try shows.
+    """How to call an autoencoder: as ``given``, as its configuration says, or as a trial shows.
 
     ``given`` has some fields of `Conventions`; ValueError for others.  OSError if the autoencoder
     cannot be called, or if its latents are not what was given.
@@ -71,7 +71,7 @@ def conventions(autoencoder: Any, given: Mapping[str, Any]) -> Conventions:
         try:
             latents = _latents(autoencoder.encode(images))
             back = _images(autoencoder.decode(latents))
-        except Exception as e:  # of somebody's network
+        except Exception as e:  # somebody's network may raise anything
             errors.append(f"{type(e).__name__}: {e}")
             continue
         if latents.ndim != images.ndim or back.shape != images.shape:
@@ -110,7 +110,7 @@ def _scaling(autoencoder: Any, channels: int) -> tuple[Numbers, Numbers]:
 
 
 def _latents(out: Any) -> Tensor:
-    """The latents in what `encode` returns: the mode, where it is a distribution."""
+    """The latents in what `encode` returns.  If that is a distribution, they are its mode."""
     if hasattr(out, "latent_dist"):
         out = out.latent_dist.mode()
     for name in ("latents", "latent"):

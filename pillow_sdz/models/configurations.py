@@ -1,8 +1,8 @@
 """The fields of diffusers' and transformers' configurations that are read, and how.
 
-A configuration comes with weights from whoever made them.  Its fields here say how large a network
-is, how its latents are scaled, and which of its usual layers it has.  All others are ignored, and
-so cannot choose an attention kernel, a quantiser, a class or a module to import.
+A configuration comes with weights, and anybody may have made them.  The fields here say how large a
+network is, how its latents are scaled, and which of the usual layers it has.  All other fields are
+ignored.  So they cannot choose an attention kernel, a quantiser, a class or a module to import.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from ..header import MAX_CHANNELS
 
-# Chosen: some times what published networks of these kinds have (SDXL's U-Net: 3 widths of up to
-# 1280, 10 layers; CLIP bigG: 32 layers of 1280, 49,408 tokens, 77 of them in a prompt).
+# Chosen: several times the numbers of published networks of these kinds (SDXL's U-Net: 3 widths of
+# up to 1280, 10 layers; CLIP bigG: 32 layers of 1280, 49,408 tokens, 77 of them in a prompt).
 MOST_STAGES, MOST_LAYERS, WIDEST = 8, 64, 8192
 MOST_TOKENS, LONGEST_PROMPT = 1_000_000, 1024
 MOST_TIMESTEPS = 10_000  # Stable Diffusion's schedule has 1000
@@ -33,10 +33,10 @@ class Field(NamedTuple):
 
 
 def checked(kind: str, settings: Mapping[str, Any], where: object) -> dict[str, Any]:
-    """The fields of a configuration that count for this kind of network, or for a scheduler.
+    """The fields of a configuration that this kind of network, or a scheduler, needs.
 
-    OSError with the field's name if one of them is not what it must be.  Missing fields have the
-    library's own default. A scheduler's have none, because libraries differ.
+    OSError with the field's name if a value is not allowed.  Missing fields have the library's own
+    default.  A scheduler's fields have no default, because libraries differ.
     """
     found = {}
     for name, field in FIELDS[kind].items():
@@ -136,9 +136,9 @@ _WIDTH, _LAYERS = _count(WIDEST), _count(MOST_LAYERS)
 _WIDTHS = _list(_WIDTH)
 _CHANNELS = _count(MAX_CHANNELS)
 _SCALE, _SHIFT = _positive(LARGEST_SCALE), _number(-LARGEST_SCALE, LARGEST_SCALE)
-_SAMPLE_SIZE = _either(_WIDTH, _list(_WIDTH)).or_none()  # not used, but pipelines ask for it
+_SAMPLE_SIZE = _either(_WIDTH, _list(_WIDTH)).or_none()  # not used here, but pipelines read it
 
-#: How latents are scaled, of a loaded autoencoder as well.
+#: How latents are scaled.  These fields also count for loaded autoencoders.
 _SCALING = {
     "latent_channels": _CHANNELS,
     "scaling_factor": _SCALE,
@@ -155,15 +155,15 @@ _OF_DIFFUSERS = {
 
 
 class AutoencoderClass(NamedTuple):
-    """A class of diffusers' autoencoders: the fields that count, and what its code assumes.
+    """A class of diffusers' autoencoders: its fields, and what its code assumes.
 
-    ``widths`` names the field with the widths of its stages, the last of which has the resolution
-    of latents; each stage halves that of the one before.
+    ``widths`` names the field with the widths of its stages.  Each stage has half the resolution of
+    the stage before, and the last stage has the resolution of latents.
     """
 
     fields: Mapping[str, Field]
     widths: str
-    #: diffusers' own, of a configuration without that field.
+    #: diffusers' default, if a configuration lacks that field.
     default_widths: tuple[int, ...]
     #: The only latents that the class decodes in tiles: channels and factor.  None: any.
     tiles: tuple[int, int] | None = None
@@ -277,7 +277,7 @@ _TEXT_ENCODER = {
     "max_position_embeddings": _count(LONGEST_PROMPT),
     "hidden_act": _word("quick_gelu", "gelu", "relu", "silu"),
     "layer_norm_eps": _EPSILON,
-    # Only what stands for the whole text depends on it, which is not used.
+    # Only the feature of the whole text depends on these tokens, and it is not used.
     "bos_token_id": _count(MOST_TOKENS, 0).or_none(),
     "eos_token_id": _count(MOST_TOKENS, 0).or_none(),
     "pad_token_id": _count(MOST_TOKENS, -1).or_none(),
@@ -293,7 +293,7 @@ _SCHEDULER = {
     "rescale_betas_zero_snr": _FLAG,
 }
 
-#: By kind of network, and of what goes with it, the fields that count.
+#: The fields that are read, by kind of network; also those of schedulers and of the scaling.
 FIELDS: Mapping[str, Mapping[str, Field]] = {
     **{name: kind.fields for name, kind in AUTOENCODERS.items()},
     "UNet2DModel": _UNET_2D,

@@ -1,9 +1,9 @@
 """Removes the noise of quantisation from latents with their U-Net or transformer.
 
 To a diffusion model, latents with a palette's dither look like latents in the last steps of
-generation.  The U-Net runs these steps, and no noise is added.  The method is M. Buehlmann's
+generation.  The U-Net runs these steps, and no noise is added.  The method is from M. Buehlmann
 ("Stable Diffusion Based Image Compression", 2022).  The strength is the part of the noise schedule
-that is run.  The file or the user fixes it.
+that is run.  The file or the user sets it.
 """
 
 from __future__ import annotations
@@ -27,24 +27,26 @@ from . import tiles
 from .denoiser import Denoiser, Steps
 from .running import is_out_of_memory, undisturbed
 
-# Latents along a side of what a U-Net sees at once, without and in a margin.  Chosen: pictures of
-# 768x768 in one tile, and margins with which the pixels of sd-mini differ by less than 0.2 on
-# average from those without tiles.  With its margins a tile of sd-mini takes 61 MB (measured),
-# within the least that `options.MEMORY_BUDGET` may be.
+# Latents along a side of a tile without its margin, and of the margin.  Chosen: pictures of 768x768
+# are one tile.  With this margin, the pixels of sd-mini differ on average by less than 0.2 from
+# those without tiles.  A tile of sd-mini takes 61 MB with its margins (measured), which is less
+# than the least value of `options.MEMORY_BUDGET`.
 TILE, MARGIN = 96, 16
 
-# What a file may have done by its word alone, while the user has set neither `options.DENOISE` nor
-# `options.DENOISE_STEPS`: steps, and latents times steps.  Chosen: the article's steps, which this
-# package writes, of 4 megapixels at a factor of 8; of more pixels, fewer steps.  A step of sd-mini
-# takes half as long as decoding (measured), and up to 1.8 times as long with its margins.
+# The most steps, and the most latents times steps, that a file alone can ask for.  The user can ask
+# for more with `options.DENOISE` or `options.DENOISE_STEPS`.  Chosen: the article's steps, which
+# this package writes, for 4 megapixels at a factor of 8.  Larger pictures get fewer steps.  A step
+# of sd-mini takes half as long as decoding (measured), and up to 1.8 times as long with its
+# margins.
 UNASKED_STEPS = ARTICLES_DENOISING.steps
 UNASKED_WORK = UNASKED_STEPS * 256 * 256
 
 
 def wanted(recommended: Denoising | None, latents: int) -> tuple[float, int] | None:
-    """Strength in (0, 1] and number of steps, from `options` or the file; None: do not denoise.
+    """Strength in (0, 1] and number of steps, from `options` or the file; None to not denoise.
 
-    ``latents``, rows times columns, bounds the steps that only the file asks for, perhaps to 0.
+    ``latents`` is rows times columns.  If only the file asks for denoising, many latents limit the
+    steps, perhaps to 0.
     """
     asked = options.DENOISE
     if asked == 0 or (asked is None and recommended is None):
@@ -64,9 +66,9 @@ def refiner(
 ) -> Callable[[Latents], Latents] | None:
     """A function that denoises latents (h, w, C) of a model, or None if that is not wanted.
 
-    ``size`` is (h, w).  If there is no denoiser: OSError if the user asked for denoising.  If only
-    the file recommends it, a warning and None; also if there are too many latents.  Nothing is
-    downloaded then.
+    ``size`` is (h, w).  If the user asked for denoising and there is no denoiser, this is an
+    OSError.  If only the file recommends it, the result is None with a warning, also if there are
+    too many latents.  Then nothing is downloaded.
     """
     rows, columns = size
     settings = wanted(recommended, rows * columns)
@@ -93,7 +95,7 @@ def refiner(
             where = denoiser.device
             try:
                 return denoise(latents, denoiser, strength, steps, prompt)
-            except (LookupError, RuntimeError, TypeError, ValueError) as e:  # of its libraries
+            except (LookupError, RuntimeError, TypeError, ValueError) as e:  # from the libraries
                 full = isinstance(e, RuntimeError) and is_out_of_memory(e)
                 if not full or where.type == "cpu":
                     msg = f"the {denoiser.kind} failed: {e}"
@@ -179,7 +181,7 @@ def _in_tiles(denoiser: Denoiser, condition: Any, x: Tensor, time: int) -> Tenso
 
 
 def _weights(part: Tensor, sides: tiles.Sides, margin: int) -> Tensor:
-    """How much each latent (h, w) of a tile counts: those of all tiles that see it add up to 1."""
+    """The weight of each latent (h, w) of a tile.  A latent's weights in all tiles sum to 1."""
     rising = (torch.arange(2 * margin, device=part.device, dtype=torch.float32) + 0.5) / (
         2 * margin
     )

@@ -14,11 +14,11 @@ class Steps(Protocol):
     """The last steps of a model's schedule: `schedule.Schedule`, or `flow.Flow`."""
 
     def last(self, strength: float, steps: int) -> list[tuple[int, int]]:
-        """The last times, from ``strength`` of the schedule on, each with the one after it."""
+        """The last times, from ``strength`` of the schedule on, each with the time after it."""
         ...
 
     def noisy(self, latents: Tensor, time: int) -> Tensor:
-        """Latents that have the noise of a time, scaled as the model knows such ones."""
+        """Latents that have the noise of a time, scaled as the model expects noisy latents."""
         ...
 
     def step(self, x: Tensor, predicted: Tensor, time: int, after: int) -> Tensor:
@@ -51,14 +51,15 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A network, the schedule that it was made for, and what prompts are to it.
+    """A network, the schedule that it was made for, and how it gets prompts.
 
-    ``predict`` takes noisy latents (1, C, h, w) on ``device`` and of ``dtype``, h and w multiples
-    of ``multiple``, their time, and what ``embed`` makes of a prompt.  It predicts what
-    ``schedule`` takes.  ``embed`` is None if the network takes no prompt.  ``unet`` is the loaded
-    module, if it is a U-Net of diffusers.  ``memory`` is the bytes that it takes for each latent,
-    or 0 if tiles of the usual size do.  ``kind`` is what messages call the network.  ``own`` leads
-    to the latents that the network knows, if they are not scaled as the decoder's.
+    ``predict`` takes noisy latents (1, C, h, w), their time, and the result of ``embed`` for a
+    prompt.  The latents are on ``device`` and of ``dtype``, and h and w are multiples of
+    ``multiple``.  It predicts what ``schedule`` takes.  ``embed`` is None if the network takes no
+    prompt.  ``unet`` is the loaded module, if it is a U-Net of diffusers.  ``memory`` is how many
+    bytes the network takes for each latent, or 0 if tiles of the usual size are small enough.
+    ``kind`` is the name of the network in messages.  ``own`` scales the latents as the network
+    knows them, if the decoder's latents are scaled in another way.
     """
 
     predict: Callable[[Tensor, int, Any], Tensor]

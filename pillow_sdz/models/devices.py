@@ -8,7 +8,7 @@ from .. import options
 
 
 def device() -> torch.device:
-    """Where networks run, as `options.DEVICE` says; ValueError where torch cannot run there."""
+    """Where networks run, as `options.DEVICE` says; ValueError if torch cannot run there."""
     if options.DEVICE is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -23,6 +23,6 @@ def device() -> torch.device:
 def dtype(device: torch.device) -> torch.dtype:
     """The type of a network's numbers there, as `options.DTYPE` says."""
     best = "float16" if device.type in ("cuda", "mps") else "float32"
-    asked = None if options.DTYPE == "int8" else options.DTYPE  # which embedded models alone know
+    asked = None if options.DTYPE == "int8" else options.DTYPE  # only embedded models have int8
     found: torch.dtype = getattr(torch, asked or best)
     return found

@@ -20,25 +20,26 @@ from .denoiser import Denoiser, Scaling
 
 TIMES = 1000  # in diffusers, the time of a flow is its share of noise, in thousandths
 SIDE = 2  # a token is 2x2 latents, in all kinds of transformers
-# Of distilled FLUX.1 and FLUX.2, as diffusers' pipelines have it.
+# The guidance of distilled FLUX.1 and FLUX.2: the defaults of diffusers' pipelines.
 GUIDANCE, GUIDANCE_2 = 3.5, 4.0
-# A block keeps so many numbers of a token's width at once.  Counted in diffusers' blocks.  Those of
-# FLUX.2 have most: 9 from a layer, 6 for its activation, 4 that are joined, and one that returns.
+# For each token, a block keeps so many times the token's width in memory.  Counted in diffusers'
+# blocks.  FLUX.2 keeps the most: 9 for a layer, 6 for its activation, 4 that are joined, and 1 for
+# the result.
 WIDTHS = 20
 
 
 class Flow:
-    """The steps of a flow, without noise: Euler's."""
+    """The steps of a flow by Euler's method, without new noise."""
 
     def last(self, strength: float, steps: int) -> list[tuple[int, int]]:
-        """The last times, from ``strength`` of noise on, each with the one after it."""
+        """The last times, from ``strength`` of noise on, each with the time after it."""
         first = max(1, round(strength * TIMES))
         steps = min(steps, first)
         times = [first * (steps - number) // steps for number in range(steps + 1)]
         return [*itertools.pairwise(times)]
 
     def noisy(self, latents: Tensor, time: int) -> Tensor:
-        """Latents whose error counts as noise, scaled as noisy ones are."""
+        """Latents whose error counts as noise, scaled as noisy latents are."""
         return latents * (1 - time / TIMES)
 
     def step(self, x: Tensor, predicted: Tensor, time: int, after: int) -> Tensor:
@@ -54,7 +55,7 @@ class _Texts(NamedTuple):
 
 
 def load(pipeline: Any, channels: int) -> Denoiser:
-    """The denoiser of a loaded pipeline; OSError if it is not one for latents of these channels."""
+    """The denoiser of a loaded pipeline; OSError if it is not for latents of these channels."""
     transformer: Any = getattr(pipeline, "transformer", None)
     kind = sources.config(transformer)["_class_name"]
     if kind not in KINDS:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Described(NamedTuple):
-    """An autoencoder: itself, the sha256 of its weights, its latents' channels and factor."""
+    """An autoencoder, the sha256 of its weights, and the channels and factor of its latents."""
 
     network: Any
     sha256: str

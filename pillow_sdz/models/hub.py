@@ -17,7 +17,8 @@ NEEDS_EXTRA = 'needs diffusers and transformers: run pip install "pillow-sdz[sd]
 
 def locate(snapshot: Snapshot) -> Path | None:
     """The folder of the commit in the cache; None unless all its files are there."""
-    # Never a branch: the cache's commit of a branch depends on when it was fetched.
+    # A revision is never a branch: which commit of a branch is cached depends on when it was
+    # fetched.
     if snapshot.revision is None or not REVISION.fullmatch(snapshot.revision):
         return None
     try:
@@ -56,7 +57,7 @@ def fetch(snapshot: Snapshot) -> Path:
                 f"other files, such as pickles, are not read: {e}"
             )
             raise OSError(msg) from e
-        except Exception as e:  # from many libraries: the hub's, its HTTP client, Xet
+        except Exception as e:  # many libraries raise here: the hub's, its HTTP client, Xet
             msg = f"{snapshot.repository}/{file.path} could not be fetched: {e}"
             raise OSError(msg) from e
         folder = _root(path, file)
@@ -88,7 +89,7 @@ def _root(path: str, file: File) -> Path:
 
 
 def _check_size_and_hash(path: Path, file: File) -> None:
-    path = path.resolve()  # the cache has links: the user has to delete the file itself
+    path = path.resolve()  # the cache has links, but the user has to delete the file itself
     size = path.stat().st_size
     if file.bytes is not None and size != file.bytes:
         msg = f"{path} is damaged: it has {size} bytes instead of {file.bytes}: delete it"

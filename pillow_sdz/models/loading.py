@@ -1,9 +1,9 @@
 """Networks of diffusers and transformers, built only from the weights in a folder.
 
 The libraries' own `from_pretrained` is not used. It lets a configuration choose quantisers, other
-files of weights, and attention kernels that it downloads.  Here a network is of a class that is
-named here, its configuration is what `configurations` lets through, and its weights are those of
-the one file whose sha256 was checked.
+files of weights, and attention kernels that it downloads.  Here, this file names the class of a
+network, `configurations` lets only some fields of its configuration through, and its weights come
+from one file whose sha256 was checked.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ except ImportError as e:
     msg = f"this model {hub.NEEDS_EXTRA}"
     raise OSError(msg) from e
 
-# What tensors were called before: by diffusers (until 0.15), in files that are still the pinned
-# ones, and by transformers (until 5).
+# Old names of tensors.  diffusers used them until 0.15, and files that are pinned still have them.
+# transformers used some until 5.
 _FORMER_NAMES = (
     (".query.", ".to_q."),
     (".key.", ".to_k."),
@@ -42,14 +42,14 @@ def network(kind: str, folder: Folder, dtype: torch.dtype) -> Any:
     path = sources.check_weights(folder)
     settings = configurations.checked(kind, sources.config(folder), folder.path / "config.json")
     try:
-        # A copy: what is loaded is only mapped into memory, and the file may change.
+        # The tensors are copied: loaded ones are only mapped into memory, and the file may change.
         tensors = {name: t.to(dtype, copy=True) for name, t in load_file(path).items()}
         module = _empty(kind, settings)
-    except Exception as e:  # of diffusers, transformers, safetensors and torch
+    except Exception as e:  # diffusers, transformers, safetensors and torch raise many types
         raise _failure(folder, kind, e) from e
     own = module.state_dict()
     tensors = {_name_today(name, own): tensor for name, tensor in tensors.items()}
-    # Weights that are missing would be random.
+    # Missing weights would be random.
     if missing := sorted(own.keys() - tensors.keys()):
         msg = f"{path} is damaged: it lacks {len(missing)} tensors, such as {missing[0]}"
         raise OSError(msg)
@@ -70,18 +70,18 @@ def _failure(folder: Folder, kind: str, error: Exception) -> OSError:
 
 
 def _empty(kind: str, settings: Mapping[str, Any]) -> Any:
-    """A network without weights; it takes no memory, however large it says that it is."""
+    """A network without weights.  It takes no memory, however large its configuration makes it."""
     with torch.device("meta"):
         if kind != "CLIPTextModel":
             return getattr(diffusers, kind)(**settings)
         import transformers
 
-        # The way to compute attention that every torch has.
+        # Every torch can compute attention in this way.
         chosen: dict[str, Any] = {**settings, "attn_implementation": "eager"}
         config = transformers.CLIPTextConfig(**chosen)
         module = transformers.CLIPTextModel(config)
     for part in module.modules():
-        if hasattr(part, "position_ids"):  # no weights, so that no file has them
+        if hasattr(part, "position_ids"):  # these are not weights, so files do not have them
             part.position_ids = torch.arange(config.max_position_embeddings)[None]
     return module
 
@@ -96,7 +96,8 @@ def _name_today(name: str, own: Iterable[str]) -> str:
 def check_finite(module: torch.nn.Module, name: object) -> None:
     """OSError if weights are infinite or not a number."""
     for tensor, values in module.state_dict().items():
-        # What accelerate has offloaded is on "meta", without values, until it is needed.
+        # Tensors that accelerate has offloaded are on "meta", without values, until they are
+        # needed.
         if values.is_floating_point() and not values.is_meta and not values.isfinite().all():
             msg = f"{name} is damaged: {tensor} has values that are infinite or not a number"
             raise OSError(msg)

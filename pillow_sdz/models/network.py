@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 from ..arrays import Area, Latents, Pixels, Quantisation, Samples
 from ..catalogue import ModelSpec
 
-#: A header's quantisation, or a function that says it for an area of latents: one for all, or that
-#: of each latent (h, w).
+#: A header's quantisation, or a function from an area of latents to theirs: one for all, or one for
+#: each latent (h, w).
 Qualities = int | Callable[[Area], int | NDArray[np.int32]]
 
 
 class Network(Protocol):
     """Pixels (H, W, 3) <-> latents (ceil(H/factor), ceil(W/factor), C), in numpy arrays.
 
-    Latents are scaled as pipelines return them.  The caller's settings of torch change no result,
-    and are not changed.
+    Latents are scaled as pipelines return them.  The caller's settings of torch do not change the
+    results, and a network does not change these settings.
     """
 
     def encode(self, pixels: Samples, quantisation: Quantisation) -> Latents:
         """The latents of pixels, which are read area by area.
 
-        ``quantisation`` is that with which they are to be coded.
+        ``quantisation`` is the one with which they will be coded.
         """
         ...
 
@@ -40,15 +40,15 @@ class Network(Protocol):
     ) -> Iterator[tuple[Area, Pixels]]:
         """The pixels of latents, piece by piece: each piece's place in the picture, and its pixels.
 
-        ``quantisation`` is that with which they were coded; it is asked for an area after the
-        area's latents.  If the model's specification has
-        `by_area`, the pieces cover at least ``area`` of the latents, otherwise the whole picture.
-        ``scale`` is one of the specification's: pictures are at 1/scale of their size, and places
-        are in their pixels.
+        ``quantisation`` is the one with which they were coded.  It is asked for an area after the
+        area's latents.  If the model's specification has `by_area`, the pieces cover at least
+        ``area`` of the latents, otherwise the whole picture.  ``scale`` is one of the
+        specification's scales.  Pictures are at 1/scale of their size, and places are in pixels of
+        these pictures.
         """
         ...
 
 
 #: Makes the network of an embedded model; OSError if its weights are damaged.  The argument is
-#: `models.load`, for a network that has parts of another one.
+#: `models.load`.  A network that has parts of another one needs it.
 Loader = Callable[[Callable[[ModelSpec], Network]], Network]

@@ -1,4 +1,4 @@
-"""Prompts to what a U-Net takes of them: CLIP's tokenizer and text encoder."""
+"""Turns prompts into the input of a U-Net, with CLIP's tokenizer and text encoder."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def embedding(unet: Any, parts: DenoiserParts) -> Callable[[str], Tensor]:
 
 
 def _tokenizer(folder: Path, encoder: Any) -> Any:
-    """A folder's tokenizer, made of its words and merges alone; OSError where it is damaged.
+    """A folder's tokenizer, made from its words and merges alone; OSError if it is damaged.
 
-    transformers reads a folder that was written here: the configuration of the other one could name
-    another class, or the files of one.
+    transformers reads a new folder that is written here.  The configuration in the given folder
+    could name another class, or its files.
     """
     import transformers
 
@@ -73,15 +73,15 @@ def _tokenizer(folder: Path, encoder: Any) -> Any:
             (clean / "merges.txt").write_text("\n".join(("#version: 0.2", *merges, "")), "utf-8")
             (clean / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
             return transformers.CLIPTokenizer.from_pretrained(clean, local_files_only=True)
-    except Exception as e:  # of transformers and tokenizers
+    except Exception as e:  # transformers and tokenizers raise many types
         msg = f"{folder} could not be loaded as CLIPTokenizer: {e}"
         raise OSError(msg) from e
 
 
 def _words(folder: Path) -> tuple[Mapping[str, int], list[str]]:
-    """Each token's number, and the pairs that are merged, the first ones first.
+    """Each token's number, and the pairs that are merged, in their order.
 
-    They are in vocab.json and merges.txt, and since transformers 5 in tokenizer.json.
+    They are in vocab.json and merges.txt.  Since transformers 5, they are in tokenizer.json.
     """
     part = Folder(folder)
     if (folder / "vocab.json").is_file():
@@ -125,7 +125,7 @@ def _is_text(value: object) -> bool:
 
 
 def _special_tokens(folder: Path, words: Mapping[str, int]) -> dict[str, str]:
-    """The tokens that begin, end and fill a prompt, by what transformers calls them."""
+    """The tokens that begin, end and fill a prompt, by the names that transformers has for them."""
     found = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if not (folder / file).is_file():
@@ -148,7 +148,7 @@ def _longest(folder: Path, positions: int) -> int:
     file = "tokenizer_config.json"
     if not (folder / file).is_file():
         return positions
-    # transformers writes 10^30 where nothing is said.
+    # transformers writes 10^30 if there is no limit.
     length = sources.config(Folder(folder), file).get("model_max_length", positions)
     if isinstance(length, bool) or not isinstance(length, (int, float)) or not length >= 1:
         msg = f"{folder / file}: the field 'model_max_length' must be a number from 1 on"

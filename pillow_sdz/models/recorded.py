@@ -1,7 +1,7 @@
 """The user's models file: what `sdz models add` and `sdz models fetch --pin` recorded.
 
-JSON: an object with a record for each name, in the folder that the platform has for such files or
-where the environment variable ``SDZ_MODELS`` says.
+The file is JSON: an object with a record for each name.  It lies in the folder that the platform
+has for such files, or at the path in the environment variable ``SDZ_MODELS``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class Directory:
     """A model in a folder in diffusers' layout, and the sha256 of its autoencoder's weights.
 
-    ``unet`` and ``text_encoder`` are the sha256 of theirs, empty where it has none.
+    ``unet`` and ``text_encoder`` are the sha256 of these parts' weights, or empty if it has none.
     """
 
     directory: str
@@ -70,7 +70,7 @@ Record = Directory | Pin
 
 
 class Homeless(OSError):
-    """The user has no home directory, in which the models file would be."""
+    """The user has no home directory, where the models file would be."""
 
 
 def path() -> Path:
@@ -79,13 +79,13 @@ def path() -> Path:
         return Path(chosen)
     try:
         return _folder() / "pillow-sdz" / "models.json"
-    except RuntimeError as e:  # of Path.home
+    except RuntimeError as e:  # from Path.home
         msg = f"there is no place for the list of added models: {e}: set SDZ_MODELS to a file"
         raise Homeless(msg) from e
 
 
 def _folder() -> Path:
-    """Where the platform has such files."""
+    """The folder that the platform has for such files."""
     if sys.platform == "win32":
         return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
     if sys.platform == "darwin":
@@ -175,7 +175,7 @@ def _check_link(where: Path) -> None:
 
 
 class Repair(NamedTuple):
-    """The repair of a damaged file: the names that were kept and lost, and the file's copy."""
+    """A repaired file: the names that were kept, the names that were lost, and the old file."""
 
     kept: list[str]
     lost: list[str]

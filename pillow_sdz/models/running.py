@@ -14,8 +14,8 @@ from torch import Tensor, nn
 def undisturbed() -> Iterator[None]:
     """Run networks without the caller's default device and autocast.
 
-    The caller's default dtype stays, since it is one for all threads: what runs in here names the
-    dtype of each tensor that it makes.  Memory that runs out is an OSError.
+    The caller's default dtype stays, because all threads share it.  So code that runs in here names
+    the dtype of each tensor that it makes.  If memory runs out, this is an OSError.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.device("cpu"))
@@ -32,8 +32,8 @@ def undisturbed() -> Iterator[None]:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether that is what torch says with this error."""
-    # What MPS and the CPU raise has no type of its own.
+    """Whether torch means with this error that memory ran out."""
+    # MPS and the CPU have no type of their own for it.
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(
         text in str(error)
         for text in ("out of memory", "can't allocate memory", "not enough memory")
@@ -46,8 +46,8 @@ Module = TypeVar("Module", bound=nn.Module)
 def built(network: Callable[[], Module], tensors: Mapping[str, Tensor]) -> Module:
     """The network with these weights, `frozen`.
 
-    Its own first weights are never made: they would be of the caller's default dtype, and random,
-    of the caller's random numbers.
+    Its first, random weights are never made.  They would have the caller's default dtype, and would
+    use up the caller's random numbers.
     """
     with torch.device("meta"):
         module = network()

@@ -21,14 +21,15 @@ from ..arrays import Singles
 
 Tensors = Mapping[str, NDArray[Any]]
 
-# What a CPU must have for int8, in Linux's words.  Without them, sums of 8-bit products saturate
-# or take more time than float32.  Measured with AVX-512 VNNI: docs/speed.md#arithmetic.
+# A CPU needs one of these for int8, in Linux's words.  Without them, sums of 8-bit products
+# saturate or take more time than float32.  Measured with AVX-512 VNNI: docs/speed.md#arithmetic.
 FAST_INT8 = frozenset({"avx512_vnni", "avx_vnni", "asimddp"})
 LARGEST_INT8 = 127
 
 _building = forks.Lock()
-# The arena of a session has a lock.  Without the gate, 8 of 120 children waited for it for ever.
-# Without the arena, encoding takes 5 to 13 % more time and fragmented memory 40 to 110 % more.
+# The memory arena of a session has a lock.  Without this gate, 8 of 120 forked children waited for
+# the lock for ever.  Without the arena, encoding takes 5 to 13 % more time, and fragmented memory
+# 40 to 110 % more.
 _running = forks.Gate()
 
 Owner = TypeVar("Owner")
@@ -54,13 +55,13 @@ def _cpu_has_fast_int8() -> bool:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return False  # as with other systems, which have float32
+        return False  # other systems than Linux compute in float32
     words = (line.partition(":")[2].split() for line in lines if line[:5] in ("flags", "Featu"))
     return bool(FAST_INT8 & set(next(words, [])))
 
 
 def int8() -> bool:
-    """Whether the embedded networks compute in int8: as `options.DTYPE` says, or the CPU."""
+    """Whether the embedded networks compute in int8: `options.DTYPE` or else the CPU decides."""
     if options.DTYPE is None:
         return _cpu_has_fast_int8()
     return options.DTYPE == "int8"
@@ -70,7 +71,8 @@ class Network:
     """A network of the package.
 
     ``graph`` is the name of its graph, and ``tensors`` are its weights, in any float type.
-    ``ranges`` is what `weights.RANGES` calls its activations; networks without it are in float32.
+    ``ranges`` is the name of its activations in `weights.RANGES`.  Without it, a network computes
+    in float32.
     """
 
     def __init__(self, graph: str, tensors: Tensors, ranges: str | None = None) -> None:
@@ -82,7 +84,7 @@ class Network:
         try:
             with _running:
                 (result,) = session.run(["result"], inputs)
-        except Exception as e:  # ONNX Runtime has several types, of which none is documented
+        except Exception as e:  # ONNX Runtime has several types, and none is documented
             if "alloc" not in str(e):
                 raise
             msg = f"the model needs more memory than there is: {e}"
@@ -118,20 +120,20 @@ _product = Network("product", {})
 def product(rows: Singles, columns: Singles) -> Singles:
     """The product of two matrices: a `codings.dense.Product`.
 
-    It takes half of numpy's time where OpenBLAS does not know the CPU
+    It takes half of numpy's time if OpenBLAS does not know the CPU
     (docs/speed.md#where-the-time-goes).
     """
     return _product(rows=rows, columns=columns)
 
 
 def session(graph: bytes, tensors: Tensors) -> Any:
-    """The graph with these tensors, loaded: on the thread that calls it, and no other."""
-    import onnxruntime  # 0.1 s, which a picture at 1/8 does not need
+    """The graph with these tensors, loaded.  It runs on the thread that calls it, and no other."""
+    import onnxruntime  # here, because this takes 0.1 s, and a picture at 1/8 does not need it
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = settings.inter_op_num_threads = 1
     settings.log_severity_level = 3  # errors
-    # Pictures have all sizes, so a memory plan for one does not help with the next.
+    # Pictures have all sizes, so a memory plan for one picture does not help with the next.
     settings.enable_mem_pattern = False
     names, values = [], []
     for name, tensor in tensors.items():

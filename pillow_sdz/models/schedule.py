@@ -15,9 +15,9 @@ from . import configurations
 class Schedule(NamedTuple):
     """The share of the latents at each timestep, and what the U-Net predicts.
 
-    ``kept`` (T,), float32, falls from near 1: the share of the latents' power in noisy latents,
-    which have the power of latents.  ``predicts`` is "epsilon" (the noise), "sample" (the latents)
-    or "v_prediction" (Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion
+    ``kept`` (T,), float32, falls from near 1.  It is the share of the original latents in the power
+    of noisy latents.  ``predicts`` is "epsilon" (the noise), "sample" (the latents) or
+    "v_prediction" (Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion
     Models", 2022).
     """
 
@@ -36,8 +36,8 @@ class Schedule(NamedTuple):
     def last(self, strength: float, steps: int) -> list[tuple[int, int]]:
         """The last timesteps, from ``strength`` of the schedule on, each with the one after it.
 
-        There are no more than the schedule has from there on.  After the last one, -1, there is no
-        noise.  They are those of diffusers' DDIMScheduler with trailing spacing.
+        There are at most as many as the schedule has from there on.  The last one is followed by
+        -1, without noise.  diffusers' DDIMScheduler with trailing spacing has the same timesteps.
         """
         in_all = len(self.kept)
         steps = min(steps, max(1, round(strength * in_all)))
@@ -46,7 +46,7 @@ class Schedule(NamedTuple):
         return [(t, max(t - in_all // count, -1)) for t in times[-steps:].tolist()]
 
     def noisy(self, latents: Tensor, time: int) -> Tensor:
-        """Latents that have the noise of a timestep, scaled as the U-Net knows such ones."""
+        """Latents that have the noise of a timestep, scaled as the U-Net expects noisy latents."""
         return latents * self.kept[time].sqrt()
 
     def step(self, x: Tensor, predicted: Tensor, time: int, after: int) -> Tensor:
@@ -82,6 +82,6 @@ def _betas(settings: Mapping[str, Any]) -> Tensor:
 
 
 def _without_signal_at_the_end(kept: Tensor) -> Tensor:
-    """Shifted so that the last timestep is noise alone (Lin et al. 2023, algorithm 1)."""
+    """``kept``, shifted so that the last timestep is noise alone (Lin et al. 2023, algorithm 1)."""
     signal = kept.sqrt()
     return ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2

@@ -24,24 +24,24 @@ CHANNELS = 4
 ENCODER_WIDTHS, ENCODER_DEPTHS = (48, 96), (3, 4)  # at 1/4 and 1/8 of the resolution
 DECODER_WIDTHS, DECODER_DEPTHS = (48, 112), (5, 6)
 
-# Latents along a side of what is encoded or decoded at once, at most.  Chosen: 4 megapixels.
+# The most latents along a side of a tile.  Chosen: 4 megapixels.
 TILE = 256
-# Bytes that each latent of a tile takes, its margin included, to be decoded or encoded, and what
-# the model itself, the integers and what the U-Net leaves of the heap take.  Measured on 4
-# megapixels, and rounded up.
+# Decoding and encoding take so many bytes for each latent of a tile and its margin.  FIXED_MEMORY
+# is for the model itself, the integers, and the memory that the U-Net does not give back.  Measured
+# on 4 megapixels, and rounded up.
 DECODER_MEMORY, ENCODER_MEMORY = 4_100, 5_500
 FIXED_MEMORY = 150_000_000
-# How many latents beyond a tile are looked at, by all of the decoder, and from its stage at 1/4
-# of the resolution on; a 3x3 convolution reaches one place further.
+# How many latents beyond a tile the decoder sees: all of it, and its part from the stage at 1/4 of
+# the resolution on.  Each 3x3 convolution reaches one place further.
 DECODER_MARGIN, DECODER_MARGIN_4 = 19, 6
 # The same for the encoder: all of it, and its part from the stage at 1/8 on.
 ENCODER_MARGIN, ENCODER_MARGIN_8 = 13, 9
 
 
 def tile_side(memory: int, margin: int, workers: int) -> int:
-    """How many latents along a side of so many tiles fit `options.MEMORY_BUDGET`.
+    """How many latents along a side a tile may have, to fit `options.MEMORY_BUDGET`.
 
-    Each latent takes ``memory`` bytes.
+    Each latent takes ``memory`` bytes, and ``workers`` tiles are computed at once.
     """
     places = (options.MEMORY_BUDGET - FIXED_MEMORY) // (memory * workers)
     return min(max(math.isqrt(places) - 2 * margin, 2 * margin), TILE)
@@ -53,7 +53,8 @@ class SdMini:
     def __init__(self, path: Path) -> None:
         tensors = load_file(path)
         self._encoder = runtime.Network("sd_mini_encoder", tensors, "sd_mini")
-        # In float32: in 8 bits, latents beyond the usual ranges leave spots (docs/speed.md).
+        # This runs in float32.  In 8 bits, latents beyond the usual ranges leave spots
+        # (docs/speed.md).
         self._decoder = runtime.Network("sd_mini_decoder", tensors)
 
     def encode(self, pixels: Samples, quantisation: Quantisation = 0) -> Latents:

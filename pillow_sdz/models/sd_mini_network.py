@@ -1,5 +1,7 @@
-"""`sd-mini`'s autoencoder in torch, for training; pictures are coded by the graphs of
-`training.graphs`, which compute the same."""
+"""`sd-mini`'s autoencoder in torch, for training.
+
+The graphs of `training.graphs`, which compute the same, encode and decode pictures.
+"""
 
 from __future__ import annotations
 

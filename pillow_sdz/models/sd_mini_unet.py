@@ -1,8 +1,8 @@
-"""`sd-mini`'s U-Net: the noise in latents, for the last steps of its schedule.
+"""`sd-mini`'s U-Net: it predicts the noise in latents, in the last steps of its schedule.
 
-It is a UNet2DModel of diffusers without attention, and its tensors have the same names: whoever
-has diffusers can use them there.  Here it is written out, so that a file that recommends denoising
-imports no more than its picture does.
+It is diffusers' UNet2DModel without attention.  Its tensors have the same names, so they can be
+used with diffusers as well.  It is written out here, so that a file that recommends denoising does
+not need diffusers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LONGEST_PERIOD = 10000  # of the sines that stand for a timestep (Vaswani et al.
 
 
 class Block(nn.Module):
-    """Two convolutions, added to what they start from; between them the timestep is added."""
+    """x plus two convolutions of it.  The timestep is added between them."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Resampling(nn.Module):
 
 
 class Down(nn.Module):
-    """Blocks at one resolution; what they find is kept for the way up."""
+    """Blocks at one resolution.  Their results are kept for the way up."""
 
     def __init__(self, inputs: int, outputs: int, *, halves: bool) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Middle(nn.Module):
 
 
 class Up(nn.Module):
-    """Blocks at one resolution, each of which also sees what was found on the way down."""
+    """Blocks at one resolution.  Each one also sees a result from the way down."""
 
     def __init__(self, inputs: tuple[int, ...], outputs: int, *, doubles: bool) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class UNet(nn.Module):
             ]
         )
         self.mid_block = Middle()
-        # What comes from below, and beside it what the way down has found.
+        # The channels from the lower resolution, and those of the results from the way down.
         self.up_blocks = nn.ModuleList(
             [
                 Up((HALF + HALF, HALF + HALF, HALF + FULL), HALF, doubles=True),

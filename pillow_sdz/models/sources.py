@@ -51,7 +51,7 @@ class Folder(NamedTuple):
 class DenoiserParts:
     """A U-Net and the parts that it needs, each a `Folder` or a loaded object.
 
-    Instead of them, a loaded ``pipeline`` of a flow model.
+    For a flow model, it is a loaded ``pipeline`` instead.
     """
 
     unet: Any = None
@@ -230,7 +230,7 @@ def with_hashes(parts: DenoiserParts, hashes: Mapping[str, str]) -> DenoiserPart
 
 
 def weights_file(folder: Path) -> Path:
-    """The safetensors file with a part's weights; the half-precision variant if there is no other.
+    """The safetensors file with a part's weights; the half-precision one if there is no other.
 
     OSError if there is none.  The message says so if there are only pickles.
     """
@@ -293,7 +293,7 @@ def shape(part: Any) -> tuple[int, int]:
         known = " or ".join(AUTOENCODERS)
         msg = f"{where} is no autoencoder that can be used: it is {kind}, not {known}"
         raise OSError(msg)
-    # Of a loaded one, the rest is the loaded network's own affair.
+    # The other fields of a loaded network do not matter here.
     fields = kind if isinstance(part, Folder) else "scaling"
     where = part.path / "config.json" if isinstance(part, Folder) else f"this {kind}"
     found = configurations.checked(fields, settings, where)
@@ -302,7 +302,7 @@ def shape(part: Any) -> tuple[int, int]:
 
 
 def _class_of(part: Any) -> str | None:
-    """The one of `AUTOENCODERS` that a loaded autoencoder is of, or derived from."""
+    """Which one of `AUTOENCODERS` is the class of a loaded autoencoder, or a base of it."""
     library = sys.modules.get("diffusers")
     kinds = (name for name in AUTOENCODERS if isinstance(part, getattr(library, name, ())))
     return next(kinds, None)

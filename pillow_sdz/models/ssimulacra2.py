@@ -29,8 +29,8 @@ class Weights(NamedTuple):
 
 
 X, Y, B = range(3)
-# The weights by scale and channel, from the metric's 108: those above 0.01.  Measured that the
-# others hardly matter: docs/measurements.md#ssimulacra2.
+# The weights by scale and channel.  The metric has 108; these are the ones above 0.01.  Measured:
+# the others hardly matter (docs/measurements.md#ssimulacra2).
 WEIGHTS: tuple[dict[int, Weights], ...] = (
     {Y: Weights(ssim=(0, 7.466890328078848), blur=(0, 17.445833984131262))},
     {
@@ -70,8 +70,8 @@ BIAS = 0.0037930732552754493
 class Reference:
     """Scores pictures against one batch of originals.
 
-    The originals are (B, 3, H, W), float32 in [-0.5, 0.5], with H and W at least `SMALLEST`.  What
-    depends on the originals alone is computed once.
+    The originals are (B, 3, H, W), float32 in [-0.5, 0.5], with H and W at least `SMALLEST`.
+    Everything that depends on the originals alone is computed once.
     """
 
     def __init__(self, originals: Tensor) -> None:

@@ -37,9 +37,10 @@ _running = forks.Lock()
 def digest(module: torch.nn.Module) -> str:
     """The sha256 of a loaded network's weights, in hexadecimal.
 
-    It is taken over the tensors of the state dict, in the order of their names.  Each gives its
-    name, a zero byte, the number of axes and their lengths as little-endian u32, and the values as
-    little-endian float16.  So a network has one digest, loaded in float32 or in float16.
+    It is taken over the tensors of the state dict, in the order of their names.  For each tensor,
+    the name, a zero byte, the number of axes and their lengths as little-endian u32, and the values
+    as little-endian float16 follow each other.  So a network has the same digest in float32 and in
+    float16.
     """
     sha256 = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
@@ -67,8 +68,9 @@ class _Way(NamedTuple):
 class DiffusersAutoencoder:
     """An AutoencoderKL or AutoencoderTiny: pixels <-> latents as pipelines scale them, in numpy.
 
-    If the memory is too small, the network is run in tiles, and then on the CPU.  If values leave
-    float16's range, it is run in float32.  Each of these gives a warning.
+    If the memory is too small, the network runs in tiles.  If it is still too small, the network
+    runs on the CPU.  If values leave float16's range, it runs in float32.  Each of these gives a
+    warning.
     """
 
     @torch.inference_mode(False)
@@ -76,9 +78,9 @@ class DiffusersAutoencoder:
     def __init__(
         self, weights: Any, preset: Preset | None = None, how: Conventions | None = None
     ) -> None:
-        """``weights`` is a folder or the module itself; OSError if it is not ``preset``'s.
+        """``weights`` is a folder or the module itself; OSError if it is not that of ``preset``.
 
-        ``how`` replaces what is read from a configuration of diffusers.
+        With ``how``, the configuration of diffusers is not read.
         """
         self._weights = weights
         self._channels, self._factor = (how.channels, how.factor) if how else sources.shape(weights)
@@ -99,7 +101,7 @@ class DiffusersAutoencoder:
             scale, deviation = config.scaling_factor, config.get("latents_std") or 1.0
             if preset is not None:
                 self._check_preset(preset, scale, shift)
-            # As pipelines do with models that have latents_std.
+            # Pipelines do this with models that have latents_std.
             scaling = scale / torch.tensor(deviation, dtype=torch.float32)
         self._shift = torch.as_tensor(shift, dtype=torch.float32).reshape(1, -1, 1, 1)
         self._scale = torch.as_tensor(scaling, dtype=torch.float32).reshape(1, -1, 1, 1)
@@ -213,8 +215,8 @@ class DiffusersAutoencoder:
     def _in(self, dtype: torch.dtype) -> Any:
         """The network with this number format, on any device."""
         if self._module is None or self._module.dtype != dtype:
-            self._module = None  # two at a time may not fit
-            # From the file, since what float16 has cut off does not come back.
+            self._module = None  # memory may be too small for two of them
+            # The weights are read from the file, because float16 has lost some bits for good.
             self._module = loading.network(self._kind, self._weights, dtype)
         return self._module
 

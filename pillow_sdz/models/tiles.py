@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from .. import cores, progress
 from ..arrays import Area, Latents, Pixels, Samples
 
-# Latents along the longer side of a tile, at least, if a picture is cut only to have as many tiles
-# as there are cores: below, the margins take more time than the second core saves.  Chosen, after
-# one measurement: at 48x32 latents two tiles take a fifth more CPU time than one
+# If a picture is cut only to give each core a tile, the longer side of a tile has at least so many
+# latents.  In smaller tiles, the margins take more time than the second core saves.  Chosen, after
+# one measurement: with 48x32 latents, two tiles take a fifth more CPU time than one
 # (docs/speed.md#arithmetic).
 WORTH_A_CORE = 24
 
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 class Sides(NamedTuple):
-    """On which sides the picture goes on beyond a tile.  Only there the tile has a margin."""
+    """The sides on which the picture goes on beyond a tile.  A tile has margins only there."""
 
     top: bool
     bottom: bool
@@ -35,7 +35,7 @@ class Sides(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """The area that a tile is computed from, with its margin, and its own area; in latents."""
+    """The area that a tile is computed from (with its margin), and its own area, in latents."""
 
     needed: Area
     place: Area
@@ -59,8 +59,8 @@ def encode(
     """Pixels (H, W, 3) to latents (ceil(H/factor), ceil(W/factor), channels), tile by tile.
 
     ``encoder`` turns levels (factor h, factor w, 3) in 0..255 into the latents of a tile, and trims
-    its margins.  ``side`` says how many latents along a side a tile may have, if so many are
-    computed at once.
+    its margins.  ``side`` gets how many tiles are computed at once, and returns how many latents
+    along a side a tile may have.
     """
     rows, columns = (-(-n // factor) for n in pixels.shape[:2])
     latents = np.empty((rows, columns, channels), np.float32)
@@ -98,13 +98,15 @@ def decode(
 ) -> Iterator[tuple[Area, Pixels]]:
     """Latents to pixels (factor h, factor w, 3), tile by tile: each tile's place and pixels.
 
-    ``size`` is that of the latents, (h, w, C), and ``area`` is the needed part of them; tiles may
-    reach beyond it.  ``inputs`` gets what a tile is decoded from, in this thread, and ``decoder``
-    turns it into levels without the tile's margins.  ``side`` is as in `encode`.
+    ``size`` is the size of the latents (h, w, C).  ``area`` is the part of them that is needed;
+    tiles may reach beyond it.  ``inputs`` returns what a tile is decoded from; it runs in this
+    thread.  ``decoder`` turns that into levels without the tile's margins.  ``side`` is as in
+    `encode`.
     """
     rows, columns, _ = size
     cut, workers = _cut(area or everything(rows, columns), rows, columns, side, margin)
-    # Latents are computed when they are sliced: here, while the tiles before are decoded.
+    # Latents are computed when they are sliced.  This happens here, while other threads decode the
+    # tiles before.
     results = _at_once(decoder, map(inputs, cut), workers)
     for tile, pixels in zip(progress.told("decoding", cut), results, strict=True):
         yield scaled(tile.place, factor), pixels
@@ -126,7 +128,7 @@ def _at_once(
     with ThreadPoolExecutor(workers) as pool:
         try:
             for item in items:
-                # With the caller's settings, which are of its context.
+                # The work sees the caller's settings, because they belong to this context.
                 waiting.append(pool.submit(contextvars.copy_context().run, work, item))
                 if len(waiting) > workers:
                     yield waiting.popleft().result()
@@ -171,8 +173,8 @@ def tiles(
     ``side`` is their largest size, or that of their rows and columns.
 
     Together they cover the area.  If the rest of the picture beyond the area is narrower than a
-    margin, they cover it too.  If the margin is the network's reach, there are no seams.  Sides
-    are at least the margin.
+    margin, they cover the rest, too.  If the margin is as wide as the network can see, there are no
+    seams.  A tile's sides are at least as long as the margin.
     """
     height, width = (side, side) if isinstance(side, int) else side
     for top, bottom in _cuts(_widened(area[0], rows, margin), height):
@@ -191,7 +193,7 @@ def _widened(part: slice, length: int, margin: int) -> tuple[int, int]:
 
 
 def _cuts(whole: tuple[int, int], side: int) -> Iterator[tuple[int, int]]:
-    """As few parts as possible, of about equal length: none is shorter than half of ``side``."""
+    """As few parts as possible, of about equal length.  None is shorter than half of ``side``."""
     start, stop = whole
     length = stop - start
     parts = -(-length // side)

@@ -1,4 +1,4 @@
-"""U-Nets of diffusers, of a pipeline's folder or loaded already."""
+"""U-Nets of diffusers, from a pipeline's folder or already loaded."""
 
 from __future__ import annotations
 

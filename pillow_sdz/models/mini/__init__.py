@@ -29,8 +29,8 @@ from .tensors import Tensors, knots, part, tensors_of_base, tensors_of_decoders
 if TYPE_CHECKING:
     from .search import Search
 
-# The encoder computes in the middle of this many places on the rate axis, so that who tries
-# qualities that are near each other needs few latents.  Chosen.
+# The rate axis is cut into ranges of so many places, and the encoder computes in the middle of a
+# range.  So a search that tries neighbouring qualities needs few latents.  Chosen.
 ENCODER_PLACES = 500
 
 
@@ -42,7 +42,8 @@ class Mini:
     """
 
     def __init__(self, path: Path) -> None:
-        # Here, `models.load` holds its lock.  Later, each of the first threads would load them.
+        # The tables are loaded now, while `models.load` holds its lock.  Later, each of the first
+        # threads would load them.
         Tables.shipped()
         tensors = load_file(path)
         self.tensors = {k.removeprefix("autoencoder."): v for k, v in tensors.items()}
@@ -59,7 +60,7 @@ class Mini:
 
     def part(self, scale: int) -> Part:
         """What the prior codes of a picture that is decoded at 1/scale of its size."""
-        # At 1/8, nothing else needs the runtime, which takes longer to load than it gains here.
+        # At 1/8, nothing else needs the runtime.  It takes longer to load than it saves here.
         product = runtime.product if scale < 8 or runtime.is_loaded() else np.matmul
         return Part(SHOWN.get(scale, CHANNELS), product)
 
@@ -71,18 +72,18 @@ class Mini:
         return gain if gain.ndim == 1 else of_cells(gain, (slice(0, height), slice(0, width)))
 
     def seen(self, quantisation: Quantisation) -> bytes:
-        """What `encode` sees of a quantisation; where it is the same, the latents are."""
+        """What `encode` sees of a quantisation.  If it is equal for two, so are the latents."""
         return self._encoded_at(quantisation).tobytes()
 
     def _encoded_at(self, quantisation: Quantisation) -> Ints:
         places = self.axis.places(quantisation)
-        # No middle is on the other side of TAIL_FROM.
+        # A place and the middle of its range lie on the same side of TAIL_FROM.
         return np.minimum(places // ENCODER_PLACES * ENCODER_PLACES + ENCODER_PLACES // 2, LAST)
 
     def encode(self, pixels: Samples, quantisation: Quantisation) -> Latents:
         """Pixels (H, W, 3) to latents (ceil(H/16), ceil(W/16), C).
 
-        Beyond the base they are 0 where the quality is so low that only the base is coded.
+        Channels beyond the base are 0 at places with a quality so low that only the base is coded.
         """
         places = self._encoded_at(quantisation)
 
@@ -119,8 +120,7 @@ class Mini:
         """Improve latents in steps (h, w, C), and find their hyperlatents.
 
         Both are returned without rounding.  Up to `HIGHEST_QUICK_EFFORT`, the latents stay as they
-        are.  The more ``effort`` beyond it, the longer the search, which imports torch; see
-        `refinement.refine`.
+        are.  With more ``effort``, `refinement.refine` searches longer; it imports torch.
         """
         hyper = self.hyperlatents(steps)
         if effort <= HIGHEST_QUICK_EFFORT:
@@ -168,21 +168,21 @@ class MiniPerceptual:
         area: Area | None = None,
         scale: int = 1,
     ) -> Iterator[tuple[Area, Pixels]]:
-        """As `Mini.decode`.  Small pictures have little texture to invent: `mini` decodes them."""
+        """As `Mini.decode`.  `mini` decodes small pictures, because they show little texture."""
         if scale == 1:
             return self._decoders.decode(latents, quantisation, area, scale)
         return self._mini.decode(latents, quantisation, area=area, scale=scale)
 
 
 class Variants:
-    """A network of all channels, and the same one of the base alone, which takes less time."""
+    """A network of all channels, and the same network of the base alone, which takes less time."""
 
     def __init__(self, graph: str, tensors: Tensors, ranges: str) -> None:
         self._all = runtime.Network(graph, tensors, ranges)
         self._base = runtime.Network(f"{graph}_base", tensors_of_base(tensors), ranges)
 
     def __call__(self, places: Ints, **inputs: NDArray[Any]) -> NDArray[Any]:
-        """The result for a tile; ``places`` on the axis are its latents', or (1, 1) for all."""
+        """The result for a tile; ``places`` has a place for each latent, or (1, 1) for all."""
         inputs["rate"] = knots(places)
         latents = inputs.get("latents")
         if (places >= TAIL_FROM).any() and (latents is None or latents.shape[2] > BASE):
@@ -193,7 +193,7 @@ class Variants:
 
 
 class TileInputs(NamedTuple):
-    """A tile to decode: its latents, their places on the rate axis, (1, 1) for one, its sides."""
+    """A tile to decode: its latents, their places on the rate axis (or one place), its sides."""
 
     latents: Latents
     places: Ints
@@ -214,7 +214,7 @@ class Decoders:
 
         def inputs(tile: Tile) -> TileInputs:
             values = latents[tile.needed]
-            # Only now: how they were quantised may be known when they are decoded.
+            # This is asked now, because the quantisation may only be known after decoding.
             known = quantisation(tile.needed) if callable(quantisation) else quantisation
             return TileInputs(values, np.atleast_2d(self._axis.places(known)), tile.trimmed)
 
@@ -250,12 +250,12 @@ class Decoders:
 
 
 def of_latents(values: NDArray[Any], area: Area) -> NDArray[Any]:
-    """What cells have, for each latent of an area, or (1, 1) if there is one value for all."""
+    """The values of cells, for each latent of an area, or (1, 1) if there is one value for all."""
     return values[None, None] if values.ndim == 0 else of_cells(values, area)
 
 
 def of_cells(values: NDArray[Any], area: Area) -> NDArray[Any]:
-    """What cells have (ceil(h/2), ceil(w/2), ...), for each latent of an area."""
+    """The values of cells (ceil(h/2), ceil(w/2), ...), for each latent of an area."""
     rows, columns = (np.arange(part.start, part.stop) // CELL for part in area)
     return values[rows[:, None], columns]
 

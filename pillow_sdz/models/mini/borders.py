@@ -15,20 +15,20 @@ HALF = FACTOR // 2  # samples by which a window reaches into its neighbours
 
 
 def _angles(size: int) -> NDArray[np.float64]:
-    """Of the size / 2 samples from a border inwards."""
+    """The window's angles at the size / 2 samples from a border inwards."""
     return np.pi * (np.arange(size // 2)[::-1] + 0.5) / (2 * size)
 
 
 def mirrored(size: int = FACTOR) -> NDArray[np.float32]:
-    """What a sample beyond a border is of its mirror image, from the border outwards."""
+    """The factors from mirror images to the samples beyond a border, from the border outwards."""
     found: NDArray[np.float64] = -np.tan(_angles(size) / 2)
     return found.astype(np.float32)
 
 
 def inside(scale: int = 1) -> NDArray[np.float32]:
-    """What decoded samples are to be multiplied by, from a border inwards.
+    """The factors for decoded samples, from a border inwards.
 
-    With a ``scale``, samples are means over so many; then this is exact where they are equal.
+    With a ``scale``, each sample is the mean of so many.  The factors are exact if these are equal.
     """
     found: NDArray[np.float64] = 1 / np.cos(_angles(FACTOR)).reshape(-1, scale).mean(1)
     return found.astype(np.float32)

@@ -1,8 +1,8 @@
 """Decodes `mini`'s pictures at 1/8 of their size, in numpy alone.
 
-Each pixel is a linear function of the latents around it: the decoder's linear path, reduced, and in
-place of its CNN kernels for the base, times the gate.  Least squares fitted these to the reduced
-pictures of the decoder (training/reduced.py).
+Each pixel is a linear function of the latents around it.  One part is the decoder's linear path,
+reduced.  The other part replaces the CNN: kernels for the base, multiplied by the gate.  Least
+squares fitted these kernels to the reduced pictures of the decoder (training/reduced.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KERNEL = 3  # latents that a pixel sees, along a side
 
 
 class Eighth:
-    """``tensors`` has those of the decoder, and ``heads`` the fitted kernels."""
+    """The decoder.  ``tensors`` are `mini`'s, and ``heads`` has the fitted kernels."""
 
     def __init__(self, tensors: Tensors, heads: Tensors) -> None:
         kernel = np.zeros((2 * OUTPUTS, CHANNELS, KERNEL, KERNEL), np.float32)
@@ -38,7 +38,7 @@ class Eighth:
         rows, columns, channels = latents.shape
         if not (places >= TAIL_FROM).any():
             channels = min(channels, BASE)
-        # What each latent adds to the places around it, before it is moved there.
+        # What each latent adds to the places around it.  It is moved to these places below.
         products = latents[..., :channels].reshape(-1, channels) @ self._matrix[:channels]
         products = products.reshape(rows, columns, KERNEL, KERNEL, 2 * OUTPUTS)
         around = np.zeros((rows + 2, columns + 2, 2 * OUTPUTS), np.float32)
@@ -57,7 +57,8 @@ class Eighth:
 def linear_kernel(weight: NDArray[np.float16]) -> NDArray[np.float32]:
     """The linear path's kernels (768, C, 2, 2), reduced: (OUTPUTS, C, KERNEL, KERNEL).
 
-    They are of blocks between latents, of which each has a quarter of a latent's pixels.
+    The given kernels are for blocks between latents.  A latent shares a quarter of its pixels with
+    each of four blocks.
     """
     channels = weight.shape[1]
     blocks = reduced_linear(weight, SCALE).reshape(3, SIDE, SIDE, channels, 2, 2)

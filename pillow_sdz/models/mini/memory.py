@@ -9,7 +9,7 @@ from .shape import CHANNELS, DECODER_MARGIN
 
 # The measurements: docs/measurements.md#memory.
 
-# Latents along a side of a tile, at most.  Measured.
+# The most latents along a side of a tile.  Measured.
 LARGEST_TILE = 112
 SMALLEST_TILE = 2 * DECODER_MARGIN
 # Bytes that decoding and encoding take for each latent of a tile, margin included.  Measured.
@@ -25,7 +25,7 @@ def tile_side(memory: int, margin: int, columns: int = 0, *, workers: int = 1) -
     ``workers`` tiles are computed at once.
     """
     memory *= workers
-    # The positive root of memory n^2 + row n - budget; n is the side with its margins.
+    # The side n, with its margins, is the positive root of memory n^2 + row n - budget.
     row = columns * CHANNELS * 4
     budget = max(0, options.MEMORY_BUDGET - FIXED_MEMORY)
     side = (math.isqrt(row * row + 4 * memory * budget) - row) // (2 * memory)

@@ -2,17 +2,18 @@
 
 Encoder and decoder are each the sum of two paths.  The linear path is an overlapped block transform
 of 32x32 samples at a stride of 16.  The residual path is a small CNN at 1/4, 1/8 and 1/16 of the
-resolution.  The linear path alone is a good transform coder.  The CNN adds what it cannot do: edges
-without ringing, and a reconstruction that knows how coarsely the latents were quantised.  What it
-adds is multiplied by a learnt gate: where steps are small, the linear path alone has to be precise.
-The first channels, the base, are coded at all rates.  The others hold what is fine or weak, and low
-rates pay nothing for them.  training/README.md has the figures.
+resolution.  The linear path alone is a good transform coder.  The CNN adds what a linear path
+cannot do: edges without ringing, and a reconstruction that knows how coarsely the latents were
+quantised.  Its result is multiplied by a learnt gate, because the linear path alone has to be
+precise when steps are small.  The first channels, the base, are coded at all rates.  The other
+channels hold fine or weak details, and cost nothing at low rates.  training/README.md has the
+figures.
 
-The place on the rate axis, from 0 to 1, is a map (B, 1, ceil(h/2), ceil(w/2)) over cells of 32x32
-pixels, h and w being those of the latents, or one value for a picture, (B, 1, 1, 1).
+The place on the rate axis is from 0 to 1.  It is one value for a picture, (B, 1, 1, 1), or a map
+over cells of 32x32 pixels, (B, 1, ceil(h/2), ceil(w/2)) for latents (h, w).
 
-These are for training and for the encoder's search.  Pictures are encoded and decoded by the graphs
-of `training.graphs`, which compute the same.
+These networks are for training and for the encoder's search.  The graphs of `training.graphs`,
+which compute the same, encode and decode pictures.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def spread(rate: Tensor, factor: int, height: int, width: int) -> Tensor:
 def knots(rate: Tensor) -> Tensor:
     """A map of the rate (B, 1, h, w) in [0, 1] as the weights (B, KNOTS, h, w) of all knots.
 
-    What is learnt along the axis is linear between knots.
+    Everything that is learnt along the axis is linear between knots.
     """
     places = torch.arange(KNOTS, device=rate.device, dtype=rate.dtype)[:, None, None]
     return F.relu(1 - (rate * (KNOTS - 1) - places).abs())
@@ -59,7 +60,7 @@ def beyond(x: Tensor, size: int = FACTOR) -> Tensor:
 
 
 def borders(x: Tensor) -> Tensor:
-    """The inverse of what `beyond` does to the HALF samples inside of each border."""
+    """Undo what `beyond` does to the HALF samples inside of each border."""
     for dim in (2, 3):
         factor = torch.from_numpy(at_borders.along(x.shape[dim])).to(x)
         x = x * (factor[:, None] if dim == 2 else factor)
@@ -67,7 +68,7 @@ def borders(x: Tensor) -> Tensor:
 
 
 class Gate(nn.Module):
-    """What a CNN adds is multiplied by this, per channel and place on the rate axis."""
+    """The factor for a CNN's result, by channel and place on the rate axis."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -165,7 +166,7 @@ class Decoder(nn.Module):
 
 
 def _of_rate(*channels: int) -> nn.ModuleList:
-    """What is added for the rate at each stage; nothing at first."""
+    """The layers that add something for the rate at each stage.  Before training they add 0."""
     layers = nn.ModuleList(nn.Conv2d(KNOTS, n, 1, bias=False) for n in channels)
     for parameter in layers.parameters():
         nn.init.zeros_(parameter)
@@ -175,9 +176,9 @@ def _of_rate(*channels: int) -> nn.ModuleList:
 class Gain(nn.Module):
     """The quantisation step of every channel, as a function of the place on the rate axis.
 
-    Latents are multiplied by the gain before rounding, and divided by it after.  So one model has
-    all rates (Cui et al., "Asymmetric Gained Deep Image Compression With Continuous Rate
-    Adaptation", CVPR 2021).  Its logarithm is linear between knots.
+    Latents are multiplied by the gain before rounding, and divided by it after rounding.  So one
+    model has all rates (Cui et al., "Asymmetric Gained Deep Image Compression With Continuous Rate
+    Adaptation", CVPR 2021).  The logarithm of the gain is linear between knots.
     """
 
     def __init__(self, channels: int = CHANNELS) -> None:
@@ -187,7 +188,7 @@ class Gain(nn.Module):
     def forward(self, rate: Tensor, factor: int, height: int, width: int) -> Tensor:
         """(B, C, height, width) for latents of that size, or (B, C, 1, 1).
 
-        ``factor`` of them lie along a cell's side.
+        A cell has ``factor`` latents along a side.
         """
         log_gain = torch.einsum("bkhw,kc->bchw", knots(rate), self.logarithms)
         return spread(torch.exp(log_gain), factor, height, width)

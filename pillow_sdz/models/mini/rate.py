@@ -33,14 +33,14 @@ HERE: Taps = [(0, 0)]
 def logistic_bits(symbols: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """Bits of integers (or integers plus uniform noise) under a discretised logistic."""
     scale = torch.exp(log_scale.clamp(-3.5, 6))
-    # The upper tail is computed as the lower one, where a difference of sigmoids is precise.
+    # The upper tail is mirrored to the lower one, where a difference of sigmoids is precise.
     distance = -(symbols - mean).abs()
     mass = torch.sigmoid((distance + 0.5) / scale) - torch.sigmoid((distance - 0.5) / scale)
     return -torch.log2(mass.clamp_min(1e-9))
 
 
 def checkerboard(like: Tensor) -> Tensor:
-    """(1, 1, h, w): 1 where the first pass goes (row + column odd), 0 elsewhere."""
+    """(1, 1, h, w): 1 at the places of the first pass (row + column odd), 0 elsewhere."""
     rows = torch.arange(like.shape[-2], device=like.device)[:, None]
     columns = torch.arange(like.shape[-1], device=like.device)[None]
     return ((rows + columns) % 2).to(like.dtype)[None, None]
@@ -49,7 +49,8 @@ def checkerboard(like: Tensor) -> Tensor:
 class Layer:
     """A layer of `codings.dense` in floating point, as a convolution over ``taps``.
 
-    Its inputs are in ``parts`` of so many channels each, whose sums can be computed apart.
+    Its inputs come in parts, and ``parts`` has the channels of each.  The sum of each part can be
+    computed apart.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Layer:
     ) -> None:
         unit = torch.exp2(-tensors[f"{name}.shift"].float())
         weight = tensors[f"{name}.weight"].float() * unit[:, None]
-        # In integers, half of a unit makes the floor of the nearest one.
+        # The integer layers add half a unit, so that rounding down gives the nearest integer.
         self._bias = tensors[f"{name}.bias"].float() * unit - 0.5
         reach = max(max(abs(dy), abs(dx)) for dy, dx in taps)
         kernel = weight.new_zeros(len(weight), weight.shape[1] // len(taps), *[2 * reach + 1] * 2)
@@ -107,7 +108,7 @@ class Group:
     def before_hyper(self, seen: Seen) -> tuple[Tensor, Tensor]:
         """What does not depend on the hyperlatents: a part of the hidden layer's sum, magnitudes.
 
-        The magnitudes are those predicted for the group, in 2 ** -MAGNITUDE_BITS.
+        The magnitudes are predicted for the group, in 2 ** -MAGNITUDE_BITS.
         """
         start, end = self.start, self.end
         known = [seen.knots, seen.symbols[:, :start]]
@@ -190,7 +191,10 @@ class RateModel:
     def bits(
         self, symbols: Tensor, hyper: Tensor, before: list[tuple[Tensor, Tensor]], rate: Tensor
     ) -> Tensor:
-        """The bits of latents and hyperlatents (1, Z, h/2, w/2); ``before`` is `before_hyper`'s."""
+        """The bits of latents and hyperlatents (1, Z, h/2, w/2).
+
+        ``before`` is the result of `before_hyper`.
+        """
         height, width = symbols.shape[2:]
         with _fast():
             inside = _rectified(self._synthesis(hyper.clamp(-HYPER_LIMIT, HYPER_LIMIT)))
@@ -233,7 +237,7 @@ def beside(x: Tensor) -> Tensor:
 
 def _fast() -> AbstractContextManager[object]:
     """Run the networks in bfloat16 if that is faster: docs/measurements.md#refinement."""
-    # Older versions of torch do not know what the CPU has.
+    # Older versions of torch cannot tell what the CPU has.
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     enabled = bool(capabilities.get("amx_bf16")) and options.DTYPE != "float32"
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
@@ -246,7 +250,7 @@ def _rectified(x: Tensor, limit: int = ACTIVATION_LIMIT) -> Tensor:
 def _bits(symbols: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """About the bits of symbols with the frequency tables; ``scale`` is the tables' index."""
     spread = torch.exp2(scale.clamp(0, SCALES - 1) / 8 - 5)
-    # Always in the lower tail, where a difference of sigmoids is precise.
+    # This is always computed in the lower tail, where a difference of sigmoids is precise.
     distance = -(symbols - mean).abs()
     mass = torch.sigmoid((distance + 0.5) / spread) - torch.sigmoid((distance - 0.5) / spread)
     return -torch.log2(mass.clamp_min(1e-9))  # escapes take about 30 bits, too

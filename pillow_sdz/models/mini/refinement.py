@@ -4,7 +4,7 @@ The latents of the encoder network are a good guess.  From there, gradient steps
 the distortion of this one picture, as in Campos et al., "Content Adaptive Optimization for Neural
 Image Compression" (CVPR Workshops 2019).  Rounding has no gradient.  It is replaced by soft
 rounding with noise (Agustsson and Theis, "Universally Quantized Neural Compression", NeurIPS 2020),
-which gets harder from step to step.  Decoders need not know of the search.
+which gets closer to real rounding from step to step.  Decoders need not know of the search.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from .network import spread
 from .rate import RateModel
 from .shape import BASE, CHANNELS, FACTOR, TAIL_FROM
 
-#: Turns latents (1, C, h, w) in steps into pictures (1, 3, 16 h, 16 w) in [-0.5, 0.5], at a rate as
-#: `network` has it.
+#: Turns latents (1, C, h, w) in steps into pictures (1, 3, 16 h, 16 w) in [-0.5, 0.5].  The rate is
+#: as in `network`.
 Decode = Callable[[Tensor, Tensor], Tensor]
 
 # The constants are measured or chosen: docs/measurements.md#refinement.
 
-# The loss is bits per pixel, plus a weight for a squared grey level, plus a weight for a distance
-# of 100 in SSIMULACRA2.  The first weight is geometric between these, from one end of the
-# rate axis to the other.  Measured.
+# The loss is bits per pixel, plus a weight times the squared error in grey levels, plus a weight
+# times the distance from 100 in SSIMULACRA2.  The first weight grows geometrically from one end of
+# the rate axis to the other, between these values.  Measured.
 SQUARED_ERROR = (2.7e-4, 0.45)
 # The second weight is PERCEPTUAL * (first weight / PERCEPTUAL_AT) ** PERCEPTUAL_POWER.  Measured;
 # the power is chosen.
@@ -45,13 +45,13 @@ LEARNING_RATE = 0.04  # in quantisation steps; falls as a cosine to a twentieth.
 STEEPNESS = (2.0, 12.0)  # of tanh, in the first and the last step.  Measured.
 MOMENTUM, DECAY = 0.9, 0.99  # Adam's, but there is one second moment for each channel
 
-# By effort: how many steps with latents and hyperlatents together, and then with the hyperlatents
-# alone, which changes no pixel and needs no decoder.  Chosen: each level takes up to twice the time
-# of the one before.
+# By effort: the number of steps with latents and hyperlatents together, and then with hyperlatents
+# alone.  The latter change no pixel and need no decoder.  Chosen: each effort takes up to twice the
+# time of the effort before.
 STEPS = {5: (6, 8), 6: (12, 8), 7: (20, 8), 8: (32, 16), 9: (48, 16)}
 
-# Latents along a side of a tile that is refined at once, and of its margin.  Both are even, because
-# a hyperlatent stands for two latents along a side.  Chosen.
+# Latents along a side of a tile that is refined at once, and along a side of its margin.  Both are
+# even, because a hyperlatent stands for two latents along a side.  Chosen.
 TILE, MARGIN = 64, 8
 
 
@@ -67,14 +67,14 @@ def refine(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Latents (h, w, C) and hyperlatents (ceil(h/2), ceil(w/2), Z) that cost less when rounded.
 
-    Both are in steps.  ``pixels`` (H, W, 3) are the original's; without them, the latents stay as
-    they are.  ``places`` on the rate axis are those of the cells, or one for all.  On one machine,
-    with one number of threads, the same input gives the same output.
+    Both are in steps.  ``pixels`` (H, W, 3) are those of the original; without them, the latents
+    stay as they are.  ``places`` on the rate axis has a place for each cell, or one for all.  On
+    one machine, with one number of threads, the same input gives the same output.
     """
     of_both, of_hyper = STEPS[effort]
     latents, hyper = latents.copy(), hyper.copy()
     random = torch.Generator().manual_seed(0)
-    # Tiles are cut in hyperlatents, so that the latents of one stay together.
+    # Tiles are cut between hyperlatents, so that the latents of a hyperlatent stay together.
     rows, columns, _ = hyper.shape
     area = tiles.everything(rows, columns)
     cut = list(tiles.tiles(area, rows, columns, TILE // CELL, MARGIN // CELL))
@@ -150,7 +150,7 @@ def _cheaper_hyper(
     def loss(hyper: Tensor) -> Tensor:
         return rate_model.bits(symbols, hyper, before, rate)
 
-    # The symbols are fixed, and hyperlatents alone need no noise.  Chosen.
+    # The symbols are fixed.  For hyperlatents alone, no noise is needed.  Chosen.
     return _descend(loss, [hyper], steps, random, noise=0)[0]
 
 

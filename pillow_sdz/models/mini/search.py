@@ -34,7 +34,7 @@ def one_thread() -> Iterator[None]:
 
 
 class Search:
-    """Built from the tensors of `mini`'s file, without the prefix of the autoencoder."""
+    """The search.  It gets the tensors of `mini`'s file, without the prefix of the autoencoder."""
 
     @torch.inference_mode(False)
     @undisturbed()
@@ -45,7 +45,7 @@ class Search:
             return {k.removeprefix(f"{name}."): v for k, v in found.items() if k.startswith(name)}
 
         decoder, self._gain = built(Decoder, part("decoder")), built(Gain, part("gain"))
-        # That of the base alone takes less time.
+        # The decoder of the base alone takes less time.
         self._decoders = {CHANNELS: decoder, BASE: decoder.of_base()}
         self._rate_model = RateModel(part("prior"))
 

@@ -70,12 +70,12 @@ def reduced_linear(weight: NDArray[Any], scale: int) -> NDArray[np.float32]:
 
 
 def reduced_gate(weight: NDArray[Any], scale: int) -> NDArray[np.float32]:
-    """The gate (KNOTS, 48) of 4x4 pixels for the 2x2 that one place of a head becomes.
+    """The gate (KNOTS, 48) of 4x4 pixels, reduced to the 2x2 pixels of one place of a head.
 
-    They are means: from 1/4 on, each pixel has the mean of all 4x4.
+    The values are means.  From 1/4 on, each pixel has the mean of all 4x4.
     """
     side = min(scale, 4)
     gates = weight.astype(np.float32).reshape(-1, 3, 4 // side, side, 4 // side, side)
-    # A copy, since what is broadcast cannot be written to.
+    # This is a copy, because nobody can write to a broadcast array.
     reduced = np.broadcast_to(gates.mean((3, 5)), (len(weight), 3, 2, 2)).copy()
     return reduced.reshape(len(weight), -1)
