@@ -5,8 +5,8 @@
 
 Each figure is CPU time of a process that does nothing else, so other work of the machine matters
 little. The two checkouts take turns. Each opens a file that it has written itself, because the
-format may differ; both files have about as many bytes. What is imported is subtracted: ``import``
-is above Pillow's own import.
+format may differ. Both files have about the same number of bytes. The time of importing Pillow does
+not count.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.against",
         description="CPU time of importing, opening and loading, compared with another checkout.",
     )
-    parser.add_argument("before", type=Path, metavar="CHECKOUT", help="of the commit before")
+    parser.add_argument(
+        "before", type=Path, metavar="CHECKOUT", help="the checkout to compare with"
+    )
     parser.add_argument("--repeats", type=int, default=15, help="default: %(default)s")
     options = parser.parse_args(arguments)
     if options.repeats < 1:

@@ -1,12 +1,13 @@
-"""Latents of any family: bytes against numpy, zstd and JPEG XL, and what a step costs in a picture.
+"""Latents of any family: bytes compared with numpy, zstd and JPEG XL, and the loss by step.
 
     python -m benchmarks.any_latents --latents FILE --model NAME --factor 8
     python -m benchmarks.any_latents --images DIR
 
 FILE is a safetensors file of latents (C, h, w), one tensor for each picture, in their own dtype.
-With --images, the latents are those of the real taef2 (FLUX.2's), in bfloat16, and its pictures are
-compared too (the environment variable TAEF2 names its weights).  All files are read again, and
-compared.  zstd is level 19, and gets one byte of all values after the other ("shuffled").
+With --images, the latents come from the real taef2 (for FLUX.2), in bfloat16, and its pictures are
+compared, too.  The environment variable TAEF2 names its weights.  All files are read again and
+compared.  zstd has level 19.  "Shuffled" means that it gets the first bytes of all values, then the
+second bytes, and so on.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ STEPS = (0.1, 0.25, 0.5, 1.0, 2.0)
 
 
 class Cache(NamedTuple):
-    """Latents (C, h, w) and, perhaps, the picture (H, W, 3) that they are of."""
+    """Latents (C, h, w) and perhaps the picture (H, W, 3) that they were made from."""
 
     latents: Tensor
     picture: NDArray[np.uint8] | None = None
@@ -130,8 +131,10 @@ def main() -> None:
     parser.add_argument("--model", default="flux2")
     parser.add_argument("--factor", type=int, default=8)
     parser.add_argument("--steps", type=float, nargs="*", default=STEPS)
-    parser.add_argument("--effort", type=int, default=0, help="of sdz; up to 2 it only rounds")
-    parser.add_argument("--every", type=int, default=1, help="take every so many-th picture")
+    parser.add_argument(
+        "--effort", type=int, default=0, help="sdz's effort; up to 2 it only rounds"
+    )
+    parser.add_argument("--every", type=int, default=1, help="take only every Nth picture")
     args = parser.parse_args()
     module = None
     if args.latents:

@@ -1,9 +1,9 @@
-"""What int8 gives and costs: `mini`'s networks in CPU time, and PSNR of their pictures.
+"""What int8 saves and costs: the CPU time of `mini`'s networks, and the PSNR of their pictures.
 
     python -m benchmarks.arithmetic [--photos DIR]
 
-CPU time of one thread for a 768x512 photo, the median of five.  PSNR is that of the
-pictures of a folder, or of the demo's photo, decoded from the same latents in both arithmetics.
+The times are CPU time of one thread for a 768x512 photo, the median of five.  The PSNR is of the
+photos in a folder, or of the demo's photo, decoded from the same latents in both arithmetics.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from pillow_sdz.models.mini import Mini
 
 ARITHMETICS = ("float32", "int8")
 QUALITIES = (1500, 5000, 7500, 10000)
-TIMED = (1500, 7500)  # of the base alone, and of all channels
+TIMED = (1500, 7500)  # one quality with the base alone, and one with all channels
 
 
 def cpu_ms(call: Callable[[], object]) -> float:
-    """The median CPU time in milliseconds, of five after a first."""
+    """The median CPU time of five calls in milliseconds, after a first call."""
     call()
     times = []
     for _ in range(5):

@@ -33,7 +33,7 @@ from pillow_sdz.codings.target_size import EncodedLatents
 from pillow_sdz.container import Chunk
 from pillow_sdz.models import denoise
 
-# What is done to the latents before they are decoded. The key is the name in the table.
+# The changes that are made to latents before decoding. The key is the name in the table.
 Refinements = Mapping[str, Callable[[Latents], Latents]]
 
 
@@ -133,7 +133,7 @@ def main() -> None:
     )
     parser.add_argument("--images", type=Path, required=True, help="a folder of photos")
     parser.add_argument("--model", default="sd-mini")
-    parser.add_argument("--rate", type=float, help="bits per pixel; default: as the palette")
+    parser.add_argument("--rate", type=float, help="bits per pixel; default: those of the palette")
     parser.add_argument(
         "--strength", type=float, nargs="*", default=[0.03, 0.04], help="strength of the denoising"
     )

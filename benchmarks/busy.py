@@ -2,9 +2,9 @@
 
     python -m benchmarks.busy [--others 8] [--repeats 5] [--checkout DIR]
 
-Each row is a process of its own.  The others, which count, begin before and end after it.  With
-``--checkout``, the package of that folder, such as a `git worktree` of an older commit, is measured
-in the same run, by default and with OMP_NUM_THREADS=1.
+Each row is a process of its own.  Other processes, which only count, begin before it and end after
+it.  With ``--checkout``, the package of that folder is measured in the same run, by default and
+with OMP_NUM_THREADS=1.  The folder may be a `git worktree` of an older commit.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ for call in (save, load):
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """Other processes that count, so many."""
+    """Run ``count`` other processes that only count."""
     others = [
         subprocess.Popen([sys.executable, "-c", "while True: sum(range(100_000))"])
         for _ in range(count)

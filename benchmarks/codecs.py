@@ -122,7 +122,7 @@ CODECS = {
         ),
         Codec("webp", "WEBP", {"method": 6}, tuple(range(101)), _without("webp")),
         Codec("avif", "AVIF", {"speed": 4}, tuple(range(101)), _without("avif")),
-        # Where bits are plenty, colour at half the resolution costs more than it saves.
+        # At high rates, colour at half the resolution costs more than it saves.
         Codec(
             "avif444",
             "AVIF",

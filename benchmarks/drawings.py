@@ -1,7 +1,7 @@
 """Graphics made on the spot: text, code, charts, maps, windows, logos, pixel art, QR codes, scans.
 
-There are two sets with other seeds and other fonts. ``tuning`` is for choosing constants, and
-``judging`` for figures alone.
+There are two sets with different seeds and fonts. ``tuning`` is for choosing constants, and
+``judging`` only for figures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 
 Colour = tuple[int, int, int]
 
-VARIANTS = 3  # of each kind in a set: two themes and sizes, and one more. Chosen.
+VARIANTS = 3  # drawings of each kind in a set: two themes and sizes, and one more. Chosen.
 
 WORDS = """
     river window paper yellow quarter machine people morning simple number garden silver letter
@@ -54,11 +54,11 @@ class Drawing(NamedTuple):
     kind: str
     picture: Image.Image  # of mode RGB
     words: tuple[str, ...] = ()
-    message: str = ""  # of a QR code
+    message: str = ""  # what a QR code says
 
 
 class _Set(NamedTuple):
-    """Where a drawing gets its chances and its fonts from."""
+    """The random numbers and the fonts of a drawing."""
 
     chance: random.Random
     families: tuple[str, ...]
@@ -67,8 +67,8 @@ class _Set(NamedTuple):
         return ImageFont.truetype(self.families[family % len(self.families)], size)
 
 
-# By set: fonts without serifs, with serifs, for code. The judging set has Debian's Liberation and
-# Roboto where they are installed.
+# For each set: fonts without serifs, with serifs, and for code. The judging set has Debian's
+# Liberation and Roboto if they are installed.
 _DEJAVU = ("DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf")
 _OTHERS = ("Roboto-Regular.ttf", "LiberationSerif-Regular.ttf", "LiberationMono-Regular.ttf")
 _DEJAVUS_OTHERS = ("DejaVuSans-Bold.ttf", "DejaVuSerif-Italic.ttf", "DejaVuSansMono-Bold.ttf")

@@ -58,7 +58,7 @@ def code(photos: list[NDArray[Any]], priors: list[LatticePrior], step: float, ef
 
 
 def at_error(points: list[Coded], error: float) -> float:
-    """Bytes at an error, from a parabola through three points. ValueError outside of the points."""
+    """Bytes at an error, from a parabola through three points. ValueError beyond these points."""
     if not min(p.error for p in points) <= error <= max(p.error for p in points):
         msg = f"an error of {error} lies outside of {[p.error for p in points]}"
         raise ValueError(msg)
@@ -90,7 +90,7 @@ def main() -> None:
         "--priors", type=Path, required=True, help="folder with the priors of the folds"
     )
     parser.add_argument(
-        "--fold", type=int, choices=range(FOLDS), help="code only photos i with i %% 3 = K"
+        "--fold", type=int, choices=range(FOLDS), help="code only the photos i with i %% 3 = K"
     )
     args = parser.parse_args()
     folds = [LatticePrior(load_file(args.priors / f"fold{k}.safetensors")) for k in range(FOLDS)]

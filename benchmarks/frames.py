@@ -130,8 +130,8 @@ def code(frames: Sequence[Image.Image], format: str, **options: Any) -> Coded:
 def bytes_at(score: float, curve: Sequence[Coded]) -> float:
     """The bytes that a codec needs for a score, read between its files.
 
-    Beyond the files, continue the line through the last two. Bytes are taken to grow
-    exponentially with the score.
+    Beyond the files, the line through the last two goes on. Bytes are assumed to grow exponentially
+    with the score.
     """
     marks = sorted((c.score, np.log(c.bytes)) for c in curve)
     pairs = list(itertools.pairwise(marks))

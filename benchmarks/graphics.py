@@ -1,10 +1,10 @@
-"""Graphics against lossless WebP and AVIF: bytes, SSIMULACRA2, words that OCR finds, QR codes.
+"""Graphics, compared with lossless WebP and AVIF: bytes, SSIMULACRA2, words for OCR, QR codes.
 
     python -m benchmarks.graphics [--set judging] [--photos DIR] [--quality 75 30] [--sheet FILE]
 
-It makes its graphics itself (benchmarks.drawings), or takes those in --graphics DIR. AVIF (speed
-6) gets the bytes of the `.sdz` file. OCR is tesseract's, if that is installed; words count that it
-also finds in the original. QR codes are read by zxing-cpp, if that is installed.
+It makes its graphics itself (benchmarks.drawings), or takes those in --graphics DIR. AVIF (speed 6)
+gets the bytes of the `.sdz` file. If tesseract is installed, it reads the words. A word counts if
+tesseract also finds it in the original. If zxing-cpp is installed, it reads the QR codes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Result(NamedTuple):
 
     bytes: int
     ssimulacra2: float
-    words: float | None  # the part of the original's words that OCR finds again
+    words: float | None  # the share of the original's words that OCR finds again
     scans: bool | None  # whether the QR code is read
 
 
@@ -46,7 +46,7 @@ class Row(NamedTuple):
     name: str
     kind: str
     lossless: int  # bytes of lossless WebP
-    exact: float  # the part that is exact
+    exact: float  # the share of pixels that are exact
     seconds: tuple[float, float]  # to encode, to decode
     sdz: Result
     avif: Result
@@ -58,7 +58,7 @@ def words_in(picture: Image.Image) -> list[str] | None:
     if shutil.which("tesseract") is None:
         return None
     file = io.BytesIO()
-    # Letters of 10 pixels are too small for tesseract: it was trained on 300 dots an inch.
+    # Letters of 10 pixels are too small for tesseract, which was trained on 300 dots an inch.
     picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.BICUBIC).save(
         file, "PPM"
     )
@@ -72,7 +72,7 @@ def words_in(picture: Image.Image) -> list[str] | None:
 
 
 def message_in(picture: Image.Image) -> str | None:
-    """What a QR code says, '' if it is not read; None if zxing-cpp is not installed."""
+    """The text of a QR code, '' if it cannot be read; None if zxing-cpp is not installed."""
     if importlib.util.find_spec("zxingcpp") is None:
         return None
     import zxingcpp
@@ -82,14 +82,14 @@ def message_in(picture: Image.Image) -> str | None:
 
 
 def found_again(read: list[str] | None, known: list[str]) -> float | None:
-    """The part of the known words that were read; each counts as often as it is there."""
+    """The share of the known words that were read. A word counts as often as it is there."""
     if read is None or not known:
         return None
     return (Counter(read) & Counter(known)).total() / len(known)
 
 
 def judged(drawing: Drawing, data: bytes, shown: Image.Image, known: list[str]) -> Result:
-    """What a file of a drawing is worth."""
+    """Judge a file of a drawing."""
     words = found_again(words_in(shown), known) if known else None
     scans = None
     if drawing.message and (message := message_in(shown)) is not None:
@@ -98,7 +98,7 @@ def judged(drawing: Drawing, data: bytes, shown: Image.Image, known: list[str]) 
 
 
 def compared(drawing: Drawing, quality: float) -> Row:
-    """An `.sdz` file of a drawing, and AVIF in its bytes."""
+    """An `.sdz` file of a drawing, and AVIF in the same bytes."""
     picture = drawing.picture
     webp, sdz = io.BytesIO(), io.BytesIO()
     picture.save(webp, "WEBP", lossless=True)
@@ -189,7 +189,9 @@ def main() -> None:
     parser.add_argument("--set", choices=("judging", "tuning"), default="judging")
     parser.add_argument("--graphics", type=Path, help="a folder of PNG files instead")
     parser.add_argument("--photos", type=Path, help="photos for screenshots, instead of the demo's")
-    parser.add_argument("--variants", type=int, default=VARIANTS, help="of each kind, at most")
+    parser.add_argument(
+        "--variants", type=int, default=VARIANTS, help="the most graphics of each kind"
+    )
     parser.add_argument("--kinds", nargs="*", help="only these kinds")
     parser.add_argument("--quality", type=float, nargs="*", default=[75, 30])
     parser.add_argument("--sheet", type=Path, help="write a contact sheet, and nothing else")

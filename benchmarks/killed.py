@@ -1,4 +1,4 @@
-"""Kill `sdz encode` again and again. Look at what is left, and whether a new run finishes.
+"""Kill `sdz encode` again and again. Look at what is left, and whether another run finishes it.
 
     python -m benchmarks.killed --times 50
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pillow_sdz import demo
 
-PICTURES = 100  # chosen: enough that a run is still working when it is killed
+PICTURES = 100  # chosen: so many that a run is still working when it is killed
 LONGEST = 0.4  # chosen: seconds after the first new file, enough for several pictures
 
 

@@ -2,14 +2,15 @@
 
     python -m benchmarks.latent_cache --images DIR
 
-The latents are those of two autoencoders, from the pictures in DIR: of `sd-mini`, 4 channels, the
-left and the right 64 x 64 of each picture in float16; and, if the environment variable TAEF2 names
-the weights of the public taef2, of FLUX.2's, 32 channels, 64 x 96 of each picture in bfloat16. The
-trained prior of `sd-mini` should not have seen the pictures. Each latent is a file in memory.
+The latents come from two autoencoders and the pictures in DIR. `sd-mini` makes latents of 4
+channels in float16, from the left and the right part of each picture, 64 x 64 each. The public
+taef2 (for FLUX.2) makes latents of 32 channels in bfloat16, 64 x 96 from each picture. It is left
+out unless the environment variable TAEF2 names its weights. The trained prior of `sd-mini` should
+not have seen the pictures. Each latent is a file in memory.
 
-Rates are of one core, in CPU time: of one file after another, and of `open_latents_batch`. Every
-file is decoded and compared. zstd is level 19, "shuffled" gets one byte of all values after the
-other.
+Rates are in CPU time of one core, for one file after another, and for `open_latents_batch`. Every
+file is decoded and compared. zstd has level 19. "Shuffled" means that it gets the first bytes of
+all values, then the second bytes.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def safetensors_zstd(dtype: type) -> Format:
 
 
 def shuffled_zstd(shape: tuple[int, ...], brain: bool) -> Format:
-    """The bytes of bfloat16, or of float16, apart."""
+    """The first bytes of all values, then the second bytes; bfloat16 if ``brain``, or float16."""
     packed, unpacked = zstandard.ZstdCompressor(level=19), zstandard.ZstdDecompressor()
 
     def encode(latents: Latents) -> bytes:
@@ -100,7 +101,7 @@ def shuffled_zstd(shape: tuple[int, ...], brain: bool) -> Format:
 
 
 def sdz(name: str, kept: float | str, about: dict[str, Any]) -> Format:
-    """`.sdz` files of a step, or of a dtype that is exact."""
+    """`.sdz` files with a step, or with a dtype that is kept exactly."""
     precision: dict[str, Any] = {"lossless" if isinstance(kept, str) else "step": kept}
 
     def encode(latents: Latents) -> bytes:
@@ -120,7 +121,7 @@ def sdz(name: str, kept: float | str, about: dict[str, Any]) -> Format:
 
 def measure(format: Format, cache: Sequence[Latents]) -> str:
     """Measure a format and return its row of the table."""
-    format.decode(format.encode(cache[0]))  # load what is loaded only once
+    format.decode(format.encode(cache[0]))  # some things are loaded once, at the first call
     times = [time.process_time()]
     files = [format.encode(latents) for latents in cache]
     times.append(time.process_time())
@@ -142,7 +143,7 @@ def measure(format: Format, cache: Sequence[Latents]) -> str:
 
 
 def pictures_in(folder: Path) -> list[Image.Image]:
-    """Pictures of at least 512 pixels a side, upright ones turned."""
+    """The pictures with at least 512 pixels a side. Portraits are turned."""
     found = []
     for path in sorted(folder.iterdir()):
         with Image.open(path) as im:
@@ -164,7 +165,7 @@ def of_sd_mini(pictures: Iterable[Image.Image]) -> list[Latents]:
 
 
 def of_flux2(pictures: Iterable[Image.Image]) -> list[Latents]:
-    """Latents of the real taef2, exact in bfloat16; none if there are no weights of it."""
+    """Latents of the real taef2, exact in bfloat16. The list is empty without its weights."""
     import torch
 
     from evaluation import taef2
@@ -211,7 +212,7 @@ def formats_of_flux2(shape: tuple[int, ...]) -> list[Format]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bytes and speed of cached latents.")
     parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--limit", type=int, help="so many pictures")
+    parser.add_argument("--limit", type=int, help="use only this many pictures")
     args = parser.parse_args()
     pictures = pictures_in(args.images)[: args.limit]
     four, many = of_sd_mini(pictures), of_flux2(pictures)

@@ -50,7 +50,7 @@ def status(name: str) -> float:
 
 
 def measure(path: Path, way: str) -> dict[str, float]:
-    """In this process: seconds of CPU, and bytes more than before."""
+    """Measure in this process: CPU seconds, and the additional memory in bytes."""
     import torch
 
     torch.zeros(1)

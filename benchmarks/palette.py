@@ -58,7 +58,7 @@ def measure(latents: Latents, entries: int, dither: bool) -> dict[str, float]:
     end = time.process_time()
     colours, indices = palette.unpack(payload, *latents.shape)
     if palette.pack(colours, indices) != payload:
-        msg = "decoded and coded again, the payload is another one"
+        msg = "the payload is not the same after decoding and coding again"
         raise AssertionError(msg)
     coder = palette._Encoder()
     palette._code_palette(coder, colours, indices.size, latents.shape[2])

@@ -9,7 +9,7 @@ same .sdz file is decoded twice: by the decoder of ``tune="psnr"`` and by that o
 to the output folder. With --sheet, it shows parts of the pictures side by side instead.
 
 Butteraugli (its 3-norm) is measured if `butteraugli_main` is installed. This is libjxl's tool
-(Debian: libjxl-devtools). The feature distance is ST-LPIPS. Its network trained nothing here.
+(Debian: libjxl-devtools). The feature distance is ST-LPIPS. No model here was trained with it.
 """
 
 from __future__ import annotations

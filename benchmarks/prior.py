@@ -4,11 +4,11 @@
 
 The integers are mini's rounded latents, as in files of the default effort. The prior's bits are
 those of real payloads. Each payload is decoded and encoded again. The row of the ideal code has the
-same predictions without the range coder. The prior also runs without one of its parts at a time:
-the features that it computes from the hyperlatents, the context (the first pass around a place),
-the groups of channels before around a place, and the magnitudes of what is known. What these would
-add is zero then. The networks were not trained for that, and the hyperlatents were not chosen for
-it, so a prior that is trained without a part would lose less.
+same predictions without the range coder. The prior also runs without one of its parts at a time.
+The parts are the features that it computes from the hyperlatents, the context (the first pass
+around a place), earlier groups of channels around a place, and the magnitudes of known symbols. The
+part then adds zero. The networks were not trained for that, and the hyperlatents were not chosen
+for it, so a prior that is trained without a part would lose less.
 
 The hand-made model's bits are those of an ideal code, without side information. Photo i is coded
 with a model fitted to those photos j of DIR whose j mod 3 differs, at the same quality. mini should
@@ -59,7 +59,7 @@ HAND_MADE = "causal linear mean + 16 scale contexts"
 PRIOR = "mini's prior"
 IDEAL, HYPER = "an ideal code of its predictions", "of which hyperlatents"
 
-# Tensors of the prior that are set to zero, by what it is without then.
+# For each row without a part, the tensors of the prior that are set to zero.
 PARTS = {
     "without the features": r"up\d",
     "without the context": r"context\d",
@@ -84,7 +84,7 @@ class HandMade:
 
     def bits(self, symbols: Ints) -> float:
         """The ideal code length of a photo's integers (h, w, C). Counts adapt to each integer."""
-        # The order of the symbols does not change what adaptive counts make of them.
+        # With adaptive counts, the order of the symbols does not change their bits.
         before, after = self._counts, self._counts + self._histogram(symbols)
         of_symbols = _log_gamma(after).sum() - _log_gamma(before).sum()
         of_contexts = _log_gamma(after.sum(1)).sum() - _log_gamma(before.sum(1)).sum()

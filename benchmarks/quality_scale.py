@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality_scale --images DIR
 
-prints the mean over the photos.  ``quality`` is to be about the SSIMULACRA2 that photos have.
+prints the mean over the photos.  ``quality`` should be about the SSIMULACRA2 of photos.
 """
 
 from __future__ import annotations

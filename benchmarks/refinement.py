@@ -56,7 +56,7 @@ def code(photos: Sequence[Image.Image], quality: int, effort: int) -> Coded:
 
 
 def saved(point: Coded, curve: Sequence[Coded], metric: str) -> float:
-    """The difference of a point's bits per pixel from the curve at equal ``metric``, in percent."""
+    """How many percent a point's bits per pixel differ from the curve, at equal ``metric``."""
     marks = sorted((getattr(c, metric), c.bpp) for c in curve)
     levels, rates = (np.array(v) for v in zip(*marks, strict=True))
     value = getattr(point, metric)

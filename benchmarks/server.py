@@ -90,7 +90,7 @@ def running(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def uploads() -> list[bytes]:
-    """Pictures like those of a camera or a phone. No two are alike."""
+    """Pictures like those of a camera or a phone, all different."""
     photo = demo.photo()
     places = itertools.product(range(0, 80, 10), range(0, 16, 4))
     boxes = [(x, y, x + SIZE[0], y + SIZE[1]) for x, y in places]

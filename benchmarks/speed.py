@@ -207,7 +207,7 @@ def warm(size: tuple[int, int], repeats: int, with_tiny: bool) -> list[Compariso
 
 
 def beside_pillow(repeats: int) -> list[Comparison]:
-    """Encode, decode and open beside Pillow's own formats, in this process."""
+    """Encode, decode and open, compared with Pillow's own formats, in this process."""
     picture = photo((768, 512))
     data = sdz_encode(picture)
 
@@ -238,7 +238,7 @@ def beside_pillow(repeats: int) -> list[Comparison]:
 
 
 def drafts(repeats: int) -> list[Comparison]:
-    """Decode at a reduced scale, beside all of the picture."""
+    """Decode at a reduced scale, compared with the whole picture."""
     data = sdz_encode(photo((768, 512)))
     calls = [functools.partial(decoded, data, scale) for scale in (1, *SCALES)]
     whole, *times = alternate(calls, repeats)

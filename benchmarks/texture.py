@@ -1,12 +1,12 @@
-"""Woven texture: fine patterns in flat saturated areas that the original has not.
+"""Woven texture: fine patterns in flat saturated areas that are not in the original.
 
     python -m benchmarks.texture [--photos DIR] [--quality 5 10 20 30]
 
-It looks at tiles of 32x32 pixels that are flat and saturated in the original: in pictures that it
-makes itself, or in photos. The figure is the energy at periods of 2 to 4 pixels that a tile has
-more than the original, as the root of its mean square in levels, of the channel that has the most.
-Below 1 nobody sees it. Exact regions are off, since they would keep such tiles. AVIF (speed 6) gets
-the bytes of the `.sdz` file.
+It looks at tiles of 32x32 pixels that are flat and saturated in the original. The pictures are
+photos, or it makes them itself. The figure is the energy at periods of 2 to 4 pixels that a tile
+has in addition to the original's. It is the root of the mean square in levels, in the channel with
+the most. Nobody sees less than 1. Exact regions are off, because they would keep such tiles. AVIF
+(speed 6) gets the bytes of the `.sdz` file.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from benchmarks.codecs import Codec
 AVIF = Codec("avif", "AVIF", {"speed": 6}, tuple(range(101)), lambda: None)
 
 TILE = 32
-# A tile is flat if no channel's standard deviation is larger, in levels; and saturated if the means
-# of its channels are so far apart.  Chosen: what a viewer calls one strong colour.
+# A tile is flat if no channel has a larger standard deviation than this, in levels.  It is
+# saturated if the means of its channels are so far apart.  Chosen: a viewer sees one strong colour.
 FLAT, SATURATED = 6, 90
 SIZE = 384, 256
 PICTURES = 8  # chosen: about 300 tiles
@@ -82,7 +82,7 @@ def energy(tile: Levels) -> Levels:
 
 
 def woven(original: Image.Image, shown: Image.Image) -> list[float]:
-    """For each tile, what fine patterns it has more than the original, in levels."""
+    """For each tile, the fine patterns that are not in the original, in levels."""
     before, after = (np.asarray(im, np.float64) for im in (original, shown))
     return [
         float(np.sqrt(max(0.0, (energy(after[area]) - energy(before[area])).max())))
@@ -97,7 +97,7 @@ def decoded(data: bytes) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.texture", description=__doc__)
-    parser.add_argument("--photos", type=Path, help="photos instead of what it makes")
+    parser.add_argument("--photos", type=Path, help="a folder of photos to use instead")
     parser.add_argument("--quality", type=float, nargs="*", default=[5, 10, 20, 30])
     options = parser.parse_args()
     paths = sorted(options.photos.iterdir()) if options.photos else []

@@ -1,1 +1,1 @@
-"""What benchmarks and training share: photos that are held out, and a distance of pictures."""
+"""Shared by benchmarks and training: which photos are held out, and a distance of pictures."""

@@ -1,6 +1,7 @@
 """The tiny autoencoder of FLUX.2's latents, with the weights of the public taesd repository.
 
-The weights do not come with this project.  Without a file of them, what needs them is left out.
+The weights do not come with this project.  Tests and benchmarks that need them are left out if they
+are not there.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ def _blocks(width: int, count: int, pooled: bool = False) -> list[nn.Module]:
 
 
 class Taef2(nn.Module):
-    """Pictures (B, 3, H, W) in 0..1 <-> latents (B, 32, H/8, W/8), as FLUX.2's own autoencoder.
+    """Pictures (B, 3, H, W) in 0..1 <-> latents (B, 32, H/8, W/8) of FLUX.2.
 
-    ``width`` and ``channels`` are those of the weights; tests have smaller ones.
+    ``width`` and ``channels`` must fit the weights.  Tests use smaller ones.
     """
 
     def __init__(self, width: int = 64, channels: int = 32) -> None:

@@ -17,7 +17,7 @@ def main(pipe: Any, path: Path, prompt: str, *, strength: float = 0.5, **setting
     latents = pillow_sdz.open_latents(path).torch()
     if latents.ndim == 3:
         latents = latents[None]
-    # Input with as many channels as latents have is taken as latents, and as scaled ones.
+    # If the input has as many channels as latents, the pipeline takes it as scaled latents.
     image = latents[:1].to(pipe.device, pipe.unet.dtype)
     return pipe(prompt, image=image, strength=strength, **settings).images[0]
 

@@ -52,7 +52,7 @@ LONGEST_SIDE = 16383  # of a WebP picture, in pixels
 MOST_SCANS = 100
 SCAN = b"\xff\xda"  # how a scan begins; these bytes cannot occur in coded data
 NAME = re.compile(r"[0-9a-f]{64}")
-FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}  # a name's bytes stay
+FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}  # a name's bytes never change
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class Limits:
     working: int = os.cpu_count() or 1  # pictures at a time, one per process
     waiting: int = 32  # pictures that may wait
     work: float = 10  # seconds for a picture: twice the time for the largest
-    seconds: float = 20  # to wait and be converted, and also to receive an upload
+    seconds: float = 20  # to wait and convert; and the same to receive an upload
     receiving: int = 64  # uploads at a time; together a gigabyte on the disk
 
 
@@ -119,7 +119,7 @@ def serve(connection: Connection) -> None:
 
 
 class Workers:
-    """Several processes, each with the model loaded. One that is ended is replaced."""
+    """Several processes that have loaded the model. If one ends, another replaces it."""
 
     def __init__(self, count: int) -> None:
         self._all: set[Worker] = set()
@@ -186,8 +186,8 @@ class Workers:
 class Upload:
     """An upload that is being received. It can be ended."""
 
-    # Chosen: each upload starts as if it had sent so many bytes in so many seconds. So none is slow
-    # at once, and one that has sent nothing yet is slower than an ordinary one that is under way.
+    # Each upload starts as if it had already sent so many bytes in so many seconds. So a new upload
+    # is not slow at once, but it is slower than an ordinary upload that has sent more. Chosen.
     AHEAD, BEFORE = 8192, 1
 
     def __init__(self, timeout: asyncio.Timeout) -> None:
@@ -361,7 +361,7 @@ def converted(path: Path, most_pixels: int) -> tuple[tuple[int, int], bytes]:
 
 
 def to_sdz(image: Image.Image) -> bytes:
-    """Turn it the right way up and keep only its colour profile. Where it was taken is private."""
+    """Turn it upright and keep only its colour profile. EXIF may say where it was taken."""
     file = io.BytesIO()
     ImageOps.exif_transpose(image).save(file, "SDZ", exif=None, xmp=None)
     return file.getvalue()

@@ -29,7 +29,7 @@ FOLDER = Path(__file__).parent.parent / "fixtures" / "hostile"
 SD_MINI = Header("RGB", (16, 16), "sd-mini", catalogue.SD_MINI.digest, 4, 8, 100)
 MINI = Header("RGB", (16, 16), "mini", catalogue.MINI.digest, 384, 16, 5000)
 STRANGE = SD_MINI._replace(model="strange-1", digest=catalogue.NOT_NAMED)
-LATN = Chunk(chunks.LATENTS, bytes([2]))  # the prior of sd-mini, and all latents the likeliest
+LATN = Chunk(chunks.LATENTS, bytes([2]))  # the number of sd-mini's prior, and the likeliest latents
 EMPTY = Chunk(chunks.LATENTS, b"")  # the likeliest latents of `mini`
 BANDED = MINI._replace(size=(16, 96))  # six rows of latents
 SAME = Chunk(chunks.CHANGES, unchanged(1, 1))
@@ -96,7 +96,7 @@ def _latents(payload: bytes, **header: Any) -> bytes:
     return file(SD_MINI._replace(**header), Chunk(chunks.LATENTS, payload))
 
 
-# A second IHDR in a PNG of 16x16 grey pixels: one has more pixels, the other has colours.
+# A second IHDR for a PNG of 16x16 grey pixels: the first has more pixels, the second has colours.
 OTHER_SIZE = b"IHDR", struct.pack(">II5B", 8192, 8192, 8, 0, 0, 0, 0)
 OTHER_KIND = b"IHDR", struct.pack(">II5B", 16, 16, 8, 6, 0, 0, 0)
 
@@ -158,7 +158,7 @@ def files() -> dict[str, bytes]:
         "model-of-other-weights": file(MINI._replace(digest=b"\1\2\3\4"), LATN),
         "quantisation-0": file(_head(len(SD_MINI.pack()) - 2, bytes(2)), LATN),
         "channels-65535": file(STRANGE._replace(channels=65535), Chunk(b"LATN", b"\0")),
-        # chunks beside the latents
+        # chunks other than latents
         "chunks-empty": file(SD_MINI, *(chunk(t, b"") for t in (b"iCCP", b"eXIf", b"dNOI")), LATN),
         "denoising-255-steps": file(SD_MINI, chunk(b"dNOI", b"\0\x28\xff"), LATN),
         "prompt-not-utf8": file(SD_MINI, chunk(b"pRMT", b"\xff\xfe"), LATN),

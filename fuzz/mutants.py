@@ -1,13 +1,13 @@
 """`python -m fuzz.mutants`: make small changes to the package, and see whether tests notice.
 
 The other targets change files and look at the reader. This one changes the package and looks at the
-tests. Cosmic Ray lists the possible changes. First a place in the source is drawn, then one of the
-changes to it. So an operator with many changes counts no more than a number.
+tests. Cosmic Ray lists the possible changes. First a place in the source is drawn, then one of its
+changes. So an operator, which has many changes, is not drawn more often than a number.
 
 Everything happens in a copy of the checkout. The tests run there once, to record which tests run
-which lines. For each change, some tests run that use its line (`fuzz.selection`): of each test
-file, those that run the fewest lines come first. The change is noticed if a test fails or does not
-end. Results are kept, so a second run goes on where the first one ended.
+which lines. For each change, some of the tests that run its line are chosen (`fuzz.selection`). In
+each test file, the tests that run the fewest lines come first. A change is noticed if a test fails
+or does not end. Results are kept, so a second run goes on where the first one ended.
 
     pip install ".[test,mutants]"
     python -m fuzz.mutants --count 300 --seed 0 --jobs 2
@@ -47,7 +47,7 @@ from .selection import PACKAGE, ROOT, Recorded
 GOAL = 0.9  # chosen: the share of changes that tests must notice
 # Chosen: more tests seldom find more, and take most of the time.
 TESTS = 40
-SECONDS = 120  # for the tests of a change, chosen: they take 5 to 15 without it
+SECONDS = 120  # for the tests of a change; chosen: without a change they take 5 to 15
 
 NOTICED = ("failed", "hung")
 Position = tuple[int, int]
@@ -67,7 +67,7 @@ class Mutant:
         return f"{self.module}:{self.line}:{self.column} {self.operator.removeprefix('core/')}"
 
     def source(self) -> str | None:
-        """The module with the change. None if that is not Python, or if nothing changes."""
+        """The module with the change. None if the result is not Python, or is the same."""
         import cosmic_ray.mutating
         import cosmic_ray.plugins
 
@@ -239,7 +239,7 @@ def tried(mutant: Mutant, tests: Sequence[str], folder: Path) -> Result:
         return Result(mutant, "no test", 0, 0)
     start = time.monotonic()
     outcome = _outcome(mutant, tests, folder, SECONDS)
-    if outcome == "hung":  # or the computer is busy: then the tests take long without the change
+    if outcome == "hung":  # or the computer is busy, and the tests are slow without the change, too
         unchanged = time.monotonic()
         pytest(folder, "-x", "-p", "no:cacheprovider", *tests)
         if (patience := 3 * (time.monotonic() - unchanged)) > SECONDS:  # 3 is chosen

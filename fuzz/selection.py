@@ -1,8 +1,8 @@
 """Which tests may notice a change to a line of the package.
 
-These are the tests that run the line.  Constants, defaults and decorators run when a module is
-imported, and `coverage` does not say for which test.  For them, these are the tests that use their
-name, run a line that uses it, or run a line of the module.
+They are the tests that run the line.  Constants, defaults and decorators run when a module is
+imported, and `coverage` does not say for which test.  For those, they are the tests that use the
+name, run a line that uses the name, or run any line of the module.
 """
 
 from __future__ import annotations

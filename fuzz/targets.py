@@ -1,7 +1,7 @@
-"""The fuzz targets: one function for each layer. It takes bytes and says nothing if all is well.
+"""The fuzz targets: one function for each layer. It takes bytes, and returns if all is well.
 
-A target raises an exception that is not in `allowed.ALLOWED`, or an AssertionError if the result of
-reading is not right.
+Otherwise it raises an exception that is not in `allowed.ALLOWED`, or an AssertionError if the
+result of reading is wrong.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from pillow_sdz.header import MODES, Header
 from .allowed import ALLOWED
 from .mutations import repaired
 
-MAX_SIDE = 3  # latents; chosen: one latent has no neighbours, the middle one of three has all
-MAX_FRAMES = 3  # of a file that are decoded; chosen: a first one, one that follows, and one more
+MAX_SIDE = 3  # latents; chosen: a single latent has no neighbours, and the middle one of 3 has all
+MAX_FRAMES = 3  # frames that are decoded of a file; chosen: a first, a second, and one more
 
 
 class Case(NamedTuple):
@@ -49,7 +49,7 @@ class Case(NamedTuple):
         return Context(self.model.channels, [self.prior])
 
 
-# Two channels are the fewest in which a channel has one before it. Few channels take least time.
+# With two channels, one of them has a channel before it. More channels would take more time.
 TWO = catalogue.ModelSpec("two", 2, 8, catalogue.NOT_NAMED, latent_space="two")
 
 CASES = (
@@ -65,7 +65,7 @@ CASES = (
 
 
 def container(data: bytes) -> None:
-    """Read chunks, as they are and with right CRCs. Written again, they give the same bytes."""
+    """Read chunks, as they are and with right CRCs. Writing them again must give the same bytes."""
     for file in (data, repaired(data)):
         try:
             found = format.read(file)
@@ -101,7 +101,7 @@ def entropy(data: bytes) -> None:
         return
     found = coder.latents(integers, case.quantisation)
     assert found.shape == (*shape, case.model.channels)
-    # numpy lacks bfloat16, which is float32 there.
+    # numpy lacks bfloat16, so it is float32 there.
     assert found.dtype.name == ("float16" if case.coding.lossless == "float16" else "float32")
     assert case.coding.lossless or np.isfinite(found).all()
 
@@ -191,7 +191,7 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
 
 
 class _WithoutNetwork:
-    """A loaded model whose pictures are grey. The network's code does not depend on its input."""
+    """A loaded model whose pictures are grey. The network's work does not depend on its input."""
 
     def __init__(self, spec: catalogue.ModelSpec) -> None:
         self._loaded, self._factor = models.load(spec), spec.factor
