@@ -4,15 +4,15 @@ Opening a file needs no more.  The registry, `models`, is imported when pixels a
 encoded.
 """
 
-# Without `from __future__ import annotations`: spaces.py says why.
+from __future__ import annotations
 
 from collections.abc import Collection
 from types import MappingProxyType
-from typing import NamedTuple
 
 from . import weights
 from .chunks import BANDS, CHANGES, Denoising
 from .header import Header
+from .rows import Row
 from .spaces import HYPERPRIOR, CodingSpec, Space
 
 # Latent spaces
@@ -46,7 +46,7 @@ def all_spaces() -> dict[str, Space]:
 # Models
 
 
-class ModelSpec(NamedTuple):
+class ModelSpec(Row):
     """What is known of a model without its weights.
 
     ``channels`` is the number of channels of its latents.  ``factor`` is the number of pixels along
@@ -93,7 +93,7 @@ MINI = ModelSpec(
     loader="pillow_sdz.models.mini:load",
 )
 # Decodes the same latents.  Its pictures look real even with few bits (`tune="perceptual"`).
-MINI_PERCEPTUAL = MINI._replace(
+MINI_PERCEPTUAL = MINI.replace(
     name="mini-perceptual",
     digest=weights.MINI_PERCEPTUAL.digest,
     encodes=False,

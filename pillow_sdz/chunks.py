@@ -5,11 +5,13 @@ one row of `KINDS`.  docs/format.md specifies the data.  For bad data, ``parse``
 nothing else.  ``pack`` takes values that `keywords` has checked.
 """
 
-# Without `from __future__ import annotations`: spaces.py says why.
+# Without `from __future__ import annotations`: header.py says why.
 
 from collections.abc import Callable, Mapping
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from .rows import Row
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -61,7 +63,7 @@ _BANDS = Struct(">H")
 _CLIP = Struct(">H")
 
 
-class Kind(NamedTuple):
+class Kind(Row):
     """A row of the table.
 
     ``keyword`` is the value's name in `Image.save` and `save_latents`, and when it is read.

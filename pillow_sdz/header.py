@@ -1,5 +1,9 @@
 """The data of the HEAD chunk: what can be known of a picture without its pixels."""
 
+# This file does not have `from __future__ import annotations`, because it would compile the type of
+# each field of a NamedTuple when the file is imported.  The same holds for other files with a
+# NamedTuple that are imported to open a picture.
+
 from struct import Struct
 from typing import NamedTuple, Self, TypeGuard
 

@@ -5,7 +5,7 @@ module knows an offset.  For bad bytes, reading raises OSError and nothing else;
 what is wrong, and where.
 """
 
-# Without `from __future__ import annotations`: spaces.py says why.
+# Without `from __future__ import annotations`: header.py says why.
 
 import os
 import zlib

@@ -1,20 +1,18 @@
 """Codings and latent spaces as data: their classes, and all codings."""
 
-# This file does not have `from __future__ import annotations`, because it would compile the type of
-# each field of a NamedTuple when the file is imported.  The same holds for all files that are
-# imported to open a picture.
+from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
 
 from .chunks import TUNES, Denoising
 from .header import STEP_UNITS
+from .rows import Row
 
 LOWEST_QUALITY, HIGHEST_QUALITY = 100, 10000  # in hundredths
 
 
-class CodingSpec(NamedTuple):
+class CodingSpec(Row):
     """A coding as headers know it: its number, and what its quantisation means.
 
     A header's quantisation is ``lowest``..``highest``.  ``unit`` says what it means.  With
@@ -80,7 +78,7 @@ GENERAL = (CONTEXT, PALETTE, FLOAT16, BFLOAT16, FLOAT32)
 CODING_NAMES = tuple(dict.fromkeys(coding.name for coding in (HYPERPRIOR, *GENERAL)))
 
 
-class Space(NamedTuple):
+class Space(Row):
     """A space of latents: its models can decode each other's latents.
 
     ``codings`` are the codings that these latents may have, the default first.  Pipelines scale

@@ -1,9 +1,11 @@
 """Every file of weights in this package, with the sha256 that it must have."""
 
-# Without `from __future__ import annotations`: spaces.py says why.
+from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from .rows import Row
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -13,14 +15,14 @@ if TYPE_CHECKING:
 FOLDER = os.path.join(os.path.dirname(__file__), "models", "weights")
 
 
-class Weights(NamedTuple):
+class Weights(Row):
     """A file below `FOLDER`, and its sha256 in hexadecimal."""
 
     name: str
     sha256: str
 
     @property
-    def path(self) -> "Path":
+    def path(self) -> Path:
         from pathlib import Path
 
         return Path(FOLDER, self.name)
@@ -30,7 +32,7 @@ class Weights(NamedTuple):
         """The first 4 bytes of the sha256; headers have them."""
         return bytes.fromhex(self.sha256[:8])
 
-    def checked(self) -> "Path":
+    def checked(self) -> Path:
         """The path; OSError if the file does not have its sha256."""
         check_sha256(self.path, self.sha256)
         return self.path
@@ -99,7 +101,7 @@ def graph(name: str) -> Weights:
     return Weights(f"graphs/{name}.onnx", GRAPHS[name])
 
 
-def sha256(path: "Path") -> str:
+def sha256(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     import hashlib
 
@@ -107,7 +109,7 @@ def sha256(path: "Path") -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_sha256(path: "Path", expected: str) -> None:
+def check_sha256(path: Path, expected: str) -> None:
     """OSError if the sha256 of a file, in hexadecimal, is another one."""
     if (found := sha256(path)) != expected:
         msg = f"{path} is damaged: its sha256 is {found} instead of {expected}"

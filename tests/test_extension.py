@@ -162,7 +162,7 @@ HYPERPRIOR: Callable[[object], banded.Network] = mini.load
 def registered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     coding: Coding = Deflated()
     monkeypatch.setitem(catalogue.SPACES, BLOCKS.name, BLOCKS)
-    means = MEANS._replace(by_area=request.param)
+    means = MEANS.replace(by_area=request.param)
     monkeypatch.setitem(catalogue.EMBEDDED, MEANS.name, means)
     monkeypatch.setitem(codings.CODINGS, DEFLATED, lambda model, network: coding)
 
@@ -262,8 +262,8 @@ def test_what_it_does_not_have_is_refused(
 def test_a_model_without_what_a_coding_needs(
     flat: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needing = DEFLATED._replace(needs_weights=True)
-    monkeypatch.setitem(catalogue.SPACES, BLOCKS.name, BLOCKS._replace(codings=(needing,)))
+    needing = DEFLATED.replace(needs_weights=True)
+    monkeypatch.setitem(catalogue.SPACES, BLOCKS.name, BLOCKS.replace(codings=(needing,)))
     monkeypatch.setitem(codings.CODINGS, needing, codings.CODINGS[spaces.HYPERPRIOR])
     with pytest.raises(TypeError, match="Means is no model with a hyperprior"):
         encode(flat, model="means")
@@ -280,9 +280,7 @@ def test_damage_is_an_oserror(flat: Image.Image) -> None:
 def test_another_decoder_can_be_asked_for(
     flat: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grey = MEANS._replace(
-        name="grey", digest=b"grey", encodes=False, loader=f"{__name__}:load_grey"
-    )
+    grey = MEANS.replace(name="grey", digest=b"grey", encodes=False, loader=f"{__name__}:load_grey")
     monkeypatch.setitem(catalogue.EMBEDDED, "grey", grey)
     data = encode(flat, model="means")
     with options.override(DECODER="grey"):

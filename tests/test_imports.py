@@ -195,6 +195,6 @@ def test_records_cannot_be_changed() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef):
                 decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
-                records = [text for text in decorators if text.startswith("dataclass")]
+                records = [text for text in decorators if re.match(r"dataclass\b", text)]
                 expected = "dataclass" if node.name in COLLECTING else "dataclass(frozen=True"
                 assert all(text.startswith(expected) for text in records), f"{name}.{node.name}"

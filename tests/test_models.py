@@ -27,7 +27,7 @@ SD1 = models.spec("sd1")
 def decoder_for(spec: ModelSpec, **fields: Any) -> ModelSpec:
     """The model for a file of this one's, but for these fields of its header."""
     digest = fields.pop("digest", spec.digest)
-    return models.decoder_for(spec._replace(**fields), digest, tune="psnr")
+    return models.decoder_for(spec.replace(**fields), digest, tune="psnr")
 
 
 @pytest.fixture

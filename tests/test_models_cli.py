@@ -183,8 +183,8 @@ def test_verify_checks_the_embedded_unet(
     assert lines[1].endswith("unet/diffusion_pytorch_model.safetensors is sound")
     spec = catalogue.SD_MINI
     assert spec.unet is not None
-    other = spec.unet._replace(sha256="0" * 64)
-    damaged = spec._replace(unet=other)
+    other = spec.unet.replace(sha256="0" * 64)
+    damaged = spec.replace(unet=other)
     monkeypatch.setitem(catalogue.EMBEDDED, "sd-mini", damaged)
     assert main(["models", "verify", "sd-mini"]) == 1
     assert "unet/diffusion_pytorch_model.safetensors is damaged" in capsys.readouterr().err

@@ -230,8 +230,8 @@ def test_damaged_unet_is_not_used(
 ) -> None:
     monkeypatch.setattr(models, "_denoisers", {})
     assert SD_MINI.unet is not None
-    other = SD_MINI.unet._replace(sha256="0" * 64)
-    damaged = SD_MINI._replace(unet=other)
+    other = SD_MINI.unet.replace(sha256="0" * 64)
+    damaged = SD_MINI.replace(unet=other)
     monkeypatch.setitem(catalogue.EMBEDDED, SD_MINI.name, damaged)
     with options.override(DENOISE=True), pytest.raises(OSError, match="sha256"):
         decode(article)
