@@ -1,4 +1,4 @@
-"""A training run that can be interrupted: what every trainer here does alike."""
+"""A training run that can be interrupted: what all trainers have in common."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 import random
 import time
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 AVERAGING = 0.999
 WARM_UP = 200  # steps
-SAVED_EVERY = 180  # seconds: what an interruption costs at most.  Chosen.
+SAVED_EVERY = 180  # seconds: an interruption costs at most so much.  Chosen.
 
 
 def add_options(parser: ArgumentParser, *, learning_rate: float, flat: float) -> None:
@@ -32,10 +33,31 @@ def average(mean: dict[str, Tensor], model: nn.Module, step: int) -> None:
     torch._foreach_lerp_(list(mean.values()), [current[k] for k in mean], 1 - decay)
 
 
+def write_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    mean: dict[str, Tensor],
+    *,
+    step: int,
+    spent: float,
+) -> None:
+    """Write a checkpoint completely, or leave the old one.  ``spent`` is in seconds."""
+    state = {
+        "model": model.state_dict(),
+        "mean": mean,
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "spent": spent,
+    }
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
 class Run:
     """A model under training, its averaged weights, and the clock of ``options.minutes``.
 
-    Goes on from the checkpoint in ``options.run`` where there is one.
+    It goes on from the checkpoint in ``options.run`` if there is one.
     """
 
     def __init__(self, model: nn.Module, options: Namespace, rng: random.Random) -> None:
@@ -76,7 +98,7 @@ class Run:
             )
 
     def descend(self, loss: Tensor) -> bool:
-        """End a step; whether a report is due."""
+        """End a step.  Returns whether a report is due."""
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
@@ -101,12 +123,11 @@ class Run:
 
     def _save(self) -> None:
         self._saved_at = self.spent
-        state = {
-            "model": self._model.state_dict(),
-            "mean": self.mean,
-            "optimizer": self._optimizer.state_dict(),
-            "step": self.step,
-            "spent": self.spent,
-        }
-        torch.save(state, self._checkpoint.with_suffix(".tmp"))
-        self._checkpoint.with_suffix(".tmp").replace(self._checkpoint)
+        write_checkpoint(
+            self._checkpoint,
+            self._model,
+            self._optimizer,
+            self.mean,
+            step=self.step,
+            spent=self.spent,
+        )

@@ -34,9 +34,8 @@ from training.mini.model import (
     fit_magnitudes,
     loss_of,
 )
+from training.run import WARM_UP, average, write_checkpoint
 
-AVERAGING = 0.999
-WARM_UP = 200  # steps
 FITTED = 200  # pictures of which the photos are what a beginning is fitted to.  Chosen.
 PIXELS = 2**17  # in a step: while much is new, many small steps.  Chosen.
 # Crops as they are drawn: mostly of two sizes, and small pictures down to one latent.
@@ -80,14 +79,6 @@ def parameter_groups(model: Model, learning_rate: float) -> list[dict[str, objec
     ]
 
 
-@torch.no_grad()
-def average(mean: dict[str, Tensor], model: nn.Module, step: int) -> None:
-    """Move the averaged weights towards the model's."""
-    decay = min(AVERAGING, (1 + step) / (10 + step))
-    current = model.state_dict()
-    torch._foreach_lerp_(list(mean.values()), [current[k] for k in mean], 1 - decay)
-
-
 def scored_photos(folder: Path) -> list[Photo]:
     """The middles of a few validation photos."""
     out = []
@@ -116,7 +107,11 @@ def score(model: Model, photos: list[Photo]) -> str:
 
 
 class Run:
-    """The model under training, its optimizer and averaged weights, and their checkpoint."""
+    """The model under training, its optimizer and averaged weights, and their checkpoint.
+
+    `training.run.Run` ends after a time that is known at the start.  This one may go on for ever,
+    and each group of parameters has its own learning rate.
+    """
 
     def __init__(self, model: Model, options: argparse.Namespace) -> None:
         self.model, self.options = model, options
@@ -139,7 +134,7 @@ class Run:
             self.step, self.spent = saved["step"], saved["spent"]
 
     def descend(self, loss: Tensor, factor: float) -> bool:
-        """One step; whether the gradient was finite and it was made."""
+        """Make one step.  Returns False, and changes nothing, if the gradient is not finite."""
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -156,15 +151,14 @@ class Run:
         return True
 
     def save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "mean": self.mean,
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "spent": self.spent,
-        }
-        torch.save(state, self._checkpoint.with_suffix(".tmp"))
-        self._checkpoint.with_suffix(".tmp").replace(self._checkpoint)
+        write_checkpoint(
+            self._checkpoint,
+            self.model,
+            self.optimizer,
+            self.mean,
+            step=self.step,
+            spent=self.spent,
+        )
         half = {k: v.half().cpu().contiguous() for k, v in self.mean.items()}
         save_file(half, self.options.run / "averaged.safetensors")
 
