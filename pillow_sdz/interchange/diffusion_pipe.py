@@ -3,9 +3,9 @@
 A cache is a folder, `cache/MODEL/cache_BUCKET/latents`.  Its shards, `shard_N.bin`, are items one
 after another, and each item is what torch saves of a dictionary: the latents of one picture or
 video, a mask in pixels or None, the picture's path, and its captions.  The database `metadata.db`
-says where each item is, in the order of the dataset.  Its fingerprint is that of the dataset: if
-the trainer finds another one, it makes the cache again.  Folders beside it have such caches of what
-text encoders return.
+says where each item is, in the order of the dataset.  It also has the fingerprint of the dataset.
+If the dataset has another fingerprint, the trainer makes the cache again.  Other folders beside it
+have such caches of the results of text encoders.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ FAMILIES = {
     "ltx-video": "ltx",
 }
 LATENTS = "latents"
-# Other tensors that may have the shape of the latents: those of an edited picture before it was
+# Other tensors that may have the shape of the latents: the latents of a picture before it was
 # edited, and of a video's first picture.
 COMPANIONS = ("control_latents", "y")
 MASK, SPEC = "mask", "image_spec"
@@ -99,7 +99,7 @@ def _open(path: Path) -> Iterator[Contents]:
         raise ValueError(msg)
     try:
         with closing(sqlite3.connect(":memory:")) as database:
-            # Nothing is written, and no lock is left beside a cache that a trainer may be using.
+            # This writes nothing, and leaves no lock beside a cache that a trainer may be using.
             database.deserialize(path.read_bytes())
             steps = iter(range(_MAX_STEPS // 1024))
             database.set_progress_handler(lambda: next(steps, None) is None, 1024)
@@ -115,7 +115,7 @@ def _open(path: Path) -> Iterator[Contents]:
 
 
 def _no_array(name: str) -> Stored:
-    raise KeyError(name)  # because there are no names
+    raise KeyError(name)  # a database has no names of arrays
 
 
 def _places(database: sqlite3.Connection) -> tuple[str, list[_Place]]:
@@ -166,7 +166,7 @@ def _item(path: Path, number: int, place: _Place, fingerprint: str) -> _Item:
     """The arrays of an item."""
     shard = path.with_name(f"shard_{place.shard}.bin")
     with shard.open("rb") as file:
-        # Before anything is allocated.
+        # This is checked before anything is allocated.
         if place.offset + place.size > file.seek(0, io.SEEK_END):
             msg = f"{shard} ends before item {number}"
             raise OSError(msg)
@@ -209,7 +209,7 @@ def _read(item: Contents) -> list[LatentFile]:
 
 
 def _mask(item: Contents, latents: tuple[int, ...]) -> Stored | None:
-    """The mask, if it is that of a picture in 256 levels; others are kept as other arrays are."""
+    """The mask, if it has the picture's size and 256 levels.  Other masks are kept as arrays."""
     if MASK not in item.names:
         return None
     mask = item.load(MASK)
@@ -320,7 +320,7 @@ def _is_scaled(space: str, metadata: Mapping[str, str]) -> bool:
 
 
 def is_cache(path: PurePath) -> bool:
-    """Whether a database of this name may be that of a cache of latents."""
+    """Whether a database of this name may belong to a cache of latents."""
     return path.name == "metadata.db" and "text_embeddings_" not in path.parent.name
 
 

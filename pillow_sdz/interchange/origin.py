@@ -32,7 +32,7 @@ MAX_AXES, MAX_OTHERS = 8, 64
 RESOLUTION = re.compile(r"(?:_\d{1,5}x\d{1,5})?")
 #: Parts of one cache.  Chosen: a million pictures.  (Caches of several resolutions have a dozen.)
 MAX_PARTS = 1 << 20
-#: What a trainer knows its dataset by.
+#: The fingerprint by which a trainer recognises its dataset.
 FINGERPRINT = re.compile(r"[\w.-]{0,64}", re.ASCII)
 
 _CACHE = re.compile(r"(?:[0-9a-f]{32})?")

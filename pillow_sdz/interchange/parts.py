@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Lazily(Sequence[T], Generic[S, T]):
-    """What a function makes of each of some things and of its number, made when it is asked for."""
+    """The results of a function for some things and their numbers, computed when asked for."""
 
     def __init__(self, things: Sequence[S], make: Callable[[int, S], T]) -> None:
         self._things, self._make = things, make

@@ -28,13 +28,13 @@ class Steps(Protocol):
 
 @dataclass(frozen=True)
 class Scaling:
-    """The mean and the deviation of latents, each (C, side, side): they repeat over the places."""
+    """The mean and the deviation of latents, each (C, side, side), repeated over all places."""
 
     mean: Tensor
     deviation: Tensor
 
     def scaled(self, x: Tensor) -> Tensor:
-        """Latents (1, C, h, w) of a decoder as the network knows them."""
+        """Scale a decoder's latents (1, C, h, w) as the network expects them."""
         mean, deviation = self._over(x)
         return (x - mean) / deviation
 

@@ -100,9 +100,9 @@ def _as_they_are(pipeline: Any, side: int) -> Scaling | None:
 
 
 def _batch_norm(pipeline: Any, side: int) -> Scaling | None:
-    """The transformer knows 2x2 patches that the autoencoder's batch norm has scaled.
+    """The transformer works on 2x2 patches, scaled by the autoencoder's batch norm.
 
-    The pipeline hands over these, and the autoencoder has them cut into latents and unscaled.
+    Pipelines return these patches.  The autoencoder decodes unscaled latents.
     """
     if side == 1:
         return None
@@ -221,7 +221,7 @@ class _Kind(NamedTuple):
     own: Callable[[Any, int], Scaling | None] = _as_they_are
 
 
-#: By the classes of their transformers.
+#: The kinds of pipelines, by the class of the transformer.
 KINDS = {
     "SD3Transformer2DModel": _Kind(_embed_sd3, _predict_sd3, sides=(1,), patch=SIDE),
     "FluxTransformer2DModel": _Kind(_embed_flux, _predict_flux),
