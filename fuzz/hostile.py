@@ -135,7 +135,7 @@ def files() -> dict[str, bytes]:
         "changes-without-end": file(MINI._replace(frames=300), EMPTY, *[SAME] * 299),
         "changes-of-all-frames": file(MINI._replace(frames=256), EMPTY, *[SAME] * 255),
         "changes-of-all-latents": file(
-            MINI._replace(size=(128, 128), frames=6), EMPTY, *[ALL_CHANGED] * 5
+            MINI._replace(size=(128, 128), frames=39), EMPTY, *[ALL_CHANGED] * 38
         ),
         "changes-that-are-none": file(MINI._replace(frames=2), EMPTY, chunk(b"DIFF", b"")),
         "changes-of-another-model": file(SD_MINI._replace(frames=2), LATN, chunk(b"DIFF", b"")),

@@ -37,7 +37,8 @@ IN_MEMORY = 64 << 20
 
 def _copy(fp: IO[bytes]) -> reading.Reader:
     """A reader of a copy of the file, which nobody else can change or empty."""
-    size = fp.seek(0, os.SEEK_END)
+    fp.seek(0, os.SEEK_END)  # which need not return the place
+    size = fp.tell()
     fp.seek(0)
     if size > IN_MEMORY:
         import mmap
@@ -52,7 +53,7 @@ def _copy(fp: IO[bytes]) -> reading.Reader:
             return reading.Reader(copy)
         except OSError:  # no folder for temporary files, or no space in it
             fp.seek(0)
-    return reading.Reader(BytesIO(fp.read(size)))
+    return reading.Reader(BytesIO(reading.read(fp, size)))
 
 
 class SdzImageFile(ImageFile.ImageFile):
@@ -103,7 +104,7 @@ class SdzImageFile(ImageFile.ImageFile):
     def _read_chunks(self) -> list[reading.Entry]:
         """Read the chunks before the latents, and find where all chunks lie.
 
-        If the file ends within the latents or later, it opens, and `load` fails.  Pillow's own
+        If the file ends within the first frame or later, it opens, and `load` fails.  Pillow's own
         formats do the same, and ImageFile.Parser counts on it.
         """
         reader, header = self._reader, self._header
@@ -134,8 +135,8 @@ class SdzImageFile(ImageFile.ImageFile):
                     found[kind.keyword] = kind.parse(data, header)
         except OSError as e:
             truncated = isinstance(e, reading.TruncatedError)
-            has_latents = any(entry.type in chunks.CODED for entry in entries)
-            if not (truncated or ImageFile.LOAD_TRUNCATED_IMAGES) or not has_latents:
+            has_pixels = any(entry.type in chunks.FRAME for entry in entries)
+            if not (truncated or ImageFile.LOAD_TRUNCATED_IMAGES) or not has_pixels:
                 raise
             self._truncated = str(e)
         catalogue.judge_chunks(self._model, self._coding, {entry.type for entry in entries})

@@ -44,7 +44,8 @@ class Layers:
         for frame in range(number, max(0, number - MAX_CHANGES) - 1, -1):
             entry = self._frames.alpha(frame)
             if entry is None:
-                break  # only in a truncated file
+                msg = "truncated SDZ file: it ends before the alpha channel does"
+                raise OSError(msg)
             data = self._reader.data(entry)
             if data != alpha.AS_BEFORE:
                 whole = alpha.decode(data, self._header.size)

@@ -91,6 +91,19 @@ class Frames:
         return self._exact.get(number)
 
 
+def read(fp: IO[bytes], count: int) -> bytes:
+    """``count`` bytes, or fewer at the end.  One `read` of a raw file may return too few."""
+    data = fp.read(count)
+    if len(data) == count:
+        return data
+    parts = []
+    while data:
+        parts.append(data)
+        count -= len(data)
+        data = fp.read(count) if count else b""
+    return b"".join(parts)
+
+
 class Reader:
     """Walks a file's chunks by seeking, and reads only the data that is asked for.
 
@@ -108,7 +121,7 @@ class Reader:
         self.file_size = fp.tell()
         fp.seek(0)
         # The bytes that have been read, and their offset.
-        self._ahead, self._ahead_at = self._read(_START), 0
+        self._ahead, self._ahead_at = read(fp, _START), 0
         if not self._ahead.startswith(SIGNATURE):
             msg = "not an SDZ file"
             raise OSError(msg)
@@ -168,19 +181,7 @@ class Reader:
         if 0 <= at <= len(self._ahead) - count:
             return self._ahead[at : at + count]
         self._fp.seek(offset)
-        return self._read(count)
-
-    def _read(self, count: int) -> bytes:
-        """``count`` bytes, or fewer at the end.  One `read` of a raw file may return too few."""
-        data = self._fp.read(count)
-        if len(data) == count:
-            return data
-        parts = []
-        while data:
-            parts.append(data)
-            count -= len(data)
-            data = self._fp.read(count) if count else b""
-        return b"".join(parts)
+        return read(self._fp, count)
 
     def _incomplete(self, entry: Entry) -> TruncatedError:
         return TruncatedError(
@@ -197,7 +198,7 @@ class Reader:
             self._short = self._short + 1 if near else 0
             count = _READ_AHEAD if self._short > _IN_A_ROW else _PREFIX
             self._fp.seek(offset)
-            self._ahead, self._ahead_at, at = self._read(count), offset, 0
+            self._ahead, self._ahead_at, at = read(self._fp, count), offset, 0
         return self._ahead[at : at + _PREFIX]
 
     def _entry(self, offset: int) -> Entry:

@@ -10,7 +10,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFile, UnidentifiedImageError
 
 from pillow_sdz import codec, container, demo, fidelity
 from pillow_sdz.arrays import Box
@@ -87,6 +87,21 @@ def test_cut_within_the_pixels_opens(small_file: bytes) -> None:
             for _ in range(2):
                 with pytest.raises(OSError, match="truncated"):
                     im.load()
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+def test_cut_within_exact_pixels_opens(lenient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exact pixels come before the latents.  A part of them cannot be shown."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
+    page = Image.new("RGB", (160, 120), "white")
+    ImageDraw.Draw(page).text((4, 4), "What is written\nis kept exactly", "black")
+    data = encode(page)
+    where = entries(data)[b"EXCT"]
+    for cut in (where.start, where.start + where.length // 2, where.end - 1):
+        with Image.open(BytesIO(data[:cut])) as im:
+            assert im.size == (160, 120)
+            with pytest.raises(OSError, match=f"truncated SDZ file: it ends at byte {cut}"):
+                im.load()
 
 
 @pytest.mark.usefixtures("load_truncated", "counted")

@@ -111,7 +111,7 @@ LATENTS = {
     "size-65535": r"latents \(4, 8192, 8192\) in 1 bytes are too many",
     "origin-of-9-megabytes": "chunk oRIG: it ends too early or too late",
     "mask-with-a-second-size": "chunk mASK is not an alpha channel of the picture's size",
-    "changes-of-all-latents": "more cells change in a row of DIFF than the limit",
+    "changes-of-all-latents": "more changes in a row of DIFF than the limit",
     "origin-nested": "chunk oRIG: maximum recursion depth exceeded",
     "latents-of-64-channels": None,
     "alpha-of-another-size": None,

@@ -8,7 +8,7 @@ import math
 import pickle
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -436,6 +436,28 @@ def test_a_file_object_needs_no_more_than_pillow_asks_for(photo: Image.Image) ->
     with Image.open(Minimal(data)) as im:  # type: ignore[arg-type]
         assert im.crop((0, 0, 9, 9)).size == (9, 9)
         assert im.tobytes() == decode(data).tobytes()
+
+
+class OnDisk:
+    """A file on disk whose `read` returns less than it is asked for, and whose `seek` returns None.
+
+    `tempfile.SpooledTemporaryFile.seek` returned nothing before Python 3.11.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.tell, self.fileno = file.tell, file.fileno
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(min(size, 20) if size > 0 else size)
+
+    def seek(self, offset: int, whence: int = 0) -> None:
+        self._file.seek(offset, whence)
+
+
+def test_files_on_disk_may_read_less_than_asked_for(path: Path) -> None:
+    with path.open("rb") as file, Image.open(OnDisk(file)) as im:  # type: ignore[arg-type]
+        assert im.tobytes() == decode(path.read_bytes()).tobytes()
 
 
 def test_parser_says_what_is_wrong(photo: Image.Image) -> None:

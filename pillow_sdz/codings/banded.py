@@ -371,8 +371,8 @@ class _BandEncoder:
         chunk = Chunk(chunks.LATENTS, whole.bytes())
         if before is not None:
             changed = changes.worth_their_bits(steps, before.symbols, counted.bits)
-            cells = before.cells + int(changed.sum())
-            if not changed.all() and cells <= changes.most_cells(*changed.shape):
+            work = before.work + changes.work(changed)
+            if not changed.all() and work <= changes.most_work(*changed.shape):
                 parts = Quantizer(tables, steps, hyper, changed)
                 difference = self._prior.code(parts, height, width, self._quality, before)
                 payload = parts.bytes()

@@ -29,15 +29,23 @@ MIDDLES = (4096, 384, 37, 4)
 # context counts so many cells as changed, and so many as coded.  Chosen.
 BEFORE_CHANGED, BEFORE_ALL = (1, 2, 2, 3), (16, 4, 4, 4)
 
-# To show a frame, a reader decodes all DIFF that lead to it.  Together they have at most so many
-# times the cells of a frame.  Chosen: the network runs once, so a frame takes at most about three
-# times as long as a picture.
-MOST_CHANGES = 4
+# To show a frame, a reader decodes all DIFF that lead to it.  These limit their work, in cells.
+# A DIFF that changes something takes about as long as so many cells, besides those that change
+# (measured: docs/measurements.md#changes).
+WORK_OF_ONE = 40
+# Chosen: all that lead to a frame may take about as long as four pictures, and a second more.
+WORK_PER_CELL, FREE_WORK = 4, 2048
 
 
-def most_cells(height: int, width: int) -> int:
-    """How many cells of a map (height, width) may change in all DIFF in a row together."""
-    return MOST_CHANGES * height * width
+def work(changed: NDArray[np.bool_]) -> int:
+    """How long a DIFF with this map takes, in cells."""
+    cells = int(changed.sum())
+    return WORK_OF_ONE + cells if cells else 0
+
+
+def most_work(height: int, width: int) -> int:
+    """How much work all DIFF in a row with maps (height, width) may take together."""
+    return WORK_PER_CELL * height * width + FREE_WORK
 
 
 def code(coder: Coder, height: int, width: int) -> NDArray[np.bool_]:

@@ -55,13 +55,13 @@ def rectified(x: Singles, limit: int = ACTIVATION_LIMIT) -> Singles:
 class Coded(NamedTuple):
     """The integers of latents: symbols (h, w, C), and hyperlatents (ceil(h/2), ceil(w/2), Z).
 
-    ``cells`` is the number of hyperlatents that were coded as changes, in all frames since the
-    last one without changes.  ``offsets`` is the map of `quality_map`, or None.
+    ``work`` is that of all changes since the last frame that was coded by itself; see
+    `changes.work`.  ``offsets`` is the map of `quality_map`, or None.
     """
 
     symbols: Ints
     hyper: Ints
-    cells: int = 0
+    work: int = 0
     offsets: Ints | None = None
 
 
@@ -166,16 +166,16 @@ class HyperPrior:
         part = part or self._whole
         if before is None:
             offsets = quality_map.code(coder, *hyper_shape[:2])
-            changed, cells = np.ones(hyper_shape[:2], bool), 0
+            changed, work = np.ones(hyper_shape[:2], bool), 0
             symbols = np.zeros((height, width, part.channels), np.int32)
             hyper = np.zeros(hyper_shape, np.int32)
         else:
             changed = changes.code(coder, *hyper_shape[:2])
             if not changed.any():
                 return before
-            cells = before.cells + int(changed.sum())
-            if cells > changes.most_cells(*hyper_shape[:2]):
-                msg = "more cells change in a row of DIFF than the limit"
+            work = before.work + changes.work(changed)
+            if work > changes.most_work(*hyper_shape[:2]):
+                msg = "more changes in a row of DIFF than the limit"
                 raise DamagedPayload(msg)
             symbols, hyper = before.symbols.copy(), before.hyper.copy()
             offsets = before.offsets
@@ -188,7 +188,7 @@ class HyperPrior:
         found = coder.code("hyper", index, np.zeros(scales.size, np.int32), scales.ravel())
         hyper[index] = found.reshape(len(rows), -1)
         self._code_latents(coder, symbols, hyper, changed, rates, part.product)
-        return Coded(symbols, hyper, cells, offsets)
+        return Coded(symbols, hyper, work, offsets)
 
     def _features(self, hyper: Ints, cells: NDArray[np.bool_], product: Product) -> Singles:
         """Turn hyperlatents (hz, wz, Z) into features (2 hz, 2 wz, F), right only in ``cells``."""
