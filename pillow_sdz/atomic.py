@@ -23,8 +23,13 @@ def remove_unfinished() -> None:
 def replacing(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
     """A file that takes the path's place once it is complete, and leaves no trace otherwise.
 
-    ``exclusive``: FileExistsError if there is something at the path by then.
+    ``exclusive``: FileExistsError if there is something at the path by then.  A pipe or a device
+    stays in its place, and is written to.
     """
+    if path.exists() and not (exclusive or path.is_file() or path.is_dir()):
+        with path.open("wb") as file:
+            yield file
+        return
     # A symbolic link stays a link, and the file that it names is replaced.  If the path must be
     # free, any link there is an error, so links are not followed.
     target = path if exclusive else Path(os.path.realpath(path))

@@ -43,6 +43,23 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 @posix_only
+def test_a_pipe_stays_in_its_place(tmp_path: Path) -> None:
+    """Who may write to /dev may replace /dev/null, and nothing works after that."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write(path, b"data")
+        assert os.read(reader, 100) == b"data"
+    finally:
+        os.close(reader)
+    assert path.is_fifo()
+    with pytest.raises(FileExistsError):
+        write(path, b"data", exclusive=True)
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+@posix_only
 @pytest.mark.parametrize("exclusive", [False, True])
 def test_the_longest_name(tmp_path: Path, exclusive: bool) -> None:
     path = tmp_path / ("x" * LONGEST_NAME)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -63,6 +64,23 @@ def test_a_folder_that_is_a_link_below_the_one_that_was_named(
     assert os.listdir("../elsewhere") == ["b.sdz"]
 
 
+@pytest.mark.parametrize("output", ["out", "out/", "out/deep/"])
+@pytest.mark.parametrize("command", ["encode", "decode", "latents"])
+def test_a_folder_that_is_a_link_to_nothing(
+    command: str, output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out").symlink_to("../elsewhere/new")
+    arguments = [command, SOURCES[command], "-o", output]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == (
+        f"sdz: {SOURCES[command]}: out is a symbolic link to nothing"
+        " (--force makes a folder there)\n"
+    )
+    assert os.listdir("../elsewhere") == []
+    assert main([*arguments, "--force"]) == 0
+    assert os.listdir("../elsewhere") == ["new"]
+
+
 def test_a_link_that_was_named_is_meant() -> None:
     Path("out").symlink_to("../elsewhere")
     assert main(["encode", "album", "-o", "out"]) == 0
@@ -103,6 +121,17 @@ def test_the_page_of_a_comparison(capsys: pytest.CaptureFixture[str]) -> None:
     assert not there.exists()
     assert main(["compare", "a.png", "--report", "page.html", "--force"]) == 0
     assert there.exists()
+
+
+@pytest.mark.parametrize("command", [["demo", "-o"], ["compare", "a.png", "--report"]])
+def test_no_folder_is_made_through_a_link_to_nothing(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out").symlink_to("../elsewhere/new")
+    with contextlib.suppress(SystemExit):
+        assert main([*command, "out/page.html"]) == 1
+    assert "out" in capsys.readouterr().err
+    assert os.listdir("../elsewhere") == []
 
 
 @pytest.mark.parametrize("name", ["sdz-demo.sdz", "sdz-demo.png"])

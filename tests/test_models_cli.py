@@ -9,12 +9,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from model_registry import autoencoder_directory, hub_cache, no_network, registry
 from pillow_sdz import catalogue, models, options, weights
 from pillow_sdz.cli import main
 from pillow_sdz.models import hub, recorded
 from pillow_sdz.presets import PRESETS, WEIGHTS, File, Preset, Snapshot
+from sdz_files import decode, encode
 
 __all__ = ["hub_cache", "no_network", "registry"]
 
@@ -280,6 +282,23 @@ def test_a_list_that_is_no_json_is_repaired(capsys: pytest.CaptureFixture[str]) 
     assert "everything: left out" in told(capsys, "repair")
     assert recorded.read() == {}
     assert "mini" in told(capsys, "list")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_a_pipe_is_no_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not waited for, and not replaced.  All that needs no list works."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setenv("SDZ_MODELS", str(pipe))
+    for command in ("list", "repair"):
+        assert main(["models", command]) == 1
+        assert capsys.readouterr().err == (
+            f"sdz: models: the list of added models {pipe} is no file: set SDZ_MODELS to one\n"
+        )
+    assert os.listdir(tmp_path) == ["pipe"]
+    assert decode(encode(Image.new("RGB", (9, 9)))).size == (9, 9)
 
 
 def test_there_is_nothing_to_repair(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from .metadata import upright_alone
 from .pictures import needs_scaling, open_picture, picture_files, scaled, warn_of_frames
 from .reports import Report
 from .running import close, each
+from .targets import lost_link
 
 
 def add_compare(commands: Commands) -> None:
@@ -82,6 +83,8 @@ def _check_page(options: argparse.Namespace, page: Path) -> None:
         refuse(options, f"--report {page}: the name of a page ends in .html")
     if page.is_symlink() and not options.force:
         refuse(options, f"--report {page} is a symbolic link (--force writes through it)")
+    if (lost := lost_link(page)) is not None and not options.force:
+        refuse(options, f"--report {page}: {lost} is a symbolic link to nothing")
 
 
 @dataclass(frozen=True)

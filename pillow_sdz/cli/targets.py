@@ -84,8 +84,19 @@ def _is_same(source: Path, target: Path) -> bool:
     return source != STREAM and target.exists() and source.exists() and source.samefile(target)
 
 
+def lost_link(path: Path) -> Path | None:
+    """The path, or the folder above it, that is a symbolic link to nothing; None if none is."""
+    return next((p for p in (path, *path.parents) if p.is_symlink() and not p.exists()), None)
+
+
 def _check_folders(job: Job) -> None:
-    """OSError if a link below the folder that the user named would lead the target elsewhere."""
+    """OSError if a link would lead the target elsewhere.
+
+    A link that the user named may lead to a folder, and one further below may not.
+    """
+    if (lost := lost_link(job.target.parent)) is not None:
+        msg = f"{lost} is a symbolic link to nothing (--force makes a folder there)"
+        raise OSError(msg)
     for folder in job.target.relative_to(job.root).parents:
         if (path := job.root / folder) != job.root and path.is_symlink():
             msg = f"{path} is a symbolic link (--force writes through it)"

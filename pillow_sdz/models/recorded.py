@@ -96,7 +96,7 @@ def _folder() -> Path:
 def read() -> dict[str, Record]:
     """The records by name; OSError if the file cannot be read or is damaged."""
     try:
-        text = path().read_bytes()
+        text = _text()
     except FileNotFoundError:
         return {}
     sound, lost = _parse(text)
@@ -104,6 +104,15 @@ def read() -> dict[str, Record]:
         msg = f"the list of added models {path()} is damaged: run 'sdz models repair'"
         raise OSError(msg)
     return sound
+
+
+def _text() -> bytes:
+    """What the file has; OSError if it is a pipe or a device, which is not read."""
+    where = path()
+    if where.exists() and not (where.is_file() or where.is_dir()):
+        msg = f"the list of added models {where} is no file: set SDZ_MODELS to one"
+        raise OSError(msg)
+    return where.read_bytes()
 
 
 def _parse(text: bytes) -> tuple[dict[str, Record], list[str]]:
@@ -187,8 +196,7 @@ def repair() -> Repair | None:
 
     FileNotFoundError if there is no file.
     """
-    where = path()
-    text = where.read_bytes()
+    where, text = path(), _text()
     sound, lost = _parse(text)
     if not lost:
         return None
