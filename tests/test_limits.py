@@ -28,7 +28,11 @@ LIMITS = {
     "bands of all frames": [order.MAX_CODED],
     "latents in a band of `mini`": [spaces.HYPERPRIOR.band_latents],
     "`DIFF` of a band in a row, and `ALPH` of method 2": [order.MAX_CHANGES],
-    "cells that change in the `DIFF` of a band in a row": [changes.MOST_CHANGES],
+    "changes in the `DIFF` of a band in a row": [
+        changes.WORK_PER_CELL,
+        changes.FREE_WORK,
+        changes.WORK_OF_ONE,
+    ],
     "data of `EXCT`": [order.MAX_BYTES_PER_EXACT, order.SLACK],
     "`EXCT` that build on the frame before, in a row": [order.MAX_CHANGES],
     "pixels in the bitstreams of such a row, and of the `EXCT` before it": [exact.MOST_PIXELS],
