@@ -48,7 +48,10 @@ print("sd1" in models.names())
 """
 
 
-@pytest.mark.parametrize(("home", "parts"), [("/dev/null", ()), ("nobody", ("pipeline",))])
+@pytest.mark.parametrize(
+    ("home", "parts"),
+    [("/dev/null", ()), pytest.param("nobody", ("pipeline",), marks=pytest.mark.slow)],
+)
 def test_what_needs_no_added_models_works(
     tmp_path: Path, environment: dict[str, str], home: str, parts: tuple[str, ...]
 ) -> None:

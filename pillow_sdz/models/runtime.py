@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,19 @@ _running = forks.Gate()
 
 Owner = TypeVar("Owner")
 Built = TypeVar("Built")
+
+
+@contextmanager
+def _ort() -> Iterator[None]:
+    """Let ONNX Runtime work.  OSError if memory runs out."""
+    try:
+        with _running:
+            yield
+    except Exception as e:  # ONNX Runtime has several types, and none is documented
+        if isinstance(e, MemoryError) or "alloc" not in str(e):
+            raise
+        msg = f"the model needs more memory than there is: {e}"
+        raise OSError(msg) from e
 
 
 def built_once(build: Callable[[Owner], Built]) -> property:
@@ -81,14 +95,8 @@ class Network:
     def __call__(self, **inputs: NDArray[Any]) -> NDArray[Any]:
         """The result (h, w, C) for these inputs; OSError if memory runs out."""
         session = self._session_int8 if self._ranges and int8() else self._session_float32
-        try:
-            with _running:
-                (result,) = session.run(["result"], inputs)
-        except Exception as e:  # ONNX Runtime has several types, and none is documented
-            if "alloc" not in str(e):
-                raise
-            msg = f"the model needs more memory than there is: {e}"
-            raise OSError(msg) from e
+        with _ort():
+            (result,) = session.run(["result"], inputs)
         array: NDArray[Any] = result
         return array
 
@@ -143,7 +151,7 @@ def session(graph: bytes, tensors: Tensors) -> Any:
         names.append(name)
         values.append(onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(wide, order="C")))
     settings.add_external_initializers(names, values)
-    with _running:
+    with _ort():
         return onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
 
 
