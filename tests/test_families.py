@@ -112,6 +112,15 @@ def test_statistics_are_those_of_diffusers() -> None:
         np.testing.assert_allclose(space.shift, defaults["latents_mean"].default, rtol=1e-6)
 
 
+def test_statistics_of_flux2() -> None:
+    """Its autoencoder normalises with the variances of a batch norm, and its epsilon of 0.0001."""
+    scaling = catalogue.all_spaces()["flux2-patches"].scaling
+    assert isinstance(scaling, tuple)
+    assert len(scaling) == 128
+    # The first variance is 3.250212, and the last one 3.0729201.
+    assert (1 / scaling[0], 1 / scaling[-1]) == pytest.approx((1.8028622, 1.7530032), rel=1e-7)
+
+
 # Sequences, as diffusers' pipelines pack them
 
 
