@@ -160,18 +160,19 @@ def solve(moments: Floats) -> Floats:
     everywhere.  The matrix is positive, so no pivots are searched.
     """
     inputs = moments.shape[1] - 1
-    a = moments.copy()
-    diagonal = np.einsum("mii->mi", a)
+    # numpy's inner loops go over all matrices.  A row of one matrix is too short for them.
+    a = moments.transpose(1, 2, 0).copy()
+    diagonal = np.einsum("iim->im", a)
     diagonal += diagonal * RELATIVE_FLOOR + FLOOR
     for i in range(inputs):
-        factor = a[:, i + 1 : inputs, i] / a[:, i, i, None]
-        a[:, i + 1 : inputs, i + 1 :] -= factor[:, :, None] * a[:, i, None, i + 1 :]
-    weights = a[:, :-1, -1].copy()
+        factor = a[i + 1 : inputs, i] / a[i, i]
+        a[i + 1 : inputs, i + 1 :] -= factor[:, None] * a[i, i + 1 :]
+    weights = a[:-1, -1]
     for i in reversed(range(inputs)):
-        weights[:, i] /= a[:, i, i]
-        weights[:, :i] -= a[:, :i, i] * weights[:, i, None]
-    weights = np.floor(weights * (1 << WEIGHT_BITS) + 0.5)
-    return np.clip(weights, -(1 << 20), 1 << 20)
+        weights[i] /= a[i, i]
+        weights[:i] -= a[:i, i] * weights[i]
+    found: Floats = np.clip(np.floor(weights * (1 << WEIGHT_BITS) + 0.5), -(1 << 20), 1 << 20)
+    return found.T
 
 
 def _limited(x: Floats) -> Floats:

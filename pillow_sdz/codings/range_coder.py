@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import constriction
@@ -238,16 +238,15 @@ class Words:
         self._again.encode(symbol, model)
         return int(symbol)
 
-    def read_runs(self, runs: Iterable[tuple[Any, int]]) -> list[Ints]:
-        """Runs of symbols.  Each run is given as a model and a number of symbols."""
-        decode, encode = self._decoder.decode, self._again.encode
+    def read_runs(self, models: Sequence[Any], counts: Sequence[int]) -> list[Ints]:
+        """Runs of symbols.  Each run has a model and a number of symbols."""
         try:
-            found = [(decode(model, count), model) for model, count in runs]
+            found = list(map(self._decoder.decode, models, counts))
         except AssertionError as e:
             raise DamagedPayload(_UNDECODABLE) from e
-        for run in found:
-            encode(*run)
-        return [symbols for symbols, _ in found]
+        for _ in map(self._again.encode, found, models):
+            pass
+        return found
 
     def finish(self) -> None:
         """DamagedPayload if the payload holds more than what has been read."""
@@ -308,10 +307,10 @@ def read_entries(words: Sequence[Words], tables: Tables, table: NDArray[np.uint1
     order, present, counts = _runs(number.astype(np.min_scalar_type(len(words) * count)).ravel())
     # In this order the frames stay apart, and each has the same runs as if it were alone.
     bounds = np.searchsorted(present, np.arange(len(words) + 1) * count)
+    models = [tables.models[at % count] for at in present]
     found = []
-    for frame, (start, stop) in enumerate(itertools.pairwise(bounds.tolist())):
-        models = (tables.models[at - frame * count] for at in present[start:stop])
-        found += words[frame].read_runs(zip(models, counts[start:stop], strict=True))
+    for frame, (start, stop) in zip(words, itertools.pairwise(bounds.tolist()), strict=True):
+        found += frame.read_runs(models[start:stop], counts[start:stop])
     entry = np.empty(number.size, np.int32)
     entry[order] = np.concatenate(found)
     return entry.reshape(number.shape)
