@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,21 @@ def cores() -> int:
     for quota in _quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")):
         count = min(count, max(1, round(quota)))
     return count
+
+
+def threads() -> int:
+    """How many threads of this process may work on a picture: one for each core, or its share.
+
+    ``OMP_NUM_THREADS`` limits them, as it limits those of torch and BLAS.  Without it, a process
+    that multiprocessing has started has one thread, because it hardly ever works alone: workers of
+    a torch DataLoader or of a Pool share the cores.
+    """
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if first.isdecimal() and int(first):
+        return min(cores(), int(first))
+    # If this process is such a child, the module is imported.
+    processes = sys.modules.get("multiprocessing.process")
+    return 1 if processes is not None and processes.parent_process() is not None else cores()
 
 
 def _quotas(groups: Path, root: Path) -> Iterator[float]:

@@ -126,6 +126,7 @@ def test_the_model_is_loaded_once(
 LOADER = """
 import torch
 from torch.utils.data import DataLoader, Dataset
+from pillow_sdz import cores
 
 class Pictures(Dataset):
     def __init__(self, paths):
@@ -133,17 +134,17 @@ class Pictures(Dataset):
     def __len__(self):
         return len(self.paths)
     def __getitem__(self, index):
-        return torch.from_numpy(decoded(self.paths[index])), os.getpid()
+        return torch.from_numpy(decoded(self.paths[index])), os.getpid(), cores.threads()
 
 if __name__ == "__main__":
     way, *paths = sys.argv[1:]
     torch.set_num_threads(2)  # so that OpenMP has threads of its own before the fork
     pictures = Pictures(paths)
-    expected = [picture for picture, _ in map(pictures.__getitem__, range(len(paths)))]
+    expected = [picture for picture, *_ in map(pictures.__getitem__, range(len(paths)))]
     loader = DataLoader(pictures, batch_size=None, num_workers=2, multiprocessing_context=way)
-    got, workers = zip(*loader)
+    got, workers, threads = zip(*loader)
     levels = max((a.int() - b.int()).abs().max().item() for a, b in zip(got, expected))
-    print(json.dumps([len(got), len(set(workers) - {os.getpid()}), levels]))
+    print(json.dumps([len(got), len(set(workers) - {os.getpid()}), max(threads), levels]))
 """
 
 
@@ -152,10 +153,11 @@ if __name__ == "__main__":
 def test_a_data_loaders_workers(
     way: str, files: list[Path], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Spawned workers import the program, and so the plugin."""
+    """Spawned workers import the program, and so the plugin.  Each works on its core alone."""
+    environment = {k: v for k, v in environment.items() if k != "OMP_NUM_THREADS"}
     printed = run(LOADER, way, *files, environment=environment, folder=tmp_path)
-    count, workers, levels = json.loads(printed)
-    assert (count, workers) == (6, 2)
+    count, workers, threads, levels = json.loads(printed)
+    assert (count, workers, threads) == (6, 2, 1)
     assert levels <= 1
 
 

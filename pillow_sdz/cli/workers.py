@@ -159,8 +159,8 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 def _work(connection: Connection, work: Work[Item], threads: int) -> None:
     """What a process does: one item after another, until it is ended."""
     signal.signal(signal.SIGTERM, _end)
-    # Libraries read this when they are imported, which happens later. With more threads than
-    # cores, a network is many times slower.
+    # Libraries read this when they are imported, which happens later, and `cores.threads` reads it
+    # for each picture. With more threads than cores, a network is many times slower.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # The loop ends when the process that gives the work is gone.
     with suppress(EOFError, OSError):
