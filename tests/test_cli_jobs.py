@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,7 +18,8 @@ from pillow_sdz.atomic import replacing
 from pillow_sdz.cli import main, running
 from pillow_sdz.cli.reports import Report
 from pillow_sdz.cli.workers import Workers
-from pillow_sdz.cores import _quotas, cores
+from pillow_sdz.cores import _quotas, cores, threads
+from pillow_sdz.models import tiles
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
@@ -295,3 +297,66 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatc
     assert cores() == 2
     quotas.append(0.1)
     assert cores() == 1
+
+
+# how many threads work on a picture
+
+
+@pytest.fixture
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pillow_sdz.cores.cores", lambda: 4)
+
+
+@pytest.mark.usefixtures("four_cores")
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [(None, 4), ("1", 1), ("3", 3), (" 2,1 ", 2), ("16", 4), ("0", 4), ("many", 4), ("", 4)],
+)
+def test_threads_of_a_process(
+    variable: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert threads() == expected
+
+
+@posix_only
+@pytest.mark.usefixtures("four_cores")
+@pytest.mark.parametrize(("variable", "expected"), [(None, 1), ("3", 3)])
+def test_threads_of_a_process_that_works_beside_others(
+    variable: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With tiles for all cores, as many processes as cores would compute many margins."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    with multiprocessing.get_context("fork").Pool(1) as pool:  # it keeps the four cores
+        assert pool.apply(threads) == expected
+
+
+def test_a_spawned_process_works_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(threads) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "scale", "expected"),
+    [(1, 1, 1), (2, 1, 2), (4, 1, 4), (4, 2, 4), (4, 4, 1), (4, 8, 1)],
+)
+def test_a_picture_has_a_tile_for_each_thread_if_that_is_worth_it(
+    count: int, scale: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a smaller scale, a tile takes less work, and its margins do not."""
+    monkeypatch.setattr("pillow_sdz.cores.threads", lambda: count)
+    pieces = tiles.decode(
+        (100, 100, 1),
+        lambda tile: tile.place,
+        lambda place: np.zeros((*tiles.shape(place), 3), np.uint8),
+        factor=1,
+        side=lambda workers: 100,
+        margin=13,
+        scale=scale,
+    )
+    assert len(list(pieces)) == expected

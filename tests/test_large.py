@@ -165,7 +165,7 @@ def test_tiles_follow_the_memory_budget() -> None:
 @pytest.mark.usefixtures("dtype")
 def test_tiled_pixels_are_those_of_one_piece(scale: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each stage is computed so far beyond a tile as the next stages look."""
-    monkeypatch.setattr("pillow_sdz.cores.cores", lambda: 1)
+    monkeypatch.setattr("pillow_sdz.cores.threads", lambda: 1)
     pixels = np.asarray(demo.photo().resize((1296, 1008)))
     latents = mini().encode(pixels, 5000)
     pictures = []
@@ -185,7 +185,7 @@ def test_tiled_pixels_are_those_of_one_piece(scale: int, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
 def test_margins_are_not_too_narrow(scale: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A latent beyond the margin changes nothing."""
-    monkeypatch.setattr("pillow_sdz.cores.cores", lambda: 1)  # one tile
+    monkeypatch.setattr("pillow_sdz.cores.threads", lambda: 1)  # one tile
     margin = mini_shape.MARGINS[scale]
     size = 2 * margin + 9
     latents = np.zeros((size, size, mini_shape.CHANNELS), np.float32)

@@ -1,4 +1,4 @@
-"""The limit on numpy's BLAS: it holds while a prior works, and is always taken back."""
+"""The limit on numpy's BLAS: it holds while a prior or a draft needs it, and is taken back."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from threading import Event
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
+from pillow_sdz import catalogue, models
+from pillow_sdz.models.mini import Mini
 from pillow_sdz.threads import one_blas_thread
 
 
@@ -79,3 +82,33 @@ def test_any_thread_limits_after_any_other() -> None:
             with threadpool_limits(1, "blas"):
                 assert blas_threads() == {1}
             assert blas_threads() == pool.submit(blas_threads).result(60) == {2}
+
+
+class NotedMatrix:
+    """A matrix that notes how many threads multiply it."""
+
+    __array_ufunc__ = None  # numpy leaves products to this class
+
+    def __init__(self, matrix: NDArray[np.float32], found: list[set[int]]) -> None:
+        self._matrix, self._found = matrix, found
+
+    def __getitem__(self, rows: slice) -> NotedMatrix:
+        return NotedMatrix(self._matrix[rows], self._found)
+
+    def __rmatmul__(self, other: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._found.append(blas_threads())
+        product: NDArray[np.float32] = other @ self._matrix
+        return product
+
+
+def test_a_draft_at_an_eighth_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its product is small, and threads of BLAS would go on spinning after it."""
+    mini = models.load(catalogue.MINI)
+    assert isinstance(mini, Mini)
+    found: list[set[int]] = []
+    network = mini._decoders._eighth
+    monkeypatch.setattr(network, "_matrix", NotedMatrix(network._matrix, found))
+    latents = np.zeros((8, 8, 64), np.float32)
+    list(mini.decode(latents, 5000, scale=8))
+    assert found == [{1}]
+    assert blas_threads() == {2}

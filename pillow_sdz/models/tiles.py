@@ -18,7 +18,8 @@ from ..arrays import Area, Latents, Pixels, Samples
 # If a picture is cut only to give each core a tile, the longer side of a tile has at least so many
 # latents.  In smaller tiles, the margins take more time than the second core saves.  Chosen, after
 # one measurement: with 48x32 latents, two tiles take a fifth more CPU time than one
-# (docs/speed.md#arithmetic).
+# (docs/speed.md#arithmetic).  At 1/scale of the size there is less work, and margins are nearly as
+# wide, so a tile has ``scale`` times as many latents.
 WORTH_A_CORE = 24
 
 Item = TypeVar("Item")
@@ -95,16 +96,17 @@ def decode(
     side: Callable[[int], int],
     margin: int,
     area: Area | None = None,
+    scale: int = 1,
 ) -> Iterator[tuple[Area, Pixels]]:
     """Latents to pixels (factor h, factor w, 3), tile by tile: each tile's place and pixels.
 
     ``size`` is the size of the latents (h, w, C).  ``area`` is the part of them that is needed;
     tiles may reach beyond it.  ``inputs`` returns what a tile is decoded from; it runs in this
     thread.  ``decoder`` turns that into levels without the tile's margins.  ``side`` is as in
-    `encode`.
+    `encode`.  The picture is at 1/``scale`` of its size.
     """
     rows, columns, _ = size
-    cut, workers = _cut(area or everything(rows, columns), rows, columns, side, margin)
+    cut, workers = _cut(area or everything(rows, columns), rows, columns, side, margin, scale)
     # Latents are computed when they are sliced.  This happens here, while other threads decode the
     # tiles before.
     results = _at_once(decoder, map(inputs, cut), workers)
@@ -140,15 +142,15 @@ def _at_once(
 
 
 def _cut(
-    area: Area, rows: int, columns: int, side: Callable[[int], int], margin: int
+    area: Area, rows: int, columns: int, side: Callable[[int], int], margin: int, scale: int = 1
 ) -> tuple[list[Tile], int]:
     """The tiles of an area, and how many of them are to be computed at once."""
-    workers = cores.cores()
+    workers = cores.threads()
     lengths = shape(area)
-    sides = [side(1)] * 2
-    if workers > 1 and max(lengths) >= 2 * WORTH_A_CORE:
+    sides, least = [side(1)] * 2, 2 * WORTH_A_CORE * scale
+    if workers > 1 and max(lengths) >= least:
         sides = [min(length, side(workers)) for length in lengths]
-        while _count(lengths, sides) < workers and max(sides) >= 2 * WORTH_A_CORE:
+        while _count(lengths, sides) < workers and max(sides) >= least:
             longer = sides.index(max(sides))
             sides[longer] = -(-sides[longer] // 2)
     cut = list(tiles(area, rows, columns, (sides[0], sides[1]), margin))

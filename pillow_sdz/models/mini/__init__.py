@@ -227,6 +227,7 @@ class Decoders:
             factor=FACTOR // scale,
             side=lambda workers: tile_side(DECODER_MEMORY, margin, columns, workers=workers),
             margin=margin,
+            scale=scale,
         )
 
     def _network(self, scale: int) -> Variants | Eighth:

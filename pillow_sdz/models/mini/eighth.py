@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...arrays import Ints, Latents, Pixels
+from ...threads import one_blas_thread
 from .. import tiles
 from . import borders
 from .shape import BASE, CHANNELS, FACTOR, TAIL_FROM
@@ -39,7 +40,9 @@ class Eighth:
         if not (places >= TAIL_FROM).any():
             channels = min(channels, BASE)
         # What each latent adds to the places around it.  It is moved to these places below.
-        products = latents[..., :channels].reshape(-1, channels) @ self._matrix[:channels]
+        with one_blas_thread():
+            products = latents[..., :channels].reshape(-1, channels) @ self._matrix[:channels]
+            gate = knots(places) @ self._gate
         products = products.reshape(rows, columns, KERNEL, KERNEL, 2 * OUTPUTS)
         around = np.zeros((rows + 2, columns + 2, 2 * OUTPUTS), np.float32)
         for dy in range(KERNEL):
@@ -48,7 +51,7 @@ class Eighth:
         linear, added = np.split(around[1:-1, 1:-1], 2, 2)
         factors = (borders.along(SIDE * length, SCALE) for length in (rows, columns))
         picture = _pixels(linear) * np.outer(*factors)[:, :, None]
-        picture += _pixels((added + self._bias) * (knots(places) @ self._gate))
+        picture += _pixels((added + self._bias) * gate)
         top, bottom, left, right = SIDE * sides
         kept = picture[top : SIDE * rows - bottom, left : SIDE * columns - right]
         return tiles.levels((kept + np.float32(0.5)) * 255)
