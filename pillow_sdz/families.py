@@ -81,6 +81,6 @@ SPACES: dict[str, Space] = {
         ),
         # The statistics of these latents come with the weights, and are not known here.
         Space("ltx", 128, 32, packing="places", video=True),
-        Space("glm-image", 16, 8),
+        Space("glm-image", 16, 8, deviation_alone=True),
     )
 }

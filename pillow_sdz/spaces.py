@@ -83,11 +83,12 @@ class Space(Row):
 
     ``codings`` are the codings that these latents may have, the default first.  Pipelines scale
     what the VAE encodes to (x - shift) * scaling.  Both are one number, or one for each channel.
-    ``scaling`` is None if it is not known.  ``packing`` says how pipelines make a sequence of
-    latents: see `shapes.PACKINGS`.  ``video`` latents have an axis of time.  Pipelines put it
-    before the channels if ``time_first``.  ``patches`` names the space whose latents are 2x2
-    patches of these.  ``prior`` names the trained prior of `codings.context`.  Files of a dithered
-    coding recommend ``denoising``.  ``decoders`` has, for each tune except the first, the model
+    ``scaling`` is None if it is not known: it comes with the weights.  If ``deviation_alone``,
+    pipelines then divide by the configuration's deviations, and its scaling factor does not count.
+    ``packing`` says how pipelines make a sequence of latents: see `shapes.PACKINGS`.  ``video``
+    latents have an axis of time.  Pipelines put it before the channels if ``time_first``.
+    ``patches`` names the space whose latents are 2x2 patches of these.  ``prior`` names the trained
+    prior of `codings.context`.  Files of a dithered coding recommend ``denoising``.  ``decoders`` has, for each tune except the first, the model
     that decodes.  With ``regions``, parts of a picture may be exact.  With ``quality_map``, the
     quality may vary over a picture.
     """
@@ -98,6 +99,7 @@ class Space(Row):
     codings: tuple[CodingSpec, ...] = GENERAL
     scaling: float | tuple[float, ...] | None = None
     shift: float | tuple[float, ...] = 0
+    deviation_alone: bool = False
     packing: str | None = None
     video: bool = False
     time_first: bool = False

@@ -213,7 +213,8 @@ def _network(entry: _Entry) -> Network:
         return AnyAutoencoder(source.autoencoder, source.how)
     from .stable_diffusion import DiffusersAutoencoder
 
-    return DiffusersAutoencoder(*source.weights())
+    alone = entry.spec.space.deviation_alone
+    return DiffusersAutoencoder(*source.weights(), deviation_alone=alone)
 
 
 def _entry_of(spec: ModelSpec) -> _Entry:

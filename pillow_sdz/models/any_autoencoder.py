@@ -28,13 +28,14 @@ class Conventions:
     """How an autoencoder is called.
 
     Latents have ``channels`` at a ``factor``.  ``frames`` says whether pictures and latents have an
-    axis of time.  ``pixel_range`` has the values of black and white.  Pipelines scale what
-    `encode` returns to (x - shift) * scaling.
+    axis of time, and ``alpha`` whether pictures have an alpha channel.  ``pixel_range`` has the
+    values of black and white.  Pipelines scale what `encode` returns to (x - shift) * scaling.
     """
 
     channels: int
     factor: int
     frames: bool
+    alpha: bool
     pixel_range: tuple[float, float]
     scaling: Numbers
     shift: Numbers
@@ -67,7 +68,8 @@ def conventions(autoencoder: Any, given: Mapping[str, Any]) -> Conventions:
     low, high = given.get("pixel_range", (-1, 1))
     grey = torch.full((1, 3, PROBE, PROBE), (low + high) / 2, device=device, dtype=dtype)
     errors = []
-    for images in (grey, grey[:, :, None]):
+    opaque = torch.cat([grey, torch.full_like(grey[:, :1], high)], 1)
+    for images in (grey, grey[:, :, None], opaque, opaque[:, :, None]):
         try:
             latents = _latents(autoencoder.encode(images))
             back = _images(autoencoder.decode(latents))
@@ -87,6 +89,7 @@ def conventions(autoencoder: Any, given: Mapping[str, Any]) -> Conventions:
             channels,
             factor,
             images.ndim == 5,
+            images.shape[1] == opaque.shape[1],
             (low, high),
             given.get("scaling", scaling),
             given.get("shift", shift),
@@ -96,11 +99,20 @@ def conventions(autoencoder: Any, given: Mapping[str, Any]) -> Conventions:
 
 
 def _scaling(autoencoder: Any, channels: int) -> tuple[Numbers, Numbers]:
-    """The scaling and shift in diffusers' configuration; 1 and 0 if there is none."""
+    """The scaling and shift in diffusers' configuration; 1 and 0 if there is none.
+
+    Some autoencoders, as that of LTX, have the statistics among their weights.
+    """
     settings = sources.config(autoencoder)
+    named = getattr(autoencoder, "named_buffers", dict)
+    buffers = {
+        name: tensor.tolist()
+        for name, tensor in dict(named()).items()
+        if name in ("latents_mean", "latents_std")
+    }
     found = configurations.checked(
         "scaling",
-        {"latent_channels": channels, **settings},
+        {"latent_channels": channels, **settings, **buffers},
         f"this {type(autoencoder).__name__}",
     )
     factor = found.get("scaling_factor") or 1.0
@@ -137,6 +149,8 @@ class AnyAutoencoder(DiffusersAutoencoder):
 
     def _encoded(self, module: Any, images: Tensor) -> Tensor:
         images = (images + 1) / 2 * (self._high - self._low) + self._low
+        if self._how.alpha:  # pictures are opaque
+            images = torch.cat([images, torch.full_like(images[:, :1], self._high)], 1)
         if self._how.frames:
             return _latents(module.encode(images[:, :, None]))[:, :, 0]
         return _latents(module.encode(images))
@@ -146,4 +160,4 @@ class AnyAutoencoder(DiffusersAutoencoder):
             images = _images(module.decode(latents[:, :, None]))[:, :, 0]
         else:
             images = _images(module.decode(latents))
-        return (images - self._low) / (self._high - self._low) * 2 - 1
+        return (images[:, :3] - self._low) / (self._high - self._low) * 2 - 1

@@ -76,11 +76,17 @@ class DiffusersAutoencoder:
     @torch.inference_mode(False)
     @undisturbed()
     def __init__(
-        self, weights: Any, preset: Preset | None = None, how: Conventions | None = None
+        self,
+        weights: Any,
+        preset: Preset | None = None,
+        how: Conventions | None = None,
+        *,
+        deviation_alone: bool = False,
     ) -> None:
         """``weights`` is a folder or the module itself; OSError if it is not that of ``preset``.
 
-        With ``how``, the configuration of diffusers is not read.
+        With ``how``, the configuration of diffusers is not read.  ``deviation_alone`` is that of a
+        `Space`.
         """
         self._weights = weights
         self._channels, self._factor = (how.channels, how.factor) if how else sources.shape(weights)
@@ -101,6 +107,8 @@ class DiffusersAutoencoder:
             scale, deviation = config.scaling_factor, config.get("latents_std") or 1.0
             if preset is not None:
                 self._check_preset(preset, scale, shift)
+            if deviation_alone and config.get("latents_std"):
+                scale = 1.0
             # Pipelines do this with models that have latents_std.
             scaling = scale / torch.tensor(deviation, dtype=torch.float32)
         self._shift = torch.as_tensor(shift, dtype=torch.float32).reshape(1, -1, 1, 1)
