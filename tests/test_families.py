@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,9 @@ from pillow_sdz import (
     catalogue,
     chunks,
     container,
+    keywords,
     open_latents,
+    presets,
     save_latents,
     scaling,
     shapes,
@@ -71,6 +75,50 @@ def test_every_family(name: str) -> None:
     found = exact(array, model=name)
     assert (found.factor, found.size) == (space.factor, (2 * space.factor, 4 * space.factor))
     np.testing.assert_array_equal(found.latents, array)
+
+
+# The README's table
+
+
+def rows_of_readme() -> dict[str, list[str]]:
+    """The columns after the first one, by the names in the first one."""
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    table = text.split("| latents | saved | exact |")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    return {name: rest for first, *rest in rows for name in re.findall("`([^`]+)`", first)}
+
+
+def test_the_table_of_families_is_complete() -> None:
+    rows = rows_of_readme()
+    own = {name for name, space in catalogue.all_spaces().items() if space.is_own}
+    known = catalogue.all_spaces().keys() - own - {"sd-mini"} | presets.PRESETS.keys()
+    # `taef2` is no preset: nothing but its module can run it.  "factor" is of any other family.
+    assert rows.keys() - {"factor"} == known | {"taef2"}
+
+
+@pytest.mark.parametrize("name", rows_of_readme().keys() - {"factor", "taef2"})
+def test_the_table_of_families_is_right(name: str) -> None:
+    saved_as, exact_too, shown, pinned = rows_of_readme()[name]
+    spec = keywords.model_named(name)
+    space, preset = spec.space, presets.PRESETS.get(name)
+    assert saved_as == ("yes, all time steps" if space.video else "yes")
+    shape = (space.channels, 2, 4, 2) if space.video else (space.channels, 4, 2)
+    if space.time_first:
+        shape = (2, space.channels, 4, 2)
+    array = latents(*shape)
+    found = exact(array[None], model=name)
+    assert exact_too == "yes"
+    again = found.latents.swapaxes(0, 1) if space.time_first else found.latents
+    np.testing.assert_array_equal(again.reshape(shape), array)
+    assert shown.startswith("from the hub" if preset else "from memory")
+    assert shown.endswith("the first time step") == space.video
+    weights = preset.autoencoder if preset else None
+    if weights is not None and weights.revision and all(f.sha256 for f in weights.files[-1:]):
+        assert pinned == "yes"
+        assert re.fullmatch("[0-9a-f]{40}", weights.revision)
+        assert re.fullmatch("[0-9a-f]{64}", str(weights.files[-1].sha256))
+    else:
+        assert pinned == ("by you" if preset else "no")
 
 
 # Scaling
