@@ -124,7 +124,13 @@ PRESETS: Mapping[str, Preset] = {
         class_name="AutoencoderKL",
         scaling=0.3611,
         shift=0.1159,
-        autoencoder=_autoencoder("black-forest-labs/FLUX.1-schnell", folder="vae/"),
+        autoencoder=_autoencoder(
+            "black-forest-labs/FLUX.1-schnell",
+            "741f7c3ce8b383c54771c7003378a50191e9efe9",
+            167666902,
+            "f5b59a26851551b67ae1fe58d32e76486e1e812def4696a4bea97f16604d40a3",
+            folder="vae/",
+        ),
     ),
     "taesd": Preset(
         latent_space="sd1",
@@ -143,20 +149,35 @@ PRESETS: Mapping[str, Preset] = {
         class_name="AutoencoderTiny",
         scaling=1,
         shift=0,
-        autoencoder=_autoencoder("madebyollin/taesdxl"),
+        autoencoder=_autoencoder(
+            "madebyollin/taesdxl",
+            "b20258aaef75ef61e659c1e0f14f251cf0ad153e",
+            9793292,
+            "ff4824aca94dd6111e0340fa749347fb74101060d9712cb5ef1ca8f1cf17502f",
+        ),
     ),
     "taesd3": Preset(
         latent_space="sd3",
         class_name="AutoencoderTiny",
         scaling=1,
         shift=0,
-        autoencoder=_autoencoder("madebyollin/taesd3"),
+        autoencoder=_autoencoder(
+            "madebyollin/taesd3",
+            "d58dcaccd2b36fcb7a6b9e93c1cc507acab5a778",
+            9848636,
+            "6f79c1397cb9ce1dac363722dbe70147aee0ccca75e28338f8482fe515891399",
+        ),
     ),
     "taef1": Preset(
         latent_space="flux",
         class_name="AutoencoderTiny",
         scaling=1,
         shift=0,
-        autoencoder=_autoencoder("madebyollin/taef1"),
+        autoencoder=_autoencoder(
+            "madebyollin/taef1",
+            "b1b2d00e9e440cfbf3dedb34266864da86016ceb",
+            9848636,
+            "47a6c2bff850da04b267cab70fe3553fef57255eb9a8e76852baa0a87850e54d",
+        ),
     ),
 }

@@ -60,17 +60,30 @@ PRESETS_OF_RECORD: dict[str, tuple[object, ...]] = {
         *("stabilityai/stable-diffusion-3-medium-diffusers", None, None, None),
     ),
     "flux": (
-        *("flux", "AutoencoderKL", 0.3611, 0.1159),
-        *("black-forest-labs/FLUX.1-schnell", None, None, None),
+        *("flux", "AutoencoderKL", 0.3611, 0.1159, "black-forest-labs/FLUX.1-schnell"),
+        *("741f7c3ce8b383c54771c7003378a50191e9efe9", 167666902),
+        "f5b59a26851551b67ae1fe58d32e76486e1e812def4696a4bea97f16604d40a3",
     ),
     "taesd": (
         *("sd1", "AutoencoderTiny", 1, 0, "madebyollin/taesd"),
         *("614f76814bbe30edbe2e627ace1c2234c81a2c0e", 9793292),
         "db169d69145ec4ff064e49d99c95fa05d3eb04ee453de35824a6d0f325513549",
     ),
-    "taesdxl": ("sdxl", "AutoencoderTiny", 1, 0, "madebyollin/taesdxl", None, None, None),
-    "taesd3": ("sd3", "AutoencoderTiny", 1, 0, "madebyollin/taesd3", None, None, None),
-    "taef1": ("flux", "AutoencoderTiny", 1, 0, "madebyollin/taef1", None, None, None),
+    "taesdxl": (
+        *("sdxl", "AutoencoderTiny", 1, 0, "madebyollin/taesdxl"),
+        *("b20258aaef75ef61e659c1e0f14f251cf0ad153e", 9793292),
+        "ff4824aca94dd6111e0340fa749347fb74101060d9712cb5ef1ca8f1cf17502f",
+    ),
+    "taesd3": (
+        *("sd3", "AutoencoderTiny", 1, 0, "madebyollin/taesd3"),
+        *("d58dcaccd2b36fcb7a6b9e93c1cc507acab5a778", 9848636),
+        "6f79c1397cb9ce1dac363722dbe70147aee0ccca75e28338f8482fe515891399",
+    ),
+    "taef1": (
+        *("flux", "AutoencoderTiny", 1, 0, "madebyollin/taef1"),
+        *("b1b2d00e9e440cfbf3dedb34266864da86016ceb", 9848636),
+        "47a6c2bff850da04b267cab70fe3553fef57255eb9a8e76852baa0a87850e54d",
+    ),
 }
 
 
