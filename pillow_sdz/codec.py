@@ -68,6 +68,7 @@ class Encoder:
         offsets: NDArray[np.int32] | None = None,
     ) -> None:
         self.coding = coding
+        self._space, self._factor = model.space, model.factor
         self._coder = coder_of(model, coding)
         self._network = models.load(model)
         self._effort, self._predict, self._offsets = effort, predict, offsets
@@ -79,9 +80,12 @@ class Encoder:
         """How many rows of latents (height, width) a band has; None if a frame is one band."""
         return self._coder.band_rows(height, width)
 
-    def encode(self, image: Image.Image) -> list[Chunk]:
-        """The chunks of the next frame, one for each band."""
-        return self._encode(self._frame(image))
+    def encode(self, image: Image.Image, higher: float = 0) -> list[Chunk]:
+        """The chunks of the next frame, one for each band.
+
+        Its quality is ``higher`` than that of the header, as far as the model allows.
+        """
+        return self._encode(self._frame(image, higher))
 
     def encode_nothing(self, height: int, width: int) -> list[Chunk]:
         """The chunks of a frame whose latents (height, width) nobody decodes."""
@@ -95,8 +99,13 @@ class Encoder:
         frames = [self._frame(image) for image in images]
         return self._coder.fit(frames, max_size, self._effort, predict=self._predict)
 
-    def _frame(self, image: Image.Image) -> Frame:
+    def _frame(self, image: Image.Image, higher: float = 0) -> Frame:
         pixels, offsets = ImagePixels(image), self._offsets
+        steps = round(100 * higher / quality_map.UNIT)
+        if steps and self._space.quality_map:
+            shape = [-(-side // (CELL * self._factor)) for side in pixels.shape[:2]]
+            raised = steps + (np.zeros(shape, np.int32) if offsets is None else offsets)
+            offsets = np.minimum(raised, quality_map.LIMIT)
         qualities = quality_map.qualities(self.quantisation, offsets)
         latents = self._network.encode(pixels, qualities)
         return Frame(latents, pixels, offsets, self.quantisation)

@@ -61,6 +61,18 @@ PHOTO_CORNER, PHOTO_INSIDE = 0.35, 0.65
 # least a row or a column of 8 pixels is graphics.
 PHOTO_ALONE = 230
 
+# A scan is a page of letters on paper, with noise.  In a block of paper, the darkest and brightest
+# pixel are at most so many levels apart, and in a block with letters at least so many.  Chosen: the
+# tuning set's scans have up to 35 levels of noise.
+PAPER_CONTRAST, INK_CONTRAST = 40, 72
+# Such a part of a scan's blocks is paper.  Chosen: half as much as in a page full of letters.
+FEWEST_PAPER = 0.25
+# The brightest pixel of a block is paper if it is so near to the usual one.  Chosen: a scanner's
+# light falls off by a tenth.
+PAPER_RANGE = 24
+# Such a part of the blocks with letters has paper in it.  Measured: all of a scan's blocks do.
+LETTERS_ON_PAPER = 0.95
+
 _ROWS = 1024  # rows of pixels that are looked at together, to save memory with large pictures
 
 Bools = NDArray[np.bool_]  # of pixels
@@ -108,6 +120,21 @@ def letters(image: Image.Image, graphics: Blocks) -> int:
 def is_page(letters: int, graphics: Blocks) -> bool:
     """Whether a picture with so many blocks of letters is no photo."""
     return bool(graphics.all()) or letters >= LETTERS_OF_A_PAGE * graphics.size
+
+
+def is_scan(image: Image.Image) -> bool:
+    """Whether a picture of mode RGB is a page with letters on bright paper, and with noise."""
+    lowest, highest = _extremes(image)
+    contrast = highest - lowest
+    paper, ink = contrast <= PAPER_CONTRAST, contrast >= INK_CONTRAST
+    if paper.mean() < FEWEST_PAPER or ink.mean() < LETTERS_OF_A_PAGE:
+        return False
+    usual = int(np.median(highest[paper]))
+    bright = np.abs(highest.astype(np.int16) - usual) <= PAPER_RANGE
+    return bool(
+        (paper & bright).mean() >= FEWEST_PAPER
+        and (ink & bright).sum() >= LETTERS_ON_PAPER * ink.sum()
+    )
 
 
 def apart_from_photos(image: Image.Image, graphics: Blocks) -> tuple[Blocks, Image.Image] | None:
@@ -240,13 +267,21 @@ def _reduced(pixels: NDArray[np.bool_]) -> Share:
 
 def _contrast(image: Image.Image) -> NDArray[np.uint8]:
     """For each block, the levels between its darkest and its brightest pixel."""
-    found = []
+    lowest, highest = _extremes(image)
+    found: NDArray[np.uint8] = highest - lowest
+    return found
+
+
+def _extremes(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """For each block, the levels of its darkest and of its brightest pixel."""
+    lowest, highest = [], []
     for pixels in _strips(image.convert("L")):
         height, width = pixels.shape
         even = np.pad(pixels, ((0, -height % BLOCK), (0, -width % BLOCK)), mode="edge")
         parts = even.reshape(even.shape[0] // BLOCK, BLOCK, even.shape[1] // BLOCK, BLOCK)
-        found.append(parts.max(1).max(-1) - parts.min(1).min(-1))
-    return np.concatenate(found)
+        lowest.append(parts.min(1).min(-1))
+        highest.append(parts.max(1).max(-1))
+    return np.concatenate(lowest), np.concatenate(highest)
 
 
 def _spread(blocks: Blocks, reach: int) -> Blocks:

@@ -200,7 +200,7 @@ def _write(
     exact = keywords.exact(options.get("exact"))
     offsets = None
     if options.get("protect") is not None:
-        offsets = protection.offsets(protection.weights(options["protect"], im))
+        offsets = protection.offsets(options["protect"], im)
         if not model.space.quality_map:
             msg = f"protect needs a model whose quality may vary over the picture, not {model.name}"
             raise ValueError(msg)

@@ -17,6 +17,7 @@ from pillow_sdz import (
     container,
     demo,
     exact,
+    graphics,
     models,
     open_latents,
     regions,
@@ -52,6 +53,15 @@ def page(size: tuple[int, int] = (320, 240), lines: int = 12) -> Image.Image:
         text = "".join(chance.choice("abcdefgh ijklmnop") for _ in range(size[0] // 7))
         draw.text((8, 6 + 18 * line), text, (20, 20, 60))
     return picture
+
+
+def scan(size: tuple[int, int] = (320, 256)) -> Image.Image:
+    """A page of text that was printed and scanned: blurred, uneven and noisy."""
+    soft = page(size, lines=13).rotate(0.5, Image.Resampling.BICUBIC, fillcolor=(250, 250, 245))
+    levels = np.asarray(soft.filter(ImageFilter.GaussianBlur(0.5)), np.float64)
+    levels = levels * np.linspace(0.98, 0.92, size[0])[:, None]
+    noisy = levels + np.random.default_rng(1).normal(0, 2, levels.shape)
+    return Image.fromarray(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
 
 
 def with_photo() -> Image.Image:
@@ -425,6 +435,32 @@ class TestPictures:
                     decode(framed(moved))
         with pytest.raises(OSError, match="second EXCT"):
             decode(framed([*file[:at], regions, regions, *file[at:]]))
+
+
+class TestScans:
+    def test_letters_on_noisy_paper_are_a_scan(self) -> None:
+        assert graphics.is_scan(scan())
+        assert graphics.is_scan(scan((317, 251)))
+
+    def test_photos_are_none(self) -> None:
+        assert not graphics.is_scan(demo.photo())
+        assert not graphics.is_scan(noise())
+        # Bright paper without letters, and dark letters on all of the paper's levels.
+        paper = np.clip(np.random.default_rng(2).normal(240, 2, (200, 300, 3)), 0, 255)
+        assert not graphics.is_scan(Image.fromarray(paper.astype(np.uint8)))
+        product = Image.new("RGB", (480, 480), (250, 250, 250))
+        product.paste(demo.photo().resize((240, 240)), (120, 120))
+        assert not graphics.is_scan(product)
+
+    def test_a_scan_is_kept_better_than_a_photo_would_be(self) -> None:
+        def difference(**options: Any) -> float:
+            shown = decode(encode(scan(), quality=60, **options))
+            return float(np.abs(np.asarray(shown, float) - np.asarray(scan(), float)).mean())
+
+        assert difference() < 0.8 * difference(regions=False)
+
+    def test_a_size_holds_for_a_scan(self) -> None:
+        assert len(encode(scan(), target_size=4000)) <= 4000
 
 
 class TestGrey:

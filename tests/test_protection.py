@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import math
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 from pillow_sdz import demo, protection
 from pillow_sdz.cli import main
+from pillow_sdz.codings import quality_map
 
 PICTURE = Image.new("RGB", (100, 70))  # 4x3 cells
 
@@ -106,8 +108,36 @@ class TestFaces:
         monkeypatch.setattr(dlib, "get_frontal_face_detector", detector)
         ((left, top, right, bottom),) = protection.faces(Image.new("L", (6000, 4000)))
         assert np.prod(seen[0]) == pytest.approx(3 * protection.SOUGHT_PIXELS, rel=0.01)
-        assert (left, top) == pytest.approx((80 * 6**0.5, 180 * 6**0.5), abs=1)
-        assert (right, bottom) == pytest.approx((200 * 6**0.5, 300 * 6**0.5), abs=1)
+        assert (left, top) == pytest.approx((92 * 6**0.5, 192 * 6**0.5), abs=1)
+        assert (right, bottom) == pytest.approx((188 * 6**0.5, 288 * 6**0.5), abs=1)
+
+    def test_the_middle_is_protected_most_and_a_cell_at_the_edge_by_its_part(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        face = (32.0, 32.0, 128.0, 128.0)  # the middle is the cell from 64 to 96
+        monkeypatch.setattr(protection, "faces", lambda image: [face])
+        found = protection.weights("faces", Image.new("L", (160, 160)))
+        assert found[2, 2] == 1
+        assert found == pytest.approx(found.T)
+        assert found == pytest.approx(found[::-1, ::-1])
+        # The ellipse has pi / 4 of its box, and the soft edge adds and takes about as much.
+        assert (found**2).sum() == pytest.approx(9 * math.pi / 4, rel=0.02)
+        assert 0 < found[1, 1] < found[1, 2] < 1
+        assert not found[0, 0]
+
+    def test_a_face_that_reaches_out_of_the_picture(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        boxes = [(-40.0, -40.0, 40.0, 40.0), (90.0, 60.0, 200.0, 200.0), (-90.0, 0.0, -50.0, 40.0)]
+        monkeypatch.setattr(protection, "faces", lambda image: boxes)
+        found = protection.weights("faces", PICTURE)
+        assert found[0, 0] > 0.9
+        assert found[2, 3] > 0
+        assert not found[0, 2:].any()
+
+    def test_faces_get_more_than_boxes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(protection, "faces", lambda image: [(-100.0, -100.0, 200.0, 200.0)])
+        for protect, quality in (("faces", 40), ([(0, 0, 100, 70)], 20)):
+            steps = protection.offsets(protect, PICTURE)
+            assert (steps == quality * 100 // quality_map.UNIT).all()
 
     def test_without_dlib(self, monkeypatch: pytest.MonkeyPatch) -> None:
         imported = builtins.__import__
