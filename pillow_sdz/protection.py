@@ -20,7 +20,7 @@ FACES = "faces"
 AROUND_A_FACE = 0.1
 # A face is the ellipse in its box.  From its inside to its outside, the protection falls over this
 # part of its radius.  Chosen.
-SOFT_EDGE = 0.3
+SOFT_EDGE = 0.6
 # A larger picture is reduced to so many pixels before faces are searched.  Chosen: this takes a
 # core one second.
 SOUGHT_PIXELS = 4_000_000
@@ -32,7 +32,7 @@ LARGEST_SCALE = 2
 HIGHER = 20
 # The middle of a face has a quality that is higher by this.  Chosen: see
 # docs/measurements.md#protection.
-HIGHER_IN_FACES = 40
+HIGHER_IN_FACES = 50
 
 NEEDS_EXTRA = 'protect="faces" needs dlib: run pip install "pillow-sdz[faces]"'
 

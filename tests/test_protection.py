@@ -120,8 +120,9 @@ class TestFaces:
         assert found[2, 2] == 1
         assert found == pytest.approx(found.T)
         assert found == pytest.approx(found[::-1, ::-1])
-        # The ellipse has pi / 4 of its box, and the soft edge adds and takes about as much.
-        assert (found**2).sum() == pytest.approx(9 * math.pi / 4, rel=0.02)
+        # The integral over an ellipse of 3x3 cells whose edge is soft.
+        area = math.pi * 1.5**2 * (1 + protection.SOFT_EDGE**2 / 12)
+        assert (found**2).sum() == pytest.approx(area, rel=0.01)
         assert 0 < found[1, 1] < found[1, 2] < 1
         assert not found[0, 0]
 
@@ -129,13 +130,13 @@ class TestFaces:
         boxes = [(-40.0, -40.0, 40.0, 40.0), (90.0, 60.0, 200.0, 200.0), (-90.0, 0.0, -50.0, 40.0)]
         monkeypatch.setattr(protection, "faces", lambda image: boxes)
         found = protection.weights("faces", PICTURE)
-        assert found[0, 0] > 0.9
+        assert found[0, 0] > 0.8
         assert found[2, 3] > 0
         assert not found[0, 2:].any()
 
     def test_faces_get_more_than_boxes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(protection, "faces", lambda image: [(-100.0, -100.0, 200.0, 200.0)])
-        for protect, quality in (("faces", 40), ([(0, 0, 100, 70)], 20)):
+        for protect, quality in (("faces", 50), ([(0, 0, 100, 70)], 20)):
             steps = protection.offsets(protect, PICTURE)
             assert (steps == quality * 100 // quality_map.UNIT).all()
 
