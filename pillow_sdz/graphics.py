@@ -62,15 +62,16 @@ PHOTO_CORNER, PHOTO_INSIDE = 0.35, 0.65
 PHOTO_ALONE = 230
 
 # A scan is a page of letters on paper, with noise.  In a block of paper, the darkest and brightest
-# pixel are at most so many levels apart, and in a block with letters at least so many.  Chosen: the
-# tuning set's scans have up to 35 levels of noise.
+# pixel are at most so many levels apart, and in a block with letters at least so many.  Chosen:
+# noise is below the first, and letters of 10 pixels are above the second.
 PAPER_CONTRAST, INK_CONTRAST = 40, 72
 # Such a part of a scan's blocks is paper.  Chosen: half as much as in a page full of letters.
 FEWEST_PAPER = 0.25
 # The brightest pixel of a block is paper if it is so near to the usual one.  Chosen: a scanner's
 # light falls off by a tenth.
 PAPER_RANGE = 24
-# Such a part of the blocks with letters has paper in it.  Measured: all of a scan's blocks do.
+# Such a part of the blocks with letters has paper in it.  Chosen.  Photos seldom have so much:
+# docs/measurements.md#graphics-exact-and-regions.
 LETTERS_ON_PAPER = 0.95
 
 _ROWS = 1024  # rows of pixels that are looked at together, to save memory with large pictures
