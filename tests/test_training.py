@@ -32,11 +32,12 @@ pytest.importorskip("ssimulacra2", reason="the training loss takes its constants
 pytest.importorskip("matplotlib", reason="charts are among the training pictures")
 # Training is no part of the installed package, so that only the checkout has it.
 sys.path.append(str(Path(__file__).parent.parent))
-from training.mini.data import Crops, Writer, to_tensor
+from training.mini import compressed
+from training.mini.data import Crops, Pack, Writer, to_tensor
 from training.mini.export import in_steps
 from training.mini.lapped import block_weight, lapped_transform
 from training.mini.model import TAIL_FROM, Model, begin, fit_magnitudes
-from training.mini.prior import BASE_GROUPS, GROUPS, ScaleOfMagnitude, even
+from training.mini.prior import BASE_GROUPS, GROUPS, ScaleOfMagnitude, centres, even
 from training.mini.quantise import calibrate, integers
 
 ROOT = Path(__file__).parent.parent
@@ -120,6 +121,13 @@ def test_scales_give_back_the_magnitude_they_were_asked_for() -> None:
     assert torch.allclose((mass * symbols.abs()).sum(0), asked, rtol=0.02)
 
 
+def test_weak_channels_are_pulled_to_an_integer() -> None:
+    mean = torch.tensor([0.3, 1.4, 0.3, -0.6])
+    scale = torch.tensor([0.05, 0.1, 2.0, 0.325])
+    found = centres(mean, scale.log())
+    assert found.tolist() == pytest.approx([0.0, 1.0, 0.3, -0.8])
+
+
 class Predicted(Quantizer):
     """A coder that keeps what is predicted of latents (h, w, C), in the coder's units."""
 
@@ -185,6 +193,50 @@ def test_crops_come_from_packs(pack: Path) -> None:
     crops = Crops([pack], random.Random(0)).batch(4, 64)
     assert crops.shape == (4, 3, 64, 64)
     assert crops.abs().max() <= 0.5
+
+
+def test_compressed_crops_are_cut_as_they_were_drawn(pack: Path, tmp_path: Path) -> None:
+    compressed.write(Pack(pack), [0, 1, 2], tmp_path / "0", 10, compressed.LOSSLESS)
+    crops = compressed.Crops([tmp_path / "0"], [1], "cpu", 0)
+    assert len(crops) == 3
+    places, _ = crops.draw(1, 32, 1)
+    offset, width, top, left, *_ = places[0].tolist()
+    height = {384: 384, 300: 300}[width]
+    picture = crops.pixels[offset : offset + height * width * 3].view(height, width, 3)
+    original = picture[top : top + 32, left : left + 32].permute(2, 0, 1)
+    for flipped, turned in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        places[0, 4:] = torch.tensor([flipped, turned])
+        expected = original.transpose(1, 2) if turned else original
+        expected = expected.flip(2) if flipped else expected
+        cut = crops.cut(places, torch.eye(3)[None], 32)[0]
+        assert torch.equal(torch.round((cut + 0.5) * 255).byte(), expected)
+    swapped = crops.cut(places, torch.eye(3)[[2, 0, 1]][None], 32)[0]
+    assert torch.equal(swapped, cut[[2, 0, 1]])
+
+
+def test_precise_folders_and_weights_decide_what_is_drawn(pack: Path, tmp_path: Path) -> None:
+    for number, picture in enumerate((0, 1)):  # both are photos
+        folder = tmp_path / str(number)
+        compressed.write(Pack(pack), [picture], folder, 10, compressed.LOSSLESS)
+    crops = compressed.Crops([tmp_path / "0", tmp_path / "1"], [1, 3], "cpu", 0)
+    assert set(crops.draw(50, 64, 1)[0][:, 0].tolist()) == {0}
+    second = (crops.draw(4000, 64, 2)[0][:, 0] > 0).float().mean().item()
+    assert second == pytest.approx(0.75, abs=0.03)
+
+
+@pytest.mark.slow
+def test_trains_on_crops_in_memory(pack: Path, tmp_path: Path) -> None:
+    """The command for a GPU, on the CPU: the averaged weights have moved, and all are finite."""
+    compressed.write(Pack(pack), [0, 1, 2], tmp_path / "0", 10, compressed.LOSSLESS)
+    command = [sys.executable, "-m", "training.mini.gpu", "--crops", tmp_path / "0"]
+    command += ["--weights", 1, "--precise", 1, "--state", "training/mini_state.safetensors"]
+    command += ["--output", tmp_path / "new", "--seconds", 3, "--pixels", 16384, "--device", "cpu"]
+    subprocess.run([str(c) for c in command], cwd=ROOT, check=True, capture_output=True)
+    new = {k: v for f in (tmp_path / "new").iterdir() for k, v in load_file(f).items()}
+    old = load_file(ROOT / "training/mini_state.safetensors")
+    assert new.keys() == {k for k in old if old[k].is_floating_point()}
+    assert all(torch.isfinite(v).all() for v in new.values())
+    assert any(not torch.equal(new[k].half(), old[k].half()) for k in new)
 
 
 def train(pack: Path, run: Path, minutes: float) -> int:

@@ -46,8 +46,9 @@ FAINT = 1 / 255  # energies below that of a grey level do not matter
 FLAT_WEIGHT, FLAT_DEVIATION = 3.0, 4.0  # deviation in grey levels
 MEAN_WEIGHT = 4.0
 
-# The share of SSIMULACRA2 grows with the weight of the squared error, to this power.  Chosen.
-PERCEPTUAL_AT, PERCEPTUAL_POWER = 7.3e-3, 0.6
+# The share of SSIMULACRA2 grows with the weight of the squared error, to the first of these powers
+# below a weight, and to the second above.  Chosen.
+PERCEPTUAL_AT, PERCEPTUAL_POWERS = 7.3e-3, (0.75, 0.52)
 
 
 class Coded(NamedTuple):
@@ -64,8 +65,12 @@ class Model(nn.Module):
         self.autoencoder = Autoencoder()
         self.prior = Prior()
 
-    def forward(self, images: Tensor, rate: Tensor, *, hard: bool) -> Coded:
-        """Of images (B, 3, H, W) in [-0.5, 0.5] at rates (B, 1, ...) as `network` has them."""
+    def forward(self, images: Tensor, rate: Tensor, *, hard: bool, whole: bool = False) -> Coded:
+        """Of images (B, 3, H, W) in [-0.5, 0.5] at rates (B, 1, ...) as `network` has them.
+
+        With ``whole`` the tail is computed without asking whether there is one, since a question
+        waits for the device.
+        """
         pixels = images.shape[2] * images.shape[3]
         parts = self.autoencoder
         latents = parts.encoder(images, rate)
@@ -74,9 +79,10 @@ class Model(nn.Module):
         latents = latents * gain
         active = spread((rate >= TAIL_FROM).float(), 2, height, width)
         # Zero beyond the base where there is no tail.
-        tail = latents[:, BASE:] * active if bool(active.any()) else latents[:, BASE:] * 0
+        whole = whole or bool(active.any())
+        tail = latents[:, BASE:] * active if whole else latents[:, BASE:] * 0
         latents = torch.cat([latents[:, :BASE], tail], 1)
-        base_bits, tail_bits = self.prior(latents, active, rate, hard=hard)
+        base_bits, tail_bits = self.prior(latents, active, rate, hard=hard, whole=whole)
         # The decoder sees what it will see in a file: rounded latents.
         rounded = latents + (torch.round(latents) - latents).detach()
         picture = parts.decoder(rounded / gain, rate)
@@ -115,7 +121,8 @@ def loss_of(coded: Coded, images: Tensor, rate: Tensor, *, perceptual: float) ->
         # The variances in the metric are differences of near equals: not for bfloat16.
         with torch.autocast(images.device.type, enabled=False):
             distance = 1 - ssimulacra2(coded.picture[half], images[half]) / 100
-        share = 2 * perceptual * (weight[half] / PERCEPTUAL_AT) ** PERCEPTUAL_POWER
+        relative = weight[half] / PERCEPTUAL_AT
+        share = 2 * perceptual * torch.minimum(*(relative**p for p in PERCEPTUAL_POWERS))
         loss = torch.cat([loss[half] + share * distance, loss[half.stop :]])
     balanced: Tensor = (loss / weight.sqrt()).mean() * 0.05
     return balanced

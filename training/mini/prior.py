@@ -35,6 +35,10 @@ GROUPS = (16, 24, 24, 48, 48, 48, 48, 64, 64)
 BASE_GROUPS = 5
 assert sum(GROUPS[:BASE_GROUPS]) == BASE
 assert sum(GROUPS) == CHANNELS
+# For the gradient to latents, means of small scales count as the nearest integer, those of large
+# scales as they are.  Without this, nothing keeps a weak channel at zero: noise does not tell a
+# latent from the same one shifted together with its mean, but rounding does.  Chosen.
+SMALL_SCALE, LARGE_SCALE = 0.15, 0.5
 LARGEST = 60.0  # magnitudes are clipped for predictions, so that one does not spoil them
 
 
@@ -56,6 +60,12 @@ def around(x: Tensor) -> Tensor:
 def beside(x: Tensor) -> Tensor:
     """For each place, the mean over the four beside it (zeros beyond the border)."""
     return rate_model.beside(x) / 4
+
+
+def centres(mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Where latents are pulled to: the nearest integer if the scale is small, else the mean."""
+    share = (torch.exp(log_scale) - SMALL_SCALE) / (LARGE_SCALE - SMALL_SCALE)
+    return torch.lerp(torch.round(mean), mean, share.clamp(0, 1))
 
 
 class HyperScale(nn.Module):
@@ -213,14 +223,14 @@ class Prior(nn.Module):
         return torch.cat(means, 1), torch.cat(log_scales, 1)
 
     def forward(
-        self, latents: Tensor, active: Tensor, rate: Tensor, *, hard: bool
+        self, latents: Tensor, active: Tensor, rate: Tensor, *, hard: bool, whole: bool
     ) -> tuple[Tensor, Tensor]:
         """Bits of each picture (B,), of the base and of the tail.
 
-        ``active`` (B, 1, h, w) or (B, 1, 1, 1) is 1 where there is a tail; ``latents`` are in
-        steps, zero where there is none.  The prior learns from rounded latents, since most are
-        zero, of which noise would say nothing; gradients to the latents go by noise, whose
-        own scales are not trained.
+        ``active`` (B, 1, h, w) or (B, 1, 1, 1) is 1 where there is a tail, and ``whole`` says
+        whether there is one anywhere.  ``latents`` are in steps, zero where there is no tail.  The
+        prior learns from rounded latents, since most are zero, and noise says nothing of zeros.
+        Gradients to the latents go by noise; its means and scales are not trained.
         """
         height, width = latents.shape[2:]
         hyper = self.analysis(even(latents[:, :BASE])).float()
@@ -228,13 +238,14 @@ class Prior(nn.Module):
             hyper = torch.round(hyper) if hard else hyper + torch.rand_like(hyper) - 0.5
             symbols = latents + (torch.round(latents) - latents).detach()
             features = self.features(hyper)[..., :height, :width]
-            groups = len(GROUPS) if bool(active.any()) else BASE_GROUPS
+            groups = len(GROUPS) if whole else BASE_GROUPS
             mean, log_scale = self.parameters_of(features, symbols, rate, groups)
             count = mean.shape[1]
             bits = logistic_bits(symbols[:, :count].detach(), mean, log_scale)
             if not hard:
                 noisy = latents[:, :count] + torch.rand_like(mean) - 0.5
-                by_noise = logistic_bits(noisy, mean.detach(), log_scale.detach())
+                fixed = log_scale.detach()
+                by_noise = logistic_bits(noisy, centres(mean.detach(), fixed), fixed)
                 bits = bits + by_noise - by_noise.detach()
             base = bits[:, :BASE].sum((1, 2, 3)) + self.hyper_scale(hyper, rate)
             return base, (bits[:, BASE:] * active).sum((1, 2, 3))

@@ -1,0 +1,184 @@
+"""Crops of a pack as AVIF or lossless WebP, small enough to be taken to a rented GPU.
+
+    python -m training.mini.compressed --pack PACK/train --output DIR --megabytes 60 33 58 \
+        --qualities 95 100 90
+
+writes ``DIR/0``, ``DIR/1``, ...: no crop is in two of them.  `Crops` has them in a device's memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import os
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from training.mini.data import SHARES, Pack, Photo
+
+SIDE = 384  # pixels along a side of a crop that is kept, at most
+SPEED = 7  # of libaom.  Chosen: below, each step takes several times as long.
+LOSSLESS = 100
+BITS_PER_PIXEL = {LOSSLESS: 9.5}  # a quality's, for a fair share of the pictures; AVIF has about 4
+GREY, SWAPPED = 0.04, 0.03  # shares of crops that are made grey, and whose colours are exchanged
+PORTRAIT = 0.15  # photos in portrait format that were never turned
+GREY_WEIGHTS = (0.299, 0.587, 0.114)
+
+
+def encoded(crop: Photo, quality: int) -> bytes:
+    """A crop as AVIF without subsampling, or as lossless WebP for a quality of `LOSSLESS`."""
+    file, picture = io.BytesIO(), Image.fromarray(crop)
+    if quality == LOSSLESS:
+        picture.save(file, "WEBP", lossless=True)
+    else:
+        how = {"quality": quality, "subsampling": "4:4:4", "speed": SPEED, "max_threads": 1}
+        picture.save(file, "AVIF", **how)
+    return file.getvalue()
+
+
+def write(pack: Pack, numbers: list[int], folder: Path, megabytes: float, quality: int) -> str:
+    """Write a crop of each picture until the folder is full; what it has, in words."""
+    rng = random.Random(0)
+    left = {group: share * megabytes * 1e6 for group, share in SHARES.items()}
+    files, groups = [], []
+    for number in numbers:
+        photo, group = pack[number], str(pack.groups[number])
+        if left[group] <= 0:
+            continue
+        height, width = (min(SIDE, n) for n in photo.shape[:2])
+        top, left_edge = (
+            rng.randint(0, n - s) for n, s in zip(photo.shape[:2], (height, width), strict=True)
+        )
+        files.append(encoded(photo[top : top + height, left_edge : left_edge + width], quality))
+        groups.append(group)
+        left[group] -= len(files[-1])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "crops.bin").write_bytes(b"".join(files))
+    lengths = np.array([len(f) for f in files])
+    np.savez(folder / "index.npz", lengths=lengths, groups=np.array(groups))
+    return f"{folder}: {len(lengths)} crops, {lengths.sum() / 1e6:.1f} MB"
+
+
+class Crops:
+    """Crops of compressed folders in the memory of a device, and smaller ones drawn of them.
+
+    A folder's weight is how often each of its crops is drawn, relative to the other folders'.
+    """
+
+    def __init__(
+        self, folders: Sequence[Path], weights: Sequence[float], device: str, seed: int
+    ) -> None:
+        self._weights = np.array(weights, float)
+        self._rng = np.random.default_rng(seed)
+        files: list[bytes] = []
+        groups: list[str] = []
+        sources: list[int] = []
+        for number, folder in enumerate(folders):
+            index = np.load(folder / "index.npz")
+            data, end = (folder / "crops.bin").read_bytes(), 0
+            for length, group in zip(index["lengths"].tolist(), index["groups"], strict=True):
+                files.append(data[end : end + length])
+                groups.append(str(group))
+                sources.append(number)
+                end += length
+        with ThreadPoolExecutor() as pool:
+            pictures = list(pool.map(_decoded, files))
+        sizes = np.array([p.shape[:2] for p in pictures])
+        areas = sizes.prod(1) * 3
+        self._offsets = np.concatenate([[0], np.cumsum(areas)[:-1]])
+        self._sizes = sizes
+        self._groups, self._sources = np.array(groups), np.array(sources)
+        flat = np.concatenate([p.reshape(-1) for p in pictures])
+        self.pixels = torch.as_tensor(flat).to(device)
+        self._chances: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def _of_size(self, size: int, folders: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The pictures that are large enough, and how often each is drawn."""
+        if (size, folders) not in self._chances:
+            numbers = np.flatnonzero((self._sizes.min(1) >= size) & (self._sources < folders))
+            chances = self._weights[self._sources[numbers]]
+            for group, share in SHARES.items():
+                here = self._groups[numbers] == group
+                if here.any():
+                    chances[here] *= share / chances[here].sum()
+            self._chances[size, folders] = numbers, chances / chances.sum()
+        return self._chances[size, folders]
+
+    def draw(self, count: int, size: int, folders: int) -> tuple[Tensor, Tensor]:
+        """Crops of the first folders: where they are, (count, 6), and colours, (count, 3, 3).
+
+        The second is a matrix that the colours of each are multiplied by.
+        """
+        rng = self._rng
+        available, chances = self._of_size(size, folders)
+        numbers = rng.choice(available, count, p=chances)
+        heights, widths = self._sizes[numbers].T
+        top = (rng.random(count) * (heights - size + 1)).astype(np.int64)
+        left = (rng.random(count) * (widths - size + 1)).astype(np.int64)
+        flipped, turned = rng.random(count) < 0.5, rng.random(count) < PORTRAIT
+        places = np.stack([self._offsets[numbers], widths, top, left, flipped, turned], 1)
+        colours = np.repeat(np.eye(3, dtype=np.float32)[None], count, 0)
+        chance = rng.random(count)
+        colours[chance < GREY] = GREY_WEIGHTS
+        for i in np.flatnonzero((chance >= GREY) & (chance < GREY + SWAPPED)):
+            colours[i] = np.eye(3)[rng.permutation(3)]
+        return torch.as_tensor(places), torch.as_tensor(colours)
+
+    def cut(self, places: Tensor, colours: Tensor, size: int) -> Tensor:
+        """The images (count, 3, size, size) in [-0.5, 0.5] of what was drawn."""
+        offset, width, top, left, flipped, turned = places[:, :, None, None].unbind(1)
+        along = torch.arange(size, device=places.device)
+        x = torch.where(flipped > 0, size - 1 - along, along)
+        y = along[:, None]
+        rows, columns = torch.where(turned > 0, x, y), torch.where(turned > 0, y, x)
+        first = offset + ((top + rows) * width + left + columns) * 3
+        parts = [self.pixels[first + i] for i in range(3)]
+        levels = torch.stack(parts, 1).float()
+        levels = torch.round(torch.einsum("bij,bjhw->bihw", colours, levels))
+        return (levels / 255 - 0.5).contiguous(memory_format=torch.channels_last)
+
+
+def _decoded(file: bytes) -> Photo:
+    return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--pack", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--megabytes", type=float, nargs="+", required=True)
+    parser.add_argument("--qualities", type=int, nargs="+", required=True)
+    options = parser.parse_args()
+    pack = Pack(options.pack)
+    numbers = list(range(len(pack)))
+    random.Random(0).shuffle(numbers)
+    # Every folder has pictures of all sources.
+    pixels = [
+        size / BITS_PER_PIXEL.get(quality, 4)
+        for size, quality in zip(options.megabytes, options.qualities, strict=True)
+    ]
+    chosen = random.Random(0).choices(range(len(pixels)), pixels, k=len(numbers))
+    shares = [[n for n, c in zip(numbers, chosen, strict=True) if c == i] for i in set(chosen)]
+    folders = [options.output / str(i) for i in range(len(pixels))]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        work = (shares, folders, options.megabytes, options.qualities)
+        for line in pool.map(functools.partial(write, pack), *work):
+            print(line)
+
+
+if __name__ == "__main__":
+    main()
