@@ -32,7 +32,7 @@ from .rate_axis import APART, KNOTS, RateAxis
 
 # The constants are measured or chosen: docs/measurements.md#hyperprior.
 
-ACTIVATION_LIMIT = 511
+ACTIVATION_LIMIT = 2047
 HIDDEN_LIMIT = 4095  # of hidden layers, where rounding costs more
 HYPER_LIMIT = 255  # hyperlatents are clipped to this before they enter the networks
 # Predicted magnitudes are in 1/16384.

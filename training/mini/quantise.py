@@ -1,7 +1,7 @@
 """Turn the trained floating-point prior into integers (`pillow_sdz.codings.hyperprior`).
 
 Weights become integers of at most 16 bits, as fine as the sums allow: none may reach 2 ** 24, up
-to which float32 is exact.  Activations get 9 bits, and 12 in hidden layers; each channel's
+to which float32 is exact.  Activations get 11 bits, and 12 in hidden layers; each channel's
 unit is calibrated on training photos.
 """
 
