@@ -39,14 +39,14 @@ class Weights(Row):
 
 
 MINI = Weights(
-    "mini.safetensors", "6d3d5b4379681ac344126bcc96e3e69ec911627486ce0eb8e6bff7bdb383ddf4"
+    "mini.safetensors", "780105026fa05b5a5ec41b83d15bc4785136b12507f56185ce3448b81dd2b7d6"
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "e3e05ab7ebf351b157407189322db7c70abd83719fac7fa21ae45b7164d7252b",
+    "ae3af4d8f0442e4a5279ed21ae162bdea2d486f8d6817f98a74ffaa19643cac7",
 )
 MINI_REDUCED = Weights(
-    "mini_reduced.safetensors", "edc3a1fff21b27158c0524471fd237990d516a4c34a261a38880897c047119ac"
+    "mini_reduced.safetensors", "68ef224920510340c7344fe62db55f7088cf143abb520806f2aa4efb18e4d269"
 )
 SD_MINI = Weights(
     "sd_mini/autoencoder.safetensors",
@@ -69,7 +69,7 @@ TABLES = Weights(
 #: The ranges of the 8-bit activations of the embedded networks, and by name the graphs that run
 #: these networks.  `training.graphs` makes both.
 RANGES = Weights(
-    "ranges.safetensors", "f26a49fb1899734120b5f16a41aee742c22f25e19f900f71ad6b49579103314b"
+    "ranges.safetensors", "a62253089274f4aad85eac8d35e1edfcfdd386925f996b6767edce4b5f0e56af"
 )
 GRAPHS: dict[str, str] = {
     "mini_analysis": "4c71a144a7c090695147b15aea4af05d8b10a73c47f572972837c46f24ce5e79",
