@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 # The rate axis is cut into ranges of so many places, and the encoder computes in the middle of a
 # range.  So a search that tries neighbouring qualities needs few latents.  Chosen.
 ENCODER_PLACES = 500
+# From these places on, 8 bits are too few, and a tile is computed in float32.  Measured
+# (docs/format.md allows int8 a loss of 0.05 dB): on a photo, the decoder loses 0.043 dB at 6208 and
+# 0.057 at 7777, and the encoder loses 0.045 at 9244 and 0.053 at 10000.
+DECODER_PRECISE_FROM, ENCODER_PRECISE_FROM = 6500, 9300
 
 
 class Mini:
@@ -48,7 +52,12 @@ class Mini:
         tensors = load_file(path)
         self.tensors = {k.removeprefix("autoencoder."): v for k, v in tensors.items()}
         self.axis = RateAxis(tensors["axis"])
-        self._encoder = Variants("mini_encoder", part(self.tensors, "encoder"), "mini")
+        self._encoder = Variants(
+            "mini_encoder",
+            part(self.tensors, "encoder"),
+            "mini",
+            precise_from=ENCODER_PRECISE_FROM,
+        )
         self._analysis = runtime.Network("mini_analysis", part(self.tensors, "analysis"))
         self._decoders = Decoders(self.tensors, self.axis, "mini")
         self._gain = self.tensors["gain.logarithms"].astype(np.float32)
@@ -177,7 +186,8 @@ class MiniPerceptual:
 class Variants:
     """A network of all channels, and the same network of the base alone, which takes less time."""
 
-    def __init__(self, graph: str, tensors: Tensors, ranges: str) -> None:
+    def __init__(self, graph: str, tensors: Tensors, ranges: str, *, precise_from: int) -> None:
+        self._precise_from = precise_from
         self._all = runtime.Network(graph, tensors, ranges)
         self._base = runtime.Network(f"{graph}_base", tensors_of_base(tensors), ranges)
 
@@ -186,7 +196,7 @@ class Variants:
         inputs["rate"] = knots(places)
         latents = inputs.get("latents")
         if (places >= TAIL_FROM).any() and (latents is None or latents.shape[2] > BASE):
-            return self._all(**inputs)
+            return self._all(precise=bool(places.max() >= self._precise_from), **inputs)
         if latents is not None:
             inputs["latents"] = np.ascontiguousarray(latents[..., :BASE])
         return self._base(**inputs)
@@ -205,7 +215,12 @@ class Decoders:
 
     def __init__(self, tensors: Tensors, axis: RateAxis, ranges: str) -> None:
         self._tensors, self._axis, self._ranges = tensors, axis, ranges
-        self._full = Variants("mini_decoder", part(tensors, "decoder"), ranges)
+        self._full = Variants(
+            "mini_decoder",
+            part(tensors, "decoder"),
+            ranges,
+            precise_from=DECODER_PRECISE_FROM,
+        )
 
     def decode(
         self, latents: Samples, quantisation: Qualities, area: Area | None, scale: int
@@ -243,7 +258,12 @@ class Decoders:
     @built_once
     def _reduced(self) -> dict[int, Variants]:
         tensors = tensors_of_decoders(self._tensors, self._heads)
-        return {s: Variants(f"mini_decoder{s}", tensors, self._ranges) for s in (2, 4)}
+        return {
+            s: Variants(
+                f"mini_decoder{s}", tensors, self._ranges, precise_from=DECODER_PRECISE_FROM
+            )
+            for s in (2, 4)
+        }
 
     @built_once
     def _eighth(self) -> Eighth:

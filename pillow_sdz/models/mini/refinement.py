@@ -35,7 +35,7 @@ Decode = Callable[[Tensor, Tensor], Tensor]
 # The loss is bits per pixel, plus a weight times the squared error in grey levels, plus a weight
 # times the distance from 100 in SSIMULACRA2.  The first weight grows geometrically from one end of
 # the rate axis to the other, between these values.  Measured.
-SQUARED_ERROR = (2.7e-4, 0.45)
+SQUARED_ERROR = (1.2e-4, 0.45)
 # The second weight is PERCEPTUAL * (first weight / PERCEPTUAL_AT) ** PERCEPTUAL_POWER.  Measured;
 # the power is chosen.
 PERCEPTUAL = 0.2 * 0.35
