@@ -69,7 +69,7 @@ TABLES = Weights(
 #: The ranges of the 8-bit activations of the embedded networks, and by name the graphs that run
 #: these networks.  `training.graphs` makes both.
 RANGES = Weights(
-    "ranges.safetensors", "a62253089274f4aad85eac8d35e1edfcfdd386925f996b6767edce4b5f0e56af"
+    "ranges.safetensors", "764909ff41f1d9b9980a7145087116486125fe50ed3f9f5194b2d795cf5fa574"
 )
 GRAPHS: dict[str, str] = {
     "mini_analysis": "4c71a144a7c090695147b15aea4af05d8b10a73c47f572972837c46f24ce5e79",
@@ -83,8 +83,8 @@ GRAPHS: dict[str, str] = {
     "mini_decoder4_base_int8": "aa0cbc48b2ab5b6856b72ccc4d5dab519802586023a677b45fe6b5b8041ed1f6",
     "mini_decoder4_int8": "3933f0fb13f41131950401ca8d105d2f949e990a25379780f222ab7e5c586229",
     "mini_decoder_base": "27ab8ffcc97da09fb37fc7801e2d0922938b3d4a5b8ffa242caa1992e46370c3",
-    "mini_decoder_base_int8": "b95205379a395d8e127bea5718ffad8972fb3323873af3a85ed917fa04998493",
-    "mini_decoder_int8": "ce2f6ef1e8865d2e7e5968ec62c5c8da7604f0d73a7472ffbb92fee2832ba10f",
+    "mini_decoder_base_int8": "6f61e63b0b4764f0a8aa864c80513e9ea2f1a8fcba85fb1c91c3bc6d6e87b3cd",
+    "mini_decoder_int8": "8e58810dff33cd9f47ba944b84e0411df39cbf8fdc2f94e1052144f9db08fa8b",
     "mini_encoder": "e4c635cf430ad0d24dc9e530f06c36dcb23f3d1055d76ffb10b1a6d92fc3bc0f",
     "mini_encoder_base": "80c9ca10e09dacdee80deff394e37dcc6f449619e27752ea4f0a459268705276",
     "mini_encoder_base_int8": "82c559d51b5279e488c4ee987179923e71e36b86dd32e0bffb34181bc31b5c65",

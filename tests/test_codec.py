@@ -215,7 +215,7 @@ def squared_error(a: np.ndarray, b: np.ndarray) -> float:
     return float(((a.astype(float) - b) ** 2).mean())
 
 
-@pytest.mark.parametrize("quality", [3000, 9000])
+@pytest.mark.parametrize("quality", [3000, 8600])
 def test_an_encoder_in_int8_finds_almost_the_same_latents(
     real_photo: Image.Image, quality: int
 ) -> None:

@@ -94,15 +94,14 @@ class Graph:
             value = helper.make_tensor_value_info(f"{name}_{which}", TensorProto.FLOAT, ())
             self.outputs.append(value)
 
-    def block(self, x: str, name: str) -> str:
-        """x + conv(relu(conv(x))); the sum is in float32."""
-        return self.op(
-            "Add", x, self.conv(self.conv(x, f"{name}.first", relu=True), f"{name}.second")
-        )
+    def block(self, x: str, name: str, *, exact: bool = False) -> str:
+        """x + conv(relu(conv(x))); the sum is in float32, and the second one if ``exact``."""
+        first = self.conv(x, f"{name}.first", relu=True)
+        return self.op("Add", x, self.conv(first, f"{name}.second", exact=exact))
 
-    def blocks(self, x: str, name: str, depth: int) -> str:
+    def blocks(self, x: str, name: str, depth: int, *, exact: bool = False) -> str:
         for number in range(depth):
-            x = self.block(x, f"{name}.{number}")
+            x = self.block(x, f"{name}.{number}", exact=exact)
         return x
 
     def shuffle(self, x: str, by: int) -> str:

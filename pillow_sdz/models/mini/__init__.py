@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 # range.  So a search that tries neighbouring qualities needs few latents.  Chosen.
 ENCODER_PLACES = 500
 # From these places on, 8 bits are too few, and a tile is computed in float32.  Measured
-# (docs/format.md allows int8 a loss of 0.05 dB): on a photo, the decoder loses 0.043 dB at 6208 and
-# 0.057 at 7777, and the encoder loses 0.045 at 9244 and 0.053 at 10000.
-DECODER_PRECISE_FROM, ENCODER_PRECISE_FROM = 6500, 9300
+# (docs/format.md allows int8 a loss of 0.05 dB): on a photo, the decoder loses 0.046 dB at 6208 and
+# 0.071 at 9054, and the encoder loses 0.032 at 7965 and more than 0.05 at 9054.
+DECODER_PRECISE_FROM, ENCODER_PRECISE_FROM = 6500, 8000
 
 
 class Mini:
