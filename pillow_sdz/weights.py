@@ -43,7 +43,7 @@ MINI = Weights(
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "ae3af4d8f0442e4a5279ed21ae162bdea2d486f8d6817f98a74ffaa19643cac7",
+    "797fed8cf69e12b08ca3cbc18d4000d964473b37d3936282de769568ec538996",
 )
 MINI_REDUCED = Weights(
     "mini_reduced.safetensors", "68ef224920510340c7344fe62db55f7088cf143abb520806f2aa4efb18e4d269"
@@ -69,7 +69,7 @@ TABLES = Weights(
 #: The ranges of the 8-bit activations of the embedded networks, and by name the graphs that run
 #: these networks.  `training.graphs` makes both.
 RANGES = Weights(
-    "ranges.safetensors", "764909ff41f1d9b9980a7145087116486125fe50ed3f9f5194b2d795cf5fa574"
+    "ranges.safetensors", "fde0da2cb6f7878958eb6ac7e45fccd45011e8e9d7d2476b1636a9db1be0f9cb"
 )
 GRAPHS: dict[str, str] = {
     "mini_analysis": "4c71a144a7c090695147b15aea4af05d8b10a73c47f572972837c46f24ce5e79",
