@@ -640,7 +640,7 @@ class TestDamage:
         file[places[number]] = file[places[number]]._replace(data=payload)
         return framed(file)
 
-    @pytest.mark.parametrize("seed", [*range(10), 11, 12])  # 10 makes words of another picture
+    @pytest.mark.parametrize("seed", [*range(4), *range(5, 13)])  # 4 makes words of another picture
     def test_a_wrong_bit_is_found(self, animation: bytes, seed: int) -> None:
         """Even with a right CRC: no encoder writes these words. Frames before it stay the same."""
         random = np.random.default_rng(seed)
