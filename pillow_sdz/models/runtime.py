@@ -92,7 +92,7 @@ class Network:
     def __init__(self, graph: str, tensors: Tensors, ranges: str | None = None) -> None:
         self._graph, self._tensors, self._ranges = graph, tensors, ranges
 
-    def __call__(self, *, precise: bool = False, **inputs: NDArray[Any]) -> NDArray[Any]:
+    def __call__(self, precise: bool = False, /, **inputs: NDArray[Any]) -> NDArray[Any]:
         """The result (h, w, C) for these inputs; OSError if memory runs out.
 
         If it is to be ``precise``, it is computed in float32.

@@ -196,7 +196,7 @@ class Variants:
         inputs["rate"] = knots(places)
         latents = inputs.get("latents")
         if (places >= TAIL_FROM).any() and (latents is None or latents.shape[2] > BASE):
-            return self._all(precise=bool(places.max() >= self._precise_from), **inputs)
+            return self._all(bool(places.max() >= self._precise_from), **inputs)
         if latents is not None:
             inputs["latents"] = np.ascontiguousarray(latents[..., :BASE])
         return self._base(**inputs)
