@@ -23,15 +23,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from training.mini.data import SHARES, Pack, Photo
+from training.mini.data import GREY, GREY_WEIGHTS, PORTRAIT, SHARES, SWAPPED, Pack, Photo
 
 SIDE = 384  # pixels along a side of a crop that is kept, at most
 SPEED = 7  # of libaom.  Chosen: below, each step takes several times as long.
 LOSSLESS = 100
 BITS_PER_PIXEL = {LOSSLESS: 9.5}  # a quality's, for a fair share of the pictures; AVIF has about 4
-GREY, SWAPPED = 0.04, 0.03  # shares of crops that are made grey, and whose colours are exchanged
-PORTRAIT = 0.15  # photos in portrait format that were never turned
-GREY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
 def encoded(crop: Photo, quality: int) -> bytes:

@@ -236,6 +236,11 @@ SHARES = {
 }
 
 
+GREY, SWAPPED = 0.04, 0.03  # shares of crops that are made grey, and whose colours are exchanged
+PORTRAIT = 0.15  # the share of photos in portrait format that were never turned
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # BT.601
+
+
 class Crops:
     """Random crops of packs."""
 
@@ -261,13 +266,13 @@ class Crops:
         crop = photo[top : top + size, left : left + size]
         if rng.random() < 0.5:
             crop = crop[:, ::-1]
-        if rng.random() < 0.15:  # photos in portrait format that were never turned
+        if rng.random() < PORTRAIT:
             crop = crop.transpose(1, 0, 2)
         chance = rng.random()
-        if chance < 0.04:  # grey pictures must stay grey
-            grey = crop @ np.array([0.299, 0.587, 0.114])
+        if chance < GREY:  # grey pictures must stay grey
+            grey = crop @ np.array(GREY_WEIGHTS)
             crop = np.repeat(np.round(grey)[..., None], 3, 2).astype(np.uint8)
-        elif chance < 0.07:  # colours that photos rarely have
+        elif chance < GREY + SWAPPED:  # colours that photos rarely have
             crop = crop[..., rng.sample(range(3), 3)]
         return crop
 
