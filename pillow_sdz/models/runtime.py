@@ -92,13 +92,9 @@ class Network:
     def __init__(self, graph: str, tensors: Tensors, ranges: str | None = None) -> None:
         self._graph, self._tensors, self._ranges = graph, tensors, ranges
 
-    def __call__(self, precise: bool = False, /, **inputs: NDArray[Any]) -> NDArray[Any]:
-        """The result (h, w, C) for these inputs; OSError if memory runs out.
-
-        If it is to be ``precise``, it is computed in float32.
-        """
-        fast = self._ranges and int8() and not precise
-        session = self._session_int8 if fast else self._session_float32
+    def __call__(self, **inputs: NDArray[Any]) -> NDArray[Any]:
+        """The result (h, w, C) for these inputs; OSError if memory runs out."""
+        session = self._session_int8 if self._ranges and int8() else self._session_float32
         with _ort():
             (result,) = session.run(["result"], inputs)
         array: NDArray[Any] = result

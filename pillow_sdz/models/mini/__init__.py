@@ -184,11 +184,15 @@ class MiniPerceptual:
 
 
 class Variants:
-    """A network of all channels, and the same network of the base alone, which takes less time."""
+    """A network of all channels, and the same network of the base alone, which takes less time.
+
+    Tiles with a place of ``precise_from`` or more are computed in float32.
+    """
 
     def __init__(self, graph: str, tensors: Tensors, ranges: str, *, precise_from: int) -> None:
         self._precise_from = precise_from
         self._all = runtime.Network(graph, tensors, ranges)
+        self._precise = runtime.Network(graph, tensors)
         self._base = runtime.Network(f"{graph}_base", tensors_of_base(tensors), ranges)
 
     def __call__(self, places: Ints, **inputs: NDArray[Any]) -> NDArray[Any]:
@@ -196,7 +200,9 @@ class Variants:
         inputs["rate"] = knots(places)
         latents = inputs.get("latents")
         if (places >= TAIL_FROM).any() and (latents is None or latents.shape[2] > BASE):
-            return self._all(bool(places.max() >= self._precise_from), **inputs)
+            if runtime.int8() and places.max() >= self._precise_from:
+                return self._precise(**inputs)
+            return self._all(**inputs)
         if latents is not None:
             inputs["latents"] = np.ascontiguousarray(latents[..., :BASE])
         return self._base(**inputs)
