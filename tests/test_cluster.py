@@ -220,7 +220,9 @@ def test_a_cluster_of_two_workers_with_one_killed(tmp_path: Path) -> None:
     there = {path: path.stat().st_mtime_ns for path in target.glob("shard-*.tar")}
     assert 0 < len(there) < shards
 
-    again = subprocess.run(command(source, target, shards), capture_output=True, text=True, check=False)
+    again = subprocess.run(
+        command(source, target, shards), capture_output=True, text=True, check=False
+    )
     assert again.returncode == 1, again.stderr  # two files are damaged
     check(target, files)
     assert all(path.stat().st_mtime_ns == time for path, time in there.items())
