@@ -1,14 +1,14 @@
-"""Make the ONNX graphs that the embedded networks run as, and the ranges of their 8-bit numbers.
+"""Make the ONNX graphs of the embedded networks, and the ranges of their 8-bit numbers.
 
     python -m training.graphs --pack PACKS/train
 
-A graph has no weights: their names and shapes stand in it, and `pillow_sdz.models.runtime` fills
-them in from the safetensors files.  Every network has a graph in float32 and one with its CNN in
-int8, `NAME.onnx` and `NAME_int8.onnx`.  The ranges of activations are those of eight training
-photos; they go into `ranges.safetensors`.  Prints the sha256 of each file for
-`pillow_sdz/weights.py`.
+A graph has the names and shapes of the weights, but not their values: `pillow_sdz.models.runtime`
+takes the values from the safetensors files.  Every network has two graphs: `NAME.onnx` is in
+float32, and `NAME_int8.onnx` has its CNN in int8.  The ranges of activations are measured on eight
+training photos, and written to `ranges.safetensors`.  The command prints the sha256 of each file
+for `pillow_sdz/weights.py`.
 
-A new network costs a function that writes its layers down, and a row in `NETWORKS`.
+A new network needs a function that writes its layers down, and a row in `models`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pillow_sdz.models.mini.tensors import knots, tensors_of_base, tensors_of_de
 from training.graph import Graph, Tensors
 from training.mini.data import corner, photos
 
-LARGEST = 512  # pixels along a side of what is taken of each photo.  Chosen.
+LARGEST = 512  # of each photo, a part with sides of at most this many pixels is used.  Chosen.
 PHOTOS = 8  # for the ranges.  Chosen: more of them widen no range by more than a tenth.
 RATES = (100, 3000, 6000, 10000)
 
@@ -53,9 +53,9 @@ RATE = {"rate": (TensorProto.FLOAT, ("rh", "rw", KNOTS))}
 
 
 class Rate:
-    """The weights of the knots for the rate, (h, w, KNOTS), or of length 1 along an axis.
+    """The weights of the knots for the rate, (h, w, KNOTS); h and w may be 1.
 
-    What is computed from them is trimmed and spread along an axis only if that is longer than 1.
+    Values that are computed from them are trimmed and repeated only along axes longer than 1.
     """
 
     def __init__(self, g: Graph) -> None:
@@ -67,7 +67,7 @@ class Rate:
         self._sides = g.op("Mul", "sides", each)
 
     def added(self, name: str, trimmed: int, factor: int) -> str:
-        """What the layer ``name`` adds at ``factor`` places for each latent along a side."""
+        """What the layer ``name`` adds, at ``factor`` places for each latent along a side."""
         return self._spread(self._g.conv(self._weights, name, exact=True), trimmed, factor)
 
     def gate(self, name: str, trimmed: int, factor: int) -> str:
@@ -114,10 +114,11 @@ def mini_decoder(g: Graph, scale: int = 1) -> bytes:
     side = shape.FACTOR // scale
     rate = Rate(g)
     latents = g.first("latents")
-    # The latents of some channels are a hundred times those of others: 8 bits lose 0.1 dB of PSNR
-    # at high rates (measured), which does not show in small pictures.  Between the stages, 8 bits
-    # are an error of all that the stages before have found: they lose half a point of SSIMULACRA2
-    # (measured), and those convolutions are small.
+    # The first convolution is exact in full-size pictures: the latents of some channels are a
+    # hundred times those of others, so with 8 bits PSNR is 0.1 dB lower at high rates (measured).
+    # Small pictures do not show this.  The convolutions between the stages are exact too.  They are
+    # small, and all results of earlier stages pass through them: with 8 bits, SSIMULACRA2 is half a
+    # point lower (measured).
     y = g.conv(latents, "decoder.enter", exact=scale == 1)
     y = g.op("Add", y, rate.added("decoder.rate.0", 0, 1))
     y = g.trim(g.blocks(y, "decoder.at16", d16), "sides", m - m8)
@@ -179,9 +180,10 @@ def sd_mini_decoder(g: Graph) -> bytes:
 
 
 class Model(NamedTuple):
-    """A model's networks by the names of their graphs, and what they are shown for the ranges.
+    """A model's networks by the names of their graphs, and their inputs for measuring the ranges.
 
-    Each is its code and its tensors.  Those that ``inputs`` has nothing for are parts of others.
+    Each network is its code and its tensors.  ``inputs`` has none for networks that are parts of
+    others.
     """
 
     networks: Mapping[str, tuple[Build, Tensors]]
@@ -199,7 +201,7 @@ def with_base(networks: Mapping[str, Build], tensors: Tensors) -> dict[str, tupl
 
 
 def models() -> dict[str, Model]:
-    """All of them, by the names of their ranges."""
+    """All models, by the names of their ranges."""
     mini = Mini(weights.MINI.path)
     all_of_mini = {
         **mini.tensors,
@@ -246,7 +248,7 @@ def models() -> dict[str, Model]:
 
 
 def exact(build: Build, tensors: Tensors) -> Callable[..., NDArray[np.float32]]:
-    """An encoder in float32: its inputs to latents."""
+    """Make a function that runs an encoder in float32: it takes the inputs and returns latents."""
     session = runtime.session(build(Graph(tensors, int8=False)), tensors)
 
     def latents(**inputs: NDArray[Any]) -> NDArray[np.float32]:
@@ -258,7 +260,7 @@ def exact(build: Build, tensors: Tensors) -> Callable[..., NDArray[np.float32]]:
 
 
 def ranges(model: Model, photos: list[NDArray[np.uint8]]) -> dict[str, NDArray[Any]]:
-    """The scales and zeros of a model's activations, by name."""
+    """The scales and zero points of a model's activations, by name."""
     least: dict[str, float] = {}
     most: dict[str, float] = {}
     for name, (build, tensors) in model.networks.items():
@@ -277,7 +279,7 @@ def ranges(model: Model, photos: list[NDArray[np.uint8]]) -> dict[str, NDArray[A
                         most[activation] = max(most.get(activation, 0), float(value))
     found: dict[str, NDArray[Any]] = {}
     for activation, low in least.items():
-        # Some layers are never more than 0.
+        # The outputs of some layers are never above 0.
         scale = np.float32((most[activation] - low) / 255) or np.float32(1)
         found[f"{activation}_scale"] = np.array(scale, np.float32)
         found[f"{activation}_zero"] = np.array(np.rint(-low / scale), np.uint8)
@@ -302,7 +304,7 @@ def main() -> None:
             files[f"graphs/{name}.onnx"] = build(Graph(tensors, int8=False))
             files[f"graphs/{name}_int8.onnx"] = build(Graph(tensors, int8=True))
     for name in ("mini_analysis", "product"):
-        del files[f"graphs/{name}_int8.onnx"]  # all of them is exact
+        del files[f"graphs/{name}_int8.onnx"]  # these networks are exact, so it is the same
     del files["graphs/sd_mini_decoder_int8.onnx"]  # `SdMini` decodes in float32
     for name, data in files.items():
         path = options.output / name

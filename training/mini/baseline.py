@@ -1,12 +1,13 @@
-"""What a plain transform coder reaches on the photos that the training is scored on.
+"""Score a plain transform coder on the photos that the training is scored on.
 
     python -m training.mini.baseline --validation PACKS/validation
 
-codes the middles of the validation photos by a lapped transform of 8x8 or 16x16 coefficients,
-one step for all of them, and counts in contexts: for each channel the magnitude is predicted
-by least squares from coefficients that a raster scan has decoded, at lower frequencies, in
-other colours and beside it, and the counts of the other photos at about the same prediction
-are the code.  It is ideal and slow; the figures are what a trained model must beat.
+The command codes the middles of the validation photos.  A lapped transform makes 8x8 or 16x16
+coefficients, which are all divided by the same step.  Then each magnitude is predicted by least
+squares, from coefficients that a raster scan has decoded already: at lower frequencies, in other
+colours, and at neighbouring places.  The bits of an integer come from how often the other photos
+have it at about the same prediction.  This is an ideal code, and slow.  A trained model must be
+better than these figures.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Coefficients = NDArray[np.float32]  # (3, rows, columns, h, w)
 
 
 def coefficients(image: Tensor, size: int) -> Coefficients:
-    """Of an image (1, 3, H, W) in [-0.5, 0.5], in grey levels."""
+    """The coefficients of an image (1, 3, H, W) in [-0.5, 0.5], in grey levels."""
     basis = lapped_transform(size)
     x = torch.einsum("ij,bjyx->biyx", torch.tensor(COLOUR), image) * 255
     x = beyond(x, size)[0]
@@ -44,7 +45,10 @@ def coefficients(image: Tensor, size: int) -> Coefficients:
 
 
 def shifted(a: Coefficients, down: int, right: int) -> Coefficients:
-    """At each place what is so far above and to the left of it, or zero."""
+    """The coefficients moved down and right: each place has what was above and to the left of it.
+
+    Places at the border get zero.
+    """
     out = np.zeros_like(a)
     height, width = a.shape[-2:]
     left = max(-right, 0)
@@ -55,7 +59,7 @@ def shifted(a: Coefficients, down: int, right: int) -> Coefficients:
 
 
 def lower(a: Coefficients, rows: int, columns: int) -> Coefficients:
-    """At each frequency what is at a lower one."""
+    """The coefficients moved to higher frequencies: each frequency has what was at a lower one."""
     out = np.zeros_like(a)
     out[:, rows:, columns:] = a[:, : a.shape[1] - rows, : a.shape[2] - columns]
     return out
@@ -75,7 +79,7 @@ def known(a: Coefficients) -> Coefficients:
 
 
 def bits(photos: list[Coefficients]) -> float:
-    """The ideal code of the integers of all photos, each by the counts of the others."""
+    """Bits of an ideal code of all photos, each coded with the counts of the others."""
     magnitudes = [np.abs(p).reshape(np.prod(p.shape[:3]), -1) for p in photos]
     inputs = [
         known(np.abs(p)).reshape(*m.shape, -1) for p, m in zip(photos, magnitudes, strict=True)

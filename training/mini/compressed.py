@@ -1,9 +1,10 @@
-"""Crops of a pack as AVIF or lossless WebP, small enough to be taken to a rented GPU.
+"""Write crops of a pack as AVIF or lossless WebP, small enough to send to a rented GPU.
 
     python -m training.mini.compressed --pack PACK/train --output DIR --megabytes 60 33 58 \
         --qualities 95 100 90
 
-writes ``DIR/0``, ``DIR/1``, ...: no crop is in two of them.  `Crops` has them in a device's memory.
+The command writes the folders ``DIR/0``, ``DIR/1``, and so on.  No crop is in two of them.
+`Crops` holds such folders in the memory of a device, and draws smaller crops from them.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from torch import Tensor
 
 from training.mini.data import GREY, GREY_WEIGHTS, PORTRAIT, SHARES, SWAPPED, Pack, Photo
 
-SIDE = 384  # pixels along a side of a crop that is kept, at most
-SPEED = 7  # of libaom.  Chosen: below, each step takes several times as long.
+SIDE = 384  # the longest side of a crop, in pixels
+SPEED = 7  # of libaom.  Chosen: each lower speed takes several times as long as the one above it.
 LOSSLESS = 100
-BITS_PER_PIXEL = {LOSSLESS: 9.5}  # a quality's, for a fair share of the pictures; AVIF has about 4
+BITS_PER_PIXEL = {LOSSLESS: 9.5}  # about what a quality takes; the others, in AVIF, take about 4
 
 
 def encoded(crop: Photo, quality: int) -> bytes:
-    """A crop as AVIF without subsampling, or as lossless WebP for a quality of `LOSSLESS`."""
+    """A crop as AVIF without subsampling, or as lossless WebP if the quality is `LOSSLESS`."""
     file, picture = io.BytesIO(), Image.fromarray(crop)
     if quality == LOSSLESS:
         picture.save(file, "WEBP", lossless=True)
@@ -43,7 +44,7 @@ def encoded(crop: Photo, quality: int) -> bytes:
 
 
 def write(pack: Pack, numbers: list[int], folder: Path, megabytes: float, quality: int) -> str:
-    """Write a crop of each picture until the folder is full; what it has, in words."""
+    """Write a crop of each picture until the folder is full.  Returns a line about the folder."""
     rng = random.Random(0)
     left = {group: share * megabytes * 1e6 for group, share in SHARES.items()}
     files, groups = [], []
@@ -66,9 +67,9 @@ def write(pack: Pack, numbers: list[int], folder: Path, megabytes: float, qualit
 
 
 class Crops:
-    """Crops of compressed folders in the memory of a device, and smaller ones drawn of them.
+    """Crops of compressed folders in the memory of a device.  Smaller crops are drawn from them.
 
-    A folder's weight is how often each of its crops is drawn, relative to the other folders'.
+    A folder's weight says how often each of its crops is drawn, relative to those of other folders.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Crops:
         return len(self._sizes)
 
     def _of_size(self, size: int, folders: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The pictures that are large enough, and how often each is drawn."""
+        """The pictures that are large enough, and the probability of each to be drawn."""
         if (size, folders) not in self._chances:
             numbers = np.flatnonzero((self._sizes.min(1) >= size) & (self._sources < folders))
             chances = self._weights[self._sources[numbers]]
@@ -114,9 +115,10 @@ class Crops:
         return self._chances[size, folders]
 
     def draw(self, count: int, size: int, folders: int) -> tuple[Tensor, Tensor]:
-        """Crops of the first folders: where they are, (count, 6), and colours, (count, 3, 3).
+        """Draw crops from the first ``folders``.
 
-        The second is a matrix that the colours of each are multiplied by.
+        Returns the places of the crops (count, 6), and matrices (count, 3, 3).  The colours of a
+        crop are multiplied by its matrix.
         """
         rng = self._rng
         available, chances = self._of_size(size, folders)
@@ -134,7 +136,7 @@ class Crops:
         return torch.as_tensor(places), torch.as_tensor(colours)
 
     def cut(self, places: Tensor, colours: Tensor, size: int) -> Tensor:
-        """The images (count, 3, size, size) in [-0.5, 0.5] of what was drawn."""
+        """Cut out crops that `draw` returned: images (count, 3, size, size) in [-0.5, 0.5]."""
         offset, width, top, left, flipped, turned = places[:, :, None, None].unbind(1)
         along = torch.arange(size, device=places.device)
         x = torch.where(flipped > 0, size - 1 - along, along)
@@ -163,7 +165,7 @@ def main() -> None:
     pack = Pack(options.pack)
     numbers = list(range(len(pack)))
     random.Random(0).shuffle(numbers)
-    # Every folder has pictures of all sources.
+    # Each picture gets a random folder, so all folders have pictures of all sources.
     pixels = [
         size / BITS_PER_PIXEL.get(quality, 4)
         for size, quality in zip(options.megabytes, options.qualities, strict=True)

@@ -1,11 +1,10 @@
-"""Training photos of the second generation: packing them once, and crops of the pack.
+"""Pack the training photos once, and draw crops from the packs.
 
     python -m training.mini.data --originals DIR --output PACK
 
-``DIR`` has one folder for each source of `SOURCES`, with its pictures anywhere below.  The
-pack is a file of raw bytes that is mapped into memory, so that a run starts at once and
-several processes share it.  A run takes any number of packs: new ones can be added while it
-is interrupted.
+``DIR`` has one folder for each source of `SOURCES`, with its pictures anywhere below it.  A pack is
+a file of raw bytes.  It is mapped into memory, so a run starts at once, and several processes share
+it.  A run takes any number of packs.  You can add packs while the run is interrupted.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 class Source(NamedTuple):
-    """A folder of originals: its name, the files taken of it, and the share's group."""
+    """A folder of originals: its name, the files to take, and the group of `SHARES`."""
 
     folder: str
     patterns: tuple[str, ...]
@@ -67,7 +66,7 @@ SOURCES = (
     ),
 )
 
-# For judging only, never trained or tuned on: photos of cities, ...
+# These two sets are for judging only; nothing is trained or tuned on them.  Photos of cities:
 CITY = (
     "*phototourism_sample_images*",
     "*berlin__images__02.jpg",
@@ -83,7 +82,7 @@ CITY = (
     "*roman-colosseum.jpg",
     "*singaporean-cityscape.jpg",
 )
-# ... and large photos, reduced to 2.5 megapixels.
+# Large photos, reduced to 2.5 megapixels:
 LARGE = (
     "*Martin Adams.jpg",
     "*Sunset by the Pier.jpg",
@@ -103,16 +102,17 @@ LARGE = (
 )
 LARGE_PIXELS = 2.5e6
 
-# Mean of a JPEG's luminance quantisation table, 1 to 255.  Up to the first, crops at full
-# resolution are taken too; up to the second, a small photo is reduced by 1.5 instead of 2.
-# Chosen by looking at photos at four times their size.
+# Two limits of the mean of a JPEG's luminance quantisation table (1 to 255).  Up to the first one,
+# crops at full resolution are taken too.  Up to the second one, a small photo is reduced by 1.5
+# instead of 2, and a large one by at least 1.6 instead of 2.  Chosen by looking at photos at four
+# times their size.
 CLEAN_TABLE, FAIR_TABLE = 5.0, 6.5
 FULL_CROP = 512  # pixels along a side of the crops at full resolution
-FULL_PIXELS = 3e6  # photos of fewer pixels are themselves reductions, sharper than sensors are
-SMALLEST = 128  # pixels along a side of what is kept
-LARGEST = 1.6e6  # pixels of what is kept
-GRAPHICS = 320  # pictures made by `graphics`
-NOISY = 12  # one photo in so many is kept once more with a sensor's noise added
+FULL_PIXELS = 3e6  # photos of fewer pixels were reduced before, so they are sharper than a sensor's
+SMALLEST = 128  # pixels along the shorter side of a picture that is kept, at least
+LARGEST = 1.6e6  # pixels of a picture that is kept, at most
+GRAPHICS = 320  # number of pictures that `graphics` makes
+NOISY = 12  # one photo in 12 is kept a second time, with a sensor's noise
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -120,13 +120,13 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def table_mean(picture: Image.Image) -> float:
-    """How coarsely a JPEG's luminance was quantised; 1 for other formats."""
+    """The mean of a JPEG's luminance quantisation table; 1 for other formats."""
     tables = getattr(picture, "quantization", None)
     return float(np.mean(next(iter(tables.values())))) if tables else 1.0
 
 
 def reduced(picture: Image.Image, factor: float, rng: random.Random) -> Photo:
-    """The picture in RGB, smaller by a factor; by more or less sharp filters."""
+    """The picture in RGB, smaller by ``factor``.  The filter is random: some are sharper."""
     filters = (Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.BOX)
     size = (round(picture.width / factor), round(picture.height / factor))
     return np.asarray(picture.resize(size, rng.choice(filters)))
@@ -143,14 +143,14 @@ def noisy(photo: Photo, rng: random.Random) -> Photo:
 
 
 def versions(picture: Image.Image, rng: random.Random) -> list[tuple[str, Photo]]:
-    """What is kept of one original, each with the suffix of its group."""
+    """The pictures that are kept of one original, each with the suffix of its group."""
     mean, pixels = table_mean(picture), picture.width * picture.height
     rgb = picture.convert("RGB")
     kept: list[tuple[str, Photo]] = []
     if pixels < 5e5:
         kept.append(("", reduced(rgb, 1.5 if mean <= FAIR_TABLE else 2, rng)))
     else:
-        # At least by 2 (1.6 of a fair JPEG), and by more down to LARGEST.
+        # By 2 at least, or by 1.6 if the JPEG's table is fine; by more if LARGEST requires it.
         factor = max(1.6 if mean <= FAIR_TABLE else 2.0, (pixels / LARGEST) ** 0.5)
         kept.append(("", reduced(rgb, factor, rng)))
         if pixels / factor**2 > 8e5:
@@ -160,7 +160,7 @@ def versions(picture: Image.Image, rng: random.Random) -> list[tuple[str, Photo]
             x = rng.randint(0, rgb.width - FULL_CROP)
             y = rng.randint(0, rgb.height - FULL_CROP)
             crop = np.asarray(rgb.crop((x, y, x + FULL_CROP, y + FULL_CROP)))
-            if crop.std() > 3:  # not one plain surface
+            if crop.std() > 3:  # a plain surface is left out
                 kept.append(("-full", crop))
     if rng.randrange(NOISY) == 0:
         kept.append(("-noise", noisy(kept[0][1], rng)))
@@ -183,7 +183,7 @@ class Writer:
         self._end += photo.size
 
     def close(self) -> str:
-        """Finish; what the pack has, in words."""
+        """Finish the pack.  Returns a line that says what it has."""
         self._bytes.close()
         places = np.array([i[:3] for i in self._index], np.int64)
         groups = np.array([i[3] for i in self._index])
@@ -211,7 +211,7 @@ class Pack:
 
 
 def photos(folder: Path, count: int, smallest: int = 0) -> list[Photo]:
-    """At most so many photos of a pack, evenly spread.  No side is shorter than ``smallest``."""
+    """At most ``count`` photos of a pack, evenly spread.  No side is shorter than ``smallest``."""
     pack = Pack(folder)
     found = (pack[i] for i, group in enumerate(pack.groups) if group == "photos")
     large = [photo for photo in found if min(photo.shape[:2]) >= smallest]
@@ -219,13 +219,13 @@ def photos(folder: Path, count: int, smallest: int = 0) -> list[Photo]:
 
 
 def corner(photo: Photo, size: int) -> Photo:
-    """The corner of a photo, at most size x size, in whole cells of 32 pixels."""
+    """The top left corner of a photo: at most size x size pixels, in whole cells of 32."""
     height, width = (min(size, n // 32 * 32) for n in photo.shape[:2])
     return photo[:height, :width]
 
 
-# How often a group is drawn, whatever its size.  Chosen: photos at web sizes and at full
-# resolution are what people save; the others keep the model decent on what it rarely meets.
+# How often a group is drawn, whatever its size.  Chosen: people save photos at web sizes and at
+# full resolution.  The other groups keep the model usable for pictures that are rare.
 SHARES = {
     "photos": 0.60,
     "photos-full": 0.18,
@@ -236,8 +236,9 @@ SHARES = {
 }
 
 
-GREY, SWAPPED = 0.04, 0.03  # shares of crops that are made grey, and whose colours are exchanged
-PORTRAIT = 0.15  # the share of photos in portrait format that were never turned
+# The share of crops that are made grey, and of those whose colours are exchanged.  Chosen.
+GREY, SWAPPED = 0.04, 0.03
+PORTRAIT = 0.15  # the share of crops that are turned, as photos in portrait format may be
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # BT.601
 
 
@@ -289,7 +290,7 @@ def to_tensor(photo: Photo) -> Tensor:
 
 
 def held_out(picture: Image.Image, name: str, rng: random.Random) -> list[tuple[str, Photo]]:
-    """What is kept for judging of one original."""
+    """The pictures of one original that are kept for judging."""
     kept = []
     pixels = picture.width * picture.height
     if matches(name, CITY):
@@ -308,7 +309,7 @@ def prepare(originals: Path, output: Path) -> None:
     for source in SOURCES:
         folder = originals / source.folder
         if not folder.is_dir():
-            print(f"{source.folder}: not there")
+            print(f"{source.folder}: there is no such folder")
             continue
         paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
         paths = [p for p in paths if matches(p.name, source.patterns)]
@@ -348,7 +349,7 @@ def main() -> None:
     parser.add_argument("--originals", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    warnings.simplefilter("ignore")  # of damaged EXIF, of which camera samples are full
+    warnings.simplefilter("ignore")  # many sample photos of cameras have damaged EXIF
     Image.MAX_IMAGE_PIXELS = None
     prepare(options.originals, options.output)
 

@@ -2,9 +2,10 @@
 
     python -m training.mini.export --state RUN/averaged.safetensors --packs PACKS
 
-makes `pillow_sdz/models/weights/mini.safetensors`: the networks in float16, the prior in integers,
-whose units are calibrated on training photos, and the axis of qualities, which is fitted to the
-SSIMULACRA2 of photos held out.  Prints the axis, and the file's sha256 for `pillow_sdz/weights.py`.
+The command writes `pillow_sdz/models/weights/mini.safetensors`.  The file has the networks in
+float16, the prior in integers, and the axis of qualities.  The units of the integers are calibrated
+on training photos.  The axis is fitted to the SSIMULACRA2 of held-out photos.  The command prints
+the axis, and the file's sha256 for `pillow_sdz/weights.py`.
 """
 
 from __future__ import annotations
@@ -29,19 +30,21 @@ from training.mini.quantise import calibrate, integers
 
 CALIBRATED, CALIBRATED_SIZE = 12, 384  # photos, and pixels along a side of their corners
 CALIBRATED_PLACES = (0.0, 0.2, 0.39, 0.4, 0.6, 0.8, 1.0)
-# Where the scores are measured that the axis is fitted to.
+# The axis is fitted to scores at these places.
 FITTED_PLACES = (0.05, 0.1, 0.17, 0.25, 0.32, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-# The photos of the pack `city`, which are full of detail.  Chosen: others score 8 to 14 points more
-# where these have 22, and 3 more where these have 78, so a quality is what a hard photo has.
+# All photos of `city`, which are full of detail.  Chosen: at a place where these photos score 22,
+# others score 8 to 14 points more, and 3 more where these score 78.  So a hard photo has about the
+# score that was asked for, and other photos have more.
 FITTED_PHOTOS = 25
-# Training leaves the gains at the lower end of the axis nearer to those of the next knot than knots
-# are elsewhere.  They are set so many knots' distances lower instead.  Chosen: 0.04 bits per pixel.
+# After training, the gains of the first knot are too near to those of the second.  They are set
+# lower: their distance from the second knot's is 1.75 times the second knot's from the third's.
+# Chosen, so that files at quality 1 have 0.04 bits per pixel.
 STRETCH = 1.75
-LEAST = 0.2  # from one knot to the next, in natural logarithms.  Chosen
+LEAST = 0.2  # the least distance of two knots' gains, in natural logarithms.  Chosen.
 
 
 def in_steps(model: Model, photo: Photo, place: float) -> tuple[Tensor, Tensor]:
-    """The latents of a photo in steps, and its rate."""
+    """The latents of a photo, in quantisation steps, and its rate."""
     rate = torch.full((1, 1, 1, 1), place)
     latents = model.autoencoder.encoder(to_tensor(photo), rate)
     latents = latents * model.autoencoder.gain(rate, 2, *latents.shape[2:])
@@ -66,10 +69,10 @@ def scores(model: Model, photos: list[Photo]) -> list[float]:
 
 
 def axis(scored: list[float]) -> NDArray[np.int32]:
-    """The places of the qualities 0 to 100: where the mean score is the quality.
+    """The places of the qualities 0 to 100.  At a quality's place, the mean score is that quality.
 
-    Quality 1 is the lower end, and quality 100 the upper one.  Between them and the qualities that
-    a score reaches, places are linear.
+    Quality 1 is the lower end of the axis, and quality 100 the upper end.  Places between the
+    measured scores, and between them and the two ends, are linear.
     """
     qualities, places = [1.0], [0.0]
     for score, place in zip(scored, FITTED_PLACES, strict=True):

@@ -3,10 +3,9 @@
     python -m training.mini.gpu --crops DIR/0 DIR/1 DIR/2 --weights 1 3 1 --precise 2 \
         --state STATE --output OUT --seconds 560
 
-begins with the averaged weights of ``--state``.  The learning rate falls to zero along half a
-cosine.
-The crops are those of `training.mini.compressed`; places at high rates see only the
-first ``--precise`` folders, whose crops have fewer of AVIF's errors.
+The run begins with the averaged weights of ``--state``.  The learning rate falls to zero along half
+a cosine.  `training.mini.compressed` makes the folders of crops.  Places at high rates use only the
+first ``--precise`` folders: their crops should have smaller errors of AVIF.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ from training.mini.train import parameter_groups
 from training.run import AVERAGING
 
 WARM_UP = 300  # steps
-WAIT = 20  # steps after which the host waits for the device, so that the clock is right
+WAIT = 20  # every so many steps the host waits for the device, so that the clock is right
 REPORT = 15  # seconds between reports
-# Sides of crops, and how often each is drawn.  Chosen: small pictures are to be decent.
+# Sides of crops, and how often each is drawn.  Chosen: small pictures must look good too.
 SIZES = {256: 0.5, 128: 0.3, 192: 0.12, 64: 0.05, 32: 0.03}
-HIGH = 0.5  # of the crops have places from TAIL_FROM on
-MAPS = 0.25  # of the crops have places that vary
-PARTS = 3  # files of averaged weights, since a lease returns small files only
+HIGH = 0.5  # the share of crops whose places are at TAIL_FROM and above
+MAPS = 0.25  # the share of crops whose places vary within the crop
+PARTS = 3  # files of averaged weights: large files may be hard to send from a rented GPU
 
 
 def keep_constants(device: str) -> None:
-    """Keep arrays that the networks make on the host on the device, from their first use on.
+    """Keep copies of the networks' constant arrays on the device, from their first use on.
 
-    While a graph is recorded, nothing can be copied from the host.
+    Nothing can be copied from the host while a graph is recorded.
     """
     kept: dict[tuple[bytes, tuple[int, ...]], Tensor] = {}
 
@@ -58,9 +57,9 @@ def keep_constants(device: str) -> None:
 
 
 def places(count: int, size: int, rng: np.random.Generator) -> tuple[Tensor, int]:
-    """Places on the rate axis, a map (count, 1, size / 32, size / 32), and how many are low.
+    """Random places on the rate axis: a map (count, 1, size / 32, size / 32) of each crop.
 
-    The low ones come first.
+    Returns also how many crops have low places.  These come first.
     """
     low = count - int(count * HIGH)
     values = rng.uniform(0, TAIL_FROM + 0.1, count)
@@ -98,13 +97,13 @@ class Step:
             self._graph = graph
 
     def _drawn(self) -> list[Tensor]:
-        """What one step sees: where its crops are, their colours, their places on the rate axis."""
+        """The inputs of one step: where its crops are, their colours, and their rates."""
         trainer, count = self._trainer, self._count
         maps, low = places(count, self._size, trainer.rng)
         crops = trainer.crops
         precise = crops.draw(count - low, self._size, trainer.precise)
         any_of_all = crops.draw(low, self._size, trainer.folders)
-        # In a random order: half of the batch is scored by SSIMULACRA2.
+        # The order is random, because only the first half of the batch is scored by SSIMULACRA2.
         order = torch.as_tensor(trainer.rng.permutation(count))
         drawn = [torch.cat(pair)[order] for pair in zip(any_of_all, precise, strict=True)]
         return [*drawn, maps[order]]
@@ -163,7 +162,7 @@ class Trainer:
         loss = loss_of_batch()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        # A step whose gradient is not finite is left out, as mixed precision does it.
+        # If the gradient is not finite, the step is left out, as in training with mixed precision.
         left_out = (~torch.isfinite(norm)).float()
         self.optimizer.found_inf = left_out  # type: ignore[attr-defined]
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
@@ -177,7 +176,7 @@ class Trainer:
             group["lr"].fill_(group["base"] * factor)
 
     def write(self, folder: Path) -> None:
-        """The averaged weights in parts, ``averaged0.safetensors`` and on."""
+        """Write the averaged weights in parts: ``averaged0.safetensors`` and so on."""
         folder.mkdir(parents=True, exist_ok=True)
         half = {k: v.half().cpu().contiguous() for k, v in self.mean.items()}
         for i in range(PARTS):
@@ -190,14 +189,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--crops", type=Path, nargs="+", required=True)
-    parser.add_argument("--weights", type=float, nargs="+", required=True, help="of each folder")
-    parser.add_argument("--precise", type=int, required=True, help="the first folders")
+    parser.add_argument(
+        "--weights", type=float, nargs="+", required=True, help="one number for each folder"
+    )
+    parser.add_argument(
+        "--precise", type=int, required=True, help="how many folders serve high rates, too"
+    )
     parser.add_argument("--state", type=Path, required=True, help="averaged weights")
     parser.add_argument("--output", type=Path, required=True, help="averaged weights, in parts")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--perceptual", type=float, default=0.28, help="share of SSIMULACRA2")
-    parser.add_argument("--pixels", type=int, default=2**20, help="of a step")
+    parser.add_argument("--pixels", type=int, default=2**20, help="pixels in a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -212,7 +215,7 @@ def main() -> None:
         print(f"{time.perf_counter() - began:.0f}s {trainer.step} {words}", flush=True)
 
     log(f"{len(trainer.crops)} crops, {trainer.crops.pixels.numel() / 3e6:.0f} megapixels")
-    trainer.set_learning_rate(0)  # recording a step makes some
+    trainer.set_learning_rate(0)  # recording a graph makes steps, which must not change weights
     steps = {}
     for size in SIZES:
         steps[size] = Step(trainer, size)

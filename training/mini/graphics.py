@@ -1,7 +1,7 @@
-"""Pictures that are no photos, made on the spot: text, windows, charts, gradients, line art.
+"""Draw pictures that are no photos: text, windows, charts, gradients and line art.
 
-They are ours, so that nothing of them needs a licence.  A model that saw only photos breaks
-on them; they are a small share of training.
+They need no licence, because this code draws them.  A model that was trained on photos alone fails
+on such pictures, so they have a small share in the training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-SIZE = 384  # pixels along a side: room for crops of 256.  Chosen.
+SIZE = 384  # pixels along a side.  Chosen: crops have 256 at most.
 WORDS = """
     the of and a to in is you that it he was for on are as with his they I at be this have
     from or one had by word but not what all were we when your can said there use an each
@@ -33,7 +33,7 @@ Colour = tuple[int, int, int]
 
 
 def fonts() -> list[Path]:
-    """TrueType fonts of the system and those that matplotlib brings."""
+    """The TrueType fonts of the system and of matplotlib."""
     brought = Path(mpl.get_data_path()) / "fonts" / "ttf"
     folders = [Path("/usr/share/fonts"), brought]
     found = [p for f in folders for p in f.rglob("*.ttf")]
@@ -48,7 +48,7 @@ def colour(rng: random.Random, *, saturated: bool = False) -> Colour:
 
 
 def ink_and_paper(rng: random.Random) -> tuple[Colour, Colour]:
-    """Two colours that text can be read in."""
+    """Two colours in which text can be read."""
     kind = rng.random()
     if kind < 0.4:
         return (0, 0, 0), (255, 255, 255)
@@ -135,7 +135,7 @@ def chart(rng: random.Random, faces: list[Path]) -> Image.Image:
 
 
 def gradient(rng: random.Random, _: list[Path]) -> Image.Image:
-    """A smooth change between a few colours, which must not come back in bands."""
+    """A smooth change between a few colours; a decoder must not make bands of it."""
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE
     total = np.zeros((SIZE, SIZE, 3))
     angle = rng.uniform(0, 2 * np.pi)
@@ -143,7 +143,7 @@ def gradient(rng: random.Random, _: list[Path]) -> Image.Image:
     if rng.random() < 0.4:
         along = np.hypot(x - rng.random(), y - rng.random())
     stops = np.linspace(along.min(), along.max(), rng.randint(2, 4))
-    strength = rng.choice([1, 1, 0.3, 0.1])  # faint ones too: a sky
+    strength = rng.choice([1, 1, 0.3, 0.1])  # some are faint, as a sky is
     middle = np.array(colour(rng), float)
     ends = [middle + strength * (np.array(colour(rng)) - middle) for _ in stops]
     for c in range(3):
@@ -181,7 +181,7 @@ def line_art(rng: random.Random, faces: list[Path]) -> Image.Image:
 
 
 def flat(rng: random.Random, _: list[Path]) -> Image.Image:
-    """Saturated areas, flat but for a little light and shade, with soft or hard borders."""
+    """Areas of saturated colour with a little light and shade, and with soft or hard borders."""
     parts = [np.array(colour(rng, saturated=rng.random() < 0.8), float) for _ in range(5)]
     numbers = np.random.default_rng(rng.randrange(2**32))
     small = numbers.normal(size=(5, rng.choice([4, 6, 10]), rng.choice([4, 6, 10])))

@@ -1,10 +1,10 @@
-"""Compare a state of training with AVIF at equal bytes, on pictures it never saw.
+"""Compare weights of a training run with AVIF at equal bytes, on pictures not trained on.
 
     python -m training.mini.judge --state RUN/averaged.safetensors --images PACK/city
 
-prints, for each place on the rate axis, the mean over the pictures' middles of estimated bits
-per pixel, PSNR and SSIMULACRA2, and those of AVIF (speed 4; 4:2:0 or 4:4:4, whichever has the
-higher score) in at most as many bytes.
+The command prints a line for each place on the rate axis.  The line has the means over the middles
+of the pictures: estimated bits per pixel, PSNR and SSIMULACRA2.  Then it has the same figures of
+AVIF in at most as many bytes.  AVIF is at speed 4, with 4:2:0 or 4:4:4, whichever scores higher.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ def qualities(picture: Tensor, image: Tensor) -> tuple[float, float]:
 
 
 def avif(photo: Photo, size: float) -> tuple[float, float, float]:
-    """Bytes, PSNR and score of the better AVIF file of at most ``size`` bytes."""
+    """Bytes, PSNR and score of an AVIF file of at most ``size`` bytes, 4:2:0 or 4:4:4.
+
+    The one with the higher score is taken.
+    """
     found: list[tuple[float, float, float]] = []
     for subsampling in ("4:2:0", "4:4:4"):
         low, high, best = 0, 100, b""
@@ -44,7 +47,7 @@ def avif(photo: Photo, size: float) -> tuple[float, float, float]:
             file = io.BytesIO()
             options = {"quality": quality, "speed": 4, "subsampling": subsampling}
             Image.fromarray(photo).save(file, "AVIF", **options)
-            # Where none is small enough, the smallest.
+            # If no file is small enough, the smallest is taken.
             if file.tell() <= size or not best or file.tell() < len(best):
                 best = file.getvalue()
             low, high = (quality + 1, high) if file.tell() <= size else (low, quality - 1)

@@ -1,4 +1,4 @@
-"""Lapped transforms as `mini`'s linear paths begin with them."""
+"""Lapped transforms, with which the training of `mini`'s linear paths begins."""
 
 from __future__ import annotations
 

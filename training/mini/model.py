@@ -1,4 +1,4 @@
-"""What is trained: the networks of `mini`, second generation, with their priors and the loss."""
+"""The model under training: the networks of `mini`, their prior, and the loss."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from training.mini.prior import LARGEST, Magnitudes, Prior
 
 TAIL_FROM = shape.TAIL_FROM / LAST  # where on the axis the channels beyond the base begin
 
-# Weight of the distortion at both ends of the rate axis, in bits per pixel for a squared
-# grey level.  The lower end is the first generation's, whose upper end was 0.06.  At high
-# rates the best step is sqrt(6 * 3 / ln 2 / weight) grey levels, and its error a twelfth of
-# the step's square: 0.6 asks for 42.4 dB at least.
+# Weight of the distortion at both ends of the rate axis, in bits per pixel for a squared grey
+# level.  The lower end is that of the first generation, whose upper end was 0.06.  At high rates
+# the best step is sqrt(6 * 3 / ln 2 / weight) grey levels, and the squared error is a twelfth of
+# the step's square.  So a weight of 0.6 asks for at least 42.4 dB.
 LAMBDA_LOW, LAMBDA_HIGH = 1e-4, 0.6
-# The best step in grey levels times the root of the weight.
+# The best step in grey levels, multiplied by the root of the weight.
 STEP = math.sqrt(18 / math.log(2))
-# Latents are so many times an orthonormal transform's of images in [-0.5, 0.5].  Chosen, in
-# the first generation.
+# Latents are five times the coefficients of an orthonormal transform of images in [-0.5, 0.5].
+# Chosen, in the first generation.
 SCALE = 5.0
 
 # Orthonormal: grey, red against blue, green against both.
@@ -38,16 +38,17 @@ COLOUR = (
     (2**-0.5, 0.0, -(2**-0.5)),
     (6**-0.5, -2 * 6**-0.5, 6**-0.5),
 )
-RIDGE = 1e-4  # of the mean square of what is fitted.  Chosen.
-FAINT = 1 / 255  # energies below that of a grey level do not matter
+RIDGE = 1e-4  # of the fits, as a part of the inputs' mean square.  Chosen.
+FAINT = 1 / 255  # a grey level: coefficients below it hardly count in the order of channels
 
-# Errors in flat blocks of 8x8 pixels count up to so many times more: the woven texture, the
-# bands of a gradient.  And those of an 8x8 mean: tints.  Chosen.
+# Errors in flat blocks of 8x8 pixels count up to four times: woven texture and the bands of a
+# gradient are seen there.  The error of the mean of a block, a tint, counts four times more.
+# Chosen.
 FLAT_WEIGHT, FLAT_DEVIATION = 3.0, 4.0  # deviation in grey levels
 MEAN_WEIGHT = 4.0
 
-# The share of SSIMULACRA2 grows with the weight of the squared error, to the first of these powers
-# below a weight, and to the second above.  Chosen.
+# The share of SSIMULACRA2 grows with a power of the weight of the squared error.  The first power
+# is for weights below PERCEPTUAL_AT, the second one for those above it.  Chosen.
 PERCEPTUAL_AT, PERCEPTUAL_POWERS = 7.3e-3, (0.75, 0.52)
 
 
@@ -66,10 +67,10 @@ class Model(nn.Module):
         self.prior = Prior()
 
     def forward(self, images: Tensor, rate: Tensor, *, hard: bool, whole: bool = False) -> Coded:
-        """Of images (B, 3, H, W) in [-0.5, 0.5] at rates (B, 1, ...) as `network` has them.
+        """Code images (B, 3, H, W) in [-0.5, 0.5] at rates (B, 1, ...), as in `network`.
 
-        With ``whole`` the tail is computed without asking whether there is one, since a question
-        waits for the device.
+        With ``whole``, the tail is always computed.  Without it, the host asks the device whether
+        there is a tail, and has to wait for the answer.
         """
         pixels = images.shape[2] * images.shape[3]
         parts = self.autoencoder
@@ -78,12 +79,12 @@ class Model(nn.Module):
         gain = parts.gain(rate, 2, height, width)
         latents = latents * gain
         active = spread((rate >= TAIL_FROM).float(), 2, height, width)
-        # Zero beyond the base where there is no tail.
+        # The channels of the tail are zero where the rate is too low for them.
         whole = whole or bool(active.any())
         tail = latents[:, BASE:] * active if whole else latents[:, BASE:] * 0
         latents = torch.cat([latents[:, :BASE], tail], 1)
         base_bits, tail_bits = self.prior(latents, active, rate, hard=hard, whole=whole)
-        # The decoder sees what it will see in a file: rounded latents.
+        # The decoder gets rounded latents, as from a file.
         rounded = latents + (torch.round(latents) - latents).detach()
         picture = parts.decoder(rounded / gain, rate)
         return Coded(picture, base_bits / pixels, tail_bits / pixels)
@@ -107,18 +108,18 @@ def distortion(picture: Tensor, images: Tensor) -> Tensor:
 
 
 def loss_of(coded: Coded, images: Tensor, rate: Tensor, *, perceptual: float) -> Tensor:
-    """Rate-distortion loss, balanced so that every rate pulls about equally."""
+    """Rate-distortion loss, balanced so that all rates have gradients of about the same size."""
     weights = distortion_weight(rate)
     errors = distortion(coded.picture, images)
     weighted = errors * spread(weights, 4, *errors.shape[2:])
     loss = coded.base + coded.tail + weighted.mean((1, 2, 3))
     weight = torch.exp(torch.log(weights).mean((1, 2, 3)))
     if perceptual:
-        # On half of the batch: it costs as much as the networks.  The share grows with the weight,
-        # since at high rates a point of the score takes more bits.  Where bits are few, and the
-        # score is far ahead of other codecs', less of it leaves more to the squared error.
+        # SSIMULACRA2 sees half of the batch, because it costs as much as the networks.  Its share
+        # grows with the weight, since at high rates a point of the score takes more bits.  At low
+        # rates the score is far ahead of other codecs', so a smaller share improves PSNR instead.
         half = slice((len(images) + 1) // 2)
-        # The variances in the metric are differences of near equals: not for bfloat16.
+        # The metric's variances are differences of nearly equal numbers: bfloat16 is too coarse.
         with torch.autocast(images.device.type, enabled=False):
             distance = 1 - ssimulacra2(coded.picture[half], images[half]) / 100
         relative = weight[half] / PERCEPTUAL_AT
@@ -132,9 +133,9 @@ def loss_of(coded: Coded, images: Tensor, rate: Tensor, *, perceptual: float) ->
 def begin(model: Model, state: Mapping[str, Tensor], photos: list[Photo]) -> None:
     """Begin with the CNNs of ``state``, an older `mini`, and a plain lapped transform.
 
-    Channels are the transform's coefficients in order of their energy in ``photos``.  Principal
-    components do not do: where energies are alike they mix directions and frequencies, so that
-    a texture in one direction shows in many channels.
+    Channels are the transform's coefficients in the order of their energy in ``photos``.  Principal
+    components are not used: those of similar energy mix directions and frequencies, so a texture in
+    one direction appears in many channels.
     """
     own = model.state_dict()
     for name, value in state.items():
@@ -165,7 +166,7 @@ def begin(model: Model, state: Mapping[str, Tensor], photos: list[Photo]) -> Non
     # A transposed convolution is a convolution with its filter turned by half a circle.
     turned = block_weight(filters).flip(2, 3).transpose(0, 1)
     own["autoencoder.decoder.linear.weight"].copy_(turned / SCALE)
-    # What the CNNs add to latents, and see of them, in terms of the new ones.
+    # The CNNs' inputs and outputs are converted from the old channels to the new ones.
     old = then.flatten(1) @ weight.flatten(1).T
     new = SCALE * torch.eye(len(transform))[order[:BASE]]
     there = new @ covariance @ old.T @ torch.linalg.inv(old @ covariance @ old.T)
@@ -178,7 +179,7 @@ def begin(model: Model, state: Mapping[str, Tensor], photos: list[Photo]) -> Non
     weights = distortion_weight(torch.linspace(0, 1, KNOTS))
     gains = torch.log(255 / SCALE / STEP * weights.sqrt())
     own["autoencoder.gain.logarithms"].copy_(gains[:, None].expand(-1, CHANNELS))
-    # Where steps are small the linear transform alone is best to begin with.
+    # At high rates, where steps are small, it is best to begin with the linear transform alone.
     fading = ((0.7 - torch.linspace(0, 1, KNOTS)) / 0.5).clamp(0, 1)[:, None]
     own["autoencoder.encoder.gate.weight"].copy_(fading.expand(-1, CHANNELS))
     own["autoencoder.decoder.gate.weight"].copy_(fading.expand(-1, 48))
@@ -204,6 +205,6 @@ def fit_magnitudes(model: Model, photos: list[Photo]) -> None:
 
 
 def channels_last(model: Model) -> Model:
-    """The model with its weights laid out as convolutions are fastest."""
+    """The model with its weights in the memory layout that makes convolutions fastest."""
     moved: Model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return moved

@@ -1,13 +1,13 @@
-"""The floating-point prior of `mini`, second generation, that training sees.
+"""The prior of `mini` in floating point, as it is trained.
 
-Hyperlatents at 1/32 (Ballé et al., "Variational image compression with a scale
-hyperprior", ICLR 2018), a checkerboard of two passes (He et al., CVPR 2021) and groups of
-channels, each told of those before it (He et al., "ELIC", CVPR 2022).
+It has hyperlatents at 1/32 (Ballé et al., "Variational image compression with a scale hyperprior",
+ICLR 2018), a checkerboard of two passes (He et al., CVPR 2021), and groups of channels, which are
+predicted from the groups before (He et al., "ELIC", CVPR 2022).
 
-Beside the networks each channel has a linear prediction of its magnitude, as hand-made coders
-of transform coefficients have it: from magnitudes of the groups before, at the place and
-around it, and in the second pass from the same group's beside it.  It is fitted by least
-squares before training (`Magnitudes.fit`), and the networks correct it.
+Each channel also has a linear prediction of its magnitude, as in hand-made coders of transform
+coefficients.  It is made from the magnitudes of the groups before, at the place and around it.  In
+the second pass, the four places beside it, in the same group, are used too.  The prediction is
+fitted by least squares before training (`Magnitudes.fit`), and the networks correct it.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ FEATURES = 96
 CONTEXT = 64
 AROUND = 48
 HIDDEN = 192
-# Channels are in order of their energy, so the first group is small and tells the most.  The
-# last four are the tail.  Chosen.
+# Channels are in the order of their energy, so the first group is small and helps the others most.
+# The last four groups are the tail.  Chosen.
 GROUPS = (16, 24, 24, 48, 48, 48, 48, 64, 64)
 BASE_GROUPS = 5
 assert sum(GROUPS[:BASE_GROUPS]) == BASE
 assert sum(GROUPS) == CHANNELS
-# For the gradient to latents, means of small scales count as the nearest integer, those of large
-# scales as they are.  Without this, nothing keeps a weak channel at zero: noise does not tell a
-# latent from the same one shifted together with its mean, but rounding does.  Chosen.
+# In the latents' gradient, the mean of a small scale is replaced by the nearest integer.  The mean
+# of a large scale stays as it is.  Without this, weak channels drift away from zero: if a latent
+# and its mean are shifted together, noise shows no difference, but rounding does.  Chosen.
 SMALL_SCALE, LARGE_SCALE = 0.15, 0.5
-# Bits for each step that a latent is from its integer, at the upper end of the rate axis; the lower
-# end has none.  It is a gradient without a value, for what the others leave out.  They see a latent
-# that is rounded to zero as an error that a larger latent would mend, though it would still be
-# rounded to zero, so weak channels grew.  Measured on 16 training crops, at places from 0.15 to
-# 0.9: the derivative by the scale of latents lacks about so much (a script that is not in this
-# repository).
+# A pull to the nearest integer: bits for a distance of one step, at the upper end of the rate axis.
+# At the lower end there is none.  The pull is only a gradient; it adds nothing to the loss.  The
+# other gradients see a latent that is rounded to zero as an error that a larger latent would mend.
+# But the larger latent would be rounded to zero, too.  So without the pull, weak channels grow.
+# Measured on 16 training crops, at places from 0.15 to 0.9: without it, the derivative by the scale
+# of latents is wrong by about this much (a script that is not in this repository).
 COMMITMENT = 3.0
-LARGEST = 60.0  # magnitudes are clipped for predictions, so that one does not spoil them
+LARGEST = 60.0  # magnitudes are clipped to this, so that a single one does not spoil a prediction
 
 
 def even(x: Tensor) -> Tensor:
-    """Padded by zeros to whole pairs, for which one hyperlatent stands."""
+    """Padded with zeros to even height and width: each hyperlatent stands for 2x2 latents."""
     return F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
 
 
 def levels(symbols: Tensor) -> Tensor:
-    """Magnitudes on a scale of octaves."""
+    """Logarithms of magnitudes plus 1, in octaves."""
     return torch.log2(1 + symbols.abs())
 
 
@@ -70,13 +70,16 @@ def beside(x: Tensor) -> Tensor:
 
 
 def centres(mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Where latents are pulled to: the nearest integer if the scale is small, else the mean."""
+    """The centres that the noisy latents are coded with.
+
+    They are the nearest integer if the scale is small, the mean if it is large, or in between.
+    """
     share = (torch.exp(log_scale) - SMALL_SCALE) / (LARGE_SCALE - SMALL_SCALE)
     return torch.lerp(torch.round(mean), mean, share.clamp(0, 1))
 
 
 class HyperScale(nn.Module):
-    """Bits of hyperlatents (B, Z, h, w), of zero mean and a scale that grows with the rate."""
+    """Bits of hyperlatents (B, Z, h, w).  Their mean is zero; their scale grows with the rate."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -90,7 +93,7 @@ class HyperScale(nn.Module):
 
 
 class ScaleOfMagnitude(nn.Module):
-    """Log scales of the discretised logistic whose mean magnitude is given: a table."""
+    """A table that gives the log scale of the discretised logistic of a given mean magnitude."""
 
     table: Tensor
     LOW, HIGH, SIZE = math.log(1e-4), math.log(2 * LARGEST), 512
@@ -124,7 +127,7 @@ class Magnitudes(nn.Module):
     def __init__(self, before: int, group: int) -> None:
         super().__init__()
         self.before, self.group = before, group
-        # Of the groups before, at the place and around it, and the same group's beside it.
+        # For the groups before, at the place and around it, then for the same group beside it.
         self.weight = nn.Parameter(torch.zeros(2, group, 2 * before + group))
         self.bias = nn.Parameter(torch.full((2, KNOTS, group), 0.3))
 
@@ -180,13 +183,14 @@ class Prior(nn.Module):
         self.synthesis = nn.Conv2d(z, f, 3, padding=1)
         self.synthesis_up = nn.ConvTranspose2d(f, f, 4, stride=2, padding=1)
         starts = [sum(GROUPS[:i]) for i in range(len(GROUPS))]
-        # Symbols of the first pass: in the base of the groups so far, in the tail of its own.
+        # The first channel whose symbols of the first pass are seen.  A group of the base sees all
+        # groups so far, a group of the tail only itself.
         self.seen = [0 if s < BASE else s for s in starts]
         self.context = nn.ModuleList(
             nn.Conv2d(s + g - n, CONTEXT, 3 if n else 5, padding="same", bias=False)
             for s, g, n in zip(starts, GROUPS, self.seen, strict=True)
         )
-        # Magnitudes of the groups before.
+        # These see the magnitudes of the groups before.
         self.around = nn.ModuleList(nn.Conv2d(s, AROUND, 3, padding=1) for s in starts[1:])
         self.magnitudes = nn.ModuleList(
             Magnitudes(s, g) for s, g in zip(starts, GROUPS, strict=True)
@@ -208,7 +212,7 @@ class Prior(nn.Module):
     def parameters_of(
         self, features: Tensor, symbols: Tensor, rate: Tensor, groups: int
     ) -> tuple[Tensor, Tensor]:
-        """Means and log scales (B, C, h, w), each from what its decoder knows by then."""
+        """Means and log scales (B, C, h, w), each from what a decoder knows at that point."""
         first_pass = checkerboard(symbols)
         near = spread(knots(rate), 2, *symbols.shape[2:]).expand(-1, -1, *symbols.shape[2:])
         known = torch.cat([features, near], dim=1)
@@ -235,9 +239,10 @@ class Prior(nn.Module):
         """Bits of each picture (B,), of the base and of the tail.
 
         ``active`` (B, 1, h, w) or (B, 1, 1, 1) is 1 where there is a tail, and ``whole`` says
-        whether there is one anywhere.  ``latents`` are in steps, zero where there is no tail.  The
-        prior learns from rounded latents, since most are zero, and noise says nothing of zeros.
-        Gradients to the latents go by noise; its means and scales are not trained.
+        whether there is one anywhere.  ``latents`` are in quantisation steps; the tail's are zero
+        where there is no tail.  The prior learns from rounded latents: most are zero, and with
+        noise the prior would learn nothing about zeros.  The latents get their gradient from noisy
+        latents, and this gradient does not train the means and scales.
         """
         height, width = latents.shape[2:]
         hyper = self.analysis(even(latents[:, :BASE])).float()

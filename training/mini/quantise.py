@@ -1,8 +1,8 @@
 """Turn the trained floating-point prior into integers (`pillow_sdz.codings.hyperprior`).
 
-Weights become integers of at most 16 bits, as fine as the sums allow: none may reach 2 ** 24, up
-to which float32 is exact.  Activations get 11 bits, and 12 in hidden layers; each channel's
-unit is calibrated on training photos.
+Weights become integers of at most 16 bits.  They are as fine as the sums allow: no sum may reach
+2 ** 24, because float32 is exact only up to there.  Activations get 11 bits, or 12 in hidden
+layers.  The unit of each channel is calibrated on training photos.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from training.mini.prior import BASE_GROUPS, GROUPS, Prior, ScaleOfMagnitude, le
 
 Tensors = dict[str, NDArray[Any]]
 
-# What is larger by this factor than anything seen in calibration is clipped.  Chosen.
+# Values are clipped at this many times the largest one that was seen in calibration.  Chosen.
 MARGIN = 1.5
-SHIFT_LIMIT = 20  # no layer's outputs are divided by more.  Chosen: weights stay within 16 bits.
+SHIFT_LIMIT = 20  # the largest shift of a layer's sums.  Chosen: weights stay within 16 bits.
 LARGEST_WEIGHT = (1 << 15) - 1
-LEAST = 1 / 32  # of the largest channel: others have no finer unit.  Chosen
-MOST_SYMBOL = 1023  # the largest magnitude of a symbol that enters the networks.  Chosen.
+LEAST = 1 / 32  # the finest unit of a channel, as a part of the coarsest one.  Chosen.
+MOST_SYMBOL = 1023  # the largest magnitude of a symbol that the networks get.  Chosen.
 
 
 def dense(name: str, weight: Tensor, bias: Tensor, units: Tensor, limits: Tensor) -> Tensors:
     """Integer form of W x + b, for inputs that are integers of at most ``limits`` (inputs,).
 
-    ``weight`` (outputs, inputs) is per integer of the inputs, and ``units`` (outputs,) has the
+    ``weight`` (outputs, inputs) is for an integer 1 of the inputs.  ``units`` (outputs,) has the
     real value of an integer 1 of the outputs.
     """
     weight, bias, limits = weight.double(), bias.double(), limits.double()
     weight, bias = weight / units[:, None], bias / units + 0.5  # floor rounds to the nearest
-    # Rounding may add half of an integer for each input.
+    # Rounding a weight may change the sum by half of the input's integer.
     room = EXACT - 2 - 0.5 * limits.sum()
     largest = weight.abs() @ limits + bias.abs()
     shift = torch.floor(torch.log2(room / largest))
@@ -70,8 +70,11 @@ def taps_last(weight: Tensor, taps: Taps) -> Tensor:
 
 
 def upsampling(weight: Tensor, down: int, right: int) -> Tensor:
-    """A transposed 4x4 convolution at stride 2 (I, O, 4, 4), seen from the outputs at row
-    2 y + down and column 2 x + right: (O, 4 * I) of the places in ``quadrant``."""
+    """The weights (O, 4 * I) that make a quarter of a transposed convolution's outputs.
+
+    The convolution is 4x4 at stride 2, (I, O, 4, 4).  The outputs are those at row 2 y + down and
+    column 2 x + right.  The inputs are those at the places in ``quadrant``.
+    """
     # Output row 2 y + down comes from input row y + dy by kernel row down + 1 - 2 dy.
     taps = [(down + 1 - 2 * dy, right + 1 - 2 * dx) for dy, dx in quadrant(down, right)]
     return torch.cat([weight[:, :, ky, kx].T for ky, kx in taps], dim=1)
@@ -79,7 +82,10 @@ def upsampling(weight: Tensor, down: int, right: int) -> Tensor:
 
 @torch.no_grad()
 def calibrate(prior: Prior, samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """The largest activations and symbols of each channel, over (latents in steps, rate)."""
+    """The largest activation and symbol of each channel.
+
+    Each sample is the latents of a picture, in quantisation steps, and its rate.
+    """
     largest: dict[str, Tensor] = {}
 
     def note(name: str, value: Tensor) -> None:
@@ -120,7 +126,7 @@ def scales(table: ScaleOfMagnitude) -> NDArray[Any]:
     steps = 1 << integer.MANTISSA_BITS
     exponents = 24
     index = torch.arange(exponents * steps)
-    # In the middle of what has this exponent and these first bits of the mantissa.
+    # The middle of the magnitudes that have this exponent and these first bits of the mantissa.
     value = torch.exp2((index // steps).double()) * (1 + (index % steps + 0.5) / steps)
     magnitude = value * 2.0**-integer.MAGNITUDE_BITS
     octaves = table(magnitude.float()).double() / math.log(2)
@@ -128,11 +134,11 @@ def scales(table: ScaleOfMagnitude) -> NDArray[Any]:
 
 
 class _Quantiser:
-    """Makes the layers of the prior, one after another, into `tensors`."""
+    """Turns the layers of the prior into integers, and collects them in `tensors`."""
 
     def __init__(self, prior: Prior, largest: dict[str, Tensor]) -> None:
         self.state, self.seen = prior.state_dict(), prior.seen
-        # Each channel has its own unit: some of them are at work at high rates alone.
+        # Each channel has its own unit, because some channels are used only at high rates.
         self.unit = {
             name: MARGIN * value.clamp_min(LEAST * value.max().item()) / limit_of(name)
             for name, value in largest.items()
@@ -146,7 +152,7 @@ class _Quantiser:
         self.tensors |= dense(name, weight, bias, unit.expand(len(weight)).double(), limits)
 
     def hyper(self) -> None:
-        """From hyperlatents to features."""
+        """Add the layers from hyperlatents to features."""
         state, unit = self.state, self.unit
         weight = taps_last(state["synthesis.weight"], SQUARE)
         limits = torch.full((weight.shape[1],), float(integer.HYPER_LIMIT))
@@ -158,7 +164,7 @@ class _Quantiser:
             self.add(f"up{i}", weight, state["synthesis_up.bias"], of_features, limits)
 
     def around(self, i: int, start: int, end: int) -> tuple[Tensor, Tensor]:
-        """What is seen around a place.  Returns the units of the two layers' outputs."""
+        """Add the two layers that see places around.  Returns the units of their outputs."""
         seen, weight = self.seen[i], self.state[f"context.{i}.weight"]
         taps = CHECKERBOARD if weight.shape[-1] == 5 else BESIDE
         weight = taps_last(weight, taps)
@@ -173,14 +179,14 @@ class _Quantiser:
         return units[0], units[1]
 
     def means(self, i: int, start: int, end: int) -> None:
-        """The two layers that give means, and corrections of the scales."""
+        """Add the two layers that give means, and corrections of the scales."""
         of_context, of_around = self.around(i, start, end)
         count = {k: len(self.state[f"{k}.0.weight"]) for k in ("context", "around")}
         if not start:
             count["around"] = 0
         weight, bias = (self.state[f"first.{i}.{part}"] for part in ("weight", "bias"))
         features = self.state["synthesis.weight"].shape[0]
-        # Training's order of the inputs: features, knots, context, around, symbols.
+        # The order of the inputs in training: features, knots, context, around, symbols.
         sizes = [features, KNOTS, count["context"], count["around"], start]
         seen, near, context, around, known = weight[:, :, 0, 0].split(sizes, 1)
         parts = [seen * self.unit["features"], near / APART, known]
@@ -199,7 +205,7 @@ class _Quantiser:
         self.add(f"output{i}", weight * of_hidden, bias, units, hidden)
 
     def sizes(self, i: int, start: int, end: int) -> None:
-        """The linear predictions of magnitudes, of which there is one for each pass."""
+        """Add the linear predictions of magnitudes, one for each pass."""
         group, known = end - start, self.magnitudes[:start]
         unit = torch.tensor(2.0**-integer.MAGNITUDE_BITS)
         for second in (0, 1):
@@ -222,12 +228,12 @@ def limit_of(name: str) -> int:
 
 
 def activations(count: int) -> Tensor:
-    """The limits of so many activations."""
+    """The limits of ``count`` activations."""
     return torch.full((count,), float(integer.ACTIVATION_LIMIT))
 
 
 ON_AXIS = torch.full((KNOTS,), float(APART))  # the limits of knots
-EIGHTHS = 8 / math.log(2)  # of an octave, in a natural logarithm
+EIGHTHS = 8 / math.log(2)  # eighths of an octave in 1 of a natural logarithm
 
 
 @torch.no_grad()
@@ -241,7 +247,7 @@ def integers(prior: Prior, largest: dict[str, Tensor]) -> Tensors:
         quantiser.sizes(i, start, start + group)
         start += group
     base, slope = prior.hyper_scale.coefficients * EIGHTHS
-    # From -5 octaves on, in 1/65536 of an eighth.
+    # The scales begin at -5 octaves, and their unit is 1/65536 of an eighth of an octave.
     hyper_scale = torch.stack([base + 40 + 0.5, slope / LAST]) * 65536
     return quantiser.tensors | {
         "groups": np.array(GROUPS, np.int32),

@@ -1,13 +1,14 @@
-"""Train `mini`, second generation: a run that is continued over many sessions.
+"""Train `mini` in a run that can be continued over many sessions.
 
     python -m training.mini.train --packs PACK/train --validation PACK/validation --run DIR
 
-goes on from ``DIR/checkpoint.pt``, or else from ``--state FILE`` (averaged weights of another
-run), or else begins with a plain lapped transform, the first generation's CNNs and a prior that
-is fitted to photos by least squares.  A signal or ``--minutes`` ends it.  The learning rate is
-constant after its warm-up, and the weights to score and to ship are the averaged ones, so that
-any moment is a good one.  ``--decay MINUTES`` lets the learning rate fall to zero over so many
-last minutes: for the very end.
+The run goes on from ``DIR/checkpoint.pt``.  If there is no checkpoint, it begins with the averaged
+weights of another run (``--state FILE``).  Without these two, it begins with a plain lapped
+transform, the CNNs of the package's `mini`, and a prior that is fitted to photos by least squares.
+
+A signal or ``--minutes`` ends the run.  After the warm-up, the learning rate is constant.  The
+averaged weights are scored and shipped, so the run may end at any moment.  ``--decay MINUTES`` lets
+the learning rate fall to zero in the last minutes.  Use it for the very end.
 """
 
 from __future__ import annotations
@@ -36,24 +37,24 @@ from training.mini.model import (
 )
 from training.run import WARM_UP, average, write_checkpoint
 
-FITTED = 200  # pictures of which the photos are what a beginning is fitted to.  Chosen.
-PIXELS = 2**17  # in a step: while much is new, many small steps.  Chosen.
-# Crops as they are drawn: mostly of two sizes, and small pictures down to one latent.
+FITTED = 200  # a new prior is fitted to the photos among this many pictures.  Chosen.
+PIXELS = 2**17  # pixels in a step.  Chosen: many small steps are best while much is new.
+# Sides of crops, one for each step.  Most have one of two sizes; the smallest are 2x2 latents.
 SIZES = (128, 128, 256, 256, 192, 192, 128, 256, 64, 32)
-# Factors of the learning rate, by part of a parameter's name.  New parts learn faster than those
-# taken over.  Weights of the linear transforms are small (the decoder's are about 0.004): Adam's
-# steps at the full rate are an error that keeps high rates from 40 dB.
+# Factors of the learning rate, by part of a parameter's name.  New parts learn faster than parts
+# that were trained before.  Weights of the linear transforms are small (the decoder's are about
+# 0.004).  With Adam's steps at the full rate, their errors keep PSNR at high rates below 40 dB.
 FASTER = {"prior": 2.0, "gain": 6.0, "gate": 3.0}
 SLOWER = {"encoder.linear": 0.1, "decoder.linear": 0.01, "magnitudes": 0.02}
-BOOST, BOOST_STEPS = 3.0, 1000  # of a prior that begins with its fit
+BOOST, BOOST_STEPS = 3.0, 1000  # a prior that was only fitted learns faster in the first steps
 SCORED = (0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)  # places on the axis
 SCORED_PHOTOS, SCORED_SIZE = 8, 320
 
 
 def rates(batch: int, size: int, high: bool, rng: random.Random) -> Tensor:
-    """Places on the rate axis, one batch in four as a map."""
+    """Random places on the rate axis.  In one batch of four they vary within a crop."""
     if high:
-        # Most often where the rate is about one bit per pixel.
+        # Places with about one bit per pixel are the most frequent.
         values = [rng.triangular(TAIL_FROM, 1, TAIL_FROM + 0.1) for _ in range(batch)]
     else:
         values = [rng.uniform(0, TAIL_FROM + 0.1) for _ in range(batch)]
@@ -90,7 +91,7 @@ def scored_photos(folder: Path) -> list[Photo]:
 
 @torch.no_grad()
 def score(model: Model, photos: list[Photo]) -> str:
-    """Bits per pixel (estimated; of them the tail's), PSNR and SSIMULACRA2, hard rounding."""
+    """Estimated bits per pixel (with the tail's part), PSNR and SSIMULACRA2 of rounded latents."""
     out = []
     for place in SCORED:
         rows = []
@@ -109,8 +110,8 @@ def score(model: Model, photos: list[Photo]) -> str:
 class Run:
     """The model under training, its optimizer and averaged weights, and their checkpoint.
 
-    `training.run.Run` ends after a time that is known at the start.  This one may go on for ever,
-    and each group of parameters has its own learning rate.
+    `training.run.Run` ends after a time that is known at the start.  This run may have no end, and
+    each group of parameters has its own learning rate.
     """
 
     def __init__(self, model: Model, options: argparse.Namespace) -> None:
@@ -125,7 +126,7 @@ class Run:
         if self._checkpoint.exists():
             saved = torch.load(self._checkpoint, map_location=options.device, weights_only=True)
             model.load_state_dict(saved["model"])
-            # The learning rate is this command's.
+            # The learning rate is that of this command, not of the one that wrote the checkpoint.
             bases = [g["base"] for g in self.optimizer.param_groups]
             self.optimizer.load_state_dict(saved["optimizer"])
             for group, base in zip(self.optimizer.param_groups, bases, strict=True):
@@ -177,15 +178,19 @@ def main() -> None:
     parser.add_argument("--validation", type=Path, required=True)
     parser.add_argument("--run", type=Path, required=True, help="checkpoint, log and weights")
     parser.add_argument("--state", type=Path, help="averaged weights to begin with")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="of the whole run")
-    parser.add_argument("--decay", type=float, default=0.0, help="the last minutes")
-    parser.add_argument("--prior-first", type=int, default=0, help="steps of the priors alone")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="length of the whole run")
+    parser.add_argument(
+        "--decay", type=float, default=0.0, help="the rate falls in so many last minutes"
+    )
+    parser.add_argument(
+        "--prior-first", type=int, default=0, help="steps that train the prior alone, at first"
+    )
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--perceptual", type=float, default=0.3, help="share of SSIMULACRA2")
     parser.add_argument("--report", type=float, default=10, help="minutes between scores")
     parser.add_argument("--save", type=float, default=3, help="minutes between checkpoints")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, help="for comparisons; else from the clock")
+    parser.add_argument("--seed", type=int, help="default: from the clock")
     parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -204,7 +209,7 @@ def main() -> None:
         fit_magnitudes(model, fitted)
     model = channels_last(model.to(options.device))
     run = Run(model, options)
-    # Another order after each restart.
+    # The order of the crops is another one after each restart.
     seed = options.seed if options.seed is not None else time.time_ns() % 2**32
     rng = random.Random(seed)
     torch.manual_seed(seed)
@@ -242,7 +247,7 @@ def main() -> None:
         if options.decay and left < options.decay:
             factor *= max(left / options.decay, 0.01)
         if not run.descend(loss, factor):
-            run.log("a gradient that is not finite: step left out")
+            run.log("the gradient is not finite: this step is left out")
         totals.setdefault("high" if high else "low", []).append(loss.item())
         run.spent += time.perf_counter() - started
         if run.spent - saved > 60 * options.save:
