@@ -23,7 +23,7 @@ def to_tensor(photo: NDArray[np.uint8]) -> Tensor:
 
 
 def crops(photos: list[NDArray[np.uint8]], count: int, size: int, rng: random.Random) -> Tensor:
-    """``count`` random crops, half of them mirrored, as (count, 3, size, size) in [-0.5, 0.5]."""
+    """Random crops (count, 3, size, size) in [-0.5, 0.5]; half of them are mirrored."""
     batch = np.empty((count, size, size, 3), np.uint8)
     for i in range(count):
         photo = rng.choice(photos)

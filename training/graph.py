@@ -1,4 +1,4 @@
-"""Builds ONNX graphs: networks without their weights, in float32 or with their CNN in int8."""
+"""Build ONNX graphs: networks without their weights, in float32 or with their CNN in int8."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from onnx import TensorProto, helper, numpy_helper
 from pillow_sdz.models.mini import borders
 
 OPSET, IR_VERSION = 21, 10  # of ONNX; ONNX Runtime has read them since 1.18
-END = 1 << 31  # a slice's end beyond any picture
+END = 1 << 31  # as the end of a slice: larger than any picture
 
 Tensors = Mapping[str, NDArray[Any]]
 
 
 class Graph:
-    """A graph under construction: each method adds nodes, and returns the name of their result."""
+    """A graph that is being built.  Methods add nodes, and return the name of their result."""
 
     def __init__(self, tensors: Tensors, *, int8: bool, watched: bool = False) -> None:
         self._tensors, self._int8, self._watched = tensors, int8, watched
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
-        self._rounded: dict[str, str] = {}  # activations in 8 bits, and the conv that they enter
+        self._rounded: dict[str, str] = {}  # activations that are in 8 bits already
         self.outputs: list[onnx.ValueInfoProto] = []
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
@@ -39,7 +39,7 @@ class Graph:
         return str(tensor.name)
 
     def weight(self, name: str, shape: tuple[int, ...], dtype: int = TensorProto.FLOAT) -> str:
-        """A tensor that is filled in later."""
+        """A tensor whose values are filled in later."""
         tensor = TensorProto(name=name, data_type=dtype, dims=shape)
         tensor.data_location = TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value="weights")
@@ -53,7 +53,7 @@ class Graph:
     def conv(
         self, x: str, name: str, *, relu: bool = False, exact: bool = False, **keys: Any
     ) -> str:
-        """A convolution, in 8 bits in a graph of int8, unless it has to be ``exact``."""
+        """A convolution.  In an int8 graph it has 8 bits, unless it is ``exact``."""
         dims = self._tensors[f"{name}.weight"].shape
         keys = {"pads": [keys.pop("pad", dims[2] // 2)] * 4, **keys}
         biased = f"{name}.bias" in self._tensors
@@ -95,7 +95,10 @@ class Graph:
             self.outputs.append(value)
 
     def block(self, x: str, name: str, *, exact: bool = False) -> str:
-        """x + conv(relu(conv(x))); the sum is in float32, and the second one if ``exact``."""
+        """x + conv(relu(conv(x))).  The sum is in float32.
+
+        If ``exact``, the second convolution is in float32 too.
+        """
         first = self.conv(x, f"{name}.first", relu=True)
         return self.op("Add", x, self.conv(first, f"{name}.second", exact=exact))
 
@@ -105,17 +108,17 @@ class Graph:
         return x
 
     def shuffle(self, x: str, by: int) -> str:
-        """As torch's pixel_shuffle."""
+        """The same as torch's pixel_shuffle."""
         return self.op("DepthToSpace", x, blocksize=by, mode="CRD")
 
     def unshuffle(self, x: str, by: int, channels: int = 3) -> str:
-        """As torch's pixel_unshuffle."""
+        """The same as torch's pixel_unshuffle."""
         y = self.op("SpaceToDepth", x, blocksize=by)
         order = np.arange(channels * by * by).reshape(by * by, channels).T.ravel()
         return self.op("Gather", y, self.constant(order, np.int64), axis=1)
 
     def trim(self, x: str, sides: str, by: int) -> str:
-        """Without the outermost ``by`` on the ``sides`` (4,) where they are 1."""
+        """Cut off the outermost ``by`` places on each side whose number in ``sides`` (4,) is 1."""
         if not by:
             return x
         first = self.op("Gather", sides, self.constant([0, 2], np.int64))
@@ -126,7 +129,7 @@ class Graph:
         return self.op("Slice", x, start, stop, self.constant([2, 3], np.int64))
 
     def beyond(self, x: str) -> str:
-        """As `mini.network.beyond`, on all four sides."""
+        """The same as `mini.network.beyond`, on all four sides."""
         half = borders.HALF
         mirrored = borders.mirrored()[::-1]  # from the first row to the border
         for axis in (2, 3):
@@ -145,7 +148,7 @@ class Graph:
         return x
 
     def borders(self, x: str, scale: int) -> str:
-        """As `mini.network.borders`, of a picture at 1/scale of its size."""
+        """The same as `mini.network.borders`, for a picture at 1/scale of its size."""
         first = borders.inside(scale)
         factors = []
         for axis in (2, 3):
@@ -160,18 +163,18 @@ class Graph:
         return self.op("Mul", x, self.op("Mul", rows, factors[1]))
 
     def crop(self, x: str, by: int) -> str:
-        """Without the outermost ``by`` on all sides."""
+        """Cut off the outermost ``by`` places on all sides."""
         places = ([by, by], [-by, -by], [2, 3])
         return self.op("Slice", x, *(self.constant(p, np.int64) for p in places))
 
     def from_pixels(self, x: str, scale: float, shift: float) -> str:
-        """Levels (H, W, 3) to (1, 3, H, W), divided and shifted."""
+        """Turn levels (H, W, 3) into (1, 3, H, W), divided by ``scale`` and shifted."""
         y = self.op("Cast", self._first(x), to=TensorProto.FLOAT)
         y = self.op("Div", y, self.constant(scale, np.float32))
         return self.op("Sub", y, self.constant(shift, np.float32))
 
     def to_pixels(self, y: str, scale: float, shift: float) -> str:
-        """(1, 3, H, W), shifted and multiplied, to levels (H, W, 3) in 0..255."""
+        """Shift and multiply (1, 3, H, W), and turn it into levels (H, W, 3) in 0..255."""
         y = self.op("Add", y, self.constant(shift, np.float32))
         y = self.op("Mul", y, self.constant(scale, np.float32))
         limits = (self.constant(v, np.float32) for v in (0, 255))
@@ -185,7 +188,7 @@ class Graph:
     first = _first
 
     def last(self, y: str) -> str:
-        """(1, C, h, w) to (h, w, C)."""
+        """Turn (1, C, h, w) into (h, w, C)."""
         y = self.op("Squeeze", y, self.constant([0], np.int64))
         return self.op("Transpose", y, perm=[1, 2, 0])
 
@@ -196,7 +199,7 @@ class Graph:
         dtype: int,
         axes: tuple[str, ...] = ("h", "w", "c"),
     ) -> bytes:
-        """The file; ``result``, of these axes, is its only output beside those that are watched."""
+        """The graph's file.  Its outputs are ``result``, with these axes, and what is watched."""
         self._nodes.append(helper.make_node("Identity", [result], ["result"]))
         graph = helper.make_graph(
             self._nodes,

@@ -1,9 +1,9 @@
-"""The latents of photos, as `training.lattice_prior` takes them.
+"""Encode photos to latents, for `training.lattice_prior`.
 
     python -m training.latents --autoencoder FILE --photos DIR --output FILE [--held-out]
 
-FILE holds one tensor (4, h, w) a photo, float16: `sd-mini`'s latents of the photos that training
-sees, or of those held out from it.
+The output has one tensor (4, h, w) in float16 for each photo: `sd-mini`'s latents of the training
+photos, or of the held-out photos.
 """
 
 from __future__ import annotations

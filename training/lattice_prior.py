@@ -1,14 +1,15 @@
-"""Train `pillow_sdz.lattice.LatticePrior` and turn it into integers.
+"""Train `pillow_sdz.codings.lattice.LatticePrior` and turn it into integers.
 
     python -m training.lattice_prior --latents FILE --folds 3 --output DIR [--fold K]
     python -m training.lattice_prior --latents FILE --output sd1_prior.safetensors
 
-With folds, photo i belongs to fold i mod folds: the prior DIR/foldK.safetensors is trained
-on the others, and the figures of the real payloads of fold K's photos are printed beside
-what the floating-point prior promised. Without folds all photos train the prior that ships.
+With folds, photo i belongs to fold i mod folds. The prior DIR/foldK.safetensors is trained on the
+photos of the other folds. Then the photos of fold K are coded with it. The command prints the size
+of their real payloads, and the size that the floating-point prior promised. Without folds, all
+photos train the prior that ships.
 
-FILE holds latents (C, h, w), one tensor a photo. The loss is the rate itself, the discretised
-logistic's negative log2 likelihood, at a random step for each photo.
+FILE has one tensor of latents (C, h, w) for each photo. The loss is the rate: the negative log2
+likelihood of a discretised logistic, at a random step for each photo.
 """
 
 from __future__ import annotations
@@ -39,30 +40,38 @@ from pillow_sdz.codings.lattice import (
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import SymbolDecoder, Tables
 
-# Compared on fold 0 at 1,500 iterations, bits per pixel at steps 0.25/0.5/1.0: one hidden
-# layer of 32 .1757/.1198/.0726, of 64 .1743/.1186/.0717; 48 and 32 with wider taps
-# .1724/.1169/.0703. Twice that learning rate of 4e-3 .1706/.1154/.0693, four times already
-# .1698/.1148/.0691 after 1,200. A first layer of 64 or still wider taps gain nothing there.
+# These were compared on fold 0. The figures are bits per pixel at steps 0.25, 0.5 and 1.0, after
+# 1,500 iterations at a learning rate of 4e-3:
+#   one hidden layer of 32:           .1757 .1198 .0726
+#   one hidden layer of 64:           .1743 .1186 .0717
+#   48 and 32 with wider taps:        .1724 .1169 .0703
+#   the same at 8e-3:                 .1706 .1154 .0693
+#   the same at 1.6e-2, 1,200 only:   .1698 .1148 .0691
+# A first layer of 64, or even wider taps, were not better than the last row.
 HIDDEN = (48, 32)
 ITERATIONS = 4000
 LEARNING_RATE = 1.6e-2
 SCORED_STEPS = (0.25, 0.5, 1.0)
-# The largest multiplier has so many bits: they are precise to a millionth and leave room in 62.
+# Bits of the largest multiplier. It is precise to a millionth, and the products stay below 2 ** 62.
 MULTIPLIER_BITS = 20
-# Four of five steps where photos look good (0.15 to 1.5), the rest where a prior must hold.
+# Four of five steps are in the range in which photos look good. The others are in all of the range
+# in which a prior must work.
 USUAL, ALL = (0.15, 1.5), (0.05, 4.0)
-# The largest integer of a hidden layer in the file. `LatticePrior` makes coarser ones of it.
+# The largest integer of a hidden layer in the file. `LatticePrior` uses coarser ones.
 ACTIVATION_LIMIT = (1 << 15) - 1
 
 
 def logarithm(x: Tensor) -> Tensor:
-    """`pillow_sdz.lattice.logarithm` of real values, in octaves."""
+    """`logarithm` of `pillow_sdz.codings` for real values, in octaves."""
     mantissa, exponent = torch.frexp(x)
     return exponent - 1 + (2 * mantissa - 1)
 
 
 class Network(nn.Module):
-    """Correction of the local mean and log2 of the scale, both in the latents' unit."""
+    """A network that gives a correction of the local mean, and log2 of the scale.
+
+    Both are in the latents' unit.
+    """
 
     def __init__(self, values: int, logs: int) -> None:
         super().__init__()
@@ -99,7 +108,7 @@ class FloatPrior(nn.Module):
             for c in range(channels):
                 values = channels * (len(kind.known) + 1) + c * len(kind.before)
                 network = Network(values, channels + c + 1 + len(SPACINGS))
-                # Before any training: the scale follows the activity around.
+                # Before any training, the scale follows the activity around the place.
                 nn.init.constant_(network.skip.weight[1, values + c], 0.7)
                 nn.init.constant_(network.skip.weight[1, values + channels + c], -1)
                 self.networks[f"{kind.name}{c}"] = network
@@ -107,8 +116,10 @@ class FloatPrior(nn.Module):
     def inputs(
         self, lattice: Tensor, kind: Pass, step: float
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Values and logarithms for each channel (one-hot spacing left out), and the targets:
-        the channels' differences from their local means (n, C)."""
+        """Values and logarithms for each channel, without the one-hot spacing, and the targets.
+
+        The targets (n, C) are the channels' differences from their local means.
+        """
         _, channels, height, width = lattice.shape
         padded = F.pad(lattice, (REACH,) * 4, mode="reflect")
 
@@ -141,7 +152,7 @@ class FloatPrior(nn.Module):
         return cast(Network, self.networks[f"{kind.name}{c}"])
 
     def bits(self, latents: Tensor, step: float) -> Tensor:
-        """Bits of latents (B, C, h, w), which are quantised here."""
+        """Bits of latents (B, C, h, w), which this method quantises."""
         values = torch.round(latents / step) * step
         base = values[:, :, ::BASE_SPACING, ::BASE_SPACING].permute(0, 2, 3, 1).flatten(0, 2)
         log_step = logarithm(torch.full((len(base), 1), step))
@@ -163,7 +174,7 @@ class FloatPrior(nn.Module):
 
 
 def logistic_bits(residual: Tensor, log_scale: Tensor) -> Tensor:
-    """Rate of residuals by a discretised logistic; the floor is that of the tables."""
+    """Bits of residuals by a discretised logistic.  The floor is that of the tables."""
     inverse = torch.exp2(-log_scale.clamp(-5, 7))
     residual = residual.abs()
     mass = torch.sigmoid((0.5 - residual) * inverse) - torch.sigmoid((-0.5 - residual) * inverse)
@@ -178,7 +189,10 @@ def random_step(rng: np.random.Generator) -> float:
 
 
 def train(photos: list[Tensor], iterations: int) -> FloatPrior:
-    """A prior of latents (C, h, w) of at least 64x64: the coarsest lattice must be padded."""
+    """Train a prior on latents (C, h, w).
+
+    They must have at least 64x64 places, because the coarsest lattice is padded.
+    """
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     prior = FloatPrior(photos[0].shape[0])
@@ -202,7 +216,7 @@ def train(photos: list[Tensor], iterations: int) -> FloatPrior:
 
 @torch.no_grad()
 def calibrate(prior: FloatPrior, photos: list[Tensor]) -> dict[str, tuple[float, float]]:
-    """Largest activation of each hidden layer, over all steps of `SCORED_STEPS` and the ends."""
+    """The largest activation of each hidden layer, at `SCORED_STEPS` and both ends of the range."""
     largest: dict[str, tuple[float, float]] = {}
     for latents in photos:
         for step in (*ALL, *SCORED_STEPS):
@@ -230,8 +244,8 @@ def affine(
 ) -> dict[str, NDArray[Any]]:
     """Integer form of sum_i W_i x_i + b, with weights of 8 bits.
 
-    ``parts`` holds each weight (outputs, inputs) with the unit of its inputs (the real value of an
-    integer 1); ``units`` (outputs,) are those of the outputs.
+    A unit is the real value of an integer 1. ``parts`` has each weight (outputs, inputs) with the
+    unit of its inputs, and ``units`` (outputs,) has the units of the outputs.
     """
     ratios, tensors = [], {}
     for i, (weight, unit) in enumerate(parts):
@@ -252,7 +266,7 @@ def affine(
 def integers(prior: FloatPrior, largest: dict[str, tuple[float, float]]) -> dict[str, NDArray[Any]]:
     """All tensors of `LatticePrior`."""
     value, log = 1 / STEP_UNITS, 1 / LOG_UNITS
-    # log2 of the scale in eighths of an octave, from -5 octaves on; halves round up in Affine.
+    # log2 of the scale is in eighths of an octave, from -5 octaves on. `Affine` rounds halves up.
     octaves, lowest = 8, 40
     units = torch.tensor([value, 1.0])
     scaling = torch.tensor([1.0, octaves])[:, None]
@@ -265,7 +279,7 @@ def integers(prior: FloatPrior, largest: dict[str, tuple[float, float]]) -> dict
         tensors |= affine(f"base{c}", parts, bias, units)
     for name, network in prior.networks.items():
         assert isinstance(network, Network)
-        # A margin of 1.5: what is larger than anything seen in calibration is clipped. Chosen.
+        # Values are clipped at 1.5 times the largest one that was seen in calibration. Chosen.
         first, second = (1.5 * x / ACTIVATION_LIMIT for x in largest[name])
         n = network.values
 
@@ -297,7 +311,7 @@ def encode(prior: LatticePrior, tables: Tables, latents: NDArray[Any], step: int
 
 
 def score(prior: FloatPrior, tensors: dict[str, NDArray[Any]], photos: list[Tensor]) -> None:
-    """Print, for each step, what the floating-point prior promises and what files take."""
+    """Print the size that the floating-point prior promises, and that of files, for each step."""
     exact, tables = LatticePrior(tensors), Tables.shipped()
     for step in SCORED_STEPS:
         units = round(step * STEP_UNITS)
@@ -310,10 +324,10 @@ def score(prior: FloatPrior, tensors: dict[str, NDArray[Any]], photos: list[Tens
             decoder = SymbolDecoder(tables, payload)
             symbols = exact.code(decoder, h, w, units)
             decoder.finish()
-            # Both round halves to even.
+            # `Quantizer` and torch both round halves to even.
             expected = torch.round(latents.double() / step).permute(1, 2, 0).numpy()
             if not np.array_equal(symbols, expected):
-                msg = "the integer prior did not decode what it had encoded"
+                msg = "the integer prior decoded other values than it had encoded"
                 raise AssertionError(msg)
             real += 8 * len(payload)
             pixels += 64 * h * w
@@ -329,10 +343,10 @@ def main() -> None:
     parser.add_argument("--latents", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--folds", type=int, default=0, help="0: train on all photos")
-    parser.add_argument("--fold", type=int, help="only this one")
+    parser.add_argument("--fold", type=int, help="only this fold")
     parser.add_argument("--iterations", type=int, default=ITERATIONS)
     args = parser.parse_args()
-    # Small matrices: a second thread gains nothing.
+    # The matrices are small, so a second thread gains nothing.
     torch.set_num_threads(1)
     photos = [
         torch.from_numpy(x.astype(np.float32)) for _, x in sorted(load_file(args.latents).items())

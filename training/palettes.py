@@ -1,9 +1,9 @@
-"""What a palette does to latents: examples for the end of the U-Net's training.
+"""Make examples of what a palette does to latents, for the end of the U-Net's training.
 
     python -m training.palettes --latents FILE --photos DIR --output FILE [--held-out] [--count 600]
 
-FILE holds the photos' latents (training.latents).  Six parts of one to six photos make a picture
-as large as a 768x512 photo, since those at hand are smaller and a palette serves a whole picture.
+The input FILE has the photos' latents (from `training.latents`).  A palette serves a whole picture,
+and these photos are small.  So six parts, of one to six photos, make a picture of 768x512 pixels.
 The output has the parts one by one: `exact` and `coded` latents, both (N, 4, 32, 32) in float16,
 and `pixels` (N, 3, 256, 256) in uint8.
 """
@@ -64,7 +64,7 @@ def main() -> None:
         decoded = dithering.decode(payload, *picture.shape, step=STEP)
         for place in places:
             examples["coded"].append(decoded[place].transpose(2, 0, 1).astype(np.float16))
-    # safetensors writes memory as it lies: stacks of transposed views would be shuffled.
+    # safetensors writes memory in its order there, so transposed views would become shuffled.
     tensors = {name: np.ascontiguousarray(np.stack(parts)) for name, parts in examples.items()}
     save_file(tensors, options.output)
 

@@ -1,10 +1,10 @@
-"""Train `mini-perceptual`: a second decoder of mini's latents, for what looks real at low rates.
+"""Train `mini-perceptual`, a second decoder of mini's latents, which looks more real at low rates.
 
     python -m training.perceptual_decoder --packs PACKS --run DIR --minutes 25
 
-The encoder, the gain and the prior stay as they are and the decoder starts as mini's, so the
-files do not change.  They are the package's, or those of ``--state``, the averaged weights of a
-run of `training.mini.train`.  Goes on from the run's checkpoint if there is one.
+The encoder, the gain and the prior are mini's and stay as they are, so files do not change.  They
+come from the package, or from ``--state``, the averaged weights of a run of `training.mini.train`.
+The decoder begins as mini's decoder.  If the run has a checkpoint, it goes on from there.
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ from training.run import Run, add_options
 
 # Places on the rate axis that are scored: about 0.08, 0.15, 0.31 and 1.24 bits per pixel.
 SCORED = (0.1, 0.25, 0.4, 0.7)
-# Where the losses of looks begin to fade, and where mini's own are left: about 0.3 and 0.8 bits per
-# pixel.  mini's decoder leaves little blur there.  Chosen.
+# The losses for realism fade between these places, about 0.3 and 0.8 bits per pixel.  Above them,
+# only mini's own losses are left, because mini's decoder leaves little blur there.  Chosen.
 FADES_FROM, FADES_TO = 0.4, 0.6
-HIGH = 0.2  # of the crops have places from FADES_FROM on, lest the decoder forget them.  Chosen.
-MINI_SSIMULACRA2 = 0.3  # mini's share of it
-SIDE = 32  # pixels of a window in which statistics are compared; two latents.  Chosen.
-# Of mini's decoder in the weights that are written: interpolated weights trade realism for
-# fidelity continuously (Wang et al., "ESRGAN", 2018).  From the table in training/README.md.
+HIGH = 0.2  # share of crops from FADES_FROM on, so that the decoder keeps high rates.  Chosen.
+MINI_SSIMULACRA2 = 0.3  # the share of SSIMULACRA2 in mini's loss
+SIDE = 32  # pixels along a side of the windows for statistics; two latents.  Chosen.
+# The share of mini's decoder in the weights that are written.  Interpolated weights trade realism
+# for fidelity without steps (Wang et al., "ESRGAN", 2018).  Chosen from the table in
+# training/README.md.
 FIDELITY = 0.2
 OUTPUT = "mini_perceptual.safetensors"
-CELL = 4  # pixels that the decoder's last convolution makes of one position
+CELL = 4  # pixels along a side that the decoder's last convolution makes of one position
 
 
 @dataclass(frozen=True)
 class Shares:
-    """What weighs how much in the decoder's loss; of trials, see training/README.md."""
+    """The weights of the parts of the decoder's loss, from trials (see training/README.md)."""
 
-    anchor: float = 1.0  # the error in mini's measure
+    anchor: float = 1.0  # the error as mini's loss has it
     ssimulacra2: float = 1.5
     features: float = 0.35
     statistics: float = 0.6
@@ -62,7 +63,7 @@ class Shares:
 class Discriminator(nn.Module):
     """Images (B, 3, H, W) and base latents (B, BASE, H/16, W/16) to logits (B, 1, H/8, W/8).
 
-    It is told the latents, so that what it asks for is a texture that belongs to them.
+    It also sees the latents, so it asks for textures that belong to them.
     """
 
     def __init__(self) -> None:
@@ -72,7 +73,7 @@ class Discriminator(nn.Module):
         self.at4 = spectral_norm(nn.Conv2d(48, 96, 4, 2, 1))
         self.at8 = spectral_norm(nn.Conv2d(96, 128, 4, 2, 1))
         self.joint = spectral_norm(nn.Conv2d(128 + 32, 128, 3, 1, 1))
-        self.leave = nn.Conv2d(128, 1, 3, 1, 1)  # free to be as sure as it is
+        self.leave = nn.Conv2d(128, 1, 3, 1, 1)  # not normalised, so logits have no limit
 
     def forward(self, images: Tensor, latents: Tensor) -> Tensor:
         condition = F.interpolate(self.condition(latents), scale_factor=2)
@@ -85,26 +86,26 @@ class Discriminator(nn.Module):
 
 
 class Players(nn.Module):
-    """What is trained: the decoder and its discriminator, in one step of one optimizer."""
+    """The decoder and its discriminator, which one optimizer trains in the same step."""
 
     def __init__(self) -> None:
         super().__init__()
         self.decoder = Decoder()
-        # What looks real is the CNN's part.  And Adam's steps are large beside these weights:
-        # they cost what high rates need (training.mini.train.SLOWER).
+        # The linear path is not trained: realism is the work of the CNN.  Adam's steps would be
+        # large beside these small weights, and harm high rates (training.mini.train.SLOWER).
         self.decoder.linear.requires_grad_(False)
         self.discriminator = Discriminator()
 
 
 def rates(count: int, rng: random.Random) -> Tensor:
-    """Places on the rate axis (count, 1, 1, 1): most where files have 0.06 to 0.4 bits a pixel."""
+    """Random places on the rate axis (count, 1, 1, 1), most for 0.06 to 0.4 bits per pixel."""
     low, high = (0, 0.5, 0.2), (FADES_FROM, 1, FADES_FROM)
     places = [rng.triangular(*(high if rng.random() < HIGH else low)) for _ in range(count)]
     return torch.tensor(places).view(count, 1, 1, 1)
 
 
 def coded(autoencoder: Autoencoder, images: Tensor, rate: Tensor) -> Tensor:
-    """The latents that a file of these images has, in the encoder's units."""
+    """The latents of these images after coding, in the encoder's units."""
     gain = autoencoder.gain(rate, 2, *(n // FACTOR for n in images.shape[2:]))
     latents: Tensor = torch.round(autoencoder.encoder(images, rate) * gain) / gain
     latents[:, BASE:] *= rate >= TAIL_FROM
@@ -123,7 +124,7 @@ def pointwise(features: list[Tensor], originals: list[Tensor]) -> Tensor:
 def details(images: Tensor) -> Tensor:
     """Images (B, 3, H, W) to 2x2 Haar details of luma and two chroma, (B, 9, H - 1, W - 1).
 
-    What a classifier that begins with a stride of 2 is half blind to.
+    A classifier that begins with a stride of 2 sees these only in part.
     """
     red, green, blue = images.unbind(1)
     luma = 0.299 * red + 0.587 * green + 0.114 * blue  # BT.601
@@ -138,9 +139,9 @@ def details(images: Tensor) -> Tensor:
 def statistics(features: list[Tensor], originals: list[Tensor], strides: list[int]) -> Tensor:
     """Distances (B,) of each feature's mean and deviation in windows of SIDE pixels.
 
-    A Wasserstein distance of Gaussians: a texture may lie elsewhere than in the original
-    (Qiu, Ballé et al., "Wasserstein distortion: unifying fidelity and realism", 2024).  It is
-    relative to the deviations there, since what is busy masks.
+    This is a Wasserstein distance of Gaussians, so a texture need not lie at the same place as in
+    the original (Qiu, Ballé et al., "Wasserstein distortion: unifying fidelity and realism", 2024).
+    It is relative to the deviations there, because busy textures hide differences.
     """
     total = torch.zeros(len(features[0]), device=features[0].device)
     for a, b, stride in zip(features, originals, strides, strict=True):
@@ -151,7 +152,7 @@ def statistics(features: list[Tensor], originals: list[Tensor], strides: list[in
             square = F.avg_pool2d(x * x, side, side // 2)
             moments.append((mean, (square - mean * mean).clamp_min(0)))
         (mean_a, variance_a), (mean_b, variance_b) = moments
-        # A tenth of the feature's variance in the batch stays where there is none.  Chosen.
+        # The floor, a tenth of the feature's variance in the batch, is for flat windows.  Chosen.
         floor = 0.1 * b.float().var((0, 2, 3), keepdim=True) + 1e-6
         deviations = torch.sqrt(variance_a + floor) - torch.sqrt(variance_b + floor)
         distance = ((mean_a - mean_b) ** 2 + deviations**2) / (variance_a + variance_b + floor)
@@ -160,10 +161,10 @@ def statistics(features: list[Tensor], originals: list[Tensor], strides: list[in
 
 
 def weave(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """Energy (B,) of what the error repeats every CELL pixels, relative to the original's details.
+    """Energy (B,) of the error's pattern with a period of CELL pixels, relative to the details.
 
-    A decoder whose last layer writes cells of pixels finds grain there cheapest that is the same
-    in each of them, and classifiers like it better than none.
+    The decoder's last layer writes cells of pixels.  It makes grain most easily by giving all cells
+    the same pattern, and classifiers prefer such grain to none.  This loss prevents it.
     """
     b, c, h, w = images.shape
     windows, count = (h // SIDE, w // SIDE), SIDE // CELL
@@ -172,20 +173,20 @@ def weave(reconstruction: Tensor, images: Tensor) -> Tensor:
     )
     repeated = error.mean((3, 6)).var((3, 5), correction=0)
     details = images - F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
-    masking = F.avg_pool2d(details**2, SIDE) + 1 / 255**2  # a grey level is seen anywhere
+    masking = F.avg_pool2d(details**2, SIDE) + 1 / 255**2  # at least a grey level
     return (repeated / masking).mean((1, 2, 3))
 
 
 def appearance(
     classifier: Classifier, reconstruction: Tensor, images: Tensor, shares: Shares
 ) -> Tensor:
-    """How different they look to the classifier (B,), by its features and their statistics."""
-    # At a random place, lest the decoder learn the phases of a network with strides.
+    """Distances (B,) of the pictures' features in the classifier, and of their statistics."""
+    # The place is random, so the decoder cannot learn the positions of the classifier's strides.
     top, left = (int(v) for v in torch.randint(0, 16, (2,)))
     size = images.shape[2] - 16
     a, b = (v[..., top : top + size, left : left + size] for v in (reconstruction, images))
     features, originals = classifier(a), classifier(b)
-    # The windows are too few samples of what the classifier sees at 1/16.
+    # Features at 1/16 are left out of the statistics: a window has too few of them.
     textures, textures_b = [details(a), *features[:3]], [details(b), *originals[:3]]
     return shares.features * pointwise(features, originals) + shares.statistics * statistics(
         textures, textures_b, [1, 2, 4, 8]
@@ -195,10 +196,11 @@ def appearance(
 def contest(
     discriminator: Discriminator, reconstruction: Tensor, images: Tensor, latents: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The decoder's losses (B,) and the discriminator's; neither has a gradient from the other's.
+    """The decoder's losses (B,) and the discriminator's.
 
-    Each position is compared with the same one of the original: the relativistic pairs of
-    Jolicoeur-Martineau, "The relativistic discriminator", ICLR 2019.
+    Neither part gets a gradient from the loss of the other.  Each position is compared with the
+    same position of the original.  These are the relativistic pairs of Jolicoeur-Martineau, "The
+    relativistic discriminator", ICLR 2019.
     """
     real, fake = (discriminator(v, latents) for v in (images, reconstruction.detach()))
     discriminator.requires_grad_(False)
@@ -216,7 +218,9 @@ def loss_of(
     rate: Tensor,
     shares: Shares,
 ) -> Tensor:
-    """The sum of both players' losses; images (B, 3, H, W), H and W multiples of 32 from 64.
+    """The sum of both players' losses for images (B, 3, H, W).
+
+    H and W are multiples of 32, and at least 64.
 
     ``rate`` has the place of each image on the rate axis, (B, 1, 1, 1).
     """
@@ -229,13 +233,14 @@ def loss_of(
     place = rate.flatten()
     strength = ((FADES_TO - place) / (FADES_TO - FADES_FROM)).clamp(0, 1)
     loss = strength * looks
-    # As training.mini: on half of the batch, not in bfloat16.
+    # SSIMULACRA2 sees half of the batch, and not in bfloat16, as in training.mini.
     half = slice((len(images) + 1) // 2)
     with torch.autocast(images.device.type, enabled=False):
         distance = 1 - ssimulacra2(reconstruction[half], images[half]) / 100
     share = MINI_SSIMULACRA2 + strength[half] * (shares.ssimulacra2 - MINI_SSIMULACRA2)
     loss[half] += 2 * 0.35 * share * distance
-    # And as there: keeps the shares of the slope near constant over the rates.
+    # This is as in training.mini, too.  It keeps the shares of the gradient about equal at all
+    # rates.
     weight = distortion_weight(place)
     loss = (weight / 9e-4) ** 0.47 * loss
     loss = loss + shares.anchor * weight * distortion(reconstruction, images).mean((1, 2, 3))
@@ -247,7 +252,7 @@ def loss_of(
 def score(
     decoder: Decoder, autoencoder: Autoencoder, photos: list[Photo], judge: FeatureDistance
 ) -> str:
-    """PSNR, SSIMULACRA2 and the judge's distance on photos, at each place of SCORED."""
+    """PSNR, SSIMULACRA2 and the feature distance on photos, at each place of SCORED."""
     out = []
     for place in SCORED:
         rows = []
@@ -279,9 +284,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="checkpoint, log and weights")
     parser.add_argument("--minutes", type=float, required=True, help="length of the whole run")
     parser.add_argument("--state", type=Path, default=MINI.path, help="mini's weights")
-    parser.add_argument("--warm-start", type=Path, help="a decoder to begin with, not mini's")
+    parser.add_argument("--warm-start", type=Path, help="a decoder to begin with instead of mini's")
     parser.add_argument(
-        "--crop", type=int, nargs="+", default=[128, 256], help="one is drawn per step"
+        "--crop", type=int, nargs="+", default=[128, 256], help="sides; each step draws one"
     )
     for field in fields(Shares):
         parser.add_argument(f"--{field.name}", type=float, default=field.default, help="share")
@@ -295,7 +300,7 @@ def main() -> None:
     rng = random.Random(0)
     crops = Crops([options.packs / "train"], rng)
     held_out = scored_photos(options.packs / "validation")
-    encoder = loaded(options.state)  # of the reports
+    encoder = loaded(options.state)  # for the reports
     autoencoder = loaded(options.state)
     players = Players()
     players.decoder.load_state_dict(autoencoder.decoder.state_dict())
@@ -320,7 +325,7 @@ def main() -> None:
         save_file(written, options.run / OUTPUT)
 
     if not run.step:
-        report()  # what it begins with
+        report()  # the score of the decoder that the run begins with
     while run.unfinished:
         run.begin()
         crop = rng.choice(options.crop)

@@ -1,10 +1,11 @@
-"""Train `mini-perceptual` on a GPU for minutes, after `training.mini.gpu`.
+"""Train `mini-perceptual` on a GPU in minutes, after `training.mini.gpu`.
 
     python -m training.perceptual_gpu --crops DIR/0 DIR/1 --state NEW... --before OLD_DECODER \
         OLD_STATE --output DIR --seconds 120
 
-The decoder begins with that of ``--state`` (averaged weights of `mini`, in parts) and what an
-older second decoder changed in the decoder of its own `mini`.
+``--state`` has the averaged weights of the new `mini`, in parts.  ``--before`` has an older second
+decoder, and the `mini` that it was trained for.  The decoder begins with the new `mini`'s decoder,
+to which the change of the older one is added.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from training.mini.gpu import WARM_UP, keep_constants
 from training.perceptual_decoder import FIDELITY, Players, Shares, loss_of, rates
 from training.run import AVERAGING
 
-SIZES = (128, 256, 256)  # of crops: one is drawn per step
+SIZES = (128, 256, 256)  # sides of crops: one is drawn for each step
 
 
 def loaded(paths: list[Path]) -> dict[str, Tensor]:
@@ -38,7 +39,11 @@ def loaded(paths: list[Path]) -> dict[str, Tensor]:
 def begun(
     decoder: Decoder, new: Mapping[str, Tensor], old: Mapping[str, Tensor], second: Path
 ) -> None:
-    """Load what the decoder begins with; ``second`` is a mixture with `mini`'s of FIDELITY."""
+    """Load the weights that the decoder begins with.
+
+    ``new`` and ``old`` are weights of `mini`.  ``second`` is the older second decoder.  Its weights
+    contain a share (FIDELITY) of `mini`'s decoder, which is taken out again.
+    """
     trained = {k.removeprefix("decoder."): v.float() for k, v in load_file(second).items()}
     state = {}
     for name in decoder.state_dict():
@@ -53,12 +58,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--crops", type=Path, nargs="+", required=True)
-    parser.add_argument("--state", type=Path, nargs="+", required=True, help="of the new mini")
+    parser.add_argument(
+        "--state", type=Path, nargs="+", required=True, help="averaged weights of the new mini"
+    )
     parser.add_argument("--before", type=Path, nargs=2, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--learning-rate", type=float, default=4e-4)
-    parser.add_argument("--pixels", type=int, default=2**19, help="of a step")
+    parser.add_argument("--pixels", type=int, default=2**19, help="pixels in a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()

@@ -1,9 +1,10 @@
-"""Fits the heads of `mini`'s decoders for small pictures by least squares.
+"""Fit the heads of `mini`'s decoders for small pictures by least squares.
 
     python -m training.reduced --packs PACKS --output mini_reduced.safetensors
 
-The targets are the decoder's own pictures of training photos at random qualities, reduced by the
-mean; it prints how far the heads are from them, and from the reduced originals, on photos held out.
+The targets are the full decoder's pictures of training photos, at random qualities, reduced by the
+mean of pixels.  The command prints how far the results are from these pictures and from the reduced
+originals, on held-out photos.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ from training.mini.data import Photo, photos
 
 SCALES = (2, 4, 8)
 SIDE = 384  # of a crop, in pixels
-RIDGE = 1e-3  # of the mean of the squares
-QUALITIES = (1000, 3000, 6000, 9000)  # of the scores
-SCORED = 16  # photos
+RIDGE = 1e-3  # as a part of the inputs' mean square
+QUALITIES = (1000, 3000, 6000, 9000)  # the qualities that are scored, in hundredths
+SCORED = 16  # the number of photos that are scored
 
 
 class Reducing(nn.Module):
     """Latents (B, C, h, w) and the rate at each cell to images (B, 3, 16h / scale, 16w / scale).
 
-    The linear path is the decoder's, reduced.  The head takes the place of all layers after
-    `features`: those of the decoder up to some block, or with a scale of 8 the base latents.  What
-    it adds is multiplied by the decoder's gate, reduced.
+    The linear path is the decoder's, reduced.  `features` are the decoder's layers up to some
+    block, or the base latents with a scale of 8.  The head replaces all layers after them.  The
+    head's output is multiplied by the decoder's gate, reduced.
     """
 
     def __init__(self, decoder: Decoder, scale: int) -> None:
         super().__init__()
-        self.scale, self.side = scale, FACTOR // scale  # pixels of a latent, along a side
+        self.scale, self.side = scale, FACTOR // scale  # the side of a latent, in pixels
         self.decoder = decoder
         linear = reduced_linear(decoder.linear.weight.detach().numpy(), scale)
         self.linear = nn.Conv2d(CHANNELS, len(linear), 2, padding=1, bias=False)
@@ -72,7 +73,7 @@ class Reducing(nn.Module):
         return image + F.pixel_shuffle(added, 2)
 
     def gates(self, rate: Tensor, height: int, width: int) -> Tensor:
-        """What is multiplied with the head's output at its (height, width) places."""
+        """The factors of the head's output at its (height, width) places."""
         gate = torch.einsum("bkhw,kc->bchw", knots(rate), self.gate)
         return spread(gate, CELL * self.side // 2, height, width)
 
@@ -94,7 +95,7 @@ class Reducing(nn.Module):
 
 
 class Shown:
-    """A crop of a photo: its latents (1, C, h, w), quantised, their rate, and the original."""
+    """A crop of a photo: its quantised latents (1, C, h, w), their rate, and the original."""
 
     def __init__(self, mini: Mini, photo: Photo, quality: int) -> None:
         size = min(SIDE, *(n // FACTOR * FACTOR for n in photo.shape[:2]))
@@ -107,7 +108,7 @@ class Shown:
         self.rate = torch.full((1, 1, 1, 1), float(mini.axis.places(quality)) / LAST)
 
     def at(self, scale: int) -> Tensor:
-        """The latents that a picture at 1/scale is made of: the others are 0."""
+        """The latents with zeros in the channels that a picture at 1/scale does not use."""
         known = self.latents.clone()
         known[:, SHOWN.get(scale, CHANNELS) :] = 0
         return known
@@ -128,7 +129,7 @@ def fit(mini: Mini, decoder: Decoder, photos: list[Photo]) -> dict[int, Reducing
             targets = (F.pixel_unshuffle(missing, 2) / gates)[0].flatten(1).T
             seen = network.features(latents, shown.rate)
             patches = F.unfold(seen, 3, padding=1)[0].T
-            # The outputs' gates are about the same, so that they have the same weight.
+            # The gates of all outputs are about the same, so one weight serves for all.
             weight = gates.mean()
             inputs = weight * torch.cat([patches, torch.ones(len(patches), 1)], 1).double()
             squares[scale] = squares[scale] + inputs.T @ inputs
@@ -144,8 +145,11 @@ def fit(mini: Mini, decoder: Decoder, photos: list[Photo]) -> dict[int, Reducing
 def scores(
     mini: Mini, decoder: Decoder, fitted: dict[int, Reducing], photos: list[Photo]
 ) -> Iterator[tuple[int, int, list[float]]]:
-    """Quality, scale, and PSNR: of the heads to the decoder's, to the originals, of the decoder's
-    to the originals; all reduced."""
+    """Each quality and scale, with three values of PSNR of reduced pictures.
+
+    They compare the heads' pictures with the decoder's, the heads' with the originals, and the
+    decoder's with the originals.
+    """
     for quality in QUALITIES:
         random.seed(0)
         found: dict[int, list[list[float]]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""A training run that can be interrupted: what all trainers have in common."""
+"""A training run that can be interrupted.  Several trainers use it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 AVERAGING = 0.999
 WARM_UP = 200  # steps
-SAVED_EVERY = 180  # seconds: an interruption costs at most so much.  Chosen.
+SAVED_EVERY = 180  # seconds.  An interruption loses at most this much training.  Chosen.
 
 
 def add_options(parser: ArgumentParser, *, learning_rate: float, flat: float) -> None:
-    """The options that every trainer has."""
+    """Add the options that these trainers share."""
     parser.add_argument("--learning-rate", type=float, default=learning_rate)
     parser.add_argument("--flat", type=float, default=flat, help="part of the run before decay")
     parser.add_argument("--report", type=int, default=1000, help="steps between reports")
@@ -42,7 +42,7 @@ def write_checkpoint(
     step: int,
     spent: float,
 ) -> None:
-    """Write a checkpoint completely, or leave the old one.  ``spent`` is in seconds."""
+    """Write a checkpoint.  If that fails, the old one stays.  ``spent`` is in seconds."""
     state = {
         "model": model.state_dict(),
         "mean": mean,
@@ -55,9 +55,9 @@ def write_checkpoint(
 
 
 class Run:
-    """A model under training, its averaged weights, and the clock of ``options.minutes``.
+    """A model under training, its averaged weights, and a clock for ``options.minutes``.
 
-    It goes on from the checkpoint in ``options.run`` if there is one.
+    If ``options.run`` has a checkpoint, the run goes on from there.
     """
 
     def __init__(self, model: nn.Module, options: Namespace, rng: random.Random) -> None:
@@ -86,7 +86,7 @@ class Run:
         return self.spent < 60 * float(self._options.minutes)
 
     def begin(self) -> None:
-        """Start a step: its clock and its learning rate."""
+        """Begin a step: start its clock, and set its learning rate."""
         self._started = time.perf_counter()
         done = self.spent / (self._options.minutes * 60)
         decay = max(0.0, (done - self._options.flat) / (1 - self._options.flat))

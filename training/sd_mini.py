@@ -2,8 +2,8 @@
 
     python -m training.sd_mini --photos DIR --run DIR --minutes 60
 
-goes on from the run's checkpoint if there is one.  The U-Net is trained afterwards, on the
-latents of this one: training/unet.py.
+If the run has a checkpoint, it goes on from there.  Train the U-Net afterwards, on the latents of
+this autoencoder (training/unet.py).
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from training import data
 from training.run import Run, add_options
 
 BATCH = 16
-# Standard deviation of the noise that the decoder is trained with, of latents of unit
-# variance.  Chosen: a KL-regularised autoencoder samples its latents with such noise, which
-# keeps near latents near in the picture; well under a palette's error, which is the U-Net's work.
+# Standard deviation of the noise that is added to latents of unit variance when the decoder is
+# trained.  Chosen: a KL-regularised autoencoder samples its latents with such noise, so similar
+# latents give similar pictures.  It is much less than the error of a palette, which the U-Net
+# removes.
 NOISE = 0.1
-# Bits per pixel for a squared grey level, and the share of SSIMULACRA2: `mini`'s
-# balance of the two at 0.15 bits per pixel.
+# Bits per pixel for a squared grey level.  With the default of --perceptual, the balance is that
+# of `mini` at 0.15 bits per pixel.
 SQUARED = 9e-4
 
 
 class Model(nn.Module):
-    """What is trained: the autoencoder, and the normalisation that is folded into it."""
+    """The autoencoder under training, and the normalisation that is folded into it at the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class Model(nn.Module):
 
 @torch.no_grad()
 def folded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A model's weights as those of an `Autoencoder` whose latents are normalised."""
+    """A model's weights as weights of an `Autoencoder` whose latents are normalised."""
     tensors = {
         k.removeprefix("autoencoder."): v.float().cpu()
         for k, v in weights.items()
@@ -76,7 +77,7 @@ def folded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def score(weights: dict[str, Tensor], photos: list[np.ndarray]) -> str:
-    """PSNR and SSIMULACRA2 on whole photos, of exact latents and of noisy ones."""
+    """PSNR and SSIMULACRA2 on whole photos, for exact latents and for noisy ones."""
     autoencoder = Autoencoder()
     autoencoder.load_state_dict(folded(weights))
     autoencoder.eval()
@@ -104,9 +105,11 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--run", type=Path, required=True, help="checkpoint, log and weights")
     parser.add_argument("--minutes", type=float, required=True, help="length of the whole run")
-    parser.add_argument("--crop", type=int, nargs="+", default=[128], help="one is drawn per step")
+    parser.add_argument(
+        "--crop", type=int, nargs="+", default=[128], help="sides; each step draws one"
+    )
     parser.add_argument("--perceptual", type=float, default=0.3, help="share of SSIMULACRA2")
-    parser.add_argument("--warm-start", type=Path, help="weights as they ship")
+    parser.add_argument("--warm-start", type=Path, help="weights that were written by this command")
     add_options(parser, learning_rate=1e-3, flat=0.3)
     options = parser.parse_args()
 
@@ -118,7 +121,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = Model()
     if options.warm_start:
-        # They are normalised already, which the normalisation finds out.
+        # Their latents are normalised already.  The layer of normalisation will learn that.
         model.autoencoder.load_state_dict(load_file(options.warm_start))
     model = model.to(options.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = Run(model, options, rng)
@@ -136,7 +139,7 @@ def main() -> None:
         with torch.autocast(images.device.type, dtype=torch.bfloat16):
             reconstruction = model(images, NOISE)
         loss = SQUARED * ((reconstruction - images) ** 2).mean() * 255**2
-        quarter = slice(max(1, batch // 4))  # it costs more than the networks
+        quarter = slice(max(1, batch // 4))  # SSIMULACRA2 costs more than the networks
         distance = 1 - ssimulacra2(reconstruction[quarter], images[quarter]).mean() / 100
         loss = loss + options.perceptual * 0.35 * distance
         if run.descend(loss):

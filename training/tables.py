@@ -15,9 +15,9 @@ from pillow_sdz.codings.range_coder import (
     SCALES,
 )
 
-# exp(-11) is 2 ** -16, the smallest frequency: residuals beyond 11 scales are escapes.
+# exp(-11) is about 2 ** -16, the smallest frequency, so residuals beyond 11 scales are escapes.
 REACH_IN_SCALES = 11
-MAX_REACH = 255  # chosen: keeps all tables under 100 kB; only scales over 23 are cut by it
+MAX_REACH = 255  # Chosen: all tables have less than 100 kB, and it cuts only scales over 23.
 
 
 def logistic(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -26,7 +26,10 @@ def logistic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def frequencies(scale: float, mean: float, reach: int) -> NDArray[np.uint16]:
-    """Discretised logistic over -reach..reach and an escape, at least 1 each, sum 65536."""
+    """The frequencies of -reach..reach and an escape, by a discretised logistic.
+
+    Each is at least 1, and their sum is 65536.
+    """
     residual = -np.abs(np.arange(-reach, reach + 1) - mean)
     mass = logistic((residual + 0.5) / scale) - logistic((residual - 0.5) / scale)
     mass = np.append(mass, max(0.0, 1 - mass.sum()))

@@ -4,12 +4,13 @@
     python -m training.unet --autoencoder FILE --latents FILE --run DIR --minutes 25 \
         --warm-start DIR --palettes FILE --perceptual 0.5
 
-The first is denoising diffusion (Ho et al., NeurIPS 2020) with Stable Diffusion 1's schedule.
-The second ends it with the noise that the last steps will meet: with ``--palettes``, of
-training.palettes, half of a batch has a palette's error instead of Gaussian noise, and with
-``--perceptual`` what is left of it counts as seen in the decoded picture, too.  A run goes on
-from its checkpoint if there is one, and writes RUN/unet and RUN/scheduler in diffusers' layout.
-Needs diffusers.
+The first command trains denoising diffusion (Ho et al., NeurIPS 2020) with Stable Diffusion 1's
+schedule.  The second one is for the end: it trains with the errors that files have.  ``--palettes``
+takes a file of `training.palettes`, and half of a batch has a palette's error instead of Gaussian
+noise.  With ``--perceptual``, the loss also has the score of the decoded pictures.
+
+If a run has a checkpoint, it goes on from there.  It writes RUN/unet and RUN/scheduler in
+diffusers' layout, and needs diffusers.
 """
 
 from __future__ import annotations
@@ -37,19 +38,21 @@ from training.run import Run, add_options
 
 BATCH = 16
 CROP = 32  # latents along a side
-# Timesteps of 1000.  Chosen: decoding runs the last few dozen, so that half of the batch is
-# drawn from the last 150; the rest keeps it a noise predictor of the whole schedule.
+# Half of a batch has the last 150 of 1000 timesteps.  Chosen: decoding runs only the last few
+# dozen.  The other half has any timestep, so that the U-Net still predicts noise on the whole
+# schedule.
 LAST = 150
 
-# How files recommend to be denoised.
+# The denoising that files recommend.
 STRENGTH, STEPS = ARTICLES_DENOISING.strength / 1000, ARTICLES_DENOISING.steps
-# Few pictures, of which 192x192 pixels count: SSIMULACRA2 and the decoder cost more than the U-Net.
+# SSIMULACRA2 and the decoder cost more than the U-Net, so they see four pictures, and only 192x192
+# pixels of each count.  Chosen.
 PERCEPTUAL_BATCH, PERCEPTUAL_CROP = 4, 32
-MARGIN = 32  # pixels
+MARGIN = 32  # pixels at each side that do not count
 
 
 def unet() -> Any:
-    """Chosen: with the autoencoder 4.9 million weights, 9.8 MB in float16."""
+    """A new U-Net.  Its size is chosen: with the autoencoder, 4.9 million weights (9.8 MB)."""
     return UNet2DModel(  # type: ignore[no-untyped-call]
         sample_size=64,
         in_channels=CHANNELS,
@@ -89,7 +92,7 @@ def crops(pictures: list[Tensor], count: int, size: int, rng: random.Random) -> 
 
 
 class Examples:
-    """What palettes did to latents (training.palettes)."""
+    """Latents before and after palettes, from a file of `training.palettes`."""
 
     def __init__(self, file: Path) -> None:
         tensors = load_file(file)
@@ -115,7 +118,7 @@ class Examples:
 
 
 def refine(latents: Tensor, model: nn.Module, noises: Any, strength: float = STRENGTH) -> Tensor:
-    """Latents (B, C, h, w) as decoding refines them."""
+    """Refine latents (B, C, h, w) as decoding does."""
 
     def predict(x: Tensor, time: int) -> Tensor:
         noise: Tensor = model(x, time).sample
@@ -126,7 +129,7 @@ def refine(latents: Tensor, model: nn.Module, noises: Any, strength: float = STR
 
 
 def as_noise(exact: Tensor, coded: Tensor, noises: Any) -> Tensor:
-    """A palette's errors in the unit of the noise that the article's strength stands for."""
+    """A palette's errors, divided by the standard deviation of noise at the article's strength."""
     start = round(STRENGTH * noises.config.num_train_timesteps) - 1
     cumulative = noises.alphas_cumprod[start]
     noise: Tensor = (coded - exact) * (cumulative / (1 - cumulative)).sqrt()
@@ -141,15 +144,20 @@ def distance_left(
     pixels: Tensor,
     noises: Any,
 ) -> tuple[Tensor, Tensor]:
-    """What the last steps leave of a palette's error: in latents, as a part, and as seen."""
+    """What the last steps leave of a palette's error.
+
+    Returns the part of the latents' squared error that is left, and the logarithm of the decoded
+    picture's distance from the photo.
+    """
     refined = refine(coded, model, noises)
     error = ((refined - exact) ** 2).mean() / ((coded - exact) ** 2).mean()
     images = autoencoder.decoder(refined).float() / 2
-    # Where the latents were cut out of a photo's, the decoder lacks what was beside them.
+    # The latents were cut out of larger ones, so the decoder's pixels are wrong near the border.
     inside = ..., slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN)
     images, pixels = images[inside].contiguous(), pixels[inside].contiguous()
     with torch.autocast(exact.device.type, enabled=False):
-        # By ratio: a few pictures of much texture, far below 0, would outweigh all others.
+        # The logarithm is taken, because a few pictures with much texture score far below 0, and
+        # would outweigh all others.
         seen = torch.log(1 - ssimulacra2(images, pixels) / 100).mean()
     return error, seen
 
@@ -158,9 +166,11 @@ def distance_left(
 def score(
     model: nn.Module, autoencoder: Autoencoder, unseen: list[Tensor], examples: Examples | None
 ) -> str:
-    """Mean squared error left of white noise of 0.1, 0.2 and 0.3, denoised at what it equals.
+    """Score the U-Net, in one line.
 
-    Then, of palettes: the error and SSIMULACRA2 without and with denoising.
+    The line has the mean squared error that is left of white noise of 0.1, 0.2 and 0.3, denoised at
+    the strength that equals it.  With examples of palettes, it also has their error and
+    SSIMULACRA2, without and with denoising.
     """
     noises = scheduler()
     cumulative = noises.alphas_cumprod
@@ -193,11 +203,13 @@ def main() -> None:
     )
     parser.add_argument("--autoencoder", type=Path, required=True)
     parser.add_argument("--latents", type=Path, required=True, help="of training.latents")
-    parser.add_argument("--held-out", type=Path, required=True, help="the same, --held-out")
+    parser.add_argument(
+        "--held-out", type=Path, required=True, help="latents of the held-out photos"
+    )
     parser.add_argument("--palettes", type=Path, help="of training.palettes")
     parser.add_argument("--held-out-palettes", type=Path)
     parser.add_argument("--perceptual", type=float, default=0.0, help="share of SSIMULACRA2")
-    parser.add_argument("--warm-start", type=Path, help="another run's folder")
+    parser.add_argument("--warm-start", type=Path, help="the folder of another run")
     parser.add_argument("--run", type=Path, required=True, help="checkpoint, log and weights")
     parser.add_argument("--minutes", type=float, required=True, help="length of the whole run")
     add_options(parser, learning_rate=1e-3, flat=0.0)
