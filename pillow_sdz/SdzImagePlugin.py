@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from PIL import Image, ImageFile
 
 from . import catalogue, chunks, reading
-from .pillow_private import DeferredError, check_pixels, descriptor, undecoded
+from .pillow_private import UndecodedFile, check_pixels, descriptor
 from .signature import FORMAT, SIGNATURE
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _copy(fp: IO[bytes]) -> reading.Reader:
     return reading.Reader(BytesIO(reading.read(fp, size)))
 
 
-class SdzImageFile(ImageFile.ImageFile):
+class SdzImageFile(UndecodedFile):
     format = FORMAT
     format_description = "Image kept as the latents of an autoencoder"
 
@@ -86,19 +86,16 @@ class SdzImageFile(ImageFile.ImageFile):
         # Pillow checks this as well, but only after the metadata has been read.
         check_pixels(header.size)
         self._model, self._coding = catalogue.judge(header)
-        self._size = header.size
-        self._mode = header.mode
         self.n_frames = header.frames
         self.is_animated = header.frames > 1
-        self._close_exclusive_fp_after_loading = not self.is_animated
+        if self.is_animated:
+            self._keep_open()
 
         self._header, self._reader = header, reader
         # Chunks that decoding does not need.  `_part` checks their CRC once.
         self._unread: list[reading.Entry] = []
         entries = self._read_chunks()
         self._frames = reading.Frames(entries, len(reader.bands))
-        if self.is_animated:
-            self._fp = self.fp  # `load` sets fp to None.  Pillow's `close` closes _fp as well.
         self._show(0)
 
     def _read_chunks(self) -> list[reading.Entry]:
@@ -186,10 +183,8 @@ class SdzImageFile(ImageFile.ImageFile):
         """Choose the frame that the next load decodes."""
         self._frame = frame
         # `thumbnail` and `putalpha` change them in place, perhaps while another frame was shown.
-        self._size, self._mode = self._header.size, self._header.mode
+        self._become(self._header.size, self._header.mode)
         self._scale = 1
-        self._im = None
-        self.tile = undecoded(self.size)
         exact = self._frames.exact(frame)
         self.info["sdz"]["exact"] = 0 if exact is None else self._layers.share(frame)
         if (animation := self._value(chunks.ANIMATION)) is not None:
@@ -198,10 +193,7 @@ class SdzImageFile(ImageFile.ImageFile):
 
     def seek(self, frame: int) -> None:
         """Go to a frame, counted from 0; EOFError if there is none."""
-        if self._seek_check(frame):
-            if isinstance(self._fp, DeferredError):
-                raise self._fp.ex  # the image has been closed
-            self.fp = self._fp
+        if self._returns_to_file(frame):
             self._show(frame)
 
     def tell(self) -> int:
@@ -224,8 +216,7 @@ class SdzImageFile(ImageFile.ImageFile):
         width, height = self.size
         fitting = min(width // max(1, size[0]), height // max(1, size[1]))
         self._scale = next(scale for scale in scales if scale == 1 or scale <= fitting)
-        self._size = -(-width // self._scale), -(-height // self._scale)
-        self.tile = undecoded(self.size)
+        self._become((-(-width // self._scale), -(-height // self._scale)), self.mode)
         return self.mode, (0, 0, width / self._scale, height / self._scale)
 
     def crop(self, box: tuple[float, float, float, float] | None = None) -> Image.Image:
@@ -240,7 +231,7 @@ class SdzImageFile(ImageFile.ImageFile):
             if inside[0] < inside[2] and inside[1] < inside[3] and inside != (0, 0, *self.size):
                 found = self._part(inside)
                 shifted = left - inside[0], top - inside[1], right - inside[0], bottom - inside[1]
-                return self._new(found.crop(shifted).im)
+                return self._with_pixels(found.crop(shifted).im)
         return super().crop(box)
 
     def verify(self) -> None:
@@ -259,10 +250,7 @@ class SdzImageFile(ImageFile.ImageFile):
         if self.tile:
             self.im = self._part((0, 0, *self.size)).im
             self.tile = []
-            if self._exclusive_fp and self._close_exclusive_fp_after_loading:
-                assert self.fp is not None
-                self.fp.close()
-            self.fp = None
+            self._leave_file()
         return super().load()
 
     def load_seek(self, pos: int) -> None:

@@ -112,6 +112,9 @@ SD_MINI = ModelSpec(
 
 #: The model that `Image.save` uses if none is asked for.
 DEFAULT = MINI
+#: The family of other tools' latents if they do not say it.  Chosen: most latents of 4 channels are
+#: of this family.
+DEFAULT_FAMILY = "sd1"
 #: The models whose weights come with this package.
 EMBEDDED: dict[str, ModelSpec] = {spec.name: spec for spec in (MINI, MINI_PERCEPTUAL, SD_MINI)}
 

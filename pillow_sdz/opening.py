@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import chunks, codec, container, keywords, scaling, shapes
-from .codings import adaptive
-from .codings.coding import Coding
+from .codings.coding import WORK_PER_BYTE, Coding
 from .codings.range_coder import DamagedPayload
 from .contents import contents
 from .header import Header
@@ -34,9 +33,9 @@ T = TypeVar("T")
 # The most values of all frames together.  Chosen: a gigabyte of float32, or 16,384 images of
 # 512x512 pixels in 4 channels.
 MAX_VALUES = 1 << 28
-# The most work (`adaptive.work`) of all frames together, in addition to the work that the bytes of
-# the file allow.  Chosen: about 20 seconds.  Only thousands of empty frames exceed it.  The codings
-# limit each payload (`adaptive.FREE_WORK`), but a file may have very many payloads.
+# The most work of all frames together, in addition to the work that the bytes of the file allow
+# (WORK_PER_BYTE).  Chosen: about 20 seconds.  Only thousands of empty frames exceed it.  Codings
+# limit the work of each payload, but a file may have very many payloads.
 FREE_WORK = 1 << 21
 # The most frames that are decoded together, and the most values in them.  So many files are open at
 # once, and the values are in memory several times.  Measured: with more, a frame takes no less time
@@ -271,7 +270,7 @@ def too_much_work(header: Header, coder: Coding, size: int) -> str | None:
     """What is wrong if decoding takes too long for so few bytes, or None."""
     _, height, width = header.latents
     work = header.frames * coder.work(height, width)
-    if work <= FREE_WORK + adaptive.WORK_PER_BYTE * size:
+    if work <= FREE_WORK + WORK_PER_BYTE * size:
         return None
     return f"{header.frames} frames of latents {header.latents} in {size} bytes are too many"
 

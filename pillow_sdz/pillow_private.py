@@ -9,10 +9,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
-from PIL._util import DeferredError as DeferredError  # replaces the file of a closed image
-from PIL._util import is_path
+from PIL._util import DeferredError, is_path
 
 if TYPE_CHECKING:
+    from PIL._imaging import ImagingCore
     from PIL._imaging import PixelAccess as PixelAccess  # the result of `load`
 
 
@@ -45,9 +45,38 @@ def check_pixels(size: tuple[int, int]) -> None:
     Image._decompression_bomb_check(size)
 
 
-def undecoded(size: tuple[int, int]) -> list[ImageFile._Tile]:
-    """The value of `ImageFile.tile` until the pixels are decoded.
+class UndecodedFile(ImageFile.ImageFile):
+    """An image file whose pixels its own `load` decodes, with the private names that this takes."""
 
-    There is no decoder of this name: the plugin's own `load` decodes.
-    """
-    return [ImageFile._Tile("sdz", (0, 0, *size), 0, None)]
+    def _become(self, size: tuple[int, int], mode: str) -> None:
+        """Have this size and mode, and no pixels until `load`."""
+        self._size, self._mode = size, mode
+        self._im = None
+        # There is no decoder of this name: the plugin's own `load` decodes.
+        self.tile = [ImageFile._Tile("sdz", (0, 0, *size), 0, None)]
+
+    def _keep_open(self) -> None:
+        """Keep the file open after `load`, for the next frames."""
+        assert self.fp is not None
+        self._close_exclusive_fp_after_loading = False
+        self._fp = self.fp  # `load` sets fp to None.  Pillow's `close` closes _fp as well.
+
+    def _leave_file(self) -> None:
+        """Use the file no more for this frame.  Close it if nobody else needs it."""
+        if self._exclusive_fp and self._close_exclusive_fp_after_loading:
+            assert self.fp is not None
+            self.fp.close()
+        self.fp = None
+
+    def _returns_to_file(self, frame: int) -> bool:
+        """Use the file again, if this frame is not the present one; EOFError if there is none."""
+        if not self._seek_check(frame):
+            return False
+        if isinstance(self._fp, DeferredError):
+            raise self._fp.ex  # the image has been closed
+        self.fp = self._fp
+        return True
+
+    def _with_pixels(self, core: ImagingCore) -> Image.Image:
+        """A picture of these pixels, with this one's metadata."""
+        return self._new(core)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -10,8 +11,10 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageFile
 
-from pillow_sdz import catalogue
+from pillow_sdz import catalogue, spaces
+from pillow_sdz.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
@@ -23,30 +26,32 @@ TOP_LEVEL = {
     "training": {"pillow_sdz", "evaluation"},
     "fuzz": {"pillow_sdz"},
 }
-# Files of the package that must not name a model or a coding.
-GENERIC = (
-    "SdzImagePlugin",
-    "chunks",
-    "codec",
-    "container",
-    "contents",
-    "exact",
-    "graphics",
-    "header",
-    "keywords",
+# Rooms of the package that may name models and codings.  All others are generic.
+NAMING = {"catalogue", "codings", "families", "interchange", "presets", "spaces", "weights"}
+NAMING_MODELS = ("mini", "sd_mini")  # files of `models` that belong to one model
+# Modules of `codings` that belong to one coding or one prior.
+CODINGS_AND_PRIORS = {
+    "adaptive",
+    "banded",
+    "context",
+    "dithering",
+    "float16",
+    "float32",
+    "hyperprior",
+    "lattice",
+    "palette",
+}
+# These names of codings are those of dtypes as well.
+DTYPES = {"bfloat16", "float16", "float32"}
+# In these files they are dtypes.
+WITH_DTYPES = {
+    "comfyui.nodes",
     "latents",
-    "layers",
-    "models/__init__",
+    "models",
+    "models.devices",
     "opening",
-    "order",
-    "protection",
-    "reading",
-    "regions",
-    "saving",
-    "scaling",
-    "shapes",
-    "vp8l",
-)
+    "options",
+}
 
 
 def modules(folder: str) -> dict[str, Path]:
@@ -147,22 +152,39 @@ def test_folders_keep_apart(folder: str) -> None:
             assert top == folder or top in TOP_LEVEL[folder], f"{name} imports {other}"
 
 
-def test_no_generic_file_names_a_model_or_a_coding() -> None:
+def generic() -> dict[str, Path]:
+    """The files that must not name a model or a coding, by the module's name in the package."""
+    found = {}
+    for name, path in modules("pillow_sdz").items():
+        _, *parts = name.split(".")
+        of_a_model = parts[:1] == ["models"] and "".join(parts[1:2]).startswith(NAMING_MODELS)
+        if room(name) not in NAMING and not of_a_model:
+            found[".".join(parts)] = path
+    return found
+
+
+def test_what_is_generic() -> None:
+    rooms = {"SdzImagePlugin", "saving", "latents", "opening", "codec", "keywords", "chunks"}
+    assert {*rooms, "models", "cli.encode", "comfyui.nodes", "cluster.engine"} <= generic().keys()
+    assert not {"models.mini.network", "models.sd_mini", "codings.palette"} & generic().keys()
+
+
+@pytest.mark.parametrize("name", generic())
+def test_no_generic_file_names_a_model_or_a_coding(name: str) -> None:
     """In code. Documentation may give examples."""
-    names = {*catalogue.all_spaces(), *catalogue.EMBEDDED, "context", "palette", "float16"}
-    for name in GENERIC:
-        tree = ast.parse((ROOT / "pillow_sdz" / f"{name}.py").read_text())
-        documentation = {
-            node.body[0].value
-            for node in ast.walk(tree)
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
-            and isinstance(node.body[0], ast.Expr)
-        }
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and node not in documentation:
-                assert node.value not in names
-            named = getattr(node, "id", getattr(node, "attr", ""))
-            assert not re.search(r"MINI|HYPERPRIOR|PALETTE|FLOAT16|CONTEXT|has_hyperprior", named)
+    names = {*catalogue.all_spaces(), *catalogue.EMBEDDED, *PRESETS, *spaces.CODING_NAMES}
+    if name in WITH_DTYPES:
+        names -= DTYPES
+    constants = "MINI|HYPERPRIOR|PALETTE|FLOAT16|FLOAT32|CONTEXT|has_hyperprior"
+    tree = ast.parse(generic()[name].read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant):
+            assert node.value not in names
+        named = getattr(node, "id", getattr(node, "attr", ""))
+        assert not re.match(constants, named.lstrip("_"))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("codings"):
+            imported = {*str(node.module).split("."), *(alias.name for alias in node.names)}
+            assert not imported & CODINGS_AND_PRIORS, ast.unparse(node)
 
 
 @pytest.mark.parametrize("path", [*modules("pillow_sdz").values()], ids=lambda path: path.stem)
@@ -175,14 +197,22 @@ def test_files_are_short(path: Path) -> None:
 
 
 def test_pillows_private_names_are_in_one_file() -> None:
+    classes = inspect.getsource(Image.Image) + inspect.getsource(ImageFile.ImageFile)
+    private = {*re.findall(r"self\.(_[a-z]\w*)", classes), *re.findall(r"def (_[a-z]\w*)", classes)}
+    assert {"_size", "_exclusive_fp", "_new", "_seek_check"} <= private
     for name, path in modules("pillow_sdz").items():
         if name == "pillow_sdz.pillow_private":
             continue
+        is_image = name == "pillow_sdz.SdzImagePlugin"
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 assert not (node.module or "").startswith("PIL._"), ast.unparse(node)
             if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
-                assert ast.unparse(node.value) not in ("Image", "ImageFile"), ast.unparse(node)
+                owner = ast.unparse(node.value)
+                assert owner not in ("Image", "ImageFile"), ast.unparse(node)
+                # Other classes may have attributes of their own with these names.
+                if is_image or owner != "self":
+                    assert node.attr not in private, f"{name}: {ast.unparse(node)}"
 
 
 # Records that are filled while something runs.

@@ -571,7 +571,7 @@ def test_what_nothing_happens_in_is_within_the_limit(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys.modules["pillow_sdz.opening"], "FREE_WORK", 1 << 15)
     assert not roundtrip(np.zeros((16, 64, 64), np.float16), model="sd3", step=0.3).any()
     assert not roundtrip(np.zeros((100, *SHAPE), np.float16)).any()
-    monkeypatch.setattr(adaptive, "WORK_PER_BYTE", 1)
+    monkeypatch.setattr(sys.modules["pillow_sdz.opening"], "WORK_PER_BYTE", 1)
     with pytest.raises(ValueError, match="bytes are too many"):
         saved(np.zeros((16, 64, 64), np.float16), model="sd3")
 

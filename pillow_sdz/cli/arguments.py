@@ -187,7 +187,7 @@ def add_coding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--coding",
         choices=spaces.CODING_NAMES,
-        help="how the latents are stored; default: context",
+        help=f"how the latents are stored; default: {spaces.CODING_NAMES[0]}",
     )
     parser.add_argument(
         "--effort",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import catalogue
 from ..atomic import replacing
 from .arguments import Commands, add_coding, add_inputs, add_jobs, add_size, given, path, refuse
 from .files import check_inputs, find, readable
@@ -44,7 +45,9 @@ def add_compare(commands: Commands) -> None:
     )
     add_size(parser)
     parser.add_argument(
-        "--model", metavar="NAME", help="the model that encodes the .sdz files; default: mini"
+        "--model",
+        metavar="NAME",
+        help=f"the model that encodes the .sdz files; default: {catalogue.DEFAULT.name}",
     )
     add_coding(parser)
     add_jobs(parser)

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from PIL import Image
 
+from .. import catalogue
 from ..chunks import MAX_METADATA
 from .arguments import (
     STREAM,
@@ -69,8 +70,9 @@ def add_encode(commands: Commands) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="the model that encodes pictures, default: mini; for latents: the model that made"
-        " them, default: as the file or its name says, or sd1",
+        help=f"the model that encodes pictures, default: {catalogue.DEFAULT.name}; for latents: the"
+        " model that made them, default: as the file or its name says, or"
+        f" {catalogue.DEFAULT_FAMILY}",
     )
     add_coding(parser)
     parser.add_argument(

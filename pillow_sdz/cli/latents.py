@@ -131,11 +131,12 @@ class LatentEncoder:
         if (model := self.model or said) is not None:
             return model
         channels = part.latents.shape[-3 if part.latents.ndim < 5 else 1]
-        if channels != 4:
+        default = catalogue.DEFAULT_FAMILY
+        if channels != catalogue.all_spaces()[default].channels:
             msg = f"its latents have {channels} channels: give --model (sd3, flux, ...)"
             raise ValueError(msg)
-        report.remark("latents are assumed to be of sd1 (--model names another model)")
-        return "sd1"
+        report.remark(f"latents are assumed to be of {default} (--model names another model)")
+        return default
 
     def _check_said(self, job: Job, said: str) -> None:
         """ValueError if --model contradicts the family that the file names."""

@@ -1,7 +1,7 @@
 """The codings: latents <-> payloads.  They compute in integers, without torch.
 
-A coding has a file with a class that fulfils `coding.Coding`, a row in `catalogue` for what headers
-say of it, and a row here.
+A coding has a file with a class that fulfils `coding.Coding`, a row in `spaces` that says what its
+headers mean, and a row here.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..arrays import Floats, Ints, Singles
 from .calibration import Calibration
+from .coding import WORK_PER_BYTE
 from .frame_coders import Apart, FrameCoder, checked_steps
 from .integers import LOG_UNITS, STEP_UNITS, logarithm
 from .range_coder import Coder, DamagedPayload, rounded
@@ -324,10 +325,9 @@ def waves(height: int, width: int, channels: int) -> int:
 
 
 # Without a limit, a payload of a few bytes could decode to any number of values.  So the payload's
-# bytes limit the work, which is counted in values.  A wave of a channel takes at least as long as
-# 16 values.  Chosen: docs/measurements.md#adaptive.
+# bytes limit the work, which is counted in values: WORK_PER_BYTE for each byte, and FREE_WORK.  A
+# wave of a channel takes at least as long as 16 values.  Chosen: docs/measurements.md#adaptive.
 FREE_WORK = 1 << 18
-WORK_PER_BYTE = 384
 WAVE_WORK = 16
 
 

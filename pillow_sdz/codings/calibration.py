@@ -23,7 +23,7 @@ REACH = 7  # larger residuals are counted as this one
 RESIDUALS = 2 * REACH + 1
 CELLS = PHASES * RESIDUALS
 # With this scale, one in 58 residuals is not zero.  With smaller scales, a few bytes would decode
-# to more values than `adaptive.WORK_PER_BYTE` allows.
+# to more values than `coding.WORK_PER_BYTE` allows.
 LEAST_SCALE = 14
 STRENGTH = 32  # the first counts weigh as much as so many residuals
 # Scales are chosen again when there are so many new residuals for each old one.  Chosen: this

@@ -26,6 +26,10 @@ class Frame(NamedTuple):
     quantisation: int | None = None
 
 
+#: The work that each byte of latents allows: see `Coding.work`.  Chosen:
+#: docs/measurements.md#adaptive.
+WORK_PER_BYTE = 384
+
 #: Codes the next frame of a file into chunks, one for each band.  ValueError if readers would
 #: refuse them.
 FrameEncoder = Callable[[Frame], list[Chunk]]
@@ -63,9 +67,9 @@ class Coding(Protocol):
         ...
 
     def work(self, height: int, width: int) -> int:
-        """The work to decode a frame of latents (height, width), in the unit of `adaptive.work`.
+        """The work to decode a frame of latents (height, width): the number of values.
 
-        It is 0 if the time depends on the bytes alone.
+        Values that take longer count more.  The work is 0 if the time depends on the bytes alone.
         """
         ...
 

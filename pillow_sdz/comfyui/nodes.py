@@ -88,7 +88,7 @@ class SaveLatents:
             "required": {
                 "samples": ("LATENT",),
                 "filename_prefix": _PREFIX,
-                "family": (families(), {"default": "sd1"}),
+                "family": (families(), {"default": catalogue.DEFAULT_FAMILY}),
                 "lossless": ("BOOLEAN", {"default": True}),
                 "step": ("FLOAT", {"default": 0.1, "min": 0.001, "max": 16.0, "step": 0.001}),
             },
