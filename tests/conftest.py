@@ -7,6 +7,11 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+# pytest-xdist's workers share the cores. Several threads in each would get in each other's way.
+# Libraries read the variable when they are imported, so this stands before their imports.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from PIL import Image, ImageFile
 

@@ -96,7 +96,7 @@ def test_the_table_of_families_is_complete() -> None:
     assert rows.keys() - {"factor"} == known | {"taef2"}
 
 
-@pytest.mark.parametrize("name", rows_of_readme().keys() - {"factor", "taef2"})
+@pytest.mark.parametrize("name", sorted(rows_of_readme().keys() - {"factor", "taef2"}))
 def test_the_table_of_families_is_right(name: str) -> None:
     saved_as, exact_too, shown, pinned = rows_of_readme()[name]
     spec = keywords.model_named(name)

@@ -392,7 +392,7 @@ def rules() -> Iterator[tuple[str, str, Callable[[object], bool]]]:
             yield f"{kind} {name}", field.what, field.fits
 
 
-@pytest.mark.parametrize(("name", "what", "fits"), [*rules()], ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("name", "what", "fits"), [*rules()], ids=[name for name, *_ in rules()])
 def test_both_ends_of_a_range_are_in_it(
     name: str, what: str, fits: Callable[[object], bool]
 ) -> None:

@@ -157,7 +157,7 @@ def test_what_is_not_shown(name: str) -> None:
         shown(FILES[name])
 
 
-@pytest.mark.parametrize("name", SHOWN)
+@pytest.mark.parametrize("name", sorted(SHOWN))
 def test_what_is_shown(name: str) -> None:
     shown(FILES[name])
     verified(FILES[name])

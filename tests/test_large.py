@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +16,7 @@ from benchmarks import memory
 from pillow_sdz import catalogue, chunks, codec, container, demo, models, options, spaces
 from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
-from pillow_sdz.models import runtime
+from pillow_sdz.models import runtime, tiles
 from pillow_sdz.models.mini import Mini
 from pillow_sdz.models.mini import memory as tile_memory
 from pillow_sdz.models.mini import shape as mini_shape
@@ -180,6 +181,30 @@ def test_tiled_pixels_are_those_of_one_piece(scale: int, monkeypatch: pytest.Mon
     (one, whole), (many, tiled) = pictures
     assert one == 1 < many
     assert np.abs(whole - tiled).max() <= 1
+
+
+def test_tiles_in_several_threads_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four threads that decode a picture's tiles, and one thread that decodes the same tiles."""
+    rng = np.random.default_rng(0)
+    latents = rng.normal(0, 1, (50, 50, mini_shape.CHANNELS)).astype(np.float32)
+    monkeypatch.setattr("pillow_sdz.cores.threads", lambda: 4)
+    threads = set()
+    run = runtime.Network.__call__
+
+    def noted(self: runtime.Network, **inputs: np.ndarray) -> np.ndarray:
+        threads.add(threading.get_ident())
+        return run(self, **inputs)
+
+    monkeypatch.setattr(runtime.Network, "__call__", noted)
+    several = list(mini().decode(latents, 5000))
+    assert len(several) == 4
+    assert threading.get_ident() not in threads
+    at_once = tiles._at_once
+    monkeypatch.setattr(tiles, "_at_once", lambda work, items, workers: at_once(work, items, 1))
+    one = list(mini().decode(latents, 5000))
+    assert [place for place, _ in one] == [place for place, _ in several]
+    for (_, expected), (_, found) in zip(one, several, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
