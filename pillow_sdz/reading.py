@@ -92,15 +92,18 @@ class Frames:
 
 
 def read(fp: IO[bytes], count: int) -> bytes:
-    """``count`` bytes, or fewer at the end.  One `read` of a raw file may return too few."""
-    data = fp.read(count)
+    """``count`` bytes, or fewer at the end.
+
+    One `read` of a raw file may return too few.  Some file objects return a bytearray.
+    """
+    data = bytes(fp.read(count))
     if len(data) == count:
         return data
     parts = []
     while data:
         parts.append(data)
         count -= len(data)
-        data = fp.read(count) if count else b""
+        data = bytes(fp.read(count)) if count else b""
     return b"".join(parts)
 
 

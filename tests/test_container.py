@@ -355,6 +355,18 @@ def test_short_reads_are_read_on() -> None:
     assert [reader.data(entry) for entry in reader] == [HEAD.data, LATN.data, b""]
 
 
+def test_a_file_may_return_any_kind_of_bytes() -> None:
+    """Pillow's JPEG, PNG, GIF and AVIF take a bytearray, too."""
+
+    class Arrays(BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return bytearray(super().read(size))  # type: ignore[return-value]
+
+    data = container.write([HEAD, LATN, DONE])
+    reader = container.Reader(Arrays(data))
+    assert [reader.data(entry) for entry in reader] == [HEAD.data, LATN.data, b""]
+
+
 def test_thousands_of_chunks_are_read_ahead() -> None:
     """Short chunks are read by kilobytes. A long one is still not read."""
     file = CountingReads(container.write([head(frames=5000), *[Chunk(b"LATN", b"")] * 5000, DONE]))
