@@ -16,6 +16,7 @@ import tiny_models as tiny
 from model_registry import no_network, registry
 from pillow_sdz import models, register_model
 from pillow_sdz.models import loading
+from pillow_sdz.models.mini import search
 from sdz_files import decode, encode
 
 __all__ = ["no_network", "registry"]
@@ -155,6 +156,50 @@ def test_the_callers_settings_change_nothing_and_stay(
         assert using() == expected
         assert settings() == before
     assert using() == expected
+
+
+@pytest.fixture
+def medium() -> Iterator[None]:
+    """Products in bfloat16, on CPUs that have it."""
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.usefixtures("medium")
+def test_a_search_multiplies_in_float32() -> None:
+    """Searches overlap: the first one ends while the second one runs."""
+    first, second = search.float32_products(), search.float32_products()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.get_float32_matmul_precision() == "highest"
+    second.__exit__(None, None, None)
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+@pytest.mark.usefixtures("medium")
+def test_a_search_is_as_good_with_a_caller_who_wants_less_precision(photo: Image.Image) -> None:
+    less = mini(photo)()
+    assert torch.get_float32_matmul_precision() == "medium"
+    torch.set_float32_matmul_precision("highest")
+    assert less == mini(photo)()
+
+
+def test_a_search_leaves_what_is_set_for_single_libraries(
+    photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch raises RuntimeError if such settings differ and somebody asks for one of all."""
+
+    def differ() -> str:
+        raise RuntimeError
+
+    def set(precision: str) -> None:
+        raise AssertionError(precision)
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", differ)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", set)
+    assert mini(photo)()
 
 
 # Memory that runs out

@@ -15,7 +15,8 @@ def undisturbed() -> Iterator[None]:
     """Run networks without the caller's default device and autocast.
 
     The caller's default dtype stays, because all threads share it.  So code that runs in here names
-    the dtype of each tensor that it makes.  If memory runs out, this is an OSError.
+    the dtype of each tensor that it makes.  The precision of products stays for the same reason:
+    with "medium", pixels differ by a level.  If memory runs out, this is an OSError.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.device("cpu"))
