@@ -51,6 +51,30 @@ def test_the_closing_line(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("encode", ""),
+        ("decode", "album", ""),
+        ("info", ""),
+        ("compare", ""),
+        ("encode", "album", "-o", ""),
+        ("compare", "album", "--report", ""),
+        ("models", "add", "ours", ""),
+    ],
+)
+def test_an_empty_name_is_not_the_current_folder(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scripts give one if a variable of theirs is not set."""
+    before = files(".")
+    with pytest.raises(SystemExit) as exit:
+        main([*arguments])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.endswith(": it is empty\n")
+    assert files(".") == before
+
+
 @pytest.mark.parametrize("command", ["decode", "latents"])
 def test_every_command_closes_with_it(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encode", "album"]) == 0

@@ -43,6 +43,9 @@ class Output:
 
 def path(text: str) -> Path:
     """A path; ``-`` alone is `STREAM`."""
+    if not text:  # which pathlib takes for the current folder
+        msg = "it is empty"
+        raise argparse.ArgumentTypeError(msg)
     given = Path(text)
     return given.absolute() if given == STREAM and text != "-" else given
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from .. import catalogue, weights
 from .. import models as registry
 from .. import options as settings
 from ..models import hub, recorded, sources
+from . import arguments
 from .arguments import Commands
 from .messages import StdoutError, complain, reason, say, say_json
 
@@ -52,7 +52,7 @@ def add_models(commands: Commands) -> None:
 
     add = action("add", _add, "Add a model from a directory in diffusers' layout.")
     add.add_argument("name", metavar="NAME", help="the name that files will use for it")
-    add.add_argument("directory", metavar="DIRECTORY", type=Path)
+    add.add_argument("directory", metavar="DIRECTORY", type=arguments.path)
     add.add_argument(
         "--latent-space",
         metavar="SPACE",
