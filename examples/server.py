@@ -341,7 +341,7 @@ def negotiated(accept: str) -> str | None:
 
 
 def converted(path: Path, most_pixels: int) -> tuple[tuple[int, int], bytes]:
-    """An upload's size and its .sdz file. HTTPException if it is not an accepted picture."""
+    """An upload upright: its size, its .sdz file. HTTPException if it is no accepted picture."""
     data = path.read_bytes()
     if data.startswith(b"\xff\xd8") and data.count(SCAN) > MOST_SCANS:
         raise HTTPException(422, f"a JPEG file of more than {MOST_SCANS} scans")
@@ -350,7 +350,8 @@ def converted(path: Path, most_pixels: int) -> tuple[tuple[int, int], bytes]:
             width, height = image.size
             fits = width * height <= most_pixels and max(width, height) <= LONGEST_SIDE
             if fits:  # if not, nothing of that size is allocated
-                return image.size, to_sdz(image)
+                upright = ImageOps.exif_transpose(image)
+                return upright.size, to_sdz(upright)
     except UnidentifiedImageError:
         raise HTTPException(415, f"none of {', '.join(UPLOADS)}") from None
     except Image.DecompressionBombError:
@@ -361,9 +362,9 @@ def converted(path: Path, most_pixels: int) -> tuple[tuple[int, int], bytes]:
 
 
 def to_sdz(image: Image.Image) -> bytes:
-    """Turn it upright and keep only its colour profile. EXIF may say where it was taken."""
+    """Keep a picture and its colour profile only. EXIF may say where it was taken."""
     file = io.BytesIO()
-    ImageOps.exif_transpose(image).save(file, "SDZ", exif=None, xmp=None)
+    image.save(file, "SDZ", exif=None, xmp=None)
     return file.getvalue()
 
 
