@@ -186,8 +186,9 @@ class Workers:
 class Upload:
     """An upload that is being received. It can be ended."""
 
-    # Each upload starts as if it had already sent so many bytes in so many seconds. So a new upload
-    # is not slow at once, but it is slower than an ordinary upload that has sent more. Chosen.
+    # Each upload starts as if it had already sent this many bytes in this many seconds. So a new
+    # upload is not slow at once, but it is slower than an ordinary upload that has sent more.
+    # Chosen.
     AHEAD, BEFORE = 8192, 1
 
     def __init__(self, timeout: asyncio.Timeout) -> None:

@@ -20,18 +20,18 @@ from . import vp8l
 
 # The smallest picture that is decoded has 1/8 of the size.  A block is one of its pixels.
 BLOCK = 8
-# A part has at most so many pixels, so that it is decoded in little memory.  Chosen: most
+# A part has at most this many pixels, so that it is decoded in little memory.  Chosen: most
 # screenshots are one part, and 4 megapixels take 16 MB.
 PART_PIXELS = 1 << 22
 # The sides of a part.  They are whole blocks, and at most `vp8l.MAX_SIDE`.
 PART_WIDTH, PART_HEIGHT = 8192, 16376
 
-# If there are so many rows of exact blocks between two parts of a picture, the parts are decoded
+# If there are this many rows of exact blocks between two parts of a picture, the parts are decoded
 # one by one.  Chosen: networks look at some 64 pixels around the area that they decode.
 APART = 16
 
 # To show a frame, a reader decodes the bitstreams of all EXCT that it builds on.  Together they
-# have at most so many times the pixels of a picture.  Chosen: flat pixels then take about as long
+# have at most this many times the pixels of a picture.  Chosen: flat pixels then take about as long
 # as the networks take for a picture (measured: 5 and 256 ms a megapixel).  Other pixels need many
 # bytes.
 MOST_PIXELS = 64

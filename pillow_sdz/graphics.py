@@ -25,19 +25,21 @@ STILL = 230
 REPEATING = 77
 # A picture with a smaller part of still blocks is a photo.  Chosen.
 FEWEST_STILL = 0.01
-# A block has letters or lines if its darkest and brightest pixel are so many levels apart.  Chosen.
+# A block has letters or lines if its darkest and brightest pixel are this many levels apart.
+# Chosen.
 CONTRAST = 48
 # A block is inside of graphics if this part of the blocks around it is graphics.  Otherwise it may
 # be at the edge of an overexposed sky.  Chosen.
 INSIDE = 0.9
-# A group of blocks is kept in three cases.  First: so many of its blocks have letters or lines, and
-# they are such a part of the group.  Chosen.
+# A group of blocks is kept in three cases.  First: at least this number and this part of its blocks
+# have letters or lines.  Chosen.
 FEWEST_BUSY, PART_BUSY = 4, 0.02
-# Second: it has so many blocks, and they fill such a part of their bounding box.  Chosen.
+# Second: it has at least this number of blocks, and they fill at least this part of their bounding
+# box.  Chosen.
 FEWEST_FLAT, PART_OF_BOX = 64, 0.9
-# Third: so many of its blocks have one colour, and they are such a part of the group.  Black and
-# white do not count, because photos that are over- or underexposed have them.  Chosen: an icon of
-# 40x40 pixels has so many wherever it lies.
+# Third: at least this number and this part of its blocks have one colour.  Black and white do not
+# count, because photos that are over- or underexposed have them.  Chosen: an icon of 40x40 pixels
+# has 16 such blocks wherever it lies.
 FEWEST_COLOURED, PART_COLOURED = 16, 0.25
 # A picture with a smaller part of blocks with letters is a photo, unless all of it is graphics.  In
 # a photo, only blocks of one colour and the blocks around them are kept.  Measured: in 3 of 80
@@ -62,12 +64,12 @@ PHOTO_CORNER, PHOTO_INSIDE = 0.35, 0.65
 PHOTO_ALONE = 230
 
 # A scan is a page of letters on paper, with noise.  In a block of paper, the darkest and brightest
-# pixel are at most so many levels apart, and in a block with letters at least so many.  Chosen:
+# pixel are at most this many levels apart, and in a block with letters at least this many.  Chosen:
 # noise is below the first, and letters of 10 pixels are above the second.
 PAPER_CONTRAST, INK_CONTRAST = 40, 72
-# Such a part of a scan's blocks is paper.  Chosen: half as much as in a page full of letters.
+# At least this part of a scan's blocks is paper.  Chosen: half of what a page full of letters has.
 FEWEST_PAPER = 0.25
-# The brightest pixel of a block is paper if it is so near to the usual one.  Chosen: a scanner's
+# The brightest pixel of a block is paper if it is this near to the usual one.  Chosen: a scanner's
 # light falls off by a tenth.
 PAPER_RANGE = 24
 # Such a part of the blocks with letters has paper in it.  Chosen.  Photos seldom have so much:
@@ -119,7 +121,7 @@ def letters(image: Image.Image, graphics: Blocks) -> int:
 
 
 def is_page(letters: int, graphics: Blocks) -> bool:
-    """Whether a picture with so many blocks of letters is no photo."""
+    """Whether a picture with this number of blocks with letters is a page, and not a photo."""
     return bool(graphics.all()) or letters >= LETTERS_OF_A_PAGE * graphics.size
 
 
@@ -175,7 +177,7 @@ def apart_from_photos(image: Image.Image, graphics: Blocks) -> tuple[Blocks, Ima
 
 
 def _connected(pixels: Bools, others: Bools, steps: int) -> Bools:
-    """The pixels, and others that are connected with them, at most so many steps away."""
+    """The pixels, and others that are connected with them, at most this many steps away."""
     for _ in range(steps):
         wider = pixels.copy()
         wider[1:] |= pixels[:-1]
@@ -221,7 +223,7 @@ def _busy(image: Image.Image, graphics: Blocks) -> Blocks:
 
 
 def _strips(image: Image.Image, above: int = 0, below: int = 0) -> Iterator[NDArray[np.uint8]]:
-    """The pixels of a picture, strip by strip, each with so many rows above and below it."""
+    """The pixels of a picture, strip by strip, each with this many rows above and below it."""
     for top in range(0, image.height, _ROWS):
         box = 0, max(top - above, 0), image.width, min(top + _ROWS + below, image.height)
         yield np.asarray(image.crop(box))

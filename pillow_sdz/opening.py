@@ -117,7 +117,7 @@ def open_latents_batch(fps: Iterable[File]) -> Iterator[Latents]:
 
 
 def _parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of so many items; the last one may be shorter."""
+    """Lists of ``size`` items; the last one may be shorter."""
     left = iter(items)
     while part := [*islice(left, size)]:
         yield part
@@ -175,7 +175,7 @@ def _begun(fp: File, files: ExitStack, wanted: int | slice | Sequence[int] | Non
 def _numbers(
     wanted: int | slice | Sequence[int] | None, frames: int, steps: int
 ) -> tuple[list[int], bool]:
-    """The frames that are wanted of so many, and whether the result has an axis of them."""
+    """The numbers of the wanted frames, and whether the result has an axis of frames."""
     count = frames // steps
     if wanted is None:
         return [*range(frames)], count > 1

@@ -152,7 +152,7 @@ class Rules:
         return None
 
     def _limit(self, bytes_per_pixel: int) -> int:
-        """The most bytes of a chunk that may have so many bytes per pixel of the picture."""
+        """The most bytes of a chunk that may have this many bytes per pixel of the picture."""
         width, height = self._header.size
         return min(bytes_per_pixel * width * height + SLACK, MAX_LENGTH)
 

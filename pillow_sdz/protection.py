@@ -21,7 +21,7 @@ AROUND_A_FACE = 0.1
 # A face is the ellipse in its box.  From its inside to its outside, the protection falls over this
 # part of its radius.  Chosen.
 SOFT_EDGE = 0.6
-# A larger picture is reduced to so many pixels before faces are searched.  Chosen: this takes a
+# A larger picture is reduced to this many pixels before faces are searched.  Chosen: this takes a
 # core one second.
 SOUGHT_PIXELS = 4_000_000
 # dlib's detector finds faces of 80 pixels or more.  In a picture enlarged by 2, it finds those of

@@ -28,7 +28,7 @@ ERROR_OF_LETTERS = 250_000
 # levels in red, green and blue, so that flat colours are right from quality 20 on.
 ERROR_OF_FLATS = 20_000
 # Latents show blocks of one colour in a photo some levels off.  Such blocks may be exact if each
-# costs at most so many bytes more, and all of them together at most so many.  Measured on four
+# costs at most this many bytes more, and all of them together at most this many.  Measured on four
 # squares of 40 to 64 pixels in each of 5 photos of the training data, at quality 20: 0.3 to 3
 # bytes, and 370.  The second limit is for photos that have a flat background.
 BYTES_OF_COLOURED, MOST_FOR_COLOURED = 4, 400
@@ -37,7 +37,7 @@ BYTES_OF_COLOURED, MOST_FOR_COLOURED = 4, 400
 # higher SSIMULACRA2 than AVIF (speed 6) in the same bytes.  With 16, gradients do not.
 EXACT_FROM = 60
 COLOURS = (128, 64, 32)
-# Latents take at least so many bytes for a pixel, except for a flat background.  Measured: photos
+# Latents take at least this many bytes for a pixel, except for a flat background.  Measured: photos
 # at quality 5 take 0.12 bits.
 FEWEST_BYTES = 0.015
 # A colour stays as it is if this part of the exact pixels has it, such as a page's paper.  Chosen.

@@ -147,7 +147,7 @@ def test_private_metadata_is_dropped_and_the_picture_turned(
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """A PNG file of a few bytes that says that it has so many pixels."""
+    """A PNG file of a few bytes that says that it has this many pixels."""
     data = bytearray(file_of(Image.new("1", (8, 8))))
     data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
@@ -162,7 +162,7 @@ def text_bomb() -> bytes:
 
 
 def jpeg_of_scans(count: int) -> bytes:
-    """A progressive JPEG file, whose last scan is repeated until there are so many."""
+    """A progressive JPEG file, whose last scan is repeated until there are this many."""
     data = file_of(Image.new("L", (128, 128), 90), "JPEG", progressive=True)
     assert data.endswith(b"\xff\xd9")
     scans = data.count(b"\xff\xda")

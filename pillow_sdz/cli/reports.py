@@ -38,7 +38,7 @@ class Report:
         self.lines.append((False, line))
 
     def say_written(self, target: Path, pixels: int) -> None:
-        """Have a line printed about the file that was written of so many pixels."""
+        """Have a line printed about the file that was written for a picture of ``pixels``."""
         line = f"{self.name} -> {target}: {self.after:,} bytes"
         line += f", {8 * self.after / pixels:.3f} bits per pixel"
         if self.metadata:

@@ -26,7 +26,7 @@ from .reports import Item, Report, Work, run
 # picture; with more, results fill the memory.
 AHEAD = 4
 
-# A process has so many seconds to remove its temporary file, then it is killed. Chosen.
+# A process has this many seconds to remove its temporary file, then it is killed. Chosen.
 GRACE = 5
 
 

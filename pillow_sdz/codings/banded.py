@@ -29,11 +29,12 @@ BAND_ROWS = 64
 LOOKING_EFFORT = 4
 # With more effort than this, encoding takes seconds.
 HIGHEST_QUICK_EFFORT = 4
-# The search for a size first searches without looking, until less than one in so many bytes is
+# The search for a size first searches without looking, until less than one in this many bytes is
 # left.  Chosen: a map adds a few per cent to the bytes, or takes a little away.
 NEAR = 20
-# An encoder looks once for each range of so many hundredths of quality, in the middle of the range.
-# Chosen: a search over qualities then looks seldom, and qualities of one range need similar maps.
+# An encoder looks once for each range of this many hundredths of quality, in the middle of the
+# range.  Chosen: a search over qualities then looks seldom, and qualities of one range need similar
+# maps.
 LOOKED_AT = 500
 
 

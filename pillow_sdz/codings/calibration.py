@@ -25,8 +25,8 @@ CELLS = PHASES * RESIDUALS
 # With this scale, one in 58 residuals is not zero.  With smaller scales, a few bytes would decode
 # to more values than `coding.WORK_PER_BYTE` allows.
 LEAST_SCALE = 14
-STRENGTH = 32  # the first counts weigh as much as so many residuals
-# Scales are chosen again when there are so many new residuals for each old one.  Chosen: this
+STRENGTH = 32  # the first counts weigh as much as this many residuals
+# Scales are chosen again when there are this many new residuals for each old one.  Chosen: this
 # happens about 30 times in a file.
 GROWTH = 4
 # How many of a mean's eighths belong to each phase.

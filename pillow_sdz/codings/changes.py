@@ -23,14 +23,14 @@ RATE_WEIGHT = 0.05
 # changes, and so on to 8.  Chosen: with a coarser scale, the means would span more than a map
 # needs.
 SCALE = 6
-# The geometric means of neighbouring odds: one in so many cells changes.
+# The geometric means of neighbouring odds: one in this many cells changes.
 MIDDLES = (4096, 384, 37, 4)
 # The context of a cell is how many of the three cells above it change, 0 to 3.  At the start, each
-# context counts so many cells as changed, and so many as coded.  Chosen.
+# context counts this many cells as changed, and this many as coded.  Chosen.
 BEFORE_CHANGED, BEFORE_ALL = (1, 2, 2, 3), (16, 4, 4, 4)
 
 # To show a frame, a reader decodes all DIFF that lead to it.  These limit their work, in cells.
-# A DIFF that changes something takes about as long as so many cells, besides those that change
+# A DIFF that changes something takes about as long as this many cells, besides those that change
 # (measured: docs/measurements.md#changes).
 WORK_OF_ONE = 40
 # Chosen: all that lead to a frame may take about as long as four pictures, and a second more.

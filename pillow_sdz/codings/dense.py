@@ -29,7 +29,7 @@ class Dense:
 
     The tensors are ``NAME.weight``, W (outputs, inputs); ``NAME.bias``, b (outputs,); and
     ``NAME.shift``, s (outputs,).  ``limits`` (inputs,) has the largest magnitude of each input.
-    With ``taps``, the inputs are the values at so many places around a place, tap by tap.
+    With ``taps``, the inputs are the values at this number of places around a place, tap by tap.
     ValueError if a sum may reach 2 ** 24.
     """
 

@@ -86,7 +86,7 @@ def decode(
 
 
 def _parts(payload: bytes, size: int, mantissa_bits: int) -> _Parts:
-    """The parts of a payload for so many latents; DamagedPayload if it is damaged."""
+    """The parts of a payload for ``size`` latents; DamagedPayload if it is damaged."""
     if len(payload) < _HEAD.size:
         msg = "it ends before its first word"
         raise DamagedPayload(msg)

@@ -40,7 +40,7 @@ def _exact(weights: Floats, limits: list[int]) -> Singles:
     return (exact / unit).astype(np.float32)
 
 
-# One unit of a layer here is so many units of the file.  In the file, values and means are in
+# One unit of a layer here is this many units of the file.  In the file, values and means are in
 # 1/1024, hidden layers go up to 32767, and scales are in eighths of an octave.
 _VALUE, _HIDDEN, _LOG, _SCALE = FINER, 8, 1, 2
 

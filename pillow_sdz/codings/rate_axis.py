@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..arrays import Ints, Quantisation
 
 LAST = 10_000  # the place at the upper end of the axis
-KNOTS = 11  # values that are learnt along the axis are linear between so many knots
+KNOTS = 11  # values that are learnt along the axis are linear between this many knots
 APART = LAST // (KNOTS - 1)  # from one knot to the next
 QUALITY = 100  # a quality of 1, in a header's hundredths
 

@@ -18,13 +18,13 @@ SLOW_TRIES, NEAR_ENOUGH = 3, 0.98
 # Measured on seven photos held out from training.
 REFINED = 0.93
 
-# A search ends when less than one in so many bytes is left over.  It aims at half of that.  Chosen:
-# no eye can see what a thousandth of the bytes changes.
+# A search ends when less than one in this many bytes is left over.  It aims at half of that.
+# Chosen: no eye can see what a thousandth of the bytes changes.
 ONE_IN = 1000
 # The first step assumes that the logarithm of the bytes grows by this much from the lowest to the
 # highest quality.  For photos it grows by 3.5 to 4.5.
 GROWTH = 4
-# After so many tries, the range is halved every second time, which bounds their number.  Chosen.
+# After this many tries, the range is halved every second time, which bounds their number.  Chosen.
 LINEAR_TRIES = 5
 
 

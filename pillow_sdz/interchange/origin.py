@@ -224,7 +224,7 @@ def _is_other(value: object) -> bool:
 
 
 def are_integers(values: object, count: int) -> bool:
-    """Whether this is a tuple of so many integers below 2^31 in magnitude."""
+    """Whether this is a tuple of this many integers below 2^31 in magnitude."""
     return (
         isinstance(values, tuple)
         and len(values) == count

@@ -22,7 +22,7 @@ TIMES = 1000  # in diffusers, the time of a flow is its share of noise, in thous
 SIDE = 2  # a token is 2x2 latents, in all kinds of transformers
 # The guidance of distilled FLUX.1 and FLUX.2: the defaults of diffusers' pipelines.
 GUIDANCE, GUIDANCE_2 = 3.5, 4.0
-# For each token, a block keeps so many times the token's width in memory.  Counted in diffusers'
+# For each token, a block keeps this many times the token's width in memory.  Counted in diffusers'
 # blocks.  FLUX.2 keeps the most: 9 for a layer, 6 for its activation, 4 that are joined, and 1 for
 # the result.
 WIDTHS = 20
@@ -215,7 +215,7 @@ class _Kind(NamedTuple):
 
     embed: Callable[[Any, str, torch.device], tuple[Tensor, Tensor | None]]
     predict: Callable[[Any, int, Tensor, int, Any], Tensor]
-    #: A token is so many latents high and wide, before the transformer makes patches of its own.
+    #: A token is this many latents high and wide, before the transformer makes patches of its own.
     sides: tuple[int, ...] = (SIDE,)
     patch: int = 1
     own: Callable[[Any, int], Scaling | None] = _as_they_are

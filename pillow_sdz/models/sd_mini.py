@@ -26,7 +26,7 @@ DECODER_WIDTHS, DECODER_DEPTHS = (48, 112), (5, 6)
 
 # The most latents along a side of a tile.  Chosen: 4 megapixels.
 TILE = 256
-# Decoding and encoding take so many bytes for each latent of a tile and its margin.  FIXED_MEMORY
+# Decoding and encoding take this many bytes for each latent of a tile and its margin.  FIXED_MEMORY
 # is for the model itself, the integers, and the memory that the U-Net does not give back.  Measured
 # on 4 megapixels, and rounded up.
 DECODER_MEMORY, ENCODER_MEMORY = 4_100, 5_500

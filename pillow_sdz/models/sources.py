@@ -309,7 +309,7 @@ def _class_of(part: Any) -> str | None:
 
 
 def check_denoiser(parts: DenoiserParts, channels: int) -> None:
-    """OSError if a U-Net is not made for so many channels, or lacks a part that it needs."""
+    """OSError if a U-Net is not made for this many channels, or lacks a part that it needs."""
     if parts.unet is None:
         msg = "a scheduler, a text encoder or a tokenizer needs a U-Net: give unet as well"
         raise OSError(msg)

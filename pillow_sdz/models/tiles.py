@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from .. import cores, progress
 from ..arrays import Area, Latents, Pixels, Samples
 
-# If a picture is cut only to give each core a tile, the longer side of a tile has at least so many
-# latents.  In smaller tiles, the margins take more time than the second core saves.  Chosen, after
-# one measurement: with 48x32 latents, two tiles take a fifth more CPU time than one
+# If a picture is cut only to give each core a tile, the longer side of a tile has at least this
+# many latents.  In smaller tiles, the margins take more time than the second core saves.  Chosen,
+# after one measurement: with 48x32 latents, two tiles take a fifth more CPU time than one
 # (docs/speed.md#arithmetic).  At 1/scale of the size there is less work, and margins are nearly as
 # wide, so a tile has ``scale`` times as many latents.
 WORTH_A_CORE = 24
@@ -122,7 +122,7 @@ def levels(values: NDArray[np.float32]) -> Pixels:
 def _at_once(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Iterator[Result]:
-    """``work`` of each item in order, by so many threads; items are taken in this thread."""
+    """``work`` of each item in order, done by ``workers`` threads.  This thread takes the items."""
     if workers == 1:
         yield from map(work, items)
         return

@@ -29,7 +29,7 @@ from training.mini.train import parameter_groups
 from training.run import AVERAGING
 
 WARM_UP = 300  # steps
-WAIT = 20  # every so many steps the host waits for the device, so that the clock is right
+WAIT = 20  # after 20 steps the host waits for the device, so that the clock is right
 REPORT = 15  # seconds between reports
 # Sides of crops, and how often each is drawn.  Chosen: small pictures must look good too.
 SIZES = {256: 0.5, 128: 0.3, 192: 0.12, 64: 0.05, 32: 0.03}

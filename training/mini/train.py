@@ -180,7 +180,10 @@ def main() -> None:
     parser.add_argument("--state", type=Path, help="averaged weights to begin with")
     parser.add_argument("--minutes", type=float, default=math.inf, help="length of the whole run")
     parser.add_argument(
-        "--decay", type=float, default=0.0, help="the rate falls in so many last minutes"
+        "--decay",
+        type=float,
+        default=0.0,
+        help="the last minutes, in which the learning rate falls",
     )
     parser.add_argument(
         "--prior-first", type=int, default=0, help="steps that train the prior alone, at first"

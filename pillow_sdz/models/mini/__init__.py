@@ -29,7 +29,7 @@ from .tensors import Tensors, knots, part, tensors_of_base, tensors_of_decoders
 if TYPE_CHECKING:
     from .search import Search
 
-# The rate axis is cut into ranges of so many places, and the encoder computes in the middle of a
+# The rate axis is cut into ranges of this many places, and the encoder computes in the middle of a
 # range.  So a search that tries neighbouring qualities needs few latents.  Chosen.
 ENCODER_PLACES = 500
 # From these places on, 8 bits are too few, and a tile is computed in float32.  Measured

@@ -28,7 +28,8 @@ def mirrored(size: int = FACTOR) -> NDArray[np.float32]:
 def inside(scale: int = 1) -> NDArray[np.float32]:
     """The factors for decoded samples, from a border inwards.
 
-    With a ``scale``, each sample is the mean of so many.  The factors are exact if these are equal.
+    With a ``scale``, each sample is the mean of ``scale`` samples.  The factors are exact if these
+    are equal.
     """
     found: NDArray[np.float64] = 1 / np.cos(_angles(FACTOR)).reshape(-1, scale).mean(1)
     return found.astype(np.float32)

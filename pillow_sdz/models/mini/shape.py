@@ -23,8 +23,9 @@ ENCODER_MARGIN, ENCODER_MARGIN_8, ENCODER_MARGIN_16 = 6, 5, 3
 # Each 3x3 convolution adds one place: at full size 5 latents, 10 eighths and 11 quarters, each
 # rounded up to latents.
 DECODERS = {1: (5, 5, (13, 8, 3)), 2: (5, 1, (11, 6, 1)), 4: (2, 0, (8, 3, 3))}
-# Pictures of these scales are decoded from so many first channels alone.  Chosen: they differ by 40
-# to 50 dB from pictures of all channels (docs/speed.md#drafts-and-first-pictures).
+# Pictures of these scales are decoded from the first channels alone, of which these are the
+# numbers.  Chosen: compared with pictures of all channels, they have a PSNR of 40 to 50 dB
+# (docs/speed.md#drafts-and-first-pictures).
 SHOWN = {4: BASE, 8: 64}
 # At 1/8, a pixel sees one latent around its own.
 MARGINS = {**{scale: margins[0] for scale, (*_, margins) in DECODERS.items()}, 8: 1}
