@@ -95,7 +95,7 @@ def test_channels_are_predicted_from_each_other() -> None:
 
 
 def test_more_channels_save_bytes() -> None:
-    """With effort, values are predicted from 31 channels before instead of 12."""
+    """With more effort, values are predicted from 31 earlier channels instead of 12."""
     rng = np.random.default_rng(4)
     mixed = correlated_latents(24, 24, 6) @ rng.normal(size=(6, 30))
     symbols = quantised(mixed + rng.normal(scale=0.1, size=mixed.shape), 256)
@@ -168,7 +168,7 @@ def test_least_squares_are_those_of_the_library() -> None:
 
 
 class Regression:
-    """docs/adaptive.md with one number after another: Python's floats are float64."""
+    """The regression of docs/adaptive.md, computed one number after another in Python's float64."""
 
     def __init__(self, first: list[int]) -> None:
         self.weights = first
@@ -284,7 +284,7 @@ class Scales:
 
 
 def stages_by_the_specification(symbols: Ints, n: int, widest: int) -> list[Stage]:
-    """docs/adaptive.md, one place after another."""
+    """The stages of docs/adaptive.md, computed one place after another."""
     h, w, channels = symbols.shape
     near = min(3 if channels <= 8 else 1, channels - 1)
     far = min(widest, channels - 1)
@@ -445,7 +445,7 @@ def test_the_specification_says_what_the_code_does(
     ],
 )
 def test_golden_payloads(shape: Shape, largest: int, step: int, size: int, digest: str) -> None:
-    """Made once, never again. If this fails, files written earlier cannot be read any more."""
+    """These payloads never change. If this fails, files written earlier cannot be read any more."""
     payload = encode(pinned_symbols(*shape, largest), step)
     assert len(payload) == size
     assert hashlib.sha256(payload).hexdigest() == digest

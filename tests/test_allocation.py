@@ -44,7 +44,7 @@ def test_nothing_to_see_takes_no_map(plane: np.ndarray) -> None:
 
 
 def test_a_map_must_be_worth_its_bits(plane: np.ndarray) -> None:
-    """The same picture, of which latents take a few bits or many."""
+    """The same picture is used twice: its latents take few bits, or many."""
     few, many = (
         allocation.offsets(plane, blurred(plane, 90, 102), magnitudes(value), STEP)
         for value in (0.02, 40)
@@ -91,7 +91,7 @@ def test_the_best_of_all_maps() -> None:
 
 
 def test_effort_turns_it_on() -> None:
-    """On a photo with a sharp half and a soft one, the default has a map, and less effort none."""
+    """The photo is half sharp and half soft. It has a map by default, and none with less effort."""
     photo = demo.photo().resize((384, 256))
     by_default, without = encode(photo, quality=60), encode(photo, quality=60, effort=3)
     assert by_default != without

@@ -1,4 +1,4 @@
-"""Loaded autoencoders of any class: told by what they do, not by the name of their type."""
+"""Loaded autoencoders of any class: their behaviour counts, not the name of their class."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def seeded(make: Any) -> Any:
 
 
 class Blocks:
-    """Means of 8x8 blocks in 0..1, and how many networks there are: not even a torch module."""
+    """An autoencoder that is not even a torch module.
+
+    Its latents are means of 8x8 blocks in 0..1.
+    """
 
     def encode(self, images: Tensor) -> Tensor:
         return nn.functional.avg_pool2d(images, 8)
@@ -95,7 +98,7 @@ def test_what_is_no_autoencoder_of_pictures() -> None:
 
 
 def test_a_class_derived_from_a_known_one(photo: Image.Image) -> None:
-    """Also if its name is another, and not if only its name is one of diffusers'."""
+    """A derived class is known whatever its name is. The name alone does not make a class known."""
     import tiny_models as tiny
 
     derived = type("Mine", (diffusers.AutoencoderTiny,), {})
@@ -242,7 +245,7 @@ CLASSES = [
 
 
 def statistics_of(vae: Any) -> tuple[Any, Any]:
-    """The mean and deviation of each channel: LTX has buffers of them, others a configuration."""
+    """The mean and deviation of each channel. LTX has buffers of them, others a configuration."""
     buffers = dict(vae.named_buffers())
     if "latents_mean" in buffers:
         return buffers["latents_mean"], buffers["latents_std"]

@@ -90,7 +90,7 @@ def test_latents_of_an_encoder_in_int8_show_the_same(name: str) -> None:
 
 
 def test_the_bounds_can_fail() -> None:
-    """A picture that is a little worse is seen."""
+    """The bounds refuse a picture that is a little worse."""
     original, exact, _ = pair("mini", 75)
     noise = np.random.default_rng(0).integers(-3, 4, exact.shape)
     worse = np.clip(exact.astype(int) + noise, 0, 255).astype(np.uint8)

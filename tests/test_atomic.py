@@ -44,7 +44,10 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
 
 @posix_only
 def test_a_pipe_stays_in_its_place(tmp_path: Path) -> None:
-    """Who may write to /dev may replace /dev/null, and nothing works after that."""
+    """Somebody who may write to /dev could replace /dev/null.
+
+    Then no program would work any more.
+    """
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -81,7 +84,7 @@ def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
 def test_exclusive_never_replaces_what_appeared_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str, links: bool
 ) -> None:
-    """Also on file systems without hard links."""
+    """This also holds on file systems without hard links."""
     path = tmp_path / "new"
     if not links:
         monkeypatch.setattr(Path, "hardlink_to", _no_hard_links)

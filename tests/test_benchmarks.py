@@ -38,7 +38,7 @@ from sample_latents import correlated_latents  # noqa: E402
 
 @pytest.fixture(scope="module")
 def picture() -> Image.Image:
-    """As small as the five scales of MS-SSIM allow: 11 samples at 1/16."""
+    """The smallest picture for the five scales of MS-SSIM: it has 11 samples at 1/16."""
     return demo.photo().resize((264, 176), Image.Resampling.LANCZOS)
 
 
@@ -382,7 +382,7 @@ def test_against_another_checkout(
 
 
 def test_ratios_against_another_checkout() -> None:
-    """Of neighbouring runs, so that a slow moment of the machine slows both."""
+    """Ratios are those of neighbouring runs, so a slow moment of the machine slows both."""
     row = against.table({"x": [[0.001, 0.1, 0.003], [0.002, 0.1, 0.003]]}).splitlines()[-1]
     assert row == "| x | 3 ms | 3 ms | 1.00 | 1.00, 2.00 |"
 

@@ -98,7 +98,7 @@ def assert_same_npz(a: Path, b: Path) -> None:
     ids=["old and new keys", "new and old keys", "several resolutions"],
 )
 def test_a_cache_is_one_again(tmp_path: Path, endings: tuple[str, ...]) -> None:
-    """An upgrade of sd-scripts adds its new keys to the old ones, both of one resolution."""
+    """A newer sd-scripts adds new keys to the old ones. Both are of one resolution."""
     path = tmp_path / "a_0048x0064_sd.npz"
     arrays: dict[str, Any] = {}
     for number, ending in enumerate(endings):
@@ -108,7 +108,7 @@ def test_a_cache_is_one_again(tmp_path: Path, endings: tuple[str, ...]) -> None:
 
 
 def test_names_like_resolutions_mean_nothing(tmp_path: Path) -> None:
-    """Two caches stay two, whatever they are called."""
+    """Two caches stay two caches, whatever their names are."""
     for name, shape in (("wall.96x64", (12, 8)), ("wall.64x96", (8, 12))):
         np.savez(tmp_path / f"{name}.npz", **kohya("", *shape))
         encoded(tmp_path / f"{name}.npz", tmp_path / f"{name}.sdz")
@@ -130,7 +130,7 @@ def test_a_cache_is_one_again_whatever_its_files_are_called(tmp_path: Path) -> N
 
 
 def test_copies_of_a_cache_stay_apart(tmp_path: Path) -> None:
-    """In one folder or in several: of two copies of a resolution none replaces the other."""
+    """There are two copies of a resolution, in one folder or in two. Neither replaces the other."""
     np.savez(tmp_path / "a.npz", **kohya("_8x6"), **kohya("_12x4", 12, 4))
     shutil.copy(tmp_path / "a.npz", tmp_path / "b.npz")
     a, b = (encoded(tmp_path / f"{n}.npz", tmp_path / f"{n}.sdz") for n in "ab")
@@ -170,7 +170,7 @@ def test_no_resolution_replaces_another(tmp_path: Path) -> None:
 
 
 def test_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
-    """Of two members of an archive that numpy calls alike, one would be lost."""
+    """numpy gives two members of an archive the same name, so one of them would be lost."""
     path = tmp_path / "a.npz"
     np.savez(path, latents=halves(4, 8, 6))
     with zipfile.ZipFile(path, "a") as archive:
@@ -180,7 +180,7 @@ def test_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_damaged_and_foreign_files_are_alone(tmp_path: Path) -> None:
-    """`together` reads where they are from, and leaves it to `exported` to say what is wrong."""
+    """`together` only reads from where files come. `exported` says what is wrong with them."""
     path = tmp_path / "a.sdz"
     save_latents(halves(4, 8, 6), path, model="sd1", provenance={"layout": "kohya", "format": 5})
     paths = [path, tmp_path / "cut.sdz", tmp_path / "empty.sdz", tmp_path / "missing.sdz"]
@@ -224,7 +224,7 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
     "kind", ["plain.safetensors", "plain.latent", "comfyui.safetensors", "comfyui.latent"]
 )
 def test_safetensors_come_back(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
-    """Key by key and bit by bit, with their metadata."""
+    """All keys come back with every bit, and with their metadata."""
     layout, suffix = kind.split(".")
     path = tmp_path / f"a.{suffix}"
     # Exact in float16 and in bfloat16.
@@ -245,7 +245,7 @@ def test_safetensors_come_back(tmp_path: Path, kind: str, dtype: torch.dtype) ->
 
 
 def test_latents_of_one_picture_are_a_batch_for_comfyui(tmp_path: Path) -> None:
-    """Wherever they come from: its LoadLatent knows nothing else."""
+    """This holds for all latents, because ComfyUI's LoadLatent takes nothing else."""
     array = halves(4, 8, 6)
     save_latents(array, tmp_path / "a.sdz", model="sd1", lossless="float16", scaled=False)
     again = written([tmp_path / "a.sdz"], tmp_path / "again.latent")
@@ -255,7 +255,7 @@ def test_latents_of_one_picture_are_a_batch_for_comfyui(tmp_path: Path) -> None:
 
 
 def test_old_comfyui_files_come_back_in_half_precision(tmp_path: Path) -> None:
-    """They are multiplied and divided in float32, so that rounding them again changes nothing."""
+    """Latents are multiplied and divided in float32. Then rounding them again changes nothing."""
     path = tmp_path / "a.latent"
     array = torch.from_numpy(halves(1, 4, 8, 6))
     save_file({"latent_tensor": array}, path)
@@ -394,7 +394,7 @@ def test_masks_of_any_floats_are_their_levels(mask: Any, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("off", [0.3, -0.3, 0.5])
 def test_masks_with_values_between_levels_are_refused(off: float, tmp_path: Path) -> None:
-    """One such value is enough: rounding would lose it."""
+    """A single such value is enough, because rounding would lose it."""
     mask = LEVELS / 255
     mask[5, 7] = (100 + off) / 255
     with pytest.raises(ValueError, match="must have values n/255"):
@@ -408,7 +408,7 @@ def test_masks_with_values_between_levels_are_refused(off: float, tmp_path: Path
 def test_masks_of_pictures_that_were_rounded_down(
     shape: tuple[int, int], constant: bool, tmp_path: Path
 ) -> None:
-    """An autoencoder makes 8x6 latents of 71x55 pixels; the mask has them all, and keeps them."""
+    """An autoencoder makes 8x6 latents of 71x55 pixels. The mask has and keeps all 71x55 pixels."""
     mask = np.random.default_rng(1).integers(0, 2, shape).astype(np.float32)
     if constant:
         mask[:] = 1
@@ -429,7 +429,7 @@ def test_masks_of_other_pictures_are_refused(shape: tuple[int, ...], tmp_path: P
 
 @pytest.mark.parametrize("size", [(56, 64), (48, 72), (40, 64), (65535, 65535), (0, 0)])
 def test_masks_in_files_that_say_another_size_are_refused(size: tuple[int, int]) -> None:
-    """By what their PNG says, before there are any pixels of that size."""
+    """They are refused because of the size in their PNG, before pixels of that size exist."""
     file = BytesIO()
     save_latents(halves(4, 8, 6), file, model="sd1")
     head, *rest = container.read(file.getvalue())
@@ -442,7 +442,7 @@ def test_masks_in_files_that_say_another_size_are_refused(size: tuple[int, int])
 
 
 def test_a_mask_of_a_picture_that_is_rounded_up(tmp_path: Path) -> None:
-    """Latents that reach beyond the picture, as this package makes them."""
+    """The latents reach beyond the picture, as those of this package do."""
     mask = np.random.default_rng(1).integers(0, 2, (61, 43)).astype(np.float32)
     path = tmp_path / "a.sdz"
     save_latents(halves(4, 8, 6), path, model="sd1", size=(43, 61), alpha_mask=mask)

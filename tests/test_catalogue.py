@@ -117,7 +117,7 @@ def test_damaged_chunks(chunk: Chunk, complaint: str, read: Callable[[BytesIO], 
 
 
 def test_limits_count_what_is_decoded() -> None:
-    """A header with one channel would have counted a quarter of sd1's latents."""
+    """If the header's one channel counted, a quarter of sd1's latents would be counted."""
     honest = SD1._replace(size=(65528, 8192))
     assert np.prod(honest.latents) > 1 << 24
     with pytest.raises(OSError, match=r"9 frames of latents .* have more than the limit"):
@@ -155,7 +155,7 @@ def test_every_space_is_that_of_a_model() -> None:
 
 
 def test_no_other_model_has_the_latents_of_mini(tmp_path: Path) -> None:
-    """Its integers are coded with its own weights. Files of others could not be read."""
+    """Its integers are coded with its own weights. Files of other models could not be read."""
     directory = autoencoder_directory(tmp_path / "ours")
     for add in (register_model, models.record_model):
         with pytest.raises(ValueError, match="mini latents belong to one model alone"):
@@ -193,7 +193,7 @@ def test_a_writer_is_not_laxer_than_its_readers(header: Header) -> None:
 
 
 def test_latent_spaces_of_record() -> None:
-    """Channels, factor, scaling and shift of those that have one number for all channels."""
+    """Channels, factor, scaling and shift, for spaces that have one number for all channels."""
     found = {
         name: (space.channels, space.factor, space.scaling, space.shift)
         for name, space in catalogue.all_spaces().items()
@@ -210,7 +210,10 @@ def test_latent_spaces_of_record() -> None:
 
 
 def test_denoising_of_record() -> None:
-    """In thousandths, and steps: sd1 as in the article of 2022, sd-mini as measured."""
+    """Strength in thousandths, and steps.
+
+    That of sd1 is the article's, that of sd-mini is measured.
+    """
     found = {
         name: space.denoising for name, space in catalogue.all_spaces().items() if space.denoising
     }

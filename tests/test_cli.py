@@ -305,7 +305,7 @@ def test_an_unreachable_target_size_says_what_is_possible(
 def test_lost_frames_are_mentioned(
     folder: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of pages, which are no animation, and where the format holds one picture."""
+    """The pages of a document are no animation, and some formats hold one picture."""
     several = {"save_all": True, "append_images": [photo.rotate(180)]}
     photo.save("two.tiff", **several)
     assert main(["encode", "two.tiff"]) == 0
@@ -319,7 +319,7 @@ def test_lost_frames_are_mentioned(
 def test_animations_both_ways(
     folder: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str], suffix: str
 ) -> None:
-    """All frames, each for its time, as often as the original."""
+    """All frames are kept, with their times and the number of loops."""
     if suffix not in ("gif", "png") and not features.check(suffix):
         pytest.skip(f"this Pillow is built without {suffix}")
     durations = [40, 200, 80]
@@ -531,7 +531,7 @@ def cached(resolution: str = "", h: int = 8, w: int = 6, *, flipped: bool = True
 
 
 def assert_same_npz(a: Path, b: Path, tolerance: float = 0) -> None:
-    """The same keys in the same order, with the same types and, but for latents, values."""
+    """The keys, their order and the types are the same. Only the values of latents may differ."""
     with np.load(a) as first, np.load(b) as second:
         assert second.files == first.files
         for key in first.files:
@@ -557,7 +557,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_caches_there_and_back(
     cache: Path, options: list[str], tolerance: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Key by key; the latents within a step of scaled latents, half of one asked for, or exact."""
+    """All keys come back. Latents are exact, or off by at most the step or half of it."""
     np.savez("cache/a_te_outputs.npz", hidden_state1=np.zeros((77, 8), np.float32))
     assert main(["encode", "cache", "-o", "out", *options]) == 0
     Path("cache/a_te_outputs.npz").unlink()
@@ -576,7 +576,10 @@ def test_caches_there_and_back(
 
 
 def test_caches_beside_their_pictures(cache: Path) -> None:
-    """As sd-scripts keeps them: what latents alone can be asked for means the caches."""
+    """sd-scripts keeps caches beside the pictures.
+
+    An option that only latents have takes the caches.
+    """
     Image.new("RGB", (64, 48)).save(cache / "a.png")
     assert main(["encode", "cache", "-o", "out", "--step", "0.1"]) == 0
     assert files(Path("out")) == {"a_0048x0064_sd.sdz", "more/b_0048x0064_sd.sdz"}
@@ -595,7 +598,7 @@ def test_a_prompt_cannot_speak_to_the_terminal(
 
 
 def test_a_cache_with_several_resolutions(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It becomes several files, which say that they are one, whatever they are called."""
+    """It becomes several files. They say that they belong together, whatever their names are."""
     path = cache / "c_0048x0064_sd.npz"
     np.savez(path, **cached("_8x6"), **cached("_12x4", 12, 4))
     assert main(["encode", str(path), "-o", "out", "--lossless"]) == 0
@@ -614,7 +617,7 @@ def test_a_cache_with_several_resolutions(cache: Path, capsys: pytest.CaptureFix
 
 
 def test_names_that_look_like_resolutions_mean_nothing(cache: Path) -> None:
-    """What are several files stays so."""
+    """Several files stay several files."""
     for name in ("wall.96x64", "wall.64x96"):
         np.savez(f"{name}.npz", latents=np.zeros((4, 8, 6), np.float32))
     assert main(["encode", "wall.96x64.npz", "wall.64x96.npz", "-o", "out", "--lossless"]) == 0
@@ -628,7 +631,7 @@ def test_folders_for_the_result_are_made(cache: Path) -> None:
 
 
 def test_a_resolution_never_takes_another_inputs_name(cache: Path) -> None:
-    """It gets another one: nobody has asked for this name."""
+    """It gets another name, because the user has not asked for this one."""
     np.savez("c.npz", **cached("_8x6"), **cached("_12x4", 12, 4))
     np.savez("c.12x4.npz", latents=np.zeros((4, 8, 6), np.float32))
     for inputs in (["c.npz", "c.12x4.npz"], ["c.12x4.npz", "c.npz"]):
@@ -674,7 +677,7 @@ def test_what_a_killed_run_left_of_a_cache_is_completed(
 def test_a_cache_whose_name_is_taken_is_skipped_as_a_whole(
     cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One of its resolutions alone would be of no use, and look done."""
+    """A single resolution of it would be of no use, and the cache would look finished."""
     np.savez("c.npz", **cached("_8x6"), **cached("_12x4", 12, 4))
     Path("out").mkdir()
     Image.new("RGB", (8, 8)).save("out/c.sdz")
@@ -686,7 +689,7 @@ def test_a_cache_whose_name_is_taken_is_skipped_as_a_whole(
 
 @pytest.mark.skipif(os.name != "posix", reason="names of POSIX")
 def test_a_name_that_gets_too_long_is_cut(cache: Path) -> None:
-    """Not in the middle of a letter, and two long names stay two."""
+    """It is not cut in the middle of a letter, and two long names stay different."""
     stem = "ä" * 125  # 250 bytes, with .npz 254
     np.savez(f"{stem}.npz", **cached("_8x6"), **cached("_12x4", 12, 4))
     np.savez(f"{stem}x.npz", **cached("_8x6"))
@@ -727,7 +730,10 @@ def test_comfyui_there_and_back(cache: Path, capsys: pytest.CaptureFixture[str])
 def test_latents_of_a_pipeline_in_plain_files(
     cache: Path, format: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They are scaled, there as here; as a batch or not, and in the type they had."""
+    """They are scaled in both files.
+
+    They keep their type, and the axis of the batch if they have one.
+    """
     np.save("p.npy", np.random.default_rng(3).normal(size=(2, 4, 8, 6)).astype(np.float16))
     assert main(["encode", "p.npy", "--model", "sd1", "--lossless"]) == 0
     assert main(["latents", "p.sdz", "--format", format, "-o", "out"]) == 0
@@ -750,7 +756,7 @@ def test_a_folder_with_pictures_is_one_of_pictures(folder: Path) -> None:
 
 
 def test_the_model_of_latents(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As sd-scripts names the file, or as is said; of 16 channels it has to be."""
+    """The name of sd-scripts' file says it, or --model. Latents of 16 channels need --model."""
     np.savez("x.npz", latents=np.zeros((16, 8, 6), np.float32))
     np.savez("x_sdxl.npz", latents=np.zeros((4, 8, 6), np.float32))
     assert main(["encode", "x.npz", "x_sdxl.npz", "--lossless", "-v"]) == 1
@@ -793,7 +799,7 @@ def test_bad_latents_do_not_stop_the_others(
 
 
 def test_foreign_provenance(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One that someone else wrote is none; one that claims to be ours must be sound."""
+    """Other people's provenance is ignored. If it claims to be this package's, it must be sound."""
     array = np.zeros((4, 8, 6), np.float32)
     save_latents(array, "x.sdz", model="sd1", provenance={"by": "me"})
     save_latents(array, "y.sdz", model="sd1", provenance={"layout": "kohya", "format": 5})
@@ -819,7 +825,7 @@ def test_info_of_frames(cache: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_decoding_a_batch(sdz: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its frames have no times."""
+    """The frames of a batch have no times."""
     latents = np.stack([open_latents(sdz).latents] * 2)
     save_latents(latents, "two.sdz", model="mini", size=(61, 43))
     assert main(["decode", "two.sdz", "-o", "two.tiff"]) == 0
@@ -845,7 +851,7 @@ def test_progress_for_more_than_one_file(
 
 
 def test_progress_within_a_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture that takes its time: each stage, by its parts."""
+    """A slow picture shows the progress of each stage, counted in its parts."""
     monkeypatch.setattr("pillow_sdz.cli.running.PATIENCE", 0)
     monkeypatch.setattr("pillow_sdz.models.mini.memory.LARGEST_TILE", 26)
     monkeypatch.setattr("pillow_sdz.codings.banded.BAND_ROWS", 32)

@@ -1,4 +1,4 @@
-"""The command line in a wrong environment: one clear line, no traceback."""
+"""The command line in a wrong environment prints one clear line, and no traceback."""
 
 from __future__ import annotations
 

@@ -38,7 +38,10 @@ def bytes_in(*paths: str) -> int:
 
 
 def test_the_closing_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """Done, skipped, failed and left out are all files; bytes are those of what was done."""
+    """All files are done, skipped, failed or left out.
+
+    The bytes are those of the files that were done.
+    """
     Path("album/broken.png").write_bytes(b"no picture")
     Path("out").mkdir()
     Path("out/a.sdz").write_bytes(b"precious")
@@ -165,7 +168,7 @@ def test_pipes_devices_and_lost_links_are_left_out(capsys: pytest.CaptureFixture
 def test_a_folder_that_cannot_be_read_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    """The others are read, and the command fails."""
+    """The other folders are read, and the command fails."""
     assert main(["encode", "album"]) == 0
     capsys.readouterr()
     scandir = os.scandir
@@ -187,7 +190,10 @@ def test_a_folder_that_cannot_be_read_is_named(
 def test_names_as_long_as_they_can_be(
     photo: Image.Image, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """255 bytes. A longer suffix has them cut; one more that the user gives is a message."""
+    """They have 255 bytes.
+
+    With a longer suffix they are cut. The user's own longer name is an error.
+    """
     longest = "x" * 251
     photo.save(f"{longest}.png")
     assert main(["encode", f"{longest}.png"]) == 0

@@ -71,7 +71,7 @@ def decoded(format: str, *options: str) -> Image.Image | None:
 def test_the_picture_is_shown_upright(
     photo: Image.Image, format: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By its EXIF where the format has that, else its pixels are turned."""
+    """If the format has EXIF, the EXIF says how to turn it. Otherwise its pixels are turned."""
     photo.save("x.sdz", exif=exif())
     assert holds_orientation(format) is (format in WITH_ORIENTATION)
     image = decoded(format)
@@ -109,7 +109,10 @@ def test_all_frames_are_turned(photo: Image.Image) -> None:
 def test_transparency_finds_a_way(
     photo: Image.Image, format: str, mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Kept where the format can; else the picture is put on white, with a message."""
+    """It is kept if the format can hold it.
+
+    Otherwise the picture is put on white, with a message.
+    """
     picture = photo.convert(mode)
     picture.putalpha(Image.linear_gradient("L").resize(photo.size).point(lambda v: 255 * (v > 99)))
     picture.save("x.sdz")
@@ -158,7 +161,10 @@ def test_a_format_that_holds_no_such_picture_says_so(
 
 
 def long_exif() -> bytes:
-    """More than the 65,533 bytes of a JPEG's segment; the picture is to be turned."""
+    """EXIF of more than the 65,533 bytes of a JPEG's segment.
+
+    It says that the picture is to be turned.
+    """
     tags = Image.Exif()
     tags[ExifTags.Base.Orientation] = TURNED
     tags[ExifTags.Base.ImageDescription] = "x" * 70_000
@@ -166,7 +172,7 @@ def long_exif() -> bytes:
 
 
 def test_exif_that_is_too_long(photo: Image.Image, capsys: pytest.CaptureFixture[str]) -> None:
-    """It costs a warning and not the picture, which is turned, as nothing says any more how."""
+    """There is a warning. The pixels are turned, because no EXIF says any more how to turn them."""
     xmp = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     photo.save("x.sdz", exif=long_exif(), xmp=xmp, icc_profile=profile)
@@ -207,7 +213,7 @@ MALFORMED = {
 def test_malformed_metadata_never_costs_the_picture(
     photo: Image.Image, format: str, name: str
 ) -> None:
-    """Whether a format takes it differs; so does whether Pillow then warns of it."""
+    """Some formats take it and some do not. Pillow warns of it only with some formats."""
     photo.save("x.sdz", exif=MALFORMED[name], xmp=b"\xff\xfe<", icc_profile=b"profile")
     name = f"y{suffix_of(format)}"
     assert main(["decode", "x.sdz", "-o", name]) == 0
@@ -229,6 +235,6 @@ def test_malformed_exif_does_not_stop_other_commands(
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 def test_what_is_not_known_of_a_format_is_asked_of_pillow(mode: str) -> None:
-    """A format that Pillow only writes is taken to hold what it takes."""
+    """If Pillow can only write a format, everything that it accepts counts as kept."""
     assert holds_mode("PDF", mode)
     assert not holds_mode("BUFR", mode)

@@ -21,7 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, str], dict[str, Any]]:
-    """What is said of x.sdz: the lines of the text by their names, and the object of JSON."""
+    """The description of x.sdz: the lines of the text by their names, and the object of JSON."""
     assert main(["info", "x.sdz"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "x.sdz"
@@ -31,7 +31,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, str], dict[str, 
 
 
 def test_every_chunk(photo: Image.Image, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its type, how many there are, and their bytes; those of nobody's too."""
+    """The type, the number and the bytes of each kind of chunk, also of unknown ones."""
     photo.save(
         "x.sdz",
         save_all=True,
@@ -121,7 +121,7 @@ def test_how_it_is_shown_and_where_it_was_taken(
 
 
 def test_a_file_that_ends_too_early(photo: Image.Image, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is there is shown. What is wrong is told, and the command fails."""
+    """The command prints what it could read, says what is wrong, and fails."""
     photo.save("x.sdz")
     Path("x.sdz").write_bytes(Path("x.sdz").read_bytes()[:-30])
     assert main(["info", "--json", "x.sdz"]) == 1

@@ -70,7 +70,7 @@ def test_other_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_caches(capsys: pytest.CaptureFixture[str]) -> None:
-    """What is said of all of them is said once, whichever process says it."""
+    """A remark about all files is printed once, whichever process makes it."""
     for number in range(4):
         np.savez(f"{number}.npz", latents=np.zeros((4, 8, 6), np.float32))
     assert main(["encode", *(f"{n}.npz" for n in range(4)), "-o", "out", "-j", "2"]) == 0
@@ -108,7 +108,7 @@ def die(item: str, report: Report) -> None:
 
 
 class Terminated:
-    """A process that is told to end when this object goes."""
+    """A process that gets a signal to end when this object is deleted."""
 
     def __del__(self) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -130,7 +130,7 @@ def test_a_process_has_its_share_of_the_threads(monkeypatch: pytest.MonkeyPatch)
 
 @posix_only
 def test_a_process_that_is_killed_costs_its_file_alone() -> None:
-    """As the system does where memory runs out."""
+    """The system kills processes like this when memory runs out."""
     with Workers(die, 2) as workers:
         reports = list(workers.map(["a", "b", "c", "d"]))
     assert [report.failed for report in reports] == [False, True, False, False]
@@ -144,7 +144,7 @@ def test_a_process_that_is_killed_costs_its_file_alone() -> None:
 
 @posix_only
 def test_a_process_that_is_told_to_end_does_so_anywhere(capfd: pytest.CaptureFixture[str]) -> None:
-    """At once, without a traceback, even where Python ignores exceptions, and leaves no file."""
+    """It ends at once, without a traceback and without leaving a file."""
     with Workers(end, 1) as workers:
         (report,) = workers.map(["a"])
     assert report.lines == [
@@ -199,9 +199,9 @@ if __name__ == "__main__":
 @posix_only
 @pytest.mark.parametrize("whom", ["process", "group"])
 def test_ctrl_c_ends_all_processes(whom: str, environment: dict[str, str]) -> None:
-    """Within seconds, without a word, with what is complete and nothing else.
+    """They end within seconds, print nothing, and leave only complete files.
 
-    A terminal sends SIGINT to the whole group of processes, ``kill`` to one.
+    A terminal sends SIGINT to the whole group of processes, and ``kill`` sends it to one.
     """
     Path("slow.py").write_text(SLOW)
     process = subprocess.Popen(
@@ -235,7 +235,7 @@ def test_ctrl_c_ends_all_processes(whom: str, environment: dict[str, str]) -> No
 
 
 def processes_of(parent: int) -> list[int]:
-    """The children of a process, where /proc tells."""
+    """The children of a process, on systems that have /proc."""
     try:
         return [
             int(child)
@@ -257,7 +257,7 @@ def is_alive(number: int) -> bool:
 
 
 def control_groups(root: Path, own: str, **limits: str) -> tuple[Path, Path]:
-    """Files as Linux has them, with a limit for the group of each name."""
+    """Files like Linux's, with a limit for each named group."""
     groups = root / "cgroup"
     groups.write_text(f"0::{own}\n")
     for name, text in limits.items():
@@ -280,7 +280,7 @@ def control_groups(root: Path, own: str, **limits: str) -> tuple[Path, Path]:
 def test_the_limits_of_a_container(
     tmp_path: Path, own: str, limits: dict[str, str], expected: list[float]
 ) -> None:
-    """Its own and those of the groups that it is in."""
+    """The limits of the group itself count, and those of the groups above it."""
     assert list(_quotas(*control_groups(tmp_path, own, **limits))) == expected
 
 
@@ -327,7 +327,7 @@ def test_threads_of_a_process(
 def test_threads_of_a_process_that_works_beside_others(
     variable: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With tiles for all cores, as many processes as cores would compute many margins."""
+    """If each of many processes made tiles for all cores, they would compute many margins."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
@@ -348,7 +348,7 @@ def test_a_spawned_process_works_beside_others(monkeypatch: pytest.MonkeyPatch) 
 def test_a_picture_has_a_tile_for_each_thread_if_that_is_worth_it(
     count: int, scale: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At a smaller scale, a tile takes less work, and its margins do not."""
+    """At a smaller scale, a tile takes less work, but its margins stay as large."""
     monkeypatch.setattr("pillow_sdz.cores.threads", lambda: count)
     pieces = tiles.decode(
         (100, 100, 1),

@@ -1,4 +1,4 @@
-"""No command writes over what exists, or through a symbolic link, unless it is told to."""
+"""Without --force, no command writes over existing files or through a symbolic link."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_link_to_nothing(command: str, target: str, capsys: pytest.CaptureFixt
 def test_a_folder_that_is_a_link_below_the_one_that_was_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Whoever made the link, an archive that was unpacked there, say, decides where it leads."""
+    """Somebody else may have made the link, for example by an archive that was unpacked there."""
     Path("out").mkdir()
     Path("out/trip").symlink_to(Path("../../elsewhere"))
     assert main(["encode", "album", "-o", "out"]) == 1

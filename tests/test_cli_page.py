@@ -23,7 +23,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "command-line.md"
 
 
 def test_its_commands_for_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other ones are run by test_readme.py."""
+    """test_readme.py runs all other commands."""
     monkeypatch.chdir(tmp_path)
     autoencoder_directory(Path("my-pipeline/vae"))
     lines = re.findall(r"^sdz models .*$", PAGE.read_text(), re.MULTILINE)

@@ -50,7 +50,7 @@ def grey_file(values: np.ndarray[Any, Any], name: str) -> None:
 def test_grey_of_16_bits_is_scaled(
     deep: np.ndarray[Any, np.dtype[np.uint16]], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As its values divided by 257; Pillow alone would cut them at 255."""
+    """Values are divided by 257. Pillow alone would cut them at 255."""
     grey_file(deep, name)
     assert main(["encode", name]) == 0
     assert capsys.readouterr().err == f"sdz: {name}: its 16 bits a channel are scaled to 8\n"
@@ -103,7 +103,7 @@ def test_several_channels_of_16_bits(
     channels: int,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Pillow scales them itself. Here, too, it is said."""
+    """Pillow scales them itself. A message says so here, too."""
     values = np.stack([deep, deep.T.reshape(40, 64), deep[::-1], deep[:, ::-1]][:channels], -1)
     Path("x.png").write_bytes(png_of_16_bits(channels, values))
     assert main(["encode", "x.png"]) == 0
@@ -159,7 +159,7 @@ def test_what_has_no_range_is_not_guessed(dtype: type, capsys: pytest.CaptureFix
 def test_formats_of_other_packages(
     photo: Image.Image, module: str, suffix: str, environment: dict[str, str]
 ) -> None:
-    """Read by name and from folders, turned as they say, where the package is installed."""
+    """If the package is installed, they are read by name and from folders, and turned upright."""
     pytest.importorskip(module)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = TURNED
@@ -184,7 +184,7 @@ def test_formats_of_other_packages(
 def test_a_plugin_that_is_missing_is_no_error(
     photo: Image.Image, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """A module of its name that cannot be imported is as good as none."""
+    """A module of this name that cannot be imported counts as missing."""
     (tmp_path / "none").mkdir()
     for name in ("pillow_heif", "pillow_jxl"):
         (tmp_path / "none" / f"{name}.py").write_text("raise ImportError('not here')")
@@ -235,7 +235,7 @@ def test_the_closing_line_counts_metadata(
 
 @pytest.mark.parametrize("space", [b"CMYK", b"RGB "])
 def test_a_profile_of_inks_is_not_kept_for_rgb(photo: Image.Image, space: bytes) -> None:
-    """Of a CMYK JPEG. The pixels become RGB, for which its profile is wrong."""
+    """The pixels of a CMYK JPEG become RGB, and its profile is wrong for them."""
     profile = bytes(16) + space + bytes(16) + b"acsp"  # ICC.1:2022, 7.2
     photo.convert("CMYK").save("x.jpg", icc_profile=profile)
     assert main(["encode", "x.jpg"]) == 0
@@ -249,7 +249,10 @@ def test_a_profile_of_inks_is_not_kept_for_rgb(photo: Image.Image, space: bytes)
 
 
 def test_strip(annotated: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """No EXIF and no XMP. So the pixels are turned. The profile is part of the colours."""
+    """EXIF and XMP are left out, so the pixels are turned.
+
+    The profile is kept, because colours need it.
+    """
     assert main(["encode", "x.jpg", "--strip"]) == 0
     assert main(["info", "--json", "x.sdz"]) == 0
     with Image.open("x.sdz") as image:

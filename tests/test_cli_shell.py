@@ -1,4 +1,4 @@
-"""What shells and `man` are told about the command, which libraries make from its parser."""
+"""Completion for shells, and the page for `man`. Libraries make both from the parser."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def folder(photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def give(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
-    """Make it what standard input holds."""
+    """Put these bytes into standard input."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
 
 
@@ -39,7 +39,7 @@ def give(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
 def test_encode(
     monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes], output: list[str]
 ) -> None:
-    """The same file as with names. Without -o, what comes from a stream goes to one."""
+    """The file is the same as with names. Without -o, standard input goes to standard output."""
     give(monkeypatch, Path("a.png").read_bytes())
     assert main(["encode", "-", *output]) == 0
     assert capsysbinary.readouterr() == (Path("x.sdz").read_bytes(), b"")
@@ -205,7 +205,7 @@ def test_closed_standard_input(environment: dict[str, str]) -> None:
 @pytest.mark.slow
 @posix_only
 def test_closed_standard_output(environment: dict[str, str]) -> None:
-    """An error if something is to be printed; else nobody misses it."""
+    """It is an error only if something has to be printed."""
     done = sdz(environment, "info x.sdz >&-")
     assert (done.returncode, done.stderr) == (1, b"sdz: standard output: Bad file descriptor\n")
     done = sdz(environment, "encode a.png -o - >&-")
@@ -246,7 +246,7 @@ def test_a_full_disk_behind_standard_output(environment: dict[str, str], argumen
 @posix_only
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_reader_that_went_away(environment: dict[str, str], stream: str) -> None:
-    """Quiet, with the status of a program that SIGPIPE killed."""
+    """Nothing is printed, and the status is that of a program that SIGPIPE killed."""
     reading, writing = os.pipe()
     os.close(reading)
     try:

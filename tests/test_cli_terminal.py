@@ -129,7 +129,7 @@ def test_names_of_tensors(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_model_s_folder(capsys: pytest.CaptureFixture[str]) -> None:
-    """Its name, and what its files say."""
+    """The folder's name and the contents of its files are harmless."""
     folders = {
         "good": autoencoder_directory(Path(HOSTILE).absolute() / "vae"),
         "class": autoencoder_directory(Path("class"), _class_name=HOSTILE),
@@ -165,7 +165,7 @@ def test_a_damaged_list_of_models(capsys: pytest.CaptureFixture[str]) -> None:
 def test_warnings(
     monkeypatch: pytest.MonkeyPatch, photo: Image.Image, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Those about a file name it; there are others, too."""
+    """Warnings about a file name it. There are other warnings, too."""
 
     def warning(*_: object, **__: object) -> list[str]:
         warnings.warn(HOSTILE, stacklevel=1)

@@ -91,7 +91,7 @@ def test_shards(format: str, tmp_path: Path) -> None:
 
 
 def test_a_bucket(tmp_path: Path) -> None:
-    """Sources and shards may lie wherever fsspec reaches; here, in memory."""
+    """Sources and shards may lie on any file system of fsspec. This one is in memory."""
     bucket = fsspec.filesystem("memory")
     place = f"/{tmp_path.name}"
     bucket.put(str(caches(tmp_path / "source", 5)), f"{place}/source", recursive=True)
@@ -194,7 +194,7 @@ def ray_workers() -> dict[int, str]:
 
 @pytest.mark.slow
 def test_a_cluster_of_two_workers_with_one_killed(tmp_path: Path) -> None:
-    """A worker that dies loses nothing, and a run that dies goes on."""
+    """If a worker dies, nothing is lost. If a run dies, the next one goes on."""
     pytest.importorskip("ray", reason="needs the extra ray")
     # So many that the run is not done while it is being ended, which takes Ray a second.
     files, shards = 240, 48

@@ -80,7 +80,7 @@ def test_registry_names_the_weights_that_ship() -> None:
 
 @pytest.mark.parametrize("quality", [1, 20, 50, 75, 100])
 def test_fidelity(real_photo: Image.Image, quality: int) -> None:
-    """Much better than with a broken stage: a blur of the photo has 20 dB."""
+    """The result is much better than with a broken stage: a blur of the photo has 20 dB."""
     made = encoded([real_photo], MINI, quality=quality)
     decoded = decoded_from(made.frames[0][0].data, real_photo.size, made.quantisation)
     assert decoded.size == real_photo.size
@@ -294,7 +294,7 @@ def test_words_that_no_encoder_writes_are_an_oserror(
 
 
 def test_no_words_are_a_picture(real_photo: Image.Image) -> None:
-    """The payload whose symbols have the first code of all. Encoding them gives no words."""
+    """The empty payload stands for the first code of all. Encoding its symbols gives no words."""
     assert symbols_of(b"", real_photo.size, 5000).shape == (12, 17, 384)
     assert decoded_from(b"", real_photo.size, 5000).size == real_photo.size
 

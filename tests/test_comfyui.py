@@ -117,7 +117,7 @@ def test_the_nodes_register(server: Server) -> None:
 def test_latents_there_and_back(
     family: str, empty: dict[str, Any], shape: tuple[int, ...], server: Server
 ) -> None:
-    """Empty latents, save, load, and ComfyUI's own SaveLatent of what was loaded."""
+    """Empty latents are saved and loaded, and ComfyUI's own SaveLatent writes what was loaded."""
     inputs = {"width": 64, "height": 64, "batch_size": 2, "length": 9}
     if family != "hunyuan-video":
         del inputs["length"]
@@ -240,7 +240,7 @@ def test_a_workflow_of_a_file_without_one() -> None:
 
 
 def test_a_workflow_is_read_as_latents_are() -> None:
-    """By the same table of chunks, and with the same judgement of the file."""
+    """It is read with the same table of chunks and the same judgement of the header."""
     file = BytesIO()
     provenance = {"metadata": {"prompt": '{"1": 2}', "workflow": 3, "other": "4"}}
     zeros = np.zeros((4, 2, 2), np.float32)

@@ -356,7 +356,7 @@ def report(
 
 @pytest.fixture
 def page(browser: Browser, report: Path) -> Iterator[Page]:
-    """The page in a window that shows all of the photo; without complaints and requests."""
+    """The page in a window that shows all of the photo. It has no errors, and requests nothing."""
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     complaints: list[str] = []
     requests: list[str] = []

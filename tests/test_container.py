@@ -219,7 +219,10 @@ def test_frames_and_bands(chunks: list[Chunk]) -> None:
 
 
 def test_where_frames_lie() -> None:
-    """The bands of each frame in order, and its alpha. What was cut off is not there."""
+    """The bands of each frame are in order, and its alpha.
+
+    Missing parts of a cut file are left out.
+    """
     alpha = Chunk(b"ALPH", b"\2")
     chunks = [head(frames=2, mode="LA"), band(16), LATN, LATN, alpha, DIFF, LATN, alpha, DONE]
     reader = container.Reader(BytesIO(container.write(chunks)))
@@ -236,7 +239,7 @@ def test_where_frames_lie() -> None:
 
 @pytest.mark.parametrize("durations", [(40,), (40, 0, 4294967295)])
 def test_animation_round_trips(durations: tuple[int, ...]) -> None:
-    """A u16, then one u32 for all frames or one for each."""
+    """The data is a u16, then one u32 for all frames or one u32 for each frame."""
     animation = Animation(3, durations)
     data = animation.pack()
     assert data == struct.pack(f">H{len(durations)}I", 3, *durations)
@@ -344,7 +347,7 @@ def test_bands_of_all_frames_are_limited() -> None:
 
 
 def test_short_reads_are_read_on() -> None:
-    """A raw file may return fewer bytes than asked for."""
+    """A raw file may return fewer bytes than asked for. The reader then reads again."""
 
     class Raw(BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:

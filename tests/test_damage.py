@@ -152,7 +152,7 @@ def test_a_cut_photo_is_decoded_as_far_as_it_goes(model: str, part: float, least
 def test_one_wrong_byte_does_not_hide_what_is_before_it(
     options: dict[str, str], part: float, least: float
 ) -> None:
-    """The rows after it are as the prior guesses; a black picture has 7 dB."""
+    """The rows after it are the prior's guess. A black picture would have 7 dB."""
     data = bytearray(encode(demo.photo().resize((768, 512)), **options))
     whole = decode(bytes(data))
     latents = entries(bytes(data))[b"LATN"]
@@ -323,7 +323,7 @@ def test_alpha_png_that_holds_more_than_it_says(small_file: bytes) -> None:
 
 
 def test_lying_lengths_are_refused_before_allocation(small_file: bytes) -> None:
-    """A length of gigabytes in a file of few bytes. Nobody may even try to read it."""
+    """A file of few bytes has a length of gigabytes. The reader must not allocate them."""
 
     class WatchedFile(BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
@@ -351,7 +351,7 @@ def test_unknown_critical_chunk_is_refused_by_name(small_file: bytes) -> None:
 
 
 def test_files_that_never_end(photo: Image.Image) -> None:
-    """Very many empty chunks: the reader gives up after the 1000 that are allowed."""
+    """There are very many empty chunks. The reader stops after the 1000 that are allowed."""
     chunks = container.read(encode(photo))
     data = framed([chunks[0], *[Chunk(b"abCd", b"")] * 100_000])
     with pytest.raises(OSError, match="more than 1000 chunks"):

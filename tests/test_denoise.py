@@ -42,7 +42,7 @@ def recommending(data: bytes, denoising: Denoising) -> bytes:
 
 @pytest.fixture(scope="module")
 def palette() -> bytes:
-    """A photo of 256x256 in the article's coding, which recommends 3 steps."""
+    """A photo of 256x256 pixels in the article's coding, which recommends 3 steps."""
     photo = demo.photo().crop((100, 0, 500, 400)).resize((256, 256), Image.Resampling.LANCZOS)
     return encode(photo, model="sd-mini", coding="palette")
 
@@ -120,7 +120,7 @@ def test_steps_are_those_of_diffusers(
 
 
 def latents_of(size: tuple[int, int]) -> NDArray[np.float32]:
-    """A photo's latents, as coarse as a palette has them."""
+    """The latents of a photo, as coarse as those of a palette."""
     photo = demo.photo().resize(size, Image.Resampling.LANCZOS)
     exact = models.load(catalogue.SD_MINI).encode(np.asarray(photo))
     noise = np.random.default_rng(0).standard_normal(exact.shape, np.float32)
@@ -156,7 +156,10 @@ def test_what_fits_into_one_tile_is_not_cut(steps: list[int]) -> None:
 
 @pytest.mark.parametrize(("multiple", "margin"), [(1, 16), (4, 16), (8, 16), (16, 16), (32, 32)])
 def test_tiles_see_the_margin_of_their_neighbours(multiple: int, margin: int) -> None:
-    """In latents. A U-Net that halves its input more often has a margin of one of its units."""
+    """Margins are in latents.
+
+    If a U-Net halves its input more often, the margin is one of its units.
+    """
     heights = []
 
     def predict(x: torch.Tensor, *_: object) -> torch.Tensor:
@@ -218,7 +221,7 @@ print(status("VmHWM") - before - 4 * im.width * im.height)
 def test_the_memory_budget_is_kept(
     environment: dict[str, str], keywords: dict[str, Any], budget: int
 ) -> None:
-    """By a process that decodes 3 megapixels, and may denoise them, besides the picture."""
+    """A process decodes 3 megapixels, with and without denoising. The picture does not count."""
     photo = demo.photo().resize((1984, 1536))
     data = encode(photo, effort=0, **keywords)
     done = subprocess.run(
@@ -268,7 +271,7 @@ def test_of_too_many_pixels_it_has_none(
 
 
 def test_the_bound_is_four_megapixels() -> None:
-    """docs/security.md says so."""
+    """docs/security.md promises this bound."""
     most = Denoising(200, 20)
     assert denoise.wanted(most, 256 * 256) == (0.2, 3)
     assert denoise.wanted(most, 256 * 256 + 1) == (0.2, 2)
@@ -287,7 +290,7 @@ print([name for name in ("diffusers", "transformers", "accelerate") if name in s
 
 
 def test_a_file_alone_imports_no_other_library(palette: bytes, environment: dict[str, str]) -> None:
-    """The article's pipeline runs by default, with what comes with this package."""
+    """The article's pipeline runs by default, with the parts of this package alone."""
     run = [sys.executable, "-c", IMPORTS]
     done = subprocess.run(run, input=palette, env=environment, capture_output=True, check=False)
     assert (done.stdout, done.stderr) == (b"[]\n", b"")

@@ -25,7 +25,10 @@ def normal(*shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> T
 
 
 def write_cache(folder: Path, shards: list[list[Item]], *, fingerprint: str = FINGERPRINT) -> Path:
-    """As Cache: a shard is items that torch saved, and tables say where they are."""
+    """A cache as diffusion-pipe's Cache writes it.
+
+    Torch saves the items, and tables have their places.
+    """
     folder.mkdir(parents=True)
     path = folder / "metadata.db"
     with closing(sqlite3.connect(path)) as con:
@@ -48,7 +51,7 @@ def write_cache(folder: Path, shards: list[list[Item]], *, fingerprint: str = FI
 
 
 def read_cache(folder: Path) -> tuple[str, list[tuple[int, int]], list[Item]]:
-    """As Cache: the fingerprint, the rows of the items, and the items."""
+    """Read a cache as diffusion-pipe's Cache does: the fingerprint, the rows, and the items."""
     with closing(sqlite3.connect(folder / "metadata.db")) as con:
         (fingerprint,) = con.execute("SELECT value FROM fingerprint").fetchone()
         rows = con.execute("SELECT shard, shard_index FROM items").fetchall()
@@ -77,7 +80,7 @@ def assert_same(item: Any, again: Any) -> None:
 
 
 def item(latents: Tensor, number: int, **more: Any) -> Item:
-    """As latents_map_fn returns it, and SizeBucketDataset hands it to the cache."""
+    """An item as latents_map_fn returns it, and as SizeBucketDataset hands it to the cache."""
     return {
         "latents": latents,
         "image_spec": [None, f"/photos/a dog {number}.jpg"],
@@ -88,7 +91,7 @@ def item(latents: Tensor, number: int, **more: Any) -> Item:
 
 
 def mask_of(height: int, width: int) -> Tensor:
-    """As torchvision's to_tensor of a mask, in half precision."""
+    """A mask in half precision, as torchvision's to_tensor makes it."""
     levels = torch.arange(height * width).reshape(height, width) % 256
     return (levels.to(torch.float32) / 255).to(torch.float16)
 
@@ -179,7 +182,7 @@ def test_caches_of_text_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_part_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The trainer would take the next picture's latents for the missing one's."""
+    """Without the missing part, the trainer would take the next picture's latents instead."""
     path = write_cache(tmp_path / "cache/flux/cache_1.000x48x64x1/latents", FLUX)
     assert main(["encode", str(path), "-o", str(tmp_path / "sdz/")]) == 0
     (tmp_path / "sdz/metadata.a_dog_1.sdz").unlink()
@@ -218,7 +221,7 @@ def test_other_latents_are_not_written_as_such_a_cache(
 
 
 def test_a_model_that_nobody_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is named, and --model says what its latents are."""
+    """The error names the model, and --model says whose latents these are."""
     path = write_cache(
         tmp_path / "cache/tomorrow/cache_1.000x48x64x1/latents", [[item(normal(16, 8, 6), 0)]]
     )
@@ -282,7 +285,7 @@ def test_databases_that_the_tool_did_not_write(change: str, message: str, tmp_pa
 
 
 def test_an_endless_query_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A column may be computed, by an expression that takes as long as its maker liked."""
+    """An expression may compute a column, and may take as long as an attacker likes."""
     monkeypatch.setattr("pillow_sdz.interchange.diffusion_pipe._MAX_STEPS", 1024)
     path = write_cache(tmp_path / "latents", [[item(normal(16, 8, 6), 0)]])
     with closing(sqlite3.connect(path)) as con:

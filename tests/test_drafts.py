@@ -27,7 +27,7 @@ def real_photo() -> Image.Image:
 
 @pytest.fixture
 def coded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many channels were decoded, call by call."""
+    """The number of channels that each call decoded."""
     found: list[int] = []
     mini = models.load(catalogue.MINI)
     assert isinstance(mini, Mini)
@@ -91,7 +91,7 @@ def test_a_small_picture_needs_few_channels(
 def test_a_frame_of_an_animation(
     real_photo: Image.Image, coded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The integers that a change builds on have as few channels."""
+    """The integers of the frames before it have as few channels."""
     frames = [real_photo.copy() for _ in range(3)]
     for n, frame in enumerate(frames):
         frame.paste((200, 30 * n, 0), (10 * n, 10, 10 * n + 40, 60))

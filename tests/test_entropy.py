@@ -137,7 +137,10 @@ def test_specification_decodes_the_same() -> None:
 
 @pytest.mark.parametrize("seed", range(200))
 def test_damage_is_damage(seed: int) -> None:
-    """The coder alone, within valid framing.  If words decode, they are those of the integers."""
+    """This tests the coder alone, with valid framing.
+
+    If words decode, encoding gives the same words.
+    """
     rng = random.Random(seed)
     symbols, mean, scale = some_symbols(500, seed)
     payload = bytearray(encoded(symbols, mean, scale))
@@ -165,7 +168,7 @@ def test_a_longer_payload_is_refused(extra: bytes) -> None:
 
 
 def test_other_words_of_the_same_symbols_are_refused() -> None:
-    """Above those of the encoder and below: each list of symbols has one payload."""
+    """Words above and below the encoder's are tried. Each list of symbols has one payload."""
     found = {"above": 0, "below": 0}
     for seed in range(40):
         symbols, mean, scale = some_symbols(20, seed)

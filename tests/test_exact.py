@@ -180,7 +180,7 @@ class TestData:
             Regions(bytes(data), SIZE)
 
     def test_damage_to_a_bitstream(self) -> None:
-        """To its codes it is an error of the file.  To its pixels it cannot be noticed."""
+        """Damage to its codes is an error. Damage to its pixels cannot be noticed."""
         whole = coded(noise(), some((0, 0, 13, 9)))
         chance = random.Random(7)
 
@@ -225,7 +225,10 @@ class TestData:
         assert frames[2] == exact.AS_BEFORE
 
     def corners(self, count: int) -> list[bytes]:
-        """Frames in which only the first and the last block change: a bitstream has all pixels."""
+        """Frames in which only the first and the last block change.
+
+        Yet a bitstream has all pixels.
+        """
         ends, everything = some((0, 0, 1, 1), (12, 8, 13, 9)), some((0, 0, 13, 9))
         encoder, frames = exact.Encoder(255), []
         for number in range(count):
@@ -236,7 +239,7 @@ class TestData:
         return frames
 
     def test_a_row_of_changes_costs_a_few_pictures(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """However long the row is, and with the frames shown in any order."""
+        """This holds for a row of any length, and for any order of frames."""
         decoded = 0
         decode_one = vp8l.decode
 
@@ -507,7 +510,7 @@ class TestFlats:
 
 
 def test_a_page_keeps_its_paper_where_it_has_fewer_colours() -> None:
-    """At a low quality, shades of letters may change, but not the paper."""
+    """At a low quality the shades of letters may change, but the paper may not."""
     page = Image.new("RGB", (320, 200), (255, 255, 255))
     draw = ImageDraw.Draw(page)
     for y in range(8, 190, 14):

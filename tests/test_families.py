@@ -43,7 +43,7 @@ def saved(array: Any, **options: Any) -> BytesIO:
 
 
 def exact(array: Any, **options: Any) -> Latents:
-    """The latents saved without loss, and opened."""
+    """Save the latents without loss, and open them again."""
     return open_latents(saved(array, lossless="float32", **options))
 
 
@@ -81,7 +81,7 @@ def test_every_family(name: str) -> None:
 
 
 def rows_of_readme() -> dict[str, list[str]]:
-    """The columns after the first one, by the names in the first one."""
+    """The other columns of the table in the README, by the names in its first column."""
     text = (Path(__file__).parent.parent / "README.md").read_text()
     table = text.split("| latents | saved | exact |")[1].split("\n\n")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
@@ -128,7 +128,7 @@ def test_the_table_of_families_is_right(name: str) -> None:
     "name", [n for n, s in catalogue.all_spaces().items() if s.scaling is not None]
 )
 def test_unscaled_latents_of_every_family(name: str) -> None:
-    """As pipelines do: (x - shift) * scaling, channel by channel."""
+    """Scaling is that of pipelines, (x - shift) * scaling, channel by channel."""
     space = catalogue.all_spaces()[name]
     array = latents(2, space.channels, 4, 2)
     found = open_latents(saved(array, model=name, scaled=False, step=0.05))
@@ -161,7 +161,7 @@ def test_statistics_are_those_of_diffusers() -> None:
 
 
 def test_statistics_of_flux2() -> None:
-    """Its autoencoder normalises with the variances of a batch norm, and its epsilon of 0.0001."""
+    """Its autoencoder normalises with the variances of a batch norm. The epsilon is 0.0001."""
     scaling = catalogue.all_spaces()["flux2-patches"].scaling
     assert isinstance(scaling, tuple)
     assert len(scaling) == 128
@@ -173,7 +173,7 @@ def test_statistics_of_flux2() -> None:
 
 
 def packed_patches(array: Array) -> Array:
-    """(B, C, h, w) as `FluxPipeline._pack_latents` has it, in loops."""
+    """Latents (B, C, h, w) packed as by `FluxPipeline._pack_latents`, but in loops."""
     batch, channels, height, width = array.shape
     found = np.empty((batch, height * width // 4, 4 * channels), array.dtype)
     for y in range(height):
@@ -279,7 +279,7 @@ def test_sequences_that_cannot_be_unpacked(
 
 
 def test_planes_that_look_like_sequences() -> None:
-    """The commonest shape of all, 512 x 512 pixels of FLUX.1, is no sequence."""
+    """The most frequent shape is not taken for a sequence: 512x512 pixels of FLUX.1."""
     array = latents(16, 64, 64)
     for size in (None, (512, 512), (509, 505)):
         np.testing.assert_array_equal(framed(array, "flux", size).latents[0], array)
@@ -351,7 +351,7 @@ def test_tensors_without_loss(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
 def test_every_float_comes_back(name: str) -> None:
-    """Also infinities, NaNs, the least and the largest."""
+    """This includes infinities, NaNs, and the smallest and largest numbers."""
     bits = np.random.default_rng(2).integers(0, 1 << 32, (4, 16, 16)).astype(np.uint32)
     bits[0, 0, :6] = [0, 1 << 31, 1, 0x7F800000, 0xFF800000, 0x7FC00000]
     bits[0, 1, :3] = [0x7F7FFFFF, 0x00800000, 0x807FFFFF]

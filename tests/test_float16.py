@@ -128,7 +128,7 @@ def test_no_header(header: bytes) -> None:
 
 
 def floats_by_the_specification(payload: bytes, shape: tuple[int, int, int]) -> Ints:
-    """The bits (h, w, C) of a payload: docs/float16.md, one number after another."""
+    """The bits (h, w, C) of a payload, by docs/float16.md, one number after another."""
     height, width, channels = shape
     p, k = payload[:2]
     words = RangeDecoder(payload[2:])
@@ -223,7 +223,7 @@ def test_the_specification_says_what_the_code_does(kind: str) -> None:
     ],
 )
 def test_golden_payloads(shape: tuple[int, int, int], scale: float, size: int, digest: str) -> None:
-    """Made once, never again. If this fails, files written earlier cannot be read any more."""
+    """These payloads never change. If this fails, files written earlier cannot be read any more."""
     # Half of these integers, times a power of two and 1365, is exact in float64.
     latents = (pinned_symbols(*shape, 200) * 1365 * scale).astype(np.float16)
     payload = round_trip(latents)

@@ -284,7 +284,7 @@ def test_the_pipelines_transformer_is_run(make: Any, space: str, tmp_path: Path)
 
 
 def by_flux2(pipe: Any, x: torch.Tensor) -> torch.Tensor:
-    """A step from a fifth of noise: of patches that the batch norm has scaled."""
+    """A step of FLUX.2 from a fifth of noise, on patches that the batch norm has scaled."""
     mean = pipe.vae.bn.running_mean.view(1, -1, 1, 1)
     deviation = (pipe.vae.bn.running_var.view(1, -1, 1, 1) + pipe.vae.config.batch_norm_eps).sqrt()
     start = 0.8 * (pipe._patchify_latents(x) - mean) / deviation
@@ -304,7 +304,7 @@ def by_flux2(pipe: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_latents_as_flux2s_pipeline_hands_them_over(tmp_path: Path) -> None:
-    """A file of patches is decoded, and denoised, as one of the autoencoder's own latents."""
+    """A file of patches is decoded and denoised like a file of the autoencoder's own latents."""
     pipe = flux2(tmp_path / "tokenizer")
     register_model("ours", pipe.vae, pipeline=pipe, latent_space="flux2")
     file = BytesIO()
@@ -381,7 +381,7 @@ def test_tiles_keep_the_memory_budget(make: Any, space: str, tmp_path: Path) -> 
 
 
 def test_a_file_alone_runs_no_flow_model(tmp_path: Path) -> None:
-    """A file's word is not enough where nobody has registered a pipeline."""
+    """A file cannot start one if nobody has registered a pipeline."""
     register_model("ours", tiny.autoencoder_kl(channels=16), latent_space="flux")
     data = saved("flux", denoise=0.05)
     with (

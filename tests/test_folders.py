@@ -40,14 +40,14 @@ def pipeline(tmp_path: Path) -> Path:
 
 
 def change(pipeline: Path, part: str, **fields: object) -> None:
-    """Change fields of a part's configuration; those that are `...` are taken away."""
+    """Change fields of a part's configuration. Fields that are `...` are removed."""
     path = pipeline / part / CONFIGURATIONS[part]
     settings = {**json.loads(path.read_text()), **fields}
     path.write_text(json.dumps({k: v for k, v in settings.items() if v is not ...}))
 
 
 def used(pipeline: Path) -> list[bytes]:
-    """What every part of a pipeline's folder makes of the same input."""
+    """The results of all parts of a pipeline's folder for the same input."""
     spec = register_model("ours", pipeline)
     latents = models.load(spec).encode(np.full((16, 16, 3), 100, np.uint8))
     denoiser = models.load_denoiser(spec)
@@ -64,7 +64,7 @@ def used(pipeline: Path) -> list[bytes]:
 
 @pytest.fixture
 def outward(monkeypatch: pytest.MonkeyPatch, no_network: None) -> Iterator[None]:
-    """Fail on each way out, even where the code under test copes with that; sockets fail, too."""
+    """Fail on each way out to the network, even if the tested code handles the error."""
     calls: list[object] = []
 
     def refuse(*arguments: object, **_: object) -> Any:
@@ -125,7 +125,10 @@ def test_a_configuration_chooses_no_code(pipeline: Path, outward: None, part: st
 
 @pytest.mark.parametrize("part", CONFIGURATIONS)
 def test_a_configuration_chooses_no_class(pipeline: Path, outward: None, part: str) -> None:
-    """An autoencoder and a U-Net are of a class of ours or refused; others have one class."""
+    """The class of an autoencoder or a U-Net is a known one, or refused.
+
+    Other parts have one class.
+    """
     expected = used(pipeline)
     change(pipeline, part, _class_name="Evil")
     models._loaded.clear()
@@ -170,7 +173,7 @@ def test_other_files_of_a_folder_are_not_read(
 def test_networks_are_those_that_were_saved(
     tmp_path: Path, kind: str, make: Callable[[], Any]
 ) -> None:
-    """All tensors, the configuration, and what has no weights, such as positions in a text."""
+    """All tensors are the same, and the configuration, and buffers that are not saved."""
     make().save_pretrained(tmp_path)
     found, expected = loading.network(kind, Folder(tmp_path), torch.float32), make()
     for one, other in zip(
@@ -190,7 +193,7 @@ def renamed(folder: Path, names: Callable[[str], str]) -> None:
 
 
 def test_former_names_of_tensors(pipeline: Path) -> None:
-    """diffusers renamed those of attention, transformers a text encoder's."""
+    """diffusers renamed tensors of attention, and transformers those of a text encoder."""
     expected = used(pipeline)
     former = {
         ".to_q.": ".query.",
@@ -213,7 +216,7 @@ def test_former_names_of_tensors(pipeline: Path) -> None:
 
 
 def test_a_tokenizer_as_it_is_saved_today(pipeline: Path) -> None:
-    """In tokenizer.json, beside which there are no vocab.json and merges.txt."""
+    """It is in tokenizer.json, and there are no vocab.json and merges.txt."""
     expected = used(pipeline)
     folder = pipeline / "tokenizer"
     model = {"type": "BPE", "vocab": json.loads((folder / "vocab.json").read_text()), "merges": []}
@@ -291,7 +294,7 @@ def test_a_malformed_field_is_named(pipeline: Path, part: str, field: str, value
     "field", ["num_train_timesteps", "beta_start", "beta_end", "beta_schedule"]
 )
 def test_what_is_no_schedule_of_a_diffusion_model(pipeline: Path, field: str) -> None:
-    """Such as flow matching's.  Libraries differ in what they take for a missing field."""
+    """An example is flow matching. Libraries have different defaults for a missing field."""
     change(pipeline, "scheduler", **{field: ..., "trained_betas": ...})
     message = f"no schedule of a diffusion model: it lacks '{field}'"
     with pytest.raises(OSError, match=message):
@@ -300,7 +303,7 @@ def test_what_is_no_schedule_of_a_diffusion_model(pipeline: Path, field: str) ->
 
 @pytest.mark.parametrize("name", ["DPMSolverSDEScheduler", "LMSDiscreteScheduler", "EvilScheduler"])
 def test_a_schedulers_class_need_not_be_installed(pipeline: Path, name: str) -> None:
-    """Only its schedule counts."""
+    """Only its noise schedule counts."""
     expected = used(pipeline)
     change(pipeline, "scheduler", _class_name=name)
     models._denoisers.clear()
@@ -324,7 +327,7 @@ def test_a_loaded_scheduler_of_another_kind() -> None:
 
 
 def test_sizes_that_the_weights_do_not_have_take_no_memory(pipeline: Path) -> None:
-    """A network of half a terabyte by its configuration's word."""
+    """The configuration asks for a network of half a terabyte."""
     change(pipeline, "unet", block_out_channels=[8192, 8192], layers_per_block=64)
     with pytest.raises(OSError, match=r"unet.* lacks"):
         used(pipeline)
@@ -342,7 +345,7 @@ def test_weights_of_another_network(pipeline: Path) -> None:
 def test_weights_that_are_replaced_later_are_refused(
     pipeline: Path, known: Callable[[str, Path], Any], part: str
 ) -> None:
-    """What a model shows must not change without its name."""
+    """A model of the same name must not show other pictures later."""
     spec = known("ours", pipeline)
     (path,) = (pipeline / part).glob("*.safetensors")
     save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
@@ -381,7 +384,7 @@ def test_damaged_words(pipeline: Path, name: str, text: str) -> None:
 
 
 def test_all_families_of_models_are_read() -> None:
-    """Each class that a preset has is one whose fields are known."""
+    """The fields of each preset's class are known."""
     assert {preset.class_name for preset in presets.PRESETS.values()} <= set(FIELDS)
 
 
@@ -396,7 +399,7 @@ def rules() -> Iterator[tuple[str, str, Callable[[object], bool]]]:
 def test_both_ends_of_a_range_are_in_it(
     name: str, what: str, fits: Callable[[object], bool]
 ) -> None:
-    """As the message says: what it names is accepted, and what lies beyond is not."""
+    """The range in the message is the range that is accepted."""
     if match := re.fullmatch(r"a whole number from (-?\d+) to (\d+)(, or null)?", what):
         low, high = int(match[1]), int(match[2])
         assert fits(low)
@@ -419,7 +422,7 @@ def test_both_ends_of_a_range_are_in_it(
 
 
 def test_what_the_fields_of_a_text_encoder_may_be() -> None:
-    """transformers writes -1 for a token that there is not."""
+    """transformers writes -1 for a token that does not exist."""
     fields = FIELDS["CLIPTextModel"]
     assert {name: fields[name].what for name in ("bos_token_id", "pad_token_id")} == {
         "bos_token_id": "a whole number from 0 to 1000000, or null",

@@ -1,4 +1,4 @@
-"""Animations: what is kept of each frame, in how many bytes, and how little work shows one."""
+"""Animations: what is kept of each frame, in how many bytes, and the work to show one."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class TestWhatIsCoded:
     def test_cells_are_those_of_this_frame_or_of_the_one_before(
         self, moving: list[Image.Image], animation: bytes
     ) -> None:
-        """The integers are also exact, for every frame."""
+        """The integers are exact for every frame, too."""
         network = models.load(catalogue.MINI)
         found = integers(animation)
         for number, (before, now) in enumerate(itertools.pairwise(found), 1):
@@ -235,7 +235,7 @@ class TestWhatIsCoded:
             encode_all(moving, target_size=smallest - 1)
 
     def test_latents_of_all_frames(self, animation: bytes) -> None:
-        """Also with files that have changes."""
+        """This includes files that have changes."""
         found = open_latents(BytesIO(animation))
         network = models.load(catalogue.MINI)
         for latents, coded in zip(found.latents, integers(animation), strict=True):
@@ -255,7 +255,7 @@ class TestMapOfChanges:
     @pytest.mark.parametrize("shape", [(15, 15), (20, 15), (11, 15)])
     @pytest.mark.parametrize("part", [0, 0.02, 0.3, 0.9])
     def test_as_specified(self, part: float, shape: tuple[int, int]) -> None:
-        """Read with docs/format.md alone: contexts, counts, means, and a row's symbols."""
+        """Read the file with docs/format.md alone: contexts, counts, means, and a row's symbols."""
         changed = np.random.default_rng(1).random(shape) < part
         decoder = RangeDecoder(self.encoded(changed))
         if shape[0] > shape[1]:
@@ -337,7 +337,7 @@ class TestMapOfChanges:
 class TestHowLittleIsDecoded:
     @pytest.fixture
     def decoded(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """What is decoded, in order: "integers" of a frame, and "pixels"."""
+        """A list of what was decoded, in order: "integers" of a frame, and "pixels"."""
         done: list[str] = []
         integers, pixels = Banded.decode, codec.decode
 
@@ -726,16 +726,19 @@ class Likeliest:
 
 
 class TestRowsOfChanges:
-    """What it takes to show the last frame of a row of DIFF."""
+    """The work to show the last frame of a row of DIFF."""
 
     @pytest.fixture(autouse=True)
     def one_thread(self) -> Iterator[None]:
-        """As the package codes.  On a busy machine, more threads take a hundred times as long."""
+        """Use one thread, as the package does.
+
+        On a busy machine, more threads take a hundred times as long.
+        """
         with one_blas_thread():
             yield
 
     def test_a_change_is_computed_where_it_is(self) -> None:
-        """Of a picture of 32x32 cells, for one cell it takes a hundredth of the places or less."""
+        """For one of 32x32 cells, at most a hundredth of the places is computed."""
         prior = models.load(catalogue.MINI).prior
         places = 0
 
@@ -784,7 +787,10 @@ class TestRowsOfChanges:
 
     @pytest.mark.parametrize(("side", "most"), [(1, 50), (4, 51), (8, 56), (16, 74)])
     def test_few_changes_take_time_too(self, side: int, most: int) -> None:
-        """A DIFF of one cell takes as long as 41, so of a small picture few may follow another."""
+        """A DIFF of one cell takes as long as 41 cells.
+
+        So few may follow each other in a small picture.
+        """
         prior = models.load(catalogue.MINI).prior
         one = np.zeros((side, side), bool)
         one[0, 0] = True
@@ -824,7 +830,7 @@ class TestRowsOfChanges:
         assert stages == min(shape)
 
     def test_a_part_has_the_integers_of_the_whole(self) -> None:
-        """Where few cells change, only what is near them is taken note of."""
+        """If few cells change, only the places near them are noted."""
         prior = models.load(catalogue.MINI).prior
         before = prior.code(Likeliest(), 33, 47, 5000)
         changed = np.zeros((17, 24), bool)
@@ -842,7 +848,7 @@ def no_temporary_file() -> NoReturn:
 
 
 class TestSavingOverItself:
-    """What is not decoded yet does not need the file that is being written."""
+    """Pictures that are not decoded yet do not need the file that is being written."""
 
     @pytest.fixture
     def path(self, animation: bytes, tmp_path: Path) -> Path:
@@ -884,7 +890,7 @@ class TestSavingOverItself:
     def test_appended_to_a_picture_of_another_format(
         self, scene: Image.Image, frames: int, tmp_path: Path
     ) -> None:
-        """Pillow empties the file before this package is asked."""
+        """Pillow empties the file before this package is called."""
         path, photo = tmp_path / "a.sdz", tmp_path / "a.png"
         path.write_bytes(encode_all([scene.rotate(90 * number) for number in range(frames)]))
         before = frames_of(path.read_bytes())
@@ -906,7 +912,7 @@ class TestSavingOverItself:
                 assert im.tobytes() == pixels
 
     def test_alpha(self, scene: Image.Image, tmp_path: Path) -> None:
-        """The alpha of a frame has been read, that of the others has not."""
+        """The alpha of the first frame has been read already, but not that of the others."""
         frames = [scene.copy() for _ in range(3)]
         for number, frame in enumerate(frames):
             frame.putalpha(Image.radial_gradient("L").resize(SIZE).rotate(90 * number))
@@ -925,7 +931,7 @@ class TestSavingOverItself:
             assert (again.format, again.n_frames) == ("GIF", 6)
 
     def test_lazy_frames_of_another_format(self, scene: Image.Image, tmp_path: Path) -> None:
-        """Pillow empties the file before this package is asked: nobody can save its frames."""
+        """Pillow empties the file before this package is called, so nobody can save its frames."""
         path = tmp_path / "a.gif"
         scene.save(path, save_all=True, append_images=[scene.rotate(90)])
         with (

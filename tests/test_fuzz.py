@@ -42,7 +42,7 @@ def test_nothing_but_the_allowed_exceptions(target: str) -> None:
 
 @pytest.mark.usefixtures("light")
 def test_seeds_get_to_the_end() -> None:
-    """Valid inputs are not refused, so that mutations of them reach all the code."""
+    """Valid inputs are accepted, so their mutations reach all the code."""
     for data in seeds.made():
         targets.shown(data)
         if b"EXCT" not in data:  # a page may have no latents
@@ -72,7 +72,7 @@ def test_crcs_are_made_right() -> None:
 
 
 def test_the_command_leaves_what_it_finds(tmp_path: Path, environment: dict[str, str]) -> None:
-    """Running the finding again gives the same bytes and the same exception."""
+    """The finding is kept. When it runs again, it gives the same exception."""
     program = (
         "import sys; from pillow_sdz import container; container.read = lambda data: data[99999]\n"
         "from fuzz.__main__ import main; main()"
@@ -114,12 +114,12 @@ def test_the_command_leaves_what_it_finds(tmp_path: Path, environment: dict[str,
 def test_code_without_effect_is_not_changed(
     source: str, places: list[tuple[tuple[int, int], tuple[int, int]]]
 ) -> None:
-    """No test can notice a change to it."""
+    """No test can notice a change to such code."""
     assert sorted(mutants._without_effect(source)) == places
 
 
 def test_a_change_meets_the_tests_of_its_line() -> None:
-    """The tests of each file in turn, those that run the fewest lines first."""
+    """Tests are taken from each file in turn, and those that run the fewest lines come first."""
     module = "fuzz/allowed.py"
     (line,) = (
         number

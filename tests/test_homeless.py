@@ -55,7 +55,7 @@ print("sd1" in models.names())
 def test_what_needs_no_added_models_works(
     tmp_path: Path, environment: dict[str, str], home: str, parts: tuple[str, ...]
 ) -> None:
-    """In processes of their own, since what imports torch or diffusers may look for a home, too."""
+    """This runs in new processes, because importing torch or diffusers may look for a home, too."""
     pytest.importorskip("pwd", reason="Windows has homes of another kind")
     demo.photo().resize((64, 48)).save(tmp_path / "photo.png")
     if parts:
@@ -89,7 +89,7 @@ def test_what_needs_no_added_models_works(
 def test_added_models_that_cannot_be_known(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """They are left out of lists, and who asks for one is told why it is not there."""
+    """Lists leave them out. A request for one is an error that says why it is not there."""
 
     def read() -> dict[str, recorded.Record]:
         raise error

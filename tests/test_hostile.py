@@ -188,7 +188,10 @@ def test_opening_reads_what_there_is_and_no_more(name: str) -> None:
 
 
 def empty_frames(frames: int, rows: int | None = None) -> bytes:
-    """A file of frames without a byte of latents, 96 rows of them; ``rows`` are those of a band."""
+    """A file of frames whose latents have no bytes.
+
+    A frame has 96 rows, and a band has ``rows``.
+    """
     mini = catalogue.MINI
     size = mini.factor, 96 * mini.factor
     header = Header("RGB", size, "mini", mini.digest, mini.channels, mini.factor, 5000, 0, frames)
@@ -209,7 +212,10 @@ def test_the_most_chunks_that_a_file_may_have() -> None:
 
 
 def test_more_chunks_are_refused_before_they_are_read() -> None:
-    """16.6 MB of empty chunks: the frames times the bands are counted, and not walked over."""
+    """There are 16.6 MB of empty chunks.
+
+    The frames times the bands are counted, and no chunk is read.
+    """
     data = empty_frames(38_000, rows=2)
     assert 16_000_000 < len(data) < 17_000_000
     file = CountingReads(data)
@@ -282,7 +288,7 @@ def costly() -> list[str]:
     ],
 )
 def test_a_picture_costs_what_an_honest_one_of_its_header_does(name: str) -> None:
-    """In time and memory, apart from walking over as many chunks as the file has."""
+    """This is about time and memory. Reading the chunks of the file does not count."""
     data = FILES[name]
     header = container.Reader(CountingFile(data)).header
     reference = honest(header)

@@ -171,7 +171,7 @@ def test_what_is_generic() -> None:
 
 @pytest.mark.parametrize("name", generic())
 def test_no_generic_file_names_a_model_or_a_coding(name: str) -> None:
-    """In code. Documentation may give examples."""
+    """This is about code. Documentation may give examples."""
     names = {*catalogue.all_spaces(), *catalogue.EMBEDDED, *PRESETS, *spaces.CODING_NAMES}
     if name in WITH_DTYPES:
         names -= DTYPES
@@ -189,7 +189,7 @@ def test_no_generic_file_names_a_model_or_a_coding(name: str) -> None:
 
 @pytest.mark.parametrize("path", [*modules("pillow_sdz").values()], ids=lambda path: path.stem)
 def test_files_are_short(path: Path) -> None:
-    """At most 400 lines, unless the first comment gives a reason for more."""
+    """They have at most 400 lines, unless the first comment gives a reason for more."""
     text = path.read_text()
     comment = re.search(r"^#.*$", text, re.M)
     has_reason = comment is not None and "longer than 400 lines" in comment[0]

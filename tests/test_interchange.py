@@ -181,7 +181,7 @@ def test_comfyui_key_by_key(tmp_path: Path, shape: tuple[int, ...]) -> None:
 
 
 def test_comfyui_without_the_marker_is_scaled(tmp_path: Path) -> None:
-    """As in ComfyUI's LoadLatent: the values are to be multiplied by 1 / 0.18215."""
+    """ComfyUI's LoadLatent multiplies such values by 1 / 0.18215."""
     path = tmp_path / "old.latent"
     samples = torch.from_numpy(latents(1, 4, 8, 6))
     comfyui(path, samples, marked=False)
@@ -229,7 +229,7 @@ def test_plain_arrays(tmp_path: Path, format: str, shape: tuple[int, ...], dtype
 
 @pytest.mark.parametrize("key", ["file", "args", "kwds", "allow_pickle"])
 def test_arrays_of_any_name(tmp_path: Path, key: str) -> None:
-    """Those of the parameters of `np.savez` included."""
+    """This includes the names of the parameters of `np.savez`."""
     path, array = tmp_path / "x.npz", latents(4, 8, 6)
     with zipfile.ZipFile(path, "w") as archive:
         buffer = io.BytesIO()
@@ -241,7 +241,7 @@ def test_arrays_of_any_name(tmp_path: Path, key: str) -> None:
 
 
 def test_a_batch_of_one_stays_a_batch(tmp_path: Path) -> None:
-    """Even where its latents come back alone, as `open_latents` gives them."""
+    """This holds even if `open_latents` returns its latents without the axis of the batch."""
     origin = Origin("plain", ".npy", batched=True)
     path = tmp_path / "x.npy"
     with path.open("wb") as file:
@@ -250,7 +250,7 @@ def test_a_batch_of_one_stays_a_batch(tmp_path: Path) -> None:
 
 
 def test_numpys_second_version(tmp_path: Path) -> None:
-    """For headers of more than 64 KiB; a shorter one is as sound."""
+    """It is for headers of more than 64 KiB. A shorter header in it is valid, too."""
     path, array = tmp_path / "x.npy", latents(4, 8, 6)
     with path.open("wb") as file:
         np.lib.format.write_array(file, array, version=(2, 0))
@@ -269,7 +269,7 @@ def test_big_endian_and_fortran_order(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*has no place for:UserWarning")
 def test_one_format_to_another(tmp_path: Path) -> None:
-    """What the other layout has no place for is left out (test_caches.py: and named)."""
+    """Whatever the other layout has no place for is left out (test_caches.py: and named)."""
     path = tmp_path / "x.npz"
     arrays = kohya()
     np.savez(path, **arrays)  # type: ignore[arg-type]
@@ -323,7 +323,7 @@ def test_models_that_names_tell(name: str, model: str | None) -> None:
 
 
 def test_a_layout_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A toy whose files hold several latents of one picture, under names of its own."""
+    """A toy tool keeps several latents of one picture in a file, under names of its own."""
 
     def read(contents: Contents) -> list[LatentFile]:
         origins = (Origin("toy", ".safetensors", key=name) for name in sorted(contents.names))
@@ -360,7 +360,7 @@ def test_a_layout_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_rows_fit_together() -> None:
-    """A layout's files are of known formats; the last one takes all that are one file."""
+    """The formats of each layout are known. The last layout takes all files with one part."""
     *others, last = interchange.LAYOUTS
     assert set(last.formats) == set(filter(interchange.is_one_file, interchange.FORMATS))
     assert set(interchange.FORMATS) == LATENT_SUFFIXES
@@ -409,7 +409,7 @@ def test_what_an_origin_leaves_out() -> None:
 
 
 def test_sizes_that_are_null_are_not_there() -> None:
-    """As docs/format.md says of these two, and of no others."""
+    """docs/format.md allows this for two fields, and for no others."""
     origin = {"layout": "kohya", "format": ".npz"}
     null = {"original_size": None, "crop_ltrb": None}
     assert interchange.parse_origin(origin | null) == interchange.parse_origin(origin)
@@ -532,7 +532,7 @@ def test_hostile_files_are_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_an_error_of_the_library_is_named(tmp_path: Path) -> None:
-    """With its kind, unless its own text is about files."""
+    """The message has the kind of the error, unless its own text is about files."""
     for name, complaint in (
         ("method.npz", "damaged numpy file: NotImplementedError: "),
         ("text.npz", "damaged numpy file: File is not a zip file"),
@@ -622,7 +622,7 @@ def test_parts_that_a_cache_cannot_have(parts: int, part: int, field: str) -> No
 
 
 def test_what_is_read_cannot_be_changed(tmp_path: Path) -> None:
-    """Parts of one file share what they say, so a change to one would change the others."""
+    """The parts of one file share data, so changing one would change the others."""
     np.save(tmp_path / "x.npy", np.zeros((4, 8, 8), np.float32))
     (found,) = interchange.read(tmp_path / "x.npy")
     for value, field in ((found, "latents"), (found.origin, "layout")):

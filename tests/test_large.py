@@ -110,7 +110,10 @@ def test_every_band_is_a_chunk_of_its_own(photo: Image.Image, banded: bytes) -> 
 
 
 def test_bands_cost_little(photo: Image.Image, banded: bytes) -> None:
-    """1.4 percent for each cut, since these bands are small: usual ones have up to 64 rows."""
+    """Each cut costs 1.4 percent here, because these bands are small.
+
+    Usual ones have up to 64 rows.
+    """
     one = len(encode(photo, quality=60))
     assert one < len(banded) < one * (1 + 0.015 * (BANDS - 1))
 
@@ -165,7 +168,7 @@ def test_tiles_follow_the_memory_budget() -> None:
 @pytest.mark.parametrize("scale", [pytest.param(1, marks=pytest.mark.slow), 2, 4, 8])
 @pytest.mark.usefixtures("dtype")
 def test_tiled_pixels_are_those_of_one_piece(scale: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each stage is computed so far beyond a tile as the next stages look."""
+    """Each stage is computed beyond the tile, as far as the next stages look."""
     monkeypatch.setattr("pillow_sdz.cores.threads", lambda: 1)
     pixels = np.asarray(demo.photo().resize((1296, 1008)))
     latents = mini().encode(pixels, 5000)
@@ -232,7 +235,7 @@ def test_margins_are_not_too_narrow(scale: int, monkeypatch: pytest.MonkeyPatch)
 def test_crop_decodes_the_bands_that_it_needs(
     banded: bytes, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The latents of the box, and 13 around it, which the decoder looks at."""
+    """These are the bands of the box, and of 13 latents around it, at which the decoder looks."""
     file = CountingFile(banded)
     with Image.open(file) as im:
         opened = file.count
@@ -253,7 +256,7 @@ def test_crop_decodes_the_bands_that_it_needs(
 def test_crop_computes_the_tiles_that_it_needs(
     banded: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In latents: 13 more on each side than the box, and no more."""
+    """These have 13 more latents on each side than the box, and no more."""
     seen = []
     run = runtime.Network.__call__
 
@@ -271,7 +274,7 @@ def test_crop_computes_the_tiles_that_it_needs(
 
 
 def test_of_other_models_a_crop_loads_the_picture(photo: Image.Image) -> None:
-    """Their networks need all latents. These are not decoded again for each part."""
+    """The networks of other models need all latents, so the whole picture is kept."""
     with Image.open(BytesIO(encode(photo, model="sd-mini"))) as im:
         part = im.crop((10, 20, 40, 60))
         assert im.tile == []
@@ -279,7 +282,7 @@ def test_of_other_models_a_crop_loads_the_picture(photo: Image.Image) -> None:
 
 
 def test_of_a_damaged_file_the_other_parts(banded: bytes) -> None:
-    """The damaged band is not needed for the part."""
+    """A part of the picture that does not need the damaged band can be cropped."""
     entries = [e for e in container.Reader(BytesIO(banded)) if e.type == chunks.LATENTS]
     damaged = bytearray(banded)
     damaged[entries[-1].start] ^= 1

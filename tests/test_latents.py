@@ -61,7 +61,10 @@ def roundtrip(array: Any, **options: Any) -> Array:
 
 @pytest.mark.parametrize("step", [1 / 1024, 0.01, 0.3, 2])
 def test_step_bounds_the_error(step: float) -> None:
-    """Half of the stored step (a multiple of 1/1024), and the rounding of float32."""
+    """The error is at most half of the stored step, and float32's rounding.
+
+    Stored steps are multiples of 1/1024.
+    """
     found = open_latents(saved(latents(), step=step))
     assert found.step == pytest.approx(step, abs=0.5 / 1024)
     assert found.step is not None
@@ -77,7 +80,7 @@ def test_quality_is_that_of_pictures() -> None:
 
 
 def test_a_step_is_a_promise_and_a_quality_none() -> None:
-    """No value is off by more than half the step, unless the user asks for effort."""
+    """With a step and no effort, no value is off by more than half the step."""
     given = latents()
     exact = open_latents(saved(given, step=0.5))
     assert exact.step == 0.5
@@ -140,7 +143,7 @@ def test_lossless_refuses_what_float16_would_round(value: float) -> None:
 
 
 def test_lossless_of_unscaled_latents_is_exact_too() -> None:
-    """Values are stored as they are. Scaled by 0.18215 they are not exact in float16."""
+    """Values are stored as they are. After scaling by 0.18215, float16 could not hold them."""
     array = (5 * latents()).astype(np.float16)
     found = open_latents(saved(array, lossless="float16", scaled=False))
     np.testing.assert_allclose(found.latents, array.astype(np.float32) * 0.18215, rtol=1e-6)
@@ -150,7 +153,7 @@ def test_lossless_of_unscaled_latents_is_exact_too() -> None:
 
 @pytest.mark.parametrize("model", ["sd1", "sd3", "sd-mini"])
 def test_unscaled_latents_without_loss_keep_every_bit(model: str) -> None:
-    """Scaling and scaling back would change bits: a shift takes the sign of zero."""
+    """Scaling and scaling back would change bits: a shift loses the sign of zero."""
     channels = models.spec(model).channels
     bits = np.random.default_rng(3).integers(0, 1 << 16, (channels, 8, 6)).astype(np.uint16)
     bits[np.isnan(bits.view(np.float16))] = 0x8000  # -0
@@ -169,7 +172,7 @@ def test_scaling_there_and_back_is_exact_for_all_float16(model: str) -> None:
 
 
 def test_unscaled_latents_need_a_known_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also for latents that are not scaled when they are saved: a picture needs scaled ones."""
+    """A lossless file keeps them unscaled, but it needs the scaling too, to show a picture."""
     tiny_models = pytest.importorskip("tiny_models", reason="needs the extra sd")
     monkeypatch.setattr(models, "_registered", {})
     pillow_sdz.register_model("own", tiny_models.autoencoder_kl())
@@ -179,7 +182,10 @@ def test_unscaled_latents_need_a_known_scaling(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_unscaled_latents_without_loss_need_a_scaling_that_all_know(tiny: str) -> None:
-    """Only this process knows that tiny has sd1's latents. With a step, saving scales them."""
+    """Only this process knows that tiny has sd1's latents.
+
+    With a step, they are scaled when saved.
+    """
     array = np.zeros(SHAPE, np.float16)
     with pytest.raises(ValueError, match="other computers do not know the scaling of tiny"):
         saved(array, model=tiny, lossless="float16", scaled=False)
@@ -194,7 +200,7 @@ def test_unscaled_latents_without_loss_need_a_scaling_that_all_know(tiny: str) -
     [("sd1", 0.18215, 0), ("taesd", 0.18215, 0), ("sdxl", 0.13025, 0), ("sd3", 1.5305, 0.0609)],
 )
 def test_unscaled_latents_are_scaled(model: str, scaling: float, shift: float) -> None:
-    """As pipelines do: (x - shift) * scaling. taesd has sd1's, because it shares its latents."""
+    """Scaling is that of pipelines, (x - shift) * scaling. taesd shares the latents of sd1."""
     channels = models.spec(model).channels
     array = latents(channels, 8, 6)
     found = open_latents(saved(array, model=model, scaled=False, step=0.01))
@@ -248,7 +254,7 @@ def test_what_is_told_about_a_file() -> None:
 
 
 def test_mini_in_its_own_units() -> None:
-    """Its quality scales its latents, so it has no step, and no other coding."""
+    """The quality scales the latents of mini, so they have no step, and no other coding."""
     ramp = Image.linear_gradient("L")
     picture = Image.merge("RGB", (ramp, ramp.rotate(90), ramp))
     # Without a map of qualities, since `save_latents` makes none.
@@ -511,7 +517,7 @@ def relabelled(data: bytes, **change: Any) -> BytesIO:
 def test_channels_are_limited(
     channels: int, coding: CodingSpec, quantisation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A small header may ask for many."""
+    """A small header may ask for many channels."""
     monkeypatch.setattr(sys.modules["pillow_sdz.opening"], "FREE_WORK", 1 << 60)
     for one in (Context, DitheredPalette, Float16):
         monkeypatch.setattr(one, "stored", None)  # no work begins
@@ -552,7 +558,7 @@ def test_time_is_limited_by_the_bytes_of_a_file(
 def test_a_frame_is_limited_by_its_bytes(
     coding: CodingSpec, quantisation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For the writer as for the reader, whatever codes it."""
+    """The limit holds for the writer and the reader, and for all codings that learn."""
     strange = catalogue.ModelSpec("strange", 5, 8, catalogue.NOT_NAMED, latent_space="strange")
     coder = codec.coder_of(strange, coding)
     frame = Frame(np.zeros((64, 64, 5), np.float16))
@@ -567,7 +573,7 @@ def test_a_frame_is_limited_by_its_bytes(
 
 
 def test_what_nothing_happens_in_is_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latents of zeros have the most values in a byte. What can be written can be read."""
+    """Latents of zeros have the most values in a byte. All that can be written can be read."""
     monkeypatch.setattr(sys.modules["pillow_sdz.opening"], "FREE_WORK", 1 << 15)
     assert not roundtrip(np.zeros((16, 64, 64), np.float16), model="sd3", step=0.3).any()
     assert not roundtrip(np.zeros((100, *SHAPE), np.float16)).any()

@@ -104,7 +104,10 @@ def test_smooth_latents_take_fewer_bytes_than_their_histogram() -> None:
 
 
 def test_hidden_layers_saturate() -> None:
-    """At the limit of docs/lattice.md, rounded down, and with ones below for the bias."""
+    """Outputs are cut at the limit of docs/lattice.md, and rounded down.
+
+    A last row of ones is for the bias.
+    """
     layer = np.array([[-1.5, 0, 0.9, 1, 4094.9, 4095, 4096, 2**23]], np.float32)
     found = lattice_network._rectified(layer)
     assert found.tolist() == [[0, 0, 0, 1, 4094, 4095, 4095, 4095], [1] * 8]
@@ -166,7 +169,7 @@ def test_the_largest_symbols_do_not_overflow() -> None:
 
 
 def stages_by_the_specification(symbols: Ints, step: int) -> list[Stage]:
-    """docs/lattice.md, one place after another."""
+    """The stages of docs/lattice.md, computed one place after another."""
     height, width, channels = symbols.shape
     tensors = load_file(weights.SD1_PRIOR.path)
     coded = np.zeros(symbols.shape, bool)
@@ -325,7 +328,7 @@ def test_the_specification_says_what_the_code_does(height: int, width: int, step
 
 @pytest.mark.parametrize("case", ["photo", "odd", "single", "wild"])
 def test_golden_payloads(case: str) -> None:
-    """Made once, never again. If this fails, files written earlier cannot be read any more."""
+    """These payloads never change. If this fails, files written earlier cannot be read any more."""
     record = load_file(GOLDEN)
     symbols = record[f"{case}.symbols"].astype(np.int64)
     payload = record[f"{case}.payload"].tobytes()

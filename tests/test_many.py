@@ -194,8 +194,10 @@ stop.set()
 def test_a_child_forked_after_decoding(
     threads: int, files: list[Path], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Also while other threads decode and may hold locks. The child does not wait for OpenMP's
-    threads, which only the parent has."""
+    """Other threads may decode during the fork, and may hold locks.
+
+    The child does not wait for OpenMP's threads, which only the parent has.
+    """
     printed = run(FORKED, files[0], threads, environment=environment, folder=tmp_path)
     assert json.loads(printed) == [0] * 30
 

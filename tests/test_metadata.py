@@ -191,7 +191,7 @@ def test_a_grey_profile_does_not_follow_into_a_file_with_colour(photo: Image.Ima
 
 
 def test_unknown_chunks_are_kept_if_they_are_given(photo: Image.Image) -> None:
-    """Nobody knows what is in them, so that they do not travel by themselves, as EXIF does not."""
+    """Nobody knows what is in them. So they are not copied unasked, and neither is EXIF."""
     chunks = [(b"abCd", b"safe to copy"), (b"abCD", b"tied to these pixels")]
     opened = roundtrip(photo, chunks=chunks)
     assert opened.info["sdz_chunks"] == chunks[:1]

@@ -106,7 +106,7 @@ def test_low_qualities_have_no_tail(mini: Mini, pixels: NDArray[np.uint8]) -> No
 
 
 def test_the_encoder_sees_qualities_in_classes(mini: Mini, pixels: NDArray[np.uint8]) -> None:
-    """Of two qualities of which it sees the same, latents are equal, and of others they differ."""
+    """Qualities of one class give equal latents, and qualities of different classes do not."""
     seen = {quality: mini.seen(quality) for quality in range(100, 10001, 100)}
     assert 10 < len(set(seen.values())) < 25
     for one, other in ((5000, 5001), (LOW, HIGH)):
@@ -139,7 +139,7 @@ def test_a_map_of_one_quality_is_that_quality(
 def test_tiles_of_a_map_have_no_seam(
     mini: Mini, monkeypatch: pytest.MonkeyPatch, scale: int
 ) -> None:
-    """Each tile is told of the qualities of its own area."""
+    """Each tile gets the qualities of its own area."""
     pixels = np.asarray(demo.photo().resize((1000, 700)))
     qualities = np.random.default_rng(0).integers(100, 10000, (22, 32)).astype(np.int32)
     latents = mini.encode(pixels, qualities)
@@ -159,7 +159,7 @@ def test_tiles_of_a_map_have_no_seam(
 @pytest.mark.parametrize("scale", [2, 4, 8])
 @pytest.mark.parametrize("quality", [2000, 8000])
 def test_small_pictures_are_like_reduced_ones(mini: Mini, scale: int, quality: int) -> None:
-    """At the borders too, where the linear path is multiplied."""
+    """This includes the borders, where the linear path is multiplied."""
     photo = demo.photo().resize((320, 240), Image.Resampling.BOX)
     latents = mini.encode(np.asarray(photo), quality)
     gain = mini.gain(quality)

@@ -1,4 +1,4 @@
-"""The registry of models: what a name in a file can mean, and all that it cannot."""
+"""The registry of models: what a name in a file can mean, and what it cannot mean."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SD1 = models.spec("sd1")
 
 
 def decoder_for(spec: ModelSpec, **fields: Any) -> ModelSpec:
-    """The model for a file of this one's, but for these fields of its header."""
+    """The decoder for a file of this model, whose header may have other values in these fields."""
     digest = fields.pop("digest", spec.digest)
     return models.decoder_for(spec.replace(**fields), digest, tune="psnr")
 

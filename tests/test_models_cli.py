@@ -55,7 +55,7 @@ def weights_in(cache: Path, repository: str) -> Path:
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> str:
-    """What `sdz models` prints, on stdout where it succeeds and on stderr where it fails."""
+    """The output of `sdz models`: standard output if it succeeds, standard error if it fails."""
     assert main(["models", *arguments]) == status
     out, err = capsys.readouterr()
     assert bool(out) is not bool(err)
@@ -258,7 +258,7 @@ def test_a_damaged_list_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_damaged_list_is_kept_aside_and_repaired(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is sound of it stays; the old list is never lost, not by a second repair either."""
+    """Its sound entries stay. The old list is never lost, not even by a second repair."""
     models.record_model("ours", autoencoder_directory(tmp_path / "ours"))
     for number, aside in enumerate(("models.json.damaged", "models.json.damaged-2")):
         entries = json.loads(recorded.path().read_text())
@@ -288,7 +288,7 @@ def test_a_list_that_is_no_json_is_repaired(capsys: pytest.CaptureFixture[str]) 
 def test_a_pipe_is_no_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is not waited for, and not replaced.  All that needs no list works."""
+    """The command does not wait for it, and does not replace it. Other commands work."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     monkeypatch.setenv("SDZ_MODELS", str(pipe))
@@ -320,7 +320,7 @@ def test_there_is_nothing_to_repair(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_no_reader_accepts_is_not_added(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, object]
 ) -> None:
-    """`add` refuses it and names the field; every other command goes on working."""
+    """`add` refuses it and names the field. All other commands still work."""
     directory = autoencoder_directory(tmp_path / "brick", **config)
     (field,) = config
     message = told(capsys, "add", "brick", str(directory), status=1)
@@ -333,7 +333,7 @@ def test_what_no_reader_accepts_is_not_added(
     ("field", "value"), [("channels", 0), ("channels", 65536), ("channels", True), ("factor", 256)]
 )
 def test_what_no_reader_accepts_is_not_recorded(field: str, value: int) -> None:
-    """Whoever calls `write`."""
+    """This holds for every caller of `write`."""
     record = recorded.Directory("/brick", "0" * 64, "brick", 4, 8)
     with pytest.raises(OSError, match=f"'brick' cannot be added: its {field} is {value}"):
         recorded.write("brick", dataclasses.replace(record, **{field: value}))

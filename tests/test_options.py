@@ -138,7 +138,7 @@ NONSENSE = [
 def test_a_bad_variable_never_breaks_the_import(
     environment: dict[str, str], name: str, text: str, default: object
 ) -> None:
-    """Not even where warnings are errors. The setting has its default."""
+    """The setting has its default. The import works even if warnings are errors."""
     run = subprocess.run(
         [sys.executable, "-Werror", "-c", "import pillow_sdz"],
         env={**environment, f"SDZ_{name}": text},
@@ -191,7 +191,7 @@ def in_a_thread(work: Any) -> Any:
 
 
 def test_the_least_strength() -> None:
-    """A file can recommend no less."""
+    """A file cannot recommend a smaller strength."""
     with options.override(DENOISE=0.001):
         assert options.DENOISE == 0.001
     with pytest.raises(ValueError, match=r"DENOISE must be .* from 0\.001 to 1"):

@@ -1,4 +1,4 @@
-"""Files of models that do not come with pillow-sdz: saved, opened, and decoded by whom."""
+"""Files of models that do not come with pillow-sdz: saving, opening, and decoding."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ours(tmp_path: Path) -> ModelSpec:
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a process that has registered nothing."""
+    """Make this process one that has registered nothing."""
     monkeypatch.setattr(models, "_registered", {})
     monkeypatch.setattr(models, "_loaded", {})
 
@@ -146,7 +146,7 @@ def test_names_that_no_model_can_have(photo: Image.Image, ours: ModelSpec, name:
 def test_names_like_paths_are_names(
     photo: Image.Image, ours: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """A file may hold such a name; it is looked up like any other."""
+    """A file may have such a name. It is looked up like any other."""
     shutil.copytree(tmp_path / "ours", tmp_path / "here" / "vae")
     monkeypatch.chdir(tmp_path / "here")
     data = with_header(encode(photo, model="ours"), model=name)

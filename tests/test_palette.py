@@ -87,7 +87,7 @@ def test_constant_latents_are_one_entry() -> None:
 
 
 def test_what_is_on_the_bytes_grid_comes_back() -> None:
-    """Also far from 0, where a step that is a little off would miss by a byte."""
+    """This includes values far from 0, where a step that is a little wrong would miss by a byte."""
     bytes = np.array([0, 1, 64, 127, 128, 200, 254, 255]).repeat(8).reshape(8, 8, 1)
     latents = ((bytes - 128) * STEP / 1024).astype(np.float32)
     payload = encode(latents, step=STEP, dither=False)
@@ -102,7 +102,7 @@ def test_entries_that_take_fewer_bits_are_preferred(monkeypatch: pytest.MonkeyPa
 
 
 def test_as_many_entries_as_fit() -> None:
-    """Down to one entry, which takes a few bytes."""
+    """The least is one entry, which takes a few bytes."""
     frame = Frame(photo_like(16, 16, 4))
     sizes = {}
     for entries in (1, 2, 3):
@@ -144,9 +144,10 @@ def test_more_entries_take_more_bytes_and_come_nearer() -> None:
 
 
 def test_dithering_keeps_local_means() -> None:
-    """Slopes that 9 entries must show. Means of 8x8 miss at most a third.
+    """Nine entries must show slopes.
 
-    The borders do not count, because there are no entries beyond them to mix with.
+    Means of 8x8 are off by at most a third. Borders do not count, because there are no entries
+    beyond them to mix with.
     """
     y, x = np.mgrid[:64, :64] / 64
     latents = np.stack([x, y, x + y, x - y], axis=2).astype(np.float32)
@@ -247,7 +248,7 @@ def test_threads_do_not_change_a_bit() -> None:
 def read_by_the_specification(
     payload: bytes, height: int, width: int, channels: int
 ) -> tuple[list[list[int]], int, list[list[int]]]:
-    """docs/palette.md, one symbol after another: entries, shift and indices."""
+    """Read a payload by docs/palette.md, one symbol after another: entries, shift and indices."""
     coder = RangeDecoder(payload)
 
     def counts_of(weights: list[int]) -> list[int]:
@@ -368,7 +369,7 @@ GOLDEN = bytes.fromhex("4026010df6637f90ce67ad2d034008d5e8")
 
 
 def test_golden_payload() -> None:
-    """Made once, never again. If this fails, files written earlier cannot be read any more."""
+    """This payload never changes. If this fails, files written earlier cannot be read any more."""
     assert pack(GOLDEN_PALETTE, GOLDEN_INDICES) == GOLDEN
     decoded, indices = unpack(GOLDEN, 4, 5, 2)
     assert np.array_equal(decoded.bytes, GOLDEN_PALETTE.entries * 4 + 2)

@@ -133,7 +133,10 @@ def test_a_checkerboard_is_a_diagonal_detail() -> None:
 
 
 def test_texture_may_lie_elsewhere_but_not_be_missing() -> None:
-    """Other noise of the same deviation costs less than no noise. Pointwise it costs more."""
+    """Other noise of the same deviation costs less than no noise.
+
+    Compared point by point, it costs more.
+    """
     generator = torch.Generator().manual_seed(0)
     noise, other = 0.1 * torch.randn((2, 1, 3, 128, 128), generator=generator)
     flat = torch.zeros_like(noise)

@@ -348,7 +348,7 @@ def test_too_many_pixels_are_refused_before_anything_else(monkeypatch: pytest.Mo
 
 
 def test_a_file_exchanged_behind_the_picture(photo: Image.Image, path: Path) -> None:
-    """A file on disk has been copied; of another object, damage is found."""
+    """A file on disk has been copied before. In another object, the damage is found."""
     with path.open("r+b") as stream, Image.open(stream) as im:
         expected = decode(path.read_bytes())
         path.write_bytes(encode(photo.resize((20, 20))))
@@ -417,7 +417,7 @@ def assert_same(a: Image.Image, b: Image.Image) -> None:
 def test_other_options_are_named(
     photo: Image.Image, option: dict[str, Any], complaint: str
 ) -> None:
-    """A warning, at the caller's line. Tools pass the options of several formats."""
+    """There is a warning at the caller's line. Tools pass the options of several formats."""
     with pytest.warns(UserWarning, match=complaint) as warned:
         photo.save(BytesIO(), "SDZ", **option)
     assert warned[0].filename == __file__
@@ -461,7 +461,7 @@ def test_files_on_disk_may_read_less_than_asked_for(path: Path) -> None:
 
 
 def test_parser_says_what_is_wrong(photo: Image.Image) -> None:
-    """It opens what it has so far, and what comes later may be damaged."""
+    """The parser opens the bytes that it has so far. Later bytes may be damaged."""
     data = encode(photo, xmp=b"<x/>")
     end = data.index(b"DONE")
     damaged = data[:end] + b"NEWS" + data[end + 4 :]

@@ -181,7 +181,7 @@ def shuffled(tensors: Tensors) -> Tensors:
     out = dict(tensors)
 
     def shuffle(layers: list[str], readers: Mapping[str, int]) -> None:
-        """What layers put out, and in the weights that read it, from an input on."""
+        """Reorder the outputs of layers from an input on, and the weights that read them."""
         count = len(out[f"{layers[0]}.bias"])
         order = rng.permutation(count)
         for name in layers:
@@ -260,7 +260,7 @@ def test_any_layout_in_memory() -> None:
 def test_values_around_places_are_inputs_tap_by_tap(
     moved: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many places there are, and taps at once."""
+    """This holds for any number of places, and of taps at once."""
     monkeypatch.setattr(dense, "MOVED", moved)
     rng = np.random.default_rng(0)
     weights = rng.integers(-127, 127, (8, 5 * 6), endpoint=True)

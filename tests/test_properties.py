@@ -65,7 +65,7 @@ parts = st.lists(st.builds(Chunk, types, st.binary(max_size=300)), max_size=8)
 
 @st.composite
 def sound(draw: st.DrawFn) -> list[Chunk]:
-    """What a writer may write: metadata and unknown chunks, then the frames, then DONE."""
+    """Any chunks that a writer may write: metadata and unknown chunks, frames, then DONE."""
     header = draw(headers)
     data = st.binary(max_size=300)
     unknown = st.from_regex(rb"[a-z][A-Za-z]{3}", fullmatch=True).filter(chunks.is_skippable)
@@ -110,7 +110,7 @@ def test_what_may_not_be_written_is_not_read(header: Header, others: list[Chunk]
 
 
 def small_files() -> list[bytes]:
-    """A few pixels in every coding, with alpha, metadata and everything else."""
+    """Files of a few pixels in every coding, with alpha, metadata and everything else."""
     picture = Image.linear_gradient("L").resize((11, 7)).convert("RGBA")
     picture.putalpha(Image.radial_gradient("L").resize(picture.size))
     about = {"exif": b"MM\0*\0\0\0\x08\0\0", "xmp": "<x/>", "icc_profile": b"profile"}
@@ -140,7 +140,7 @@ def without_networks() -> Iterator[None]:
 
 
 def memory(data: bytes) -> int:
-    """The most bytes in use at once, for everything that can be read from a file."""
+    """The most bytes in use at once while everything in a file is read."""
     tracemalloc.start()
     try:
         for use in USES:
@@ -156,7 +156,7 @@ def memory(data: bytes) -> int:
 @given(data=files, at=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
 @pytest.mark.usefixtures("without_networks")
 def test_damage_is_refused(data: bytes, at: float, flip: int) -> None:
-    """Nothing is decoded before, so it takes no more memory than the file does."""
+    """Nothing is decoded before the check, so it takes no more memory than the file does."""
     at = int(at * len(data))
     for damaged in (data[:at], data[:at] + bytes([data[at] ^ flip]) + data[at + 1 :]):
         for use in (shown, verified, latents_of):

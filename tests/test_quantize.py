@@ -76,7 +76,10 @@ class Bits:
 
 @functools.cache
 def lagrangian(step: int, effort: int) -> float:
-    """What the choice makes small.  Whole bytes would be coarser than what some efforts save."""
+    """The value that the choice minimises.
+
+    Whole bytes are too coarse to show what some efforts save.
+    """
     latents = photo_like()
     symbols = decoded(encode(PRIOR, latents, step, effort), latents.shape, step)
     coder = Bits(symbols)
@@ -123,7 +126,7 @@ def test_the_more_effort_the_less_rate_and_distortion(step: int) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_which_levels_of_effort_are_the_same(step: int) -> None:
-    """Rounding, one pass, and more and more rounds of alternatives."""
+    """Levels differ in three ways: rounding, one pass, and the number of rounds of alternatives."""
     outcomes = [outcome(step, effort) for effort in range(10)]
     assert len(set(outcomes[:3])) == len(set(outcomes[3:6])) == 1
     assert len(set(outcomes)) == 6

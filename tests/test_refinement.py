@@ -91,7 +91,7 @@ def test_rate_model_is_the_integer_prior_without_its_roundings(
 def test_rate_model_of_the_base_alone(
     mini: Mini, rate_model: RateModel, photo: Image.Image
 ) -> None:
-    """Where there is no tail, the bits of the base are those of all."""
+    """If there is no tail, the bits of the base are all bits."""
     steps = mini.encode(np.asarray(photo), 1500) * mini.gain(1500)
     hyper, rate = integers(mini.hyperlatents(steps)), rate_of(mini, 1500)
     bits = []
@@ -132,7 +132,7 @@ def test_below_the_default_effort_nothing_is_searched(photo: Image.Image, qualit
 
 
 def test_above_it_every_level_is_one_of_its_own(photo: Image.Image) -> None:
-    """No level is taken for another one: each makes other pixels than all others do."""
+    """No two levels are the same: each gives other pixels than all others."""
     part = photo.crop((0, 0, 48, 48))
     files = [saved(part, quality=40, effort=effort) for effort in range(4, 10)]
     assert len({opened(file).tobytes() for file in files}) == 6
@@ -149,7 +149,7 @@ def test_above_it_the_same_bytes_are_a_better_picture(photo: Image.Image) -> Non
 
 
 def test_quality_keeps_its_meaning(photo: Image.Image) -> None:
-    """At one quality, effort saves bytes and not the picture."""
+    """At one quality, more effort saves bytes, and the picture is as good."""
     default, most = (saved(photo, quality=40, effort=effort) for effort in (4, 9))
     assert len(most) < 0.97 * len(default)
     assert scores(photo, most)[0] > scores(photo, default)[0] - 0.1

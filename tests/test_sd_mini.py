@@ -42,7 +42,7 @@ def real_photo() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def exact(real_photo: Image.Image) -> NDArray[np.float32]:
-    """What the encoder makes of it."""
+    """The latents of the photo as the encoder makes them."""
     latents: NDArray[np.float32] = models.load(SD_MINI).encode(np.asarray(real_photo))
     return latents
 
@@ -84,7 +84,7 @@ def test_registry_names_the_weights_that_ship() -> None:
 
 
 def test_latents_have_about_unit_variance(exact: NDArray[np.float32]) -> None:
-    """As a pipeline's scaled latents; over many photos it is 1, of one it is what it is."""
+    """Over many photos the variance is 1, as in a pipeline. A single photo may differ."""
     assert exact.shape == (64, 64, 4)
     assert 0.4 < exact.std() < 1.6
 
@@ -99,7 +99,7 @@ def test_any_size(size: tuple[int, int]) -> None:
 def test_tiles_have_no_seam(
     real_photo: Image.Image, exact: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tile by tile, the same but for the order of sums: one grey level, 1e-4 of a latent."""
+    """Sums in another order may change a pixel by a grey level, and a latent by 1e-4."""
     network = models.load(SD_MINI)
     whole = shown(network, exact)
     monkeypatch.setattr(sd_mini, "TILE", 2 * sd_mini.DECODER_MARGIN)
@@ -108,7 +108,7 @@ def test_tiles_have_no_seam(
 
 
 def test_the_articles_size(article: bytes) -> None:
-    """At most its 4.96 kB for 512x512 pixels, with everything."""
+    """The whole file has at most the article's 4.96 kB for 512x512 pixels."""
     assert len(article) <= 4960
     assert decode(article).size == (512, 512)
 
@@ -144,7 +144,7 @@ def test_denoising_brings_the_latents_back(
 def test_denoising_is_closer_to_the_photo(
     article: bytes, real_photo: Image.Image, with_unet: catalogue.ModelSpec
 ) -> None:
-    """In SSIMULACRA2, which sees the dither's grain."""
+    """It is closer in SSIMULACRA2, which sees the dither's grain."""
     pytest.importorskip("ssimulacra2")
     from benchmarks.metrics import ssimulacra2
 
@@ -199,7 +199,7 @@ def test_without_a_unet_a_recommendation_is_none(
 def test_context_beats_the_palette(
     article: bytes, real_photo: Image.Image, exact: NDArray[np.float32]
 ) -> None:
-    """In as many bytes, by the error of the latents."""
+    """In as many bytes, the error of the latents is smaller."""
     context = encode(real_photo, model="sd-mini", target_size=len(article))
     assert len(context) <= len(article)
     errors = [np.mean((latents_of(data) - exact) ** 2) for data in (context, article)]
@@ -245,7 +245,7 @@ def test_container_says_what_it_is(article: bytes) -> None:
 def test_a_larger_palette_fills_the_target_size(
     article: bytes, real_photo: Image.Image, exact: NDArray[np.float32]
 ) -> None:
-    """Beyond the article's 256 entries, up to its 4.96 kB."""
+    """It has more entries than the article's 256, and fills the article's 4.96 kB."""
     data = encode(real_photo, model="sd-mini", coding="palette", target_size=4960)
     assert len(article) < len(data) <= 4960
     errors = [np.mean((latents_of(d) - exact) ** 2) for d in (data, article)]
@@ -269,7 +269,7 @@ def test_a_limit_that_nothing_reaches_gives_the_highest_quality(real_photo: Imag
 
 
 def test_which_priors_take_long_for_few_bytes() -> None:
-    """The prior that learns while it decodes.  The work for such payloads is limited."""
+    """The prior that learns does. The work for its payloads is limited."""
     coder = codec.coder_of(SD_MINI, spaces.CONTEXT)
     assert isinstance(coder, Context)
     assert coder.learns(bytes([ADAPTIVE]) + bytes(9))

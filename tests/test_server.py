@@ -1,4 +1,4 @@
-"""examples/server.py: what it takes, what it refuses and how it says so, what it serves to whom."""
+"""examples/server.py: what it accepts, what it refuses with which message, and what it serves."""
 
 from __future__ import annotations
 
@@ -309,7 +309,7 @@ def test_too_many_at_once_are_sent_away(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """Two pictures are worked on and one waits; of ten that come meanwhile none is taken."""
+    """Two pictures are worked on, and one waits. Ten more come in this time, and none is taken."""
     release = tmp_path / "release"
     for name in ("converted", "rendered"):
         monkeypatch.setattr(server, name, functools.partial(server_work.held, release, name))
@@ -338,7 +338,7 @@ def test_work_without_end_is_ended(
     photo: Image.Image,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With its process, and others take its place: who waits meanwhile is served."""
+    """Its process is ended too, and another replaces it. Requests that wait are served."""
     monkeypatch.setattr(running, "limits", replace(running.limits, work=1, seconds=STARTS))
     before = {process.pid for process in multiprocessing.active_children()}
     assert len(before) == 2
@@ -363,7 +363,7 @@ def test_waiting_too_long(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """Who waits in vain costs no process, and gives its place back."""
+    """A request that waits in vain ends no process, and gives its place back."""
     release = tmp_path / "release"
     held = functools.partial(server_work.held, release, "converted")
     data = file_of(photo)
@@ -398,12 +398,12 @@ def head_of(length: int) -> bytes:
 
 
 def status(connection: socket.socket) -> int:
-    """That of the answer."""
+    """The status of the answer."""
     return int(connection.recv(4096).split()[1])
 
 
 def test_slow_uploads_hold_no_place(running: Any, client: Any, photo: Image.Image) -> None:
-    """More of them than there are places; where there are too many, the slowest makes way."""
+    """There are more slow uploads than places. If there are too many, the slowest is ended."""
     data = file_of(photo)
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(begun(running, data[: 9 * n + 1], len(data))) for n in range(4)]
@@ -419,7 +419,7 @@ def test_slow_uploads_hold_no_place(running: Any, client: Any, photo: Image.Imag
 def test_a_flood_of_empty_uploads_ends_no_ordinary_one(
     running: Any, client: Any, photo: Image.Image
 ) -> None:
-    """Ten times as many as there are places, while one sends 20 kB a second."""
+    """There are ten times as many as places, while an ordinary upload sends 20 kB a second."""
     data = file_of(photo.resize((140, 140)).effect_spread(9))
     with contextlib.ExitStack() as stack:
         connection = stack.enter_context(begun(running, data[:20_000], len(data)))

@@ -34,7 +34,7 @@ def tensor(image: Image.Image) -> torch.Tensor:
 
 
 def test_weights_are_the_references_that_matter() -> None:
-    """By channel, scale, norm and map. All those left out weigh 0.02 together."""
+    """Weights are by channel, scale, norm and map. Those that are left out add up to 0.02."""
     theirs = np.asarray(reference.ssimulacra2.weights).reshape(3, 6, 2, 3)
     ours = np.zeros_like(theirs)
     for scale, channels in enumerate(WEIGHTS):
@@ -46,7 +46,7 @@ def test_weights_are_the_references_that_matter() -> None:
 
 
 def test_colours_are_the_metrics() -> None:
-    """Corners, edges and inside of the RGB cube, in XYB."""
+    """The colours are corners, edges and inner points of the RGB cube, in XYB."""
     colours = np.array([*itertools.product([0, 10, 128, 255], repeat=3)], np.uint8)
     theirs = reference.ssimulacra2
     linear = theirs.srgb_to_linear(colours[None].copy())
@@ -58,7 +58,7 @@ def test_colours_are_the_metrics() -> None:
 
 
 def test_norms_of_a_map() -> None:
-    """The mean, and the fourth root of the mean of the fourth powers, each with its weight."""
+    """They are the mean, and the fourth root of the mean of fourth powers, each with its weight."""
     map = torch.tensor([[[0.0, 1.0], [2.0, 3.0]], [[1.0, 1.0], [1.0, 1.0]]])
     fourth = ((0 + 1 + 16 + 81) / 4) ** 0.25
     assert _pooled(map, (1, 0)).tolist() == pytest.approx([1.5, 1])
@@ -67,7 +67,10 @@ def test_norms_of_a_map() -> None:
 
 
 def test_scores_are_the_metrics(tmp_path: Path) -> None:
-    """Within 5 points: the loss mirrors the picture at its borders, and the metric does not."""
+    """They are within 5 points.
+
+    The loss mirrors the picture at its borders, and the metric does not.
+    """
     photo = demo.photo().crop((150, 50, 406, 306))
     scores = []
     for side in (32, 64, 128):
@@ -82,7 +85,7 @@ def test_scores_are_the_metrics(tmp_path: Path) -> None:
 
 
 def test_identical_pictures_have_the_highest_score() -> None:
-    """Except for rounding: variances are differences of almost equal numbers."""
+    """Rounding may change it: variances are differences of almost equal numbers."""
     photo = tensor(demo.photo().crop((150, 50, 278, 178)))
     assert score(photo, photo).item() == pytest.approx(100, abs=1)
 
@@ -101,7 +104,7 @@ def test_each_picture_of_a_batch_has_its_own() -> None:
     [(8, 1), (15, 1), (16, 2), (31, 2), (32, 3), (63, 3), (64, 4), (128, 5), (256, 6)],
 )
 def test_a_scale_has_eight_pixels_a_side(side: int, scales: int) -> None:
-    """As in the metric: eight pixels are enough, seven are not. The shorter side counts."""
+    """As in the metric, the shorter side must have eight pixels. Seven are not enough."""
     for shape in ((side, side), (side, 999), (999, side)):
         assert _scales(torch.zeros(1, 3, *shape)) == scales
 

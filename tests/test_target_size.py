@@ -43,7 +43,7 @@ def sizes(growth: float, part: float = 1, jitter: int = 0) -> Callable[[int], in
 
 
 def is_largest(size: Callable[[int], int], quality: int, limit: int) -> bool:
-    """Whether more does not fit, or less than a thousandth of the bytes is left."""
+    """Whether a larger file does not fit, or less than a thousandth of the bytes is left."""
     return size(quality + 1) > limit or limit - size(quality) < limit // ONE_IN
 
 
@@ -122,7 +122,7 @@ def test_a_file_that_is_over_by_a_few_bytes_does_not_fit(over: int) -> None:
 
 
 def test_the_largest_of_those_that_fit_is_kept() -> None:
-    """The best of the few that were tried, whatever came later."""
+    """It is the best of the few that were tried. Later tries do not matter."""
     sizes_in_turn = iter((900, 930, 920))
     limit = 1_000
     slow = Counted(lambda _: next(sizes_in_turn))

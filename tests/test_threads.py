@@ -1,4 +1,4 @@
-"""The limit on numpy's BLAS: it holds while a prior or a draft needs it, and is taken back."""
+"""The limit on numpy's BLAS: it holds while a prior or a draft needs it, and ends after that."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_restored_after_an_error() -> None:
 
 
 def test_threads_that_overlap() -> None:
-    """First in, first out: the limit holds until the other one leaves, and then for nobody."""
+    """The thread that came first leaves first. The limit holds until the other one leaves."""
     first_in, second_in, first_out = Event(), Event(), Event()
 
     def first() -> None:

@@ -124,7 +124,7 @@ def test_no_files() -> None:
 
 
 def test_the_damaged_file_says_so() -> None:
-    """Of files that are decoded together, its own message comes, as from `open_latents`."""
+    """If files are decoded together, the message is that of `open_latents` for the damaged file."""
     good = saved(frames(1), step=0.25)
     file = container.read(good)
     damaged = codec.write(

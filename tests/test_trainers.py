@@ -1,4 +1,4 @@
-"""Caches of today's trainers, written here as their own sources write them, there and back."""
+"""Caches of today's trainers, there and back. They are written here as the tools' sources do."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def assert_same_tensors(path: Path, again: Path) -> None:
 def musubi(
     folder: Path, architecture: str, short: str, tensors: dict[str, Tensor], **more: str
 ) -> Path:
-    """As save_latent_cache_common, under the name of get_latent_cache_path."""
+    """A cache as save_latent_cache_common writes it, with the name of get_latent_cache_path."""
     metadata = {"architecture": architecture, "width": "0048", "height": "64"}
     path = folder / f"photo_0048x0064_{short}.safetensors"
     save_file(tensors, path, metadata=metadata | {"format_version": "1.0.1"} | more)
@@ -137,7 +137,7 @@ def test_musubi_tuner(architecture: str, tmp_path: Path) -> None:
 
 
 def test_which_of_musubis_are_scaled(tmp_path: Path) -> None:
-    """Z-Image's and FLUX.1 Kontext's are of one family, and only Kontext's are scaled."""
+    """Latents of Z-Image and FLUX.1 Kontext are of one family, but only Kontext's are scaled."""
     values = {}
     for architecture in ("z_image", "flux_kontext"):
         (tmp_path / architecture).mkdir()
@@ -163,7 +163,7 @@ def test_musubis_text_and_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def ai_toolkit(folder: Path, version: str, tensors: dict[str, Tensor]) -> Path:
-    """As _cache_one_latent, with the metadata of get_meta_for_safetensors."""
+    """A cache as _cache_one_latent writes it, with the metadata of get_meta_for_safetensors."""
     info = OrderedDict[str, Any](
         filename="photo é.jpg",
         scale_to_width=48,
@@ -235,7 +235,7 @@ def test_a_contradiction(model: str, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def one_trainer(folder: Path, latent: Tensor, **more: Any) -> Path:
-    """As mgds' DiskCache writes split items."""
+    """A cache as mgds' DiskCache writes split items."""
     folder = folder / "image" / "3f2a" / "variation-0"
     folder.mkdir(parents=True)
     item = {
@@ -300,7 +300,7 @@ def test_pickles_run_nothing(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_counted_in_all_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of these tensors is below the limit alone."""
+    """Each of these tensors alone is below the limit."""
     monkeypatch.setattr(torch_files, "MAX_INFLATED", 1 << 20)
     stored, packed = tmp_path / "stored.pt", tmp_path / "packed.pt"
     torch.save([torch.zeros(600_000, dtype=torch.uint8) for _ in range(2)], stored)
@@ -377,7 +377,7 @@ def test_all_endings_of_sd_scripts(ending: str, channels: int, model: str, tmp_p
     ],
 )
 def test_comfyui(model: str, shape: tuple[int, ...], tmp_path: Path) -> None:
-    """As SaveLatent, and with a noise mask as nodes add it."""
+    """A file as SaveLatent writes it, and one with the noise mask that nodes add."""
     path = tmp_path / "ComfyUI_00001_.latent"
     tensors = {
         "latent_tensor": normal(*shape),

@@ -45,7 +45,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    """As a training begins, with fewer photos."""
+    """A model at the beginning of its training, but fitted to fewer photos."""
     model, photo = Model(), np.asarray(demo.photo())
     photos = [photo[:320, :320], photo[-320:, -320:], photo[:320, -320:], photo[-320:, :320]]
     begin(model, load_file(MINI.path), photos)
@@ -241,7 +241,7 @@ def test_trains_on_crops_in_memory(pack: Path, tmp_path: Path) -> None:
 
 
 def train(pack: Path, run: Path, minutes: float) -> int:
-    """Train so long in all; the steps made."""
+    """Train until this many minutes in all. Return the number of steps."""
     arguments = ["--packs", pack, "--validation", pack, "--run", run, "--minutes", minutes]
     command = [sys.executable, "-m", "training.mini.train", *map(str, arguments)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

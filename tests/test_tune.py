@@ -76,7 +76,7 @@ def test_info_says_it(photo: Image.Image) -> None:
 
 
 def test_it_is_not_kept_from_the_picture_that_was_opened(photo: Image.Image) -> None:
-    """As with quality: how to save a picture is said when it is saved."""
+    """As with quality, each call of save decides this anew."""
     with Image.open(io.BytesIO(encode(photo, tune="perceptual"))) as image:
         again = encode(image)
     assert chunks.TUNE.type not in {c.type for c in container.read(again)}

@@ -1,4 +1,4 @@
-"""What the caller has set of torch for its own networks: it changes nothing here, and it stays."""
+"""The caller's settings of torch for its own networks change nothing here, and they stay."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ CALLERS: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
 
 
 def settings() -> tuple[object, ...]:
-    """All that the callers above have set, and the state of their random numbers."""
+    """All settings that the callers above have changed, and the state of their random numbers."""
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -95,7 +95,7 @@ def denoised(photo: Image.Image) -> Using:
 
 
 def folder(photo: Image.Image, tmp_path: Path) -> Using:
-    """A whole pipeline's: autoencoder, text encoder and U-Net."""
+    """The folder of a whole pipeline: autoencoder, text encoder and U-Net."""
     register_model("ours", tiny.save_pipeline(tmp_path / "pipeline"), latent_space="sd1")
     return saved_and_loaded(photo, model="ours", denoise=0.1, prompt="a cat")
 
@@ -107,7 +107,7 @@ def tiny_folder(photo: Image.Image, tmp_path: Path) -> Using:
 
 
 def modules(photo: Image.Image, tmp_path: Path) -> Using:
-    """The same, registered as loaded modules."""
+    """The same pipeline, registered as loaded modules."""
     parts = tiny.pipeline_parts(tmp_path)
     names = ("unet", "scheduler", "text_encoder", "tokenizer")
     used = {name: parts[name] for name in names}
@@ -143,7 +143,7 @@ def test_the_callers_settings_change_nothing_and_stay(
     model: Callable[..., Using],
     caller: Callable[[], contextlib.AbstractContextManager[object]],
 ) -> None:
-    """While a model is built, while it runs, and while it runs that was built so."""
+    """The settings hold while a model is built, while it runs, or during both."""
     of_a_folder = model in (folder, tiny_folder, modules)
     using = model(photo, tmp_path) if of_a_folder else model(photo)
     if of_a_folder or model not in EXPECTED:

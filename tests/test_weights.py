@@ -29,14 +29,14 @@ FOLDER = Path(weights.FOLDER)
 
 
 def damaged(path: Path) -> None:
-    """One bit of the last weight: the file is as long and as readable as it was."""
+    """Weights with one wrong bit in the last number. The file can be read as before."""
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
 
 
 def swapped(path: Path) -> None:
-    """Another file of the package under this one's name, sound in itself."""
+    """Another file of the package under the name of this one. The file itself is sound."""
     other = weights.TABLES if path.name == weights.SD1_PRIOR.name else weights.SD1_PRIOR
     shutil.copyfile(FOLDER / other.name, path)
 
@@ -51,7 +51,7 @@ def no_numbers(path: Path) -> None:
 def harmed(
     name: str, harm: Callable[[Path], None], folder: Path, patch: pytest.MonkeyPatch
 ) -> Path:
-    """A copy of a file of weights with some harm done to it, which the package now takes."""
+    """A damaged copy of a file of weights, which the package now reads."""
     patch.setattr(weights, "FOLDER", folder)
     path = folder / getattr(weights, name).name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def test_what_embedded_models_have_besides(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Priors and tables hold integers: each would decode to something."""
+    """Priors and tables hold integers. Any integers would decode to something."""
     path = harmed(name, harm, tmp_path, monkeypatch)
     with pytest.raises(OSError, match=f"{path} is damaged: its sha256 is .* instead of"):
         load()
@@ -159,7 +159,10 @@ def test_a_part_that_has_changed_since_it_was_made_known(
 
 @pytest.mark.parametrize("part", PARTS)
 def test_weights_of_another_part(part: str, pipeline: Path) -> None:
-    """Before they are made known, so that no hash tells: the tensors do, by name or by shape."""
+    """They are swapped before they are recorded, so no hash shows it.
+
+    Names or shapes of tensors do.
+    """
     other = PARTS[(PARTS.index(part) + 1) % len(PARTS)]
     shutil.copyfile(weights_in(pipeline / other), weights_in(pipeline / part))
     with pytest.raises(OSError, match=rf"pipeline/{part}.*(lacks|could not be loaded)"):
@@ -192,7 +195,7 @@ def test_a_damaged_scheduler(pipeline: Path) -> None:
 
 
 def test_records_without_hashes_of_the_parts(pipeline: Path) -> None:
-    """As they were made before: the autoencoder is checked, the others are not."""
+    """Records were made like this before. Only the autoencoder is checked."""
     spec = record(pipeline)
     entry = recorded.read()["ours"]
     assert isinstance(entry, recorded.Directory)
