@@ -151,6 +151,7 @@ def test_averages_count_misses_and_take_median_times() -> None:
     assert "| 1 of 3 |" in rate_distortion.table([point])
 
 
+@pytest.mark.slow
 def test_rate_distortion_command(
     picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,6 +291,7 @@ def test_latent_cache_formats_are_as_exact_as_they_say() -> None:
         latent_cache.measure(too_exact, [latents])
 
 
+@pytest.mark.slow
 def test_perception_decodes_the_same_file_twice(
     picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
