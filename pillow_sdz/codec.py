@@ -229,7 +229,7 @@ class Frames:
             except DamagedPayload:
                 if sound or before is None:
                     raise
-                # What a damaged chunk does not say has not changed.
+                # If a chunk is damaged, its missing changes count as no change.
         # The integers are kept if this frame needs them when it is read again, or the next one
         # does.
         if any(self._is_changes(near, band) for near in (number, number + 1)):

@@ -25,7 +25,7 @@ BAND = 8 * SIDE  # rows of a plane that are compared at once.  Chosen, for littl
 
 # A bit in a cell is worth the cell's part of the errors to the power of this.  Measured.
 EXPONENT = 0.6
-# So much of the mean part is added to all parts.  Chosen: cells without errors stay near the
+# This share of the mean part is added to all parts.  Chosen: cells without errors stay near the
 # others.
 LEAST_PART = 0.05
 # If a bit is worth e times the mean, the logarithm of the gain changes by this.  Chosen: with more,

@@ -20,7 +20,7 @@ from .integers import LOG_UNITS, logarithm
 from .range_coder import AHEAD, CODER_BITS, DamagedPayload, Words, sealed
 
 MAX_CHANNELS = 256  # no squared distance is then above 2 ** 24
-MAX_ENTRIES = 1024  # chosen: more than the article's 256 pay (benchmarks.palette), but tables grow
+MAX_ENTRIES = 1024  # chosen: more than 256 are useful (benchmarks.palette), but tables grow
 BYTE_BITS = 8
 ZERO = 128  # the byte of a latent of 0
 

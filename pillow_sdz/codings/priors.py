@@ -64,7 +64,7 @@ def worth_trying(model: ModelSpec) -> list[int]:
 
 
 def at_effort(numbers: Sequence[int], channels: int, effort: int) -> list[int]:
-    """The numbers of the priors to try with an effort; the wide one only if it may pay."""
+    """The numbers of the priors to try with an effort; the wide one only if it may save bytes."""
     wide = effort >= WIDE_EFFORT and channels > FAR + 1
     return [ADAPTIVE_WIDE if wide and number == ADAPTIVE else number for number in numbers]
 
