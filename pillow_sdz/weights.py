@@ -39,14 +39,14 @@ class Weights(Row):
 
 
 MINI = Weights(
-    "mini.safetensors", "780105026fa05b5a5ec41b83d15bc4785136b12507f56185ce3448b81dd2b7d6"
+    "mini.safetensors", "a8637db75bd709182e0acf502c71b5bf7c425a2374d7c39fd997e02cfc1636f1"
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "797fed8cf69e12b08ca3cbc18d4000d964473b37d3936282de769568ec538996",
+    "a214515c3899fe4d57452d33f8c2791d6d322265a0656b61327baac1d18e5079",
 )
 MINI_REDUCED = Weights(
-    "mini_reduced.safetensors", "68ef224920510340c7344fe62db55f7088cf143abb520806f2aa4efb18e4d269"
+    "mini_reduced.safetensors", "8073482640c104cc6e16a38189142be06e2708e2971fdcfcb7a2a215eeb86bd5"
 )
 SD_MINI = Weights(
     "sd_mini/autoencoder.safetensors",
@@ -69,26 +69,20 @@ TABLES = Weights(
 #: The ranges of the 8-bit activations of the embedded networks, and by name the graphs that run
 #: these networks.  `training.graphs` makes both.
 RANGES = Weights(
-    "ranges.safetensors", "fde0da2cb6f7878958eb6ac7e45fccd45011e8e9d7d2476b1636a9db1be0f9cb"
+    "ranges.safetensors", "fb85ca5da7efc037dd6ed7c85e3a02a536632eba5a9ba188b718281bbf671a49"
 )
 GRAPHS: dict[str, str] = {
     "mini_analysis": "4c71a144a7c090695147b15aea4af05d8b10a73c47f572972837c46f24ce5e79",
-    "mini_decoder": "04cce140662fcb17674307327a48768c17cf92b58fb0ec354422315b8765f7e7",
-    "mini_decoder2": "6feb4bb690214eaa565450051d5e0625ac2781162faf26df31ba6c5fef36b1fe",
-    "mini_decoder2_base": "4ff69a7fecf29104758d0ed82fcb30b6dd630932f2c762044b9477dee3c090e7",
-    "mini_decoder2_base_int8": "293c1b037b986f52cbfbb6200eaaa969035977da168830bb84f7462786dd8cbe",
-    "mini_decoder2_int8": "b723014e921504602e0aaf7d6b566800d9a6c796a8ff3fcf49c6d55948a26340",
-    "mini_decoder4": "b9cb30e83aae333d79406e2b9dff368a598d62478ab25e6250403a8f124f9e56",
-    "mini_decoder4_base": "beed223610da339e2c9187454c24a94dc352face9a8a83978d276affc8053a73",
-    "mini_decoder4_base_int8": "aa0cbc48b2ab5b6856b72ccc4d5dab519802586023a677b45fe6b5b8041ed1f6",
-    "mini_decoder4_int8": "3933f0fb13f41131950401ca8d105d2f949e990a25379780f222ab7e5c586229",
-    "mini_decoder_base": "27ab8ffcc97da09fb37fc7801e2d0922938b3d4a5b8ffa242caa1992e46370c3",
-    "mini_decoder_base_int8": "6f61e63b0b4764f0a8aa864c80513e9ea2f1a8fcba85fb1c91c3bc6d6e87b3cd",
-    "mini_decoder_int8": "8e58810dff33cd9f47ba944b84e0411df39cbf8fdc2f94e1052144f9db08fa8b",
-    "mini_encoder": "e4c635cf430ad0d24dc9e530f06c36dcb23f3d1055d76ffb10b1a6d92fc3bc0f",
-    "mini_encoder_base": "80c9ca10e09dacdee80deff394e37dcc6f449619e27752ea4f0a459268705276",
-    "mini_encoder_base_int8": "82c559d51b5279e488c4ee987179923e71e36b86dd32e0bffb34181bc31b5c65",
-    "mini_encoder_int8": "90ee4c839e6063fa8ba9dfbd73fedb14593a430a95acbac4ccd311d3b2ba1da8",
+    "mini_decoder": "58fa40b40e48a189164fab7382d6a076f00e77a2890f0dd51187dfd0bf76091c",
+    "mini_decoder2": "c76129680912fe6c75551c120fa1c5baa57988dc8a8ffe4a9a866481ccca7512",
+    "mini_decoder2_int8": "ee92b9e4b5382d66ddb9fcefc9b46d2b13867f0caf821da8ebf03140b6e4d380",
+    "mini_decoder4": "3c25ab1c04388df3c0ab3f176124a886147cc9cfbffa43a2ef635b42fcb3113f",
+    "mini_decoder4_int8": "ea42784bdae6ed1c6f4c3c7d3675787325d4829682634685e9d40826f5e79b37",
+    "mini_decoder_int8": "3858ef5d9a2599e051a76f6efd97aeea703ff694e0d86806316e5258ee4e3b67",
+    "mini_encoder": "2807ae0946cbcf440017c1e5bf69ef6fec8ddcf73b230e5c28f853118d62ffca",
+    "mini_encoder_base": "4746e260e559a6c868e563874b1358fdc71f9aada30e55ff319a2af98fb9b7f5",
+    "mini_encoder_base_int8": "d1c5f7d5a83d014a6c39e6fd320cfbba9452115ba281e9baa45a4642bbcd2f1a",
+    "mini_encoder_int8": "0b680e417bcb3c1dcd4699a0a2b8c7ad23a578ee11f87435893c364b59a5e9f7",
     "product": "40705a159229f048c6879ab99c3581cf93f4228560550c64eb633d18c200e1bf",
     "sd_mini_decoder": "c6565a3c1bd07b334b812e4909458fc85b6be768124b819b94ad88e3ee088d57",
     "sd_mini_encoder": "7e5c884c6d10e47891081c2e7578f6210480b6fabf34fc8bc6da87b6341a3c29",

@@ -116,7 +116,7 @@ def test_the_model_is_loaded_once(
     """Sixteen threads want the model at once, as the first thing that the process does."""
     environment = {**environment, "SDZ_DTYPE": "float32"}
     printed = run(LOADS, files[0], environment=environment, folder=tmp_path)
-    weights = ["mini.safetensors", "mini_decoder_base.onnx", "product.onnx", "tables.safetensors"]
+    weights = ["mini.safetensors", "mini_decoder.onnx", "product.onnx", "tables.safetensors"]
     assert json.loads(printed) == [weights, 16, 1]
 
 

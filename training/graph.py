@@ -50,6 +50,15 @@ class Graph:
         """The shape of a tensor."""
         return self._tensors[name].shape
 
+    def conv_of(self, x: str, channels: str, name: str, *, pad: int) -> str:
+        """A convolution of those input channels that ``x`` has; the others are 0."""
+        dims = self.dims(f"{name}.weight")
+        weight = self.op("Gather", self.weight(f"{name}.weight", dims), channels, axis=1)
+        given = [x, weight]
+        if f"{name}.bias" in self._tensors:
+            given.append(self.weight(f"{name}.bias", dims[:1]))
+        return self.op("Conv", *given, pads=[pad] * 4)
+
     def conv(
         self, x: str, name: str, *, relu: bool = False, exact: bool = False, **keys: Any
     ) -> str:
@@ -63,7 +72,7 @@ class Graph:
                 given.append(self.weight(f"{name}.bias", dims[:1]))
             y = self.op("Conv", x, *given, **keys)
             y = self.op("Relu", y) if relu else y
-            if self._watched and not exact:
+            if self._watched and not exact and not self._is_limited(name):
                 self._watch(f"{name}.input", x)
                 self._watch(f"{name}.output", y)
             return y
@@ -94,17 +103,32 @@ class Graph:
             value = helper.make_tensor_value_info(f"{name}_{which}", TensorProto.FLOAT, ())
             self.outputs.append(value)
 
-    def block(self, x: str, name: str, *, exact: bool = False) -> str:
+    def block(self, x: str, name: str) -> str:
         """x + conv(relu(conv(x))).  The sum is in float32.
 
-        If ``exact``, the second convolution is in float32 too.
+        If the tensors have limits, it is `pillow_sdz.models.mini.network.LimitedBlock`.
         """
-        first = self.conv(x, f"{name}.first", relu=True)
-        return self.op("Add", x, self.conv(first, f"{name}.second", exact=exact))
+        if f"{name}.limits" not in self._tensors or self._int8:
+            # Integers of 8 bits have the limits in their ranges.
+            first = self.conv(x, f"{name}.first", relu=True)
+            return self.op("Add", x, self.conv(first, f"{name}.second"))
+        limits = self.weight(f"{name}.limits", (3,))
+        zero = self.constant(0, np.float32)
+        of_input, of_hidden, of_output = (
+            self.op("Gather", limits, self.constant(i, np.int64)) for i in range(3)
+        )
+        y = self.op("Clip", x, self.op("Neg", of_input), of_input)
+        y = self.op("Clip", self.conv(y, f"{name}.first"), zero, of_hidden)
+        y = self.conv(y, f"{name}.second")
+        return self.op("Add", x, self.op("Clip", y, self.op("Neg", of_output), of_output))
 
-    def blocks(self, x: str, name: str, depth: int, *, exact: bool = False) -> str:
+    def _is_limited(self, layer: str) -> bool:
+        """Whether a convolution is in a block with limits, which are its ranges."""
+        return f"{layer.rpartition('.')[0]}.limits" in self._tensors
+
+    def blocks(self, x: str, name: str, depth: int) -> str:
         for number in range(depth):
-            x = self.block(x, f"{name}.{number}", exact=exact)
+            x = self.block(x, f"{name}.{number}")
         return x
 
     def shuffle(self, x: str, by: int) -> str:

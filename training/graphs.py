@@ -3,12 +3,12 @@
     python -m training.graphs --pack PACKS/train
 
 A graph has the names and shapes of the weights, but not their values: `pillow_sdz.models.runtime`
-takes the values from the safetensors files.  Every network has two graphs: `NAME.onnx` is in
-float32, and `NAME_int8.onnx` has its CNN in int8.  The ranges of activations are measured on eight
-training photos, and written to `ranges.safetensors`.  The command prints the sha256 of each file
-for `pillow_sdz/weights.py`.
+takes the values from the safetensors files.  `NAME.onnx` is in float32.  Most networks have a second
+graph, `NAME_int8.onnx`, with their CNN in int8.  Blocks with limits have the ranges of their 8-bit
+numbers in the weights.  Other ranges are measured on eight training photos, and written to
+`ranges.safetensors`.  The command prints the sha256 of each file for `pillow_sdz/weights.py`.
 
-A new network needs a function that writes its layers down, and a row in `models`.
+A new network needs a function that writes its layers down, and a row in `networks`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,20 +30,19 @@ from pillow_sdz import weights
 from pillow_sdz.codings.rate_axis import KNOTS
 from pillow_sdz.models import runtime
 from pillow_sdz.models import sd_mini as sd_shape
-from pillow_sdz.models.mini import Mini, shape
-from pillow_sdz.models.mini.tensors import knots, tensors_of_base, tensors_of_decoders
+from pillow_sdz.models.mini import shape
+from pillow_sdz.models.mini.tensors import encoder_of_base, tensors_of_decoders
 from training.graph import Graph, Tensors
 from training.mini.data import corner, photos
 
 LARGEST = 512  # of each photo, a part with sides of at most this many pixels is used.  Chosen.
 PHOTOS = 8  # for the ranges.  Chosen: more of them widen no range by more than a tenth.
-RATES = (100, 3000, 6000, 10000)
 
 Build = Callable[[Graph], bytes]
 PIXELS = {"pixels": (TensorProto.UINT8, ("h", "w", 3)), "sides": (TensorProto.INT64, (4,))}
 
 
-def latents_in(channels: int) -> dict[str, tuple[int, tuple[Any, ...]]]:
+def latents_in(channels: int | str) -> dict[str, tuple[int, tuple[Any, ...]]]:
     return {
         "latents": (TensorProto.FLOAT, ("h", "w", channels)),
         "sides": (TensorProto.INT64, (4,)),
@@ -96,11 +96,14 @@ def mini_encoder(g: Graph) -> bytes:
     x = g.from_pixels("pixels", 255, 0.5)
     near = g.beyond(g.trim(x, "sides", (m - 1) * shape.FACTOR))
     latents = g.conv(g.unshuffle(near, shape.FACTOR), "encoder.linear", pad=0, exact=True)
-    y = g.conv(g.unshuffle(x, 4), "encoder.enter")
+    # In 8 bits, what these convolutions between the stages find beyond the ranges of photos would
+    # be lost: 7 dB of a picture of black and white squares at a quality of 87 (measured).
+    y = g.conv(g.unshuffle(x, 4), "encoder.enter", exact=True)
     y = g.blocks(g.op("Add", y, rate.added("encoder.rate.0", 0, 4)), "encoder.at4", d4)
-    y = g.conv(y, "encoder.down8", strides=[2, 2], pad=1)
+    y = g.conv(y, "encoder.down8", exact=True, strides=[2, 2], pad=1)
     y = g.op("Add", g.trim(y, "sides", 2 * (m - m8)), rate.added("encoder.rate.1", m - m8, 2))
-    y = g.conv(g.blocks(y, "encoder.at8", d8), "encoder.down16", strides=[2, 2], pad=1)
+    y = g.blocks(y, "encoder.at8", d8)
+    y = g.conv(y, "encoder.down16", exact=True, strides=[2, 2], pad=1)
     y = g.op("Add", g.trim(y, "sides", m8 - m16), rate.added("encoder.rate.2", m - m16, 1))
     y = g.conv(g.blocks(y, "encoder.at16", d16), "encoder.leave", exact=True)
     y = g.op("Mul", g.trim(y, "sides", m16), rate.gate("encoder.gate", m, 1))
@@ -109,23 +112,25 @@ def mini_encoder(g: Graph) -> bytes:
 
 
 def mini_decoder(g: Graph, scale: int = 1) -> bytes:
-    """`mini.network.Decoder`, or `training.reduced.Reducing` with a scale of 2 or 4."""
+    """`mini.network.Decoder`, or `training.reduced.Reducing` with a scale of 2 or 4.
+
+    ``latents`` have the channels that ``channels`` names.
+    """
     d16, (d8, d4, (m, m8, m4)) = shape.DEPTHS_DECODER[2], shape.DECODERS[scale]
     side = shape.FACTOR // scale
     rate = Rate(g)
     latents = g.first("latents")
-    # The first convolution is exact in full-size pictures: the latents of some channels are a
-    # hundred times those of others, so with 8 bits PSNR is 0.1 dB lower at high rates (measured).
-    # Small pictures do not show this.  The convolutions between the stages are exact too.  They are
-    # small, and all results of earlier stages pass through them: with 8 bits, SSIMULACRA2 is half a
-    # point lower (measured).
-    y = g.conv(latents, "decoder.enter", exact=scale == 1)
+    # Channels that are 0 in all of a tile are left out: at a quality of 50, more than half of them.
+    # The first convolution is exact: the latents of some channels are a hundred times those of
+    # others, so with 8 bits PSNR is 0.1 dB lower at high rates (measured).  The convolutions between
+    # the stages are exact too.  They are small, and all results of earlier stages pass through them:
+    # with 8 bits, SSIMULACRA2 is half a point lower (measured).
+    y = g.conv_of(latents, "channels", "decoder.enter", pad=1)
     y = g.op("Add", y, rate.added("decoder.rate.0", 0, 1))
     y = g.trim(g.blocks(y, "decoder.at16", d16), "sides", m - m8)
     y = g.shuffle(g.conv(y, "decoder.up8", exact=True), 2)
     y = g.op("Add", y, rate.added("decoder.rate.1", m - m8, 2))
-    # In 8 bits, the sums of these blocks lose 0.015 dB of a photo at a quality of 75 (measured).
-    y = g.trim(g.blocks(y, "decoder.at8", d8, exact=scale == 1), "sides", 2 * (m8 - m4))
+    y = g.trim(g.blocks(y, "decoder.at8", d8), "sides", 2 * (m8 - m4))
     if d4:
         y = g.shuffle(g.conv(y, "decoder.up4", exact=True), 2)
         y = g.op("Add", y, rate.added("decoder.rate.2", m - m4, 4))
@@ -137,11 +142,11 @@ def mini_decoder(g: Graph, scale: int = 1) -> bytes:
     y = g.trim(g.conv(y, leave, exact=True), "sides", places * m4)
     y = g.shuffle(g.op("Mul", y, rate.gate(gate, m, places)), spread)
     linear = "decoder.linear" if scale == 1 else f"{scale}.linear"
-    image = g.conv(g.trim(latents, "sides", m - 1), linear, pad=1, exact=True)
+    image = g.conv_of(g.trim(latents, "sides", m - 1), "channels", linear, pad=1)
     image = g.borders(g.crop(g.shuffle(image, side), side // 2), scale)
     result = g.to_pixels(g.op("Add", g.trim(image, "sides", side), y), 255, 0.5)
-    channels = g.dims("decoder.enter.weight")[1]
-    return g.finish(result, {**latents_in(channels), **RATE}, TensorProto.UINT8)
+    some = {"channels": (TensorProto.INT64, ("c",))}
+    return g.finish(result, {**latents_in("c"), **some, **RATE}, TensorProto.UINT8)
 
 
 def mini_analysis(g: Graph) -> bytes:
@@ -179,104 +184,45 @@ def sd_mini_decoder(g: Graph) -> bytes:
     return g.finish(result, latents_in(sd_shape.CHANNELS), TensorProto.UINT8)
 
 
-class Model(NamedTuple):
-    """A model's networks by the names of their graphs, and their inputs for measuring the ranges.
-
-    Each network is its code and its tensors.  ``inputs`` has none for networks that are parts of
-    others.
-    """
-
-    networks: Mapping[str, tuple[Build, Tensors]]
-    inputs: Callable[[str, NDArray[np.uint8]], Iterator[dict[str, NDArray[Any]]]]
+# Those of which all is exact, and `SdMini`'s decoder, which runs in float32.
+FLOAT32_ALONE = {"mini_analysis", "product", "sd_mini_decoder"}
 
 
-WHOLE = np.zeros(4, np.int64)
-
-
-def with_base(networks: Mapping[str, Build], tensors: Tensors) -> dict[str, tuple[Build, Tensors]]:
-    """The networks, and the same ones for the base alone."""
-    base = tensors_of_base(tensors)
-    both: dict[str, tuple[Build, Tensors]] = {n: (b, tensors) for n, b in networks.items()}
-    return both | {f"{name}_base": (build, base) for name, build in networks.items()}
-
-
-def models() -> dict[str, Model]:
-    """All models, by the names of their ranges."""
-    mini = Mini(weights.MINI.path)
-    all_of_mini = {
-        **mini.tensors,
-        **tensors_of_decoders(mini.tensors, load_file(weights.MINI_REDUCED.path)),
-    }
-    perceptual = load_file(weights.MINI_PERCEPTUAL.path)
+def networks() -> dict[str, tuple[Build, Tensors]]:
+    """The code of each network by the name of its graph, and the shapes of its tensors."""
+    mini = load_file(weights.MINI.path)
+    mini = {name.removeprefix("autoencoder."): values for name, values in mini.items()}
+    mini |= tensors_of_decoders(mini, load_file(weights.MINI_REDUCED.path))
     sd_mini = load_file(weights.SD_MINI.path)
-    encode_mini = exact(mini_encoder, mini.tensors)
-    encode_sd_mini = exact(sd_mini_encoder, sd_mini)
-
-    def of_mini(name: str, pixels: NDArray[np.uint8]) -> Iterator[dict[str, NDArray[Any]]]:
-        for quality in RATES:
-            shown: dict[str, NDArray[Any]] = {
-                "sides": WHOLE,
-                "rate": knots(mini.axis.places(quality)[None, None]),
-            }
-            if name == "mini_encoder":
-                yield {"pixels": pixels, **shown}
-            elif not name.endswith("_base"):
-                gain = mini.gain(quality)
-                latents = np.rint(encode_mini(pixels=pixels, **shown) * gain) / gain
-                yield {"latents": latents, **shown}
-
-    def of_sd_mini(name: str, pixels: NDArray[np.uint8]) -> Iterator[dict[str, NDArray[Any]]]:
-        if name == "sd_mini_encoder":
-            yield {"pixels": pixels, "sides": WHOLE}
-        else:
-            yield {"latents": encode_sd_mini(pixels=pixels, sides=WHOLE), "sides": WHOLE}
-
-    decoders: dict[str, Build] = {
-        "mini_decoder": mini_decoder,
-        "mini_decoder2": functools.partial(mini_decoder, scale=2),
-        "mini_decoder4": functools.partial(mini_decoder, scale=4),
-    }
-    networks = with_base({"mini_encoder": mini_encoder, **decoders}, all_of_mini)
-    networks["mini_analysis"] = mini_analysis, all_of_mini
-    networks["product"] = product, {}  # of the prior's layers
-    of_sd = {"sd_mini_encoder": sd_mini_encoder, "sd_mini_decoder": sd_mini_decoder}
     return {
-        "mini": Model(networks, of_mini),
-        "mini_perceptual": Model(with_base({"mini_decoder": mini_decoder}, perceptual), of_mini),
-        "sd_mini": Model({name: (build, sd_mini) for name, build in of_sd.items()}, of_sd_mini),
+        "mini_encoder": (mini_encoder, mini),
+        "mini_encoder_base": (mini_encoder, encoder_of_base(mini)),
+        "mini_decoder": (mini_decoder, mini),
+        "mini_decoder2": (functools.partial(mini_decoder, scale=2), mini),
+        "mini_decoder4": (functools.partial(mini_decoder, scale=4), mini),
+        "mini_analysis": (mini_analysis, mini),
+        "product": (product, {}),  # of the prior's layers
+        "sd_mini_encoder": (sd_mini_encoder, sd_mini),
+        "sd_mini_decoder": (sd_mini_decoder, sd_mini),
     }
 
 
-def exact(build: Build, tensors: Tensors) -> Callable[..., NDArray[np.float32]]:
-    """Make a function that runs an encoder in float32: it takes the inputs and returns latents."""
-    session = runtime.session(build(Graph(tensors, int8=False)), tensors)
-
-    def latents(**inputs: NDArray[Any]) -> NDArray[np.float32]:
-        (result,) = session.run(["result"], inputs)
-        found: NDArray[np.float32] = result
-        return found
-
-    return latents
-
-
-def ranges(model: Model, photos: list[NDArray[np.uint8]]) -> dict[str, NDArray[Any]]:
-    """The scales and zero points of a model's activations, by name."""
-    least: dict[str, float] = {}
-    most: dict[str, float] = {}
-    for name, (build, tensors) in model.networks.items():
-        graph = Graph(tensors, int8=False, watched=True)
-        session = runtime.session(build(graph), tensors)
-        if not graph.outputs:
-            continue
-        names = [value.name for value in graph.outputs]
-        for photo in photos:
-            for inputs in model.inputs(name, photo):
-                for key, value in zip(names, session.run(names, inputs), strict=True):
-                    activation, _, kind = key.rpartition("_")
-                    if kind == "least":
-                        least[activation] = min(least.get(activation, 0), float(value))
-                    else:
-                        most[activation] = max(most.get(activation, 0), float(value))
+def ranges(
+    build: Build, tensors: Tensors, inputs: list[dict[str, NDArray[Any]]]
+) -> dict[str, NDArray[Any]]:
+    """The scales and zeros of a network's activations, by name."""
+    graph = Graph(tensors, int8=False, watched=True)
+    session = runtime.session(build(graph), tensors)
+    names = [value.name for value in graph.outputs]
+    least: dict[str, float] = defaultdict(float)
+    most: dict[str, float] = defaultdict(float)
+    for given in inputs:
+        for key, value in zip(names, session.run(names, given), strict=True):
+            activation, _, kind = key.rpartition("_")
+            if kind == "least":
+                least[activation] = min(least[activation], float(value))
+            else:
+                most[activation] = max(most[activation], float(value))
     found: dict[str, NDArray[Any]] = {}
     for activation, low in least.items():
         # The outputs of some layers are never above 0.
@@ -289,27 +235,21 @@ def ranges(model: Model, photos: list[NDArray[np.uint8]]) -> dict[str, NDArray[A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pack", type=Path, required=True, help="training photos")
-    parser.add_argument("--models", nargs="+", help="the others keep their ranges")
     parser.add_argument("--output", type=Path, default=Path(weights.FOLDER))
     options = parser.parse_args()
     taken = [np.ascontiguousarray(corner(photo, LARGEST)) for photo in photos(options.pack, PHOTOS)]
     files: dict[str, bytes] = {}
-    all_ranges = load_file(weights.RANGES.path)
-    for key, model in models().items():
-        if key in (options.models or [key]):
-            kept = {k: v for k, v in all_ranges.items() if not k.startswith(f"{key}/")}
-            found = ranges(model, taken)
-            all_ranges = kept | {f"{key}/{name}": values for name, values in found.items()}
-        for name, (build, tensors) in model.networks.items():
-            files[f"graphs/{name}.onnx"] = build(Graph(tensors, int8=False))
+    for name, (build, tensors) in networks().items():
+        files[f"graphs/{name}.onnx"] = build(Graph(tensors, int8=False))
+        if name not in FLOAT32_ALONE:
             files[f"graphs/{name}_int8.onnx"] = build(Graph(tensors, int8=True))
-    for name in ("mini_analysis", "product"):
-        del files[f"graphs/{name}_int8.onnx"]  # these networks are exact, so it is the same
-    del files["graphs/sd_mini_decoder_int8.onnx"]  # `SdMini` decodes in float32
     for name, data in files.items():
         path = options.output / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+    build, tensors = networks()["sd_mini_encoder"]
+    found = ranges(build, tensors, [{"pixels": p, "sides": np.zeros(4, np.int64)} for p in taken])
+    all_ranges = {f"sd_mini_encoder/{name}": values for name, values in found.items()}
     save_file(all_ranges, options.output / weights.RANGES.name)
     for name in (*files, weights.RANGES.name):
         sha256 = hashlib.sha256((options.output / name).read_bytes()).hexdigest()

@@ -84,17 +84,20 @@ def int8() -> bool:
 class Network:
     """A network of the package.
 
-    ``graph`` is the name of its graph, and ``tensors`` are its weights, in any float type.
-    ``ranges`` is the name of its activations in `weights.RANGES`.  Without it, a network computes
-    in float32.
+    ``graph`` is the name of its graph, and ``tensors`` are its weights, in any float type.  It
+    computes in int8 if it has a graph for that, and if `int8` says so.
     """
 
-    def __init__(self, graph: str, tensors: Tensors, ranges: str | None = None) -> None:
-        self._graph, self._tensors, self._ranges = graph, tensors, ranges
+    def __init__(self, graph: str, tensors: Tensors) -> None:
+        self._graph, self._tensors = graph, tensors
 
-    def __call__(self, **inputs: NDArray[Any]) -> NDArray[Any]:
-        """The result (h, w, C) for these inputs; OSError if memory runs out."""
-        session = self._session_int8 if self._ranges and int8() else self._session_float32
+    def __call__(self, *, precise: bool = False, **inputs: NDArray[Any]) -> NDArray[Any]:
+        """The result (h, w, C) for these inputs, in float32 if it has to be ``precise``.
+
+        OSError if memory runs out.
+        """
+        quick = not precise and int8() and f"{self._graph}_int8" in weights.GRAPHS
+        session = self._session_int8 if quick else self._session_float32
         with _ort():
             (result,) = session.run(["result"], inputs)
         array: NDArray[Any] = result
@@ -106,14 +109,8 @@ class Network:
 
     @built_once
     def _session_int8(self) -> Any:
-        assert self._ranges is not None
         graph = weights.graph(f"{self._graph}_int8").checked().read_bytes()
-        # A convolution may be in 8 bits in one network of a model, and in float32 in another one.
-        ranges = {
-            name: values
-            for name, values in _ranges(self._ranges).items()
-            if _names(graph, f"{name.rpartition('.')[0]}.weight_scale")
-        }
+        ranges = _ranges(self._graph) | ranges_of_limits(self._tensors)
         return session(graph, quantised(self._tensors, ranges))
 
 
@@ -160,13 +157,33 @@ def _names(graph: bytes, tensor: str) -> bool:
     return b"\x42" + bytes([len(tensor)]) + tensor.encode() in graph
 
 
-def _ranges(network: str) -> dict[str, NDArray[Any]]:
+def _ranges(graph: str) -> dict[str, NDArray[Any]]:
     found = load_file(weights.RANGES.checked())
     return {
-        name.removeprefix(f"{network}/"): values
+        name.removeprefix(f"{graph}/"): values
         for name, values in found.items()
-        if name.startswith(f"{network}/")
+        if name.startswith(f"{graph}/")
     }
+
+
+def ranges_of_limits(tensors: Tensors) -> dict[str, NDArray[Any]]:
+    """The ranges of blocks that limit their numbers (`mini.network.LimitedBlock`)."""
+    found: dict[str, NDArray[Any]] = {}
+    for name, limits in tensors.items():
+        block, _, part = name.rpartition(".")
+        if part != "limits":
+            continue
+        of_input, of_hidden, of_output = limits.astype(np.float32)
+        signed, positive = (np.float32(LARGEST_INT8), 128), (np.float32(255), 0)
+        for key, limit, (steps, zero) in (
+            ("first.input", of_input, signed),
+            ("first.output", of_hidden, positive),
+            ("second.input", of_hidden, positive),
+            ("second.output", of_output, signed),
+        ):
+            found[f"{block}.{key}_scale"] = np.array(limit / steps)
+            found[f"{block}.{key}_zero"] = np.array(zero, np.uint8)
+    return found
 
 
 def quantised(tensors: Tensors, ranges: Tensors) -> dict[str, NDArray[Any]]:

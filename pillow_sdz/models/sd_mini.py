@@ -52,7 +52,7 @@ class SdMini:
 
     def __init__(self, path: Path) -> None:
         tensors = load_file(path)
-        self._encoder = runtime.Network("sd_mini_encoder", tensors, "sd_mini")
+        self._encoder = runtime.Network("sd_mini_encoder", tensors)
         # This runs in float32.  In 8 bits, latents beyond the usual ranges leave spots
         # (docs/speed.md).
         self._decoder = runtime.Network("sd_mini_decoder", tensors)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pillow_sdz.codings.rate_axis import KNOTS, LAST
 from pillow_sdz.models.mini import shape
-from pillow_sdz.models.mini.network import Autoencoder, beyond, spread
+from pillow_sdz.models.mini.network import Autoencoder, LimitedBlock, beyond, spread
 from pillow_sdz.models.mini.shape import BASE, CHANNELS, FACTOR
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from training.mini.data import Photo, to_tensor
@@ -50,6 +50,13 @@ MEAN_WEIGHT = 4.0
 # The share of SSIMULACRA2 grows with a power of the weight of the squared error.  The first power
 # is for weights below PERCEPTUAL_AT, the second one for those above it.  Chosen.
 PERCEPTUAL_AT, PERCEPTUAL_POWERS = 7.3e-3, (0.75, 0.52)
+
+# The limits of a block are so many times the mean, over photos and places, of what is largest.
+# Chosen: in 8 bits, the decoder loses 0.022 dB at a quality of 75 with 1.2, 0.018 with 1, and 0.036
+# with limits that no photo reaches (14 validation photos, weights without limits).
+SPARE = 1.1
+LEAST_LIMIT = 0.02  # of the limit of the input, for blocks that do next to nothing.  Chosen.
+LIMITED_PLACES = (0.0, 0.2, 0.4, 0.6, 0.75, 0.85, 1.0)
 
 
 class Coded(NamedTuple):
@@ -183,6 +190,31 @@ def begin(model: Model, state: Mapping[str, Tensor], photos: list[Photo]) -> Non
     fading = ((0.7 - torch.linspace(0, 1, KNOTS)) / 0.5).clamp(0, 1)[:, None]
     own["autoencoder.encoder.gate.weight"].copy_(fading.expand(-1, CHANNELS))
     own["autoencoder.decoder.gate.weight"].copy_(fading.expand(-1, 48))
+
+
+@torch.no_grad()
+def fit_limits(model: Model, photos: list[Photo]) -> None:
+    """Set the limits of all blocks by what photos lead to."""
+    largest: dict[LimitedBlock, list[list[float]]] = {}
+
+    def note(block: nn.Module, given: tuple[Tensor], _: Tensor) -> None:
+        assert isinstance(block, LimitedBlock)
+        hidden = F.relu(block.first(given[0]))
+        seen = given[0], hidden, block.second(hidden)
+        largest.setdefault(block, []).append([v.abs().max().item() for v in seen])
+
+    found = [m for m in model.modules() if isinstance(m, LimitedBlock)]
+    for block in found:
+        block.limits.fill_(torch.inf)
+    hooks = [block.register_forward_hook(note) for block in found]
+    for photo in photos:
+        for place in LIMITED_PLACES:
+            model(to_tensor(photo), torch.full((1, 1, 1, 1), place), hard=True)
+    for hook in hooks:
+        hook.remove()
+    for block, values in largest.items():
+        limits = SPARE * torch.tensor(values).mean(0)
+        block.limits.copy_(limits.clamp_min(LEAST_LIMIT * limits[0].item()))
 
 
 @torch.no_grad()

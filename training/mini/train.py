@@ -26,18 +26,20 @@ from torch import Tensor, nn
 
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from pillow_sdz.weights import MINI
-from training.mini.data import Crops, Pack, Photo, photos, to_tensor
+from training.mini.data import Crops, Pack, Photo, corner, photos, to_tensor
 from training.mini.model import (
     TAIL_FROM,
     Model,
     begin,
     channels_last,
+    fit_limits,
     fit_magnitudes,
     loss_of,
 )
 from training.run import WARM_UP, average, write_checkpoint
 
 FITTED = 200  # a new prior is fitted to the photos among this many pictures.  Chosen.
+LIMITED = 24  # the blocks' limits are set by this many photos.  Chosen.
 PIXELS = 2**17  # pixels in a step.  Chosen: many small steps are best while much is new.
 # Sides of crops, one for each step.  Most have one of two sizes; the smallest are 2x2 latents.
 SIZES = (128, 128, 256, 256, 192, 192, 128, 256, 64, 32)
@@ -210,6 +212,7 @@ def main() -> None:
         fitted = [pack[i] for i in numbers if pack.groups[i] == "photos"]
         begin(model, load_file(MINI.path), fitted)
         fit_magnitudes(model, fitted)
+        fit_limits(model, [corner(photo, SCORED_SIZE) for photo in fitted[:LIMITED]])
     model = channels_last(model.to(options.device))
     run = Run(model, options)
     # The order of the crops is another one after each restart.

@@ -24,7 +24,7 @@ from ..tiles import Tile
 from .eighth import Eighth
 from .memory import DECODER_MEMORY, ENCODER_MEMORY, tile_side
 from .shape import BASE, CHANNELS, ENCODER_MARGIN, FACTOR, MARGINS, SHOWN, TAIL_FROM
-from .tensors import Tensors, knots, part, tensors_of_base, tensors_of_decoders
+from .tensors import Tensors, encoder_of_base, knots, part, tensors_of_decoders
 
 if TYPE_CHECKING:
     from .search import Search
@@ -32,10 +32,9 @@ if TYPE_CHECKING:
 # The rate axis is cut into ranges of this many places, and the encoder computes in the middle of a
 # range.  So a search that tries neighbouring qualities needs few latents.  Chosen.
 ENCODER_PLACES = 500
-# From these places on, 8 bits are too few, and a tile is computed in float32.  Measured
-# (docs/format.md allows int8 a loss of 0.05 dB): on a photo, the decoder loses 0.046 dB at 6208 and
-# 0.071 at 9054, and the encoder loses 0.032 at 7965 and more than 0.05 at 9054.
-DECODER_PRECISE_FROM, ENCODER_PRECISE_FROM = 6500, 8000
+# From this mean place on, 8 bits are not precise enough.  On 12 validation photos, decoding loses
+# 0.022 dB at place 6208, 0.036 at 8100 and 0.058 at 10000 (docs/format.md allows 0.05).
+PRECISE_FROM = 8000
 
 
 class Mini:
@@ -52,14 +51,9 @@ class Mini:
         tensors = load_file(path)
         self.tensors = {k.removeprefix("autoencoder."): v for k, v in tensors.items()}
         self.axis = RateAxis(tensors["axis"])
-        self._encoder = Variants(
-            "mini_encoder",
-            part(self.tensors, "encoder"),
-            "mini",
-            precise_from=ENCODER_PRECISE_FROM,
-        )
+        self._encoder = Encoder(part(self.tensors, "encoder"))
         self._analysis = runtime.Network("mini_analysis", part(self.tensors, "analysis"))
-        self._decoders = Decoders(self.tensors, self.axis, "mini")
+        self._decoders = Decoders(self.tensors, self.axis)
         self._gain = self.tensors["gain.logarithms"].astype(np.float32)
         self.prior = HyperPrior(
             {k.removeprefix("prior."): v for k, v in part(tensors, "prior").items()},
@@ -165,7 +159,7 @@ class MiniPerceptual:
     """`mini` with the second decoder for its latents."""
 
     def __init__(self, path: Path, mini: Mini) -> None:
-        self._decoders = Decoders(load_file(path), mini.axis, "mini_perceptual")
+        self._decoders = Decoders(load_file(path), mini.axis)
         self._mini = mini
         self.encode = mini.encode
 
@@ -183,29 +177,42 @@ class MiniPerceptual:
         return self._mini.decode(latents, quantisation, area=area, scale=scale)
 
 
-class Variants:
-    """A network of all channels, and the same network of the base alone, which takes less time.
+class Encoder:
+    """The encoder of all channels, and that of the base alone, which takes less time."""
 
-    Tiles with a place of ``precise_from`` or more are computed in float32.
+    def __init__(self, tensors: Tensors) -> None:
+        self._all = runtime.Network("mini_encoder", tensors)
+        self._base = runtime.Network("mini_encoder_base", encoder_of_base(tensors))
+
+    def __call__(self, places: Ints, *, pixels: Pixels, sides: NDArray[np.int64]) -> Latents:
+        """A tile's latents; ``places`` has a place for each of them, or (1, 1) for all."""
+        network = self._all if (places >= TAIL_FROM).any() else self._base
+        latents: Latents = network(pixels=pixels, rate=knots(places), sides=sides)
+        return latents
+
+
+class Decoder:
+    """A decoder in ONNX Runtime.  It leaves out channels that are 0 in all of a tile.
+
+    Tiles with a mean place of `PRECISE_FROM` or more are computed in float32.
     """
 
-    def __init__(self, graph: str, tensors: Tensors, ranges: str, *, precise_from: int) -> None:
-        self._precise_from = precise_from
-        self._all = runtime.Network(graph, tensors, ranges)
-        self._precise = runtime.Network(graph, tensors)
-        self._base = runtime.Network(f"{graph}_base", tensors_of_base(tensors), ranges)
+    def __init__(self, graph: str, tensors: Tensors) -> None:
+        self._network = runtime.Network(graph, tensors)
 
-    def __call__(self, places: Ints, **inputs: NDArray[Any]) -> NDArray[Any]:
-        """The result for a tile; ``places`` has a place for each latent, or (1, 1) for all."""
-        inputs["rate"] = knots(places)
-        latents = inputs.get("latents")
-        if (places >= TAIL_FROM).any() and (latents is None or latents.shape[2] > BASE):
-            if runtime.int8() and places.max() >= self._precise_from:
-                return self._precise(**inputs)
-            return self._all(**inputs)
-        if latents is not None:
-            inputs["latents"] = np.ascontiguousarray(latents[..., :BASE])
-        return self._base(**inputs)
+    def __call__(self, places: Ints, *, latents: Latents, sides: NDArray[np.int64]) -> Pixels:
+        """The pixels of a tile; ``places`` has a place for each latent, or (1, 1) for all."""
+        channels = np.flatnonzero(latents.any((0, 1)))
+        if not len(channels):
+            channels = np.zeros(1, np.int64)  # a convolution needs one
+        pixels: Pixels = self._network(
+            latents=np.ascontiguousarray(latents[..., channels]),
+            channels=channels,
+            rate=knots(places),
+            sides=sides,
+            precise=bool(places.mean() >= PRECISE_FROM),
+        )
+        return pixels
 
 
 class TileInputs(NamedTuple):
@@ -219,14 +226,9 @@ class TileInputs(NamedTuple):
 class Decoders:
     """The decoders of a model's tensors, for full size and for smaller pictures."""
 
-    def __init__(self, tensors: Tensors, axis: RateAxis, ranges: str) -> None:
-        self._tensors, self._axis, self._ranges = tensors, axis, ranges
-        self._full = Variants(
-            "mini_decoder",
-            part(tensors, "decoder"),
-            ranges,
-            precise_from=DECODER_PRECISE_FROM,
-        )
+    def __init__(self, tensors: Tensors, axis: RateAxis) -> None:
+        self._tensors, self._axis = tensors, axis
+        self._full = Decoder("mini_decoder", part(tensors, "decoder"))
 
     def decode(
         self, latents: Samples, quantisation: Qualities, area: Area | None, scale: int
@@ -251,10 +253,10 @@ class Decoders:
             scale=scale,
         )
 
-    def _network(self, scale: int) -> Variants | Eighth:
+    def _network(self, scale: int) -> Decoder | Eighth:
         if scale == 1:
             return self._full
-        found: Variants | Eighth = self._eighth if scale == 8 else self._reduced[scale]
+        found: Decoder | Eighth = self._eighth if scale == 8 else self._reduced[scale]
         return found
 
     @built_once
@@ -262,14 +264,9 @@ class Decoders:
         return load_file(weights.MINI_REDUCED.checked())
 
     @built_once
-    def _reduced(self) -> dict[int, Variants]:
+    def _reduced(self) -> dict[int, Decoder]:
         tensors = tensors_of_decoders(self._tensors, self._heads)
-        return {
-            s: Variants(
-                f"mini_decoder{s}", tensors, self._ranges, precise_from=DECODER_PRECISE_FROM
-            )
-            for s in (2, 4)
-        }
+        return {s: Decoder(f"mini_decoder{s}", tensors) for s in (2, 4)}
 
     @built_once
     def _eighth(self) -> Eighth:

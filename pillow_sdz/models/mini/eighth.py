@@ -35,7 +35,7 @@ class Eighth:
         self._gate = reduced_gate(tensors["decoder.gate.weight"], SCALE)
 
     def __call__(self, places: Ints, *, latents: Latents, sides: NDArray[np.int64]) -> Pixels:
-        """As `Variants` of a decoder."""
+        """As `Decoder`."""
         rows, columns, channels = latents.shape
         if not (places >= TAIL_FROM).any():
             channels = min(channels, BASE)

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...codings.rate_axis import KNOTS
-from ..blocks import blocks
+from ..blocks import ResidualBlock
 from . import borders as at_borders
 from .borders import HALF
 from .shape import BASE, CHANNELS, DEPTHS_DECODER, DEPTHS_ENCODER, FACTOR, WIDTHS
@@ -65,6 +65,30 @@ def borders(x: Tensor) -> Tensor:
         factor = torch.from_numpy(at_borders.along(x.shape[dim])).to(x)
         x = x * (factor[:, None] if dim == 2 else factor)
     return x
+
+
+class LimitedBlock(ResidualBlock):
+    """x + c(second(b(first(a(x))))): a and c limit to -n .. n, and b limits to 0 .. n.
+
+    The three limits n are part of the network, not trained.  So integers of 8 bits hold whatever a
+    picture leads to, and they are fine enough for photos, which are hardly ever limited.
+    """
+
+    limits: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.register_buffer("limits", torch.full((3,), torch.inf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        of_input, of_hidden, of_output = self.limits.unbind()
+        y = torch.minimum(F.relu(self.first(torch.clamp(x, -of_input, of_input))), of_hidden)
+        return x + torch.clamp(self.second(y), -of_output, of_output)
+
+
+def blocks(channels: int, depth: int) -> nn.Sequential:
+    """Blocks one after another."""
+    return nn.Sequential(*(LimitedBlock(channels) for _ in range(depth)))
 
 
 class Gate(nn.Module):

@@ -14,21 +14,13 @@ from .shape import BASE, FACTOR
 
 Tensors = Mapping[str, NDArray[Any]]
 
-# The tensors that have latents' channels, by the axis along which they have them.
-CHANNELS_ALONG = {
-    0: (
-        "encoder.linear.weight",
-        "encoder.linear.bias",
-        "encoder.leave.weight",
-        "encoder.leave.bias",
-    ),
-    1: (
-        "encoder.gate.weight",
-        "decoder.enter.weight",
-        "decoder.linear.weight",
-        "2.linear.weight",
-        "4.linear.weight",
-    ),
+# The encoder's tensors that have latents' channels, and the axis along which they have them.
+ENCODER_CHANNELS = {
+    "encoder.linear.weight": 0,
+    "encoder.linear.bias": 0,
+    "encoder.leave.weight": 0,
+    "encoder.leave.bias": 0,
+    "encoder.gate.weight": 1,
 }
 
 
@@ -42,13 +34,11 @@ def part(tensors: Tensors, name: str) -> dict[str, NDArray[Any]]:
     return {k: v for k, v in tensors.items() if k.startswith(f"{name}.")}
 
 
-def tensors_of_base(tensors: Tensors) -> dict[str, NDArray[Any]]:
-    """A network's tensors, without those of the channels beyond the base."""
+def encoder_of_base(tensors: Tensors) -> dict[str, NDArray[Any]]:
+    """The tensors of an encoder that finds the base alone."""
     found = dict(tensors)
-    for axis, names in CHANNELS_ALONG.items():
-        for name in names:
-            if name in found:
-                found[name] = np.ascontiguousarray(found[name].take(range(BASE), axis))
+    for name, axis in ENCODER_CHANNELS.items():
+        found[name] = np.ascontiguousarray(found[name].take(range(BASE), axis))
     return found
 
 
