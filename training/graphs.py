@@ -3,8 +3,8 @@
     python -m training.graphs --pack PACKS/train
 
 A graph has the names and shapes of the weights, but not their values: `pillow_sdz.models.runtime`
-takes the values from the safetensors files.  `NAME.onnx` is in float32.  Most networks have a second
-graph, `NAME_int8.onnx`, with their CNN in int8.  Blocks with limits have the ranges of their 8-bit
+takes the values from the safetensors files.  `NAME.onnx` is in float32.  Most networks have another
+graph, `NAME_int8.onnx`, with their CNN in int8.  Blocks with limits have the ranges of their
 numbers in the weights.  Other ranges are measured on eight training photos, and written to
 `ranges.safetensors`.  The command prints the sha256 of each file for `pillow_sdz/weights.py`.
 
@@ -122,9 +122,9 @@ def mini_decoder(g: Graph, scale: int = 1) -> bytes:
     latents = g.first("latents")
     # Channels that are 0 in all of a tile are left out: at a quality of 50, more than half of them.
     # The first convolution is exact: the latents of some channels are a hundred times those of
-    # others, so with 8 bits PSNR is 0.1 dB lower at high rates (measured).  The convolutions between
-    # the stages are exact too.  They are small, and all results of earlier stages pass through them:
-    # with 8 bits, SSIMULACRA2 is half a point lower (measured).
+    # others, so with 8 bits PSNR is 0.1 dB lower at high rates (measured).  The convolutions
+    # between the stages are exact too.  They are small, and all results of earlier stages pass
+    # through them: with 8 bits, SSIMULACRA2 is half a point lower (measured).
     y = g.conv_of(latents, "channels", "decoder.enter", pad=1)
     y = g.op("Add", y, rate.added("decoder.rate.0", 0, 1))
     y = g.trim(g.blocks(y, "decoder.at16", d16), "sides", m - m8)
