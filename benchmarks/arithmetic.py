@@ -40,6 +40,13 @@ def cpu_ms(call: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
+def quantised(mini: Mini, photo: Pixels, quality: int) -> Latents:
+    """The latents that a file has, in the encoder's units."""
+    gain = mini.gain(quality)
+    latents: Latents = np.rint(mini.encode(photo, quality) * gain) / gain
+    return latents
+
+
 def shown(mini: Mini, latents: Latents, quality: int, scale: int) -> None:
     """Decode all tiles."""
     for _ in mini.decode(latents, quality, scale=scale):
@@ -51,7 +58,7 @@ def times(mini: Mini) -> Iterator[str]:
     pixels = np.asarray(demo.photo().resize((768, 512)))
     calls: dict[str, Callable[[], object]] = {}
     for quality in TIMED:
-        latents = mini.encode(pixels, quality)
+        latents = quantised(mini, pixels, quality)
         at = f"at quality {quality // 100}"
         calls[f"encode {at}"] = functools.partial(mini.encode, pixels, quality)
         for scale in (1, 2, 4, 8):
@@ -75,12 +82,11 @@ def psnr(a: Pixels, b: Pixels) -> float:
 def losses(mini: Mini, photos: Sequence[Pixels]) -> Iterator[str]:
     """Rows of a table: by quality, mean PSNR in each arithmetic, and the largest difference."""
     for quality in QUALITIES:
-        gain = mini.gain(quality)
         found, largest = [], 0
         for photo in photos:
             height, width, _ = photo.shape
             with options.override(DTYPE="float32"):
-                latents = np.rint(mini.encode(photo, quality) * gain) / gain
+                latents = quantised(mini, photo, quality)
             pictures = []
             for dtype in ARITHMETICS:
                 with options.override(DTYPE=dtype):
