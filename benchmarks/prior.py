@@ -163,7 +163,8 @@ def payload_of(
 ) -> bytes:
     """The payload of latents (h, w, C) in steps and their hyperlatents, at the header's quality."""
     height, width, _ = symbols.shape
-    quantizer = Quantizer(Tables.shipped(), symbols, hyper, besides=quality_map.volumes(None))
+    besides = quality_map.volumes(None) | prior.volumes(symbols)
+    quantizer = Quantizer(Tables.shipped(), symbols, hyper, besides=besides)
     prior.code(quantizer, height, width, quality)
     return quantizer.bytes()
 

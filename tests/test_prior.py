@@ -6,6 +6,7 @@ gives the integers.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from pillow_sdz import catalogue, demo, models, weights
 from pillow_sdz.arrays import Ints, Singles
 from pillow_sdz.codings import dense, hyperprior, quality_map
 from pillow_sdz.codings.dense import EXACT, Dense, Product
-from pillow_sdz.codings.hyperprior import HyperPrior
+from pillow_sdz.codings.hyperprior import Coded, HyperPrior
 from pillow_sdz.codings.places import PARITIES
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import DamagedPayload, Prediction, SymbolDecoder, Tables
@@ -85,11 +86,19 @@ def case(name: str) -> Case:
     return Case(symbols, hyper, quality)
 
 
+def empty_groups(symbols: Ints) -> int:
+    """How many of the last groups have no symbol but 0."""
+    starts = np.cumsum(shipped()["groups"]) - shipped()["groups"]
+    used = np.add.reduceat(np.count_nonzero(symbols, axis=(0, 1)), starts)
+    return int(np.argmax(used[::-1] > 0))
+
+
 class Noted(Quantizer):
     """A coder that keeps the means and scales. A payload shows less of them."""
 
     def __init__(self, case: Case) -> None:
         besides = quality_map.volumes(case.offsets)
+        besides["left out"] = np.array([empty_groups(case.symbols)])
         super().__init__(TABLES, case.symbols.astype(np.float64), case.hyper, besides=besides)
         self.predictions: list[Ints] = []
 
@@ -342,3 +351,77 @@ def test_a_map_that_no_encoder_writes_is_damage(coder: Written) -> None:
         quality_map.code(coder, 1, 1)
     with pytest.raises(DamagedPayload):
         read(coder.bytes(), 1, 1)
+
+
+def payload_of(
+    symbols: Ints, hyper: Ints, left_out: int, changed: NDArray[np.bool_] | None = None
+) -> bytes:
+    """The payload of changes or of everything at a quality of 100; some groups are left out."""
+    besides = quality_map.volumes(None) | {"left out": np.array([left_out])}
+    quantizer = Quantizer(TABLES, symbols.astype(np.float64), hyper, changed, besides)
+    before = None if changed is None else Coded(np.ones_like(symbols), hyper)
+    with contextlib.suppress(DamagedPayload):
+        prior(shipped()).code(quantizer, *symbols.shape[:2], HIGH, before)
+    return quantizer.bytes()
+
+
+def read_whole(payload: bytes, before: Coded | None = None) -> Ints:
+    decoder = SymbolDecoder(TABLES, payload)
+    found = prior(shipped()).code(decoder, 16, 16, HIGH, before).symbols
+    decoder.finish()
+    return found
+
+
+class TestGroupsThatAreLeftOut:
+    groups = (*shipped()["groups"].tolist(),)
+    hyper = np.zeros((8, 8, 32), np.int32)
+
+    def symbols(self, *used: int) -> Ints:
+        """Latents 16x16 whose last group has symbols at so many places, the one before it too..."""
+        found = np.zeros((16, 16, sum(self.groups)), np.int32)
+        end = found.shape[2]
+        for count, group in zip(used, self.groups[::-1], strict=False):
+            found[..., end - group].flat[:count] = 1
+            end -= group
+        return found
+
+    @pytest.mark.parametrize(
+        ("used", "left_out"),
+        [((0, 5), 1), ((4, 5), 1), ((5, 0), 0), ((0, 4, 5), 2), ((), 9), ((0,) * 8 + (5,), 8)],
+    )
+    def test_the_encoder_leaves_out_what_is_nearly_empty(
+        self, used: tuple[int, ...], left_out: int
+    ) -> None:
+        """A 64th of 256 places is 4."""
+        found = prior(shipped()).volumes(self.symbols(*used) + 0.4)
+        assert found["left out"].tolist() == [left_out]
+
+    def test_only_cells_that_change_count(self) -> None:
+        changed = np.zeros((8, 8), bool)
+        changed[4:] = True  # the symbols are in the rows above
+        found = prior(shipped()).volumes(self.symbols(100, 100), changed)
+        assert found["left out"].tolist() == [9]
+
+    @pytest.mark.parametrize("left_out", [0, 1, 2, 9])
+    def test_their_symbols_are_zero(self, left_out: int) -> None:
+        symbols = self.symbols(*[9] * 9)
+        expected = symbols.copy()
+        expected[..., sum(self.groups[: 9 - left_out]) :] = 0
+        assert np.array_equal(read_whole(payload_of(symbols, self.hyper, left_out)), expected)
+
+    def test_in_a_cell_that_changes_they_become_zero(self) -> None:
+        changed = np.zeros((8, 8), bool)
+        changed[2, 3] = True
+        symbols = self.symbols(*[9] * 9)
+        payload = payload_of(symbols, self.hyper, 3, changed)
+        expected = np.ones_like(symbols)
+        end = sum(self.groups[:6])
+        expected[4:6, 6:8, :end] = symbols[4:6, 6:8, :end]
+        expected[4:6, 6:8, end:] = 0
+        before = Coded(np.ones_like(symbols), self.hyper)
+        assert np.array_equal(read_whole(payload, before), expected)
+
+    @pytest.mark.parametrize("left_out", [-1, 10])
+    def test_other_numbers_are_damage(self, left_out: int) -> None:
+        with pytest.raises(DamagedPayload, match="groups of channels are left out"):
+            read_whole(payload_of(self.symbols(9), self.hyper, left_out))

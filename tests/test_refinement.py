@@ -78,7 +78,8 @@ def test_rate_model_is_the_integer_prior_without_its_roundings(
 ) -> None:
     steps = mini.encode(np.asarray(photo), quality) * mini.gain(quality)
     hyper = mini.hyperlatents(steps)
-    quantizer = Quantizer(Tables.shipped(), steps, hyper, besides=quality_map.volumes(None))
+    besides = quality_map.volumes(None) | mini.prior.volumes(steps)
+    quantizer = Quantizer(Tables.shipped(), steps, hyper, besides=besides)
     mini.prior.code(quantizer, *steps.shape[:2], quality)
     real = 8 * len(quantizer.bytes())
     rate, symbols = rate_of(mini, quality), integers(steps)

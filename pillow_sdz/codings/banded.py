@@ -365,7 +365,7 @@ class _BandEncoder:
         before = self._before if self._changes < order.MAX_CHANGES else None
         if before is not None and not _same(before.offsets, offsets):
             before = None
-        besides = quality_map.volumes(offsets)
+        besides = quality_map.volumes(offsets) | self._prior.volumes(steps)
         whole = Quantizer(tables, steps, hyper, besides=besides)
         counted = changes.Counted(whole, *hyper.shape[:2])
         coded = self._prior.code(whole if before is None else counted, height, width, self._quality)
@@ -374,7 +374,8 @@ class _BandEncoder:
             changed = changes.worth_their_bits(steps, before.symbols, counted.bits)
             work = before.work + changes.work(changed)
             if not changed.all() and work <= changes.most_work(*changed.shape):
-                parts = Quantizer(tables, steps, hyper, changed)
+                left_out = self._prior.volumes(steps, changed)
+                parts = Quantizer(tables, steps, hyper, changed, left_out)
                 difference = self._prior.code(parts, height, width, self._quality, before)
                 payload = parts.bytes()
                 if len(payload) < len(chunk.data):

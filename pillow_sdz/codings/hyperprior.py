@@ -5,6 +5,7 @@ All weights and activations are integers; see `dense`.  docs/format.md specifies
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -43,6 +44,12 @@ SCALE_UNITS = 16  # the table, and what is added to it, are in 1/16 of an index 
 # log2(1 + a magnitude) is in sixteenths.
 LEVEL_UNITS = 16
 
+# The scale of the number of groups that are left out.  Chosen: about 4 bits for any number.
+LEFT_OUT_SCALE = 56
+# The encoder leaves out a last group if it has at most one symbol that is not 0 for so many places.
+# Chosen: such a symbol takes 11 bits or more, which is more than its error is worth.
+LEFT_OUT_PLACES = 64
+
 # Places that are computed at once.  Chosen: 10 MB for the layer with the most inputs.
 BLOCK = 1024
 
@@ -79,6 +86,7 @@ class HyperPrior:
     predicted from the hyperlatents, the rate, and the earlier groups at this place and around it.
     The second pass also uses the results of the first pass around the place.  The groups from
     ``base`` on are the tail.  They are coded only at places with a high rate, and are 0 elsewhere.
+    The last groups may be left out.  Then they are 0 everywhere, and take no time.
     """
 
     def __init__(
@@ -145,6 +153,19 @@ class HyperPrior:
         """The shape of the hyperlatents for latents (height, width)."""
         return (height + 1) // 2, (width + 1) // 2, self.hyper_channels
 
+    def volumes(
+        self, steps: NDArray[Any], changed: NDArray[np.bool_] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """How many groups an encoder leaves out, for latents in steps (h, w, C).
+
+        ``changed`` are the cells that are coded; None means all of them.
+        """
+        coded = np.rint(steps if changed is None else steps[_of_latents(changed, *steps.shape[:2])])
+        used = np.count_nonzero(coded, axis=tuple(range(coded.ndim - 1)))
+        counts = np.add.reduceat(used, self._starts[:-1])
+        (kept,) = np.nonzero(counts > coded[..., 0].size // LEFT_OUT_PLACES)
+        return {"left out": np.array([len(counts) - 1 - max(kept, default=-1)])}
+
     def code(
         self,
         coder: Coder,
@@ -160,7 +181,7 @@ class HyperPrior:
         ``before`` has the integers of the same band in the frame before.  With it, a map of the
         cells that change is coded instead, then these cells.  All others stay as in ``before``.
         With a ``part``, only its channels are coded.  ``before`` has the same channels, and the
-        payload goes on after the last symbol.
+        payload goes on after the last symbol.  The coder knows the values of `volumes`, too.
         """
         hyper_shape = self.hyper_shape(height, width)
         part = part or self._whole
@@ -187,7 +208,14 @@ class HyperPrior:
         index: tuple[Any, ...] = (rows, columns, slice(None))
         found = coder.code("hyper", index, np.zeros(scales.size, np.int32), scales.ravel())
         hyper[index] = found.reshape(len(rows), -1)
-        self._code_latents(coder, symbols, hyper, changed, rates, part.product)
+        zero = np.zeros(1, np.int32)
+        left_out = int(coder.code("left out", (0,), zero, zero + LEFT_OUT_SCALE)[0])
+        if not 0 <= left_out < len(self._starts):
+            msg = f"{left_out} groups of channels are left out"
+            raise DamagedPayload(msg)
+        starts = self._starts[: len(self._starts) - left_out]
+        symbols[_of_latents(changed, height, width), starts[-1] :] = 0
+        self._code_latents(coder, symbols, hyper, changed, rates, starts, part.product)
         return Coded(symbols, hyper, work, offsets)
 
     def _features(self, hyper: Ints, cells: NDArray[np.bool_], product: Product) -> Singles:
@@ -220,26 +248,27 @@ class HyperPrior:
         hyper: Ints,
         changed: NDArray[np.bool_],
         rates: Ints,
+        starts: Sequence[int],
         product: Product,
     ) -> None:
+        """Code the groups that begin at ``starts``, whose last number is where they end."""
         height, width, channels = symbols.shape
+        of_latents = functools.partial(_of_latents, height=height, width=width)
+        if len(starts) == 1:
+            return
         features = self._features(hyper, changed, product)
-
-        def of_latents(cells: NDArray[Any]) -> NDArray[Any]:
-            return cells.repeat(2, 0).repeat(2, 1)[:height, :width]
-
         everywhere = of_latents(changed)
         tail = everywhere & of_latents(rates >= self._tail_from)
         given = np.concatenate([features[:height, :width], of_latents(self.axis.knots(rates))], 2)
         known = Known(symbols, of_latents(dilated(changed)), self._largest, self._levels)
-        for i, (start, end) in enumerate(itertools.pairwise(self._starts)):
+        for i, (start, end) in enumerate(itertools.pairwise(starts)):
             here = everywhere if i < self._base_groups else tail
             if start >= channels or not here.any():
                 break
             if i in (0, self._base_groups):
                 passes = [Pass.of(known.grid, here, given, second) for second in (0, 1)]
             if start:
-                known.sum_around(slice(self._starts[i - 1], start), everywhere)
+                known.sum_around(slice(starts[i - 1], start), everywhere)
             around = self._around_of(i, known, passes, product)
             for second, places in enumerate(passes):
                 mean = np.empty((len(places.numbers), end - start), np.int32)
@@ -301,6 +330,11 @@ class HyperPrior:
         bits = np.maximum(magnitudes, 1).view(np.int32) >> (23 - MANTISSA_BITS)
         scales: Singles = self._scales[bits - (127 << MANTISSA_BITS)]
         return scales
+
+
+def _of_latents(cells: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """The values of cells, for each of the latents (height, width)."""
+    return cells.repeat(2, 0).repeat(2, 1)[:height, :width]
 
 
 def _joined(parts: list[NDArray[Any]]) -> Singles:
