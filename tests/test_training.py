@@ -132,7 +132,8 @@ class Predicted(Quantizer):
     """A coder that keeps what is predicted of latents (h, w, C), in the coder's units."""
 
     def __init__(self, latents: NDArray[np.float32], hyper: NDArray[np.float32]) -> None:
-        super().__init__(Tables.shipped(), latents, hyper, besides=quality_map.volumes(None))
+        besides = quality_map.volumes(None) | {"left out": np.zeros(1)}
+        super().__init__(Tables.shipped(), latents, hyper, besides=besides)
         self.mean, self.scale = (np.zeros(latents.shape, np.int32) for _ in range(2))
 
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
