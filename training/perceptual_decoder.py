@@ -45,6 +45,7 @@ SIDE = 32  # pixels along a side of the windows for statistics; two latents.  Ch
 # training/README.md.
 FIDELITY = 0.2
 OUTPUT = "mini_perceptual.safetensors"
+OF_MINI = "linear.weight"  # the linear path is mini's, and is not written again
 CELL = 4  # pixels along a side that the decoder's last convolution makes of one position
 
 
@@ -306,7 +307,8 @@ def main() -> None:
     players.decoder.load_state_dict(autoencoder.decoder.state_dict())
     if options.warm_start:
         trained = load_file(options.warm_start)
-        players.decoder.load_state_dict({k.removeprefix("decoder."): v for k, v in trained.items()})
+        trained = {k.removeprefix("decoder."): v.float() for k, v in trained.items()}
+        players.decoder.load_state_dict(players.decoder.state_dict() | trained)
     classifier = Classifier()
     for module in (autoencoder, players, classifier):
         module.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -321,7 +323,7 @@ def main() -> None:
         decoder = Decoder()
         decoder.load_state_dict(mixed)
         run.report(score(decoder, encoder, held_out, judge))
-        written = {f"decoder.{k}": v.contiguous() for k, v in mixed.items()}
+        written = {f"decoder.{k}": v.contiguous() for k, v in mixed.items() if k != OF_MINI}
         save_file(written, options.run / OUTPUT)
 
     if not run.step:

@@ -156,10 +156,10 @@ class Mini:
 
 
 class MiniPerceptual:
-    """`mini` with the second decoder for its latents."""
+    """`mini` with the second decoder for its latents.  Both have the same linear path."""
 
     def __init__(self, path: Path, mini: Mini) -> None:
-        self._decoders = Decoders(load_file(path), mini.axis)
+        self._decoders = Decoders({**part(mini.tensors, "decoder"), **load_file(path)}, mini.axis)
         self._mini = mini
         self.encode = mini.encode
 
