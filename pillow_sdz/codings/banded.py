@@ -333,22 +333,39 @@ class _Encoder:
             cells = quality_map.qualities(self._quality, offsets)
             steps = latents * network.gain(cells, height, width)
             steps, hyper = network.refine(pixels, steps, cells, effort)
+        bands = order.bands(height, self._coding.band_rows(height, width))
+
+        def in_steps(band: slice) -> Latents:
+            if slow:
+                found: Latents = steps[band]
+                return found
+            here = None if offsets is None else offsets[_cells_of(band)]
+            cells = quality_map.qualities(self._quality, here)
+            return latents[band] * network.gain(cells, band.stop - band.start, width)
+
         with one_blas_thread():
-            bands = order.bands(height, self._coding.band_rows(height, width))
+            # This is of the whole frame, so that bands leave no seam.
+            counts = sum((network.prior.counts(in_steps(band)) for band in bands), start=0)
+            kept = network.prior.worth_coding(np.asarray(counts), height * width)
             for band in progress.told("coding", bands):
-                rows = slice(band.start // 2, -(-band.stop // 2))
-                here = None if offsets is None else offsets[rows]
+                here = None if offsets is None else offsets[_cells_of(band)]
+                part = in_steps(band)
+                part[..., kept:] = 0
                 if slow:
-                    refined = steps[band], hyper[rows]
+                    refined = part, hyper[_cells_of(band)]
                 else:
                     cells = quality_map.qualities(self._quality, here)
-                    part = latents[band] * network.gain(cells, band.stop - band.start, width)
                     refined = network.refine(None, part, cells, effort)
                 if band.start not in self._bands:
                     new = _BandEncoder(network.prior, self._quality, predict=self._predict)
                     self._bands[band.start] = new
                 coded.append(self._bands[band.start].encode(*refined, here))
         return coded
+
+
+def _cells_of(band: slice) -> slice:
+    """The rows of cells that lie in a band of rows of latents."""
+    return slice(band.start // 2, -(-band.stop // 2))
 
 
 class _BandEncoder:

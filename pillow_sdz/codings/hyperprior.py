@@ -46,7 +46,7 @@ LEVEL_UNITS = 16
 
 # The scale of the number of groups that are left out.  Chosen: about 4 bits for any number.
 LEFT_OUT_SCALE = 56
-# The encoder leaves out a last group if it has at most one symbol that is not 0 for so many places.
+# An encoder sets a last group to 0 if it has at most one symbol that is not 0 for so many places.
 # Chosen: such a symbol takes 11 bits or more, which is more than its error is worth.
 LEFT_OUT_PLACES = 64
 
@@ -153,18 +153,30 @@ class HyperPrior:
         """The shape of the hyperlatents for latents (height, width)."""
         return (height + 1) // 2, (width + 1) // 2, self.hyper_channels
 
+    def counts(self, steps: NDArray[Any]) -> Ints:
+        """How many symbols of each group are not 0, for latents in steps (..., C)."""
+        used = np.count_nonzero(np.rint(steps), axis=tuple(range(steps.ndim - 1)))
+        found: Ints = np.add.reduceat(used, self._starts[:-1])
+        return found
+
+    def worth_coding(self, counts: Ints, places: int) -> int:
+        """How many of the first channels an encoder should keep of a frame.
+
+        ``counts`` are those of all ``places`` of the frame.  The other channels should be set to 0.
+        """
+        (kept,) = np.nonzero(counts > places // LEFT_OUT_PLACES)
+        return self._starts[max(kept, default=-1) + 1]
+
     def volumes(
         self, steps: NDArray[Any], changed: NDArray[np.bool_] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """How many groups an encoder leaves out, for latents in steps (h, w, C).
+        """How many of the last groups are 0 and are left out, for latents in steps (h, w, C).
 
         ``changed`` are the cells that are coded; None means all of them.
         """
-        coded = np.rint(steps if changed is None else steps[_of_latents(changed, *steps.shape[:2])])
-        used = np.count_nonzero(coded, axis=tuple(range(coded.ndim - 1)))
-        counts = np.add.reduceat(used, self._starts[:-1])
-        (kept,) = np.nonzero(counts > coded[..., 0].size // LEFT_OUT_PLACES)
-        return {"left out": np.array([len(counts) - 1 - max(kept, default=-1)])}
+        coded = steps if changed is None else steps[_of_latents(changed, *steps.shape[:2])]
+        (kept,) = np.nonzero(self.counts(coded))
+        return {"left out": np.array([len(self._starts) - 2 - max(kept, default=-1)])}
 
     def code(
         self,
@@ -211,8 +223,7 @@ class HyperPrior:
         zero = np.zeros(1, np.int32)
         left_out = int(coder.code("left out", (0,), zero, zero + LEFT_OUT_SCALE)[0])
         if not 0 <= left_out < len(self._starts):
-            msg = f"{left_out} groups of channels are left out"
-            raise DamagedPayload(msg)
+            left_out = 0  # a payload without bytes has such a symbol
         starts = self._starts[: len(self._starts) - left_out]
         symbols[_of_latents(changed, height, width), starts[-1] :] = 0
         self._code_latents(coder, symbols, hyper, changed, rates, starts, part.product)
