@@ -39,14 +39,14 @@ class Weights(Row):
 
 
 MINI = Weights(
-    "mini.safetensors", "a8637db75bd709182e0acf502c71b5bf7c425a2374d7c39fd997e02cfc1636f1"
+    "mini.safetensors", "37c06d1d1f24a4f6f33588131d156936b98dfcefb4ce3d3fbad94b68bd93ebc4"
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "a214515c3899fe4d57452d33f8c2791d6d322265a0656b61327baac1d18e5079",
+    "fc0ca4b28ce7c04537df84782e38997404f12d0cc85755863b80f8d1a9e8de73",
 )
 MINI_REDUCED = Weights(
-    "mini_reduced.safetensors", "8073482640c104cc6e16a38189142be06e2708e2971fdcfcb7a2a215eeb86bd5"
+    "mini_reduced.safetensors", "6a9557356aaec293bedd14afae381d9c0e837a4a374498b68ee481f6f4f659cb"
 )
 SD_MINI = Weights(
     "sd_mini/autoencoder.safetensors",
