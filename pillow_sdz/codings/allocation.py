@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import CELL, Ints
+from ..arrays import CELL, Area, Ints, Latents
 from ..fidelity import FloatArray, ssim_maps
 from . import quality_map
 
@@ -120,3 +120,22 @@ def _best(worth: FloatArray) -> Ints:
         chosen.append(path[scale][np.arange(width), chosen[-1]])
     found: Ints = _STEPS[np.stack(chosen[::-1])].astype(np.int32)
     return found
+
+
+class Rounded:
+    """The latents (h, w, C) that a reader will have.  Slicing computes an area of them."""
+
+    def __init__(self, latents: Latents, gain: NDArray[np.float32]) -> None:
+        self._latents, self._gain = latents, np.broadcast_to(gain, latents.shape)
+        self.shape = latents.shape
+
+    def __getitem__(self, area: Area) -> Latents:
+        gain = self._gain[area]
+        found: Latents = np.rint(self._latents[area] * gain) / gain
+        return found
+
+    def magnitudes(self) -> NDArray[np.float32]:
+        """The bits of the symbols' magnitudes (h, w), computed row by row to save memory."""
+        rows = zip(self._latents, self._gain, strict=True)
+        found = [np.log2(1 + np.abs(np.rint(row * gain))).sum(1) for row, gain in rows]
+        return np.stack(found)

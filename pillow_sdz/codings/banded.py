@@ -207,7 +207,7 @@ class Banded:
         height, width, _ = latents.shape
         quality = looked_at(quality)
         cells = quality_map.qualities(quality, offsets)
-        rounded = _Rounded(latents, self._network.gain(cells, height, width))
+        rounded = allocation.Rounded(latents, self._network.gain(cells, height, width))
 
         def of_latents(area: Area) -> NDArray[np.int32]:
             rows, columns = (np.arange(part.start, part.stop) // CELL for part in area)
@@ -266,25 +266,6 @@ class Banded:
         height, width, channels = integers.symbols.shape
         gain = self._network.gain(cells, height, width)[..., :channels]
         return np.divide(integers.symbols, gain, dtype=np.float32, casting="unsafe")
-
-
-class _Rounded:
-    """The latents (h, w, C) that a reader will have.  Slicing computes an area of them."""
-
-    def __init__(self, latents: Latents, gain: NDArray[np.float32]) -> None:
-        self._latents, self._gain = latents, np.broadcast_to(gain, latents.shape)
-        self.shape = latents.shape
-
-    def __getitem__(self, area: Area) -> Latents:
-        gain = self._gain[area]
-        found: Latents = np.rint(self._latents[area] * gain) / gain
-        return found
-
-    def magnitudes(self) -> NDArray[np.float32]:
-        """The bits of the symbols' magnitudes (h, w), computed row by row to save memory."""
-        rows = zip(self._latents, self._gain, strict=True)
-        found = [np.log2(1 + np.abs(np.rint(row * gain))).sum(1) for row, gain in rows]
-        return np.stack(found)
 
 
 class _Encoder:

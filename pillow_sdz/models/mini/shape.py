@@ -24,8 +24,8 @@ ENCODER_MARGIN, ENCODER_MARGIN_8, ENCODER_MARGIN_16 = 6, 5, 3
 # rounded up to latents.
 DECODERS = {1: (5, 5, (13, 8, 3)), 2: (5, 1, (11, 6, 1)), 4: (2, 0, (8, 3, 3))}
 # Pictures of these scales are decoded from the first channels alone, of which these are the
-# numbers.  They are whole groups of the prior.  Chosen: compared with pictures of all channels, they
-# have a PSNR of 40 to 50 dB (docs/speed.md#drafts-and-first-pictures).
+# numbers: whole groups of the prior.  Chosen: compared with pictures of all channels, they have a
+# PSNR of 40 to 50 dB (docs/speed.md#drafts-and-first-pictures).
 SHOWN = {4: 112, 8: 64}
 # At 1/8, a pixel sees one latent around its own.
 MARGINS = {**{scale: margins[0] for scale, (*_, margins) in DECODERS.items()}, 8: 1}
