@@ -876,7 +876,7 @@ def test_as_a_module(environment: dict[str, str]) -> None:
     assert process.stdout == f"sdz {__version__}\n"
 
 
-# What takes long to import.
+# These modules take long to import.
 HEAVY = ["diffusers", "numpy", "torch", "transformers"]
 
 

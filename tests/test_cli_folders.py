@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_read_is_named(
     scandir = os.scandir
 
     def refusing(path: Any) -> Any:
-        # Not by permissions, which do not keep an administrator out.
+        # Permissions would not keep an administrator out, so the error is made here.
         if Path(path).name == "trip":
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)

@@ -312,7 +312,7 @@ def test_names_are_escaped(photo: Image.Image, name: str) -> None:
     page = compare.report([compare.section(comparison)])
     (section,) = sections(page)
     assert section["file"] == name
-    # Pure ASCII without any markup, and not where the picture lies.
+    # The text is ASCII without markup, and does not say where the picture lies.
     assert page.encode().count(b"<") == compare.report([compare.section(plain)]).count("<")
     assert "vivian" not in page
 

@@ -363,7 +363,7 @@ def test_tiles_keep_the_memory_budget(make: Any, space: str, tmp_path: Path) -> 
         seen.append(x.shape[2] * x.shape[3])
         return predict(x, time, texts)
 
-    # As much for each latent as a large transformer takes: a budget has a least size.
+    # Each latent takes as much as with a large transformer, because a budget has a least size.
     real = models.load_denoiser(spec)
     assert 0 < real.memory < 1000
     denoiser = dataclasses.replace(real, predict=counting, memory=50_000)

@@ -406,7 +406,7 @@ class TestHowLittleIsDecoded:
         """Only the needed bands are decoded, and frames stay the same."""
         monkeypatch.setattr(banded, "BAND_ROWS", 10)
         tall = scene.resize((32, 800))
-        # Without a map, which could make another frame be coded by itself.
+        # There is no map: with one, another frame might be coded by itself.
         data = encode_all([tall, tall.rotate(180), tall, tall], effort=3)
         whole = frames_of(data)[3]
         decoded.clear()
@@ -701,7 +701,7 @@ class TestDamage:
             im.seek(4)
             with pytest.warns(UserWarning, match="truncated SDZ file: .* are guessed in part"):
                 im.load()
-            # What the file does not say has not changed.
+            # If the file lacks a change, the pixels stay as they were.
             assert_similar(im, expected[3], LOSS)
             im.seek(5)
             with pytest.raises(OSError, match="truncated"):

@@ -552,7 +552,7 @@ def test_a_bomb_is_refused_by_its_declared_size(
     np.savez_compressed(path, latents=array)
     with pytest.raises(ValueError, match="the limit is 1048576"):
         interchange.read(path)
-    # Of all arrays together, also of those that nobody asked for.
+    # The limit is for all arrays together, also for those that are not read.
     half = np.zeros((4, 256, 250), np.float16)
     np.savez_compressed(path, latents=half, more=half)
     with pytest.warns(UserWarning, match="not kept: 'more'"):

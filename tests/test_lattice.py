@@ -160,7 +160,7 @@ def test_the_largest_symbols_do_not_overflow() -> None:
 
         def code(self, volume: str, index: object, mean: Ints, scale: Ints) -> Ints:
             assert mean.dtype == scale.dtype == np.int64
-            # What a network adds to the nearest values is bounded. An overflow is not.
+            # The networks add a bounded number to the nearest values. An overflow is larger.
             assert np.abs(mean).max(initial=0) < 1 << 40
             assert np.abs(scale).max(initial=0) < 1 << 40
             return np.where(np.arange(len(mean)) % 2, 1 << 19, -(1 << 19))

@@ -230,7 +230,7 @@ def test_bad_chunks_are_refused(photo: Image.Image, chunks: Any) -> None:
 
 
 def test_as_many_chunks_as_may_be(photo: Image.Image) -> None:
-    # Of 1,000, with HEAD, DONE and one of each known kind.
+    # There are 1,000 with HEAD, DONE and one of each known kind.
     most = [(b"abCd", b"")] * (1000 - 2 - len(chunks.KINDS))
     assert len(most) == order.MAX_OTHERS
     assert roundtrip(photo, chunks=most, **KINDS).info["sdz_chunks"] == most

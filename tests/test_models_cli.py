@@ -109,7 +109,7 @@ def test_fetch_and_pin(presets: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert pinned == f"sd3: pinned to {REVISION}, sha256 {sha256}"
     assert models.spec("sd3").digest.hex() == sha256[:8]
     assert models.decoder_for(SD3, catalogue.NOT_NAMED, "psnr") == models.spec("sd3")
-    # From now on it is checked, and not pinned to anything else.
+    # From now on the weights are checked, and cannot be pinned to others.
     weights_in(presets, "sd3").resolve().write_bytes(b"others")
     for arguments in (["fetch", "sd3"], ["fetch", "sd3", "--pin"], ["verify", "sd3"]):
         assert f"instead of {sha256}" in told(capsys, *arguments, status=1)

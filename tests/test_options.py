@@ -119,7 +119,7 @@ def test_environment(environment: dict[str, str], name: str, text: str, value: o
     assert run.stdout.strip() == repr(value)
 
 
-# Each with the default that the setting has instead.
+# Bad values, and the default that the setting has instead.
 NONSENSE = [
     ("ALLOW_DOWNLOADS", "perhaps", False),
     ("DENOISE", "2", None),

@@ -107,7 +107,7 @@ def test_other_weights_under_the_same_name(photo: Image.Image, ours: ModelSpec) 
     message = f"{ours.digest.hex()}, but the installed weights are {other.digest.hex()}"
     with pytest.raises(OSError, match=message):
         decode(data)
-    with options.override(DECODER="ours"):  # by explicit wish
+    with options.override(DECODER="ours"):  # the user asks for it
         decode(data)
 
 

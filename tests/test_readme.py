@@ -1,6 +1,6 @@
 """Every snippet in the documentation runs: Python as it is, `sdz` through the command line.
 
-What a snippet has besides is in `NOT_RUN`; `test_what_does_not_run` skips it with its reason.
+`NOT_RUN` lists the commands that do not run; `test_what_does_not_run` skips them with a reason.
 
 Each page stands by itself. Its snippets run in the order of the page, in one namespace and one
 folder, with a ``photo.jpg``.
@@ -118,7 +118,7 @@ def run(words: list[str], environment: dict[str, str]) -> None:
         assert not unknown, f"{shlex.join(words)}: no {unknown} in its help"
         return
     assert words[0] == "sdz", f"no rule for {shlex.join(words)}"
-    # By a shell, because of pipes and redirections.
+    # A shell runs it, because of pipes and redirections.
     line = " ".join(
         word if word in SHELL or word[:1] == "~" else shlex.quote(word) for word in words
     )

@@ -32,7 +32,7 @@ uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn")
 httpx2 = pytest.importorskip("httpx2", reason="needs httpx2")
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-# What today's browsers ask for in an <img>, as their makers document it.
+# The formats that today's browsers ask for in an <img>, by their documentation.
 CHROME = "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8"
 OLD_SAFARI = "image/png,image/svg+xml,image/*;q=0.8,video/*;q=0.8,*/*;q=0.5"
 

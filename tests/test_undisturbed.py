@@ -130,7 +130,7 @@ def reduced(photo: Image.Image) -> Using:
     return using
 
 
-# What the models of this package give, which takes a second or more.
+# The results of this package's models, which take a second or more.
 EXPECTED: dict[Callable[..., Using], bytes] = {}
 MODELS = [mini, perceptual, reduced, sd_mini, denoised, folder, tiny_folder, modules]
 
