@@ -6,7 +6,6 @@ One predicts each value from its neighbours, and from the errors that earlier ch
 place.  The other predicts the error of the first.  Encoder and decoder see the same symbols, and
 round every step of the arithmetic alike, so both learn the same.
 
-The places of one anti-diagonal wave, in all channels and all frames, do not depend on each other.
 A photo has two to three hundred waves, and each takes some dozens of calls of numpy.
 docs/adaptive.md specifies the prior.
 """
@@ -17,7 +16,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..arrays import Floats, Ints, Singles
 from .calibration import Calibration
@@ -25,6 +23,7 @@ from .coding import WORK_PER_BYTE
 from .frame_coders import Apart, FrameCoder, checked_steps
 from .integers import LOG_UNITS, STEP_UNITS, logarithm
 from .range_coder import Coder, DamagedPayload, rounded
+from .waves import CHANNEL_DELAY, OWN, Layout, Offsets, Wave, waves
 
 # Constants without another origin are measured and rounded: docs/measurements.md#adaptive.
 UNIT_BITS = 6  # values, errors and magnitudes are in 1/64 of a step
@@ -33,23 +32,13 @@ VALUE_LIMIT = (1 << 18) - 1  # 4096 steps: the sums of products between two refi
 WEIGHT_BITS = 16
 SAMPLE_BITS = 20  # the factor of a sample is in 2 ** -20
 
-Offsets = list[tuple[int, int]]
-
-# (row, column).  In a wave's own channel, neighbours with column + 2 row < 0 are known.
-OWN: Offsets = [
-    *[(0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0), (-1, -2), (-2, -1), (-2, -2)]
-]
-# A channel is three waves behind the channel before it.  There, values with column + 2 row < 3 are
-# known.
-BEFORE: Offsets = [(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0)]
-CHANNEL_DELAY = 3
+BEFORE: Offsets = [(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0)]  # (row, column)
 # All places of BEFORE are used in the last NEAR channels, or in the last NEAR_OF_FEW if there are
 # at most FEW channels.
 NEAR, NEAR_OF_FEW, FEW = 1, 3, 8
 # The same place is used in the last FAR channels, or in the last WIDE.  More channels take longer:
 # the time of a refit grows with their square and more.
 FAR, WIDE = 12, 31
-ABOVE, BELOW, BESIDE = 2, 1, 2  # the border of the known values, as wide as OWN and BEFORE reach
 
 PRIOR = 1 << 17  # the first weights count as much as 32 samples of size 1
 FLOOR = 1 << 12  # one such sample is added to the diagonal: far above the errors of rounding
@@ -65,35 +54,6 @@ INITIAL_ERROR = 3 * STEP_UNITS // 10  # in 1/1024 of the latents' unit
 # steps.  A magnitude is 140/256 octaves above the scale (docs/measurements.md#adaptive).
 # `logarithm` is 15/256 too low on average.  32 rounds to quarters.
 SCALE_OFFSET = 5 * LOG_UNITS - 140 + 15 + 32
-
-
-class _Wave(NamedTuple):
-    """Places that are coded at once: some rows of some channels, (A, R) each.
-
-    Channels have different numbers of rows.  If a channel has fewer than others, its first row is
-    repeated, and the copies are not ``valid``.
-    """
-
-    rows: Ints
-    columns: Ints
-    channels: slice
-    valid: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, time: int, height: int, width: int, channels: int) -> _Wave | None:
-        """All places with column + 2 row + 3 channel = ``time``; None if there are none."""
-        start = time - CHANNEL_DELAY * np.arange(channels)
-        first = np.maximum(0, (start - width + 2) // 2)
-        counts = np.minimum(height - 1, start // 2) + 1 - first
-        (active,) = np.nonzero(counts > 0)
-        if not len(active):
-            return None
-        these = slice(int(active[0]), int(active[-1]) + 1)
-        first, counts, start = first[these, None], counts[these, None], start[these, None]
-        number = np.arange(counts.max())
-        valid = number < counts
-        rows = first + number * valid
-        return cls(rows, start - 2 * rows, these, valid)
 
 
 class _Regressions:
@@ -216,15 +176,14 @@ class _Pictures:
     def __init__(self, height: int, width: int, channels: int, steps: Ints, far: int) -> None:
         near = NEAR_OF_FEW if channels <= FEW else NEAR
         self._near, self._far = min(near, channels - 1), min(far, channels - 1)
-        self._size = height, width
-        # Values and errors (2, F, n) with a border.  ``far`` channels without errors come before
-        # the first channel, so that every channel has as many channels before it.
-        self._stride = width + 2 * BESIDE
-        self._plane = self._stride * (height + ABOVE + BELOW)
-        self._known = np.zeros((2, len(steps), self._plane * (self._far + channels)), np.float32)
-        own = [self._offset(0, *offset) for offset in OWN]
-        others = [self._offset(k, *o) for k in range(1, self._near + 1) for o in BEFORE]
-        others += [self._offset(k, 0, 0) for k in range(self._near + 1, self._far + 1)]
+        self._height = height
+        # Values and errors (2, F, n).  ``far`` channels without errors come before the first
+        # channel, so that every channel has as many channels before it.
+        layout = self._layout = Layout.by_channel(height, width, channels, self._far)
+        self._known = np.zeros((2, len(steps), layout.size), np.float32)
+        own = [layout.offset(*offset) for offset in OWN]
+        others = [layout.offset(*o, -k) for k in range(1, self._near + 1) for o in BEFORE]
+        others += [layout.offset(0, 0, -k) for k in range(self._near + 1, self._far + 1)]
         self._own = np.array(own)[:, None, None]
         self._all = np.array([*own, *others])[:, None, None]
         one = np.minimum(UNIT * STEP_UNITS // steps, VALUE_LIMIT)
@@ -238,17 +197,9 @@ class _Pictures:
         self._of_errors = _Regressions(len(steps), channels, np.array(of_errors))
         self._waves = 0  # since the last refit
 
-    def _offset(self, channels: int, rows: int, columns: int) -> int:
-        return rows * self._stride + columns - channels * self._plane
-
-    def _places(self, wave: _Wave) -> Ints:
-        """Where the places of a wave (A, R) are in `_known`."""
-        channels = np.arange(wave.channels.start, wave.channels.stop)[:, None] + self._far
-        return channels * self._plane + (wave.rows + ABOVE) * self._stride + wave.columns + BESIDE
-
-    def expect(self, wave: _Wave) -> _Expectation:
+    def expect(self, wave: Wave) -> _Expectation:
         """Predict the wave's symbols."""
-        places = self._places(wave)
+        places = self._layout.places(wave)
         # No place is outside.  numpy takes twice as long to check that as to clip.
         near = self._known[1].take(places + self._all, axis=1, mode="clip")
         own, others = len(OWN), near.shape[1] - len(OWN)
@@ -271,13 +222,13 @@ class _Pictures:
         magnitude = np.clip(magnitude, LEAST_MAGNITUDE << WEIGHT_BITS, VALUE_LIMIT << WEIGHT_BITS)
         return _Expectation(values, errors, mean, magnitude)
 
-    def learn(self, wave: _Wave, expected: _Expectation, symbols: Ints) -> None:
+    def learn(self, wave: Wave, expected: _Expectation, symbols: Ints) -> None:
         """Learn from the wave's symbols (F, n)."""
         value = np.zeros(expected.mean.shape)
         value[:, wave.valid] = symbols * UNIT
         error = _limited(value - np.floor(expected.mean * 2.0**-WEIGHT_BITS + 0.5))
         value = _limited(value)
-        self._keep(wave, value, error)
+        self._layout.keep(self._known, wave, np.stack([value, error]))
         # An error says less at a place where a large error was expected.  So samples are divided by
         # the expected error plus a constant.  It is measured: docs/measurements.md#adaptive.
         magnitude = np.floor(expected.magnitude * 2.0**-WEIGHT_BITS)
@@ -289,27 +240,9 @@ class _Pictures:
         self._of_errors.learn(expected.errors, importance, wave.channels)
         self._waves += 1
 
-    def _keep(self, wave: _Wave, value: Floats, error: Floats) -> None:
-        """Put values and errors into their places, and into the border beside them."""
-        height, width = self._size
-        known = np.stack([value, error])
-        places = self._places(wave)
-        self._known[:, :, places[wave.valid]] = known[:, :, wave.valid]
-        borders = (
-            (wave.columns == 0, (self._stride - 1, self._stride - 2)),
-            (wave.columns == width - 1, (1,)),
-            (wave.rows == height - 1, (self._stride,)),
-            (wave.rows == 0, (2 - self._stride, 2 - 2 * self._stride)),
-        )
-        for at, offsets in borders:
-            at = at & wave.valid
-            if at.any():
-                for offset in offsets:
-                    self._known[:, :, places[at] + offset] = known[:, :, at]
-
     def refit(self, time: int) -> None:
         """Compute new weights, if it is time for that."""
-        usual = min(REFIT_WAVES, 1 + time // LEARNING_WAVES, REFIT_PLACES // self._size[0])
+        usual = min(REFIT_WAVES, 1 + time // LEARNING_WAVES, REFIT_PLACES // self._height)
         if self._waves >= max(1, usual):
             kept = 1 << WEIGHT_BITS
             for _ in range(self._waves):
@@ -317,11 +250,6 @@ class _Pictures:
             for regressions in (self._of_values, self._of_errors):
                 regressions.refit(kept / (1 << WEIGHT_BITS))
             self._waves = 0
-
-
-def waves(height: int, width: int, channels: int) -> int:
-    """How many waves latents (height, width, channels) have."""
-    return width + 2 * (height - 1) + CHANNEL_DELAY * (channels - 1)
 
 
 # Without a limit, a payload of a few bytes could decode to any number of values.  So the payload's
@@ -369,12 +297,11 @@ class AdaptivePrior:
         pictures = _Pictures(height, width, self.channels, units, self._far)
         calibration = Calibration(len(steps))
         for time in range(waves(height, width, self.channels)):
-            wave = _Wave.of(time, height, width, self.channels)
+            wave = Wave.of(time, height, width, self.channels)
             if wave is None:
                 continue
             expected = pictures.expect(wave)
-            numbers = np.nonzero(wave.valid)[0] + wave.channels.start
-            index = (wave.rows[wave.valid], wave.columns[wave.valid], numbers)
+            index = wave.index
             bins, eighths = expected.bins[:, wave.valid], expected.eighths[:, wave.valid]
             scale = calibration.scales(bins)
             mean = rounded(eighths, scale)
