@@ -29,6 +29,7 @@ FOLDER = Path(__file__).parent.parent / "fixtures" / "hostile"
 SD_MINI = Header("RGB", (16, 16), "sd-mini", catalogue.SD_MINI.digest, 4, 8, 100)
 MINI = Header("RGB", (16, 16), "mini", catalogue.MINI.digest, 384, 16, 5000)
 STRANGE = SD_MINI._replace(model="strange-1", digest=catalogue.NOT_NAMED)
+FLUX2 = SD_MINI._replace(model="flux2", digest=catalogue.NOT_NAMED, channels=32)
 LATN = Chunk(chunks.LATENTS, bytes([2]))  # the number of sd-mini's prior, and the likeliest latents
 EMPTY = Chunk(chunks.LATENTS, b"")  # the likeliest latents of `mini`
 BANDED = MINI._replace(size=(16, 96))  # six rows of latents
@@ -184,6 +185,7 @@ def files() -> dict[str, bytes]:
         # the coding of latents
         "latents-empty": _latents(b""),
         "latents-of-no-prior": _latents(b"\3"),
+        "latents-of-another-prior": _latents(b"\4"),
         "latents-that-go-on": _latents(b"\2" + b"\x55" * 40),
         "latents-that-do-not-decode": _latents(b"\1" + b"\xff" * 40),
         "palette-for-too-few-places": _latents(b"\x1f" * 40, coding=1),
@@ -194,6 +196,9 @@ def files() -> dict[str, bytes]:
         "latents-of-half-a-megapixel": file(MINI._replace(size=(800, 640)), Chunk(b"LATN", b"")),
         "latents-of-129x128": file(MINI._replace(size=(2048, 2064)), Chunk(b"LATN", b"")),
         "latents-of-8191x1": file(SD_MINI._replace(size=(8, 65528)), Chunk(b"LATN", b"\0")),
+        "latents-of-512x512-in-waves": file(
+            FLUX2._replace(size=(4096, 4096)), Chunk(b"LATN", b"\4")
+        ),
         "latents-of-64-channels": file(STRANGE._replace(channels=64), Chunk(b"LATN", b"\0")),
         "latents-of-2000-frames": file(
             STRANGE._replace(channels=64, frames=2000), *[Chunk(b"LATN", b"\0")] * 2000

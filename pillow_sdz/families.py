@@ -23,7 +23,7 @@ SPACES: dict[str, Space] = {
         # Chroma, Z-Image, Lumina 2 and HiDream have the same latents.
         Space("flux", 16, 8, scaling=0.3611, shift=0.1159, packing="patches"),
         # First the latents of FLUX.2's autoencoder, then those that its pipelines return.
-        Space("flux2", 32, 8, scaling=1, patches="flux2-patches"),
+        Space("flux2", 32, 8, scaling=1, patches="flux2-patches", prior="flux2"),
         Space(
             "flux2-patches",
             128,

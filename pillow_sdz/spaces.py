@@ -88,7 +88,7 @@ class Space(Row):
     ``packing`` says how pipelines make a sequence of latents: see `shapes.PACKINGS`.  ``video``
     latents have an axis of time.  Pipelines put it before the channels if ``time_first``.
     ``patches`` names the space whose latents are 2x2 patches of these.  ``prior`` names the trained
-    prior of `codings.context`.  Files of a dithered coding recommend ``denoising``.  ``decoders``
+    prior of `codings.priors`.  Files of a dithered coding recommend ``denoising``.  ``decoders``
     has, for each tune except the first, the model that decodes.  With ``regions``, parts of a
     picture may be exact.  With ``quality_map``, the quality may vary over a picture.
     """

@@ -56,12 +56,15 @@ SD_MINI_UNET = Weights(
     "sd_mini/unet/diffusion_pytorch_model.safetensors",
     "59747aba27120f1452b628fc6f3f9e94932f0acbcd2302b793fffb4915e19eb5",
 )
-# The priors of latents of 4 channels, and the tables of the range coder, are part of the format.
+# The trained priors and the tables of the range coder are part of the format.
 SD_MINI_PRIOR = Weights(
     "sd_mini/prior.safetensors", "19a0150deb80143d740d56ecfe581f7a0becefec0dda200f94368b8eb6d062e6"
 )
 SD1_PRIOR = Weights(
     "sd1_prior.safetensors", "210f19a14bdddfc4a834ef75c16c8e23ee1aa9f4e960cbac18be5870be3d167b"
+)
+FLUX2_PRIOR = Weights(
+    "flux2_prior.safetensors", "eac346dcdd398e3d45e40b4842705343fc1b8369cee3d7e62f00689bec43fb40"
 )
 TABLES = Weights(
     "tables.safetensors", "b3a476cc2bcd62d0df707d12a498ba7cb171ae1752a82befee4f021dfa3256cb"

@@ -292,6 +292,11 @@ LATENT_FILES: dict[str, tuple[tuple[int, ...], str, list[float]]] = {
         "7690b7f65f7f7f9c37cb32a34390eaa1d9a138b59cc80c46dc5b9814187f802f",
         [-0.5, 0.0, 1.0, 1.0, 0.5],
     ),
+    "latents-flux2": (
+        (32, 9, 12),
+        "4e238bb17cb02f3c7ca5a702d4a4ecbbf3e5456e56c9d6469992810b94403506",
+        [0.5, -0.5, -0.5, -0.5, -0.5],
+    ),
     "latents-palette": (
         (4, 24, 33),
         "a1dd5e0e0eebab1112f1da56174e42baf237bea2f773efb01f93704acc52ea45",

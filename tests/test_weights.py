@@ -20,6 +20,7 @@ from model_registry import no_network, registry
 from pillow_sdz import catalogue, models, register_model, weights
 from pillow_sdz.codings.lattice import LatticePrior
 from pillow_sdz.codings.range_coder import Tables
+from pillow_sdz.codings.wave_prior import WavePrior
 from pillow_sdz.models import recorded
 from pillow_sdz.models.mini import Mini
 
@@ -76,10 +77,9 @@ def test_embedded_autoencoders(
         models.load(spec)
 
 
-def prior(file: weights.Weights) -> LatticePrior:
-    """A prior, loaded again."""
-    loaded: LatticePrior = LatticePrior.shipped.__wrapped__(LatticePrior, file)
-    return loaded
+def load_again(kind: type[LatticePrior | WavePrior], file: weights.Weights) -> None:
+    """Load a prior, whether it is loaded or not."""
+    kind.shipped.__wrapped__(kind, file)
 
 
 def load_reduced() -> None:
@@ -91,8 +91,9 @@ def load_reduced() -> None:
 @pytest.mark.parametrize(
     ("name", "load"),
     [
-        ("SD1_PRIOR", lambda: prior(weights.SD1_PRIOR)),
-        ("SD_MINI_PRIOR", lambda: prior(weights.SD_MINI_PRIOR)),
+        ("SD1_PRIOR", lambda: load_again(LatticePrior, weights.SD1_PRIOR)),
+        ("SD_MINI_PRIOR", lambda: load_again(LatticePrior, weights.SD_MINI_PRIOR)),
+        ("FLUX2_PRIOR", lambda: load_again(WavePrior, weights.FLUX2_PRIOR)),
         ("TABLES", lambda: Tables.shipped.__wrapped__(Tables)),
         ("MINI_REDUCED", load_reduced),
     ],

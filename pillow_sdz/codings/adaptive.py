@@ -301,7 +301,7 @@ class AdaptivePrior:
             if wave is None:
                 continue
             expected = pictures.expect(wave)
-            index = wave.index
+            index = wave.places
             bins, eighths = expected.bins[:, wave.valid], expected.eighths[:, wave.valid]
             scale = calibration.scales(bins)
             mean = rounded(eighths, scale)

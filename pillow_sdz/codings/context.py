@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,10 @@ class Context(WholeFrames):
         return found
 
     def payload(self, latents: NDArray[Any], quantisation: int, effort: int) -> bytes:
-        number = self._best(latents, quantisation, effort)
+        rounded = self._rounded(latents, quantisation)
+        number = self._best(rounded, effort)
+        if effort < quantize.EFFORT_OF_RATE:
+            return rounded(number)
         return self._payload(number, latents, quantisation, effort)
 
     def fit(
@@ -69,7 +73,7 @@ class Context(WholeFrames):
     ) -> EncodedLatents:
         trial = self.quantisation(TRIAL_QUALITY, effort)
         with one_blas_thread():
-            best = [self._best(frame.latents, trial, effort) for frame in frames]
+            best = [self._best(self._rounded(f.latents, trial), effort) for f in frames]
 
         def tried(hundredths: int) -> EncodedLatents:
             quantisation = self.quantisation(hundredths / 100, effort)
@@ -102,11 +106,14 @@ class Context(WholeFrames):
         decoder = decoder_of(payload[1:], complete=False)
         return _latents(prior.code(decoder, *shape, quantisation), quantisation)
 
-    def _best(self, latents: NDArray[Any], quantisation: int, effort: int) -> int:
+    def _best(self, rounded: Callable[[int], bytes], effort: int) -> int:
         """The number of the prior that is best for the rounded latents."""
-        return priors.best(
-            priors.at_effort(self._numbers, self._channels, effort),
-            lambda number: self._payload(number, latents, quantisation, effort=0),
+        return priors.best(priors.at_effort(self._numbers, self._channels, effort), rounded)
+
+    def _rounded(self, latents: NDArray[Any], quantisation: int) -> Callable[[int], bytes]:
+        """The payload of rounded latents, by the number of the prior."""
+        return functools.cache(
+            lambda number: self._payload(number, latents, quantisation, effort=0)
         )
 
     def _payload(self, number: int, latents: NDArray[Any], quantisation: int, effort: int) -> bytes:

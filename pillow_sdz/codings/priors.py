@@ -15,6 +15,7 @@ from .adaptive import FAR, WIDE, AdaptivePrior
 from .frame_coders import FrameCoder
 from .lattice import LatticePrior
 from .range_coder import Coder, DamagedPayload
+from .wave_prior import WavePrior
 
 
 class Prior(Protocol):
@@ -30,11 +31,17 @@ class Prior(Protocol):
 
 
 class _Trained(NamedTuple):
-    """A prior that was trained on latents of ``space``, which have ``channels`` channels."""
+    """A prior that was trained on latents of ``space``, which have ``channels`` channels.
+
+    ``load`` makes it of its weights.  If it is ``quick``, it reads several times as fast as the
+    adaptive prior, which is then not tried on its latents.
+    """
 
     space: str
     channels: int
     weights: Weights
+    load: Callable[[Weights], Prior]
+    quick: bool = True
 
 
 # The first byte of a payload is the number of its prior.  Prior 0 learns while it codes.  Prior 3,
@@ -46,8 +53,9 @@ LEARNING = {ADAPTIVE: FAR, ADAPTIVE_WIDE: WIDE}
 # step.
 WIDE_EFFORT = 2
 TRAINED: dict[int, _Trained] = {
-    1: _Trained("sd1", 4, weights.SD1_PRIOR),
-    2: _Trained("sd-mini", 4, weights.SD_MINI_PRIOR),
+    1: _Trained("sd1", 4, weights.SD1_PRIOR, LatticePrior.shipped),
+    2: _Trained("sd-mini", 4, weights.SD_MINI_PRIOR, LatticePrior.shipped),
+    4: _Trained("flux2", 32, weights.FLUX2_PRIOR, WavePrior.shipped, quick=False),
 }
 # Unknown latents of 4 channels may be related to Stable Diffusion 1's: its prior is tried.
 RELATIVE = 1
@@ -59,8 +67,9 @@ WORTH_LEARNING = 0.01
 def worth_trying(model: ModelSpec) -> list[int]:
     """The numbers of the priors that are worth trying on a model's latents."""
     trained = [n for n, row in TRAINED.items() if row.space == model.space.prior]
-    relatives = [ADAPTIVE, RELATIVE] if model.channels == 4 else [ADAPTIVE]
-    return trained or relatives
+    if any(TRAINED[number].quick for number in trained):
+        return trained
+    return [ADAPTIVE, *trained, *([RELATIVE] if model.channels == 4 else [])]
 
 
 def at_effort(numbers: Sequence[int], channels: int, effort: int) -> list[int]:
@@ -75,14 +84,17 @@ def best(numbers: Sequence[int], payload: Callable[[int], bytes]) -> int:
         return numbers[0]
 
     def cost(number: int) -> float:
-        return len(payload(number)) * (1 + WORTH_LEARNING * (number == ADAPTIVE))
+        return len(payload(number)) * (1 + WORTH_LEARNING * (number in LEARNING))
 
     return min(numbers, key=cost)
 
 
 def learns(payload: bytes) -> bool:
-    """Whether a payload has the prior that learns."""
-    return bool(payload) and payload[0] in LEARNING
+    """Whether a payload has a prior that takes as long as the adaptive one, for any bytes."""
+    if not payload:
+        return False
+    row = TRAINED.get(payload[0])
+    return payload[0] in LEARNING or (row is not None and not row.quick)
 
 
 def of(number: int, channels: int) -> Prior:
@@ -93,7 +105,7 @@ def of(number: int, channels: int) -> Prior:
     if row is None or row.channels != channels:
         msg = f"there is no prior {number} for {channels} channels"
         raise DamagedPayload(msg)
-    return LatticePrior.shipped(row.weights)
+    return row.load(row.weights)
 
 
 def decode_each(

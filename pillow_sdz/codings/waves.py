@@ -54,7 +54,7 @@ class Wave(NamedTuple):
         return cls(rows, start - 2 * rows, these, valid)
 
     @property
-    def index(self) -> tuple[Ints, Ints, Ints]:
+    def places(self) -> tuple[Ints, Ints, Ints]:
         """The places that are valid: their rows, columns and channels, (n,) each."""
         channels = np.nonzero(self.valid)[0] + self.channels.start
         return self.rows[self.valid], self.columns[self.valid], channels
