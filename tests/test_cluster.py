@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,20 @@ def test_workers_and_ranks_share_the_shards(tmp_path: Path) -> None:
 # Ray
 
 
+@pytest.fixture
+def one_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep another process of pytest-xdist from having a cluster at the same time.
+
+    One test kills workers of Ray, which it finds by their names.
+    """
+    fcntl = pytest.importorskip("fcntl", reason="locks of POSIX")
+    pytest.importorskip("ray", reason="needs the extra ray")
+    shared = tmp_path_factory.getbasetemp().parent  # by the processes of pytest-xdist
+    with (shared / "cluster.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+        yield
+
+
 def command(source: Path, target: Path, shards: int) -> list[str]:
     urls = [source.as_uri(), target.as_uri()]  # file://, as a bucket has s3://
     module = [sys.executable, "-m", "pillow_sdz.cluster", "encode", *urls]
@@ -193,9 +208,9 @@ def ray_workers() -> dict[int, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_cluster")
 def test_a_cluster_of_two_workers_with_one_killed(tmp_path: Path) -> None:
     """If a worker dies, nothing is lost. If a run dies, the next one goes on."""
-    pytest.importorskip("ray", reason="needs the extra ray")
     # So many that the run is not done while it is being ended, which takes Ray a second.
     files, shards = 240, 48
     source, target = caches(tmp_path / "source", files), tmp_path / "target"
@@ -234,8 +249,10 @@ def test_a_cluster_of_two_workers_with_one_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_cluster")
 def test_reading_with_ray(tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray", reason="needs the extra ray")
+    import ray
+
     from pillow_sdz.cluster import read
 
     target = made(tmp_path, 20, 4)
