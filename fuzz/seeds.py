@@ -120,6 +120,20 @@ def _regions() -> bytes:
     return container.write(container.assemble(header, about, frames))
 
 
+def _copies() -> bytes:
+    """Exact regions in which a shape repeats.  Latents show through a pixel."""
+    model = catalogue.MINI
+    header = Header("RGB", (64, 32), model.name, model.digest, model.channels, model.factor, 5000)
+    picture = Image.new("RGBA", (64, 32), (250, 250, 245, 255))
+    shape = Image.radial_gradient("L").resize((12, 11)).convert("RGBA")
+    for at in ((1, 2), (20, 2), (40, 3), (3, 17), (24, 18), (45, 17)):
+        picture.paste(shape, at)
+    picture.putpixel((63, 31), (0, 0, 0, 0))
+    data = exact.Encoder(0).encode(picture, np.ones((4, 8), np.bool_))
+    frame = [Chunk(chunks.EXACT, data), Chunk(chunks.LATENTS, b"")]
+    return container.write(container.assemble(header, [], [frame]))
+
+
 def made() -> list[bytes]:
     """Files of a few pixels, with every chunk and every coding."""
     picture = Image.linear_gradient("L").resize((5, 3)).convert("RGBA")
@@ -139,7 +153,7 @@ def made() -> list[bytes]:
     save(quality=1, tune="perceptual", chunks=[(b"teSt", b"unknown")], **about)
     for coding in catalogue.SD_MINI.space.codings:
         save(model="sd-mini", coding=coding.name, denoise=0.04, prompt="x")
-    files += [_animation(), _regions()]
+    files += [_animation(), _regions(), _copies()]
     mask = np.ones((16, 16), np.float32)
     mask[3:5] = 0
     for lossless in (None, "float16"):

@@ -2,7 +2,8 @@
 
 A frame is cut into blocks of 8x8 pixels.  A block is exact or it is not.  If the latents show
 through some pixels of an exact block, the block is *open*.  The pixels of exact blocks are VP8L
-bitstreams.  In open blocks, the pixels where latents show through are transparent.
+bitstreams.  In open blocks, the pixels where latents show through are transparent.  Shapes that
+repeat may be copied.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
-from . import vp8l
+from . import copies, vp8l
+from .copies import Copies
 
 # The smallest picture that is decoded has 1/8 of the size.  A block is one of its pixels.
 BLOCK = 8
@@ -40,6 +42,7 @@ MOST_PIXELS = 64
 # and a map of the open ones among them.  _CHANGES: the same two maps, after a map of the blocks
 # that stay as in the frame before.  _AS_BEFORE: nothing, because all blocks stay.
 _ALL, _SOME, _CHANGES, _AS_BEFORE = range(4)
+_WITH_COPIES = 4  # is added to one of the first three if parts have copies
 AS_BEFORE = bytes([_AS_BEFORE])
 
 _LENGTH = struct.Struct(">I")
@@ -55,7 +58,7 @@ def shape_of(size: tuple[int, int]) -> tuple[int, int]:
 
 def builds_on_the_frame_before(data: bytes) -> bool:
     """Whether the data of an EXCT chunk keeps pixels of the frame before."""
-    return data[:1] in (bytes([_CHANGES]), AS_BEFORE)
+    return data[:1] in (bytes([_CHANGES]), bytes([_CHANGES + _WITH_COPIES]), AS_BEFORE)
 
 
 def _parts(size: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
@@ -85,11 +88,6 @@ def _boxes(coded: Blocks, size: tuple[int, int]) -> Iterator[PixelBox]:
             )
 
 
-def _area(coded: Blocks, size: tuple[int, int]) -> int:
-    """How many pixels the bitstreams of the coded blocks have."""
-    return sum((right - left) * (bottom - top) for left, top, right, bottom in _boxes(coded, size))
-
-
 def bounds(blocks: Blocks) -> tuple[int, int, int, int] | None:
     """The smallest box (left, top, right, bottom) around the True blocks; None if there is none."""
     if not blocks.any():
@@ -111,8 +109,8 @@ class Encoder:
     def __init__(self, limit: int) -> None:
         self._limit = limit  # of chunks in a row that build on the frame before
         self._before: tuple[NDArray[np.uint8], Blocks] | None = None
-        # The number and the pixels of the chunks that build on each other.
-        self._in_a_row = self._pixels = 0
+        # The number of the chunks that build on each other, and their work.
+        self._in_a_row = self._work = 0
 
     def encode(self, image: Image.Image | None, blocks: Blocks | None) -> bytes:
         """The data of the EXCT chunk of the next frame, or nothing if it has no exact blocks.
@@ -125,30 +123,32 @@ class Encoder:
         pixels = np.array(image.convert("RGBA"))
         pixels[pixels[..., 3] == 0] = 0
         kept = self._kept(pixels, blocks)
-        coded, builds = blocks & ~kept, bool(kept.any())
-        same = builds and self._before is not None and np.array_equal(kept, self._before[1])
-        self._in_a_row = self._in_a_row + 1 if builds else 0
-        self._pixels = _area(coded, image.size) + (self._pixels if builds else 0)
-        self._before = pixels, blocks
-        if same and not coded.any():
-            return AS_BEFORE
-        return _data(image, coded, kept if builds else None)
+        before, self._before = self._before, (pixels, blocks)
+        if kept is not None:
+            if before is not None and np.array_equal(kept, before[1]) and (blocks == kept).all():
+                self._in_a_row += 1
+                return AS_BEFORE
+            data, work = _data(image, blocks & ~kept, kept)
+            if self._work + work <= MOST_PIXELS * image.width * image.height:
+                self._in_a_row += 1
+                self._work += work
+                return data
+        self._in_a_row = 0
+        data, self._work = _data(image, blocks)
+        return data
 
-    def _kept(self, pixels: NDArray[np.uint8], blocks: Blocks) -> Blocks:
-        """The blocks that stay as in the frame before; none if this frame must not build on it."""
-        if self._before is not None and self._in_a_row < self._limit:
-            before, exact = self._before
-            kept = blocks & exact & ~_of_blocks((pixels != before).any(2))
-            height, width = pixels.shape[:2]
-            more = _area(blocks & ~kept, (width, height))
-            if self._pixels + more <= MOST_PIXELS * width * height:
-                return kept
-        return np.zeros_like(blocks)
+    def _kept(self, pixels: NDArray[np.uint8], blocks: Blocks) -> Blocks | None:
+        """The blocks that stay as in the frame before; None if this frame must not build on it."""
+        if self._before is None or self._in_a_row >= self._limit:
+            return None
+        before, exact = self._before
+        kept = blocks & exact & ~_of_blocks((pixels != before).any(2))
+        return kept if kept.any() else None
 
 
 def cost(image: Image.Image, blocks: Blocks) -> int:
     """How many bytes a picture's chunk takes with these exact blocks."""
-    return len(_data(image, blocks))
+    return len(_data(image, blocks)[0])
 
 
 def _of_blocks(pixels: NDArray[np.bool_]) -> Blocks:
@@ -159,21 +159,35 @@ def _of_blocks(pixels: NDArray[np.bool_]) -> Blocks:
     return np.asarray(even.reshape(rows, BLOCK, columns, BLOCK).any((1, 3)), np.bool_)
 
 
-def _data(image: Image.Image, coded: Blocks, kept: Blocks | None = None) -> bytes:
-    """The data of an EXCT chunk with the pixels of the blocks ``coded``."""
+def _data(image: Image.Image, coded: Blocks, kept: Blocks | None = None) -> tuple[bytes, int]:
+    """The data of an EXCT chunk with the pixels of the blocks ``coded``, and its work."""
     opened = np.zeros_like(coded)
     if image.mode == "RGBA":
         opened = coded & _of_blocks(np.asarray(image.getchannel("A")) == 0)
     if kept is not None:
-        parts = [bytes([_CHANGES]), _packed(coded, opened, kept)]
+        method, maps = _CHANGES, _packed(coded, opened, kept)
     elif coded.all() and not opened.any():
-        parts = [bytes([_ALL])]
+        method, maps = _ALL, b""
     else:
-        parts = [bytes([_SOME]), _packed(coded, opened)]
-    for box in _boxes(coded, image.size):
-        bitstream = vp8l.encode(_alone(image, coded, opened, box))
-        parts += [_LENGTH.pack(len(bitstream)), bitstream]
-    return b"".join(parts)
+        method, maps = _SOME, _packed(coded, opened)
+    parts = [_part(image, coded, opened, box) for box in _boxes(coded, image.size)]
+    has_copies = any(part.copies is not None for part in parts)
+    lists = [part.pack(has_copies=has_copies) for part in parts]
+    data = b"".join([bytes([method + has_copies * _WITH_COPIES]), maps, *lists])
+    return data, sum(part.work for part in parts)
+
+
+def _part(image: Image.Image, coded: Blocks, opened: Blocks, box: PixelBox) -> _Part:
+    """The pixels of a box, with copies if that takes fewer bytes."""
+    pixels = _alone(image, coded, opened, box)
+    inside, has_alpha = _of_box(coded, box), pixels.mode == "RGBA"
+    plain = _Part(box, inside, has_alpha, vp8l.encode(pixels))
+    found = copies.find(copies.colours_of(pixels))
+    if found is None or len(found[0]) > vp8l.MAX_SIDE:
+        return plain
+    with_sheet = copies.picture_of(found[0]).convert(pixels.mode)
+    copied = _Part(box, inside, has_alpha, vp8l.encode(with_sheet), found[1])
+    return min(plain, copied, key=lambda part: len(part.pack(has_copies=True)))
 
 
 def _of_box(blocks: Blocks, box: PixelBox) -> Blocks:
@@ -238,23 +252,55 @@ def _unpacked(data: bytes, shape: tuple[int, int], count: int) -> tuple[list[Blo
     return maps, inflater.unused_data
 
 
+def _first(data: bytes, name: str) -> tuple[bytes, bytes]:
+    """The bytes behind a length, and those after them; ValueError if they end too early."""
+    start = _LENGTH.size
+    length = _LENGTH.unpack_from(data)[0] if len(data) >= start else -1
+    if not 0 <= length <= len(data) - start:
+        msg = f"it ends within {name}"
+        raise ValueError(msg)
+    return data[start : start + length], data[start + length :]
+
+
 class _Part(NamedTuple):
     """Pixels that are coded in a chunk."""
 
     box: PixelBox
     coded: Blocks
-    opened: bool
+    has_alpha: bool
     bitstream: bytes
+    copies: Copies | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The size of the bitstream's picture, with the sheet of its copies."""
+        left, top, right, bottom = self.box
+        rows = 0 if self.copies is None else self.copies.rows(right - left)
+        return right - left, bottom - top + rows
+
+    @property
+    def work(self) -> int:
+        """How long the part takes to decode: as a bitstream of so many pixels."""
+        width, height = self.size
+        return width * height + (0 if self.copies is None else self.copies.work)
+
+    def pack(self, *, has_copies: bool) -> bytes:
+        """The part as it is stored in a chunk whose parts have copies, or have none."""
+        stored = [] if self.copies is None else [self.copies.pack()]
+        if has_copies and not stored:
+            stored = [b""]
+        return b"".join(_LENGTH.pack(len(each)) + each for each in (*stored, self.bitstream))
 
     def pixels(self) -> Image.Image:
         """The picture of the box, of mode RGBA.  It is transparent where latents show."""
-        size = self.box[2] - self.box[0], self.box[3] - self.box[1]
         try:
-            picture = vp8l.decode(self.bitstream, size, has_alpha=self.opened)
+            picture = vp8l.decode(self.bitstream, self.size, has_alpha=self.has_alpha)
         except ValueError as e:
             msg = f"damaged SDZ file: the pixels in chunk EXCT: {e}"
             raise OSError(msg) from e
-        return picture.convert("RGBA")
+        if self.copies is None:
+            return picture.convert("RGBA")
+        return copies.picture_of(self.copies.drawn(copies.colours_of(picture)))
 
 
 class Regions:
@@ -278,6 +324,8 @@ class Regions:
     def _parse(self, data: bytes) -> None:
         shape = shape_of(self.size)
         method, rest = data[0] if data else -1, data[1:]
+        has_copies = _WITH_COPIES <= method < _WITH_COPIES + _AS_BEFORE
+        method -= has_copies * _WITH_COPIES
         coded = opened = kept = exact = exact_opened = np.zeros(shape, np.bool_)
         if self._before is not None:
             exact, exact_opened = self._before.blocks, self._before.opened
@@ -301,25 +349,26 @@ class Regions:
             msg = "no block is exact"
             raise ValueError(msg)
         self._has_kept = bool(kept.any())
-        # This counts the pixels of all bitstreams that must be decoded to show the frame.
-        self._pixels = _area(coded, self.size)
-        if self._has_kept and self._before is not None:
-            self._pixels += self._before._pixels
-        if self._pixels > MOST_PIXELS * self.size[0] * self.size[1]:
-            msg = f"more pixels in a row of EXCT than {MOST_PIXELS} times the picture's"
-            raise ValueError(msg)
         self._parts: list[_Part] = []
         boxes = list(_boxes(coded, self.size))
         for number, box in enumerate(boxes):
-            length = _LENGTH.unpack_from(rest)[0] if len(rest) >= _LENGTH.size else -1
-            bitstream = rest[_LENGTH.size : _LENGTH.size + max(length, 0)]
-            if len(bitstream) != length:
-                msg = f"it ends within part {number} of {len(boxes)}"
-                raise ValueError(msg)
+            copied = b""
+            if has_copies:
+                copied, rest = _first(rest, f"part {number} of {len(boxes)}")
+            bitstream, rest = _first(rest, f"part {number} of {len(boxes)}")
             has_alpha = bool(_of_box(opened, box).any())
-            vp8l.check(bitstream, (box[2] - box[0], box[3] - box[1]), has_alpha=has_alpha)
-            self._parts.append(_Part(box, _of_box(coded, box), has_alpha, bitstream))
-            rest = rest[_LENGTH.size + length :]
+            width, height = box[2] - box[0], box[3] - box[1]
+            found = copies.parse(copied, (width, height)) if copied else None
+            part = _Part(box, _of_box(coded, box), has_alpha, bitstream, found)
+            vp8l.check(bitstream, part.size, has_alpha=has_alpha)
+            self._parts.append(part)
+        # This counts the work for all bitstreams that must be decoded to show the frame.
+        self._work = sum(part.work for part in self._parts)
+        if self._has_kept and self._before is not None:
+            self._work += self._before._work
+        if self._work > MOST_PIXELS * self.size[0] * self.size[1]:
+            msg = f"more pixels in a row of EXCT than {MOST_PIXELS} times the picture's"
+            raise ValueError(msg)
         if rest:
             msg = f"{len(rest)} bytes follow its last part"
             raise ValueError(msg)

@@ -462,6 +462,35 @@ class TestScans:
 
         assert difference() < 0.8 * difference(regions=False)
 
+    @pytest.mark.parametrize(("quality", "step"), [(70, 4), (84, 4), (85, 3), (95, 2), (100, 2)])
+    def test_from_quality_70_on_only_levels_are_coarser(self, quality: int, step: int) -> None:
+        shown = decode(encode(scan(), quality=quality))
+        assert shown.info["sdz"]["exact"] == 1
+        off = np.asarray(shown, float) - np.asarray(scan(), float)
+        assert abs(off).max() <= 3 * step
+        luma = off @ [0.299, 0.587, 0.114]
+        assert abs(luma).max() <= step / 2 + 1e-9
+        assert abs(off.mean((0, 1))).max() <= 2
+
+    def test_below_it_is_latents(self) -> None:
+        assert decode(encode(scan(), quality=69)).info["sdz"]["exact"] == 0
+
+    def test_a_grey_scan_stays_grey(self) -> None:
+        shown = decode(encode(scan().convert("L").convert("RGB")))
+        red, green, blue = shown.split()
+        assert red.tobytes() == green.tobytes() == blue.tobytes()
+
+    def test_pixels_that_nobody_sees_do_not_travel(self) -> None:
+        picture = scan().convert("RGBA")
+        picture.paste((255, 0, 0, 0), (0, 0, 320, 40))
+        shown = decode(encode(picture))
+        assert shown.info["sdz"]["exact"] == 1
+        assert shown.crop((0, 0, 320, 40)).getextrema()[1][0] > 100  # green is not that of red
+
+    def test_a_higher_quality_takes_more_bytes(self) -> None:
+        sizes = [len(encode(scan(), quality=quality)) for quality in (30, 60, 75, 90, 100)]
+        assert sizes == sorted(sizes)
+
     def test_a_size_holds_for_a_scan(self) -> None:
         assert len(encode(scan(), target_size=4000)) <= 4000
 

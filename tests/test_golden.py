@@ -351,3 +351,18 @@ def test_exact_regions_of_record() -> None:
         regions.paste(shown, (0, 0, *regions.size))
         assert shown.getpixel((17, 9)) == (1, 2, 3)
         assert hashlib.sha256(shown.tobytes()).hexdigest() == digest
+
+
+def test_copies_of_record() -> None:
+    """A shape that is kept once and copied six times, and a pixel that latents show through."""
+    file = container.read((FIXTURES / "copies.sdz").read_bytes())
+    (data,) = (chunk.data for chunk in file if chunk.type == chunks.EXACT)
+    assert data[0] == 5
+    shown = Image.new("RGB", (64, 32), (1, 2, 3))
+    Regions(data, shown.size).paste(shown, (0, 0, *shown.size))
+    expected = Image.new("RGB", (64, 32), (250, 250, 245))
+    shape = Image.radial_gradient("L").resize((12, 11)).convert("RGB")
+    for at in ((1, 2), (20, 2), (40, 3), (3, 17), (24, 18), (45, 17)):
+        expected.paste(shape, at)
+    expected.putpixel((63, 31), (1, 2, 3))
+    assert shown.tobytes() == expected.tobytes()

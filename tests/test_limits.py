@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pillow_sdz import chunks, exact, header, order, spaces
+from pillow_sdz import chunks, copies, exact, header, order, spaces
 from pillow_sdz.codings import changes, palette, whole_frames
 
 FORMAT = Path(__file__).parent.parent / "docs" / "format.md"
@@ -35,7 +35,11 @@ LIMITS = {
     ],
     "data of `EXCT`": [order.MAX_BYTES_PER_EXACT, order.SLACK],
     "`EXCT` that build on the frame before, in a row": [order.MAX_CHANGES],
-    "pixels in the bitstreams of such a row, and of the `EXCT` before it": [exact.MOST_PIXELS],
+    "pixels in the bitstreams of such a row, and of the `EXCT` before it": [
+        exact.MOST_PIXELS,
+        copies.PIXELS_OF_WORK,
+    ],
+    "copies in a part of `EXCT`": [1, copies.PIXELS_PER_COPY],
     "data of `ALPH`": [order.MAX_BYTES_PER_ALPHA, order.SLACK],
 }
 
