@@ -21,20 +21,20 @@ Size = tuple[int, int]  # width, height
 
 # The longest side of a shape.  Chosen: it is one byte, and letters are smaller.
 MAX_SIDE = 255
-# A picture has at most one copy for so many of its pixels.  Chosen: a copy of fewer pixels saves
+# A picture has at most one copy for this many of its pixels.  Chosen: a copy of fewer pixels saves
 # nothing.
 PIXELS_PER_COPY = 16
-# A copy takes as long as the bitstream of its own pixels and of so many more.  Measured: 3 us, and
-# 5 ms for a megapixel of a flat bitstream.
+# A copy takes as long as the bitstream of its own pixels and of this many more.  Measured: 3 us,
+# and 5 ms for a megapixel of a flat bitstream.
 PIXELS_OF_WORK = 512
 
-# A connected area of one colour with so many pixels is no part of a letter.  It is what letters
+# A connected area of one colour with this many pixels is no part of a letter.  It is what letters
 # stand on.  Measured on the tuning set of benchmarks.graphics and on five web pages:
 # docs/measurements.md#graphics-exact-and-regions.
 GROUND = 400
 # Bytes of a pixel of a shape, and of a copy.  Measured there, too.
 BYTES_OF_PIXEL, BYTES_OF_COPY = 0.8, 2.0
-# Copies are tried if they seem to save so many bytes.  Chosen.
+# Copies are tried if they seem to save this many bytes.  Chosen.
 FEWEST_SAVED = 64
 
 _OPAQUE = 255
@@ -88,7 +88,7 @@ class Copies(NamedTuple):
 
     @property
     def work(self) -> int:
-        """How long the copies take: as the bitstream of so many pixels."""
+        """How long the copies take: as the bitstream of this many pixels."""
         pixels = (self.widths * self.heights)[self.shapes]
         return int(pixels.sum()) + PIXELS_OF_WORK * len(self.shapes)
 

@@ -9,7 +9,6 @@ repeat may be copied.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -17,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
-from . import copies, vp8l
+from . import block_maps, copies, vp8l
+from .block_maps import Blocks
 from .copies import Copies
 
 # The smallest picture that is decoded has 1/8 of the size.  A block is one of its pixels.
@@ -47,7 +47,6 @@ AS_BEFORE = bytes([_AS_BEFORE])
 
 _LENGTH = struct.Struct(">I")
 
-Blocks = NDArray[np.bool_]  # (ceil(H / 8), ceil(W / 8))
 PixelBox = tuple[int, int, int, int]
 
 
@@ -77,7 +76,7 @@ def _parts(size: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
 def _boxes(coded: Blocks, size: tuple[int, int]) -> Iterator[PixelBox]:
     """For each part with coded blocks, the smallest box of pixels around them."""
     for rows, columns in _parts(size):
-        box = bounds(coded[rows, columns])
+        box = block_maps.bounds(coded[rows, columns])
         if box is not None:
             left, top, right, bottom = box
             yield (
@@ -86,14 +85,6 @@ def _boxes(coded: Blocks, size: tuple[int, int]) -> Iterator[PixelBox]:
                 min((columns.start + right) * BLOCK, size[0]),
                 min((rows.start + bottom) * BLOCK, size[1]),
             )
-
-
-def bounds(blocks: Blocks) -> tuple[int, int, int, int] | None:
-    """The smallest box (left, top, right, bottom) around the True blocks; None if there is none."""
-    if not blocks.any():
-        return None
-    rows, columns = (np.flatnonzero(blocks.any(axis)) for axis in (1, 0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def mask(blocks: Blocks, scale: int = 1) -> Image.Image:
@@ -142,7 +133,7 @@ class Encoder:
         if self._before is None or self._in_a_row >= self._limit:
             return None
         before, exact = self._before
-        kept = blocks & exact & ~_of_blocks((pixels != before).any(2))
+        kept = blocks & exact & ~block_maps.of_pixels((pixels != before).any(2), BLOCK)
         return kept if kept.any() else None
 
 
@@ -151,25 +142,17 @@ def cost(image: Image.Image, blocks: Blocks) -> int:
     return len(_data(image, blocks)[0])
 
 
-def _of_blocks(pixels: NDArray[np.bool_]) -> Blocks:
-    """Whether a block has a pixel that is True."""
-    height, width = pixels.shape
-    even = np.pad(pixels, ((0, -height % BLOCK), (0, -width % BLOCK)))
-    rows, columns = shape_of((width, height))
-    return np.asarray(even.reshape(rows, BLOCK, columns, BLOCK).any((1, 3)), np.bool_)
-
-
 def _data(image: Image.Image, coded: Blocks, kept: Blocks | None = None) -> tuple[bytes, int]:
     """The data of an EXCT chunk with the pixels of the blocks ``coded``, and its work."""
     opened = np.zeros_like(coded)
     if image.mode == "RGBA":
-        opened = coded & _of_blocks(np.asarray(image.getchannel("A")) == 0)
+        opened = coded & block_maps.of_pixels(np.asarray(image.getchannel("A")) == 0, BLOCK)
     if kept is not None:
-        method, maps = _CHANGES, _packed(coded, opened, kept)
+        method, maps = _CHANGES, block_maps.packed(coded, opened, kept)
     elif coded.all() and not opened.any():
         method, maps = _ALL, b""
     else:
-        method, maps = _SOME, _packed(coded, opened)
+        method, maps = _SOME, block_maps.packed(coded, opened)
     parts = [_part(image, coded, opened, box) for box in _boxes(coded, image.size)]
     has_copies = any(part.copies is not None for part in parts)
     lists = [part.pack(has_copies=has_copies) for part in parts]
@@ -220,38 +203,6 @@ def _alone(image: Image.Image, coded: Blocks, opened: Blocks, box: PixelBox) -> 
     return ground
 
 
-def _packed(*maps: Blocks) -> bytes:
-    """Maps of blocks as a zlib stream: one bit a block, each row xor the row above it."""
-    parts = []
-    for blocks in maps:
-        changes = blocks.copy()
-        changes[1:] ^= blocks[:-1]
-        parts.append(np.packbits(changes).tobytes())
-    return zlib.compress(b"".join(parts), 9)
-
-
-def _unpacked(data: bytes, shape: tuple[int, int], count: int) -> tuple[list[Blocks], bytes]:
-    """``count`` maps of blocks, and the data after them; ValueError if they are damaged."""
-    each = -(-shape[0] * shape[1] // 8)
-    inflater = zlib.decompressobj()
-    try:
-        bits = inflater.decompress(data, count * each + 1)
-    except zlib.error as e:
-        raise ValueError(str(e)) from e
-    if len(bits) != count * each or not inflater.eof:
-        msg = "its map has not one bit for each block"
-        raise ValueError(msg)
-    maps = []
-    for at in range(0, count * each, each):
-        found = np.unpackbits(np.frombuffer(bits, np.uint8, each, at))
-        if found[shape[0] * shape[1] :].any():
-            msg = "its map says something of blocks outside of the picture"
-            raise ValueError(msg)
-        changes = found[: shape[0] * shape[1]].reshape(shape)
-        maps.append(np.logical_xor.accumulate(changes.astype(np.bool_), axis=0))
-    return maps, inflater.unused_data
-
-
 def _first(data: bytes, name: str) -> tuple[bytes, bytes]:
     """The bytes behind a length, and those after them; ValueError if they end too early."""
     start = _LENGTH.size
@@ -280,7 +231,7 @@ class _Part(NamedTuple):
 
     @property
     def work(self) -> int:
-        """How long the part takes to decode: as a bitstream of so many pixels."""
+        """How long the part takes to decode: as a bitstream of this many pixels."""
         width, height = self.size
         return width * height + (0 if self.copies is None else self.copies.work)
 
@@ -332,9 +283,9 @@ class Regions:
         if method == _ALL:
             coded = np.ones(shape, np.bool_)
         elif method == _SOME:
-            (coded, opened), rest = _unpacked(rest, shape, 2)
+            (coded, opened), rest = block_maps.unpacked(rest, shape, 2)
         elif method == _CHANGES:
-            (coded, opened, kept), rest = _unpacked(rest, shape, 3)
+            (coded, opened, kept), rest = block_maps.unpacked(rest, shape, 3)
         elif method == _AS_BEFORE:
             kept = exact
         else:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from .exact import BLOCK, Blocks
+from .block_maps import Blocks
+from .exact import BLOCK
 
 Share = NDArray[np.uint8]  # a part of each block's pixels, in 1/255
 

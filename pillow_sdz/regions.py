@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
 from . import alpha, chunks, codec, exact, graphics, vp8l
+from .block_maps import Blocks
 from .codec import DoesNotFit, EncodedLatents
 from .container import Chunk, chunk_size
-from .exact import BLOCK, Blocks
+from .exact import BLOCK
 from .order import MAX_CHANGES
 
 # At a quality q, a byte is worth WORTH * exp(-FALLING * q) squared levels.  Measured on eight
@@ -49,8 +50,8 @@ SCAN_HIGHER = 1 / 3
 # far apart.  Measured on the tuning set of benchmarks.graphics: below the last one, latents take
 # fewer bytes at an equal SSIMULACRA2 (docs/measurements.md#graphics-exact-and-regions).
 SCAN_STEPS = {95: 2, 85: 3, 70: 4}
-# Levels of colour are so many times as far apart.  Measured there: with 5, flat colours would be 4
-# levels off where there is little noise, and with 3, a scan takes 9 to 14 % more bytes.
+# Levels of colour are this many times as far apart.  Measured there: with 3, a scan takes 9 to 14 %
+# more bytes.  With 5, flat colours would be 4 levels off where there is little noise.
 COLOUR_STEPS = 4
 # With a target size, exact regions are tried at these qualities.  Chosen: the default, and two that
 # may have fewer colours.

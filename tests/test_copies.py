@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from pillow_sdz import copies, exact, vp8l
+from pillow_sdz import block_maps, copies, exact, vp8l
 from pillow_sdz.copies import Copies
 from pillow_sdz.exact import Regions
 from sdz_files import decode, encode
@@ -30,7 +30,7 @@ def text(size: tuple[int, int] = (320, 240), seed: int = 5, ink: str = "#14143c"
     return picture
 
 
-def every(size: tuple[int, int]) -> exact.Blocks:
+def every(size: tuple[int, int]) -> block_maps.Blocks:
     return np.ones(exact.shape_of(size), np.bool_)
 
 
@@ -109,7 +109,7 @@ class TestReading:
         data = b"".join(
             [
                 b"\5",
-                exact._packed(blocks, opened),
+                block_maps.packed(blocks, opened),
                 *(struct.pack(">I", len(part)) + part for part in (packed, bitstream)),
             ]
         )
@@ -175,7 +175,7 @@ class TestReading:
                 Regions(data[:end], (320, 240))
 
     def test_copies_count_as_work(self) -> None:
-        """Copies of large shapes onto each other take as long as so many pixels."""
+        """Copies of large shapes onto each other take as long as that many pixels."""
         picture = Image.new("RGB", (64, 128), PAPER)
         placed = [(0, 0, 64)] + 255 * [(0, -64, 0)]
         packed = listed([(64, 64, 0)], placed)

@@ -23,7 +23,8 @@ from pillow_sdz import (
     regions,
     vp8l,
 )
-from pillow_sdz.exact import Blocks, Regions
+from pillow_sdz.block_maps import Blocks
+from pillow_sdz.exact import Regions
 from sdz_files import decode, encode, framed, replaced
 
 SIZE = (101, 67)  # neither side is a whole number of blocks
