@@ -106,6 +106,7 @@ def test_what_embedded_models_have_besides(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Priors and tables hold integers. Any integers would decode to something."""
+    Tables.shipped()  # other tests do not decide whether they are loaded
     path = harmed(name, harm, tmp_path, monkeypatch)
     with pytest.raises(OSError, match=f"{path} is damaged: its sha256 is .* instead of"):
         load()
