@@ -5,7 +5,8 @@
 For each photo and rate, each codec makes its best file within rate * width * height / 8 bytes. All
 bytes of the file count. If a codec has no setting that is small enough, its smallest file counts,
 and the table says how often. Prints a table of averages over the photos, and writes
-rate_distortion.csv (one row per file) and rate_distortion.png to the output folder.
+rate_distortion.csv (one row per file) and rate_distortion.png to the output folder. The files of
+one codec do not change from run to run, so ``--earlier`` takes the rows of other runs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import get_type_hints
 
 from PIL import Image
 from tqdm import tqdm
@@ -219,6 +221,13 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
             writer.writerow([f"{v:.5f}" if isinstance(v, float) else v for v in values])
 
 
+def read_csv(path: Path) -> list[Row]:
+    """The rows that `write_csv` has written."""
+    types = get_type_hints(Row) | {"fits": "True".__eq__}
+    with path.open(newline="", encoding="utf-8") as file:
+        return [Row(**{k: types[k](v) for k, v in row.items()}) for row in csv.DictReader(file)]
+
+
 def plot(points: Sequence[Point], path: Path) -> None:
     """Draw three panels: each metric over the bits per pixel that the files really have."""
     import matplotlib
@@ -308,6 +317,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="runs of each file to measure times; the table has medians over the photos;"
         " 0: no times",
     )
+    parser.add_argument(
+        "--earlier",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="CSV",
+        help="rows of earlier runs, for the table, the plot and the new CSV file",
+    )
     options = parser.parse_args(arguments)
     for name, least in (("jobs", 1), ("repeats", 0), ("limit", 1)):
         value = getattr(options, name)
@@ -323,6 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
     rows = run(images, codecs, options.rates, options.jobs, options.repeats)
+    rows += [row for path in options.earlier for row in read_csv(path)]
     points = averages(rows)
     print(table(points))
     options.output.mkdir(parents=True, exist_ok=True)

@@ -180,6 +180,14 @@ def test_rate_distortion_command(
     with Image.open(output / "rate_distortion.png") as plot:
         assert plot.format == "PNG"
 
+    earlier = ["--images", str(images), "--output", str(tmp_path / "later"), "--jobs", "1"]
+    earlier += ["--limit", "2", "--codecs", "webp", "--rates", "1.5"]
+    earlier += ["--earlier", str(output / "rate_distortion.csv")]
+    assert rate_distortion.main(earlier) == 0
+    together = capsys.readouterr().out.splitlines()
+    assert [line for line in together if "WebP" not in line] == printed
+    assert len(rate_distortion.read_csv(tmp_path / "later" / "rate_distortion.csv")) == 8 + 2
+
 
 @pytest.mark.parametrize(
     "arguments",
