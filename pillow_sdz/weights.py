@@ -43,7 +43,7 @@ MINI = Weights(
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "fc0ca4b28ce7c04537df84782e38997404f12d0cc85755863b80f8d1a9e8de73",
+    "f4deb9507e121b59f4dcb501cf882b830461618f2f33b82f5c250a4f7acc3ef5",
 )
 MINI_REDUCED = Weights(
     "mini_reduced.safetensors", "6a9557356aaec293bedd14afae381d9c0e837a4a374498b68ee481f6f4f659cb"
