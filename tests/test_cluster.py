@@ -211,8 +211,8 @@ def ray_workers() -> dict[int, str]:
 @pytest.mark.usefixtures("one_cluster")
 def test_a_cluster_of_two_workers_with_one_killed(tmp_path: Path) -> None:
     """If a worker dies, nothing is lost. If a run dies, the next one goes on."""
-    # So many that the run is not done while it is being ended, which takes Ray a second.
-    files, shards = 240, 48
+    # This is more than a run does while it is being ended, which takes Ray some seconds.
+    files, shards = 960, 192
     source, target = caches(tmp_path / "source", files), tmp_path / "target"
     before = ray_workers().keys()
     run = subprocess.Popen(command(source, target, shards), stderr=subprocess.PIPE, text=True)

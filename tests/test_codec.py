@@ -6,6 +6,7 @@ import hashlib
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -135,10 +136,10 @@ def test_a_target_chooses_the_prior_once(monkeypatch: pytest.MonkeyPatch) -> Non
     calls = []
     original = Context._best
 
-    def counted(self: Context, latents: np.ndarray, quantisation: int, effort: int) -> int:
+    def counted(self: Context, rounded: Callable[[int], bytes], effort: int) -> int:
         if len(self._numbers) > 1:
-            calls.append(quantisation)
-        return original(self, latents, quantisation, effort)
+            calls.append(effort)
+        return original(self, rounded, effort)
 
     monkeypatch.setattr(models, "load", lambda _: Strange())
     monkeypatch.setattr(Context, "_best", counted)

