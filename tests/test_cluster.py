@@ -208,11 +208,11 @@ def ray_workers() -> dict[int, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_cluster")
+@pytest.mark.usefixtures("one_cluster", "interruptible")
 def test_a_cluster_of_two_workers_with_one_killed(tmp_path: Path) -> None:
     """If a worker dies, nothing is lost. If a run dies, the next one goes on."""
     # This is more than a run does while it is being ended, which takes Ray some seconds.
-    files, shards = 960, 192
+    files, shards = 480, 96
     source, target = caches(tmp_path / "source", files), tmp_path / "target"
     before = ray_workers().keys()
     run = subprocess.Popen(command(source, target, shards), stderr=subprocess.PIPE, text=True)
