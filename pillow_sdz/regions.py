@@ -46,8 +46,8 @@ COMMON = 0.02
 # The quality of a scanned page is higher by this part of the quality that was asked for.  Chosen:
 # readers look at letters closely.  With it, the default quality becomes the highest.
 SCAN_HIGHER = 1 / 3
-# From these qualities on, a scanned page is kept like graphics, with levels of brightness so
-# far apart.  Measured on the tuning set of benchmarks.graphics: below the last one, latents take
+# From these qualities on, a scanned page is kept like graphics, with levels of brightness this far
+# apart.  Measured on the tuning set of benchmarks.graphics: below the last one, latents take
 # fewer bytes at an equal SSIMULACRA2 (docs/measurements.md#graphics-exact-and-regions).
 SCAN_STEPS = {95: 2, 85: 3, 70: 4}
 # Levels of colour are this many times as far apart.  Measured there: with 3, a scan takes 9 to 14 %

@@ -46,8 +46,8 @@ LEVEL_UNITS = 16
 
 # The scale of the number of groups that are left out.  Chosen: about 4 bits for any number.
 LEFT_OUT_SCALE = 56
-# An encoder sets a last group to 0 if it has at most one symbol that is not 0 for so many places.
-# Chosen: such a symbol takes 11 bits or more, which is more than its error is worth.
+# An encoder sets the last groups to 0 if each has at most one symbol that is not 0 for this many
+# places.  Chosen: such a symbol takes 11 bits or more, which is more than its error is worth.
 LEFT_OUT_PLACES = 64
 
 # Places that are computed at once.  Chosen: 10 MB for the layer with the most inputs.
