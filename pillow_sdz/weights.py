@@ -39,14 +39,14 @@ class Weights(Row):
 
 
 MINI = Weights(
-    "mini.safetensors", "37c06d1d1f24a4f6f33588131d156936b98dfcefb4ce3d3fbad94b68bd93ebc4"
+    "mini.safetensors", "ee002ec44d345cb3016f383c028010e02a950675485a03bc3e1d02ab93a438df"
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
     "f4deb9507e121b59f4dcb501cf882b830461618f2f33b82f5c250a4f7acc3ef5",
 )
 MINI_REDUCED = Weights(
-    "mini_reduced.safetensors", "6a9557356aaec293bedd14afae381d9c0e837a4a374498b68ee481f6f4f659cb"
+    "mini_reduced.safetensors", "71cf60b970a8d98fc33a2d87a1e366c7390cbcf26e651b5d6da18a751a225c5c"
 )
 SD_MINI = Weights(
     "sd_mini/autoencoder.safetensors",

@@ -104,33 +104,33 @@ def test_container_opens() -> None:
 MINI_FILES: dict[str, tuple[int, str, list[int]]] = {
     "mini-perceptual": (
         1250,
-        "299040b74d54f0c73833b2634a12b74553a4801e69bcb844a832e318949b49bf",
-        [-11, 0, 0, 0, 0, 0, 0, 0],
+        "dd4953ef73e429cd52baf2209f07437afd78861d5cbbefe69f51f261fe58a72c",
+        [-12, 0, 0, 0, 0, 0, 0, 0],
     ),
     "mini-rgb": (
         7500,
-        "5be5a86c8be07c9b7ff9d7ce4267caacb61ad95db6764c549b34a9a99337c936",
-        [-60, 0, 0, 0, 0, 0, 0, 0],
+        "dc1c8f6b0697effdfe222954fe56ab59cd536b873785c265b6d851dc99822a85",
+        [-66, 0, 0, 0, 0, 0, 0, 0],
     ),
     "mini-rgb-low": (
         1250,
-        "2431493960b6455db12a9886b65861a06d6d0a959604c92144d847514a9cd271",
-        [-11, 0, 0, 0, 0, 0, 0, 0],
+        "5b9654c83ca98b28a39229c7fe35c50ed1f29135bce228c6dbd712c8f169b870",
+        [-12, 0, 0, 0, 0, 0, 0, 0],
     ),
     "mini-rgba": (
         10000,
-        "3fb6145cf6432089a36735bd720482c37f08faa6908e77610ce635d62c48822c",
-        [-532, 0, -109, 0, -39, 0, -117, 0],
+        "764805f1dd7c05206faeafea0bf03ca14e8918f0d1a52920bc92c45dfb231178",
+        [-532, 0, -108, 0, -40, 0, -115, 0],
     ),
     "mini-1x1": (
         5000,
-        "ebf57129207d49dac50619f0750fdb831399e24e95e1f29f2c1b42d12ccf8626",
-        [-62, 0, 0, 0, 0, 0, 0, 0],
+        "f4ccb9378f88b04c02a59a2d04f9ff5fe30490cc5fcab1a2c684b61480202afe",
+        [-69, 0, 0, 0, 0, 0, 0, 0],
     ),
     "mini-map": (
         5000,
-        "2f338e636b0d17075a4d84cafcb859e9ca166e528dc7acf8f1f70d0f98e1e798",
-        [-47, 0, 0, 0, 0, 0, 0, 0],
+        "c38169d0c6a3116f9e590fff67893d570a37956ab4f766a003e1c453bc210560",
+        [-52, 0, 0, 0, 0, 0, 0, 0],
     ),
 }
 
@@ -203,28 +203,28 @@ def test_pixels_of_record(name: str) -> None:
 # big-endian int32.
 FRAMES = FIXTURES / "mini-frames.sdz"
 CHUNKS_OF_FRAMES = [
-    ("LATN", 154),
-    ("LATN", 81),
+    ("LATN", 162),
+    ("LATN", 83),
     ("ALPH", 117),
     ("DIFF", 1),
-    ("DIFF", 42),
+    ("DIFF", 44),
     ("ALPH", 1),
     ("DIFF", 1),
-    ("LATN", 82),
+    ("LATN", 85),
     ("ALPH", 2),
-    ("LATN", 208),
-    ("LATN", 139),
+    ("LATN", 219),
+    ("LATN", 143),
     ("ALPH", 117),
     ("DIFF", 1),
-    ("LATN", 122),
+    ("LATN", 125),
     ("ALPH", 1),
 ]
 FRAME_DIGESTS = [
-    "7b1d3e6c8f6c7393c2e391acf0ee191d50af2eab592d74f91aa65af6aaa2728e",
-    "83aed0640e0b6f4e69402253f67774ed5434b013f355608c218ad8a8224eeed2",
-    "b6709d970aab7e6c245c0cc8ea52caa4ba81a957f1456b51612e94467ee38000",
-    "487e307a46e9ca84686667e1b61ac1567a9e0355eb59ae3a2767a41b972f3517",
-    "ca299245642d567abb9393a4742fe9c22ddd55f33d719cad3c53d633c8505efb",
+    "772131625b7980b652fcea21dc6ad771ba74f974adc7da6337407e5b75156799",
+    "3143d14191308df763561f5b26dbae8dfa5df67dca199fb82b7a2bdcd4b2d68a",
+    "223647e48c0a9f54402607128fcdcc60d544c74e9e6085473c11a1ab75e7efa8",
+    "2aacab76ee5a8112c1ed8846797b9ce6922e71b56fa14bb0d687e920b38c693f",
+    "f4dd669f92922e74c04aa2742da36a875de62246ce23a4ac41e77b66b2c7510c",
 ]
 
 
