@@ -105,6 +105,7 @@ def test_the_same_file_by_its_quality_and_by_its_size() -> None:
     assert encode(photo, target_size=len(data)) == data
 
 
+@pytest.mark.slow
 def test_what_is_protected_gets_less_where_little_fits() -> None:
     """The smallest size that fits is the same with and without protection."""
     photo = demo.photo().resize((384, 256))

@@ -230,7 +230,7 @@ def glm() -> Any:
 CLASSES = [
     (flux2, "flux2"),
     (qwen, "qwen-image"),
-    (qwen2, "qwen-image-2"),
+    pytest.param(qwen2, "qwen-image-2", marks=pytest.mark.slow),
     (wan, "wan21"),
     (wan22, "wan22"),
     (sana, "sana"),

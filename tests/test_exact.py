@@ -385,6 +385,7 @@ class TestPictures:
                 im.load()
                 assert_same(im.crop(box), picture.reduce(scale).crop(box))
 
+    @pytest.mark.slow
     def test_target_size(self) -> None:
         for picture, sizes in ((page(), (1500, 4000, 20000)), (with_photo(), (4000, 12000, 30000))):
             for size in sizes:

@@ -62,6 +62,7 @@ def test_a_family_that_nobody_knows(channels: int) -> None:
     np.testing.assert_array_equal(found.latents, array)
 
 
+@pytest.mark.slow
 def test_the_widest_latents_in_steps() -> None:
     array = correlated_latents(3, 4, 768).transpose(2, 0, 1)
     found = open_latents(saved(array, model="features", factor=16, step=0.5))

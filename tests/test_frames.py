@@ -170,6 +170,7 @@ class TestWhatIsCoded:
         first, *others = map(len, payloads(encode_all(noisy(scene, 8, 2), quality=quality)))
         assert sum(others) / len(others) < first / 10
 
+    @pytest.mark.slow
     def test_errors_do_not_add_up(self, scene: Image.Image) -> None:
         """A picture that darkens by a grey level each frame. No single change is worth its bits."""
         fading = [scene.point(lambda level, by=by: max(0, level - by)) for by in range(30)]
@@ -640,6 +641,7 @@ class TestDamage:
         file[places[number]] = file[places[number]]._replace(data=payload)
         return framed(file)
 
+    @pytest.mark.slow
     def test_wrong_bits_are_found(self, animation: bytes) -> None:
         """Even with a right CRC: no encoder writes these words. Frames before them stay the same.
 

@@ -113,6 +113,7 @@ def test_the_articles_size(article: bytes) -> None:
     assert decode(article).size == (512, 512)
 
 
+@pytest.mark.slow
 def test_a_palette_recommends_denoising(article: bytes, real_photo: Image.Image) -> None:
     with Image.open(BytesIO(article)) as im:
         assert im.info["sdz"]["denoise"] == {"strength": 0.03, "steps": 3}
@@ -242,6 +243,7 @@ def test_container_says_what_it_is(article: bytes) -> None:
     assert (header.model, header.coding, header.latents) == ("sd-mini", 1, (4, 64, 64))
 
 
+@pytest.mark.slow
 def test_a_larger_palette_fills_the_target_size(
     article: bytes, real_photo: Image.Image, exact: NDArray[np.float32]
 ) -> None:

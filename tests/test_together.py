@@ -100,6 +100,7 @@ def kinds() -> Iterator[bytes]:
     yield saved(frames(1, 4, 5, 384).astype(np.float32), model="mini", quality=40)
 
 
+@pytest.mark.slow
 def test_many_files_are_those_of_one_after_another(tmp_path: Path) -> None:
     files = [*kinds()]
     paths = [tmp_path / f"{number}.sdz" for number in range(len(files))]

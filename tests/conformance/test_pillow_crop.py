@@ -68,7 +68,7 @@ def test_bands(files: dict[str, bytes]) -> None:
         assert [chunk.type for chunk in container.read(data)].count(chunks.LATENTS) == 5
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA"])
+@pytest.mark.parametrize("mode", ["L", pytest.param("RGBA", marks=pytest.mark.slow)])
 def test_like_a_loaded_picture(files: dict[str, bytes], mode: str) -> None:
     """test_crop, test_wide_crop, test_crop_float, test_crop_zero"""
     loaded = decode(files[mode])
