@@ -121,6 +121,11 @@ def letters(image: Image.Image, graphics: Blocks) -> int:
     return int(_busy(image, graphics).sum())
 
 
+def changes(image: Image.Image, graphics: Blocks) -> float:
+    """How many pixels of graphics are no repeats."""
+    return float(((255.0 - _repeats(image)) / 255)[graphics].sum()) * BLOCK**2
+
+
 def is_page(letters: int, graphics: Blocks) -> bool:
     """Whether a picture with this number of blocks with letters is a page, and not a photo."""
     return bool(graphics.all()) or letters >= LETTERS_OF_A_PAGE * graphics.size

@@ -41,6 +41,13 @@ COLOURS = (128, 64, 32)
 # Latents take at least this many bytes for a pixel, except for a flat background.  Measured: photos
 # at quality 5 take 0.12 bits.
 FEWEST_BYTES = 0.015
+# At each quality, latents take at least this many bytes for a block with letters.  Measured on 10
+# photos of the validation data with an icon, a label or a line of text each: what the latents take
+# less without it.  The most is twice as much (docs/measurements.md#graphics-exact-and-regions).
+BYTES_OF_LETTERS = {1: 0.9, 10: 4.8, 20: 6.0, 35: 8.0, 50: 12.0, 75: 34.0, 90: 62.0}
+# Exact blocks in a photo take at least this many bytes for a pixel that is no repeat.  Measured on
+# the same photos: 0.5 to 1.9.
+FEWEST_PER_CHANGE = 0.4
 # A colour stays as it is if this part of the exact pixels has it, such as a page's paper.  Chosen.
 COMMON = 0.02
 # The quality of a scanned page is higher by this part of the quality that was asked for.  Chosen:
@@ -64,13 +71,16 @@ class Frame(NamedTuple):
     """A frame with exact blocks: their colours, and the picture for the latents.
 
     ``colours`` is as `exact.Encoder` takes it.  ``picture`` is None if latents show nothing of the
-    frame.  Exact blocks look better than latents, so they may cost more: ``most`` bytes more.
+    frame.  The exact blocks are worth ``most`` bytes: those that latents would take for them, and
+    some more, because exact blocks look better.  ``only_flats`` says that they are flat parts of a
+    photo, which are exact because of their colours.
     """
 
     blocks: Blocks
     colours: Image.Image
     picture: Image.Image | None
-    most: float = 0
+    most: float
+    only_flats: bool = False
 
 
 def worth(quality: float) -> float:
@@ -99,23 +109,38 @@ def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Fra
     flats = int(blocks.sum()) - letters
     most = (letters * ERROR_OF_LETTERS + flats * ERROR_OF_FLATS) / worth(quality)
     if blocks.all():
-        return Frame(blocks, colours, None, most)
+        return Frame(blocks, colours, None, most + FEWEST_BYTES * image.width * image.height)
+    of_letters = letters * _bytes_of_letters(quality)
     is_page = graphics.is_page(letters, blocks)
     if not is_page:
         most = min(BYTES_OF_COLOURED * graphics.coloured(colours, blocks), MOST_FOR_COLOURED)
+        if letters and FEWEST_PER_CHANGE * graphics.changes(colours, blocks) > most + of_letters:
+            return None  # the rest would take time for nothing
+    only_flats = not is_page and not letters
+    narrow = exact.cost(colours, blocks)
+    if only_flats and chunk_size(narrow) > most:
+        return None
     apart = graphics.apart_from_photos(colours, blocks)
     if apart is not None:
         wider, photo = apart
         without = colours.copy()
         without.putalpha(ImageChops.invert(photo))
         # A photo also has exact pixels around these blocks.
-        limit = exact.cost(colours, blocks) + (0 if is_page else most)
+        limit = most if only_flats else narrow + (0 if is_page else most)
         if exact.cost(without, wider) < limit:
             blocks, colours = wider, without
+    if only_flats:
+        # Other colours than these would take more bytes: 20 to 300 more at quality 90.
+        return Frame(blocks, colours, _filled(image, hidden), most, only_flats=True)
     behind = _shown(colours, blocks)
     if hidden is not None:
         behind.paste(255, (0, 0), hidden)
-    return Frame(blocks, colours, _filled(image, behind), most)
+    return Frame(blocks, colours, _filled(image, behind), most + of_letters)
+
+
+def _bytes_of_letters(quality: float) -> float:
+    """How many bytes latents take at least for a block with letters."""
+    return float(np.interp(quality, [*BYTES_OF_LETTERS], [*BYTES_OF_LETTERS.values()]))
 
 
 def simpler(colours: Image.Image, blocks: Blocks, quality: float) -> Image.Image:
@@ -223,21 +248,14 @@ class Coder:
     def encode(self, image: Image.Image, hidden: Image.Image | None) -> list[Chunk]:
         """The chunks of the next frame; ``hidden`` as in `found`."""
         frame = found(image, hidden, self._quality) if self._wanted else None
-        data = self._exact_of(frame, self._exact, self._quality)
-        if frame is None:
-            if self._wanted and not self._animated and graphics.is_scan(image):
-                return self._scan(_filled(image, hidden))
+        kept = self._kept(frame, self._exact, self._quality)
+        if frame is None and self._wanted and not self._animated and graphics.is_scan(image):
+            return self._scan(_filled(image, hidden))
+        if frame is None or not kept:
             return self._encoder.encode(_filled(image, hidden))
         if frame.picture is None:
-            pixels = image.width * image.height
-            if self._animated or len(data) <= frame.most + FEWEST_BYTES * pixels:
-                return [Chunk(chunks.EXACT, data), *self._encoder.encode_nothing(*self._latents)]
-            return self._encoder.encode(_filled(image, hidden))
-        coded = [Chunk(chunks.EXACT, data), *self._encoder.encode(frame.picture)]
-        if self._animated:
-            return coded
-        without = self._encoder.encode(_filled(image, hidden))
-        return coded if _size(coded) <= _size(without) + frame.most else without
+            return [*kept, *self._encoder.encode_nothing(*self._latents)]
+        return [*kept, *self._encoder.encode(frame.picture)]
 
     def _scan(self, image: Image.Image) -> list[Chunk]:
         """The chunks of a scanned page."""
@@ -257,10 +275,10 @@ class Coder:
             if not any(frames):
                 break
             coder = exact.Encoder(MAX_CHANGES)
-            kept = [
-                [Chunk(chunks.EXACT, data)] if (data := self._exact_of(f, coder, quality)) else []
-                for f in frames
-            ]
+            kept = [self._kept(frame, coder, quality) for frame in frames]
+            if not any(kept):
+                continue
+            frames = [frame if own else None for frame, own in zip(frames, kept, strict=True)]
             left = max_size - sum(map(_size, kept))
             if all(f is not None and f.picture is None for f in frames):
                 nothing = self._encoder.encode_nothing(*self._latents)
@@ -282,14 +300,17 @@ class Coder:
                 return EncodedLatents(coded, fitted.quantisation)
         return self._encoder.fit([_filled(*each) for each in images], max_size)
 
-    def _exact_of(self, frame: Frame | None, coder: exact.Encoder, quality: float) -> bytes:
-        """The data of a frame's EXCT chunk; nothing if it has none."""
+    def _kept(self, frame: Frame | None, coder: exact.Encoder, quality: float) -> list[Chunk]:
+        """A frame's EXCT chunk; nothing if it has no exact blocks, or if they cost too much."""
         if frame is None:
-            return coder.encode(None, None)
+            coder.encode(None, None)
+            return []
         colours = frame.colours
-        if not self._animated:  # in an animation, the colours of still parts must not change
+        # In an animation, the colours of still parts must not change.
+        if not self._animated and not frame.only_flats:
             colours = simpler(colours, frame.blocks, quality)
-        return coder.encode(colours, frame.blocks)
+        kept = [Chunk(chunks.EXACT, coder.encode(colours, frame.blocks))]
+        return kept if self._animated or _size(kept) <= frame.most else []
 
 
 def _size(coded: Sequence[Chunk]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
@@ -70,6 +71,39 @@ def with_photo() -> Image.Image:
     picture = page((480, 320), lines=17)
     picture.paste(demo.photo().resize((200, 150)), (243, 101))
     return picture
+
+
+def with_flats() -> Image.Image:
+    """A photo with four flat parts."""
+    picture = demo.photo().crop((0, 0, 320, 240))
+    for number, (x, y) in enumerate(((19, 21), (141, 33), (60, 150), (250, 180))):
+        picture.paste(
+            ((0, 44, 160), (160, 44, 0), (44, 160, 44), (90, 90, 90))[number],
+            (x, y, x + 52, y + 44),
+        )
+    return picture
+
+
+def with_label() -> Image.Image:
+    """A photo with a few words on a ground of one colour."""
+    picture = demo.photo().resize((480, 320))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((40, 40, 183, 95), (44, 100, 160))
+    draw.text((48, 48), "Open until ten\nSale and repair", (255, 255, 255))
+    return picture
+
+
+def with_mosaic() -> Image.Image:
+    """A photo with 144 blocks of 144 colours, which take more bytes than latents."""
+    picture = demo.photo().crop((0, 0, 320, 240))
+    picture.paste(noise((12, 12)).resize((96, 96), Image.Resampling.NEAREST), (64, 64))
+    return picture
+
+
+def exact_bytes(data: bytes) -> int:
+    """The bytes of a file's EXCT chunk."""
+    (found,) = [chunk for chunk in container.read(data) if chunk.type == chunks.EXACT]
+    return container.chunk_size(len(found.data))
 
 
 def assert_same(a: Image.Image, b: Image.Image) -> None:
@@ -303,6 +337,40 @@ class TestPictures:
         data = encode(demo.photo())
         assert data == encode(demo.photo(), regions=False)
         assert decode(data).info["sdz"]["exact"] == 0
+
+    @pytest.mark.parametrize("quality", [20, 75, 95])
+    def test_flat_parts_of_a_photo_cost_their_pixels_and_no_latents(self, quality: int) -> None:
+        data, without = (
+            encode(with_flats(), quality=quality, regions=wanted) for wanted in (True, False)
+        )
+        assert len(data) == len(without) + exact_bytes(data)
+        assert exact_bytes(data) <= regions.MOST_FOR_COLOURED
+
+    def test_words_in_a_photo_cost_less_than_their_latents(self) -> None:
+        data, without = (encode(with_label(), regions=wanted) for wanted in (True, False))
+        assert exact_bytes(data) > regions.MOST_FOR_COLOURED  # so their latents must pay for them
+        assert len(data) < len(without)
+
+    def test_flat_parts_that_cost_too_much_are_latents(self) -> None:
+        assert encode(with_mosaic()) == encode(with_mosaic(), regions=False)
+
+    @pytest.mark.parametrize("picture", [with_flats, with_label, with_mosaic, with_photo])
+    def test_a_picture_is_encoded_once(
+        self, picture: Callable[[], Image.Image], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The autoencoder takes most of the time, so nothing is encoded to see if it pays."""
+        sizes = []
+        network = models.load(catalogue.DEFAULT)
+        of_pixels = type(network).encode
+
+        def noted(self: object, pixels: Any, quality: Any) -> Any:
+            sizes.append(pixels.shape)
+            return of_pixels(self, pixels, quality)
+
+        monkeypatch.setattr(type(network), "encode", noted)
+        image = picture()
+        encode(image)
+        assert sizes == [(image.height, image.width, 3)]
 
     def test_a_page_with_a_photo(self) -> None:
         picture = with_photo()
