@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from pillow_sdz.models import runtime
 from pillow_sdz.models.mini import borders
 
 OPSET, IR_VERSION = 21, 10  # of ONNX; ONNX Runtime has read them since 1.18
 END = 1 << 31  # as the end of a slice: larger than any picture
 
+MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
+ZERO = 128  # the integer of 8 bits that stands for 0 in a digit
+LARGEST_OF_DIGITS = 127.5 * runtime.DIGIT  # what two digits hold
+SMALLEST_UNIT = 1e-12  # latents may be all 0
+
 Tensors = Mapping[str, NDArray[Any]]
+
+
+class Digit(NamedTuple):
+    """Integers of 8 bits, what 1 of them is worth, and the one that stands for 0."""
+
+    values: str
+    scale: str
+    zero: str
 
 
 class Graph:
     """A graph that is being built.  Methods add nodes, and return the name of their result."""
 
-    def __init__(self, tensors: Tensors, *, int8: bool, watched: bool = False) -> None:
+    def __init__(
+        self, tensors: Tensors, *, int8: bool, watched: bool = False, digits: bool = False
+    ) -> None:
+        #: Whether latents are multiplied in digits of 8 bits.
+        self.digits = digits or int8
         self._tensors, self._int8, self._watched = tensors, int8, watched
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
@@ -50,14 +69,77 @@ class Graph:
         """The shape of a tensor."""
         return self._tensors[name].shape
 
-    def conv_of(self, x: str, channels: str, name: str, *, pad: int) -> str:
-        """A convolution of those input channels that ``x`` has; the others are 0."""
+    def conv_of(self, x: str, channels: str, name: str, *, trimmed: int) -> str:
+        """A convolution of those input channels that ``x`` has; the others are 0.
+
+        The margins of ``x`` are ``trimmed`` first.
+        """
+        x = self.trim(x, "sides", trimmed)
         dims = self.dims(f"{name}.weight")
         weight = self.op("Gather", self.weight(f"{name}.weight", dims), channels, axis=1)
         given = [x, weight]
         if f"{name}.bias" in self._tensors:
             given.append(self.weight(f"{name}.bias", dims[:1]))
-        return self.op("Conv", *given, pads=[pad] * 4)
+        return self.op("Conv", *given, pads=[1] * 4)
+
+    def digits_of(self, x: str) -> tuple[Digit, Digit]:
+        """x (h, w, C) in two digits of 8 bits, the higher one first; see `runtime.digits`."""
+        most = self.op("ReduceMax", self.op("Abs", x), keepdims=0)
+        one = self.op("Div", most, self.constant(LARGEST_OF_DIGITS, np.float32))
+        low = self.op("Max", one, self.constant(SMALLEST_UNIT, np.float32))
+        high = self.op("Mul", low, self.constant(runtime.DIGIT, np.float32))
+        zero = self.constant(ZERO, np.uint8)
+        first = self.op("QuantizeLinear", x, high, zero)
+        rest = self.op("Sub", x, self.op("DequantizeLinear", first, high, zero))
+        second = self.op("QuantizeLinear", rest, low, zero)
+        return Digit(first, high, zero), Digit(second, low, zero)
+
+    def conv_of_digits(
+        self, x: tuple[Digit, Digit], channels: str, name: str, *, trimmed: int
+    ) -> str:
+        """As `conv_of`, of two digits (h, w, c)."""
+        outputs, inputs, side, _ = self.dims(f"{name}.weight")
+        bias = [self.weight(f"{name}.bias", (outputs,))] if f"{name}.bias" in self._tensors else []
+        # Only the first channels have latents so large that the low digits of weights count.
+        few = min(inputs, runtime.PRECISE_CHANNELS)
+        limit = self.constant(few, np.int64)
+        is_first = self.op("Cast", self.op("Less", channels, limit), to=TensorProto.INT64)
+        count = self.op("ReduceSum", is_first, keepdims=1)
+        none, axis = self.constant([0], np.int64), self.constant([2], np.int64)
+        first_channels = self.op("Slice", channels, none, count)
+        high, low = (Digit(self.trim(d.values, "sides", trimmed, (0, 1)), *d[1:]) for d in x)
+        firsts = high._replace(values=self.op("Slice", high.values, none, count, axis))
+        total, size = "", ""
+        for digit, chosen, part, known in (
+            (high, channels, "high", inputs),
+            (low, channels, "high", inputs),
+            (firsts, first_channels, "low", few),
+        ):
+            stored = self.weight(f"{name}.{part}", (side**2, known, outputs), TensorProto.INT8)
+            kernel = self.op("Gather", stored, chosen, axis=1)
+            kernel = self.op("Reshape", kernel, self.constant([-1, outputs], np.int64))
+            columns = self._around(digit.values, side)
+            size = size or self.op("Shape", columns, end=2)
+            scale = self.weight(f"{name}.{part}_scale", (outputs,))
+            columns = self.op("Flatten", columns, axis=2)
+            given = [columns, kernel, digit.scale, scale, digit.zero, "", *bias]
+            y = self.op("MatMulIntegerToFloat", *given, domain=MICROSOFT)
+            total = self.op("Add", total, y) if total else y
+            bias = []
+        size = self.op("Concat", size, self.constant([outputs], np.int64), axis=0)
+        return self._first(self.op("Reshape", total, size))
+
+    def _around(self, x: str, side: int) -> str:
+        """The digits (h, w, C) at the places around each place: (h', w', side * side * C)."""
+        pads = self.constant([1, 1, 0, 1, 1, 0], np.int64)
+        x = self.op("Pad", x, pads, self.constant(ZERO, np.uint8))
+        axes = self.constant([0, 1], np.int64)
+        parts = []
+        for at in itertools.product(range(side), repeat=2):
+            start = self.constant(at, np.int64)
+            stop = self.constant([n - side + 1 or END for n in at], np.int64)
+            parts.append(self.op("Slice", x, start, stop, axes))
+        return self.op("Concat", *parts, axis=2)
 
     def conv(
         self, x: str, name: str, *, relu: bool = False, exact: bool = False, **keys: Any
@@ -91,8 +173,7 @@ class Graph:
         return y
 
     def _in_8_bits(self, x: str, name: str) -> str:
-        scale, zero = self.weight(f"{name}_scale", ()), f"{name}_zero"
-        self.weight(zero, (), TensorProto.UINT8)
+        scale, zero = self._range(name)
         rounded = self.op("QuantizeLinear", x, scale, zero)
         return self.op("DequantizeLinear", rounded, scale, zero)
 
@@ -108,8 +189,7 @@ class Graph:
 
         If the tensors have limits, it is `pillow_sdz.models.mini.network.LimitedBlock`.
         """
-        if f"{name}.limits" not in self._tensors or self._int8:
-            # Integers of 8 bits have the limits in their ranges.
+        if f"{name}.limits" not in self._tensors:
             first = self.conv(x, f"{name}.first", relu=True)
             return self.op("Add", x, self.conv(first, f"{name}.second"))
         limits = self.weight(f"{name}.limits", (3,))
@@ -126,10 +206,36 @@ class Graph:
         """Whether a convolution is in a block with limits, which are its ranges."""
         return f"{layer.rpartition('.')[0]}.limits" in self._tensors
 
+    def _block_in_8_bits(self, x: str, name: str) -> str:
+        """As `block`, of x (1, h, w, C).  The limits are the ranges of the integers."""
+        of_input = self._range(f"{name}.first.input")
+        y = self.op("QuantizeLinear", x, *of_input)
+        for part in ("first", "second"):
+            layer = f"{name}.{part}"
+            dims = self.dims(f"{layer}.weight")
+            weight = self.weight(f"{layer}.weight", dims, TensorProto.INT8)
+            scale = self.weight(f"{layer}.weight_scale", dims[:1])
+            zero = self.constant(np.zeros(dims[0]), np.int8)
+            bias = self.weight(f"{layer}.bias", dims[:1], TensorProto.INT32)
+            of_output = self._range(f"{layer}.output")  # from 0 on, so it has the ReLU in it
+            given = [y, *of_input, weight, scale, zero, *of_output, bias]
+            keys = {"domain": MICROSOFT, "channels_last": 1, "pads": [1] * 4}
+            y = self.op("QLinearConv", *given, **keys)
+            of_input = of_output
+        return self.op("Add", x, self.op("DequantizeLinear", y, *of_input))
+
+    def _range(self, name: str) -> tuple[str, str]:
+        """The scale and the zero of integers of 8 bits."""
+        scale = self.weight(f"{name}_scale", ())
+        return scale, self.weight(f"{name}_zero", (), TensorProto.UINT8)
+
     def blocks(self, x: str, name: str, depth: int) -> str:
+        block = self._block_in_8_bits if self._int8 else self.block
+        # Convolutions in 8 bits have the channels last.  To move them for each sum takes time.
+        x = self.op("Transpose", x, perm=[0, 2, 3, 1]) if self._int8 else x
         for number in range(depth):
-            x = self.block(x, f"{name}.{number}")
-        return x
+            x = block(x, f"{name}.{number}")
+        return self.op("Transpose", x, perm=[0, 3, 1, 2]) if self._int8 else x
 
     def shuffle(self, x: str, by: int) -> str:
         """The same as torch's pixel_shuffle."""
@@ -141,7 +247,7 @@ class Graph:
         order = np.arange(channels * by * by).reshape(by * by, channels).T.ravel()
         return self.op("Gather", y, self.constant(order, np.int64), axis=1)
 
-    def trim(self, x: str, sides: str, by: int) -> str:
+    def trim(self, x: str, sides: str, by: int, axes: tuple[int, int] = (2, 3)) -> str:
         """Cut off the outermost ``by`` places on each side whose number in ``sides`` (4,) is 1."""
         if not by:
             return x
@@ -150,7 +256,7 @@ class Graph:
         start = self.op("Mul", first, self.constant([by], np.int64))
         length = self.op("Mul", last, self.constant([END + by], np.int64))
         stop = self.op("Sub", self.constant([END], np.int64), length)  # END, or -by
-        return self.op("Slice", x, start, stop, self.constant([2, 3], np.int64))
+        return self.op("Slice", x, start, stop, self.constant(axes, np.int64))
 
     def beyond(self, x: str) -> str:
         """The same as `mini.network.beyond`, on all four sides."""
@@ -233,5 +339,7 @@ class Graph:
             [*self._initializers.values()],
         )
         opset = [helper.make_opsetid("", OPSET)]
+        if any(node.domain == MICROSOFT for node in self._nodes):
+            opset.append(helper.make_opsetid(MICROSOFT, 1))
         model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
         return bytes(model.SerializeToString(deterministic=True))

@@ -4,8 +4,9 @@
 
 A graph has the names and shapes of the weights, but not their values: `pillow_sdz.models.runtime`
 takes the values from the safetensors files.  `NAME.onnx` is in float32.  Most networks have another
-graph, `NAME_int8.onnx`, with their CNN in int8.  Blocks with limits have the ranges of their
-numbers in the weights.  Other ranges are measured on eight training photos, and written to
+graph, `NAME_int8.onnx`, with their CNN in int8.  `NAME_digits.onnx` is in float32, but multiplies
+latents in digits of 8 bits, as int8 graphs do.  Blocks with limits have the ranges of their numbers
+in the weights.  Other ranges are measured on eight training photos, and written to
 `ranges.safetensors`.  The command prints the sha256 of each file for `pillow_sdz/weights.py`.
 
 A new network needs a function that writes its layers down, and a row in `networks`.
@@ -119,13 +120,16 @@ def mini_decoder(g: Graph, scale: int = 1) -> bytes:
     d16, (d8, d4, (m, m8, m4)) = shape.DEPTHS_DECODER[2], shape.DECODERS[scale]
     side = shape.FACTOR // scale
     rate = Rate(g)
-    latents = g.first("latents")
+    if g.digits:
+        conv = functools.partial(g.conv_of_digits, g.digits_of("latents"), "channels")
+    else:
+        conv = functools.partial(g.conv_of, g.first("latents"), "channels")
     # Channels that are 0 in all of a tile are left out: at a quality of 50, more than half of them.
     # The first convolution is exact: the latents of some channels are a hundred times those of
     # others, so with 8 bits PSNR is 0.1 dB lower at high rates (measured).  The convolutions
     # between the stages are exact too.  They are small, and all results of earlier stages pass
     # through them: with 8 bits, SSIMULACRA2 is half a point lower (measured).
-    y = g.conv_of(latents, "channels", "decoder.enter", pad=1)
+    y = conv("decoder.enter", trimmed=0)
     y = g.op("Add", y, rate.added("decoder.rate.0", 0, 1))
     y = g.trim(g.blocks(y, "decoder.at16", d16), "sides", m - m8)
     y = g.shuffle(g.conv(y, "decoder.up8", exact=True), 2)
@@ -142,7 +146,7 @@ def mini_decoder(g: Graph, scale: int = 1) -> bytes:
     y = g.trim(g.conv(y, leave, exact=True), "sides", places * m4)
     y = g.shuffle(g.op("Mul", y, rate.gate(gate, m, places)), spread)
     linear = "decoder.linear" if scale == 1 else f"{scale}.linear"
-    image = g.conv_of(g.trim(latents, "sides", m - 1), "channels", linear, pad=1)
+    image = conv(linear, trimmed=m - 1)
     image = g.borders(g.crop(g.shuffle(image, side), side // 2), scale)
     result = g.to_pixels(g.op("Add", g.trim(image, "sides", side), y), 255, 0.5)
     some = {"channels": (TensorProto.INT64, ("c",))}
@@ -186,6 +190,8 @@ def sd_mini_decoder(g: Graph) -> bytes:
 
 # Those of which all is exact, and `SdMini`'s decoder, which runs in float32.
 FLOAT32_ALONE = {"mini_analysis", "product", "sd_mini_decoder"}
+# Those that are also run in float32 with latents in digits of 8 bits.
+WITH_DIGITS = {"mini_decoder", "mini_decoder2", "mini_decoder4"}
 
 
 def networks() -> dict[str, tuple[Build, Tensors]]:
@@ -243,6 +249,8 @@ def main() -> None:
         files[f"graphs/{name}.onnx"] = build(Graph(tensors, int8=False))
         if name not in FLOAT32_ALONE:
             files[f"graphs/{name}_int8.onnx"] = build(Graph(tensors, int8=True))
+        if name in WITH_DIGITS:
+            files[f"graphs/{name}_digits.onnx"] = build(Graph(tensors, int8=False, digits=True))
     for name, data in files.items():
         path = options.output / name
         path.parent.mkdir(parents=True, exist_ok=True)

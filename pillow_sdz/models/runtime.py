@@ -26,6 +26,11 @@ Tensors = Mapping[str, NDArray[Any]]
 # saturate or take more time than float32.  Measured with AVX-512 VNNI: docs/speed.md#arithmetic.
 FAST_INT8 = frozenset({"avx512_vnni", "avx_vnni", "asimddp"})
 LARGEST_INT8 = 127
+# `digits` splits numbers in two: a high digit is worth this many of a low one.
+DIGIT = 128
+# Weights for the channels from this one on have the high digit alone.  Measured on one photo: the
+# linear path is off by 0.07 grey levels at all qualities, and by 0.03 with all low digits.
+PRECISE_CHANNELS = 64
 
 _building = forks.Lock()
 # The memory arena of a session has a lock.  Without this gate, 8 of 120 forked children waited for
@@ -85,7 +90,8 @@ class Network:
     """A network of the package.
 
     ``graph`` is the name of its graph, and ``tensors`` are its weights, in any float type.  It
-    computes in int8 if it has a graph for that, and if `int8` says so.
+    computes in int8 if it has a graph for that, and if `int8` says so.  It may also have a graph in
+    float32 with `digits`.
     """
 
     def __init__(self, graph: str, tensors: Tensors) -> None:
@@ -96,22 +102,34 @@ class Network:
 
         OSError if memory runs out.
         """
-        quick = not precise and int8() and f"{self._graph}_int8" in weights.GRAPHS
-        session = self._session_int8 if quick else self._session_float32
+        session = self._session(precise)
         with _ort():
             (result,) = session.run(["result"], inputs)
         array: NDArray[Any] = result
         return array
+
+    def _session(self, precise: bool) -> Any:
+        if int8():
+            if not precise and f"{self._graph}_int8" in weights.GRAPHS:
+                return self._session_int8
+            if f"{self._graph}_digits" in weights.GRAPHS:
+                return self._session_digits
+        return self._session_float32
 
     @built_once
     def _session_float32(self) -> Any:
         return session(weights.graph(self._graph).checked().read_bytes(), self._tensors)
 
     @built_once
+    def _session_digits(self) -> Any:
+        graph = weights.graph(f"{self._graph}_digits").checked().read_bytes()
+        return session(graph, {**self._tensors, **digits(graph, self._tensors)})
+
+    @built_once
     def _session_int8(self) -> Any:
         graph = weights.graph(f"{self._graph}_int8").checked().read_bytes()
         ranges = _ranges(self._graph) | ranges_of_limits(self._tensors)
-        return session(graph, quantised(self._tensors, ranges))
+        return session(graph, quantised(self._tensors, ranges) | digits(graph, self._tensors))
 
 
 def is_loaded() -> bool:
@@ -183,6 +201,28 @@ def ranges_of_limits(tensors: Tensors) -> dict[str, NDArray[Any]]:
         ):
             found[f"{block}.{key}_scale"] = np.array(limit / steps)
             found[f"{block}.{key}_zero"] = np.array(zero, np.uint8)
+    return found
+
+
+def digits(graph: bytes, tensors: Tensors) -> dict[str, NDArray[Any]]:
+    """The weights (outputs, C, k, k) of a graph's layers whose inputs have two digits of 8 bits.
+
+    ``NAME.high`` and ``NAME.low`` (k * k, C, outputs) are the digits of the layer NAME.  For each
+    output, ``NAME.high_scale`` and ``NAME.low_scale`` are what 1 of them is worth.
+    """
+    found: dict[str, NDArray[Any]] = {}
+    for name, values in tensors.items():
+        layer, _, part = name.rpartition(".")
+        if part != "weight" or not _names(graph, f"{layer}.high"):
+            continue
+        wide = values.astype(np.float32).transpose(2, 3, 1, 0)
+        wide = wide.reshape(-1, *wide.shape[2:])
+        scale = np.maximum(np.abs(wide).max((0, 1)) / (DIGIT * LARGEST_INT8), 1e-12)
+        high = np.rint(wide / (DIGIT * scale))
+        few = slice(PRECISE_CHANNELS)
+        low = np.rint(wide[:, few] / scale - DIGIT * high[:, few])
+        found[f"{layer}.high"], found[f"{layer}.low"] = high.astype(np.int8), low.astype(np.int8)
+        found[f"{layer}.high_scale"], found[f"{layer}.low_scale"] = DIGIT * scale, scale
     return found
 
 

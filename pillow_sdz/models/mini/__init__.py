@@ -202,9 +202,9 @@ class Decoder:
 
     def __call__(self, places: Ints, *, latents: Latents, sides: NDArray[np.int64]) -> Pixels:
         """The pixels of a tile; ``places`` has a place for each latent, or (1, 1) for all."""
-        channels = np.flatnonzero(latents.any((0, 1)))
-        if not len(channels):
-            channels = np.zeros(1, np.int64)  # a convolution needs one
+        used = np.asarray(latents.any((0, 1)))
+        used[0] = True  # a convolution needs one, and so do the channels with two digits
+        channels = np.flatnonzero(used)
         pixels: Pixels = self._network(
             latents=np.ascontiguousarray(latents[..., channels]),
             channels=channels,
