@@ -90,6 +90,7 @@ GRAPHS: dict[str, str] = {
     "mini_encoder_base_int8": "4b0a11ca3e706bb35e487c6aa8cb6dc377637f7fc0df8e62a55f0834f9fa3800",
     "mini_encoder_int8": "14744a6c4db0e8d56862f9fa437166f7415ad30739789620e4963a6c1a782f54",
     "product": "40705a159229f048c6879ab99c3581cf93f4228560550c64eb633d18c200e1bf",
+    "product_of_bytes": "1a5dce0cda2b75ec0ceda0bdd5a4c59b0b3b6096b957494dba992599fdf435c1",
     "sd_mini_decoder": "c6565a3c1bd07b334b812e4909458fc85b6be768124b819b94ad88e3ee088d57",
     "sd_mini_encoder": "7e5c884c6d10e47891081c2e7578f6210480b6fabf34fc8bc6da87b6341a3c29",
     "sd_mini_encoder_int8": "a9d5ed682717cc179bd9d9038a263f8b3512a9c6de6a48eb5b6705bf8994c459",

@@ -26,6 +26,7 @@ from pillow_sdz.codings.places import PARITIES
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import DamagedPayload, Prediction, SymbolDecoder, Tables
 from pillow_sdz.codings.rate_axis import APART, KNOTS, LAST, RateAxis
+from pillow_sdz.models import runtime
 from pillow_sdz.models.mini import Mini
 
 TABLES = Tables.shipped()
@@ -181,6 +182,46 @@ def test_any_number_of_places_at_once(
 ) -> None:
     monkeypatch.setattr(hyperprior, "BLOCK", block)
     check(prior(shipped()), name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sums_of_bytes(name: str) -> None:
+    check(HyperPrior(shipped(), axis(), of_bytes=in_integers), name)
+
+
+def in_integers(rows: NDArray[np.uint8], columns: NDArray[np.int8]) -> NDArray[np.int32]:
+    return rows.astype(np.int32) @ columns.astype(np.int32)
+
+
+def test_sums_of_bytes_are_exact_in_the_runtime() -> None:
+    """This holds for the largest sums, too.  CPUs on which it does not are not asked."""
+    product = runtime.product_of_bytes()
+    if product is None:
+        pytest.skip("this CPU has no fast instructions for it")
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 256, (70, 2880)).astype(np.uint8)
+    columns = rng.integers(-128, 128, (2880, 96)).astype(np.int8)
+    rows[0], columns[:, 0], columns[:, 1] = 255, 127, -128
+    assert np.array_equal(product(rows, columns), in_integers(rows, columns))
+
+
+@pytest.mark.parametrize("gathered", [1, 1 << 20])
+def test_bytes_give_the_outputs_of_values(gathered: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "GATHERED", gathered)
+    rng = np.random.default_rng(0)
+    weights = rng.integers(-4000, 4000, (8, 5 * 6))
+    values = rng.integers(0, 130, (30, 6)).astype(np.uint8)
+    places = rng.integers(0, 30, (40, 5))
+    summed = layer(weights.tolist(), 130, taps=5)
+    assert summed.takes_bytes
+    found = summed.around_bytes(values, places, in_integers)
+    assert np.array_equal(found, summed.around(values.astype(np.float32), places))
+
+
+@pytest.mark.parametrize(("weight", "largest"), [(32640, 1), (1, 256)])
+def test_larger_numbers_are_no_bytes(weight: int, largest: int) -> None:
+    assert layer([[weight - 1]], largest - (weight == 1)).takes_bytes
+    assert not layer([[weight]], largest).takes_bytes
 
 
 def shuffled(tensors: Tensors) -> Tensors:

@@ -168,6 +168,15 @@ def product(g: Graph) -> bytes:
     return g.finish(g.op("MatMul", *inputs), inputs, TensorProto.FLOAT, ("n", "m"))
 
 
+def product_of_bytes(g: Graph) -> bytes:
+    """The product of two matrices of bytes."""
+    inputs = {
+        "rows": (TensorProto.UINT8, ("n", "k")),
+        "columns": (TensorProto.INT8, ("k", "m")),
+    }
+    return g.finish(g.op("MatMulInteger", *inputs), inputs, TensorProto.INT32, ("n", "m"))
+
+
 def sd_mini_encoder(g: Graph) -> bytes:
     """`sd_mini.network.Encoder`, a tile without its margin."""
     (d4, d8), m, m8 = sd_shape.ENCODER_DEPTHS, sd_shape.ENCODER_MARGIN, sd_shape.ENCODER_MARGIN_8
@@ -188,8 +197,8 @@ def sd_mini_decoder(g: Graph) -> bytes:
     return g.finish(result, latents_in(sd_shape.CHANNELS), TensorProto.UINT8)
 
 
-# Those of which all is exact, and `SdMini`'s decoder, which runs in float32.
-FLOAT32_ALONE = {"mini_analysis", "product", "sd_mini_decoder"}
+# Those of which nothing is rounded, and `SdMini`'s decoder, which runs in float32.
+FLOAT32_ALONE = {"mini_analysis", "product", "product_of_bytes", "sd_mini_decoder"}
 # Those that are also run in float32 with latents in digits of 8 bits.
 WITH_DIGITS = {"mini_decoder", "mini_decoder2", "mini_decoder4"}
 
@@ -208,6 +217,7 @@ def networks() -> dict[str, tuple[Build, Tensors]]:
         "mini_decoder4": (functools.partial(mini_decoder, scale=4), mini),
         "mini_analysis": (mini_analysis, mini),
         "product": (product, {}),  # of the prior's layers
+        "product_of_bytes": (product_of_bytes, {}),
         "sd_mini_encoder": (sd_mini_encoder, sd_mini),
         "sd_mini_decoder": (sd_mini_decoder, sd_mini),
     }

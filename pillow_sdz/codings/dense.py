@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Ints, Singles
+from .places import blocks
 
 EXACT = 1 << 24  # float32 holds every integer up to here
 
@@ -22,6 +23,11 @@ MOVED = 1 << 20
 
 #: The product of two matrices in float32.
 Product = Callable[[Singles, Singles], Singles]
+#: The product of bytes from 0 to 255 and bytes from -128 to 127, with exact sums of 32 bits.
+ByteProduct = Callable[[NDArray[np.uint8], NDArray[np.int8]], NDArray[np.int32]]
+
+# How many bytes `Dense.around_bytes` multiplies at once.  Chosen: they fit into caches.
+GATHERED = 1 << 20
 
 
 class Dense:
@@ -47,6 +53,12 @@ class Dense:
         # (inputs of a tap, taps, outputs)
         by_tap = weight.reshape(len(bias), taps, -1).transpose(2, 1, 0)
         self._weight = np.ascontiguousarray(by_tap, dtype=np.float32)
+        # Two bytes for each weight, of all outputs the lower ones first.
+        low = (weight + 128) % 256 - 128
+        split = np.concatenate([low, (weight - low) >> 8]).T
+        self._bytes = split.astype(np.int8)
+        #: Whether inputs and weights fit into the bytes of `around_bytes`.
+        self.takes_bytes = bool(limits.max() < 256 and split.max() < 128)
         self._bias = bias.astype(np.float32)
         self._unit = np.exp2(-tensors[f"{name}.shift"].astype(np.float32))
         self.outputs = len(bias)
@@ -76,6 +88,18 @@ class Dense:
                 # With its default mode, `take` makes one more copy.
                 rows = places[:, first + tap] * some + tap
                 total += moved.take(rows, axis=0, mode="clip")
+        return self._finished(total)
+
+    def around_bytes(
+        self, values: NDArray[np.uint8], places: Ints, product: ByteProduct
+    ) -> Singles:
+        """As `around`, of values from 0 to 255."""
+        (count, taps), inputs = places.shape, values.shape[1]
+        total = np.empty((count, self.outputs), np.float32)
+        for block in blocks(count, max(1, GATHERED // (taps * inputs))):
+            rows = values.take(places[block], axis=0, mode="clip")
+            low, high = np.split(product(rows.reshape(-1, taps * inputs), self._bytes), 2, 1)
+            total[block] = low + (high << 8)
         return self._finished(total)
 
     def _finished(self, total: Singles) -> Singles:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..arrays import Ints, Singles
 from . import changes, quality_map
-from .dense import Dense, Product
+from .dense import ByteProduct, Dense, Product
 from .known import LARGEST_MAGNITUDE, Known, Pass
 from .places import (
     BESIDE,
@@ -73,10 +73,11 @@ class Coded(NamedTuple):
 
 
 class Part(NamedTuple):
-    """The number of first channels to code, and the function that multiplies matrices for them."""
+    """The number of first channels to code, and the functions that multiply matrices for them."""
 
     channels: int
     product: Product
+    of_bytes: ByteProduct | None = None
 
 
 class HyperPrior:
@@ -94,11 +95,12 @@ class HyperPrior:
         tensors: Mapping[str, NDArray[Any]],
         axis: RateAxis,
         product: Product = np.matmul,
+        of_bytes: ByteProduct | None = None,
     ) -> None:
         self.axis = axis
         self._starts = [0, *itertools.accumulate(int(g) for g in tensors["groups"])]
         self.channels = self._starts[-1]
-        self._whole = Part(self.channels, product)
+        self._whole = Part(self.channels, product, of_bytes)
         base, self._tail_from = (int(x) for x in tensors["tail"])
         self._base_groups = self._starts.index(base)
         self._hyper_scale = tensors["hyper_scale"].astype(np.int64)  # (2, Z)
@@ -226,7 +228,7 @@ class HyperPrior:
             left_out = 0  # a payload without bytes has such a symbol
         starts = self._starts[: len(self._starts) - left_out]
         symbols[_of_latents(changed, height, width), starts[-1] :] = 0
-        self._code_latents(coder, symbols, hyper, changed, rates, starts, part.product)
+        self._code_latents(coder, symbols, hyper, changed, rates, starts, part)
         return Coded(symbols, hyper, work, offsets)
 
     def _features(self, hyper: Ints, cells: NDArray[np.bool_], product: Product) -> Singles:
@@ -260,10 +262,11 @@ class HyperPrior:
         changed: NDArray[np.bool_],
         rates: Ints,
         starts: Sequence[int],
-        product: Product,
+        part: Part,
     ) -> None:
         """Code the groups that begin at ``starts``, whose last number is where they end."""
         height, width, channels = symbols.shape
+        product = part.product
         of_latents = functools.partial(_of_latents, height=height, width=width)
         if len(starts) == 1:
             return
@@ -280,7 +283,7 @@ class HyperPrior:
                 passes = [Pass.of(known.grid, here, given, second) for second in (0, 1)]
             if start:
                 known.sum_around(slice(starts[i - 1], start), everywhere)
-            around = self._around_of(i, known, passes, product)
+            around = self._around_of(i, known, passes, part)
             for second, places in enumerate(passes):
                 mean = np.empty((len(places.numbers), end - start), np.int32)
                 scale = np.empty_like(mean)
@@ -302,16 +305,22 @@ class HyperPrior:
                 known.note(chosen, places.numbers, slice(start, end))
 
     def _around_of(
-        self, i: int, known: Known, passes: Sequence[Pass], product: Product
+        self, i: int, known: Known, passes: Sequence[Pass], part: Part
     ) -> list[Singles | None]:
         """For each pass, what the channels before group i say of its places, from places around."""
         layer = self._around[i]
         if layer is None:
             return [None] * len(passes)
         places = np.concatenate([x.numbers for x in passes])
-        values = known.levels.at(known.near, slice(0, self._starts[i]))
-        found = known.grid.found(places, SQUARE, known.near)
-        outputs = rectified(layer.around(values, found, product))
+        channels = slice(0, self._starts[i])
+        if part.of_bytes is None or not layer.takes_bytes:
+            values = known.levels.at(known.near, channels)
+            found = known.grid.found(places, SQUARE, known.near)
+            outputs = rectified(layer.around(values, found, part.product))
+        else:
+            found = known.grid.around(places, SQUARE)
+            levels = np.ascontiguousarray(known.levels.flat[:, channels])
+            outputs = rectified(layer.around_bytes(levels, found, part.of_bytes))
         return [*np.split(outputs, [len(passes[0].numbers)])]
 
     def _context_of(self, i: int, known: Known, places: Ints, product: Product) -> Singles:

@@ -301,19 +301,22 @@ class SymbolDecoder:
 def read_entries(words: Sequence[Words], tables: Tables, table: NDArray[np.uint16]) -> Ints:
     """The entries (F, n) of a stage of F frames, from the words of each; ``table`` is (F, n)."""
     count = len(tables.models)
-    number = np.arange(len(words))[:, None] * count + table
-    if number.size == 0:
-        return np.zeros(number.shape, np.int32)
-    order, present, counts = _runs(number.astype(np.min_scalar_type(len(words) * count)).ravel())
+    if table.size == 0:
+        return np.zeros(table.shape, np.int32)
+    narrow = np.min_scalar_type(len(words) * count)
+    number = table.astype(narrow, copy=False)
+    if len(words) > 1:
+        number = number + np.arange(len(words), dtype=narrow)[:, None] * narrow.type(count)
+    order, present, counts = _runs(number.ravel())
     # In this order the frames stay apart, and each has the same runs as if it were alone.
     bounds = np.searchsorted(present, np.arange(len(words) + 1) * count)
     models = [tables.models[at % count] for at in present]
     found = []
     for frame, (start, stop) in zip(words, itertools.pairwise(bounds.tolist()), strict=True):
         found += frame.read_runs(models[start:stop], counts[start:stop])
-    entry = np.empty(number.size, np.int32)
+    entry = np.empty(table.size, np.int32)
     entry[order] = np.concatenate(found)
-    return entry.reshape(number.shape)
+    return entry.reshape(table.shape)
 
 
 def symbols_of(residual: Ints, prediction: Prediction) -> Ints:

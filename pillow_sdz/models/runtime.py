@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from .. import forks, options, weights
 from ..arrays import Singles
+from ..codings.dense import ByteProduct
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -147,6 +148,19 @@ def product(rows: Singles, columns: Singles) -> Singles:
     (docs/speed.md#where-the-time-goes).
     """
     return _product(rows=rows, columns=columns)
+
+
+_product_of_bytes = Network("product_of_bytes", {})
+
+
+def product_of_bytes() -> ByteProduct | None:
+    """A `codings.dense.ByteProduct` in ONNX Runtime, or None if its sums may not be exact.
+
+    It is five times as fast as `product` (docs/speed.md#the-integers).
+    """
+    if not _cpu_has_fast_int8():
+        return None
+    return lambda rows, columns: _product_of_bytes(rows=rows, columns=columns)
 
 
 def session(graph: bytes, tensors: Tensors) -> Any:

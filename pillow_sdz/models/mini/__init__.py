@@ -59,13 +59,16 @@ class Mini:
             {k.removeprefix("prior."): v for k, v in part(tensors, "prior").items()},
             self.axis,
             runtime.product,
+            runtime.product_of_bytes(),
         )
 
     def part(self, scale: int) -> Part:
         """What the prior codes of a picture that is decoded at 1/scale of its size."""
         # At 1/8, nothing else needs the runtime.  It takes longer to load than it saves here.
-        product = runtime.product if scale < 8 or runtime.is_loaded() else np.matmul
-        return Part(SHOWN.get(scale, CHANNELS), product)
+        channels = SHOWN.get(scale, CHANNELS)
+        if scale == 8 and not runtime.is_loaded():
+            return Part(channels, np.matmul)
+        return Part(channels, runtime.product, runtime.product_of_bytes())
 
     def gain(
         self, quantisation: Quantisation, height: int = 1, width: int = 1
