@@ -121,6 +121,12 @@ def letters(image: Image.Image, graphics: Blocks) -> int:
     return int(_busy(image, graphics).sum())
 
 
+def repeats(image: Image.Image) -> Bools:
+    """The pixels of a picture of mode RGB that equal the one to the left or the one above."""
+    strips = [_same(colours) for colours in _colours(image, above=1)]
+    return np.concatenate([strips[0], *(same[1:] for same in strips[1:])])
+
+
 def changes(image: Image.Image, graphics: Blocks) -> float:
     """How many pixels of graphics are no repeats."""
     return float(((255.0 - _repeats(image)) / 255)[graphics].sum()) * BLOCK**2

@@ -34,10 +34,14 @@ ERROR_OF_FLATS = 20_000
 # bytes, and 370.  The second limit is for photos that have a flat background.
 BYTES_OF_COLOURED, MOST_FOR_COLOURED = 4, 400
 # Below this quality, exact regions may have fewer colours.  Chosen: they differ from the original
-# only if the user asks for a low quality.  With 32 colours, all graphics of the tuning set have a
-# higher SSIMULACRA2 than AVIF (speed 6) in the same bytes.  With 16, gradients do not.
+# only if the user asks for a low quality.  With 32 colours, all graphics of the tuning set but a
+# chart have a higher SSIMULACRA2 than AVIF (speed 6) in the same bytes.  With 16, gradients do not.
 EXACT_FROM = 60
-COLOURS = (128, 64, 32)
+COLOURS = (128, 96, 64, 48, 32)
+# With fewer colours, an error counts so much more in a pixel that equals the one to the left or the
+# one above, because edges hide errors and flat parts do not.  Measured on a chart of the tuning set
+# with 150 points of as many colours: docs/measurements.md#graphics-exact-and-regions.
+WEIGHT_OF_REPEATS = 100
 # Latents take at least this many bytes for a pixel, except for a flat background.  Measured: photos
 # at quality 5 take 0.12 bits.
 FEWEST_BYTES = 0.015
@@ -156,6 +160,7 @@ def simpler(colours: Image.Image, blocks: Blocks, quality: float) -> Image.Image
     pixels = np.asarray(opaque)[shown]
     every = Image.fromarray(pixels[None]).getcolors(len(pixels)) or []
     common = [np.array(c, np.uint8) for number, c in every if number >= COMMON * len(pixels)]
+    weights = np.where(graphics.repeats(opaque)[shown], WEIGHT_OF_REPEATS, 1)
     best, least = colours, float(exact.cost(colours, blocks))
     for count in COLOURS:
         # Only the colours of the exact pixels count.
@@ -166,7 +171,7 @@ def simpler(colours: Image.Image, blocks: Blocks, quality: float) -> Image.Image
             opaque.quantize(palette=palette, dither=Image.Dither.NONE).convert("RGB"),
         )
         difference = pixels.astype(np.int32) - np.asarray(fewer)[shown]
-        error = float((difference * difference).sum())
+        error = float(weights @ (difference * difference).sum(1))
         if colours.mode == "RGBA":
             fewer.putalpha(colours.getchannel("A"))
         cost = exact.cost(fewer, blocks) + error / worth(quality)

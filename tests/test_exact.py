@@ -616,5 +616,22 @@ def test_a_page_keeps_its_paper_where_it_has_fewer_colours() -> None:
         draw.text((8, y), "the paper of a page is as white as before " * 2, (20, 20, 25))
     page = page.filter(ImageFilter.GaussianBlur(0.5))
     simpler = regions.simpler(page, np.ones((25, 40), np.bool_), 30)
-    assert len(simpler.getcolors()) < len(page.getcolors(1000))
+    assert len(simpler.getcolors(10000)) < len(page.getcolors(1000))
     assert simpler.getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_flat_colours_change_less_than_edges_at_low_quality() -> None:
+    """A chart's points have many colours, and a viewer compares them."""
+    chance = random.Random(3)
+    colours = [tuple(chance.randrange(40, 216) for _ in range(3)) for _ in range(60)]
+    chart = Image.new("RGB", (800, 600), (255, 255, 255))
+    draw = ImageDraw.Draw(chart)
+    boxes = [(x, y, x + 24, y + 24) for y in range(0, 600, 40) for x in range(0, 800, 40)]
+    for box in boxes:
+        draw.ellipse(box, chance.choice(colours))
+    chart = chart.resize((400, 300), Image.Resampling.BOX)
+    simpler = regions.simpler(chart, np.ones(exact.shape_of(chart.size), np.bool_), 30)
+    assert len(simpler.getcolors(10000)) < len(chart.getcolors(10000))
+    off = abs(np.asarray(simpler).astype(int) - np.asarray(chart)).max(2)
+    middles = [off[y // 2 + 6, x // 2 + 6] for x, y, _, _ in boxes]
+    assert np.mean(middles) < 1
