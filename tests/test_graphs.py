@@ -19,10 +19,9 @@ from training.graphs import networks
 def test_the_graphs_that_ship_are_built_from_the_code() -> None:
     seen = set()
     for name, (build, tensors) in networks().items():
-        for suffix in ("", "_int8", "_digits"):
+        for suffix in ("", "_int8", "_precise"):
             if name + suffix in weights.GRAPHS:
-                int8, digits = suffix == "_int8", suffix == "_digits"
-                data = build(Graph(tensors, int8=int8, digits=digits))
+                data = build(Graph(tensors, int8=bool(suffix), precise=suffix == "_precise"))
                 assert data == weights.graph(name + suffix).checked().read_bytes()
                 seen.add(name + suffix)
     assert seen == set(weights.GRAPHS)

@@ -37,11 +37,12 @@ class Graph:
     """A graph that is being built.  Methods add nodes, and return the name of their result."""
 
     def __init__(
-        self, tensors: Tensors, *, int8: bool, watched: bool = False, digits: bool = False
+        self, tensors: Tensors, *, int8: bool, watched: bool = False, precise: bool = False
     ) -> None:
-        #: Whether latents are multiplied in digits of 8 bits.
-        self.digits = digits or int8
-        self._tensors, self._int8, self._watched = tensors, int8, watched
+        #: Whether some numbers have 8 bits.
+        self.int8 = int8
+        self._precise = precise
+        self._tensors, self._watched = tensors, watched
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
         self._rounded: dict[str, str] = {}  # activations that are in 8 bits already
@@ -148,7 +149,7 @@ class Graph:
         dims = self._tensors[f"{name}.weight"].shape
         keys = {"pads": [keys.pop("pad", dims[2] // 2)] * 4, **keys}
         biased = f"{name}.bias" in self._tensors
-        if not self._int8 or exact:
+        if not self.int8 or exact:
             given = [self.weight(f"{name}.weight", dims)]
             if biased:
                 given.append(self.weight(f"{name}.bias", dims[:1]))
@@ -185,21 +186,21 @@ class Graph:
             self.outputs.append(value)
 
     def block(self, x: str, name: str) -> str:
-        """x + conv(relu(conv(x))).  The sum is in float32.
+        """x + conv(relu(conv(x))).  All is in float32.
 
         If the tensors have limits, it is `pillow_sdz.models.mini.network.LimitedBlock`.
         """
         if f"{name}.limits" not in self._tensors:
-            first = self.conv(x, f"{name}.first", relu=True)
-            return self.op("Add", x, self.conv(first, f"{name}.second"))
+            first = self.conv(x, f"{name}.first", relu=True, exact=self.int8)
+            return self.op("Add", x, self.conv(first, f"{name}.second", exact=self.int8))
         limits = self.weight(f"{name}.limits", (3,))
         zero = self.constant(0, np.float32)
         of_input, of_hidden, of_output = (
             self.op("Gather", limits, self.constant(i, np.int64)) for i in range(3)
         )
         y = self.op("Clip", x, self.op("Neg", of_input), of_input)
-        y = self.op("Clip", self.conv(y, f"{name}.first"), zero, of_hidden)
-        y = self.conv(y, f"{name}.second")
+        y = self.op("Clip", self.conv(y, f"{name}.first", exact=self.int8), zero, of_hidden)
+        y = self.conv(y, f"{name}.second", exact=self.int8)
         return self.op("Add", x, self.op("Clip", y, self.op("Neg", of_output), of_output))
 
     def _is_limited(self, layer: str) -> bool:
@@ -229,13 +230,17 @@ class Graph:
         scale = self.weight(f"{name}_scale", ())
         return scale, self.weight(f"{name}_zero", (), TensorProto.UINT8)
 
-    def blocks(self, x: str, name: str, depth: int) -> str:
-        block = self._block_in_8_bits if self._int8 else self.block
+    def blocks(self, x: str, name: str, depth: int, *, last: bool = False) -> str:
+        """Blocks one after another.  The ``last`` stage of a precise graph is in float32."""
+        if not self.int8 or (last and self._precise):
+            for number in range(depth):
+                x = self.block(x, f"{name}.{number}")
+            return x
         # Convolutions in 8 bits have the channels last.  To move them for each sum takes time.
-        x = self.op("Transpose", x, perm=[0, 2, 3, 1]) if self._int8 else x
+        x = self.op("Transpose", x, perm=[0, 2, 3, 1])
         for number in range(depth):
-            x = block(x, f"{name}.{number}")
-        return self.op("Transpose", x, perm=[0, 3, 1, 2]) if self._int8 else x
+            x = self._block_in_8_bits(x, f"{name}.{number}")
+        return self.op("Transpose", x, perm=[0, 3, 1, 2])
 
     def shuffle(self, x: str, by: int) -> str:
         """The same as torch's pixel_shuffle."""

@@ -4,10 +4,10 @@
 
 A graph has the names and shapes of the weights, but not their values: `pillow_sdz.models.runtime`
 takes the values from the safetensors files.  `NAME.onnx` is in float32.  Most networks have another
-graph, `NAME_int8.onnx`, with their CNN in int8.  `NAME_digits.onnx` is in float32, but multiplies
-latents in digits of 8 bits, as int8 graphs do.  Blocks with limits have the ranges of their numbers
-in the weights.  Other ranges are measured on eight training photos, and written to
-`ranges.safetensors`.  The command prints the sha256 of each file for `pillow_sdz/weights.py`.
+graph, `NAME_int8.onnx`, with their CNN in int8.  In `NAME_precise.onnx`, the last stage is in
+float32.  Blocks with limits have the ranges of their numbers in the weights.  Other ranges are
+measured on eight training photos, and written to `ranges.safetensors`.  The command prints the
+sha256 of each file for `pillow_sdz/weights.py`.
 
 A new network needs a function that writes its layers down, and a row in `networks`.
 """
@@ -120,7 +120,7 @@ def mini_decoder(g: Graph, scale: int = 1) -> bytes:
     d16, (d8, d4, (m, m8, m4)) = shape.DEPTHS_DECODER[2], shape.DECODERS[scale]
     side = shape.FACTOR // scale
     rate = Rate(g)
-    if g.digits:
+    if g.int8:
         conv = functools.partial(g.conv_of_digits, g.digits_of("latents"), "channels")
     else:
         conv = functools.partial(g.conv_of, g.first("latents"), "channels")
@@ -138,7 +138,7 @@ def mini_decoder(g: Graph, scale: int = 1) -> bytes:
     if d4:
         y = g.shuffle(g.conv(y, "decoder.up4", exact=True), 2)
         y = g.op("Add", y, rate.added("decoder.rate.2", m - m4, 4))
-        y = g.blocks(y, "decoder.at4", d4)
+        y = g.blocks(y, "decoder.at4", d4, last=True)
     leave, gate, spread = "decoder.leave", "decoder.gate", 4
     if scale > 1:
         leave, gate, spread = f"{scale}.head", f"{scale}.gate", 2
@@ -199,8 +199,8 @@ def sd_mini_decoder(g: Graph) -> bytes:
 
 # Those of which nothing is rounded, and `SdMini`'s decoder, which runs in float32.
 FLOAT32_ALONE = {"mini_analysis", "product", "product_of_bytes", "sd_mini_decoder"}
-# Those that are also run in float32 with latents in digits of 8 bits.
-WITH_DIGITS = {"mini_decoder", "mini_decoder2", "mini_decoder4"}
+# Those that also have a graph with their last stage in float32.
+PRECISE = {"mini_decoder", "mini_decoder2"}
 
 
 def networks() -> dict[str, tuple[Build, Tensors]]:
@@ -259,8 +259,8 @@ def main() -> None:
         files[f"graphs/{name}.onnx"] = build(Graph(tensors, int8=False))
         if name not in FLOAT32_ALONE:
             files[f"graphs/{name}_int8.onnx"] = build(Graph(tensors, int8=True))
-        if name in WITH_DIGITS:
-            files[f"graphs/{name}_digits.onnx"] = build(Graph(tensors, int8=False, digits=True))
+        if name in PRECISE:
+            files[f"graphs/{name}_precise.onnx"] = build(Graph(tensors, int8=True, precise=True))
     for name, data in files.items():
         path = options.output / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -91,15 +91,15 @@ class Network:
     """A network of the package.
 
     ``graph`` is the name of its graph, and ``tensors`` are its weights, in any float type.  It
-    computes in int8 if it has a graph for that, and if `int8` says so.  It may also have a graph in
-    float32 with `digits`.
+    computes in int8 if it has a graph for that, and if `int8` says so.  It may also have a graph
+    that is more precise than that in int8.
     """
 
     def __init__(self, graph: str, tensors: Tensors) -> None:
         self._graph, self._tensors = graph, tensors
 
     def __call__(self, *, precise: bool = False, **inputs: NDArray[Any]) -> NDArray[Any]:
-        """The result (h, w, C) for these inputs, in float32 if it has to be ``precise``.
+        """The result (h, w, C) for these inputs, by the ``precise`` graph if there is one.
 
         OSError if memory runs out.
         """
@@ -110,11 +110,12 @@ class Network:
         return array
 
     def _session(self, precise: bool) -> Any:
-        if int8():
-            if not precise and f"{self._graph}_int8" in weights.GRAPHS:
-                return self._session_int8
-            if f"{self._graph}_digits" in weights.GRAPHS:
-                return self._session_digits
+        if not int8():
+            return self._session_float32
+        if precise and f"{self._graph}_precise" in weights.GRAPHS:
+            return self._session_precise
+        if f"{self._graph}_int8" in weights.GRAPHS:
+            return self._session_int8
         return self._session_float32
 
     @built_once
@@ -122,15 +123,17 @@ class Network:
         return session(weights.graph(self._graph).checked().read_bytes(), self._tensors)
 
     @built_once
-    def _session_digits(self) -> Any:
-        graph = weights.graph(f"{self._graph}_digits").checked().read_bytes()
-        return session(graph, {**self._tensors, **digits(graph, self._tensors)})
+    def _session_int8(self) -> Any:
+        return self._quantised("int8")
 
     @built_once
-    def _session_int8(self) -> Any:
-        graph = weights.graph(f"{self._graph}_int8").checked().read_bytes()
+    def _session_precise(self) -> Any:
+        return self._quantised("precise")
+
+    def _quantised(self, kind: str) -> Any:
+        graph = weights.graph(f"{self._graph}_{kind}").checked().read_bytes()
         ranges = _ranges(self._graph) | ranges_of_limits(self._tensors)
-        return session(graph, quantised(self._tensors, ranges) | digits(graph, self._tensors))
+        return session(graph, quantised(graph, self._tensors, ranges))
 
 
 def is_loaded() -> bool:
@@ -218,6 +221,25 @@ def ranges_of_limits(tensors: Tensors) -> dict[str, NDArray[Any]]:
     return found
 
 
+def quantised(graph: bytes, tensors: Tensors, ranges: Tensors) -> dict[str, NDArray[Any]]:
+    """The tensors of a graph in int8: `ranges` names its convolutions' inputs and outputs."""
+    found = {**ranges, **digits(graph, tensors)}
+    for name, values in tensors.items():
+        layer, _, part = name.rpartition(".")
+        if not _names(graph, f"{layer}.weight_scale"):
+            found[name] = values
+        elif part == "weight":
+            wide = values.astype(np.float32)
+            scale = np.maximum(np.abs(wide).max((1, 2, 3)) / LARGEST_INT8, 1e-12)
+            found[f"{layer}.weight_scale"] = scale
+            found[name] = np.rint(wide / scale[:, None, None, None]).astype(np.int8)
+            of_bias = scale * ranges[f"{layer}.input_scale"]
+            bias = tensors[f"{layer}.bias"].astype(np.float32)
+            found[f"{layer}.bias_scale"] = of_bias.astype(np.float32)
+            found[f"{layer}.bias"] = np.rint(bias / of_bias).astype(np.int32)
+    return found
+
+
 def digits(graph: bytes, tensors: Tensors) -> dict[str, NDArray[Any]]:
     """The weights (outputs, C, k, k) of a graph's layers whose inputs have two digits of 8 bits.
 
@@ -237,23 +259,4 @@ def digits(graph: bytes, tensors: Tensors) -> dict[str, NDArray[Any]]:
         low = np.rint(wide[:, few] / scale - DIGIT * high[:, few])
         found[f"{layer}.high"], found[f"{layer}.low"] = high.astype(np.int8), low.astype(np.int8)
         found[f"{layer}.high_scale"], found[f"{layer}.low_scale"] = DIGIT * scale, scale
-    return found
-
-
-def quantised(tensors: Tensors, ranges: Tensors) -> dict[str, NDArray[Any]]:
-    """The tensors of a graph in int8: `ranges` names its convolutions' inputs and outputs."""
-    found = dict(ranges)
-    for name, values in tensors.items():
-        layer, _, part = name.rpartition(".")
-        if f"{layer}.input_scale" not in ranges:
-            found[name] = values
-        elif part == "weight":
-            wide = values.astype(np.float32)
-            scale = np.maximum(np.abs(wide).max((1, 2, 3)) / LARGEST_INT8, 1e-12)
-            found[f"{layer}.weight_scale"] = scale
-            found[name] = np.rint(wide / scale[:, None, None, None]).astype(np.int8)
-            of_bias = scale * ranges[f"{layer}.input_scale"]
-            bias = tensors[f"{layer}.bias"].astype(np.float32)
-            found[f"{layer}.bias_scale"] = of_bias.astype(np.float32)
-            found[f"{layer}.bias"] = np.rint(bias / of_bias).astype(np.int32)
     return found

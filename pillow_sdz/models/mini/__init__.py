@@ -197,7 +197,7 @@ class Encoder:
 class Decoder:
     """A decoder in ONNX Runtime.  It leaves out channels that are 0 in all of a tile.
 
-    Tiles with a mean place of `PRECISE_FROM` or more are computed in float32.
+    Tiles with a mean place of `PRECISE_FROM` or more are computed more precisely.
     """
 
     def __init__(self, graph: str, tensors: Tensors) -> None:
