@@ -159,7 +159,7 @@ _product_of_bytes = Network("product_of_bytes", {})
 def product_of_bytes() -> ByteProduct | None:
     """A `codings.dense.ByteProduct` in ONNX Runtime, or None if its sums may not be exact.
 
-    It is five times as fast as `product` (docs/speed.md#the-integers).
+    It is four times as fast as `product` or more (docs/speed.md#arithmetic).
     """
     if not _cpu_has_fast_int8():
         return None
