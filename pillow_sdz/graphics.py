@@ -121,10 +121,15 @@ def letters(image: Image.Image, graphics: Blocks) -> int:
     return int(_busy(image, graphics).sum())
 
 
-def repeats(image: Image.Image) -> Bools:
-    """The pixels of a picture of mode RGB that equal the one to the left or the one above."""
-    strips = [_same(colours) for colours in _colours(image, above=1)]
-    return np.concatenate([strips[0], *(same[1:] for same in strips[1:])])
+def flats(image: Image.Image) -> Bools:
+    """The pixels of a picture of mode RGB that equal the one to the left and the one above."""
+    found = np.zeros((image.height, image.width), np.bool_)
+    for top, colours in zip(range(0, image.height, _ROWS), _colours(image, above=1), strict=True):
+        here = colours[1:, 1:]
+        flat = (here == colours[:-1, 1:]) & (here == colours[1:, :-1])
+        first = max(top, 1)
+        found[first : first + len(flat), 1:] = flat
+    return found
 
 
 def changes(image: Image.Image, graphics: Blocks) -> float:

@@ -38,10 +38,10 @@ BYTES_OF_COLOURED, MOST_FOR_COLOURED = 4, 400
 # chart have a higher SSIMULACRA2 than AVIF (speed 6) in the same bytes.  With 16, gradients do not.
 EXACT_FROM = 60
 COLOURS = (128, 96, 64, 48, 32)
-# With fewer colours, an error counts so much more in a pixel that equals the one to the left or the
-# one above, because edges hide errors and flat parts do not.  Measured on a chart of the tuning set
-# with 150 points of as many colours: docs/measurements.md#graphics-exact-and-regions.
-WEIGHT_OF_REPEATS = 100
+# With fewer colours, an error counts so much more in a pixel that equals the one to the left and
+# the one above, because edges hide errors and flat parts do not.  Measured on a chart of the tuning
+# set with 150 points of as many colours: docs/measurements.md#graphics-exact-and-regions.
+WEIGHT_OF_FLATS = 200
 # Latents take at least this many bytes for a pixel, except for a flat background.  Measured: photos
 # at quality 5 take 0.12 bits.
 FEWEST_BYTES = 0.015
@@ -160,7 +160,7 @@ def simpler(colours: Image.Image, blocks: Blocks, quality: float) -> Image.Image
     pixels = np.asarray(opaque)[shown]
     every = Image.fromarray(pixels[None]).getcolors(len(pixels)) or []
     common = [np.array(c, np.uint8) for number, c in every if number >= COMMON * len(pixels)]
-    weights = np.where(graphics.repeats(opaque)[shown], WEIGHT_OF_REPEATS, 1)
+    weights = np.where(graphics.flats(opaque)[shown], WEIGHT_OF_FLATS, 1)
     best, least = colours, float(exact.cost(colours, blocks))
     for count in COLOURS:
         # Only the colours of the exact pixels count.
