@@ -64,7 +64,7 @@ SD1_PRIOR = Weights(
     "sd1_prior.safetensors", "210f19a14bdddfc4a834ef75c16c8e23ee1aa9f4e960cbac18be5870be3d167b"
 )
 FLUX2_PRIOR = Weights(
-    "flux2_prior.safetensors", "eac346dcdd398e3d45e40b4842705343fc1b8369cee3d7e62f00689bec43fb40"
+    "flux2_prior.safetensors", "578f6fa5ff1bcb36fd754f925ca996c18226e071658d2c5c04a1f37319ae235d"
 )
 TABLES = Weights(
     "tables.safetensors", "b3a476cc2bcd62d0df707d12a498ba7cb171ae1752a82befee4f021dfa3256cb"

@@ -294,7 +294,7 @@ LATENT_FILES: dict[str, tuple[tuple[int, ...], str, list[float]]] = {
     ),
     "latents-flux2": (
         (32, 9, 12),
-        "4e238bb17cb02f3c7ca5a702d4a4ecbbf3e5456e56c9d6469992810b94403506",
+        "dfd15472540cb1ad08d6850ce58e4cabb6896be178c46215da81bfbf66093ee4",
         [0.5, -0.5, -0.5, -0.5, -0.5],
     ),
     "latents-palette": (
