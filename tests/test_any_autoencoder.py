@@ -230,7 +230,7 @@ def glm() -> Any:
 CLASSES = [
     (flux2, "flux2"),
     (qwen, "qwen-image"),
-    pytest.param(qwen2, "qwen-image-2", marks=pytest.mark.slow),
+    (qwen2, "qwen-image-2"),
     (wan, "wan21"),
     (wan22, "wan22"),
     (sana, "sana"),
@@ -252,6 +252,7 @@ def statistics_of(vae: Any) -> tuple[Any, Any]:
     return vae.config.latents_mean, vae.config.latents_std
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "space"), CLASSES)
 def test_diffusers_classes(make: Any, space: str, photo: Image.Image) -> None:
     vae = seeded(make)

@@ -89,6 +89,7 @@ def test_int8_is_close_to_the_original(name: str) -> None:
     assert sum(lost) / len(lost) <= AVERAGE
 
 
+@pytest.mark.slow
 @MODELS
 @pytest.mark.parametrize("quality", QUALITIES)
 @pytest.mark.parametrize("of", PICTURES)

@@ -261,6 +261,7 @@ def test_speed_per_megapixel(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row.split(" | ")[0] for row in rows] == ["| 0.0016", "| 0.0025"]
 
 
+@pytest.mark.slow
 def test_drafts_are_compared_with_a_load() -> None:
     found = speed.drafts(repeats=1)
     assert [c.what for c in found] == [f"draft at 1/{n} of 768x512" for n in (2, 4, 8)]
@@ -315,6 +316,7 @@ def test_perception_decodes_the_same_file_twice(
     assert [line.split(" | ")[1] for line in lines[2:]] == list(rows)
 
 
+@pytest.mark.slow
 def test_perception_shows_parts_of_pictures(picture: Image.Image, tmp_path: Path) -> None:
     picture.save(tmp_path / "coffee.png")
     output = tmp_path / "sheet.webp"

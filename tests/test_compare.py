@@ -388,6 +388,7 @@ def pixels(picture: Image.Image) -> np.ndarray[Any, np.dtype[np.int_]]:
     return np.asarray(picture).astype(int)[1:-1]
 
 
+@pytest.mark.slow
 def test_dragging_the_line(page: Page, coffee: compare.Comparison, tmp_path: Path) -> None:
     handle, left = page.get_by_role("slider").first, page.locator(".side.left").first
     stage = page.locator(".stage").first.bounding_box()

@@ -125,6 +125,7 @@ def test_the_table_of_families_is_right(name: str) -> None:
 # Scaling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [n for n, s in catalogue.all_spaces().items() if s.scaling is not None]
 )

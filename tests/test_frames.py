@@ -207,6 +207,7 @@ class TestWhatIsCoded:
         for frame, original in zip(frames_of(data), moving, strict=True):
             assert_similar(frame, original, LOSS)
 
+    @pytest.mark.slow
     def test_refined_frames(self, moving: list[Image.Image]) -> None:
         """More effort helps all frames, and what does not change is still not coded."""
         data = encode_all(moving[:3], effort=5)
@@ -222,6 +223,7 @@ class TestWhatIsCoded:
         singles = [payloads(encode(frame, model="sd-mini"))[0] for frame in moving[:2]]
         assert payloads(data) == singles
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("limit", [2500, 4000])
     def test_target_size_is_of_all_frames(self, moving: list[Image.Image], limit: int) -> None:
         data = encode_all(moving, target_size=limit)

@@ -31,6 +31,7 @@ def light() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("light")
 @pytest.mark.parametrize("target", targets.TARGETS)
 def test_nothing_but_the_allowed_exceptions(target: str) -> None:

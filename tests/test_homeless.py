@@ -48,10 +48,8 @@ print("sd1" in models.names())
 """
 
 
-@pytest.mark.parametrize(
-    ("home", "parts"),
-    [("/dev/null", ()), pytest.param("nobody", ("pipeline",), marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("home", "parts"), [("/dev/null", ()), ("nobody", ("pipeline",))])
 def test_what_needs_no_added_models_works(
     tmp_path: Path, environment: dict[str, str], home: str, parts: tuple[str, ...]
 ) -> None:

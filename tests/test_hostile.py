@@ -282,14 +282,8 @@ def costly() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(
-    "name",
-    # The honest picture of this header alone takes three seconds, and is made three times.
-    [
-        pytest.param(name, marks=pytest.mark.slow if name == "latents-of-129x128" else ())
-        for name in costly()
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", costly())
 def test_a_picture_costs_what_an_honest_one_of_its_header_does(name: str) -> None:
     """This is about time and memory. Reading the chunks of the file does not count."""
     data = FILES[name]

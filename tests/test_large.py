@@ -165,7 +165,8 @@ def test_tiles_follow_the_memory_budget() -> None:
         assert tile_memory.tile_side(24_000, 13, 4096) == tile_memory.LARGEST_TILE
 
 
-@pytest.mark.parametrize("scale", [pytest.param(1, marks=pytest.mark.slow), 2, 4, 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
 @pytest.mark.usefixtures("dtype")
 def test_tiled_pixels_are_those_of_one_piece(scale: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each stage is computed beyond the tile, as far as the next stages look."""

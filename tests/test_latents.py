@@ -588,6 +588,7 @@ def test_pictures_too_large_for_pillow_have_latents(monkeypatch: pytest.MonkeyPa
     assert roundtrip(latents()).shape == SHAPE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "options", "most"),
     [  # measured: 8.5, 7.5, 7.5, 3.8 and 7.9 MB; the results have 0.98, 0.26, 0.13, 0.26 and 0.59

@@ -189,6 +189,7 @@ stop.set()
 """
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.parametrize("threads", [0, 4])
 def test_a_child_forked_after_decoding(

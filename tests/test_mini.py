@@ -135,6 +135,7 @@ def test_a_map_of_one_quality_is_that_quality(
     assert np.abs(found[0] - found[1]).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
 def test_tiles_of_a_map_have_no_seam(
     mini: Mini, monkeypatch: pytest.MonkeyPatch, scale: int

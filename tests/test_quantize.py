@@ -117,6 +117,7 @@ def test_no_latent_moves_farther_than_to_its_other_neighbour(step: int, effort: 
     assert np.abs(symbols - latents * (STEP_UNITS / step)).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_the_more_effort_the_less_rate_and_distortion(step: int) -> None:
     costs = [lagrangian(step, effort) for effort in range(10)]

@@ -331,6 +331,7 @@ def test_too_many_at_once_are_sent_away(
     assert ask().status_code == due
 
 
+@pytest.mark.slow
 def test_work_without_end_is_ended(
     server: ModuleType,
     running: Any,
