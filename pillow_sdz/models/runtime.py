@@ -30,7 +30,7 @@ LARGEST_INT8 = 127
 # `digits` splits numbers in two: a high digit is worth this many of a low one.
 DIGIT = 128
 # Weights for the channels from this one on have the high digit alone.  Measured on one photo: the
-# linear path is off by 0.07 grey levels at all qualities, and by 0.03 with all low digits.
+# linear path is off by 0.06 (quality 30) to 0.09 grey levels (90).
 PRECISE_CHANNELS = 64
 
 _building = forks.Lock()
