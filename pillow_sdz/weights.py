@@ -43,7 +43,7 @@ MINI = Weights(
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "f4deb9507e121b59f4dcb501cf882b830461618f2f33b82f5c250a4f7acc3ef5",
+    "30ababd380d27498a25e31a1a8fa411355100e934b705549010ad6887d1225b3",
 )
 MINI_REDUCED = Weights(
     "mini_reduced.safetensors", "71cf60b970a8d98fc33a2d87a1e366c7390cbcf26e651b5d6da18a751a225c5c"
