@@ -88,6 +88,7 @@ def test_whatever_the_latents_scale_their_neighbours_save_bytes(unit: float, cha
     assert len(encode(symbols, 512)) < 0.8 * entropy(symbols)
 
 
+@pytest.mark.slow
 def test_channels_are_predicted_from_each_other() -> None:
     symbols = quantised(correlated_latents(48, 48, 16), 256)
     apart = sum(len(encode(symbols[:, :, c : c + 1], 256)) for c in range(16))

@@ -127,6 +127,7 @@ def latents_of(size: tuple[int, int]) -> NDArray[np.float32]:
     return exact + 0.2 * noise
 
 
+@pytest.mark.slow
 def test_tiles_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the whole at once, in latents and pixels.
 

@@ -98,6 +98,7 @@ def test_what_was_bfloat16_takes_three_bits_less() -> None:
     assert 8 * (len(full) - len(less)) / latents.size == pytest.approx(3, abs=0.1)
 
 
+@pytest.mark.slow
 def test_damaged_payloads_raise_nothing_but_damage() -> None:
     latents = correlated_latents(4, 6, 3).astype(np.float16)
     payload = encode(latents)

@@ -72,6 +72,7 @@ def test_crcs_are_made_right() -> None:
     assert zlib.crc32(b"DONE").to_bytes(4, "big") == repaired(data)[-4:]
 
 
+@pytest.mark.slow
 def test_the_command_leaves_what_it_finds(tmp_path: Path, environment: dict[str, str]) -> None:
     """The finding is kept. When it runs again, it gives the same exception."""
     program = (
@@ -137,6 +138,7 @@ def test_a_change_meets_the_tests_of_its_line() -> None:
     assert fitting(module, line, 2) == expected[:2]
 
 
+@pytest.mark.slow
 def test_a_constant_meets_the_tests_of_its_name() -> None:
     """Only the import runs a constant.  The table of presets has no line that a test runs."""
     module, user = "pillow_sdz/presets.py", "pillow_sdz/catalogue.py"

@@ -572,6 +572,7 @@ def test_a_frame_is_limited_by_its_bytes(
         coder.decode(chunk.data, (64, 64), quantisation)
 
 
+@pytest.mark.slow
 def test_what_nothing_happens_in_is_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latents of zeros have the most values in a byte. All that can be written can be read."""
     monkeypatch.setattr(sys.modules["pillow_sdz.opening"], "FREE_WORK", 1 << 15)

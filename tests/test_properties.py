@@ -83,6 +83,7 @@ def sound(draw: st.DrawFn) -> list[Chunk]:
     return [*found, Chunk(chunks.DONE, b"")]
 
 
+@pytest.mark.slow
 @given(sound())
 def test_chunks_are_read_as_they_were_written(written: list[Chunk]) -> None:
     data = container.write(written)

@@ -125,6 +125,7 @@ def test_the_more_effort_the_less_rate_and_distortion(step: int) -> None:
     assert costs[0] > costs[3] > costs[6] > costs[9]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_which_levels_of_effort_are_the_same(step: int) -> None:
     """Levels differ in three ways: rounding, one pass, and the number of rounds of alternatives."""

@@ -123,6 +123,7 @@ MUSUBI = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", MUSUBI)
 def test_musubi_tuner(architecture: str, tmp_path: Path) -> None:
     short, tensors, model, shape = MUSUBI[architecture]

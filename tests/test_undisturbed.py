@@ -135,7 +135,9 @@ EXPECTED: dict[Callable[..., Using], bytes] = {}
 MODELS = [mini, perceptual, reduced, sd_mini, denoised, folder, tiny_folder, modules]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model", [mini, *(pytest.param(m, marks=pytest.mark.slow) for m in MODELS[1:])]
+)
 @pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS)
 def test_the_callers_settings_change_nothing_and_stay(
     photo: Image.Image,
