@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
@@ -9,6 +11,7 @@ from PIL import Image, ImageFilter
 from pillow_sdz import demo
 from pillow_sdz.codings import allocation, quality_map
 from pillow_sdz.codings.allocation import MOST
+from pillow_sdz.codings.target_size import ONE_IN
 from sdz_files import encode
 
 STEP = 0.08
@@ -102,7 +105,12 @@ def test_the_same_file_by_its_quality_and_by_its_size() -> None:
     photo = demo.photo().resize((384, 256))
     data = encode(photo, target_size=9000)
     assert 8800 < len(data) <= 9000
-    assert encode(photo, target_size=len(data)) == data
+    with Image.open(BytesIO(data)) as im:
+        quality = im.info["sdz"]["quality"]
+    assert encode(photo, quality=quality) == data
+    # The search ends when less than one in `ONE_IN` bytes is left.
+    again = encode(photo, target_size=len(data))
+    assert 0 <= len(data) - len(again) < len(data) // ONE_IN
 
 
 @pytest.mark.slow
