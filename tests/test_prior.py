@@ -86,19 +86,11 @@ def case(name: str) -> Case:
     return Case(symbols, hyper, quality)
 
 
-def empty_groups(symbols: Ints) -> int:
-    """How many of the last groups have no symbol but 0."""
-    starts = np.cumsum(shipped()["groups"]) - shipped()["groups"]
-    used = np.add.reduceat(np.count_nonzero(symbols, axis=(0, 1)), starts)
-    return int(np.argmax(used[::-1] > 0))
-
-
 class Noted(Quantizer):
     """A coder that keeps the means and scales. A payload shows less of them."""
 
     def __init__(self, case: Case) -> None:
-        besides = quality_map.volumes(case.offsets)
-        besides["left out"] = np.array([empty_groups(case.symbols)])
+        besides = quality_map.volumes(case.offsets) | prior(shipped()).volumes(case.symbols)
         super().__init__(TABLES, case.symbols.astype(np.float64), case.hyper, besides=besides)
         self.predictions: list[Ints] = []
 
@@ -394,19 +386,27 @@ def test_a_map_that_no_encoder_writes_is_damage(coder: Written) -> None:
 
 
 def payload_of(
-    symbols: Ints, hyper: Ints, left_out: int, changed: NDArray[np.bool_] | None = None
+    symbols: Ints,
+    hyper: Ints,
+    left_out: int,
+    changed: NDArray[np.bool_] | None = None,
+    before: Coded | None = None,
 ) -> bytes:
     """The payload of changes or of everything at a quality of 100; some groups are left out."""
-    besides = quality_map.volumes(None) | {"left out": np.array([left_out])}
+    besides = quality_map.volumes(None) | prior(shipped()).volumes(symbols, changed)
+    besides["left out"] = np.array([left_out])
     quantizer = Quantizer(TABLES, symbols.astype(np.float64), hyper, changed, besides)
-    before = None if changed is None else Coded(np.ones_like(symbols), hyper)
+    if changed is not None and before is None:
+        before = Coded(np.ones_like(symbols), hyper)
     prior(shipped()).code(quantizer, *symbols.shape[:2], HIGH, before)
     return quantizer.bytes()
 
 
-def read_whole(payload: bytes, before: Coded | None = None) -> Ints:
+def read_whole(
+    payload: bytes, before: Coded | None = None, size: tuple[int, int] = (16, 16)
+) -> Ints:
     decoder = SymbolDecoder(TABLES, payload)
-    found = prior(shipped()).code(decoder, 16, 16, HIGH, before).symbols
+    found = prior(shipped()).code(decoder, *size, HIGH, before).symbols
     decoder.finish()
     return found
 
@@ -473,3 +473,126 @@ class TestGroupsThatAreLeftOut:
         symbols = self.symbols(9)
         payload = payload_of(symbols, self.hyper, left_out)
         assert np.array_equal(read_whole(payload), symbols)
+
+
+FIRST_WITH_MAP = 4
+
+
+class MapsOnly:
+    """A coder of zeros that keeps the stages of maps, and counts the latents of each group."""
+
+    def __init__(self, occupied: int = 1, magnitude: int = 0) -> None:
+        self._of_maps, self._of_latents = occupied, magnitude
+        self.maps: list[tuple[Any, Ints, Ints]] = []
+        self.latents: dict[int, int] = {}  # by the first channel
+
+    def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
+        if volume == "occupied":
+            self.maps.append((index, mean, scale))
+        if volume == "latents":
+            start = index[2].start
+            self.latents[start] = self.latents.get(start, 0) + len(mean)
+        values = {"occupied": self._of_maps, "latents": self._of_latents}
+        return np.full(len(mean), values.get(volume, 0), np.int32)
+
+
+class TestPatches:
+    """A patch has 2x2 cells, which are 4x4 latents."""
+
+    groups = (*shipped()["groups"].tolist(),)
+    starts = (*itertools.accumulate(groups, initial=0),)
+
+    def sparse(self, height: int, width: int, seed: int = 0) -> Ints:
+        """Latents of which one in 30 patches has a symbol of a group."""
+        rng = np.random.default_rng(seed)
+        found = np.zeros((height, width, self.starts[-1]), np.int32)
+        for start, end in itertools.pairwise(self.starts):
+            places = rng.random((height, width)) < 1 / 480
+            found[places, rng.integers(start, end)] = rng.choice([-3, -1, 1, 40])
+        found[-1, -1, -1] = 1
+        return found
+
+    def hyper(self, height: int, width: int) -> Ints:
+        return np.zeros((-(-height // 2), -(-width // 2), 32), np.int32)
+
+    @pytest.mark.parametrize("size", [(1, 1), (3, 5), (16, 16), (33, 18)])
+    def test_symbols_come_back(self, size: tuple[int, int]) -> None:
+        symbols = self.sparse(*size)
+        payload = payload_of(symbols, self.hyper(*size), 0)
+        assert np.array_equal(read_whole(payload, size=size), symbols)
+
+    @pytest.mark.parametrize("size", [(3, 5), (16, 16), (33, 18)])
+    def test_symbols_of_changes_come_back(self, size: tuple[int, int]) -> None:
+        """A patch may have cells that change, and others that stay as they were."""
+        hyper, symbols = self.hyper(*size), self.sparse(*size)
+        before = Coded(self.sparse(*size, seed=1), hyper)
+        changed = np.random.default_rng(2).random(hyper.shape[:2]) < 0.3
+        changed[-1, -1] = True
+        payload = payload_of(symbols, hyper, 0, changed, before)
+        of_latents = changed.repeat(2, 0).repeat(2, 1)[: size[0], : size[1], None]
+        expected = np.where(of_latents, symbols, before.symbols)
+        assert np.array_equal(read_whole(payload, before, size), expected)
+
+    def test_an_encoder_knows_the_patches_with_symbols(self) -> None:
+        steps = np.zeros((6, 9, self.starts[-1]))
+        steps[5, 8, self.starts[4]] = 0.6
+        steps[2, 5, self.starts[5] - 1] = -1
+        steps[0, 0, self.starts[5]] = 0.4  # this is rounded to 0
+        found = prior(shipped()).volumes(steps)["occupied"]
+        assert np.argwhere(found).tolist() == [[0, 1, 4], [1, 2, 4]]
+        changed = np.zeros((3, 5), bool)
+        changed[2, 4] = True
+        found = prior(shipped()).volumes(steps, changed)["occupied"]
+        assert np.argwhere(found).tolist() == [[1, 2, 4]]
+
+    def test_only_later_groups_have_a_map(self) -> None:
+        coder = MapsOnly()
+        prior(shipped()).code(coder, 6, 9, HIGH)
+        assert [index[2] for index, *_ in coder.maps] == [4, 5, 6, 7, 8]
+        for (rows, columns, _), _, scale in coder.maps:
+            assert list(zip(rows, columns, strict=True)) == [*np.ndindex(2, 3)]
+            assert (scale == 12).all()
+
+    @pytest.mark.parametrize("symbol", [0, 2, -1])
+    def test_a_patch_without_symbols_has_no_stages(self, symbol: int) -> None:
+        """Only a 1 says that a patch has symbols."""
+        coder = MapsOnly(symbol, magnitude=1)
+        found = prior(shipped()).code(coder, 6, 9, HIGH).symbols
+        assert [*coder.latents] == [*self.starts[:FIRST_WITH_MAP]]
+        assert found[..., : self.starts[FIRST_WITH_MAP]].all()
+        assert not found[..., self.starts[FIRST_WITH_MAP] :].any()
+
+    def test_only_patches_with_symbols_have_stages(self) -> None:
+        symbols = np.ones((16, 16, self.starts[-1]), np.int32)
+        symbols[4:, :, self.starts[-2] :] = 0
+        symbols[:, 12:, self.starts[-2] :] = 0  # 4x12 latents are left
+        quantizer = Noted(Case(symbols, self.hyper(16, 16), HIGH))
+        prior(shipped()).code(quantizer, 16, 16, HIGH)
+        assert sum(map(len, quantizer.predictions[-4:])) == 2 * 48 * self.groups[-1]
+
+    @pytest.mark.parametrize("magnitude", [0, 1, 3, 100])
+    @pytest.mark.parametrize(("height", "width"), [(4, 4), (3, 2)])
+    def test_the_mean_is_a_logarithm(self, magnitude: int, height: int, width: int) -> None:
+        """It depends on the magnitudes of the group before.  They are at most 60."""
+        coder = MapsOnly(magnitude=magnitude)
+        prior(shipped()).code(coder, height, width, HIGH)
+        for (_, mean, _), size, bias in zip(
+            coder.maps, self.groups[3:], (328, 824, 632, 696, 232), strict=False
+        ):
+            total = 1 + height * width * size * min(magnitude, 60)
+            octave = total.bit_length() - 1
+            logarithm = 256 * octave + (total * 256 >> octave) - 256
+            assert mean.tolist() == [min(logarithm + bias >> 8, 8)]
+
+    @pytest.mark.parametrize("used", [0, 1])
+    def test_a_map_may_say_anything(self, used: int) -> None:
+        """Then a patch loses its symbols, or has symbols that are all 0."""
+        symbols, hyper = self.sparse(16, 16), self.hyper(16, 16)
+        besides = quality_map.volumes(None) | {"left out": np.zeros(1)}
+        besides["occupied"] = np.full((4, 4, len(self.groups)), used, np.float32)
+        quantizer = Quantizer(TABLES, symbols.astype(np.float64), hyper, besides=besides)
+        prior(shipped()).code(quantizer, 16, 16, HIGH)
+        expected = symbols.copy()
+        if not used:
+            expected[..., self.starts[FIRST_WITH_MAP] :] = 0
+        assert np.array_equal(read_whole(quantizer.bytes()), expected)

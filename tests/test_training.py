@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from pillow_sdz import demo
 from pillow_sdz.arrays import Ints
-from pillow_sdz.codings import quality_map
+from pillow_sdz.codings import occupancy, quality_map
 from pillow_sdz.codings.hyperprior import HyperPrior
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import MEAN_UNITS, Tables
@@ -133,6 +133,7 @@ class Predicted(Quantizer):
 
     def __init__(self, latents: NDArray[np.float32], hyper: NDArray[np.float32]) -> None:
         besides = quality_map.volumes(None) | {"left out": np.zeros(1)}
+        besides["occupied"] = occupancy.patches(np.ones((*latents.shape[:2], 9), bool))
         super().__init__(Tables.shipped(), latents, hyper, besides=besides)
         self.mean, self.scale = (np.zeros(latents.shape, np.int32) for _ in range(2))
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Ints, Singles
-from . import changes, quality_map
+from . import changes, occupancy, quality_map
 from .dense import ByteProduct, Dense, Product
 from .known import LARGEST_MAGNITUDE, Known, Pass
 from .places import (
@@ -26,6 +26,7 @@ from .places import (
     Volume,
     blocks,
     dilated,
+    doubled,
     quadrant,
 )
 from .range_coder import Coder, DamagedPayload
@@ -87,7 +88,8 @@ class HyperPrior:
     predicted from the hyperlatents, the rate, and the earlier groups at this place and around it.
     The second pass also uses the results of the first pass around the place.  The groups from
     ``base`` on are the tail.  They are coded only at places with a high rate, and are 0 elsewhere.
-    The last groups may be left out.  Then they are 0 everywhere, and take no time.
+    The last groups may be left out.  Then they are 0 everywhere, and take no time.  Of the others,
+    most are coded only in the patches that `occupancy` finds.
     """
 
     def __init__(
@@ -172,13 +174,17 @@ class HyperPrior:
     def volumes(
         self, steps: NDArray[Any], changed: NDArray[np.bool_] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """How many of the last groups are 0 and are left out, for latents in steps (h, w, C).
+        """What the coder knows besides latents in steps (h, w, C): which groups are 0, and where.
 
         ``changed`` are the cells that are coded; None means all of them.
         """
-        coded = steps if changed is None else steps[_of_latents(changed, *steps.shape[:2])]
-        (kept,) = np.nonzero(self.counts(coded))
-        return {"left out": np.array([len(self._starts) - 2 - max(kept, default=-1)])}
+        used = np.rint(steps) != 0
+        if changed is not None:
+            used &= doubled(changed, *steps.shape[:2])[..., None]
+        occupied = occupancy.patches(np.logical_or.reduceat(used, self._starts[:-1], 2))
+        (kept,) = np.nonzero(occupied.any((0, 1)))
+        left_out = len(self._starts) - 2 - max(kept, default=-1)
+        return {"left out": np.array([left_out]), "occupied": occupied}
 
     def code(
         self,
@@ -227,7 +233,7 @@ class HyperPrior:
         if not 0 <= left_out < len(self._starts):
             left_out = 0  # a payload without bytes has such a symbol
         starts = self._starts[: len(self._starts) - left_out]
-        symbols[_of_latents(changed, height, width), starts[-1] :] = 0
+        symbols[doubled(changed, height, width)] = 0  # where nothing is coded, they stay so
         self._code_latents(coder, symbols, hyper, changed, rates, starts, part)
         return Coded(symbols, hyper, work, offsets)
 
@@ -237,13 +243,11 @@ class HyperPrior:
         grid = Grid(height, width)
         volume, near = Volume(grid, channels, np.float32), dilated(cells)
         volume.values[:] = np.clip(hyper, -HYPER_LIMIT, HYPER_LIMIT)
-        sources = grid.at(*np.nonzero(dilated(near)))
         wanted = grid.at(*np.nonzero(near))
+        sources, found = grid.compact(grid.around(wanted, SQUARE))
         known = volume.at(sources, slice(None))
         inside = np.zeros((len(wanted) + 1, self._synthesis.outputs), np.float32)
-        inside[:-1] = rectified(
-            self._synthesis.around(known, grid.found(wanted, SQUARE, sources), product)
-        )
+        inside[:-1] = rectified(self._synthesis.around(known, found, product))
         rows, columns = np.nonzero(cells)
         places = grid.at(rows, columns)
         features = np.zeros((2 * height, 2 * width, self._up[0].outputs), np.float32)
@@ -267,22 +271,29 @@ class HyperPrior:
         """Code the groups that begin at ``starts``, whose last number is where they end."""
         height, width, channels = symbols.shape
         product = part.product
-        of_latents = functools.partial(_of_latents, height=height, width=width)
+        of_latents = functools.partial(doubled, height=height, width=width)
         if len(starts) == 1:
             return
         features = self._features(hyper, changed, product)
         everywhere = of_latents(changed)
-        tail = everywhere & of_latents(rates >= self._tail_from)
         given = np.concatenate([features[:height, :width], of_latents(self.axis.knots(rates))], 2)
         known = Known(symbols, of_latents(dilated(changed)), self._largest, self._levels)
+        cells, passes = np.zeros_like(changed), list[Pass]()
         for i, (start, end) in enumerate(itertools.pairwise(starts)):
-            here = everywhere if i < self._base_groups else tail
-            if start >= channels or not here.any():
+            wanted = changed if i < self._base_groups else changed & (rates >= self._tail_from)
+            if start >= channels or not wanted.any():
                 break
-            if i in (0, self._base_groups):
-                passes = [Pass.of(known.grid, here, given, second) for second in (0, 1)]
             if start:
-                known.sum_around(slice(starts[i - 1], start), everywhere)
+                before = slice(starts[i - 1], start)
+                known.sum_around(before, everywhere)
+            if i >= occupancy.FIRST:
+                sizes = known.magnitudes.values[..., before].sum(2, np.int32)
+                wanted = occupancy.code(coder, i, wanted, sizes)
+            if not wanted.any():
+                continue
+            if not np.array_equal(wanted, cells):
+                cells = wanted
+                passes = [Pass.of(known.grid, of_latents(cells), given, n) for n in (0, 1)]
             around = self._around_of(i, known, passes, part)
             for second, places in enumerate(passes):
                 mean = np.empty((len(places.numbers), end - start), np.int32)
@@ -313,20 +324,20 @@ class HyperPrior:
             return [None] * len(passes)
         places = np.concatenate([x.numbers for x in passes])
         channels = slice(0, self._starts[i])
+        found = known.grid.around(places, SQUARE)
         if part.of_bytes is None or not layer.takes_bytes:
-            values = known.levels.at(known.near, channels)
-            found = known.grid.found(places, SQUARE, known.near)
+            near, found = known.grid.compact(found)
+            values = known.levels.at(near, channels)
             outputs = rectified(layer.around(values, found, part.product))
         else:
-            found = known.grid.around(places, SQUARE)
             levels = np.ascontiguousarray(known.levels.flat[:, channels])
             outputs = rectified(layer.around_bytes(levels, found, part.of_bytes))
         return [*np.split(outputs, [len(passes[0].numbers)])]
 
     def _context_of(self, i: int, known: Known, places: Ints, product: Product) -> Singles:
         """What the first pass of group i says of places in the second."""
-        values = known.clipped.at(known.first, slice(self._seen[i], self._starts[i + 1]))
-        found = known.grid.found(places, self._taps[i], known.first)
+        first, found = known.grid.compact(known.grid.around(places, self._taps[i]))
+        values = known.clipped.at(first, slice(self._seen[i], self._starts[i + 1]))
         return rectified(self._context[i].around(values, found, product))
 
     def _predicted(
@@ -350,11 +361,6 @@ class HyperPrior:
         bits = np.maximum(magnitudes, 1).view(np.int32) >> (23 - MANTISSA_BITS)
         scales: Singles = self._scales[bits - (127 << MANTISSA_BITS)]
         return scales
-
-
-def _of_latents(cells: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """The values of cells, for each of the latents (height, width)."""
-    return cells.repeat(2, 0).repeat(2, 1)[:height, :width]
 
 
 def _joined(parts: list[NDArray[Any]]) -> Singles:

@@ -17,7 +17,7 @@ LARGEST_MAGNITUDE = 60
 class Known:
     """Keeps the ``symbols`` (h, w, C) that are known at first, and those that are coded later.
 
-    ``near`` (h, w) are the places that any tap reaches.  ``largest`` (C,) limits symbols, and
+    ``near`` (h, w) has all places that a tap reaches.  ``largest`` (C,) limits symbols, and
     ``levels`` has the level of each magnitude.
     """
 
@@ -28,16 +28,13 @@ class Known:
         self._largest, self._levels = largest[:channels].astype(np.int32), levels
         self.grid = Grid(height, width)
         rows, columns = np.nonzero(near)
-        #: The numbers of the places near, and the numbers of the first pass's places among them.
-        self.near = self.grid.at(rows, columns)
-        self.first = self.near[(rows + columns) % 2 == 1]
         self.clipped = Volume(self.grid, channels, np.int16)
         self.magnitudes = Volume(self.grid, channels, np.uint8)
         self.levels = Volume(self.grid, channels, levels.dtype)
         self.rings = Volume(self.grid, channels, np.int16)
         self._all = bool(near.all())
         if symbols.any():
-            self.note(symbols[rows, columns], self.near, slice(None))
+            self.note(symbols[rows, columns], self.grid.at(rows, columns), slice(None))
 
     def note(self, symbols: Ints, places: Ints, channels: slice) -> None:
         """Keep symbols (n, channels) at places."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -17,9 +18,9 @@ BESIDE: Taps = [(dy, dx) for dy, dx in SQUARE if (dy + dx) % 2]
 # The places of a 5x5 square that the first pass of the checkerboard has coded.
 CHECKERBOARD: Taps = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy + dx) % 2]
 REACH = 2  # the farthest of all taps
-OUTSIDE = 0  # the number of a place beyond a grid
 
-# The four latents that one hyperlatent stands for.
+# The four latents of a cell, which one hyperlatent stands for.
+CELL = 2
 PARITIES: Taps = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
@@ -51,6 +52,14 @@ class Grid:
         found: Ints = index[self.around(places, taps)]
         return found
 
+    def compact(self, places: Ints) -> tuple[Ints, Ints]:
+        """All different places, and which of them each of the ``places`` (n, taps) is."""
+        index = np.zeros(self.shape[0] * self.shape[1], np.int64)
+        index[places] = 1
+        different = np.flatnonzero(index)
+        index[different] = np.arange(len(different))
+        return different, index[places]
+
 
 class Volume:
     """Integers (h, w, C) that are 0 outside: ``flat`` has them by the numbers of a grid."""
@@ -61,8 +70,8 @@ class Volume:
         self.flat = self._padded.reshape(-1, channels)
 
     def at(self, places: Ints, channels: slice) -> Singles:
-        """The values at places, and one more row of zeros: (n + 1, channels)."""
-        found: Singles = self.flat[np.append(places, OUTSIDE), channels].astype(np.float32)
+        """The values at places: (n, channels)."""
+        found: Singles = self.flat[places, channels].astype(np.float32)
         return found
 
     def sums_at(self, around: Ints, channels: slice) -> Singles:
@@ -89,6 +98,18 @@ def dilated(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
     for down, right in SQUARE:
         near |= padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
     return near
+
+
+def doubled(values: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Each of the values for a cell of places (height, width), which has 2x2 of them or fewer."""
+    return values.repeat(CELL, 0).repeat(CELL, 1)[:height, :width]
+
+
+def pooled(values: NDArray[Any], side: int, add: np.ufunc = np.add) -> NDArray[Any]:
+    """The sums of values (h, w, ...) in squares of side x side places; the last may be smaller."""
+    for axis in (0, 1):
+        values = add.reduceat(values, np.arange(0, values.shape[axis], side), axis)
+    return values
 
 
 def blocks(count: int, size: int) -> Iterator[slice]:
