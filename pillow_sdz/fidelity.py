@@ -12,8 +12,9 @@ WINDOW = 11
 SIGMA = 1.5
 C1 = (0.01 * 255) ** 2
 C2 = (0.03 * 255) ** 2
+MIDDLE = 128  # of the samples' range
 
-FloatArray = NDArray[np.float64]
+FloatArray = NDArray[np.floating]
 
 
 def psnr(original: NDArray[np.uint8], distorted: NDArray[np.uint8]) -> float:
@@ -50,34 +51,43 @@ def ssim(original: NDArray[np.uint8], distorted: NDArray[np.uint8]) -> float:
 def ssim_maps(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
     """The SSIM at every place of the window, and its contrast-structure factor alone.
 
-    ``x`` and ``y`` are planes (height, width) with values in 0..255. Both maps are 10 samples
-    lower and narrower. MS-SSIM needs the second one.
+    ``x`` and ``y`` are planes (height, width) with values in 0..255, in float64 or float32. Both
+    maps are 10 samples lower and narrower. MS-SSIM needs the second one.
     """
     if min(x.shape) < WINDOW:
         msg = f"SSIM needs at least {WINDOW} samples on each side, not {x.shape}"
         raise ValueError(msg)
+    # Around the middle of the range, squares are smaller, and float32 is more precise.
+    x, y = x - MIDDLE, y - MIDDLE
     mean_x, mean_y = _window_mean(x), _window_mean(y)
-    variance_x = _window_mean(x * x) - mean_x * mean_x
-    variance_y = _window_mean(y * y) - mean_y * mean_y
+    variances = _window_mean(x * x + y * y) - (mean_x * mean_x + mean_y * mean_y)
     covariance = _window_mean(x * y) - mean_x * mean_y
-    contrast_structure = (2 * covariance + C2) / (variance_x + variance_y + C2)
+    contrast_structure = (2 * covariance + C2) / (variances + C2)
+    mean_x, mean_y = mean_x + MIDDLE, mean_y + MIDDLE
     luminance = (2 * mean_x * mean_y + C1) / (mean_x * mean_x + mean_y * mean_y + C1)
     return luminance * contrast_structure, contrast_structure
 
 
 def _window_mean(plane: FloatArray) -> FloatArray:
     """The Gaussian-weighted mean of every full window, first along columns, then along rows."""
+    return _weighted(_weighted(plane).T).T
+
+
+def _weighted(plane: FloatArray) -> FloatArray:
+    """The Gaussian-weighted mean of every full window of rows."""
     offsets = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-(offsets**2) / (2 * SIGMA**2))
-    weights /= weights.sum()
-    height, width = plane.shape[0] - WINDOW + 1, plane.shape[1] - WINDOW + 1
-    rows: FloatArray = sum(
-        (w * plane[i : i + height] for i, w in enumerate(weights)), start=np.zeros(())
-    )
-    columns: FloatArray = sum(
-        (w * rows[:, i : i + width] for i, w in enumerate(weights)), start=np.zeros(())
-    )
-    return columns
+    weights = (weights / weights.sum()).astype(plane.dtype)
+    height, middle = len(plane) - WINDOW + 1, WINDOW // 2
+    total: FloatArray = plane[middle : middle + height] * weights[middle]
+    pair = np.empty_like(total)
+    for above in range(middle):
+        # Two rows as far from the middle have the same weight.
+        below = WINDOW - 1 - above
+        np.add(plane[above : above + height], plane[below : below + height], out=pair)
+        pair *= weights[above]
+        total += pair
+    return total
 
 
 def _check_shapes(original: NDArray[np.uint8], distorted: NDArray[np.uint8]) -> None:

@@ -181,14 +181,15 @@ class SymbolEncoder:
         self._encoder = constriction.stream.queue.RangeEncoder()
 
     def encode(self, symbols: Ints, prediction: Prediction) -> None:
-        residual = (symbols - prediction.centre) * prediction.mirror
-        reach = self._tables.reach[prediction.table]
-        entry = self._tables.entries(residual, prediction.table).astype(np.int32)
+        residual = ((symbols - prediction.centre) * prediction.mirror).astype(np.int32)
+        entry = self._tables.entries(residual, prediction.table)
         order, present, counts = _runs(prediction.table)
-        in_order = np.split(entry[order], np.cumsum(counts)[:-1])
-        for table, run in zip(present, in_order, strict=bool(counts)):
-            self._encoder.encode(run, self._tables.models[table])
-        for place in np.flatnonzero(entry == 2 * reach + 1):
+        in_order = entry[order]
+        bounds = itertools.pairwise(itertools.accumulate(counts, initial=0))
+        for table, (start, stop) in zip(present, bounds, strict=True):
+            self._encoder.encode(in_order[start:stop], self._tables.models[table])
+        reach = self._tables.reach[prediction.table]
+        for place in np.flatnonzero(entry > 2 * reach):
             excess = abs(int(residual[place])) - int(reach[place])  # >= 1
             bits = excess.bit_length() - 1
             low = (excess - (1 << bits)) * 2 + int(residual[place] < 0)
