@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .connected import joined, runs_of
+
 Colours = NDArray[np.uint32]  # (H, W): a pixel's red, green, blue and alpha, as bytes
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -182,6 +184,8 @@ def find(colours: Colours) -> tuple[Colours, Copies] | None:
     None if copies do not seem to save anything.
     """
     ground, paper = _ground(colours)
+    if BYTES_OF_PIXEL * (ground.size - np.count_nonzero(ground)) < FEWEST_SAVED:
+        return None
     groups = _Groups(colours, ~ground)
     shapes, firsts, counts = groups.equal()
     pixels = groups.pixels[firsts]
@@ -223,36 +227,14 @@ def _colour(levels: tuple[int, ...]) -> np.uint32:
     return np.uint32(np.frombuffer(bytes(levels), np.uint32)[0])
 
 
-def _runs(pixels: Bools) -> NDArray[np.int32]:
-    """The number of the run that each pixel is in, if True begins a run."""
-    return (np.cumsum(pixels.ravel(), dtype=np.int32) - 1).reshape(pixels.shape)
-
-
-def _joined(first: NDArray[np.int32], second: NDArray[np.int32], count: int) -> NDArray[np.int32]:
-    """A name for each of ``count`` runs, the same for those that pairs connect."""
-    names = np.arange(count, dtype=np.int32)
-    while True:
-        a, b = names[first], names[second]
-        apart = a != b
-        if not apart.any():
-            return names
-        first, second, a, b = first[apart], second[apart], a[apart], b[apart]
-        np.minimum.at(names, np.maximum(a, b), np.minimum(a, b))
-        while True:
-            nearer = names[names]
-            if (nearer == names).all():
-                break
-            names = nearer
-
-
 def _ground(colours: Colours) -> tuple[Bools, np.uint32]:
     """The pixels that letters stand on, and the most frequent colour."""
     begins = np.ones(colours.shape, np.bool_)
     begins[:, 1:] = colours[:, 1:] != colours[:, :-1]
-    runs = _runs(begins)
+    runs = runs_of(begins)
     joins = (colours[1:] == colours[:-1]) & (begins[1:] | begins[:-1])
     lengths = np.bincount(runs.ravel())
-    names = _joined(runs[:-1][joins], runs[1:][joins], len(lengths))
+    names = joined(runs[:-1][joins], runs[1:][joins], len(lengths))
     areas = np.bincount(names, lengths, len(lengths))
     kinds, kind = np.unique(colours[begins], return_inverse=True)
     transparent = kinds.view(np.uint8)[3::4] != _OPAQUE
@@ -267,13 +249,13 @@ class _Groups:
     def __init__(self, colours: Colours, pixels: Bools) -> None:
         begins = pixels.copy()
         begins[:, 1:] &= ~pixels[:, :-1]
-        runs = _runs(begins)
+        runs = runs_of(begins)
         both = pixels[1:] & pixels[:-1] & (begins[1:] | begins[:-1])
         falling = pixels[1:, 1:] & pixels[:-1, :-1] & ~pixels[1:, :-1] & ~pixels[:-1, 1:]
         rising = pixels[1:, :-1] & pixels[:-1, 1:] & ~pixels[1:, 1:] & ~pixels[:-1, :-1]
         above = runs[:-1][both], runs[:-1, :-1][falling], runs[:-1, 1:][rising]
         below = runs[1:][both], runs[1:, 1:][falling], runs[1:, :-1][rising]
-        names = _joined(np.concatenate(above), np.concatenate(below), int(begins.sum()))
+        names = joined(np.concatenate(above), np.concatenate(below), int(begins.sum()))
         found, numbers = np.unique(names, return_inverse=True)
         self._colours = colours
         self._where = np.nonzero(pixels)

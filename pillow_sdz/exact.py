@@ -103,14 +103,19 @@ class Encoder:
         # The number of the chunks that build on each other, and their work.
         self._in_a_row = self._work = 0
 
-    def encode(self, image: Image.Image | None, blocks: Blocks | None) -> bytes:
+    def encode(
+        self, image: Image.Image | None, blocks: Blocks | None, known: Coded | None = None
+    ) -> bytes:
         """The data of the EXCT chunk of the next frame, or nothing if it has no exact blocks.
 
         ``image`` has mode RGB or RGBA.  Alpha is 0 where latents show through, and 255 elsewhere.
+        ``known`` is what `coded` makes of them, if that is known.
         """
         if image is None or blocks is None:
             self._before = None
             return b""
+        if not self._limit:
+            return (known or coded(image, blocks)).data
         pixels = np.array(image.convert("RGBA"))
         pixels[pixels[..., 3] == 0] = 0
         kept = self._kept(pixels, blocks)
@@ -119,13 +124,13 @@ class Encoder:
             if before is not None and np.array_equal(kept, before[1]) and (blocks == kept).all():
                 self._in_a_row += 1
                 return AS_BEFORE
-            data, work = _data(image, blocks & ~kept, kept)
-            if self._work + work <= MOST_PIXELS * image.width * image.height:
+            changed = coded(image, blocks & ~kept, kept)
+            if self._work + changed.work <= MOST_PIXELS * image.width * image.height:
                 self._in_a_row += 1
-                self._work += work
-                return data
+                self._work += changed.work
+                return changed.data
         self._in_a_row = 0
-        data, self._work = _data(image, blocks)
+        data, self._work = known or coded(image, blocks)
         return data
 
     def _kept(self, pixels: NDArray[np.uint8], blocks: Blocks) -> Blocks | None:
@@ -137,35 +142,45 @@ class Encoder:
         return kept if kept.any() else None
 
 
-def cost(image: Image.Image, blocks: Blocks) -> int:
-    """How many bytes a picture's chunk takes with these exact blocks."""
-    return len(_data(image, blocks)[0])
+class Coded(NamedTuple):
+    """The data of an EXCT chunk, and its work."""
+
+    data: bytes
+    work: int
 
 
-def _data(image: Image.Image, coded: Blocks, kept: Blocks | None = None) -> tuple[bytes, int]:
-    """The data of an EXCT chunk with the pixels of the blocks ``coded``, and its work."""
-    opened = np.zeros_like(coded)
+def coded(
+    image: Image.Image, blocks: Blocks, kept: Blocks | None = None, *, with_copies: bool = True
+) -> Coded:
+    """The chunk of a frame with the pixels of some blocks, while the blocks ``kept`` stay.
+
+    Without ``with_copies``, it is not tried whether copies take fewer bytes.
+    """
+    opened = np.zeros_like(blocks)
     if image.mode == "RGBA":
-        opened = coded & block_maps.of_pixels(np.asarray(image.getchannel("A")) == 0, BLOCK)
+        opened = blocks & block_maps.of_pixels(np.asarray(image.getchannel("A")) == 0, BLOCK)
     if kept is not None:
-        method, maps = _CHANGES, block_maps.packed(coded, opened, kept)
-    elif coded.all() and not opened.any():
+        method, maps = _CHANGES, block_maps.packed(blocks, opened, kept)
+    elif blocks.all() and not opened.any():
         method, maps = _ALL, b""
     else:
-        method, maps = _SOME, block_maps.packed(coded, opened)
-    parts = [_part(image, coded, opened, box) for box in _boxes(coded, image.size)]
+        method, maps = _SOME, block_maps.packed(blocks, opened)
+    boxes = _boxes(blocks, image.size)
+    parts = [_part(image, blocks, opened, box, with_copies=with_copies) for box in boxes]
     has_copies = any(part.copies is not None for part in parts)
     lists = [part.pack(has_copies=has_copies) for part in parts]
     data = b"".join([bytes([method + has_copies * _WITH_COPIES]), maps, *lists])
-    return data, sum(part.work for part in parts)
+    return Coded(data, sum(part.work for part in parts))
 
 
-def _part(image: Image.Image, coded: Blocks, opened: Blocks, box: PixelBox) -> _Part:
+def _part(
+    image: Image.Image, coded: Blocks, opened: Blocks, box: PixelBox, *, with_copies: bool
+) -> _Part:
     """The pixels of a box, with copies if that takes fewer bytes."""
     pixels = _alone(image, coded, opened, box)
     inside, has_alpha = _of_box(coded, box), pixels.mode == "RGBA"
     plain = _Part(box, inside, has_alpha, vp8l.encode(pixels))
-    found = copies.find(copies.colours_of(pixels))
+    found = copies.find(copies.colours_of(pixels)) if with_copies else None
     if found is None or len(found[0]) > vp8l.MAX_SIDE:
         return plain
     with_sheet = copies.picture_of(found[0]).convert(pixels.mode)
@@ -193,12 +208,9 @@ def _alone(image: Image.Image, coded: Blocks, opened: Blocks, box: PixelBox) -> 
     pixels = pixels.convert("RGB")
     if inside.all():
         return pixels
-    levels = np.asarray(pixels)[np.asarray(shown) > 0].astype(np.uint32)
-    colours, counts = np.unique(
-        levels[:, 0] << 16 | levels[:, 1] << 8 | levels[:, 2], return_counts=True
-    )
-    colour = int(colours[counts.argmax()])
-    ground = Image.new("RGB", pixels.size, (colour >> 16, colour >> 8 & 255, colour & 255))
+    every = np.asarray(pixels.convert("RGBX")).view(">u4")[..., 0]
+    colours, counts = np.unique(every[np.asarray(shown) > 0].astype(np.uint32), return_counts=True)
+    ground = Image.new("RGB", pixels.size, tuple(int(colours[counts.argmax()]).to_bytes(4)[:3]))
     ground.paste(pixels, (0, 0), shown)
     return ground
 

@@ -8,13 +8,16 @@ graphics in few bytes, and an autoencoder that learnt from photos shows them bad
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
 
+from . import block_maps, connected, exact
+from .arrays import Ints
 from .block_maps import Blocks
-from .exact import BLOCK
+from .exact import BLOCK, PixelBox
 
 Share = NDArray[np.uint8]  # a part of each block's pixels, in 1/255
 
@@ -81,50 +84,101 @@ _ROWS = 1024  # rows of pixels that are looked at together, to save memory with 
 
 Bools = NDArray[np.bool_]  # of pixels
 
+# Colours, as `_colours` returns them.
+BLACK, WHITE = 0xFF000000, 0xFFFFFFFF
+_WHOLE = 255  # the `Share` of all pixels
 
-def find(image: Image.Image) -> Blocks | None:
-    """The blocks of a picture of mode RGB that are graphics; None if it is a photo."""
-    repeats = _repeats(image)
+
+class Picture:
+    """A picture of mode RGB, and what its blocks look like.  This is computed once."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+
+    @cached_property
+    def repeats(self) -> Share:
+        """For each block, the part of its pixels that equal the one to the left or above."""
+        found = []
+        for top, colours in _strips(self.image, above=1):
+            same = _same(colours)
+            if top:
+                same = same[1:]
+            else:
+                same[0] = True  # it has no row above it
+            # The first pixels have no pixel to the left, so they get the result of the second ones.
+            same[:, 0] |= same[:, min(1, same.shape[1] - 1)]
+            found.append(_reduced(same))
+        return np.concatenate(found)
+
+    @cached_property
+    def coloured(self) -> Blocks:
+        """Whether a block has a single colour that is neither black nor white."""
+        found = []
+        for _, colours in _strips(self.image):
+            first = colours[::BLOCK, ::BLOCK]
+            height, width = colours.shape
+            all_first = first.repeat(BLOCK, 0).repeat(BLOCK, 1)[:height, :width]
+            has_one = _reduced(colours == all_first) == _WHOLE
+            found.append(has_one & (first > BLACK) & (first < WHITE))
+        return np.concatenate(found)
+
+    @cached_property
+    def contrast(self) -> NDArray[np.uint8]:
+        """For each block, the levels between its darkest and its brightest pixel."""
+        lowest, highest = _extremes(self.image)
+        found: NDArray[np.uint8] = highest - lowest
+        return found
+
+
+def find(picture: Picture) -> Blocks | None:
+    """The blocks of a picture that are graphics; None if it is a photo."""
+    repeats = picture.repeats
     still = repeats >= STILL
     if still.mean() < FEWEST_STILL:
         return None
     graphics = still | (_spread(still, 2) & (repeats >= REPEATING))
     around = _mean_around(graphics, 1)
     graphics = (graphics & (around > 0.3)) | (around > 0.6)
-    busy, coloured = _busy(image, graphics), graphics & _coloured(image)
-    is_photo = not is_page(int(busy.sum()), graphics)
-    for group in _groups(graphics):
-        count = int(group.sum())
-        has_letters = int((busy & group).sum()) >= max(FEWEST_BUSY, PART_BUSY * count)
-        found = int((coloured & group).sum())
-        if found >= FEWEST_COLOURED and found >= PART_COLOURED * count:
-            if is_photo and not has_letters:
-                graphics &= ~group | coloured
-            continue
-        is_flat = count >= FEWEST_FLAT and _part_of_box(group) >= PART_OF_BOX
-        if not (has_letters or is_flat) or (is_photo and not group.all()):
-            graphics &= ~group
+    graphics = _worth_keeping(picture, graphics)
     if not graphics.any():
         return None
     cost = BYTES_PER_CHANGE * BLOCK**2 / 255 * (255.0 - repeats)
     most = PART_OF_REST * cost[graphics].sum()
-    for group in sorted(_groups(~graphics), key=lambda group: float(cost[group].sum())):
-        most -= cost[group].sum()
-        if most < 0:
-            break
-        graphics |= group
-    return graphics
+    groups = connected.groups(~graphics)
+    costs = np.bincount(groups.ravel(), cost.ravel())
+    order = 1 + np.argsort(costs[1:], kind="stable")
+    is_cheap = np.zeros(len(costs), np.bool_)
+    is_cheap[order[costs[order].cumsum() <= most]] = True
+    found: Blocks = graphics | is_cheap[groups]
+    return found
 
 
-def letters(image: Image.Image, graphics: Blocks) -> int:
+def _worth_keeping(picture: Picture, graphics: Blocks) -> Blocks:
+    """The groups of graphics that are kept."""
+    busy, coloured = _busy(picture, graphics), graphics & picture.coloured
+    is_photo = not is_page(int(busy.sum()), graphics)
+    groups = connected.groups(graphics)
+    count, of_letters, of_one_colour = (
+        np.bincount(groups.ravel(), weights.ravel()) for weights in (graphics, busy, coloured)
+    )
+    has_letters = of_letters >= np.maximum(FEWEST_BUSY, PART_BUSY * count)
+    is_coloured = (of_one_colour >= FEWEST_COLOURED) & (of_one_colour >= PART_COLOURED * count)
+    is_flat = (count >= FEWEST_FLAT) & (count >= PART_OF_BOX * _box_sizes(groups, len(count)))
+    kept = is_coloured | ((has_letters | is_flat) & ((count == graphics.size) | (not is_photo)))
+    only_coloured = is_coloured & ~has_letters if is_photo else np.zeros(len(count), np.bool_)
+    found: Blocks = graphics & kept[groups] & (coloured | ~only_coloured[groups])
+    return found
+
+
+def letters(picture: Picture, graphics: Blocks) -> int:
     """How many blocks of graphics have letters, lines or the like."""
-    return int(_busy(image, graphics).sum())
+    return int(_busy(picture, graphics).sum())
 
 
 def flats(image: Image.Image) -> Bools:
     """The pixels of a picture of mode RGB that equal the one to the left and the one above."""
     found = np.zeros((image.height, image.width), np.bool_)
-    for top, colours in zip(range(0, image.height, _ROWS), _colours(image, above=1), strict=True):
+    for top, colours in _strips(image, above=1):
         here = colours[1:, 1:]
         flat = (here == colours[:-1, 1:]) & (here == colours[1:, :-1])
         first = max(top, 1)
@@ -132,9 +186,21 @@ def flats(image: Image.Image) -> Bools:
     return found
 
 
-def changes(image: Image.Image, graphics: Blocks) -> float:
+def changes(picture: Picture, graphics: Blocks) -> float:
     """How many pixels of graphics are no repeats."""
-    return float(((255.0 - _repeats(image)) / 255)[graphics].sum()) * BLOCK**2
+    return float(((255.0 - picture.repeats) / 255)[graphics].sum()) * BLOCK**2
+
+
+def changes_without(photo: Image.Image, picture: Picture, graphics: Blocks) -> float:
+    """As `changes`, if the pixels of a photo had one colour; see `apart_from_photos`."""
+    box = block_maps.bounds(graphics)
+    if box is None:
+        return 0
+    left, top, right, bottom = box
+    pixels = left * BLOCK, top * BLOCK, right * BLOCK, bottom * BLOCK
+    shown = picture.image.crop(pixels)
+    shown.paste(0, (0, 0), photo.crop(pixels))
+    return changes(Picture(shown), graphics[top:bottom, left:right])
 
 
 def is_page(letters: int, graphics: Blocks) -> bool:
@@ -157,40 +223,67 @@ def is_scan(image: Image.Image) -> bool:
     )
 
 
-def apart_from_photos(image: Image.Image, graphics: Blocks) -> tuple[Blocks, Image.Image] | None:
+def apart_from_photos(picture: Picture, graphics: Blocks) -> tuple[Blocks, Image.Image] | None:
     """Graphics up to the pixel where photos beside them begin; None if there is no photo.
 
     The first result has the blocks with graphics.  The second is a picture of mode L.  It is 255
     for the pixels of these blocks that belong to a photo.
     """
-    near = graphics & (_spread(~graphics, PHOTO_REACH) | (_repeats(image) < REPEATING))
+    near = graphics & (_spread(~graphics, PHOTO_REACH) | (picture.repeats < REPEATING))
     if graphics.all() or not near.any():
         return None
-    inside = graphics & (~near | _coloured(image))
+    inside = graphics & (~near | picture.coloured)
     # Blocks that have more of the photo than of the graphics.
     outside = _spread(graphics, 1) & ~graphics
     known = np.zeros(1 << 24, np.bool_)  # colours of the graphics
-    for top, colours in zip(range(0, image.height, _ROWS), _colours(image), strict=True):
-        known[colours[_pixels_of(inside, top, colours.shape)]] = True
-    found = Image.new("L", image.size)
-    margin = PHOTO_REACH * BLOCK
-    strips = _colours(image, above=margin, below=margin)
-    for top, colours in zip(range(0, image.height, _ROWS), strips, strict=True):
-        start = max(top - margin, 0)
-        inner, outer, kept = (
-            _pixels_of(blocks, start, colours.shape) for blocks in (near, outside, graphics)
-        )
-        same, is_known = _same(colours), known[colours]
+    for box, _ in _boxes_around(inside, picture.image.size):
+        colours = _colours(picture.image.crop(box))
+        known[colours[_pixels_of(inside, box)] - BLACK] = True
+    found = ImageChops.invert(exact.mask(graphics)).crop((0, 0, *picture.image.size))
+    for box, wider in _boxes_around(near | outside, picture.image.size, PHOTO_REACH * BLOCK):
+        colours = _colours(picture.image.crop(wider))
+        inner, outer, kept = (_pixels_of(blocks, wider) for blocks in (near, outside, graphics))
+        # Few of the colours are looked up, because the table is larger than caches are.
+        is_known = np.zeros(colours.shape, np.bool_)
+        looked_up = outer | (inner & ~_same(colours))
+        is_known[looked_up] = known[colours[looked_up] - BLACK]
         photo = ~kept & ~(outer & is_known)
-        may_be = photo | (inner & ~same & ~is_known)
-        levels = Image.fromarray(np.where(may_be, np.uint8(255), np.uint8(0)))
-        around = np.asarray(levels.filter(ImageFilter.BoxBlur(2))) / 255
-        may_be &= around > PHOTO_CORNER
-        may_be |= (inner | outer) & (around > PHOTO_INSIDE)
-        beside = _connected(photo & may_be, may_be, 8 * BLOCK)
-        levels = Image.fromarray(np.where(beside, np.uint8(255), np.uint8(0)))
-        found.paste(levels.crop((0, top - start, image.width, levels.height)), (0, top))
-    return (graphics | outside) & (np.asarray(found.reduce(BLOCK)) < PHOTO_ALONE), found
+        may_be = photo | (inner & looked_up & ~is_known)
+        around = np.asarray(_levels(may_be).filter(ImageFilter.BoxBlur(2)))
+        may_be &= around > int(255 * PHOTO_CORNER)
+        may_be |= (inner | outer) & (around > int(255 * PHOTO_INSIDE))
+        beside = _levels(_connected(photo & may_be, may_be, 8 * BLOCK))
+        left, top = wider[:2]
+        core = box[0] - left, box[1] - top, box[2] - left, box[3] - top
+        found.paste(beside.crop(core), box)
+    part = np.asarray(found.reduce(BLOCK))
+    apart = (graphics | outside) & (part < PHOTO_ALONE)
+    return (apart, found) if part[apart].any() or (apart != graphics).any() else None
+
+
+def _boxes_around(
+    blocks: Blocks, size: tuple[int, int], margin: int = 0
+) -> Iterator[tuple[PixelBox, PixelBox]]:
+    """The smallest boxes of pixels around blocks of each strip, and the same with a margin."""
+    rows = _ROWS // BLOCK
+    for top in range(0, len(blocks), rows):
+        box = block_maps.bounds(blocks[top : top + rows])
+        if box is not None:
+            left, up, right, down = box
+            yield (
+                (
+                    left * BLOCK,
+                    (top + up) * BLOCK,
+                    min(right * BLOCK, size[0]),
+                    min((top + down) * BLOCK, size[1]),
+                ),
+                (
+                    max(left * BLOCK - margin, 0),
+                    max((top + up) * BLOCK - margin, 0),
+                    min(right * BLOCK + margin, size[0]),
+                    min((top + down) * BLOCK + margin, size[1]),
+                ),
+            )
 
 
 def _connected(pixels: Bools, others: Bools, steps: int) -> Bools:
@@ -208,67 +301,38 @@ def _connected(pixels: Bools, others: Bools, steps: int) -> Bools:
     return pixels
 
 
-def _pixels_of(blocks: Blocks, top: int, shape: tuple[int, ...]) -> Bools:
-    """Blocks as pixels, of a strip (rows, columns) that begins at the row ``top``."""
-    rows = (top + np.arange(shape[0])) // BLOCK
-    columns = np.arange(shape[1]) // BLOCK
+def _pixels_of(blocks: Blocks, box: PixelBox) -> Bools:
+    """Blocks as pixels of a box."""
+    left, top, right, bottom = box
+    rows, columns = np.arange(top, bottom) // BLOCK, np.arange(left, right) // BLOCK
     found: Bools = blocks[rows][:, columns]
     return found
 
 
-def coloured(image: Image.Image, graphics: Blocks) -> int:
+def coloured(picture: Picture, graphics: Blocks) -> int:
     """How many blocks of graphics have a single colour that is neither black nor white."""
-    return int((graphics & _coloured(image)).sum())
+    return int((graphics & picture.coloured).sum())
 
 
-def _coloured(image: Image.Image) -> Blocks:
-    """Whether a block has a single colour that is neither black nor white."""
-    found = []
-    for colours in _colours(image):
-        height, width = colours.shape
-        even = np.pad(colours, ((0, -height % BLOCK), (0, -width % BLOCK)), mode="edge")
-        parts = even.reshape(even.shape[0] // BLOCK, BLOCK, even.shape[1] // BLOCK, BLOCK)
-        lowest, highest = parts.min(1).min(-1), parts.max(1).max(-1)
-        found.append((lowest == highest) & (lowest > 0) & (lowest < 0xFFFFFF))
-    return np.concatenate(found)
-
-
-def _busy(image: Image.Image, graphics: Blocks) -> Blocks:
+def _busy(picture: Picture, graphics: Blocks) -> Blocks:
     inside = _mean_around(graphics, 2) >= INSIDE
-    busy: Blocks = graphics & inside & (_contrast(image) >= CONTRAST)
+    busy: Blocks = graphics & inside & (picture.contrast >= CONTRAST)
     return busy
 
 
-def _strips(image: Image.Image, above: int = 0, below: int = 0) -> Iterator[NDArray[np.uint8]]:
-    """The pixels of a picture, strip by strip, each with this many rows above and below it."""
+def _strips(image: Image.Image, above: int = 0) -> Iterator[tuple[int, NDArray[np.uint32]]]:
+    """The colours of a picture, strip by strip, and the first row of each.
+
+    Each has so many rows above it, if there are as many.
+    """
     for top in range(0, image.height, _ROWS):
-        box = 0, max(top - above, 0), image.width, min(top + _ROWS + below, image.height)
-        yield np.asarray(image.crop(box))
+        box = 0, max(top - above, 0), image.width, min(top + _ROWS, image.height)
+        yield top, _colours(image.crop(box))
 
 
-def _repeats(image: Image.Image) -> Share:
-    """For each block, the part of its pixels that equal the one to the left or the one above."""
-    found = []
-    first = True
-    for colours in _colours(image, above=1):
-        same = _same(colours)
-        if first:
-            same[0] = True  # it has no row above it
-        else:
-            same = same[1:]
-        first = False
-        # The first pixels have no pixel to the left, so they get the result of the second ones.
-        same[:, 0] |= same[:, min(1, same.shape[1] - 1)]
-        found.append(_reduced(same))
-    return np.concatenate(found)
-
-
-def _colours(image: Image.Image, *, above: int = 0, below: int = 0) -> Iterator[NDArray[np.uint32]]:
-    """The colours of a picture of mode RGB, below 1 << 24, strip by strip; see `_strips`."""
-    for pixels in _strips(image, above, below):
-        whole = np.zeros((*pixels.shape[:2], 4), np.uint8)
-        whole[..., :3] = pixels
-        yield whole.view("<u4")[..., 0]
+def _colours(image: Image.Image) -> NDArray[np.uint32]:
+    """The colours of a picture of mode RGB, from `BLACK` to `WHITE`."""
+    return np.asarray(image.convert("RGBX")).view("<u4")[..., 0]
 
 
 def _same(colours: NDArray[np.uint32]) -> Bools:
@@ -279,23 +343,22 @@ def _same(colours: NDArray[np.uint32]) -> Bools:
     return same
 
 
-def _reduced(pixels: NDArray[np.bool_]) -> Share:
+def _reduced(pixels: Bools) -> Share:
     """For each block, the part of its pixels that are True."""
-    levels = np.where(pixels, np.uint8(255), np.uint8(0))
-    return np.asarray(Image.fromarray(levels).reduce(BLOCK))
+    return np.asarray(_levels(pixels).reduce(BLOCK))
 
 
-def _contrast(image: Image.Image) -> NDArray[np.uint8]:
-    """For each block, the levels between its darkest and its brightest pixel."""
-    lowest, highest = _extremes(image)
-    found: NDArray[np.uint8] = highest - lowest
-    return found
+def _levels(pixels: Bools) -> Image.Image:
+    """A picture of mode L: 255 where a pixel is True."""
+    return Image.fromarray(pixels.view(np.uint8) * np.uint8(_WHOLE))
 
 
 def _extremes(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """For each block, the levels of its darkest and of its brightest pixel."""
     lowest, highest = [], []
-    for pixels in _strips(image.convert("L")):
+    for top in range(0, image.height, _ROWS):
+        strip = image.crop((0, top, image.width, min(top + _ROWS, image.height)))
+        pixels = np.asarray(strip.convert("L"))
         height, width = pixels.shape
         even = np.pad(pixels, ((0, -height % BLOCK), (0, -width % BLOCK)), mode="edge")
         parts = even.reshape(even.shape[0] // BLOCK, BLOCK, even.shape[1] // BLOCK, BLOCK)
@@ -318,40 +381,12 @@ def _mean_around(blocks: Blocks, reach: int) -> NDArray[np.float64]:
     return sums / side**2
 
 
-def _part_of_box(group: Blocks) -> float:
-    rows, columns = (np.flatnonzero(group.any(axis)) for axis in (1, 0))
-    box = group[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return float(box.mean())
-
-
-def _groups(blocks: Blocks) -> Iterator[Blocks]:
-    """The groups of True blocks that touch each other at a side."""
-    # Each run of a row joins the runs above that it touches.
-    names = np.zeros(blocks.shape, np.int64)
-    joined: list[int] = [0]
-
-    def name_of(group: int) -> int:
-        while joined[group] != group:
-            joined[group] = joined[joined[group]]
-            group = joined[group]
-        return group
-
-    edges = np.diff(blocks.astype(np.int8), axis=1, prepend=0, append=0)
-    for row, edge in enumerate(edges):
-        starts, stops = np.flatnonzero(edge > 0), np.flatnonzero(edge < 0)
-        for start, stop in zip(starts, stops, strict=True):
-            above = (
-                {name_of(n) for n in set(names[row - 1, start:stop].tolist()) if n}
-                if row
-                else set()
-            )
-            if not above:
-                joined.append(len(joined))
-                above = {len(joined) - 1}
-            name = min(above)
-            for other in above:
-                joined[other] = name
-            names[row, start:stop] = name
-    final = np.array([name_of(group) for group in range(len(joined))])[names]
-    for name in np.unique(final[final > 0]):
-        yield final == name
+def _box_sizes(groups: Ints, count: int) -> Ints:
+    """How many blocks the bounding box of each group has, and of the places without a group."""
+    sizes = np.ones(count, np.int64)
+    for places, side in zip(np.indices(groups.shape), groups.shape, strict=True):
+        first, last = np.full(count, side), np.zeros(count, np.int64)
+        np.minimum.at(first, groups, places)
+        np.maximum.at(last, groups, places)
+        sizes *= last + 1 - first
+    return sizes

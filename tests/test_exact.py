@@ -372,6 +372,39 @@ class TestPictures:
         encode(image)
         assert sizes == [(image.height, image.width, 3)]
 
+    @pytest.mark.parametrize("quality", [30, 75])
+    @pytest.mark.parametrize("picture", [with_flats, with_label, with_mosaic, with_photo])
+    def test_no_pixels_are_coded_twice(
+        self, picture: Callable[[], Image.Image], quality: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The bytes that showed that exact blocks pay are those of the file."""
+        seen = []
+        of_pixels = vp8l.encode
+
+        def noted(pixels: Image.Image) -> bytes:
+            seen.append((pixels.size, pixels.tobytes()))
+            return of_pixels(pixels)
+
+        monkeypatch.setattr(vp8l, "encode", noted)
+        encode(picture(), quality=quality)
+        assert len(seen) == len(set(seen)) > 0
+
+    def test_strips_do_not_change_where_a_photo_begins(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        picture = graphics.Picture(with_photo())
+        blocks = graphics.find(picture)
+        assert blocks is not None
+        found = []
+        for rows in (1024, 128):
+            monkeypatch.setattr(graphics, "_ROWS", rows)
+            apart = graphics.apart_from_photos(picture, blocks)
+            assert apart is not None
+            wider, photo = apart
+            inside = np.asarray(exact.mask(wider).crop((0, 0, *photo.size))) > 0
+            found.append((wider.tobytes(), (inside & (np.asarray(photo) > 0)).tobytes()))
+        assert found[0] == found[1]
+
     def test_a_page_with_a_photo(self) -> None:
         picture = with_photo()
         webp = BytesIO()
@@ -615,7 +648,8 @@ def test_a_page_keeps_its_paper_where_it_has_fewer_colours() -> None:
     for y in range(8, 190, 14):
         draw.text((8, y), "the paper of a page is as white as before " * 2, (20, 20, 25))
     page = page.filter(ImageFilter.GaussianBlur(0.5))
-    simpler = regions.simpler(page, np.ones((25, 40), np.bool_), 30)
+    frame = regions.Frame(np.ones((25, 40), np.bool_), page, None, 0)
+    simpler = regions.simpler(frame, 30).colours
     assert len(simpler.getcolors(10000)) < len(page.getcolors(1000))
     assert simpler.getpixel((1, 1)) == (255, 255, 255)
 
@@ -630,7 +664,8 @@ def test_flat_colours_change_less_than_edges_at_low_quality() -> None:
     for box in boxes:
         draw.ellipse(box, chance.choice(colours))
     chart = chart.resize((400, 300), Image.Resampling.BOX)
-    simpler = regions.simpler(chart, np.ones(exact.shape_of(chart.size), np.bool_), 30)
+    frame = regions.Frame(np.ones(exact.shape_of(chart.size), np.bool_), chart, None, 0)
+    simpler = regions.simpler(frame, 30).colours
     assert len(simpler.getcolors(10000)) < len(chart.getcolors(10000))
     off = abs(np.asarray(simpler).astype(int) - np.asarray(chart)).max(2)
     middles = [off[y // 2 + 6, x // 2 + 6] for x, y, _, _ in boxes]
