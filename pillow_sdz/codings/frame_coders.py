@@ -12,7 +12,7 @@ import numpy as np
 
 from ..arrays import Ints
 from .integers import STEP_LIMIT, STEP_UNITS
-from .range_coder import Coder, Prediction, SymbolDecoder, Tables, read_entries, symbols_of
+from .range_coder import Coder, Prediction, SymbolDecoder, Tables, read_residuals, symbols_of
 
 
 class FrameCoder(Protocol):
@@ -51,11 +51,11 @@ class FrameDecoders:
     def code_frames(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
         prediction = Prediction.of(mean, scale)
         table = prediction.table
-        entry = read_entries([decoder.words for decoder in self.decoders], self._tables, table)
-        reach = self._tables.reach[table]
-        residual: Ints = entry - reach
-        for decoder, *of_frame in zip(self.decoders, residual, reach, strict=True):
-            decoder.read_escapes(*of_frame)
+        words = [decoder.words for decoder in self.decoders]
+        residual, escaped = read_residuals(words, self._tables, table)
+        frames, places = np.divmod(escaped, table.shape[1])
+        for i, decoder in enumerate(self.decoders):
+            decoder.read_escapes(residual[i], table[i], places[frames == i])
         return symbols_of(residual, prediction)
 
     def finish(self) -> None:

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 from .. import weights
 from ..arrays import Floats, Ints
+from .integers import largest_magnitude
 
 MEAN_UNITS = 8  # means are predicted in eighths of a quantisation step
 SCALES = 96  # scale i is 2 ** (i / 8 - 5) quantisation steps
@@ -111,12 +112,17 @@ class Prediction(NamedTuple):
         scale = np.clip(scale, 0, SCALES - 1).astype(np.int16)
         limit = SYMBOL_LIMIT * MEAN_UNITS
         shifted = np.clip(mean, -limit, limit).astype(np.int32, copy=False) + MEAN_UNITS // 2
-        phase = (shifted & (MEAN_UNITS - 1)).astype(np.int16) - MEAN_UNITS // 2
-        table = scale * np.int16(PHASES) + np.abs(phase)
-        wide = scale >= PHASED_SCALES
-        if wide.any():
+        phase = (shifted & (MEAN_UNITS - 1)).astype(np.int16)
+        phase -= MEAN_UNITS // 2
+        table = np.abs(phase)
+        table += scale * np.int16(PHASES)
+        if scale.max(initial=0) >= PHASED_SCALES:
+            wide = scale >= PHASED_SCALES
             table[wide] = scale[wide] + PHASED_SCALES * (PHASES - 1)
-        return cls(table.view(np.uint16), shifted >> 3, np.sign(phase, out=phase) | 1)
+        shifted >>= 3
+        phase >>= 15  # -1 if it is negative, else 0
+        phase |= 1
+        return cls(table.view(np.uint16), shifted, phase)
 
 
 def rounded(mean: Ints, scale: Ints) -> Ints:
@@ -265,29 +271,29 @@ class SymbolDecoder:
 
     def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
         prediction = Prediction.of(mean, scale)
-        reach = self._tables.reach[prediction.table]
-        residual: Ints = self._entries(prediction) - reach
-        self.read_escapes(residual, reach)
+        residual, escaped = self._residuals(prediction)
+        self.read_escapes(residual, prediction.table, escaped)
         return symbols_of(residual, prediction)
 
-    def read_escapes(self, residual: Ints, reach: Ints) -> None:
-        """Read the residuals beyond the ``reach`` of their tables, into their places."""
-        for at in np.flatnonzero(residual > reach).tolist():
+    def read_escapes(self, residual: Ints, table: NDArray[np.uint16], escaped: Ints) -> None:
+        """Read the residuals beyond the reach of their tables, into the ``escaped`` places."""
+        for at in escaped.tolist():
             bits = self._number(32)
             if bits > MAX_ESCAPE_BITS:
                 msg = f"an escaped symbol of {bits} bits, more than the limit of {MAX_ESCAPE_BITS}"
                 raise DamagedPayload(msg)
             low = self._number(2 << bits)
-            excess = int(reach[at]) + (1 << bits) + (low >> 1)
+            excess = int(self._tables.reach[table[at]]) + (1 << bits) + (low >> 1)
             residual[at] = -excess if low & 1 else excess
 
     def _number(self, size: int) -> int:
         """Read a number below ``size``, as `uniform` does."""
         return self.words.read_one(_uniform(size))
 
-    def _entries(self, prediction: Prediction) -> Ints:
-        """The entries of a stage's symbols in their tables.  Escapes are read later."""
-        return np.asarray(read_entries([self.words], self._tables, prediction.table[None])[0])
+    def _residuals(self, prediction: Prediction) -> tuple[Ints, Ints]:
+        """As `read_residuals`, for one frame."""
+        residual, escaped = read_residuals([self.words], self._tables, prediction.table[None])
+        return residual[0], escaped
 
     def uniform(self, count: int, size: int) -> Ints:
         """Read ``count`` numbers below ``size``, 2 to 2 ** 24, all equally likely."""
@@ -299,11 +305,17 @@ class SymbolDecoder:
         self.words.finish()
 
 
-def read_entries(words: Sequence[Words], tables: Tables, table: NDArray[np.uint16]) -> Ints:
-    """The entries (F, n) of a stage of F frames, from the words of each; ``table`` is (F, n)."""
+def read_residuals(
+    words: Sequence[Words], tables: Tables, table: NDArray[np.uint16]
+) -> tuple[Ints, Ints]:
+    """The residuals (F, n) of a stage of F frames, from the words of each; ``table`` is (F, n).
+
+    Those of the places that come second, in flat order, are escaped, and are read later.
+    """
     count = len(tables.models)
+    residual = np.empty(table.size, np.int32)
     if table.size == 0:
-        return np.zeros(table.shape, np.int32)
+        return residual.reshape(table.shape), np.zeros(0, np.int64)
     narrow = np.min_scalar_type(len(words) * count)
     number = table.astype(narrow, copy=False)
     if len(words) > 1:
@@ -315,15 +327,19 @@ def read_entries(words: Sequence[Words], tables: Tables, table: NDArray[np.uint1
     found = []
     for frame, (start, stop) in zip(words, itertools.pairwise(bounds.tolist()), strict=True):
         found += frame.read_runs(models[start:stop], counts[start:stop])
-    entry = np.empty(table.size, np.int32)
-    entry[order] = np.concatenate(found)
-    return entry.reshape(table.shape)
+    # There are few tables and many places, so as much as possible is done before places are sorted.
+    reach = np.repeat(tables.reach[np.array(present) % count], counts)
+    in_order = np.concatenate(found)
+    in_order -= reach
+    residual[order] = in_order
+    return residual.reshape(table.shape), np.sort(order[in_order > reach])
 
 
 def symbols_of(residual: Ints, prediction: Prediction) -> Ints:
     """The symbols with these residuals; DamagedPayload if one is out of range."""
-    symbols: Ints = residual * prediction.mirror + prediction.centre
-    if np.abs(symbols).max(initial=0) > SYMBOL_LIMIT:
+    symbols: Ints = residual * prediction.mirror
+    symbols += prediction.centre
+    if largest_magnitude(symbols) > SYMBOL_LIMIT:
         msg = f"a symbol is out of range: its magnitude is above {SYMBOL_LIMIT}"
         raise DamagedPayload(msg)
     return symbols
@@ -351,25 +367,26 @@ class LenientDecoder(SymbolDecoder):
             self._left = 0
             return super().code(volume, index, mean, scale)
 
-    def _entries(self, prediction: Prediction) -> Ints:
-        likeliest = self._tables.reach[prediction.table].astype(np.int32)
+    def _residuals(self, prediction: Prediction) -> tuple[Ints, Ints]:
+        likeliest = np.zeros(prediction.table.shape, np.int32), np.zeros(0, np.int64)
         if self._left <= 0:
             return likeliest
         try:
-            entry = super()._entries(prediction)
+            residual, escaped = super()._residuals(prediction)
         except DamagedPayload:  # after the end or the damage, anything may be read
             self._left = 0
             return likeliest
         order, *_ = _runs(prediction.table)
+        entry = residual + self._tables.reach[prediction.table]
         spent = np.cumsum(self._tables.bits_of(entry, prediction.table)[order])
         known = int(np.searchsorted(spent, self._left, "right"))
         if known == len(order):
             self._left -= spent[-1] if known else 0
-            return entry
+            return residual, escaped
         self._left = 0
-        entry[order[known:]] = likeliest[order[known:]]
-        # Escapes come last in their stage, so they are beyond the end of the words.
-        return np.where(entry == 2 * likeliest + 1, likeliest, entry)
+        residual[order[known:]] = 0
+        residual[escaped] = 0  # escapes come last in their stage, so the words end before them
+        return residual, likeliest[1]
 
     def uniform(self, count: int, size: int) -> Ints:
         self._left -= count * math.log2(size)
