@@ -2,7 +2,8 @@
 
 Weights, inputs and outputs are integers.  float32 holds every integer up to 2 ** 24, and no sum of
 a layer can reach that.  So the sums are exact in any order, with any library, and with any number
-of threads.  Outputs are divided by powers of two, which is exact as well.
+of threads.  Weights are divided by powers of two beforehand, and so are the sums, which is exact as
+well.
 """
 
 from __future__ import annotations
@@ -50,17 +51,17 @@ class Dense:
         if (np.abs(weight) @ limits + np.abs(bias)).max() >= EXACT:
             msg = f"sums of {name} may not be exact"
             raise ValueError(msg)
+        self._unit = np.exp2(-tensors[f"{name}.shift"].astype(np.float32))
+        self._bias = bias.astype(np.float32) * self._unit
         # (inputs of a tap, taps, outputs)
         by_tap = weight.reshape(len(bias), taps, -1).transpose(2, 1, 0)
-        self._weight = np.ascontiguousarray(by_tap, dtype=np.float32)
+        self._weight = np.ascontiguousarray(by_tap, dtype=np.float32) * self._unit
         # Two bytes for each weight, of all outputs the lower ones first.
         low = (weight + 128) % 256 - 128
         split = np.concatenate([low, (weight - low) >> 8]).T
         self._bytes = split.astype(np.int8)
         #: Whether inputs and weights fit into the bytes of `around_bytes`.
         self.takes_bytes = bool(limits.max() < 256 and split.max() < 128)
-        self._bias = bias.astype(np.float32)
-        self._unit = np.exp2(-tensors[f"{name}.shift"].astype(np.float32))
         self.outputs = len(bias)
 
     def __call__(self, inputs: Singles, product: Product = np.matmul) -> Singles:
@@ -100,10 +101,10 @@ class Dense:
             rows = values.take(places[block], axis=0, mode="clip")
             low, high = np.split(product(rows.reshape(-1, taps * inputs), self._bytes), 2, 1)
             total[block] = low + (high << 8)
+        total *= self._unit
         return self._finished(total)
 
     def _finished(self, total: Singles) -> Singles:
         total += self._bias
-        total *= self._unit
         outputs: Singles = np.floor(total, out=total)
         return outputs

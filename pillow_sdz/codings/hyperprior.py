@@ -110,7 +110,7 @@ class HyperPrior:
         self._largest = tensors["largest"].astype(np.float32)  # (C,): inputs are clipped to these
         # Levels are small numbers, so they are kept in few bits.
         self._levels = tensors["levels"].astype(np.min_scalar_type(tensors["levels"].max()))
-        self._scales = tensors["scales"].astype(np.float32)
+        self._scales = tensors["scales"].astype(np.float32) + SCALE_UNITS // 2  # to be rounded
         largest = tensors["largest"].astype(np.int64)
         magnitude = np.minimum(largest, LARGEST_MAGNITUDE)
         level = tensors["levels"].astype(np.int64)[largest]
@@ -347,19 +347,22 @@ class HyperPrior:
         sizes: list[NDArray[Any]],
         second: int,
         product: Product,
-    ) -> tuple[Singles, Ints]:
+    ) -> tuple[Singles, Singles]:
         """The means and the scales of group i, from the inputs of its layers."""
         inside = self._hidden[i](_joined(inputs), product)
         parameters = self._output[i](rectified(inside, HIDDEN_LIMIT), product)
-        mean, log_scale = np.split(parameters, 2, 1)
-        log_scale += self._scale_of(self._magnitude[i][second](_joined(sizes), product))
-        return mean, (log_scale.astype(np.int32) + SCALE_UNITS // 2) >> 4
+        mean, scale = np.split(parameters, 2, 1)
+        scale += self._scale_of(self._magnitude[i][second](_joined(sizes), product))
+        scale *= 1 / SCALE_UNITS
+        return mean, np.floor(scale, out=scale)
 
     def _scale_of(self, magnitudes: Singles) -> Singles:
-        """The scales of distributions whose mean magnitudes are given, in `SCALE_UNITS`."""
+        """The scales that belong to mean magnitudes, and a half, in `SCALE_UNITS`."""
         # A float32 of at least 1 has 23 bits of mantissa below its exponent, 127 + n.
-        bits = np.maximum(magnitudes, 1).view(np.int32) >> (23 - MANTISSA_BITS)
-        scales: Singles = self._scales[bits - (127 << MANTISSA_BITS)]
+        bits = np.maximum(magnitudes, 1).view(np.int32)
+        bits >>= 23 - MANTISSA_BITS
+        bits -= 127 << MANTISSA_BITS
+        scales: Singles = self._scales.take(bits, mode="clip")  # its default mode takes longer
         return scales
 
 

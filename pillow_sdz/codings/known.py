@@ -39,10 +39,11 @@ class Known:
     def note(self, symbols: Ints, places: Ints, channels: slice) -> None:
         """Keep symbols (n, channels) at places."""
         largest = self._largest[channels]
-        values = np.clip(symbols, -largest, largest).astype(np.int16)
+        values = np.empty(symbols.shape, np.int16)
+        np.clip(symbols, -largest, largest, out=values, casting="unsafe")
         self.clipped.flat[places, channels] = values
         sizes = np.abs(values, out=values)
-        self.levels.flat[places, channels] = self._levels[sizes]
+        self.levels.flat[places, channels] = self._levels.take(sizes, mode="clip")
         self.magnitudes.flat[places, channels] = np.minimum(sizes, LARGEST_MAGNITUDE)
 
     def sum_around(self, channels: slice, places: NDArray[np.bool_]) -> None:
