@@ -298,17 +298,18 @@ def test_any_layout_in_memory() -> None:
 
 @pytest.mark.parametrize("moved", [1, 1000, 1 << 20])
 @pytest.mark.parametrize("count", [0, 3, 40])
+@pytest.mark.parametrize("inputs", [6, 9])
 def test_values_around_places_are_inputs_tap_by_tap(
-    moved: int, count: int, monkeypatch: pytest.MonkeyPatch
+    moved: int, count: int, inputs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This holds for any number of places, and of taps at once."""
+    """This holds for any number of places, of taps at once, and of inputs for 8 outputs."""
     monkeypatch.setattr(dense, "MOVED", moved)
     rng = np.random.default_rng(0)
-    weights = rng.integers(-127, 127, (8, 5 * 6), endpoint=True)
-    values = rng.integers(-600, 600, (30, 6), endpoint=True).astype(np.float32)
+    weights = rng.integers(-127, 127, (8, 5 * inputs), endpoint=True)
+    values = rng.integers(-600, 600, (30, inputs), endpoint=True).astype(np.float32)
     places = rng.integers(0, 30, (count, 5))
     found = layer(weights.tolist(), 600, taps=5).around(values, places)
-    assert np.array_equal(found, values[places].reshape(count, 30) @ weights.T)
+    assert np.array_equal(found, values[places].reshape(count, 5 * inputs) @ weights.T)
 
 
 def test_inputs_that_are_left_out_are_zero() -> None:

@@ -75,10 +75,10 @@ class Dense:
         ``places`` (n, taps) says which of the values are a place's inputs.
         """
         (count, taps), (known, inputs), size = places.shape, values.shape, self.outputs
-        if known > 2 * count:
+        if known > 2 * count or inputs <= size:
             return self(values[places].reshape(count, taps * inputs), product)
-        # All values are multiplied first.  The products are then moved to their places, because
-        # there are fewer outputs than inputs.
+        # There are fewer outputs than inputs, so all values are multiplied first.  The products
+        # are then moved to their places.
         at_once = max(1, MOVED // max(1, known * size))
         total = np.zeros((count, size), np.float32)
         for first in range(0, taps, at_once):
