@@ -25,7 +25,7 @@ from pillow_sdz.models.mini.network import Autoencoder, Decoder
 from training.features import Classifier
 from training.mini.compressed import Crops
 from training.mini.gpu import WARM_UP, keep_constants
-from training.perceptual_decoder import FIDELITY, Players, Shares, loss_of, rates
+from training.perceptual_decoder import FIDELITY, OF_MINI, Players, Shares, loss_of, rates
 from training.run import AVERAGING
 
 SIZES = (128, 256, 256)  # sides of crops: one is drawn for each step
@@ -48,8 +48,9 @@ def begun(
     state = {}
     for name in decoder.state_dict():
         full = f"autoencoder.decoder.{name}"
-        change = (trained[name] - old[full]) / (1 - FIDELITY)
-        state[name] = new[full] + (0 if name.startswith("linear") else change)
+        state[name] = new[full]
+        if name != OF_MINI:
+            state[name] = new[full] + (trained[name] - old[full]) / (1 - FIDELITY)
     decoder.load_state_dict(state)
 
 

@@ -7,6 +7,9 @@ PACKS are packs of training photos and of photos for scores, ``train`` and ``val
 `evaluation.taef2`.  Then the prior is trained, and its integers are written.  An interrupted run
 goes on where it was.  The loss is the rate itself, the discretised logistic's negative log2
 likelihood, at random places and random steps.
+
+On a GPU, ``--compressed DIR...`` names folders of `training.mini.compressed` for training, and
+PACKS is not needed if RUN has the latents for scores.
 """
 
 from __future__ import annotations
@@ -37,12 +40,15 @@ from pillow_sdz.codings.wave_prior import (
 )
 from pillow_sdz.codings.waves import ABOVE, BELOW, BESIDE
 from training.lattice_prior import logistic_bits
+from training.mini.compressed import Crops
 from training.mini.data import Pack
 from training.run import Run, add_options
 
 HIDDEN = (96, 64)  # chosen: reading takes 1.5 times as long as with the adaptive prior
 # Crops have this many pixels, rows and columns.  Chosen: few places are at a border.
 CROP = (256, 384)
+SQUARE = 256  # of crops of compressed folders
+MISSING = "the weights of taef2 are not there: TAEF2=FILE"
 CROPS, SCORED_CROPS = 500, 8
 GROUPS = ("photos", "photos-full")
 AT_ONCE = 50  # crops between two saves
@@ -77,13 +83,12 @@ def crops(pack: Pack, count: int) -> list[NDArray[np.uint8]]:
 
 def latents(file: Path, pack: Path, count: int) -> Tensor:
     """Latents (N, C, h, w) of crops, kept in a file; those that the file lacks are made."""
-    photos = crops(Pack(pack), count)
     made = list(np.load(file)) if file.exists() else []
+    photos = crops(Pack(pack), count) if len(made) < count else made[:count]
     weights = taef2.weights()
     if len(made) < len(photos):
         if weights is None:
-            msg = "the weights of taef2 are not there: TAEF2=FILE"
-            raise SystemExit(msg)
+            raise SystemExit(MISSING)
         module = taef2.load(weights)
     while len(made) < len(photos):
         for photo in photos[len(made) : len(made) + AT_ONCE]:
@@ -95,6 +100,21 @@ def latents(file: Path, pack: Path, count: int) -> Tensor:
         file.with_suffix(".tmp").replace(file)
         print(f"latents of {len(made)} crops", flush=True)
     return torch.from_numpy(np.stack(made[: len(photos)]).astype(np.float32))
+
+
+@torch.inference_mode()
+def latents_of_compressed(folders: Sequence[Path], count: int, device: str) -> Tensor:
+    """Latents (N, C, h, w) of random square crops, encoded on the device and kept in its memory."""
+    weights = taef2.weights()
+    if weights is None:
+        raise SystemExit(MISSING)
+    module = taef2.load(weights).to(device)
+    found = Crops(folders, [1.0] * len(folders), device, 0)
+    made = []
+    for _ in range(0, count, AT_ONCE):
+        places, colours = (x.to(device) for x in found.draw(AT_ONCE, SQUARE, len(folders)))
+        made.append(module.encode(found.cut(places, colours, SQUARE) + 0.5).half())
+    return torch.cat(made)
 
 
 class Samples(NamedTuple):
@@ -115,11 +135,13 @@ class Samples(NamedTuple):
         values = bordered(torch.floor(quantised * VALUES + 0.5).clamp(-VALUE_LIMIT, VALUE_LIMIT))
         stride = values.shape[2]
         places = (rows + ABOVE) * stride + columns + BESIDE
-        places = places + torch.arange(count)[:, None] * values.shape[1] * stride
+        places = (
+            places + torch.arange(count, device=rows.device)[:, None] * values.shape[1] * stride
+        )
         flat = values.reshape(-1, channels) / VALUES
 
         def moved(offsets: list[tuple[int, int]]) -> Tensor:
-            by = torch.tensor([y * stride + x for y, x in offsets])
+            by = torch.tensor([y * stride + x for y, x in offsets], device=rows.device)
             return flat[places.reshape(-1, 1) + by]
 
         whole = quantised.permute(1, 0, 2, 3).reshape(channels, count, height * width)
@@ -139,7 +161,7 @@ class Samples(NamedTuple):
 def bordered(values: Tensor) -> Tensor:
     """Values (N, C, h, w) with the border of `waves.Layout`, (N, h + 3, w + 4, C)."""
     count, channels, height, width = values.shape
-    found = torch.zeros(count, height + ABOVE + BELOW, width + 2 * BESIDE, channels)
+    found = values.new_zeros(count, height + ABOVE + BELOW, width + 2 * BESIDE, channels)
     values = values.permute(0, 2, 3, 1)
     found[:, ABOVE:-BELOW, BESIDE:-BESIDE] = values
     found[:, ABOVE + 1 :, 0] = found[:, ABOVE + 1 :, 1] = values[:, :, 0]
@@ -149,13 +171,14 @@ def bordered(values: Tensor) -> Tensor:
     return found
 
 
-def random_samples(photos: Tensor) -> Samples:
-    some = photos[torch.randint(len(photos), (BATCH,))]
+def random_samples(photos: Tensor, batch: int = BATCH) -> Samples:
+    device = photos.device
+    some = photos[torch.randint(len(photos), (batch,), device=device)].float()
     low, high = map(math.log2, STEPS)
-    step = torch.exp2(low + (high - low) * torch.rand(BATCH))
+    step = torch.exp2(low + (high - low) * torch.rand(batch, device=device))
     height, width = photos.shape[2:]
-    rows = torch.randint(height, (BATCH, PLACES))
-    columns = torch.randint(width, (BATCH, PLACES))
+    rows = torch.randint(height, (batch, PLACES), device=device)
+    columns = torch.randint(width, (batch, PLACES), device=device)
     unit = step[:, None, None, None]
     return Samples.at(torch.round(some / unit) * unit, step, rows, columns)
 
@@ -165,7 +188,7 @@ class FloatPrior(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, hidden: Sequence[int] = HIDDEN) -> None:
         super().__init__()
         around, farther = len(AROUND) * channels, len(FARTHER)
         mask = torch.ones(channels, around + farther)
@@ -173,16 +196,16 @@ class FloatPrior(nn.Module):
         self.register_buffer("mask", mask[:, None], persistent=False)
         self._around = around
         deviation = 0.7 * mask.sum(1)[:, None, None] ** -0.5
-        first = torch.randn(channels, HIDDEN[0] + 1, around + farther) * deviation
+        first = torch.randn(channels, hidden[0] + 1, around + farther) * deviation
         first[:, -1] = 0  # the last output is linear: a part of the mean
         self.first = nn.Parameter(first)
-        self.first_log = nn.Parameter(torch.zeros(channels, HIDDEN[0] + 1))
-        self.first_bias = nn.Parameter(torch.zeros(channels, HIDDEN[0] + 1))
-        second = torch.randn(channels, HIDDEN[1], HIDDEN[0]) * HIDDEN[0] ** -0.5
+        self.first_log = nn.Parameter(torch.zeros(channels, hidden[0] + 1))
+        self.first_bias = nn.Parameter(torch.zeros(channels, hidden[0] + 1))
+        second = torch.randn(channels, hidden[1], hidden[0]) * hidden[0] ** -0.5
         self.second = nn.Parameter(second)
-        self.second_bias = nn.Parameter(torch.zeros(channels, HIDDEN[1]))
+        self.second_bias = nn.Parameter(torch.zeros(channels, hidden[1]))
         # The correction of the mean, and log2 of the scale.
-        self.last = nn.Parameter(torch.zeros(channels, 2, HIDDEN[1]))
+        self.last = nn.Parameter(torch.zeros(channels, 2, hidden[1]))
         self.last_bias = nn.Parameter(torch.tensor([0.0, -1.7]).repeat(channels, 1))
 
     def hidden(self, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
@@ -314,11 +337,13 @@ def integers(model: FloatPrior, samples: Samples) -> dict[str, NDArray[Any]]:
 def score(model: FloatPrior, photos: Tensor) -> str:
     """Bits of a value at each of `SCORED_STEPS`."""
     height, width = photos.shape[2:]
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    rows, columns = torch.meshgrid(
+        *(torch.arange(n, device=photos.device) for n in (height, width)), indexing="ij"
+    )
     rows, columns = (x.reshape(1, -1).repeat(len(photos), 1) for x in (rows, columns))
     found = []
     for step in SCORED_STEPS:
-        steps = torch.full((len(photos),), step)
+        steps = torch.full((len(photos),), step, device=photos.device)
         samples = Samples.at(torch.round(photos / step) * step, steps, rows, columns)
         found.append(f"{model.bits(samples).mean().item():.4f}")
     return " ".join(found)
@@ -328,32 +353,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--packs", type=Path, required=True)
+    parser.add_argument("--packs", type=Path, default=Path())
+    parser.add_argument("--compressed", type=Path, nargs="+", help="crops for training on a GPU")
     parser.add_argument("--run", type=Path, required=True, help="latents, checkpoint and log")
     parser.add_argument("--minutes", type=float, required=True, help="of the whole run")
     parser.add_argument("--output", type=Path, required=True, help="the integers")
     parser.add_argument("--crops", type=int, default=CROPS)
+    parser.add_argument("--batch", type=int, default=BATCH, help="crops of a batch")
+    parser.add_argument("--hidden", type=int, nargs=2, default=HIDDEN, help="widths of the layers")
     add_options(parser, learning_rate=LEARNING_RATE, flat=0.2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.run.mkdir(parents=True, exist_ok=True)
-    photos = latents(options.run / "latents.npy", options.packs / "train", options.crops)
+    if options.compressed:
+        photos = latents_of_compressed(options.compressed, options.crops, options.device)
+    else:
+        photos = latents(options.run / "latents.npy", options.packs / "train", options.crops)
     scored = latents(options.run / "scored.npy", options.packs / "validation", SCORED_CROPS)
+    scored = scored.to(options.device)
     torch.manual_seed(0)
-    model = FloatPrior(photos.shape[1])
-    run = Run(model, options, random.Random(0))
-    if run.step == 0:
-        model.begin(Samples.joined([random_samples(photos) for _ in range(FITTED)]))
-    averaged = FloatPrior(photos.shape[1])
+    channels = photos.shape[1]
+    model = FloatPrior(channels, options.hidden)
+    fitted = photos[: BATCH * FITTED].cpu()
+    begun = Samples.joined([random_samples(fitted) for _ in range(FITTED)])
+    if not (options.run / "checkpoint.pt").exists():
+        model.begin(begun)
+    run = Run(model.to(options.device), options, random.Random(0))
+    averaged = FloatPrior(channels, options.hidden).to(options.device)
     while run.unfinished:
         run.begin()
-        if run.descend(model.bits(random_samples(photos)).mean()):
+        if run.descend(model.bits(random_samples(photos, options.batch)).mean()):
             averaged.load_state_dict(run.mean)
             run.report(score(averaged, scored))
     averaged.load_state_dict(run.mean)
     run.report(score(averaged, scored))
-    samples = Samples.joined([random_samples(photos) for _ in range(CALIBRATED)])
-    save_file(integers(averaged, samples), options.output)
+    samples = Samples.joined([random_samples(photos.cpu()) for _ in range(CALIBRATED)])
+    save_file(integers(averaged.cpu(), samples), options.output)
 
 
 if __name__ == "__main__":

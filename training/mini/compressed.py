@@ -43,9 +43,11 @@ def encoded(crop: Photo, quality: int) -> bytes:
     return file.getvalue()
 
 
-def write(pack: Pack, numbers: list[int], folder: Path, megabytes: float, quality: int) -> str:
+def write(
+    pack: Pack, seed: int, numbers: list[int], folder: Path, megabytes: float, quality: int
+) -> str:
     """Write a crop of each picture until the folder is full.  Returns a line about the folder."""
-    rng = random.Random(0)
+    rng = random.Random(seed)
     left = {group: share * megabytes * 1e6 for group, share in SHARES.items()}
     files, groups = [], []
     for number in numbers:
@@ -161,21 +163,22 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--megabytes", type=float, nargs="+", required=True)
     parser.add_argument("--qualities", type=int, nargs="+", required=True)
+    parser.add_argument("--seed", type=int, default=0, help="each number leads to other crops")
     options = parser.parse_args()
     pack = Pack(options.pack)
     numbers = list(range(len(pack)))
-    random.Random(0).shuffle(numbers)
+    random.Random(options.seed).shuffle(numbers)
     # Each picture gets a random folder, so all folders have pictures of all sources.
     pixels = [
         size / BITS_PER_PIXEL.get(quality, 4)
         for size, quality in zip(options.megabytes, options.qualities, strict=True)
     ]
-    chosen = random.Random(0).choices(range(len(pixels)), pixels, k=len(numbers))
+    chosen = random.Random(options.seed).choices(range(len(pixels)), pixels, k=len(numbers))
     shares = [[n for n, c in zip(numbers, chosen, strict=True) if c == i] for i in set(chosen)]
     folders = [options.output / str(i) for i in range(len(pixels))]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         work = (shares, folders, options.megabytes, options.qualities)
-        for line in pool.map(functools.partial(write, pack), *work):
+        for line in pool.map(functools.partial(write, pack, options.seed), *work):
             print(line)
 
 
