@@ -39,14 +39,14 @@ class Weights(Row):
 
 
 MINI = Weights(
-    "mini.safetensors", "ee002ec44d345cb3016f383c028010e02a950675485a03bc3e1d02ab93a438df"
+    "mini.safetensors", "f2f6279eb25b071a7a45131e6fcf2a8c285d4b7178bb4eb272e5b6cfc2de8130"
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
     "30ababd380d27498a25e31a1a8fa411355100e934b705549010ad6887d1225b3",
 )
 MINI_REDUCED = Weights(
-    "mini_reduced.safetensors", "71cf60b970a8d98fc33a2d87a1e366c7390cbcf26e651b5d6da18a751a225c5c"
+    "mini_reduced.safetensors", "8e2fcee46b0d81762c8fabaff718bc904d3f954e814d8e3a7a737dbc6f61d5e7"
 )
 SD_MINI = Weights(
     "sd_mini/autoencoder.safetensors",
