@@ -16,17 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
-from . import block_maps, copies, vp8l
+from . import block_maps, copies, exact_parts, vp8l
 from .block_maps import Blocks
 from .copies import Copies
-
-# The smallest picture that is decoded has 1/8 of the size.  A block is one of its pixels.
-BLOCK = 8
-# A part has at most this many pixels, so that it is decoded in little memory.  Chosen: most
-# screenshots are one part, and 4 megapixels take 16 MB.
-PART_PIXELS = 1 << 22
-# The sides of a part.  They are whole blocks, and at most `vp8l.MAX_SIDE`.
-PART_WIDTH, PART_HEIGHT = 8192, 16376
+from .exact_parts import BLOCK, PixelBox, shape_of
 
 # If there are this many rows of exact blocks between two parts of a picture, the parts are decoded
 # one by one.  Chosen: networks look at some 64 pixels around the area that they decode.
@@ -47,44 +40,10 @@ AS_BEFORE = bytes([_AS_BEFORE])
 
 _LENGTH = struct.Struct(">I")
 
-PixelBox = tuple[int, int, int, int]
-
-
-def shape_of(size: tuple[int, int]) -> tuple[int, int]:
-    """The rows and columns of blocks of a picture (width, height)."""
-    return -(-size[1] // BLOCK), -(-size[0] // BLOCK)
-
 
 def builds_on_the_frame_before(data: bytes) -> bool:
     """Whether the data of an EXCT chunk keeps pixels of the frame before."""
     return data[:1] in (bytes([_CHANGES]), bytes([_CHANGES + _WITH_COPIES]), AS_BEFORE)
-
-
-def _parts(size: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-    """The parts of a picture (width, height), as rows and columns of blocks."""
-    rows, columns = shape_of(size)
-    across = min(columns, PART_WIDTH // BLOCK)
-    down = min(PART_PIXELS // (across * BLOCK) // BLOCK, PART_HEIGHT // BLOCK)
-    for top in range(0, rows, down):
-        for left in range(0, columns, across):
-            yield (
-                slice(top, min(top + down, rows)),
-                slice(left, min(left + across, columns)),
-            )
-
-
-def _boxes(coded: Blocks, size: tuple[int, int]) -> Iterator[PixelBox]:
-    """For each part with coded blocks, the smallest box of pixels around them."""
-    for rows, columns in _parts(size):
-        box = block_maps.bounds(coded[rows, columns])
-        if box is not None:
-            left, top, right, bottom = box
-            yield (
-                (columns.start + left) * BLOCK,
-                (rows.start + top) * BLOCK,
-                min((columns.start + right) * BLOCK, size[0]),
-                min((rows.start + bottom) * BLOCK, size[1]),
-            )
 
 
 def mask(blocks: Blocks, scale: int = 1) -> Image.Image:
@@ -165,7 +124,7 @@ def coded(
         method, maps = _ALL, b""
     else:
         method, maps = _SOME, block_maps.packed(blocks, opened)
-    boxes = _boxes(blocks, image.size)
+    boxes = exact_parts.boxes(blocks, image.size)
     parts = [_part(image, blocks, opened, box, with_copies=with_copies) for box in boxes]
     has_copies = any(part.copies is not None for part in parts)
     lists = [part.pack(has_copies=has_copies) for part in parts]
@@ -313,7 +272,7 @@ class Regions:
             raise ValueError(msg)
         self._has_kept = bool(kept.any())
         self._parts: list[_Part] = []
-        boxes = list(_boxes(coded, self.size))
+        boxes = list(exact_parts.boxes(coded, self.size))
         for number, box in enumerate(boxes):
             copied = b""
             if has_copies:

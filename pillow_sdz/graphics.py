@@ -17,7 +17,7 @@ from PIL import Image, ImageChops, ImageFilter
 from . import block_maps, connected, exact
 from .arrays import Ints
 from .block_maps import Blocks
-from .exact import BLOCK, PixelBox
+from .exact_parts import BLOCK, PixelBox
 
 Share = NDArray[np.uint8]  # a part of each block's pixels, in 1/255
 

@@ -14,7 +14,7 @@ from . import alpha, chunks, codec, exact, graphics, vp8l
 from .block_maps import Blocks
 from .codec import DoesNotFit, EncodedLatents
 from .container import Chunk, chunk_size
-from .exact import BLOCK
+from .exact_parts import BLOCK, shape_of
 from .order import MAX_CHANGES
 
 # At a quality q, a byte is worth WORTH * exp(-FALLING * q) squared levels.  Measured on eight
@@ -286,7 +286,7 @@ class Coder:
         step = next((s for least, s in SCAN_STEPS.items() if self._quality >= least), None)
         if step is None:
             return self._encoder.encode(image, SCAN_HIGHER * self._quality)
-        every = np.ones(exact.shape_of(image.size), np.bool_)
+        every = np.ones(shape_of(image.size), np.bool_)
         data = exact.Encoder(0).encode(coarser(image, step), every)
         return [Chunk(chunks.EXACT, data), *self._encoder.encode_nothing(*self._latents)]
 

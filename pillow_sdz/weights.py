@@ -43,7 +43,7 @@ MINI = Weights(
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "30ababd380d27498a25e31a1a8fa411355100e934b705549010ad6887d1225b3",
+    "adcd936c494867dd7a04bc7e0f89bcbddc775b812e9d4b7c1d4bb8ce664eecf0",
 )
 MINI_REDUCED = Weights(
     "mini_reduced.safetensors", "8e2fcee46b0d81762c8fabaff718bc904d3f954e814d8e3a7a737dbc6f61d5e7"
@@ -64,7 +64,7 @@ SD1_PRIOR = Weights(
     "sd1_prior.safetensors", "210f19a14bdddfc4a834ef75c16c8e23ee1aa9f4e960cbac18be5870be3d167b"
 )
 FLUX2_PRIOR = Weights(
-    "flux2_prior.safetensors", "578f6fa5ff1bcb36fd754f925ca996c18226e071658d2c5c04a1f37319ae235d"
+    "flux2_prior.safetensors", "df75b8d194a02d83a00c8aa65f2cda00849360b1d042ffef2d9deebe53a617b0"
 )
 TABLES = Weights(
     "tables.safetensors", "b3a476cc2bcd62d0df707d12a498ba7cb171ae1752a82befee4f021dfa3256cb"
@@ -84,10 +84,10 @@ GRAPHS: dict[str, str] = {
     "mini_decoder4_int8": "53e396113b8371981ff1922e37d285e71c0eb28d1816deead7d73d8df9e3da1b",
     "mini_decoder_int8": "80c9eb1eb4f48843ba255799cce68b81a65b3e447a2ef8909362505970ead836",
     "mini_decoder_precise": "adce9d4cf0125532d72fe4b9471a2ee88366f0bee7cb43310e5e70505dc29cbd",
-    "mini_encoder": "2807ae0946cbcf440017c1e5bf69ef6fec8ddcf73b230e5c28f853118d62ffca",
-    "mini_encoder_base": "4746e260e559a6c868e563874b1358fdc71f9aada30e55ff319a2af98fb9b7f5",
-    "mini_encoder_base_int8": "4b0a11ca3e706bb35e487c6aa8cb6dc377637f7fc0df8e62a55f0834f9fa3800",
-    "mini_encoder_int8": "14744a6c4db0e8d56862f9fa437166f7415ad30739789620e4963a6c1a782f54",
+    "mini_encoder": "59eca10f13f646e107a9c41a9dc030ed65bcf554b01fb8aa403daefb3a14a929",
+    "mini_encoder_base": "e648cedb4b4daf42f0004017e156ee39a03c12b2b983ae01990347b760ca4994",
+    "mini_encoder_base_int8": "d17268944a0e67c6e882a42118e30d5f7099bdd1ff507ef962f3094fb3e581e1",
+    "mini_encoder_int8": "c7272699999eeb52c085c0510cb03814c0bc061acee66b4678507dfe53178034",
     "product": "40705a159229f048c6879ab99c3581cf93f4228560550c64eb633d18c200e1bf",
     "product_of_bytes": "1a5dce0cda2b75ec0ceda0bdd5a4c59b0b3b6096b957494dba992599fdf435c1",
     "sd_mini_decoder": "c6565a3c1bd07b334b812e4909458fc85b6be768124b819b94ad88e3ee088d57",

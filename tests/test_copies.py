@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from pillow_sdz import block_maps, copies, exact, vp8l
 from pillow_sdz.copies import Copies
 from pillow_sdz.exact import Regions
+from pillow_sdz.exact_parts import shape_of
 from sdz_files import decode, encode
 
 PAPER = (250, 250, 245)
@@ -31,7 +32,7 @@ def text(size: tuple[int, int] = (320, 240), seed: int = 5, ink: str = "#14143c"
 
 
 def every(size: tuple[int, int]) -> block_maps.Blocks:
-    return np.ones(exact.shape_of(size), np.bool_)
+    return np.ones(shape_of(size), np.bool_)
 
 
 def data_of(picture: Image.Image) -> bytes:

@@ -26,6 +26,7 @@ from pillow_sdz import (
 )
 from pillow_sdz.block_maps import Blocks
 from pillow_sdz.exact import Regions
+from pillow_sdz.exact_parts import shape_of
 from sdz_files import decode, encode, framed, replaced
 
 SIZE = (101, 67)  # neither side is a whole number of blocks
@@ -37,7 +38,7 @@ def noise(size: tuple[int, int] = SIZE, seed: int = 0) -> Image.Image:
 
 
 def some(*boxes: tuple[int, int, int, int]) -> Blocks:
-    blocks = np.zeros(exact.shape_of(SIZE), np.bool_)
+    blocks = np.zeros(shape_of(SIZE), np.bool_)
     for left, top, right, bottom in boxes:
         blocks[top:bottom, left:right] = True
     return blocks
@@ -138,7 +139,7 @@ class TestData:
 
     def test_parts_that_are_far_apart_are_decoded_alone(self) -> None:
         size = 64, 400
-        blocks = np.ones(exact.shape_of(size), np.bool_)
+        blocks = np.ones(shape_of(size), np.bool_)
         blocks[2, 1] = blocks[5, 3:6] = blocks[40, 7] = False
         regions = Regions(coded(noise(size), blocks), size)
         assert list(regions.rest((0, 0, *size))) == [(8, 16, 48, 48), (56, 320, 64, 328)]
@@ -181,7 +182,7 @@ class TestData:
         size = 9000, 1100
         picture = Image.new("RGB", size, (1, 2, 3))
         picture.putpixel((8999, 1099), (9, 9, 9))
-        regions = Regions(coded(picture, np.ones(exact.shape_of(size), np.bool_)), size)
+        regions = Regions(coded(picture, np.ones(shape_of(size), np.bool_)), size)
         assert len(regions._parts) == 6
         box = 8990, 1090, 9000, 1100
         shown = Image.new("RGB", (10, 10))
@@ -664,7 +665,7 @@ def test_flat_colours_change_less_than_edges_at_low_quality() -> None:
     for box in boxes:
         draw.ellipse(box, chance.choice(colours))
     chart = chart.resize((400, 300), Image.Resampling.BOX)
-    frame = regions.Frame(np.ones(exact.shape_of(chart.size), np.bool_), chart, None, 0)
+    frame = regions.Frame(np.ones(shape_of(chart.size), np.bool_), chart, None, 0)
     simpler = regions.simpler(frame, 30).colours
     assert len(simpler.getcolors(10000)) < len(chart.getcolors(10000))
     off = abs(np.asarray(simpler).astype(int) - np.asarray(chart)).max(2)

@@ -104,32 +104,32 @@ def test_container_opens() -> None:
 MINI_FILES: dict[str, tuple[int, str, list[int]]] = {
     "mini-perceptual": (
         1250,
-        "3ed43753e46c961c17a6c10ebe3bd7ff10a2819903da92c6cbea2074b332cdd1",
+        "58909f47571c665a06667525984f188eff4ab450e1f00ba22a4c8dba453786ad",
         [-12, 0, 0, 0, 0, 0, 0, 0],
     ),
     "mini-rgb": (
         7500,
-        "a055910d03cd0d5603542e817ce44c7387eb63c7dbce26317727249ef1e04844",
-        [-76, 0, 0, 0, 0, 0, 0, 0],
+        "c6164aee1a1fc5860ca74584e289755bdbf16995307f711e8ca2fa4cadaf8a43",
+        [-69, 0, 0, 0, 0, 0, 0, 0],
     ),
     "mini-rgb-low": (
         1250,
-        "d223c4f7619b350c9accc9c98f808f97be2609cf47705172fca56d6f2598b0d7",
+        "a5dfc479008beddafe18bc4760666b2a6bcffc1236ed07d5aab9afc5f686bd2b",
         [-12, 0, 0, 0, 0, 0, 0, 0],
     ),
     "mini-rgba": (
         10000,
-        "e55217b71c9ff273d5aca3eb381fc310cc5eab3f69205f129379e356e56ab872",
-        [-517, 0, -107, 0, -62, 0, -131, 0],
+        "664d300693dcb46fee418571929f7484980ace10a69348ec9ad98dfc296d3b7b",
+        [-517, 0, -107, 0, -62, 0, -132, 0],
     ),
     "mini-1x1": (
         5000,
-        "2c12934514360bbecfc3cfb3403b36425723e8bb4209ec591dc90fce02140d60",
-        [-71, 0, 0, 0, 0, 0, 0, 0],
+        "2301412d35742a5f5566d7273da91fb50d7fb1aa02622d9e7e19deb8332a95d1",
+        [-70, 0, 0, 0, 0, 0, 0, 0],
     ),
     "mini-map": (
         5000,
-        "76bdc1d84271a01e805a6a4cf61c3560ffebaf0133e7a0948d7d4ae26dcdf33d",
+        "7816c763347cd48e3f9f5d0afbfb961b1a2b0e38bcba500c7448d0a687f483e1",
         [-55, 0, 0, 0, 0, 0, 0, 0],
     ),
 }
@@ -203,28 +203,28 @@ def test_pixels_of_record(name: str) -> None:
 # big-endian int32.
 FRAMES = FIXTURES / "mini-frames.sdz"
 CHUNKS_OF_FRAMES = [
-    ("LATN", 156),
-    ("LATN", 79),
+    ("LATN", 155),
+    ("LATN", 78),
     ("ALPH", 117),
     ("DIFF", 1),
-    ("DIFF", 43),
+    ("DIFF", 44),
     ("ALPH", 1),
     ("DIFF", 1),
     ("LATN", 82),
     ("ALPH", 2),
-    ("LATN", 207),
-    ("LATN", 141),
+    ("LATN", 205),
+    ("LATN", 144),
     ("ALPH", 117),
     ("DIFF", 1),
-    ("LATN", 122),
+    ("LATN", 126),
     ("ALPH", 1),
 ]
 FRAME_DIGESTS = [
-    "161bdeecef031c0a173438f9775de26cb7e7537f740a808c9f2b6dddc331d2b3",
-    "a19946e8b3fd6c7d000e96b029944c0ca710bbe4a8db01bbc1ea8a9e1dbd143b",
-    "4473a3a8596329c69280e2bdc985051e150fce21179bd4539c1d8d147496260a",
-    "b400150c3f8e22f7b9dc7b7e34dc0c782208eae8fd55783e2df7e33e2d781ef6",
-    "48be3a31ffe4cd071fdd387acc7d4e8ea78d38f99fcafa418a080b49326ff022",
+    "8538eeb80ef96a46e370e4de01a4516b450519b3cb7a57d4caaee3e4159e20db",
+    "0ba4d56f81a2d121c045f4af0d6aa0e12b8c77333b98a819fd538ac0275cf7df",
+    "4cd504667cc73a611bb78b892cae32bdff45f1b56d21685d9ca9287a2feb2a07",
+    "6d677f40cc6e935d25efcfd61b6901f75d4a52a351d9b2990f5a0db5a284b511",
+    "68b289af65a126d431a825b6975f6b065b145c6bfc2e2d5dce9b7cf6a9a91d9b",
 ]
 
 
@@ -294,8 +294,8 @@ LATENT_FILES: dict[str, tuple[tuple[int, ...], str, list[float]]] = {
     ),
     "latents-flux2": (
         (32, 9, 12),
-        "dfd15472540cb1ad08d6850ce58e4cabb6896be178c46215da81bfbf66093ee4",
-        [0.5, -0.5, -0.5, -0.5, -0.5],
+        "804839ec8e6754615c1b5a091cf6b5abed01b13c36c9f3b1b9382ce7ef5b59e7",
+        [0.5, 0.0, -0.5, -0.5, -0.5],
     ),
     "latents-palette": (
         (4, 24, 33),

@@ -199,7 +199,7 @@ def test_crops_come_from_packs(pack: Path) -> None:
 
 
 def test_compressed_crops_are_cut_as_they_were_drawn(pack: Path, tmp_path: Path) -> None:
-    compressed.write(Pack(pack), [0, 1, 2], tmp_path / "0", 10, compressed.LOSSLESS)
+    compressed.write(Pack(pack), 0, [0, 1, 2], tmp_path / "0", 10, compressed.LOSSLESS)
     crops = compressed.Crops([tmp_path / "0"], [1], "cpu", 0)
     assert len(crops) == 3
     places, _ = crops.draw(1, 32, 1)
@@ -220,7 +220,7 @@ def test_compressed_crops_are_cut_as_they_were_drawn(pack: Path, tmp_path: Path)
 def test_precise_folders_and_weights_decide_what_is_drawn(pack: Path, tmp_path: Path) -> None:
     for number, picture in enumerate((0, 1)):  # both are photos
         folder = tmp_path / str(number)
-        compressed.write(Pack(pack), [picture], folder, 10, compressed.LOSSLESS)
+        compressed.write(Pack(pack), 0, [picture], folder, 10, compressed.LOSSLESS)
     crops = compressed.Crops([tmp_path / "0", tmp_path / "1"], [1, 3], "cpu", 0)
     assert set(crops.draw(50, 64, 1)[0][:, 0].tolist()) == {0}
     second = (crops.draw(4000, 64, 2)[0][:, 0] > 0).float().mean().item()
@@ -230,7 +230,7 @@ def test_precise_folders_and_weights_decide_what_is_drawn(pack: Path, tmp_path: 
 @pytest.mark.slow
 def test_trains_on_crops_in_memory(pack: Path, tmp_path: Path) -> None:
     """The command for a GPU, on the CPU: the averaged weights have moved, and all are finite."""
-    compressed.write(Pack(pack), [0, 1, 2], tmp_path / "0", 10, compressed.LOSSLESS)
+    compressed.write(Pack(pack), 0, [0, 1, 2], tmp_path / "0", 10, compressed.LOSSLESS)
     command = [sys.executable, "-m", "training.mini.gpu", "--crops", tmp_path / "0"]
     command += ["--weights", 1, "--precise", 1, "--state", "training/mini_state.safetensors"]
     command += ["--output", tmp_path / "new", "--seconds", 3, "--pixels", 16384, "--device", "cpu"]

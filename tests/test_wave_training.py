@@ -17,7 +17,6 @@ from sample_latents import correlated_latents
 # Training is not part of the installed package. Only the checkout has it.
 sys.path.append(str(Path(__file__).parent.parent))
 
-from training import wave_prior
 from training.wave_prior import FloatPrior, Samples, integers
 
 CHANNELS, STEP = 3, 0.25
@@ -38,10 +37,9 @@ def samples() -> Samples:
 
 
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> FloatPrior:
-    monkeypatch.setattr(wave_prior, "HIDDEN", (12, 7))
+def model() -> FloatPrior:
     torch.manual_seed(0)
-    model = FloatPrior(CHANNELS)
+    model = FloatPrior(CHANNELS, (12, 7))
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape)
     return model

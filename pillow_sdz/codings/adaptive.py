@@ -21,8 +21,8 @@ from ..arrays import Floats, Ints, Singles
 from .calibration import Calibration
 from .coding import WORK_PER_BYTE
 from .frame_coders import Apart, FrameCoder, checked_steps
-from .integers import LOG_UNITS, STEP_UNITS, logarithm
-from .range_coder import Coder, DamagedPayload, rounded
+from .integers import LOG_UNITS, STEP_UNITS, logarithm, rounded
+from .range_coder import Coder, DamagedPayload
 from .waves import CHANNEL_DELAY, OWN, Layout, Offsets, Wave, waves
 
 # Constants without another origin are measured and rounded: docs/measurements.md#adaptive.

@@ -99,3 +99,14 @@ class Affine:
 def largest_magnitude(values: NDArray[Any]) -> int:
     """The largest magnitude; 0 if there are no values."""
     return int(max(values.max(initial=0), -values.min(initial=0)))
+
+
+def rounded(mean: Ints, scale: Ints) -> Ints:
+    """Means in eighths of a step, rounded, so that a stage has fewer tables.
+
+    A mean is rounded to a quarter, a half or a whole step if the scale is at least 1, 2 or 4 steps.
+    This costs at most 0.001 bits a symbol: the square of the error, in squared deviations.
+    """
+    bits = np.clip((scale >> 3) - 4, 0, 3)
+    found: Ints = (mean + (1 << bits >> 1)) >> bits << bits
+    return found

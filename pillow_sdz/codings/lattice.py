@@ -20,9 +20,9 @@ from safetensors.numpy import load_file
 from ..arrays import Ints, Singles
 from ..weights import Weights
 from .frame_coders import Apart, FrameCoder, checked_steps
-from .integers import STEP_UNITS, Affine, logarithm, logarithm_of_singles
+from .integers import STEP_UNITS, Affine, logarithm, logarithm_of_singles, rounded
 from .lattice_network import FINER, INPUT_LIMIT, UNITS, Network
-from .range_coder import MEAN_UNITS, Coder, rounded
+from .range_coder import MEAN_UNITS, Coder
 
 VALUE_LIMIT = 1 << 20  # of values, in 1/256: 4096 units, so four of them have an exact sum
 BASE_LIMIT = (1 << 15) - 1  # of what the base's layers take, in 1/1024: 32 units

@@ -20,8 +20,8 @@ from ..arrays import Ints, Singles
 from ..weights import Weights
 from .calibration import ALL_BINS, Calibration
 from .frame_coders import Apart, FrameCoder, checked_steps
-from .integers import EXACT_SINGLE, LOG_UNITS, STEP_UNITS, logarithm
-from .range_coder import Coder, rounded
+from .integers import EXACT_SINGLE, LOG_UNITS, STEP_UNITS, logarithm, rounded
+from .range_coder import Coder
 from .waves import CHANNEL_DELAY, OWN, Layout, Offsets, Wave, waves
 
 # Values are in 1/32 of the latents' unit, up to 16 units.  Chosen: FLUX.2's latents hardly exceed
