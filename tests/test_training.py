@@ -233,7 +233,7 @@ def test_trains_on_crops_in_memory(pack: Path, tmp_path: Path) -> None:
     compressed.write(Pack(pack), 0, [0, 1, 2], tmp_path / "0", 10, compressed.LOSSLESS)
     command = [sys.executable, "-m", "training.mini.gpu", "--crops", tmp_path / "0"]
     command += ["--weights", 1, "--precise", 1, "--state", "training/mini_state.safetensors"]
-    command += ["--output", tmp_path / "new", "--seconds", 3, "--pixels", 16384, "--device", "cpu"]
+    command += ["--output", tmp_path / "new", "--seconds", 10, "--pixels", 16384, "--device", "cpu"]
     subprocess.run([str(c) for c in command], cwd=ROOT, check=True, capture_output=True)
     new = {k: v for f in (tmp_path / "new").iterdir() for k, v in load_file(f).items()}
     old = load_file(ROOT / "training/mini_state.safetensors")
