@@ -48,9 +48,9 @@ def begun(
     state = {}
     for name in decoder.state_dict():
         full = f"autoencoder.decoder.{name}"
-        state[name] = new[full]
+        state[name] = new[full].clone()
         if name != OF_MINI:
-            state[name] = new[full] + (trained[name] - old[full]) / (1 - FIDELITY)
+            state[name] += (trained[name] - old[full]) / (1 - FIDELITY)
     decoder.load_state_dict(state)
 
 

@@ -109,11 +109,11 @@ def latents_of_compressed(folders: Sequence[Path], count: int, device: str) -> T
     if weights is None:
         raise SystemExit(MISSING)
     module = taef2.load(weights).to(device)
-    found = Crops(folders, [1.0] * len(folders), device, 0)
+    crops = Crops(folders, [1.0] * len(folders), device, 0)
     made = []
     for _ in range(0, count, AT_ONCE):
-        places, colours = (x.to(device) for x in found.draw(AT_ONCE, SQUARE, len(folders)))
-        made.append(module.encode(found.cut(places, colours, SQUARE) + 0.5).half())
+        places, colours = (x.to(device) for x in crops.draw(AT_ONCE, SQUARE, len(folders)))
+        made.append(module.encode(crops.cut(places, colours, SQUARE) + 0.5).half())
     return torch.cat(made)
 
 
@@ -374,10 +374,9 @@ def main() -> None:
     torch.manual_seed(0)
     channels = photos.shape[1]
     model = FloatPrior(channels, options.hidden)
-    fitted = photos[: BATCH * FITTED].cpu()
-    begun = Samples.joined([random_samples(fitted) for _ in range(FITTED)])
     if not (options.run / "checkpoint.pt").exists():
-        model.begin(begun)
+        some = photos[: BATCH * FITTED].cpu()
+        model.begin(Samples.joined([random_samples(some) for _ in range(FITTED)]))
     run = Run(model.to(options.device), options, random.Random(0))
     averaged = FloatPrior(channels, options.hidden).to(options.device)
     while run.unfinished:
