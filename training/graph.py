@@ -15,25 +15,30 @@ from pillow_sdz.models import runtime
 from pillow_sdz.models.mini import borders
 
 OPSET, IR_VERSION = 21, 10  # of ONNX; ONNX Runtime has read them since 1.18
+TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # move the channels of (1, C, h, w), and back
 END = 1 << 31  # as the end of a slice: larger than any picture
 
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
 ZERO = 128  # the integer of 8 bits that stands for 0 in a digit
-LARGEST_OF_DIGITS = 127.5 * runtime.DIGIT  # what two digits hold
-# Two digits hold latents up to here, in the encoder's units.  Half of the magnitudes of each row of
-# the encoder's linear part have a sum of at most 93 (measured), and the CNN adds a little.  If the
-# range followed the tile, pixels would depend on how a picture is cut into tiles.
-LARGEST_LATENT = 128
+LARGEST_DIGIT = 127
+# What 1 of a low digit of latents is worth, in the encoder's units.  Two digits must hold 128: half
+# of the magnitudes of each row of the encoder's linear part have a sum of at most 93 (measured),
+# and the CNN adds a little.  The quantisation steps of most latents are 1.4 units or more at a
+# quality of 50, 0.4 at 75 and 0.1 at 90 (medians of one photo), so a precise graph needs a finer
+# unit.  If the unit followed the tile, pixels would depend on how a picture is cut into tiles.
+UNIT, PRECISE_UNIT = 1 / 32, 1 / 127.5
 
 Tensors = Mapping[str, NDArray[Any]]
+#: The order of a layer's outputs; None is that of its weights.
+Order = NDArray[np.int64] | None
 
 
 class Digit(NamedTuple):
-    """Integers of 8 bits, what 1 of them is worth, and the one that stands for 0."""
+    """Integers of 8 bits (h, w, n), what 1 of them is worth, and which n channels these are."""
 
     values: str
-    scale: str
-    zero: str
+    unit: str
+    channels: str
 
 
 class Graph:
@@ -86,50 +91,74 @@ class Graph:
             given.append(self.weight(f"{name}.bias", dims[:1]))
         return self.op("Conv", *given, pads=[1] * 4)
 
-    def digits_of(self, x: str) -> tuple[Digit, Digit]:
-        """x (h, w, C) in two digits of 8 bits, the higher one first; see `runtime.digits`."""
-        low = self.constant(LARGEST_LATENT / LARGEST_OF_DIGITS, np.float32)
-        high = self.constant(runtime.DIGIT * LARGEST_LATENT / LARGEST_OF_DIGITS, np.float32)
+    def digits_of(self, x: str, channels: str) -> tuple[Digit, Digit]:
+        """x (h, w, C) in two digits of 8 bits, the higher one first; see `runtime.digits`.
+
+        Most channels have so small numbers in all of a tile that they need no high digit.
+        """
+        unit = PRECISE_UNIT if self._precise else UNIT
+        low, high = (self.constant(u, np.float32) for u in (unit, runtime.DIGIT * unit))
         zero = self.constant(ZERO, np.uint8)
-        first = self.op("QuantizeLinear", x, high, zero)
+        most = self.op("ReduceMax", self.op("Abs", x), self.constant([0, 1], np.int64), keepdims=0)
+        is_large = self.op("Greater", most, self.constant(LARGEST_DIGIT * unit, np.float32))
+        # A product needs a channel.  So the first one, which is always there, counts as large.
+        is_large = self.op("Or", is_large, self.op("Less", channels, self.constant(1, np.int64)))
+        large = self.op("Mul", x, self.op("Cast", is_large, to=TensorProto.FLOAT))
+        first = self.op("QuantizeLinear", large, high, zero)
         rest = self.op("Sub", x, self.op("DequantizeLinear", first, high, zero))
         second = self.op("QuantizeLinear", rest, low, zero)
-        return Digit(first, high, zero), Digit(second, low, zero)
+        numbers = self.op("Squeeze", self.op("NonZero", is_large), self.constant([0], np.int64))
+        # Single bytes take long to gather, so whole channels are gathered.
+        first = self.op("Transpose", first, perm=[2, 0, 1])
+        first = self.op("Transpose", self.op("Gather", first, numbers), perm=[1, 2, 0])
+        return Digit(first, high, self.op("Gather", channels, numbers)), Digit(
+            second, low, channels
+        )
 
     def conv_of_digits(
-        self, x: tuple[Digit, Digit], channels: str, name: str, *, trimmed: int
+        self, x: tuple[Digit, Digit], name: str, *, trimmed: int, order: Order = None
     ) -> str:
-        """As `conv_of`, of two digits (h, w, c)."""
+        """As `conv_of`, of two digits (h, w, n), with the channels last: (h', w', outputs).
+
+        ``order`` is that of the outputs.
+        """
         outputs, inputs, side, _ = self.dims(f"{name}.weight")
         bias = [self.weight(f"{name}.bias", (outputs,))] if f"{name}.bias" in self._tensors else []
+        high, low = (d._replace(values=self.trim(d.values, "sides", trimmed, (0, 1))) for d in x)
         # Only the first channels have latents so large that the low digits of weights count.
         few = min(inputs, runtime.PRECISE_CHANNELS)
-        limit = self.constant(few, np.int64)
-        is_first = self.op("Cast", self.op("Less", channels, limit), to=TensorProto.INT64)
+        is_first = self.op("Less", high.channels, self.constant(few, np.int64))
+        is_first = self.op("Cast", is_first, to=TensorProto.INT64)
         count = self.op("ReduceSum", is_first, keepdims=1)
         none, axis = self.constant([0], np.int64), self.constant([2], np.int64)
-        first_channels = self.op("Slice", channels, none, count)
-        high, low = (Digit(self.trim(d.values, "sides", trimmed, (0, 1)), *d[1:]) for d in x)
-        firsts = high._replace(values=self.op("Slice", high.values, none, count, axis))
+        firsts = Digit(
+            self.op("Slice", high.values, none, count, axis),
+            high.unit,
+            self.op("Slice", high.channels, none, count),
+        )
+        zero = self.constant(ZERO, np.uint8)
         total, size = "", ""
-        for digit, chosen, part, known in (
-            (high, channels, "high", inputs),
-            (low, channels, "high", inputs),
-            (firsts, first_channels, "low", few),
-        ):
+        products = (low, "high", inputs), (high, "high", inputs), (firsts, "low", few)
+        for digit, part, known in products:
             stored = self.weight(f"{name}.{part}", (side**2, known, outputs), TensorProto.INT8)
-            kernel = self.op("Gather", stored, chosen, axis=1)
+            kernel = self.op("Gather", self.ordered(stored, order, 2), digit.channels, axis=1)
             kernel = self.op("Reshape", kernel, self.constant([-1, outputs], np.int64))
             columns = self._around(digit.values, side)
             size = size or self.op("Shape", columns, end=2)
-            scale = self.weight(f"{name}.{part}_scale", (outputs,))
+            scale = self.ordered(self.weight(f"{name}.{part}_scale", (outputs,)), order, 0)
             columns = self.op("Flatten", columns, axis=2)
-            given = [columns, kernel, digit.scale, scale, digit.zero, "", *bias]
+            given = [columns, kernel, digit.unit, scale, zero, "", *bias]
             y = self.op("MatMulIntegerToFloat", *given, domain=MICROSOFT)
             total = self.op("Add", total, y) if total else y
             bias = []
         size = self.op("Concat", size, self.constant([outputs], np.int64), axis=0)
-        return self._first(self.op("Reshape", total, size))
+        return self.op("Reshape", total, size)
+
+    def ordered(self, weight: str, order: Order, axis: int) -> str:
+        """A weight whose values along an axis are in another order."""
+        if order is None:
+            return weight
+        return self.op("Gather", weight, self.constant(order, np.int64), axis=axis)
 
     def _around(self, x: str, side: int) -> str:
         """The digits (h, w, C) at the places around each place: (h', w', side * side * C)."""
@@ -231,17 +260,23 @@ class Graph:
         scale = self.weight(f"{name}_scale", ())
         return scale, self.weight(f"{name}_zero", (), TensorProto.UINT8)
 
-    def blocks(self, x: str, name: str, depth: int, *, last: bool = False) -> str:
-        """Blocks one after another.  The ``last`` stage of a precise graph is in float32."""
-        if not self.int8 or (last and self._precise):
-            for number in range(depth):
-                x = self.block(x, f"{name}.{number}")
-            return x
+    def blocks(
+        self, x: str, name: str, depth: int, *, last: bool = False, channels_last: bool = False
+    ) -> str:
+        """Blocks one after another.  The ``last`` stage of a precise graph is in float32.
+
+        x is (1, C, h, w), or with ``channels_last`` (1, h, w, C), and so is the result.
+        """
         # Convolutions in 8 bits have the channels last.  To move them for each sum takes time.
-        x = self.op("Transpose", x, perm=[0, 2, 3, 1])
+        in_8_bits = self.int8 and not (last and self._precise)
+        if in_8_bits != channels_last:
+            x = self.op("Transpose", x, perm=TO_LAST if in_8_bits else TO_FIRST)
         for number in range(depth):
-            x = self._block_in_8_bits(x, f"{name}.{number}")
-        return self.op("Transpose", x, perm=[0, 3, 1, 2])
+            block = self._block_in_8_bits if in_8_bits else self.block
+            x = block(x, f"{name}.{number}")
+        if in_8_bits != channels_last:
+            x = self.op("Transpose", x, perm=TO_FIRST if in_8_bits else TO_LAST)
+        return x
 
     def shuffle(self, x: str, by: int) -> str:
         """The same as torch's pixel_shuffle."""
@@ -290,13 +325,16 @@ class Graph:
         for axis in (2, 3):
             length = self.op("Shape", x, start=axis, end=axis + 1)
             length = self.op("Sub", length, self.constant([2 * len(first)], np.int64))
-            one = numpy_helper.from_array(np.ones(1, np.float32))
-            middle = self.op("ConstantOfShape", length, value=one)
-            ends = (self.constant(values, np.float32) for values in (first, first[::-1]))
-            top, bottom = ends
-            factors.append(self.op("Concat", top, middle, bottom, axis=0))
+            factors.append(self.along(first, length))
         rows = self.op("Unsqueeze", factors[0], self.constant([1], np.int64))
         return self.op("Mul", x, self.op("Mul", rows, factors[1]))
+
+    def along(self, first: NDArray[np.float32], length: str) -> str:
+        """Factors from one border to the other, with ``length`` ones between the ends."""
+        one = numpy_helper.from_array(np.ones(1, np.float32))
+        middle = self.op("ConstantOfShape", length, value=one)
+        top, bottom = (self.constant(values, np.float32) for values in (first, first[::-1]))
+        return self.op("Concat", top, middle, bottom, axis=0)
 
     def crop(self, x: str, by: int) -> str:
         """Cut off the outermost ``by`` places on all sides."""
