@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import random
 
+import constriction
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -101,6 +102,19 @@ def test_every_table_is_a_distribution() -> None:
     for frequencies in tables():
         assert frequencies.min() >= 1
         assert frequencies.sum() == 65536
+
+
+def test_every_entry_is_decoded() -> None:
+    """Models that decode and those that encode are the same distributions."""
+    rng = np.random.default_rng(0)
+    for models, frequencies in zip(
+        zip(TABLES.models, TABLES.decoding, strict=True), tables(), strict=True
+    ):
+        entries = rng.integers(0, len(frequencies), 300).astype(np.int32)
+        encoder = constriction.stream.queue.RangeEncoder()
+        encoder.encode(entries, models[0])
+        decoder = constriction.stream.queue.RangeDecoder(encoder.get_compressed())
+        assert np.array_equal(decoder.decode(models[1], len(entries)), entries)
 
 
 def test_tables_that_do_not_sum_are_refused() -> None:

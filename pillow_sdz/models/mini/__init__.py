@@ -209,7 +209,8 @@ class Decoder:
         used[0] = True  # a convolution needs one, and so do the channels with two digits
         channels = np.flatnonzero(used)
         pixels: Pixels = self._network(
-            latents=np.ascontiguousarray(latents[..., channels]),
+            # With its default mode, `take` makes one more copy.
+            latents=latents.take(channels, axis=2, mode="clip"),
             channels=channels,
             rate=knots(places),
             sides=sides,
