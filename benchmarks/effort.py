@@ -1,104 +1,117 @@
-"""What more effort saves on latents with a lattice prior: bytes at equal error.
+"""What more effort saves on latents without hyperlatents: bytes at equal errors of pictures.
 
-    python -m benchmarks.effort --latents FILE --priors DIR [--fold K]
+    python -m benchmarks.effort --images DIR [--limit N]
 
-FILE holds latents (C, h, w), one tensor for each photo. Photo i is coded with
-DIR/fold(i mod folds).safetensors. `python -m training.lattice_prior --folds 3` made this prior from
-the other photos. With --fold, only the photos of that fold are coded.
-
-Rounding sets the mark for each step: its mean squared error over all photos. Each effort codes the
-photos with three finer steps. A parabola of log(bytes) over log(error) through these three points
-gives the bytes at the mark. Errors are measured on decoded payloads.
+The models are `sd-mini`, and the real taef2 (FLUX.2's latents) if its weights are there: the
+environment variable TAEF2 names them.  A picture's error is the mean squared difference from what
+the model makes of latents that are not quantised.  Rounding (effort 0), at several qualities, sets
+the bytes for each error; between two qualities, log(bytes) is linear in log(error).  Each effort's
+bytes are divided by those.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.latents import FOLDS, decode
-from pillow_sdz.codings import quantize
-from pillow_sdz.codings.integers import STEP_UNITS
-from pillow_sdz.codings.lattice import LatticePrior
-from pillow_sdz.threads import one_blas_thread
+from evaluation import taef2
+from pillow_sdz import register_model
 
-STEPS = (0.25, 0.5, 1.0)
-EFFORTS = (3, *quantize.ROUNDS)  # efforts that differ: 0 to 2 round, 4 and 5 equal 3
-# Steps are multiplied by these. The choice by rate then has about the error of rounding.
-FINER = (0.7, 0.85, 1.0)
+QUALITIES = (40, 60, 80)
+MARKS = range(10, 101, 10)  # the qualities of rounding
+EFFORTS = (4, 6)  # efforts that differ: 0 to 2 round, 3 and 5 equal 4, and 7 to 9 equal 6
 
 
 class Coded(NamedTuple):
-    """All photos at one step and effort."""
+    """A picture at one quality and effort."""
 
-    bytes: int
-    error: float  # mean squared, in the unit of the latents
-    seconds: float  # of processor time, with one thread
-
-
-def code(photos: list[NDArray[Any]], priors: list[LatticePrior], step: float, effort: int) -> Coded:
-    """Encode photos (h, w, C), each with its prior, and decode them."""
-    units = round(step * STEP_UNITS)
-    size, squares, seconds = 0, 0.0, 0.0
-    for latents, prior in zip(photos, priors, strict=True):
-        start = time.process_time()
-        payload = quantize.encode(prior, latents, units, effort)
-        seconds += time.process_time() - start
-        size += len(payload)
-        decoded = decode(prior, payload, latents.shape, units) * (units / STEP_UNITS)
-        squares += float(((decoded - latents) ** 2).sum())
-    return Coded(size, squares / sum(latents.size for latents in photos), seconds)
+    bytes: int  # of latents
+    error: float  # mean squared, in levels
+    seconds: float  # of processor time, to encode
 
 
-def at_error(points: list[Coded], error: float) -> float:
-    """Bytes at an error, from a parabola through three points. ValueError beyond these points."""
-    if not min(p.error for p in points) <= error <= max(p.error for p in points):
-        msg = f"an error of {error} lies outside of {[p.error for p in points]}"
+def decode(data: bytes) -> tuple[NDArray[np.uint8], int]:
+    """The pixels of a file, and its bytes of latents."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB")), image.info["sdz"]["bytes"]["latents"]
+
+
+def encode(picture: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "SDZ", **options)
+    return file.getvalue()
+
+
+def code(picture: Image.Image, exact: NDArray[np.uint8], **options: Any) -> Coded:
+    """Encode and decode a picture.  ``exact`` is what the model makes of its own latents."""
+    start = time.process_time()
+    data = encode(picture, **options)
+    seconds = time.process_time() - start
+    pixels, size = decode(data)
+    return Coded(size, float(((pixels.astype(float) - exact) ** 2).mean()), seconds)
+
+
+def at_error(marks: Sequence[Coded], error: float) -> float:
+    """The bytes of rounding at an error.  ValueError beyond the marks."""
+    sizes, errors = np.array([mark[:2] for mark in marks]).T
+    if not errors.min() <= error <= errors.max():
+        msg = f"an error of {error} lies outside of {errors}"
         raise ValueError(msg)
-    x, y = np.log([p.error for p in points]), np.log([p.bytes for p in points])
-    return float(np.exp(np.polyval(np.polyfit(x - x[1], y, 2), np.log(error) - x[1])))
+    order = np.argsort(errors)
+    return float(np.exp(np.interp(np.log(error), np.log(errors[order]), np.log(sizes[order]))))
 
 
-def table(photos: list[NDArray[Any]], priors: list[LatticePrior]) -> str:
-    """A Markdown table: how many bytes less than rounding, and how many times its milliseconds."""
-    lines = [f"| effort |{''.join(f' step {s} |' for s in STEPS)} time |"]
-    lines += ["|---" * (len(STEPS) + 2) + "|"]
-    rounded = [code(photos, priors, step, 0) for step in STEPS]
-    with tqdm(total=len(EFFORTS) * len(STEPS), leave=False, unit="point") as progress:
-        for effort in EFFORTS:
-            cells, ratios = [], []
-            for step, mark in zip(STEPS, rounded, strict=True):
-                points = [code(photos, priors, step * f, effort) for f in FINER]
-                cells.append(f"{100 * (at_error(points, mark.error) / mark.bytes - 1):+.1f} %")
-                ratios.append(np.mean([p.seconds for p in points]) / mark.seconds)
-                progress.update()
-            lines.append(f"| {effort} | {' | '.join(cells)} | {np.mean(ratios):.1f} |")
+def table(pictures: Sequence[Image.Image], model: str) -> str:
+    """A Markdown table: the bytes less than rounding, and how many times its processor time."""
+    ratios = np.zeros((len(pictures), len(EFFORTS), len(QUALITIES), 2))
+    for of_picture, picture in zip(ratios, tqdm(pictures, leave=False, unit="photo"), strict=True):
+        exact, _ = decode(encode(picture, model=model, coding="float32"))
+
+        def coded(
+            quality: float,
+            effort: int,
+            picture: Image.Image = picture,
+            exact: NDArray[np.uint8] = exact,
+        ) -> Coded:
+            return code(picture, exact, model=model, quality=quality, effort=effort)
+
+        marks = {quality: coded(quality, 0) for quality in MARKS}
+        for row, effort in zip(of_picture, EFFORTS, strict=True):
+            for cell, quality in zip(row, QUALITIES, strict=True):
+                size, error, seconds = coded(quality, effort)
+                cell[0] = size / at_error(list(marks.values()), error)
+                cell[1] = seconds / marks[quality].seconds
+    means = np.exp(np.log(ratios).mean(0))
+    lines = [f"| {model}, effort |{''.join(f' quality {q} |' for q in QUALITIES)} time |"]
+    lines += ["|---" * (len(QUALITIES) + 2) + "|"]
+    for effort, row in zip(EFFORTS, means, strict=True):
+        cells = " | ".join(f"{100 * (ratio - 1):+.1f} %" for ratio in row[:, 0])
+        lines.append(f"| {effort} | {cells} | {row[:, 1].mean():.1f} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Bytes at equal error by effort.")
-    parser.add_argument("--latents", type=Path, required=True)
-    parser.add_argument(
-        "--priors", type=Path, required=True, help="folder with the priors of the folds"
-    )
-    parser.add_argument(
-        "--fold", type=int, choices=range(FOLDS), help="code only the photos i with i %% 3 = K"
-    )
+    parser = argparse.ArgumentParser(description="Bytes at equal errors of pictures, by effort.")
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--limit", type=int, help="only so many photos")
     args = parser.parse_args()
-    folds = [LatticePrior(load_file(args.priors / f"fold{k}.safetensors")) for k in range(FOLDS)]
-    tensors = [x for _, x in sorted(load_file(args.latents).items())]
-    chosen = [i for i in range(len(tensors)) if args.fold in (None, i % FOLDS)]
-    photos = [tensors[i].astype(np.float32).transpose(1, 2, 0) for i in chosen]
-    with one_blas_thread():
-        print(table(photos, [folds[i % FOLDS] for i in chosen]))
+    paths = sorted(p for p in args.images.iterdir() if p.is_file())[: args.limit]
+    pictures = [Image.open(path).convert("RGB") for path in paths]
+    print(table(pictures, "sd-mini"))
+    weights = taef2.weights()
+    if weights is not None:
+        module = taef2.load(weights)
+        register_model("taef2", module, latent_space="flux2", pixel_range=(0, 1))
+        print(table(pictures, "taef2"))
 
 
 if __name__ == "__main__":

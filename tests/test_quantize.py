@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from pillow_sdz import weights
 from pillow_sdz.arrays import Ints
 from pillow_sdz.codings.integers import STEP_UNITS
 from pillow_sdz.codings.lattice import LatticePrior
-from pillow_sdz.codings.quantize import RATE_WEIGHT, Quantizer, RateDistortionQuantizer, encode
+from pillow_sdz.codings.quantize import RateDistortionQuantizer, encode
 from pillow_sdz.codings.range_coder import (
     MEAN_UNITS,
     SCALES,
@@ -54,38 +53,18 @@ def decoded(payload: bytes, shape: tuple[int, ...], step: int) -> Ints:
 
 
 @functools.cache
-def outcome(step: int, effort: int) -> tuple[int, float]:
-    """Bytes of the photo-like latents, and their squared error in squared steps."""
+def outcome(step: int, effort: int) -> tuple[int, NDArray[np.float64]]:
+    """Bytes of the photo-like latents, and their errors (h, w, C) in steps."""
     latents = photo_like()
     payload = encode(PRIOR, latents, step, effort)
-    error = decoded(payload, latents.shape, step) - latents * (STEP_UNITS / step)
-    return len(payload), float((error**2).sum())
+    return len(payload), decoded(payload, latents.shape, step) - latents * (STEP_UNITS / step)
 
 
-class Bits:
-    """A coder of given symbols that counts the bits of an ideal code."""
-
-    def __init__(self, symbols: Ints) -> None:
-        self._symbols, self.bits = symbols, 0.0
-
-    def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
-        symbols: Ints = self._symbols[index].ravel()
-        self.bits += float(TABLES.bits(symbols, Prediction.of(mean, scale)).sum())
-        return symbols
-
-
-@functools.cache
-def lagrangian(step: int, effort: int) -> float:
-    """The value that the choice minimises.
-
-    Whole bytes are too coarse to show what some efforts save.
-    """
-    latents = photo_like()
-    symbols = decoded(encode(PRIOR, latents, step, effort), latents.shape, step)
-    coder = Bits(symbols)
-    PRIOR.code(coder, *latents.shape[:2], step)
-    error = float(((symbols - latents * (STEP_UNITS / step)) ** 2).sum())
-    return error + RATE_WEIGHT * coder.bits
+def means(values: NDArray[np.float64], side: int = 4) -> NDArray[np.float64]:
+    """The means of squares of places, which lie side by side."""
+    height, width, channels = (values.shape[0] // side, values.shape[1] // side, values.shape[2])
+    cut = values[: height * side, : width * side]
+    return cut.reshape(height, side, width, side, channels).mean((1, 3))
 
 
 @pytest.mark.parametrize("mean", [-37, 0, 3, 4, 5 * MEAN_UNITS])
@@ -117,30 +96,37 @@ def test_no_latent_moves_farther_than_to_its_other_neighbour(step: int, effort: 
     assert np.abs(symbols - latents * (STEP_UNITS / step)).max() <= 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("step", STEPS)
-def test_the_more_effort_the_less_rate_and_distortion(step: int) -> None:
-    costs = [lagrangian(step, effort) for effort in range(10)]
-    assert all(later <= before for before, later in itertools.pairwise(costs))
-    assert costs[0] > costs[3] > costs[6] > costs[9]
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_which_levels_of_effort_are_the_same(step: int) -> None:
-    """Levels differ in three ways: rounding, one pass, and the number of rounds of alternatives."""
-    outcomes = [outcome(step, effort) for effort in range(10)]
-    assert len(set(outcomes[:3])) == len(set(outcomes[3:6])) == 1
-    assert len(set(outcomes)) == 6
+    """Levels round, or go over the latents once or three times."""
+    payloads = [encode(PRIOR, photo_like(), step, effort) for effort in range(10)]
+    assert [payloads.index(payload) for payload in payloads] == [0, 0, 0, 3, 3, 3, 6, 6, 6, 6]
 
 
 @pytest.mark.parametrize("effort", [4, 6])
-def test_fewer_bytes_at_less_error_than_rounding(effort: int) -> None:
-    # Rounding has a step of 0.5. A finer step makes up for the choices by rate.
-    size, error = outcome(512, 0)
-    chosen_size, chosen_error = outcome(448, effort)
-    assert chosen_error * 448**2 < error * 512**2
-    assert chosen_size < size
+def test_errors_of_neighbours_make_up_for_each_other(effort: int) -> None:
+    (rounded_size, rounded), (size, chosen) = outcome(256, 0), outcome(256, effort)
+    assert size < rounded_size
+    assert (means(chosen) ** 2).mean() < 0.8 * (means(rounded) ** 2).mean()
+
+
+@pytest.mark.parametrize("effort", [4, 6])
+def test_coarse_steps_save_more_bytes(effort: int) -> None:
+    (rounded_size, rounded), (size, chosen) = outcome(1024, 0), outcome(1024, effort)
+    assert size < 0.9 * rounded_size
+    assert (means(chosen) ** 2).mean() < 1.1 * (means(rounded) ** 2).mean()
+
+
+@pytest.mark.parametrize("effort", [4, 6])
+def test_a_slope_keeps_its_height(effort: int) -> None:
+    """The prior expects what was before, so rate alone would make steps of a slope."""
+    y, x = np.mgrid[:32, :48]
+    slope = np.stack([0.02 * x, 0.02 * y, -0.02 * x, 0.01 * (x + y)], axis=2).astype(np.float32)
+    errors = [
+        decoded(encode(PRIOR, slope, 512, e), slope.shape, 512) - slope * 2 for e in (0, effort)
+    ]
+    assert np.abs(means(errors[1])).mean() <= np.abs(means(errors[0])).mean()
+    assert abs(errors[1].mean()) < 0.02
 
 
 def test_one_pass_weighs_each_symbol_alone() -> None:
@@ -156,13 +142,23 @@ def test_one_pass_weighs_each_symbol_alone() -> None:
         assert quantizer.code("latents", index, mean, scale) == [symbol]
 
 
-def test_no_weight_rounds() -> None:
-    steps = photo_like().astype(np.float64) * 3
-    rounding = Quantizer(TABLES, steps, np.zeros(0))
-    weightless = RateDistortionQuantizer(TABLES, steps, 0)
-    for quantizer in (rounding, weightless):
-        PRIOR.code(quantizer, *steps.shape[:2], 341)
-    assert weightless.bytes() == rounding.bytes()
+def test_an_error_before_moves_the_target() -> None:
+    # The first symbol is 0.4 too small. The next latent, 0.3, is then better off as 1.
+    latents = np.array([0.4, 0.3]).reshape(1, 2, 1)
+    quantizer = RateDistortionQuantizer(TABLES, latents, 0)
+    symbols = [
+        int(quantizer.code("latents", (0, x, slice(0, 1)), np.zeros(1, int), np.full(1, 30))[0])
+        for x in (0, 1)
+    ]
+    assert symbols == [0, 1]
+
+
+def test_a_pass_before_tells_the_errors_after() -> None:
+    # In the pass before, the second symbol was 0.4 too large. So 0.6 becomes 0.
+    latents = np.array([0.6, 0.6]).reshape(1, 2, 1)
+    quantizer = RateDistortionQuantizer(TABLES, latents, 0, np.ones((1, 2, 1), np.int64))
+    first = quantizer.code("latents", (0, 0, slice(0, 1)), np.zeros(1, int), np.full(1, 30))
+    assert first == [0]
 
 
 @pytest.mark.parametrize("effort", [0, 3, 6])
@@ -176,18 +172,12 @@ def test_small_shapes(shape: tuple[int, int, int], effort: int) -> None:
 @pytest.mark.parametrize("effort", [0, 4, 6])
 @pytest.mark.parametrize("value", [0.0, 0.74, -3.0])
 def test_constant_latents(value: float, effort: int) -> None:
+    """A constant that lies between two steps becomes a pattern with the same mean, if that pays."""
     latents = np.full((24, 24, 4), value, np.float32)
-    payload = encode(PRIOR, latents, 512, effort)
-    rounded = encode(PRIOR, latents, 512, 0)
-    symbols = decoded(payload, latents.shape, 512)
-    costs = [
-        float(((decoded(p, latents.shape, 512) - latents * 2) ** 2).sum())
-        + RATE_WEIGHT * 8 * len(p)
-        for p in (payload, rounded)
-    ]
-    assert costs[0] <= costs[1]
-    if effort < 6 and value * 2 == round(value * 2):  # more effort may find what saves more bits
+    symbols = decoded(encode(PRIOR, latents, 512, effort), latents.shape, 512)
+    if value * 2 == round(value * 2):
         assert (symbols == value * 2).all()
+    assert abs(symbols.mean() - value * 2) <= abs(round(value * 2) - value * 2) + 1e-6
 
 
 @pytest.mark.parametrize("effort", [0, 4, 6])
@@ -220,6 +210,4 @@ def test_any_prior_of_the_interface() -> None:
     decoder = SymbolDecoder(TABLES, payload)
     symbols = Grouped().code(decoder, *latents.shape[:2], 512)
     decoder.finish()
-    # Nothing is predicted from anything, so one pass already finds the best.
-    assert payload == encode(Grouped(), latents, 512, 4)
     assert np.abs(symbols - latents * 2).max() <= 1

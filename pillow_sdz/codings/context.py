@@ -48,7 +48,7 @@ class Context(WholeFrames):
         return cls(model.channels, priors.worth_trying(model))
 
     def quantisation(self, quality: float, effort: int) -> int:
-        return quantize.equal_error(step_of(quality), effort)
+        return step_of(quality)
 
     def prepare(self, latents: NDArray[Any], quantisation: int) -> NDArray[Any]:
         found = super().prepare(latents, quantisation)
@@ -64,7 +64,7 @@ class Context(WholeFrames):
     def payload(self, latents: NDArray[Any], quantisation: int, effort: int) -> bytes:
         rounded = self._rounded(latents, quantisation)
         number = self._best(rounded, effort)
-        if effort < quantize.EFFORT_OF_RATE:
+        if effort not in quantize.PASSES:
             return rounded(number)
         return self._payload(number, latents, quantisation, effort)
 
