@@ -63,6 +63,20 @@ def test_round_trip(count: int) -> None:
     decoder.finish()
 
 
+@pytest.mark.parametrize("count", [1, 2, 500])
+@pytest.mark.parametrize("scale", [0, 40, 95])
+def test_a_stage_with_one_table(count: int, scale: int) -> None:
+    """Some symbols are beyond the table."""
+    rng = np.random.default_rng(count + scale)
+    scales = np.full(count, scale)
+    symbols = np.rint(rng.logistic(0, 2.0 ** (scale / 8 - 5), count)).astype(np.int64)
+    symbols[::7] = rng.integers(-300_000, 300_000, len(symbols[::7]))
+    mean = 8 * rng.integers(-20, 20, count)
+    decoder = SymbolDecoder(TABLES, encoded(symbols, mean, scales))
+    assert np.array_equal(decoder.code("any", (), mean, scales), symbols)
+    decoder.finish()
+
+
 @pytest.mark.parametrize("seed", range(300))
 def test_no_byte_too_many(seed: int) -> None:
     """Every payload decodes. Without its last byte it is the payload of other symbols."""

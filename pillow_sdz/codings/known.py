@@ -39,8 +39,9 @@ class Known:
     def note(self, symbols: Ints, places: Ints, channels: slice) -> None:
         """Keep symbols (n, channels) at places."""
         largest = self._largest[channels]
-        values = np.empty(symbols.shape, np.int16)
-        np.clip(symbols, -largest, largest, out=values, casting="unsafe")
+        # `clip` takes four times as long, because its limits would be arrays.
+        values = np.minimum(symbols, largest)
+        values = np.maximum(values, -largest, out=values).astype(np.int16)
         self.clipped.flat[places, channels] = values
         sizes = np.abs(values, out=values)
         self.levels.flat[places, channels] = self._levels.take(sizes, mode="clip")

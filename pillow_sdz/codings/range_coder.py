@@ -291,8 +291,16 @@ class SymbolDecoder:
 
     def _residuals(self, prediction: Prediction) -> tuple[Ints, Ints]:
         """As `read_residuals`, for one frame."""
-        residual, escaped = read_residuals([self.words], self._tables, prediction.table[None])
-        return residual[0], escaped
+        table = prediction.table
+        if not len(table) or table[0] != table[-1] or np.any(table != table[0]):
+            residual, escaped = read_residuals([self.words], self._tables, table[None])
+            return residual[0], escaped
+        # A stage with one table, such as a row of a map, is in order.
+        tables, number, count = self._tables, int(table[0]), len(table)
+        (found,) = self.words.read_runs([tables.decoding[number]], [tables.models[number]], [count])
+        reach = int(tables.reach[number])
+        of_one_table = found - reach
+        return of_one_table, np.flatnonzero(of_one_table > reach)
 
     def uniform(self, count: int, size: int) -> Ints:
         """Read ``count`` numbers below ``size``, 2 to 2 ** 24, all equally likely."""
