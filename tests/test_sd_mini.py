@@ -197,16 +197,6 @@ def test_without_a_unet_a_recommendation_is_none(
         decode(article)
 
 
-def test_context_beats_the_palette(
-    article: bytes, real_photo: Image.Image, exact: NDArray[np.float32]
-) -> None:
-    """In as many bytes, rounded latents are closer."""
-    context = encode(real_photo, model="sd-mini", target_size=len(article), effort=0)
-    assert len(context) <= len(article)
-    errors = [np.mean((latents_of(data) - exact) ** 2) for data in (context, article)]
-    assert errors[0] < errors[1]
-
-
 def test_pictures_get_closer_with_effort(article: bytes, real_photo: Image.Image) -> None:
     """In as many bytes, to the picture that the model makes of latents without loss."""
     lossless = np.asarray(decode(encode(real_photo, model="sd-mini", coding="float32")), float)
