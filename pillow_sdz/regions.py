@@ -67,6 +67,10 @@ SCAN_STEPS = {95: 2, 85: 3, 70: 4}
 # Levels of colour are this many times as far apart.  Measured there: with 3, a scan takes 9 to 14 %
 # more bytes.  With 5, flat colours would be 4 levels off where there is little noise.
 COLOUR_STEPS = 4
+# A picture that is exact as a whole may take so many bytes.  Chosen: latents of 16x16 pixels take
+# 70 to 80, and show one colour some levels off.
+FEW = 100
+PALETTE = 256  # the most colours of a palette
 # With a target size, exact regions are tried at these qualities.  Chosen: the default, and two that
 # may have fewer colours.
 QUALITIES = (75, 45, 20)
@@ -109,7 +113,7 @@ def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Fra
     picture = graphics.Picture(colours)
     blocks = graphics.find(picture)
     if blocks is None:
-        return None
+        return _drawn(picture, None, None, quality)
     if hidden is not None:
         seen = np.asarray(hidden.point([255] * 255 + [0]).reduce(BLOCK)) > 0
         blocks = blocks | ~seen if (blocks | ~seen).all() else blocks & seen
@@ -119,9 +123,12 @@ def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Fra
     flats = int(blocks.sum()) - letters
     most = (letters * ERROR_OF_LETTERS + flats * ERROR_OF_FLATS) / worth(quality)
     if blocks.all():
-        return Frame(blocks, colours, None, most + FEWEST_BYTES * image.width * image.height)
+        most = max(most + FEWEST_BYTES * image.width * image.height, FEW)
+        return Frame(blocks, colours, None, most)
     of_letters = letters * _bytes_of_letters(quality)
     is_page = graphics.is_page(letters, blocks)
+    if not is_page and (drawn := _drawn(picture, blocks, None, quality)):
+        return drawn
     if not is_page:
         most = min(BYTES_OF_COLOURED * graphics.coloured(picture, blocks), MOST_FOR_COLOURED)
         if letters and FEWEST_PER_CHANGE * graphics.changes(picture, blocks) > most + of_letters:
@@ -145,6 +152,8 @@ def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Fra
             coded_wider = exact.coded(without, wider)
             if len(coded_wider.data) < limit:
                 blocks, colours, coded = wider, without, coded_wider
+    if is_page and (drawn := _drawn(picture, blocks, coded, quality)):
+        return drawn
     if only_flats:
         # Other colours than these would take more bytes: 20 to 300 more at quality 90.
         return Frame(blocks, colours, _filled(image, hidden), most, only_flats=True, coded=coded)
@@ -152,6 +161,33 @@ def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Fra
     if hidden is not None:
         behind.paste(255, (0, 0), hidden)
     return Frame(blocks, colours, _filled(image, behind), most + of_letters, coded=coded)
+
+
+def _drawn(
+    picture: graphics.Picture, blocks: Blocks | None, part: exact.Coded | None, quality: float
+) -> Frame | None:
+    """A frame that is exact as a whole, if the picture has few colours and latents take more bytes.
+
+    Letters that were resized, and patterns of single pixels, have few repeats.  ``part`` has the
+    exact ``blocks`` of a page, which are not enough.
+    """
+    image = picture.image
+    is_page = part is not None
+    if not graphics.is_drawn(image, blocks if is_page else None):
+        return None
+    is_grey = graphics.is_grey(image)
+    if is_grey and not is_page and not graphics.has_ground(image):
+        return None  # grey photos have few colours, too
+    worth_of_letters = _bytes_of_letters(quality)
+    # A photo of a thing on a ground of one colour may have few colours, but no palette.
+    if not is_grey and (is_page or image.getcolors(PALETTE)):
+        worth_of_letters += ERROR_OF_LETTERS / worth(quality)
+    every = np.ones(shape_of(image.size), np.bool_)
+    rest = every if blocks is None or not is_page else ~blocks
+    most = 0.0 if part is None else float(len(part.data))
+    most += graphics.contrasts(picture, rest) * worth_of_letters
+    coded = exact.coded(image, every)
+    return Frame(every, image, None, most, coded=coded) if len(coded.data) <= most else None
 
 
 def _bytes_of_letters(quality: float) -> float:

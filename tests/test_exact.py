@@ -642,6 +642,49 @@ class TestFlats:
             assert abs(mean - wanted).max() <= 2
 
 
+class TestDrawings:
+    """Graphics with few repeats, which have few colours instead."""
+
+    @pytest.mark.parametrize("ink", [(0, 0, 0), (160, 30, 90)])
+    def test_a_page_at_half_its_size(self, ink: tuple[int, int, int]) -> None:
+        """Resizing leaves shades around all letters."""
+        large = Image.new("RGB", (960, 640), (255, 255, 255))
+        draw, chance = ImageDraw.Draw(large), random.Random(7)
+        for y in range(10, 620, 32):
+            text = "".join(chance.choice("abcdefgh ijklmnop") for _ in range(70))
+            draw.text((16, y), text, ink, font_size=24)
+        small = large.resize((480, 320), Image.Resampling.LANCZOS)
+        data, webp = encode(small), BytesIO()
+        small.save(webp, "WEBP", lossless=True)
+        assert len(data) <= 1.05 * webp.tell() + 200
+        assert_same(decode(data), small)
+
+    def test_patterns_of_single_pixels(self) -> None:
+        chess = Image.fromarray(((np.indices((96, 128)).sum(0) % 2) * 255).astype(np.uint8))
+        dithered = demo.photo().resize((320, 240)).convert("1")
+        for picture in (chess, dithered):
+            shown = decode(encode(picture))
+            assert shown.tobytes() == picture.convert("L").tobytes()
+        assert len(encode(chess)) < 200
+
+    @pytest.mark.parametrize("grey", [False, True])
+    def test_photos_are_none(self, grey: bool) -> None:
+        photo = demo.photo().convert("L" if grey else "RGB").convert("RGB")
+        assert regions.found(photo, None, 75) is None
+
+    def test_a_photo_in_a_grey_page_is_none(self) -> None:
+        shown = decode(encode(with_photo().convert("L")))
+        assert 0.3 < shown.info["sdz"]["exact"] < 0.95
+
+    @pytest.mark.parametrize("size", [(1, 1), (7, 3), (8, 8), (40, 1), (24, 24)])
+    @pytest.mark.parametrize("quality", [20, 75])
+    def test_small_pictures_of_one_colour(self, size: tuple[int, int], quality: int) -> None:
+        picture = Image.new("RGB", size, (200, 30, 90))
+        data = encode(picture, quality=quality)
+        assert_same(decode(data), picture)
+        assert len(data) < 100
+
+
 def test_a_page_keeps_its_paper_where_it_has_fewer_colours() -> None:
     """At a low quality the shades of letters may change, but the paper may not."""
     page = Image.new("RGB", (320, 200), (255, 255, 255))

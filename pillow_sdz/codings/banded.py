@@ -32,6 +32,9 @@ HIGHEST_QUICK_EFFORT = 4
 # The search for a size first searches without looking, until less than one in this many bytes is
 # left.  Chosen: a map adds a few per cent to the bytes, or takes a little away.
 NEAR = 20
+# From this quality on, in hundredths, an encoder looks at its result at half the size, which takes
+# half of the time.  Measured: docs/measurements.md#allocation.
+HALF_FROM = 7000
 # An encoder looks once for each range of this many hundredths of quality, in the middle of the
 # range.  Chosen: a search over qualities then looks seldom, and qualities of one range need similar
 # maps.
@@ -64,7 +67,11 @@ class Network(Protocol):
         ...
 
     def decode(
-        self, latents: Samples, quality: int | Callable[[Area], NDArray[np.int32]]
+        self,
+        latents: Samples,
+        quality: int | Callable[[Area], NDArray[np.int32]],
+        *,
+        scale: int,
     ) -> Iterator[tuple[Area, Pixels]]:
         """The pixels of latents, tile by tile, as in `models.network`."""
         ...
@@ -214,13 +221,19 @@ class Banded:
             return np.asarray(cells)[rows[:, None], columns]
 
         known = cells if isinstance(cells, int) else of_latents
+        scale = 2 if quality >= HALF_FROM else 1
         size = [-(-n // 2) for n in pixels.shape[:2]]
         original, shown = (np.empty(size, np.uint8) for _ in range(2))
-        for area, decoded in self._network.decode(rounded, known):
-            part = pixels[area]
-            for luma, levels in (original, part), (shown, decoded[: len(part), : part.shape[1]]):
-                half = np.asarray(Image.fromarray(levels).convert("L").reduce(2))
-                top, left = (one.start // 2 for one in area)
+        for area, decoded in self._network.decode(rounded, known, scale=scale):
+            down, across = (slice(scale * one.start, scale * one.stop) for one in area)
+            part = pixels[down, across]
+            height, width = (-(-n // scale) for n in part.shape[:2])
+            top, left = (one.start // 2 for one in (down, across))
+            for luma, levels, times in (
+                (original, part, 2),
+                (shown, decoded[:height, :width], 2 // scale),
+            ):
+                half = np.asarray(Image.fromarray(levels).convert("L").reduce(times))
                 luma[top : top + len(half), left : left + half.shape[1]] = half
         highest = min(quality + quality_map.UNIT, HIGHEST_QUALITY)
         gains = (self._network.gain(q) for q in (highest, highest - quality_map.UNIT))
