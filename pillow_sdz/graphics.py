@@ -67,13 +67,6 @@ PHOTO_CORNER, PHOTO_INSIDE = 0.35, 0.65
 # least a row or a column of 8 pixels is graphics.
 PHOTO_ALONE = 230
 
-# In graphics, a colour is on at least this many pixels on average.  Measured: 11 or more on the
-# tuning set at three quarters and at half of its size, but for slides, and 1 to 8 on photos.
-PIXELS_OF_COLOUR = 10
-STRIP = 16  # rows that are looked at first.  Chosen.
-# A grey picture has a ground if this part of its pixels has one level.  Chosen: few photos do.
-GROUND = 0.25
-
 # A scan is a page of letters on paper, with noise.  In a block of paper, the darkest and brightest
 # pixel are at most this many levels apart, and in a block with letters at least this many.  Chosen:
 # noise is below the first, and letters of 10 pixels are above the second.
@@ -184,34 +177,6 @@ def letters(picture: Picture, graphics: Blocks) -> int:
     return int(_busy(picture, graphics).sum())
 
 
-def is_drawn(image: Image.Image, graphics: Blocks | None) -> bool:
-    """Whether a picture of mode RGB has each colour on many pixels, outside of its graphics."""
-    top = image.height // 2
-    strip = image.crop((0, top, image.width, min(top + STRIP, image.height)))
-    if graphics is None and not _has_few_colours(strip, PIXELS_OF_COLOUR // 2):
-        return False  # this takes no time, and nearly all photos end here
-    if graphics is not None:
-        rest = np.asarray(image)[_pixels_of(~graphics, (0, 0, *image.size))]
-        image = Image.fromarray(rest[None])
-    return _has_few_colours(image, PIXELS_OF_COLOUR)
-
-
-def _has_few_colours(image: Image.Image, pixels: int) -> bool:
-    """Whether a colour is on at least so many pixels on average."""
-    return image.getcolors(max(1, image.width * image.height // pixels)) is not None
-
-
-def is_grey(image: Image.Image) -> bool:
-    """Whether a picture of mode RGB is grey."""
-    red, green, blue = image.split()
-    return red.tobytes() == green.tobytes() == blue.tobytes()
-
-
-def has_ground(image: Image.Image) -> bool:
-    """Whether a grey picture of mode RGB has a ground of one level."""
-    return max(image.getchannel(0).histogram()) >= GROUND * image.width * image.height
-
-
 def contrasts(picture: Picture, blocks: Blocks) -> int:
     """How many blocks, of graphics or not, have as much contrast as letters or lines."""
     return int((blocks & (picture.contrast >= CONTRAST)).sum())
@@ -280,11 +245,11 @@ def apart_from_photos(picture: Picture, graphics: Blocks) -> tuple[Blocks, Image
     known = np.zeros(1 << 24, np.bool_)  # colours of the graphics
     for box, _ in _boxes_around(inside, picture.image.size):
         colours = _colours(picture.image.crop(box))
-        known[colours[_pixels_of(inside, box)] - BLACK] = True
+        known[colours[pixels_of(inside, box)] - BLACK] = True
     found = ImageChops.invert(exact.mask(graphics)).crop((0, 0, *picture.image.size))
     for box, wider in _boxes_around(near | outside, picture.image.size, PHOTO_REACH * BLOCK):
         colours = _colours(picture.image.crop(wider))
-        inner, outer, kept = (_pixels_of(blocks, wider) for blocks in (near, outside, graphics))
+        inner, outer, kept = (pixels_of(blocks, wider) for blocks in (near, outside, graphics))
         # Few of the colours are looked up, because the table is larger than caches are.
         is_known = np.zeros(colours.shape, np.bool_)
         looked_up = outer | (inner & ~_same(colours))
@@ -343,7 +308,7 @@ def _connected(pixels: Bools, others: Bools, steps: int) -> Bools:
     return pixels
 
 
-def _pixels_of(blocks: Blocks, box: PixelBox) -> Bools:
+def pixels_of(blocks: Blocks, box: PixelBox) -> Bools:
     """Blocks as pixels of a box."""
     left, top, right, bottom = box
     rows, columns = np.arange(top, bottom) // BLOCK, np.arange(left, right) // BLOCK

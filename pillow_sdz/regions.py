@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
-from . import alpha, chunks, codec, exact, graphics, vp8l
+from . import alpha, chunks, codec, drawn, exact, graphics, vp8l
 from .block_maps import Blocks
 from .codec import DoesNotFit, EncodedLatents
 from .container import Chunk, chunk_size
@@ -70,7 +70,8 @@ COLOUR_STEPS = 4
 # A picture that is exact as a whole may take so many bytes.  Chosen: latents of 16x16 pixels take
 # 70 to 80, and show one colour some levels off.
 FEW = 100
-PALETTE = 256  # the most colours of a palette
+# A coloured picture with at most so many colours is no photo.  Chosen: as many as a GIF has.
+FEW_COLOURS = 256
 # With a target size, exact regions are tried at these qualities.  Chosen: the default, and two that
 # may have fewer colours.
 QUALITIES = (75, 45, 20)
@@ -113,7 +114,7 @@ def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Fra
     picture = graphics.Picture(colours)
     blocks = graphics.find(picture)
     if blocks is None:
-        return _drawn(picture, None, None, quality)
+        return _whole(picture, None, None, quality)
     if hidden is not None:
         seen = np.asarray(hidden.point([255] * 255 + [0]).reduce(BLOCK)) > 0
         blocks = blocks | ~seen if (blocks | ~seen).all() else blocks & seen
@@ -127,8 +128,8 @@ def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Fra
         return Frame(blocks, colours, None, most)
     of_letters = letters * _bytes_of_letters(quality)
     is_page = graphics.is_page(letters, blocks)
-    if not is_page and (drawn := _drawn(picture, blocks, None, quality)):
-        return drawn
+    if not is_page and (whole := _whole(picture, blocks, None, quality)):
+        return whole
     if not is_page:
         most = min(BYTES_OF_COLOURED * graphics.coloured(picture, blocks), MOST_FOR_COLOURED)
         if letters and FEWEST_PER_CHANGE * graphics.changes(picture, blocks) > most + of_letters:
@@ -152,8 +153,8 @@ def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Fra
             coded_wider = exact.coded(without, wider)
             if len(coded_wider.data) < limit:
                 blocks, colours, coded = wider, without, coded_wider
-    if is_page and (drawn := _drawn(picture, blocks, coded, quality)):
-        return drawn
+    if is_page and (whole := _whole(picture, blocks, coded, quality)):
+        return whole
     if only_flats:
         # Other colours than these would take more bytes: 20 to 300 more at quality 90.
         return Frame(blocks, colours, _filled(image, hidden), most, only_flats=True, coded=coded)
@@ -163,7 +164,7 @@ def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Fra
     return Frame(blocks, colours, _filled(image, behind), most + of_letters, coded=coded)
 
 
-def _drawn(
+def _whole(
     picture: graphics.Picture, blocks: Blocks | None, part: exact.Coded | None, quality: float
 ) -> Frame | None:
     """A frame that is exact as a whole, if the picture has few colours and latents take more bytes.
@@ -173,14 +174,14 @@ def _drawn(
     """
     image = picture.image
     is_page = part is not None
-    if not graphics.is_drawn(image, blocks if is_page else None):
+    if not drawn.is_drawn(image, blocks if is_page else None):
         return None
-    is_grey = graphics.is_grey(image)
-    if is_grey and not is_page and not graphics.has_ground(image):
+    is_grey = drawn.is_grey(image)
+    if is_grey and not is_page and not drawn.has_ground(image):
         return None  # grey photos have few colours, too
     worth_of_letters = _bytes_of_letters(quality)
-    # A photo of a thing on a ground of one colour may have few colours, but no palette.
-    if not is_grey and (is_page or image.getcolors(PALETTE)):
+    # A photo of a thing on a ground of one colour may have few colours, but not so few.
+    if not is_grey and (is_page or image.getcolors(FEW_COLOURS)):
         worth_of_letters += ERROR_OF_LETTERS / worth(quality)
     every = np.ones(shape_of(image.size), np.bool_)
     rest = every if blocks is None or not is_page else ~blocks

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from ..arrays import CELL, Area, Ints, Latents
+from ..arrays import CELL, Area, Ints, Latents, Pixels
 from ..fidelity import FloatArray, ssim_maps
 from . import quality_map
 
@@ -62,6 +63,11 @@ def offsets(original: Plane, shown: Plane, magnitudes: NDArray[np.floating], ste
     # The sum of the worth of all additional bits.  The worth of a bit falls as the quality grows.
     worth = value[..., None] * _STEPS - step / (2 * STRENGTH) * _STEPS**2
     return _best(more[..., None] * worth)
+
+
+def luma(levels: Pixels, times: int) -> Plane:
+    """The luma of pixels, at 1/``times`` of their size, rounded up."""
+    return np.asarray(Image.fromarray(levels).convert("L").reduce(times))
 
 
 def _errors(original: Plane, shown: Plane, cells: tuple[int, ...]) -> FloatArray:

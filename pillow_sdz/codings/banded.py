@@ -8,7 +8,6 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from .. import chunks, order, progress
 from ..arrays import CELL, Area, Latents, Pixels, Quantisation, Samples
@@ -226,15 +225,12 @@ class Banded:
         original, shown = (np.empty(size, np.uint8) for _ in range(2))
         for area, decoded in self._network.decode(rounded, known, scale=scale):
             down, across = (slice(scale * one.start, scale * one.stop) for one in area)
-            part = pixels[down, across]
-            height, width = (-(-n // scale) for n in part.shape[:2])
-            top, left = (one.start // 2 for one in (down, across))
-            for luma, levels, times in (
-                (original, part, 2),
-                (shown, decoded[:height, :width], 2 // scale),
-            ):
-                half = np.asarray(Image.fromarray(levels).convert("L").reduce(times))
-                luma[top : top + len(half), left : left + half.shape[1]] = half
+            half = allocation.luma(pixels[down, across], 2)
+            rows, columns = len(half) * 2 // scale, half.shape[1] * 2 // scale
+            top, left = down.start // 2, across.start // 2
+            here = slice(top, top + len(half)), slice(left, left + half.shape[1])
+            original[here] = half
+            shown[here] = allocation.luma(decoded[:rows, :columns], 2 // scale)
         highest = min(quality + quality_map.UNIT, HIGHEST_QUALITY)
         gains = (self._network.gain(q) for q in (highest, highest - quality_map.UNIT))
         step = float(np.subtract(*map(np.log, gains)).mean())
