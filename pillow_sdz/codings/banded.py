@@ -17,8 +17,9 @@ from ..threads import one_blas_thread
 from . import allocation, changes, quality_map
 from .coding import Frame, FrameEncoder, finite
 from .hyperprior import Coded, HyperPrior, Part
+from .lenient import decoder_of
 from .quantize import Quantizer
-from .range_coder import Tables, decoder_of
+from .range_coder import Tables
 from .target_size import DoesNotFit, EncodedLatents, largest, largest_of_slow
 
 # The most rows of latents in a band.  Chosen: to decode a region, whole bands must be decoded.

@@ -16,7 +16,8 @@ from . import priors, quantize
 from .coding import Frame
 from .frame_coders import FrameDecoders
 from .integers import STEP_UNITS
-from .range_coder import SYMBOL_LIMIT, decoder_of
+from .lenient import decoder_of
+from .range_coder import SYMBOL_LIMIT
 from .target_size import EncodedLatents, largest
 from .whole_frames import WholeFrames
 

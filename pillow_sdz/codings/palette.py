@@ -83,7 +83,7 @@ class _Decoder:
 
 
 class _LenientDecoder(_Decoder):
-    """As `range_coder.LenientDecoder`: missing symbols become the likeliest ones."""
+    """As `lenient.LenientDecoder`: missing symbols become the likeliest ones."""
 
     def __init__(self, payload: bytes) -> None:
         super().__init__(payload)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -32,6 +31,8 @@ MAX_ESCAPE_BITS = 20
 # Tables with at most this many entries are decoded by lazy models.  Measured: with 6 to 10 entries,
 # a symbol takes 10 to 24 instead of 21 to 26 ns, and with 12 or more it takes longer.
 FEW_ENTRIES = 10
+# The coder reads two words ahead, so the last 64 bits of a cut payload do not decode.
+AHEAD = 64  # bits
 SYMBOL_LIMIT = 1 << 19  # the largest magnitude of symbols and means; they are clipped
 
 
@@ -138,7 +139,7 @@ def _uniform(size: int) -> Any:
     return constriction.stream.model.Uniform(size)
 
 
-def _runs(table: NDArray[np.uint16]) -> tuple[Ints, list[int], list[int]]:
+def runs(table: NDArray[np.uint16]) -> tuple[Ints, list[int], list[int]]:
     """The places in the order of their tables; the tables in use, and how many places have each."""
     counts = np.bincount(table)
     # This is a radix sort.  Its time depends on how many bytes a number has.
@@ -186,7 +187,7 @@ class SymbolEncoder:
     def encode(self, symbols: Ints, prediction: Prediction) -> None:
         residual = ((symbols - prediction.centre) * prediction.mirror).astype(np.int32)
         entry = self._tables.entries(residual, prediction.table)
-        order, present, counts = _runs(prediction.table)
+        order, present, counts = runs(prediction.table)
         in_order = entry[order]
         bounds = itertools.pairwise(itertools.accumulate(counts, initial=0))
         for table, (start, stop) in zip(present, bounds, strict=True):
@@ -327,7 +328,7 @@ def read_residuals(
     number = table.astype(narrow, copy=False)
     if len(words) > 1:
         number = number + np.arange(len(words), dtype=narrow)[:, None] * narrow.type(count)
-    order, present, counts = _runs(number.ravel())
+    order, present, counts = runs(number.ravel())
     # In this order the frames stay apart, and each has the same runs as if it were alone.
     bounds = np.searchsorted(present, np.arange(len(words) + 1) * count)
     models = [tables.models[at % count] for at in present]
@@ -352,64 +353,3 @@ def symbols_of(residual: Ints, prediction: Prediction) -> Ints:
         msg = f"a symbol is out of range: its magnitude is above {SYMBOL_LIMIT}"
         raise DamagedPayload(msg)
     return symbols
-
-
-# The coder reads two words ahead, so the last 64 bits of a cut payload do not decode.
-AHEAD = 64  # bits
-
-
-class LenientDecoder(SymbolDecoder):
-    """Reads words that end too early, or are damaged.  Missing symbols become the likeliest ones.
-
-    Nothing says where words are damaged.  Symbols after that place are drawn as the prior expects
-    them, with an error as large as that of a prediction.
-    """
-
-    def __init__(self, tables: Tables, payload: bytes) -> None:
-        super().__init__(tables, payload)
-        self._left = float(8 * len(payload) - AHEAD)  # bits
-
-    def code(self, volume: str, index: tuple[Any, ...], mean: Ints, scale: Ints) -> Ints:
-        try:
-            return super().code(volume, index, mean, scale)
-        except DamagedPayload:  # an escape that no encoder writes
-            self._left = 0
-            return super().code(volume, index, mean, scale)
-
-    def _residuals(self, prediction: Prediction) -> tuple[Ints, Ints]:
-        likeliest = np.zeros(prediction.table.shape, np.int32), np.zeros(0, np.int64)
-        if self._left <= 0:
-            return likeliest
-        try:
-            residual, escaped = super()._residuals(prediction)
-        except DamagedPayload:  # after the end or the damage, anything may be read
-            self._left = 0
-            return likeliest
-        order, *_ = _runs(prediction.table)
-        entry = residual + self._tables.reach[prediction.table]
-        spent = np.cumsum(self._tables.bits_of(entry, prediction.table)[order])
-        known = int(np.searchsorted(spent, self._left, "right"))
-        if known == len(order):
-            self._left -= spent[-1] if known else 0
-            return residual, escaped
-        self._left = 0
-        residual[order[known:]] = 0
-        residual[escaped] = 0  # escapes come last in their stage, so the words end before them
-        return residual, likeliest[1]
-
-    def uniform(self, count: int, size: int) -> Ints:
-        self._left -= count * math.log2(size)
-        return super().uniform(count, size)
-
-    def _number(self, size: int) -> int:
-        self._left -= math.log2(size)
-        return super()._number(size)
-
-    def finish(self) -> None:
-        """Check nothing: the words are known to end too early."""
-
-
-def decoder_of(payload: bytes, *, complete: bool) -> SymbolDecoder:
-    """A decoder for a payload.  If it need not be ``complete``, it may be cut or damaged."""
-    kind = SymbolDecoder if complete else LenientDecoder
-    return kind(Tables.shipped(), payload)
