@@ -35,6 +35,8 @@ NEAR = 20
 # From this quality on, in hundredths, an encoder looks at its result at half the size, which takes
 # half of the time.  Measured: docs/measurements.md#allocation.
 HALF_FROM = 7000
+# From this quality on, an encoder does not look, because SSIMULACRA2 would gain nothing.  Measured.
+LOOKS_BELOW = 8000
 # An encoder looks once for each range of this many hundredths of quality, in the middle of the
 # range.  Chosen: a search over qualities then looks seldom, and qualities of one range need similar
 # maps.
@@ -206,10 +208,11 @@ class Banded:
         """The frame with a map that gives more to the cells that would look worst without it.
 
         ``quality`` is the header's, in hundredths; see `looked_at`.  The map is added to the map
-        that the frame has.  A frame stays as it is if its pixels are not known.
+        that the frame has.  A frame stays as it is if its pixels are not known, or if the quality
+        is high.
         """
         latents, pixels, offsets, _ = frame
-        if pixels is None:
+        if pixels is None or quality >= LOOKS_BELOW:
             return frame
         height, width, _ = latents.shape
         quality = looked_at(quality)
