@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 # The rate axis is cut into ranges of this many places, and the encoder computes in the middle of a
 # range.  So a search that tries neighbouring qualities needs few latents.  Chosen.
 ENCODER_PLACES = 500
-# From this mean place on, 8 bits are not precise enough.  On 12 validation photos, decoding loses
-# 0.02 dB at place 6200, 0.04 at 8100 and 0.06 at 10000 (docs/format.md allows 0.05).  Measured.
-PRECISE_FROM = 8000
+# From this mean place on, 8 bits are not precise enough.  On six validation photos, decoding loses
+# 0.03 dB at place 4900, 0.04 at 6400, 0.05 at 7000 and 0.07 at 7900 (docs/format.md allows 0.05).
+# Measured (docs/speed.md).
+PRECISE_FROM = 6600
 
 
 class Mini:
