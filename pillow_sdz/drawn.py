@@ -51,3 +51,21 @@ def is_grey(image: Image.Image) -> bool:
 def has_ground(image: Image.Image) -> bool:
     """Whether a grey picture of mode RGB has a ground of one level."""
     return max(image.getchannel(0).histogram()) >= GROUND * image.width * image.height
+
+
+def continued(image: Image.Image, hidden: Image.Image) -> Image.Image:
+    """A picture with the colours of visible pixels where it is hidden: 255 in ``hidden``.
+
+    Each is that of the pixel to the left, or else of the first one in its row, or of the row above.
+    So letters of one colour, whose shapes are in alpha, take next to nothing.
+    """
+    pixels, seen = np.array(image), np.asarray(hidden) == 0
+    if not seen.any():
+        return Image.new("RGB", image.size)  # nobody's colours may travel
+    columns = np.where(seen, np.arange(image.width), 0)
+    first = seen.argmax(1)
+    np.maximum.accumulate(columns, 1, out=columns)
+    columns = np.maximum(columns, first[:, None])
+    rows = np.where(seen.any(1), np.arange(image.height), seen.any(1).argmax())
+    np.maximum.accumulate(rows, out=rows)
+    return Image.fromarray(pixels[rows[:, None], columns[rows]])

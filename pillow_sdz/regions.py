@@ -125,7 +125,11 @@ def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Fra
     most = (letters * ERROR_OF_LETTERS + flats * ERROR_OF_FLATS) / worth(quality)
     if blocks.all():
         most = max(most + FEWEST_BYTES * image.width * image.height, FEW)
-        return Frame(blocks, colours, None, most)
+        if hidden is None:
+            return Frame(blocks, colours, None, most)
+        ways = [colours, drawn.continued(image, hidden)]
+        frames = [Frame(blocks, c, None, most, coded=exact.coded(c, blocks)) for c in ways]
+        return min(frames, key=lambda frame: len(frame.coded.data) if frame.coded else 0)
     of_letters = letters * _bytes_of_letters(quality)
     is_page = graphics.is_page(letters, blocks)
     if not is_page and (whole := _whole(picture, blocks, None, quality)):

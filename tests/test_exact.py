@@ -667,6 +667,23 @@ class TestDrawings:
             assert shown.tobytes() == picture.convert("L").tobytes()
         assert len(encode(chess)) < 200
 
+    def test_letters_whose_shapes_are_in_alpha_take_few_bytes(self) -> None:
+        """The colours are those of WebP, which also leaves out what nobody sees."""
+        picture = Image.new("RGBA", (320, 200), (9, 99, 199, 0))
+        draw = ImageDraw.Draw(picture)
+        for line in range(8):
+            draw.text((9, 4 + 24 * line), "shapes in alpha " * 3, (30 * line, 40, 90), font_size=16)
+        data = encode(picture)
+        assert exact_bytes(data) < 400
+        shown = decode(data)
+        seen = np.asarray(picture)[..., 3] > 0
+        assert (np.asarray(shown)[seen] == np.asarray(picture)[seen]).all()
+        assert shown.getchannel("A").tobytes() == picture.getchannel("A").tobytes()
+        for place in ((0, 0, 320, 200), (0, 0, 160, 100)):
+            assert shown.convert("RGB").crop(place).getchannel("B").getextrema()[1] <= 90
+        nobody = decode(encode(Image.new("RGBA", (64, 64), (255, 0, 0, 0))))
+        assert nobody.getextrema()[0] == (0, 0)
+
     @pytest.mark.parametrize("grey", [False, True])
     def test_photos_are_none(self, grey: bool) -> None:
         photo = demo.photo().convert("L" if grey else "RGB").convert("RGB")
