@@ -64,10 +64,14 @@ SD1_PRIOR = Weights(
     "sd1_prior.safetensors", "210f19a14bdddfc4a834ef75c16c8e23ee1aa9f4e960cbac18be5870be3d167b"
 )
 FLUX2_PRIOR = Weights(
-    "flux2_prior.safetensors", "df75b8d194a02d83a00c8aa65f2cda00849360b1d042ffef2d9deebe53a617b0"
+    "flux2_prior.safetensors", "e707e0394b68f57ef0f396a664e70af80f257faa51f2d20c541aec5a40af3f2c"
+)
+FLUX2_NARROW_PRIOR = Weights(
+    "flux2_narrow_prior.safetensors",
+    "882d2a9c3d50704bee7c5f4fe6da385a4389c5ce9413e6c63a0491e6f8b055c0",
 )
 TABLES = Weights(
-    "tables.safetensors", "b3a476cc2bcd62d0df707d12a498ba7cb171ae1752a82befee4f021dfa3256cb"
+    "tables.safetensors", "37f1a526bda6e21a946a4045a94cfc4de8b164b1fbc25a78b98bf7ef6dbb6c90"
 )
 #: The ranges of the 8-bit activations of the embedded networks, and by name the graphs that run
 #: these networks.  `training.graphs` makes both.

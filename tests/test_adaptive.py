@@ -226,9 +226,9 @@ def sample(x: int, m: int) -> int:
     return math.floor(float(np.float32(math.ldexp(x * m, -20))))
 
 
-def frequency(u: int, phase: int, r: int) -> int:
+def frequency(table: int, r: int) -> int:
     tables = Tables.shipped()
-    reach, counts = int(tables.reach[5 * u + phase]), tables.frequencies(5 * u + phase).tolist()
+    reach, counts = int(tables.reach[table]), tables.frequencies(table).tolist()
     if abs(r) < 7:
         return counts[r + reach] if abs(r) <= reach else 1
     beyond = [count for at, count in enumerate(counts[:-1], -reach) if abs(at) >= 7 and at * r > 0]
@@ -236,20 +236,23 @@ def frequency(u: int, phase: int, r: int) -> int:
 
 
 @functools.cache
-def costs() -> tuple[list[list[int]], list[list[list[int]]]]:
-    """The first sums of costs by B and scale, and the costs by scale, phase and residual + 7."""
+def costs(normal: bool) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """The first sums of costs by B and scale, and the costs by scale, phase and residual + 7.
+
+    They are those of docs/adaptive.md, or those of docs/waves.md, which has normal distributions.
+    """
     cells = [(phase, r) for phase in range(5) for r in range(-7, 8)]
     of_scales = []
     counts = []
     for u in range(64):
-        row = [frequency(u, phase, r) for phase, r in cells]
+        row = [frequency(352 * normal + 5 * u + phase, r) for phase, r in cells]
         exact = [256 * (16 - math.log2(count)) for count in row]
         assert all(abs(cost % 1 - 0.5) > 1e-6 for cost in exact)
         counts.append(row)
         of_scales.append([round(cost) for cost in exact])
     first = []
-    for b in range(32):
-        likely = counts[max(2 * b, 14)]
+    for usual in range(-2, 62) if normal else range(0, 64, 2):
+        likely = counts[max(usual, 14)]
         weighted = [(1, 2, 2, 2, 1)[at // 15] * count for at, count in enumerate(likely)]
         sums = [sum(n * cost for n, cost in zip(weighted, row, strict=True)) for row in of_scales]
         first.append([32 * total >> 19 for total in sums])
@@ -257,8 +260,8 @@ def costs() -> tuple[list[list[int]], list[list[list[int]]]]:
 
 
 class Scales:
-    def __init__(self) -> None:
-        first, self.costs = costs()
+    def __init__(self, normal: bool = False) -> None:
+        first, self.costs = costs(normal)
         self.sums = [row.copy() for row in first]
         self.new: list[tuple[int, int, int]] = []
         self.before = 0
@@ -276,7 +279,7 @@ class Scales:
             m = q + 4 >> 3
             g = q - 8 * m
             r = max(-7, min(7, m - s if g < 0 else s - m))
-            if b < 32:
+            if b < len(self.sums):
                 for u in range(64):
                     self.sums[b][u] += self.costs[u][abs(g)][r + 7]
         self.before += len(self.new)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import random
 
 import constriction
@@ -16,6 +17,7 @@ from pillow_sdz import weights
 from pillow_sdz.arrays import Ints
 from pillow_sdz.codings.range_coder import (
     MEAN_UNITS,
+    NORMAL,
     PHASED_SCALES,
     PHASES,
     SCALES,
@@ -35,8 +37,10 @@ def some_symbols(count: int, seed: int) -> tuple[Ints, Ints, Ints]:
     """Symbols with means and scales that fit them, and some that do not fit."""
     rng = np.random.default_rng(seed)
     scale = rng.integers(-3, SCALES + 3, count)
+    normal = rng.random(count) < 0.3
+    scale[normal] = NORMAL + rng.integers(0, PHASED_SCALES, int(normal.sum()))
     mean = rng.normal(0, 40, count).astype(np.int64)
-    spread = 2.0 ** (np.clip(scale, 0, SCALES - 1) / 8 - 5)
+    spread = 2.0 ** (np.clip(scale & ~NORMAL, 0, SCALES - 1) / 8 - 5)
     symbols = np.rint(mean / MEAN_UNITS + rng.logistic(0, spread)).astype(np.int64)
     surprising = rng.random(count) < 0.01
     symbols[surprising] += rng.integers(-300_000, 300_000, int(surprising.sum()))
@@ -99,7 +103,7 @@ def test_largest_symbols_round_trip() -> None:
 
 
 def test_tables_of_record() -> None:
-    digest = "b3a476cc2bcd62d0df707d12a498ba7cb171ae1752a82befee4f021dfa3256cb"
+    digest = "37f1a526bda6e21a946a4045a94cfc4de8b164b1fbc25a78b98bf7ef6dbb6c90"
     assert hashlib.sha256(weights.TABLES.path.read_bytes()).hexdigest() == digest
 
 
@@ -112,7 +116,7 @@ def test_golden_words() -> None:
 
 def test_every_table_is_a_distribution() -> None:
     """16-bit frequencies of at least 1 with a sum of 65536. Tables checks this when it loads."""
-    assert len(TABLES.models) == PHASED_SCALES * PHASES + SCALES - PHASED_SCALES
+    assert len(TABLES.models) == 2 * PHASED_SCALES * PHASES + SCALES - PHASED_SCALES
     for frequencies in tables():
         assert frequencies.min() >= 1
         assert frequencies.sum() == 65536
@@ -129,6 +133,25 @@ def test_every_entry_is_decoded() -> None:
         encoder.encode(entries, models[0])
         decoder = constriction.stream.queue.RangeDecoder(encoder.get_compressed())
         assert np.array_equal(decoder.decode(models[1], len(entries)), entries)
+
+
+@pytest.mark.parametrize("index", [14, 23, 40, 63])
+@pytest.mark.parametrize("phase", [0, 3])
+def test_normal_tables(index: int, phase: int) -> None:
+    """The scale asks for one. Its deviation is 2 ** (index / 8 - 4), and its mean is the phase."""
+    prediction = Prediction.of(np.array([phase]), np.array([NORMAL + index]))
+    assert prediction.table.tolist() == [352 + 5 * index + phase]
+    counts = tables()[prediction.table[0]][:-1]
+    residuals = np.arange(len(counts)) - len(counts) // 2
+    mean = np.average(residuals, weights=counts)
+    # A number that is rounded has a twelfth of a step more variance.
+    variance = np.average((residuals - mean) ** 2, weights=counts) - 1 / 12
+    deviation = 2 ** (index / 8 - 4)
+    if deviation > 0.7:
+        assert mean == pytest.approx(phase / 8, abs=0.01)
+        assert variance == pytest.approx(deviation**2, rel=0.02)
+    beyond = math.erfc((0.5 - phase / 8) / deviation / math.sqrt(2)) / 2
+    assert counts[residuals > 0].sum() / 65536 == pytest.approx(beyond, rel=0.02)
 
 
 def test_tables_that_do_not_sum_are_refused() -> None:

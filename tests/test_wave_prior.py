@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from pillow_sdz import open_latents, save_latents, weights
 from pillow_sdz.arrays import Ints
-from pillow_sdz.codings import priors, wave_prior
+from pillow_sdz.codings import priors, range_coder, wave_prior
 from pillow_sdz.codings.coding import Frame
 from pillow_sdz.codings.context import Context
 from pillow_sdz.codings.frame_coders import FrameDecoders
@@ -27,13 +27,13 @@ from sample_latents import correlated_latents, flipped, outputs_by_threads
 from test_adaptive import OWN, Scales, Stage, log, quantised
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "waves.safetensors"
-FLUX2 = 4  # the number of its prior
+FLUX2, NARROW = 4, 5  # the numbers of its priors
 SHAPES = [(1, 1), (1, 9), (9, 1), (2, 3), (12, 17)]
 STEPS = [1, 51, 512, 4096, 65535]  # in 1/1024; 51 is 0.05, 4096 is 4
 
 
-def shipped() -> WavePrior:
-    return WavePrior.shipped(weights.FLUX2_PRIOR)
+def shipped(file: weights.Weights = weights.FLUX2_PRIOR) -> WavePrior:
+    return WavePrior.shipped(file)
 
 
 def latents(height: int, width: int) -> NDArray[np.float64]:
@@ -47,9 +47,11 @@ def encode(symbols: Ints, step: int, prior: WavePrior | None = None) -> bytes:
     return quantizer.bytes()
 
 
-def decode(payload: bytes, height: int, width: int, step: int) -> Ints:
+def decode(
+    payload: bytes, height: int, width: int, step: int, prior: WavePrior | None = None
+) -> Ints:
     decoder = SymbolDecoder(Tables.shipped(), payload)
-    symbols = shipped().code(decoder, height, width, step)
+    symbols = (prior or shipped()).code(decoder, height, width, step)
     decoder.finish()
     return symbols
 
@@ -84,7 +86,8 @@ def test_the_largest_symbols_do_not_overflow() -> None:
             assert mean.dtype == scale.dtype == np.int64
             # Networks saturate.  A mean is at most 2 ** 25 / 1024 units, and 8 * 1024 eighths each.
             assert np.abs(mean).max(initial=0) < 1 << 30
-            assert 0 <= scale.min(initial=0) <= scale.max(initial=0) < 200
+            assert scale.min(initial=0) >= 0
+            assert (scale & ~range_coder.NORMAL).max(initial=0) < range_coder.SCALES
             return np.where(np.arange(len(mean)) % 2, 1 << 19, -(1 << 19))
 
     for step in (1, 65535):
@@ -162,37 +165,56 @@ def numbers(values: NDArray[np.float64]) -> dict[int, int]:
     """How many bytes the payload of latents (h, w, C) takes, by the number of its prior."""
     return {
         number: len(Context(32, [number]).payload(values, 512, 0))
-        for number in (priors.ADAPTIVE, FLUX2)
+        for number in (priors.ADAPTIVE, NARROW)
     }
 
 
 def test_the_smaller_payload_is_taken() -> None:
-    """The network knows photos.  It does not know noise of which each channel repeats the first."""
+    """The network knows photos.  It does not know noise of which each channel repeats the first.
+
+    From an effort of 2 on, the wide prior is taken instead of the narrow one.
+    """
     photo = load_file(GOLDEN)["photo.symbols"] * 0.5
     repeated = np.repeat(np.random.default_rng(3).normal(0, 3, (24, 24, 1)), 32, 2)
-    for values, expected in ((photo, FLUX2), (repeated, priors.ADAPTIVE)):
+    for values, expected, wider in (
+        (photo, NARROW, FLUX2),
+        (repeated, priors.ADAPTIVE, priors.ADAPTIVE_WIDE),
+    ):
         sizes = numbers(values)
         assert min(sizes, key=sizes.__getitem__) == expected
-        coder = Context(32, [priors.ADAPTIVE, FLUX2])
-        payload = coder.payload(values, 512, 0)
-        assert payload[0] == expected
-        assert len(payload) == sizes[expected]
-        with_effort = {FLUX2: FLUX2, priors.ADAPTIVE: priors.ADAPTIVE_WIDE}[expected]
-        assert coder.payload(values, 512, 4)[0] == with_effort
+        coder = Context(32, [priors.ADAPTIVE, NARROW])
+        for effort, number in ((0, expected), (1, expected), (2, wider), (4, wider)):
+            payload = coder.payload(values, 512, effort)
+            assert payload[0] == number
+            assert len(payload) == sizes[expected] or effort > 1
 
 
-@pytest.mark.parametrize("options", [{"step": 0.5}, {"lossless": "bfloat16"}])
-def test_files_of_this_family_have_the_prior(options: dict[str, Any]) -> None:
+def test_the_wide_prior_takes_fewer_bytes() -> None:
+    photo = load_file(GOLDEN)["photo.symbols"] * 0.5
+    sizes = [len(Context(32, [number]).payload(photo, 102, 0)) for number in (NARROW, FLUX2)]
+    assert sizes[1] < 0.995 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [
+        ({"step": 0.5}, NARROW),
+        ({"step": 0.5, "effort": 2}, FLUX2),
+        ({"lossless": "bfloat16"}, FLUX2),
+        ({"lossless": "bfloat16", "effort": 1}, NARROW),
+    ],
+)
+def test_files_of_this_family_have_the_prior(options: dict[str, Any], number: int) -> None:
     photo = (load_file(GOLDEN)["photo.symbols"] * np.float32(0.5)).transpose(2, 0, 1)
     file = saved(photo, **options)
     assert np.array_equal(open_latents(BytesIO(file)).latents, photo)
-    assert payloads_of(file)[0][0] == FLUX2
+    assert payloads_of(file)[0][0] == number
 
 
 def test_files_of_a_given_size_have_the_prior() -> None:
     photo = load_file(GOLDEN)["photo.symbols"] * np.float32(0.5)
-    found = Context(32, [priors.ADAPTIVE, FLUX2]).fit([Frame(photo)], 400, 0)
-    assert found.frames[0][0].data[0] == FLUX2
+    found = Context(32, [priors.ADAPTIVE, NARROW]).fit([Frame(photo)], 400, 0)
+    assert found.frames[0][0].data[0] == NARROW
 
 
 def payloads_of(file: bytes) -> list[bytes]:
@@ -256,7 +278,7 @@ def stages_by_the_specification(
 ) -> list[Stage]:
     """docs/waves.md, one place after another."""
     h, w, channels = symbols.shape
-    scales = Scales()
+    scales = Scales(normal=True)
     known: dict[tuple[int, int, int], int] = {}
     stages: list[Stage] = []
 
@@ -292,9 +314,10 @@ def stages_by_the_specification(
                 (g,) = layer("linear", c, xs)
                 m, q = layer("last", c, relu(layer("second", c, relu(layer("first", c, xs)))))
                 mean = (16 * (g + m) + n) // (2 * n)
-                b = min(max(q - log(n) + 1312 >> 6, 0), 66)
-                scale = scales.of[b] if b < 32 else 2 * b
+                b = min(max(q - log(n) + 1296 >> 5, 0), 95)
+                scale = scales.of[b] if b < 64 else b
                 r = min(max((scale >> 3) - 4, 0), 3)
+                scale += 2**30 * (b < 64)
                 coded.append((b, mean, int(symbols[y, x, c])))
                 stage.append((y, x, c, mean + (2**r >> 1) >> r << r, scale))
         if not stage:
@@ -320,7 +343,7 @@ def stages_by_the_specification(
 def test_the_specification_says_what_the_code_does(
     height: int, width: int, step: int, largest: int, real: bool
 ) -> None:
-    tensors = load_file(weights.FLUX2_PRIOR.path) if real else tiny()
+    tensors = load_file(weights.FLUX2_NARROW_PRIOR.path) if real else tiny()
     prior = WavePrior(tensors)
     rng = np.random.default_rng(6)
     smooth = rng.normal(0, 0.3, (height, width, prior.channels)).cumsum(1)
@@ -339,12 +362,13 @@ def test_the_specification_says_what_the_code_does(
     assert stages == stages_by_the_specification(tensors, symbols, step)
 
 
-@pytest.mark.parametrize("case", ["photo", "odd", "single", "wild"])
+@pytest.mark.parametrize("case", ["photo", "odd", "single", "wild", "narrow"])
 def test_golden_payloads(case: str) -> None:
     """Made once, never again. If this fails, files written earlier cannot be read any more."""
     record = load_file(GOLDEN)
     symbols = record[f"{case}.symbols"].astype(np.int64)
     payload = record[f"{case}.payload"].tobytes()
     step = int(record[f"{case}.step"][0])
-    assert np.array_equal(decode(payload, symbols.shape[0], symbols.shape[1], step), symbols)
-    assert encode(symbols, step) == payload
+    prior = shipped(weights.FLUX2_NARROW_PRIOR if case == "narrow" else weights.FLUX2_PRIOR)
+    assert np.array_equal(decode(payload, symbols.shape[0], symbols.shape[1], step, prior), symbols)
+    assert encode(symbols, step, prior) == payload

@@ -94,6 +94,7 @@ def load_reduced() -> None:
         ("SD1_PRIOR", lambda: load_again(LatticePrior, weights.SD1_PRIOR)),
         ("SD_MINI_PRIOR", lambda: load_again(LatticePrior, weights.SD_MINI_PRIOR)),
         ("FLUX2_PRIOR", lambda: load_again(WavePrior, weights.FLUX2_PRIOR)),
+        ("FLUX2_NARROW_PRIOR", lambda: load_again(WavePrior, weights.FLUX2_NARROW_PRIOR)),
         ("TABLES", lambda: Tables.shipped.__wrapped__(Tables)),
         ("MINI_REDUCED", load_reduced),
     ],

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..arrays import Floats, Ints, Singles
-from .calibration import Calibration
+from .calibration import QUARTERS, Calibration
 from .coding import WORK_PER_BYTE
 from .frame_coders import Apart, FrameCoder, checked_steps
 from .integers import LOG_UNITS, STEP_UNITS, logarithm, rounded
@@ -228,7 +228,8 @@ class _Pictures:
         value[:, wave.valid] = symbols * UNIT
         error = _limited(value - np.floor(expected.mean * 2.0**-WEIGHT_BITS + 0.5))
         value = _limited(value)
-        self._layout.keep(self._known, wave, np.stack([value, error]))
+        kept = np.stack([value, error])[..., wave.valid]
+        self._layout.keep(np.moveaxis(self._known, -1, 0), wave.places, np.moveaxis(kept, -1, 0))
         # An error says less at a place where a large error was expected.  So samples are divided by
         # the expected error plus a constant.  It is measured: docs/measurements.md#adaptive.
         magnitude = np.floor(expected.magnitude * 2.0**-WEIGHT_BITS)
@@ -295,7 +296,7 @@ class AdaptivePrior:
         units = checked_steps(height, width, steps)
         symbols = np.zeros((len(steps), height, width, self.channels), np.int64)
         pictures = _Pictures(height, width, self.channels, units, self._far)
-        calibration = Calibration(len(steps))
+        calibration = Calibration(len(steps), QUARTERS)
         for time in range(waves(height, width, self.channels)):
             wave = Wave.of(time, height, width, self.channels)
             if wave is None:

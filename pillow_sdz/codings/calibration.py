@@ -9,16 +9,23 @@ bits codes the next ones.  docs/adaptive.md specifies it.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
 from ..arrays import Floats, Ints
 from .integers import LOG_UNITS
-from .range_coder import FREQUENCY_BITS, MEAN_UNITS, PHASED_SCALES, PHASES, Tables
+from .range_coder import (
+    FREQUENCY_BITS,
+    LOGISTIC_TABLES,
+    MEAN_UNITS,
+    PHASED_SCALES,
+    PHASES,
+    Tables,
+)
 
 # Constants without another origin are measured and rounded: docs/measurements.md#adaptive.
-BINS = PHASED_SCALES // 2  # quarters of an octave, up to where tables have no phases any more
-ALL_BINS = 67  # the largest magnitude is `adaptive.VALUE_LIMIT`, in bin 66
+OCTAVES = PHASED_SCALES // 8  # they are calibrated: up to where tables have no phases any more
 REACH = 7  # larger residuals are counted as this one
 RESIDUALS = 2 * REACH + 1
 CELLS = PHASES * RESIDUALS
@@ -26,6 +33,9 @@ CELLS = PHASES * RESIDUALS
 # to more values than `coding.WORK_PER_BYTE` allows.
 LEAST_SCALE = 14
 STRENGTH = 32  # the first counts weigh as much as this many residuals
+# A normal distribution has the deviation of a logistic one if its scale is smaller by this: then
+# its deviation is 1.7 of the logistic scale.  Measured on validation latents, and rounded.
+NARROWER = 2
 # Scales are chosen again when there are this many new residuals for each old one.  Chosen: this
 # happens about 30 times in a file.
 GROWTH = 4
@@ -33,17 +43,43 @@ GROWTH = 4
 _EIGHTHS_OF_PHASES = np.array([1, 2, 2, 2, 1])
 
 
+class Bins(NamedTuple):
+    """Bins of expected magnitudes, so many in an octave; bin 0 has 2 ** -5 steps.
+
+    Those of `OCTAVES` are calibrated.  Their distributions are logistic or ``normal``.
+    """
+
+    octave: int
+    number: int
+    normal: bool
+
+    @property
+    def calibrated(self) -> int:
+        return OCTAVES * self.octave
+
+    @property
+    def usual(self) -> Ints:
+        """The scales of logistic distributions."""
+        return 8 // self.octave * np.arange(self.number)
+
+
+# The largest magnitude is `adaptive.VALUE_LIMIT`, in bin 66.
+QUARTERS = Bins(4, 67, normal=False)
+
+
 @functools.cache
-def _costs() -> tuple[Floats, Floats]:
+def _costs(kind: Bins) -> tuple[Floats, Floats]:
     """The cost of each cell with each scale, and the cost of the first counts.
 
     They are (cells, scales) and (bins, scales), in 1/256 bits.  The first scale is `LEAST_SCALE`.
     """
     tables = Tables.shipped()
+    start = LOGISTIC_TABLES if kind.normal else 0
     counts = np.ones((PHASED_SCALES, PHASES, RESIDUALS), np.int64)
-    for table in range(PHASED_SCALES * PHASES):
+    for number in range(PHASED_SCALES * PHASES):
+        table = start + number
         reach, frequencies = int(tables.reach[table]), tables.frequencies(table)
-        row = counts[divmod(table, PHASES)]
+        row = counts[divmod(number, PHASES)]
         for residual, frequency in enumerate(frequencies[:-1].tolist(), -reach):
             if abs(residual) < REACH:
                 row[residual + REACH] = frequency
@@ -53,7 +89,7 @@ def _costs() -> tuple[Floats, Floats]:
     # All machines round these logarithms alike: none lies close to the middle of two integers.
     costs = np.rint((FREQUENCY_BITS - np.log2(counts)) * LOG_UNITS).reshape(PHASED_SCALES, CELLS)
     costs = costs[LEAST_SCALE:]
-    usual = np.maximum(2 * np.arange(BINS), LEAST_SCALE)
+    usual = np.maximum(kind.usual[: kind.calibrated] - NARROWER * kind.normal, LEAST_SCALE)
     likely = (counts * _EIGHTHS_OF_PHASES[:, None]).reshape(PHASED_SCALES, CELLS)[usual]
     unit = 1 << FREQUENCY_BITS + MEAN_UNITS.bit_length() - 1
     return costs.T.copy(), STRENGTH * (likely @ costs.T) // unit
@@ -62,11 +98,12 @@ def _costs() -> tuple[Floats, Floats]:
 class Calibration:
     """The scales of expected magnitudes, for each frame."""
 
-    def __init__(self, frames: int) -> None:
-        self._costs, first = _costs()
+    def __init__(self, frames: int, kind: Bins) -> None:
+        self._costs, first = _costs(kind)
+        self._bins = kind.calibrated
         self._spent = np.tile(first, (frames, 1, 1))
-        self._scales = np.tile(2 * np.arange(ALL_BINS), (frames, 1))
-        self._frames = ALL_BINS * np.arange(frames)[:, None]
+        self._scales = np.tile(kind.usual, (frames, 1))
+        self._frames = kind.number * np.arange(frames)[:, None]
         self._choose()
         self._new: list[tuple[Ints, Ints, Ints]] = []
         self._counts = [0, 0]  # the residuals before, and since the last choice
@@ -90,13 +127,13 @@ class Calibration:
         residual = (symbols - centre) * np.where(fraction < 0, -1, 1)
         residual = np.clip(residual, -REACH, REACH) + REACH
         # The last bin has the magnitudes that are not calibrated.
-        place = np.arange(len(bins))[:, None] * (BINS + 1) + np.clip(bins, 0, BINS)
+        place = np.arange(len(bins))[:, None] * (self._bins + 1) + np.clip(bins, 0, self._bins)
         cells = (place * PHASES + np.abs(fraction)) * RESIDUALS + residual
-        counts = np.bincount(cells.ravel(), minlength=len(bins) * (BINS + 1) * CELLS)
-        found = counts.reshape(len(bins), BINS + 1, CELLS)[:, :BINS]
+        counts = np.bincount(cells.ravel(), minlength=len(bins) * (self._bins + 1) * CELLS)
+        found = counts.reshape(len(bins), self._bins + 1, CELLS)[:, : self._bins]
         self._spent += found.astype(np.float64) @ self._costs
         self._new = []
         self._counts = [sum(self._counts), 0]
 
     def _choose(self) -> None:
-        self._scales[:, :BINS] = LEAST_SCALE + self._spent.argmin(2)
+        self._scales[:, : self._bins] = LEAST_SCALE + self._spent.argmin(2)

@@ -48,14 +48,17 @@ class _Trained(NamedTuple):
 # the wide one, does so from more channels.  The others are in `TRAINED`.
 ADAPTIVE, ADAPTIVE_WIDE = 0, 3
 LEARNING = {ADAPTIVE: FAR, ADAPTIVE_WIDE: WIDE}
-# From this effort on, the wide prior is used instead of prior 0.  Chosen: caches of latents are
+FLUX2, FLUX2_NARROW = 4, 5
+# From this effort on, wide priors are used instead of narrow ones.  Chosen: caches of latents are
 # read often, and their default effort is 0.  An effort of 2 still rounds latents to the nearest
 # step.
 WIDE_EFFORT = 2
+WIDER = {ADAPTIVE: ADAPTIVE_WIDE, FLUX2_NARROW: FLUX2}
 TRAINED: dict[int, _Trained] = {
     1: _Trained("sd1", 4, weights.SD1_PRIOR, LatticePrior.shipped),
     2: _Trained("sd-mini", 4, weights.SD_MINI_PRIOR, LatticePrior.shipped),
-    4: _Trained("flux2", 32, weights.FLUX2_PRIOR, WavePrior.shipped, quick=False),
+    FLUX2: _Trained("flux2", 32, weights.FLUX2_PRIOR, WavePrior.shipped, quick=False),
+    FLUX2_NARROW: _Trained("flux2", 32, weights.FLUX2_NARROW_PRIOR, WavePrior.shipped, quick=False),
 }
 # Unknown latents of 4 channels may be related to Stable Diffusion 1's: its prior is tried.
 RELATIVE = 1
@@ -65,17 +68,20 @@ WORTH_LEARNING = 0.01
 
 
 def worth_trying(model: ModelSpec) -> list[int]:
-    """The numbers of the priors that are worth trying on a model's latents."""
-    trained = [n for n, row in TRAINED.items() if row.space == model.space.prior]
+    """The numbers of the priors that are worth trying on a model's latents, with little effort."""
+    of_space = [number for number, row in TRAINED.items() if row.space == model.space.prior]
+    trained = [number for number in of_space if number not in WIDER.values()]
     if any(TRAINED[number].quick for number in trained):
         return trained
     return [ADAPTIVE, *trained, *([RELATIVE] if model.channels == 4 else [])]
 
 
 def at_effort(numbers: Sequence[int], channels: int, effort: int) -> list[int]:
-    """The numbers of the priors to try with an effort; the wide one only if it may save bytes."""
-    wide = effort >= WIDE_EFFORT and channels > FAR + 1
-    return [ADAPTIVE_WIDE if wide and number == ADAPTIVE else number for number in numbers]
+    """The numbers of the priors to try with an effort; wide ones only if they may save bytes."""
+    if effort < WIDE_EFFORT:
+        return [*numbers]
+    few = channels <= FAR + 1
+    return [n if n == ADAPTIVE and few else WIDER.get(n, n) for n in numbers]
 
 
 def best(numbers: Sequence[int], payload: Callable[[int], bytes]) -> int:

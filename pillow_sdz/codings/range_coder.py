@@ -25,6 +25,11 @@ MEAN_UNITS = 8  # means are predicted in eighths of a quantisation step
 SCALES = 96  # scale i is 2 ** (i / 8 - 5) quantisation steps
 PHASED_SCALES = 64  # from this scale on, 8 steps, the fraction of the mean no longer matters
 PHASES = MEAN_UNITS // 2 + 1
+# A scale below `PHASED_SCALES` and this number means a normal distribution: its deviation is
+# 2 ** (scale / 8 - 4) steps.  Chosen: no network's scale is as large.
+NORMAL = 1 << 30
+LOGISTIC_TABLES = PHASED_SCALES * PHASES + SCALES - PHASED_SCALES
+TABLES = LOGISTIC_TABLES + PHASED_SCALES * PHASES
 FREQUENCY_BITS = 16
 CODER_BITS = 24  # constriction's default precision
 MAX_ESCAPE_BITS = 20
@@ -46,9 +51,7 @@ class Tables:
     def __init__(self, frequencies: NDArray[np.uint16], reach: NDArray[np.uint16]) -> None:
         self.reach: Ints = reach.astype(np.int32)
         ends: Ints = np.cumsum(2 * self.reach + 2)
-        if len(reach) != (PHASED_SCALES * PHASES + SCALES - PHASED_SCALES) or ends[-1] != len(
-            frequencies
-        ):
+        if len(reach) != TABLES or ends[-1] != len(frequencies):
             msg = "the frequency tables do not have their specified shape"
             raise ValueError(msg)
         starts = ends - (2 * self.reach + 2)
@@ -116,7 +119,14 @@ class Prediction(NamedTuple):
 
     @classmethod
     def of(cls, mean: Ints, scale: Ints) -> Prediction:
-        """The prediction for means in eighths and scale indices, both clipped to their range."""
+        """The prediction for means in eighths and scale indices, both clipped to their range.
+
+        Indices of normal distributions, with `NORMAL`, are not clipped.
+        """
+        normal = None
+        if scale.max(initial=0) >= NORMAL:
+            normal = scale >= NORMAL
+            scale = np.where(normal, scale - NORMAL, scale)
         # A stage may have millions of symbols, so the numbers are kept in small types.
         scale = np.clip(scale, 0, SCALES - 1).astype(np.int16)
         limit = SYMBOL_LIMIT * MEAN_UNITS
@@ -128,6 +138,8 @@ class Prediction(NamedTuple):
         if scale.max(initial=0) >= PHASED_SCALES:
             wide = scale >= PHASED_SCALES
             table[wide] = scale[wide] + PHASED_SCALES * (PHASES - 1)
+        if normal is not None:
+            table += normal * np.int16(LOGISTIC_TABLES)
         shifted >>= 3
         phase >>= 15  # -1 if it is negative, else 0
         phase |= 1

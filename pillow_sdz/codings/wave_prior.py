@@ -18,10 +18,10 @@ from safetensors.numpy import load_file
 
 from ..arrays import Ints, Singles
 from ..weights import Weights
-from .calibration import ALL_BINS, Calibration
+from .calibration import Bins, Calibration
 from .frame_coders import Apart, FrameCoder, checked_steps
 from .integers import EXACT_SINGLE, LOG_UNITS, STEP_UNITS, logarithm, rounded
-from .range_coder import Coder
+from .range_coder import NORMAL, SCALES, Coder
 from .waves import CHANNEL_DELAY, OWN, Layout, Offsets, Wave, waves
 
 # Values are in 1/32 of the latents' unit, up to 16 units.  Chosen: FLUX.2's latents hardly exceed
@@ -37,8 +37,12 @@ AROUND: Offsets = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
 # ... and its own channel here, too.
 FARTHER: Offsets = [offset for offset in OWN if offset not in AROUND]
 
-LOWEST = 5 * LOG_UNITS + 32  # scale 0 is 2 ** -5 steps.  32 rounds to quarters of an octave.
-AT_ONCE = 256  # places of a channel that are predicted at once: 0.3 MB of inputs.  Chosen.
+EIGHTHS = Bins(8, SCALES, normal=True)  # of an octave
+LOWEST = 5 * LOG_UNITS + 16  # bin 0 is 2 ** -5 steps.  16 rounds to eighths of an octave.
+# Channels that are predicted at once.  They get the inputs that any of them uses.  More channels
+# would get more inputs that only some of them use, and more rows that only some of them have.
+GROUP = 4  # chosen
+AT_ONCE = 512  # places of a channel that are predicted at once: 1 MB of inputs.  Chosen.
 
 
 def known_inputs(channels: int) -> NDArray[np.bool_]:
@@ -55,7 +59,7 @@ def known_inputs(channels: int) -> NDArray[np.bool_]:
 def _exact(
     tensors: Mapping[str, NDArray[Any]], name: str, limits: list[int]
 ) -> tuple[Singles, Singles]:
-    """The weights (C, inputs, outputs) and biases (C, 1, outputs) of a layer, in binary fractions.
+    """The weights (C, outputs, inputs) and biases (C, outputs, 1) of a layer, in binary fractions.
 
     ``limits`` has the largest magnitude of each input.  ValueError if sums may not be exact.
     """
@@ -65,8 +69,9 @@ def _exact(
         msg = f"sums of {name} may not be exact"
         raise ValueError(msg)
     unit = np.exp2(-tensors[f"{name}.shift"].astype(np.float64))
-    weights = np.swapaxes(weight * unit[..., None], 1, 2).astype(np.float32, order="C")
-    return weights, (bias * unit).astype(np.float32)[:, None]
+    return (weight * unit[..., None]).astype(np.float32), (bias * unit).astype(np.float32)[
+        ..., None
+    ]
 
 
 class WavePrior:
@@ -76,15 +81,19 @@ class WavePrior:
         self.channels, hidden, inputs = tensors["first.weight"].shape
         more = tensors["last.weight"].shape[2]
         limits = [VALUE_LIMIT] * (inputs - 1) + [LOG_LIMIT]
-        first = np.concatenate(_exact(tensors, "first", limits), 1)
-        linear = np.concatenate(_exact(tensors, "linear", limits), 1)
-        of_inputs = np.concatenate([first, linear], 2)
-        around = len(AROUND) * self.channels
-        known = known_inputs(self.channels).reshape(self.channels, around, 1)
-        self._of_around = of_inputs[:, :around] * known
-        self._of_others = np.ascontiguousarray(of_inputs[:, around:])
+        first = np.concatenate(_exact(tensors, "first", limits), 2)
+        linear = np.concatenate(_exact(tensors, "linear", limits), 2)
+        of_inputs = np.concatenate([first, linear], 1)
+        count = len(AROUND) * self.channels
+        known = known_inputs(self.channels)[:, None]
+        of_around = of_inputs[:, :, :count].reshape(*of_inputs.shape[:2], *known.shape[2:]) * known
+        self._first = []
+        for start in range(0, self.channels, GROUP):
+            group = slice(start, min(start + GROUP, self.channels))
+            around = of_around[group, ..., : group.stop].reshape(group.stop - start, hidden + 1, -1)
+            self._first.append(np.concatenate([around, of_inputs[group, :, count:]], 2))
         second = _exact(tensors, "second", [HIDDEN_LIMIT] * hidden)
-        self._second = np.concatenate(second, 1)
+        self._second = np.concatenate(second, 2)
         self._last, self._bias = _exact(tensors, "last", [HIDDEN_LIMIT] * more)
 
     @classmethod
@@ -105,87 +114,122 @@ class WavePrior:
         """Code the integers (F, height, width, C) of frames with a step each, as `code` does."""
         units = checked_steps(height, width, steps)
         symbols = np.zeros((len(steps), height, width, self.channels), np.int64)
-        pictures = _Pictures(self, height, width, units)
-        calibration = Calibration(len(steps))
+        at_once = max(1, AT_ONCE // min(height, width // 2 + 1))
+        pictures = [
+            _Pictures(self, height, width, units[start : start + at_once])
+            for start in range(0, len(units), at_once)
+        ]
+        calibration = Calibration(len(steps), EIGHTHS)
         for time in range(waves(height, width, self.channels)):
             wave = Wave.of(time, height, width, self.channels)
             if wave is None:
                 continue
-            eighths, bins = (x[:, wave.valid] for x in pictures.expect(wave))
-            scale = calibration.scales(bins)
             index = wave.places
-            found = coder.code_frames("latents", index, rounded(eighths, scale), scale)
+            expected = (some.expect(time, wave, index) for some in pictures)
+            eighths, bins = np.concatenate([*expected], 1)
+            scale = calibration.scales(bins)
+            mean = rounded(eighths, scale)
+            scale += NORMAL * (bins < EIGHTHS.calibrated)
+            found = coder.code_frames("latents", index, mean, scale)
             calibration.learn(bins, eighths, found)
             symbols[:, index[0], index[1], index[2]] = found
-            pictures.note(wave, found)
+            for number, some in enumerate(pictures):
+                some.note(index, found[number * at_once : (number + 1) * at_once])
         return symbols
 
-    def predict(self, around: Singles, others: Singles, channels: slice) -> Ints:
-        """Means, in 1/1024, and logarithms of scales, in 1/256 octaves (2, A, n).
+    def predict(self, inputs: Singles, channels: slice, found: Singles) -> None:
+        """Put means, in 1/1024, and logarithms of scales, in 1/256 octaves, into ``found``.
 
-        Inputs are ``around`` (A, n, 9 C) and ``others`` (A, n, 7): the values farther away, the
-        logarithm of the step, and 1.
+        It is (3, A, n).  A mean is the sum of its first and its last part.  Channels are of one
+        group.  ``inputs`` (A, 9 k + 7, n) are the values around of the first k channels, those
+        farther away, the logarithm of the step, and 1.
         """
-        first = np.matmul(around, self._of_around[channels])
-        first += np.matmul(others, self._of_others[channels])
+        group = channels.start // GROUP
+        part = slice(channels.start - group * GROUP, channels.stop - group * GROUP)
+        first = np.matmul(self._first[group][part], inputs)
         np.floor(first, out=first)
-        linear = first[..., -1].astype(np.int64)
-        np.clip(first, 0, HIDDEN_LIMIT, out=first)
-        first[..., -1] = 1  # for the bias
-        second = np.matmul(first, self._second[channels])
+        found[2] = first[:, -1]
+        np.maximum(first, 0, out=first)
+        np.minimum(first, HIDDEN_LIMIT, out=first)
+        first[:, -1] = 1  # for the bias
+        second = np.matmul(self._second[channels], first)
         np.floor(second, out=second)
-        np.clip(second, 0, HIDDEN_LIMIT, out=second)
-        last = np.floor(np.matmul(second, self._last[channels]) + self._bias[channels])
-        found: Ints = last.transpose(2, 0, 1).astype(np.int64)
-        found[0] += linear
-        return found
+        np.maximum(second, 0, out=second)
+        np.minimum(second, HIDDEN_LIMIT, out=second)
+        last = np.matmul(self._last[channels], second)
+        last += self._bias[channels]
+        np.floor(last.swapaxes(0, 1), out=found[:2])
 
 
 class _Pictures:
-    """The known values of frames."""
+    """The known values of some frames."""
 
     def __init__(self, prior: WavePrior, height: int, width: int, steps: Ints) -> None:
-        self._prior, self._steps = prior, steps[:, None, None]
-        layout = self._layout = Layout.by_place(height, width, prior.channels)
-        self._known = np.zeros((len(steps), layout.size), np.float32)
-        self._logs = logarithm(steps.astype(np.float64)).astype(np.int64)
-        self._around = np.array([layout.offset(*offset) for offset in AROUND]) // prior.channels
-        self._farther = np.array([layout.offset(*offset) for offset in FARTHER])
+        self._prior, self._steps = prior, steps[:, None]
+        self._layout = Layout.by_wave(height, width, prior.channels)
+        self._known = np.zeros((self._layout.size, len(steps)), np.float32)
+        self._logs = logarithm(steps.astype(np.float64)).astype(np.int64)[:, None]
+        self._of_step = np.clip(self._logs[:, 0] >> LOG_BITS, -LOG_LIMIT, LOG_LIMIT)
 
-    def expect(self, wave: Wave) -> tuple[Ints, Ints]:
-        """The means (F, A, R), in eighths of a step, and the magnitudes for `Calibration`."""
-        places = self._layout.places(wave)
-        frames = len(self._known)
-        found = np.empty((2, frames, *places.shape), np.int64)
-        at_once = max(1, AT_ONCE // places.shape[1])
-        for start in range(0, frames, at_once):
-            part = slice(start, start + at_once)
-            found[:, part] = self._predict(part, places, wave.channels).swapaxes(1, 2)
-        mean, octaves = found
+    def expect(self, time: int, wave: Wave, places: tuple[Ints, Ints, Ints]) -> Ints:
+        """The means, in eighths of a step, and the magnitudes for `Calibration` (2, F, n).
+
+        ``places`` are those of the wave.
+        """
+        first, last = wave.rows[:, 0], wave.rows.max(1)
+        top, start = int(first.min()), wave.channels.start
+        frames, rows = len(self._steps), int(last.max()) + 1 - top
+        found = np.empty((3, len(first), rows * frames), np.float32)
+        for begin in range(start // GROUP * GROUP, wave.channels.stop, GROUP):
+            channels = slice(max(begin, start), min(begin + GROUP, wave.channels.stop))
+            of_wave = slice(channels.start - start, channels.stop - start)
+            of_rows = slice(int(first[of_wave].min()), int(last[of_wave].max()) + 1)
+            inputs = self._inputs(time, of_rows, channels)
+            to = slice((of_rows.start - top) * frames, (of_rows.stop - top) * frames)
+            self._prior.predict(inputs, channels, found[:, of_wave, to])
+        at = (places[2] - start) * rows + places[0] - top
+        taken = found.reshape(3, -1, frames).take(at, axis=1).swapaxes(1, 2)
+        mean, octaves, linear = taken.astype(np.int64, order="C")
+        mean += linear
         mean = (16 * mean + self._steps) // (2 * self._steps)
-        octaves += LOWEST - self._logs[:, None, None]
-        return mean, np.clip(octaves >> 6, 0, ALL_BINS - 1)
+        octaves += LOWEST - self._logs
+        return np.stack([mean, np.clip(octaves >> 5, 0, EIGHTHS.number - 1)])
 
-    def _predict(self, frames: slice, places: Ints, channels: slice) -> Ints:
-        """The outputs (2, A, F, R) of the networks for some frames."""
-        known = self._known[frames]
-        # (A, F, R, 1): where each frame's places are in all of them.
-        at = places[:, None, :, None] + np.arange(len(known))[:, None, None] * self._layout.size
-        active, count = len(at), len(known) * places.shape[1]
-        # No place is outside.  numpy takes twice as long to check that as to clip.
-        by_place = known.reshape(-1, self._prior.channels)
-        of_place = at // self._prior.channels + self._around
-        around = by_place.take(of_place, axis=0, mode="clip").reshape(active, count, -1)
-        others = np.ones((*at.shape[:3], len(self._farther) + 2), np.float32)
-        others[..., :-2] = known.reshape(-1).take(at + self._farther, mode="clip")
-        others[..., -2] = self._logs[frames, None] >> LOG_BITS
-        np.clip(others[..., -2], -LOG_LIMIT, LOG_LIMIT, out=others[..., -2])
-        found = self._prior.predict(around, others.reshape(active, count, -1), channels)
-        return found.reshape(2, active, len(known), -1)
+    def _inputs(self, time: int, rows: slice, channels: slice) -> Singles:
+        """The inputs (A, 9 k + 7, R F) of the networks of a group for some rows of a wave.
 
-    def note(self, wave: Wave, symbols: Ints) -> None:
-        """Keep the wave's symbols (F, n)."""
-        values = np.zeros((len(symbols), *wave.rows.shape), np.float32)
-        rounded_values = symbols * self._steps[..., 0] + FINER // 2 >> FINER.bit_length() - 1
-        values[:, wave.valid] = np.clip(rounded_values, -VALUE_LIMIT, VALUE_LIMIT)
-        self._layout.keep(self._known, wave, values)
+        A channel may lack some of the rows.  What is found there has no meaning.
+        """
+        known, layout, frames = self._known, self._layout, len(self._steps)
+        active, count = channels.stop - channels.start, rows.stop - rows.start
+        group = channels.start // GROUP
+        used = min((group + 1) * GROUP, self._prior.channels)  # no later channel counts
+        column = time - CHANNEL_DELAY * channels.start - 2 * rows.start
+        first = layout.first + rows.start * layout.row + column * layout.column
+
+        def view(shape: tuple[int, ...], start: int, steps: tuple[int, ...]) -> Singles:
+            """Known values.  After ``shape`` and ``steps``, there are those of all rows."""
+            unit = known.itemsize
+            strides = *(unit * frames * step for step in steps), unit
+            start *= unit * frames
+            return np.ndarray((*shape, count * frames), known.dtype, known, start, strides)
+
+        inputs = np.empty((active, 9 * used + len(FARTHER) + 2, count * frames), np.float32)
+        shape = active, 3, 3, used
+        corner = first + layout.offset(*AROUND[0])
+        earlier = -CHANNEL_DELAY * layout.column  # from a channel to the next one
+        steps = earlier, layout.row, layout.column, layout.channel
+        inputs[:, : 9 * used].reshape(*shape, -1)[:] = view(shape, corner, steps)
+        own = first + channels.start * layout.channel
+        for number, offset in enumerate(FARTHER, 9 * used):
+            start = own + layout.offset(*offset)
+            inputs[:, number] = view((active,), start, (earlier + layout.channel,))
+        inputs[:, -2].reshape(active, count, frames)[:] = self._of_step
+        inputs[:, -1] = 1
+        return inputs
+
+    def note(self, places: tuple[Ints, Ints, Ints], symbols: Ints) -> None:
+        """Keep the symbols (F, n) of places."""
+        values = symbols * self._steps + FINER // 2 >> FINER.bit_length() - 1
+        values = np.clip(values, -VALUE_LIMIT, VALUE_LIMIT).astype(np.float32)
+        self._layout.keep(self._known, places, values.T)

@@ -89,11 +89,18 @@ class Layout(NamedTuple):
         return cls(height, width, row, 1, channel, first, (before + channels) * channel)
 
     @classmethod
-    def by_place(cls, height: int, width: int, channels: int) -> Layout:
-        """One place after another.  All channels of a place lie side by side."""
-        row = channels * (width + 2 * BESIDE)
-        first = ABOVE * row + BESIDE * channels
-        return cls(height, width, row, channels, 1, first, row * (height + ABOVE + BELOW))
+    def by_wave(cls, height: int, width: int, channels: int) -> Layout:
+        """One value of column + 2 row after another.  Each has all channels, with all rows.
+
+        So the rows of a channel that a wave has lie side by side.
+        """
+        channel = height + ABOVE + BELOW
+        column = channels * channel
+        row = 2 * column + 1
+        first = ABOVE * row + BESIDE * column
+        before, after = BESIDE + 2 * ABOVE, 1 + 2 * BELOW
+        size = column * (before + width + 2 * (height - 1) + after)
+        return cls(height, width, row, column, channel, first, size)
 
     def offset(self, rows: int, columns: int, channels: int = 0) -> int:
         """How far a place is from the one so many rows, columns and channels before it."""
@@ -104,18 +111,25 @@ class Layout(NamedTuple):
         channels = np.arange(wave.channels.start, wave.channels.stop)[:, None] * self.channel
         return channels + wave.rows * self.row + wave.columns * self.column + self.first
 
-    def keep(self, known: NDArray[Any], wave: Wave, values: NDArray[Any]) -> None:
-        """Put values (..., A, R) of a wave into ``known`` (..., n), and into the border."""
-        places = self.places(wave)
-        known[..., places[wave.valid]] = values[..., wave.valid]
+    def keep(
+        self, known: NDArray[Any], places: tuple[Ints, Ints, Ints], values: NDArray[Any]
+    ) -> None:
+        """Put values (n, ...) of ``places`` into ``known`` (size, ...), and into the border.
+
+        ``places`` has their rows, columns and channels.
+        """
+        rows, columns, channels = places
+        at = rows * self.row + columns * self.column + channels * self.channel + self.first
+        known[at] = values
         borders = (
-            (wave.columns == 0, ((1, -1), (1, -2))),
-            (wave.columns == self.width - 1, ((0, 1),)),
-            (wave.rows == self.height - 1, ((1, 0),)),
-            (wave.rows == 0, ((-1, 2), (-2, 2))),
+            (columns == 0, ((1, -1), (1, -2))),
+            (columns == self.width - 1, ((0, 1),)),
+            (rows == self.height - 1, ((1, 0),)),
+            (rows == 0, ((-1, 2), (-2, 2))),
         )
-        for at, offsets in borders:
-            at = at & wave.valid
-            if at.any():
+        for border, offsets in borders:
+            (these,) = np.nonzero(border)
+            if len(these):
+                copied = values[these]
                 for offset in offsets:
-                    known[..., places[at] + self.offset(*offset)] = values[..., at]
+                    known[at[these] + self.offset(*offset)] = copied
