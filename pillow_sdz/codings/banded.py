@@ -36,7 +36,7 @@ NEAR = 20
 # half of the time.  Measured: docs/measurements.md#allocation.
 HALF_FROM = 7000
 # From this quality on, an encoder does not look, because SSIMULACRA2 would gain nothing.  Measured.
-LOOKS_BELOW = 8000
+LOOKS_BELOW = 8500
 # An encoder looks once for each range of this many hundredths of quality, in the middle of the
 # range.  Chosen: a search over qualities then looks seldom, and qualities of one range need similar
 # maps.
