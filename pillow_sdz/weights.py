@@ -43,7 +43,7 @@ MINI = Weights(
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "adcd936c494867dd7a04bc7e0f89bcbddc775b812e9d4b7c1d4bb8ce664eecf0",
+    "aa4c0b20257c43e89e3d93ed2bbe4ba1ad9a54ecd1e6fe76a47d89582ba8f11e",
 )
 MINI_REDUCED = Weights(
     "mini_reduced.safetensors", "8e2fcee46b0d81762c8fabaff718bc904d3f954e814d8e3a7a737dbc6f61d5e7"

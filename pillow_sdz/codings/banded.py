@@ -32,11 +32,6 @@ HIGHEST_QUICK_EFFORT = 4
 # The search for a size first searches without looking, until less than one in this many bytes is
 # left.  Chosen: a map adds a few per cent to the bytes, or takes a little away.
 NEAR = 20
-# From this quality on, in hundredths, an encoder looks at its result at half the size, which takes
-# half of the time.  Measured: docs/measurements.md#allocation.
-HALF_FROM = 7000
-# From this quality on, an encoder does not look, because SSIMULACRA2 would gain nothing.  Measured.
-LOOKS_BELOW = 8500
 # An encoder looks once for each range of this many hundredths of quality, in the middle of the
 # range.  Chosen: a search over qualities then looks seldom, and qualities of one range need similar
 # maps.
@@ -212,7 +207,7 @@ class Banded:
         is high.
         """
         latents, pixels, offsets, _ = frame
-        if pixels is None or quality >= LOOKS_BELOW:
+        if pixels is None or quality >= allocation.LOOKS_BELOW:
             return frame
         height, width, _ = latents.shape
         quality = looked_at(quality)
@@ -224,7 +219,7 @@ class Banded:
             return np.asarray(cells)[rows[:, None], columns]
 
         known = cells if isinstance(cells, int) else of_latents
-        scale = 2 if quality >= HALF_FROM else 1
+        scale = 2 if quality >= allocation.HALF_FROM else 1
         size = [-(-n // 2) for n in pixels.shape[:2]]
         original, shown = (np.empty(size, np.uint8) for _ in range(2))
         for area, decoded in self._network.decode(rounded, known, scale=scale):

@@ -34,7 +34,7 @@ CELLS = PHASES * RESIDUALS
 LEAST_SCALE = 14
 STRENGTH = 32  # the first counts weigh as much as this many residuals
 # A normal distribution has the deviation of a logistic one if its scale is smaller by this: then
-# its deviation is 1.7 of the logistic scale.  Measured on validation latents, and rounded.
+# its deviation is 1.7 of the logistic scale.  Chosen: a logistic distribution has 1.8.
 NARROWER = 2
 # Scales are chosen again when there are this many new residuals for each old one.  Chosen: this
 # happens about 30 times in a file.
