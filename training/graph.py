@@ -94,15 +94,17 @@ class Graph:
     def digits_of(self, x: str, channels: str) -> tuple[Digit, Digit]:
         """x (h, w, C) in two digits of 8 bits, the higher one first; see `runtime.digits`.
 
-        Most channels have so small numbers in all of a tile that they need no high digit.
+        Most channels have so small numbers in all of a tile that they need no high digit.  Without
+        it, the result is the same.  So it does not depend on how a picture is cut into tiles.
         """
         unit = PRECISE_UNIT if self._precise else UNIT
         low, high = (self.constant(u, np.float32) for u in (unit, runtime.DIGIT * unit))
         zero = self.constant(ZERO, np.uint8)
         most = self.op("ReduceMax", self.op("Abs", x), self.constant([0, 1], np.int64), keepdims=0)
         is_large = self.op("Greater", most, self.constant(LARGEST_DIGIT * unit, np.float32))
-        # A product needs a channel.  So the first one, which is always there, counts as large.
-        is_large = self.op("Or", is_large, self.op("Less", channels, self.constant(1, np.int64)))
+        # In `conv_of_digits`, the first channels have another product with the high digit.
+        precise = self.constant(runtime.PRECISE_CHANNELS, np.int64)
+        is_large = self.op("Or", is_large, self.op("Less", channels, precise))
         large = self.op("Mul", x, self.op("Cast", is_large, to=TensorProto.FLOAT))
         first = self.op("QuantizeLinear", large, high, zero)
         rest = self.op("Sub", x, self.op("DequantizeLinear", first, high, zero))
