@@ -73,7 +73,7 @@ class Encoder:
         self._network = models.load(model)
         self._effort, self._predict, self._offsets = effort, predict, offsets
         #: The quantisation for the header.
-        self.quantisation = self._coder.quantisation(quality, effort)
+        self.quantisation = self._coder.quantisation(quality)
         self._encode = self._coder.encoder(self.quantisation, effort, predict=predict)
 
     def band_rows(self, height: int, width: int) -> int | None:

@@ -122,7 +122,7 @@ def save_latents(
         about.append(keywords.chunk(chunks.CLIP, given.steps))
     coder = codec.coder_of(spec, found)
     if quantisation is None:
-        quantisation = coder.quantisation(quality, effort)
+        quantisation = coder.quantisation(quality)
     frames = coder.prepare(frames, quantisation)
     header = Header(
         "RGB",

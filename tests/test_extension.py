@@ -49,7 +49,7 @@ MEANS = ModelSpec(
 class Deflated:
     """Latents in steps of 16 bits, deflated. The step is in 1/1024 of a latent."""
 
-    def quantisation(self, quality: float, effort: int) -> int:
+    def quantisation(self, quality: float) -> int:
         return round(1001 - 10 * quality) or 1
 
     def draft(self, scale: int) -> Coding:

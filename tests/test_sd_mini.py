@@ -213,7 +213,7 @@ def test_size_falls_with_effort_at_one_fidelity(exact: NDArray[np.float32]) -> N
     sizes, errors = [], []
     for effort in (0, 4, 6):
         coder = codec.coder_of(SD_MINI, spaces.CONTEXT)
-        quantisation = coder.quantisation(50, effort)
+        quantisation = coder.quantisation(50)
         ((_, payload),) = coder.encoder(quantisation, effort)(Frame(exact))
         found = coder.decode(payload, (64, 64), quantisation)
         sizes.append(len(payload))

@@ -110,7 +110,7 @@ class Banded:
     def draft(self, scale: int) -> Self:
         return type(self)(self._spec, self._network, scale)
 
-    def quantisation(self, quality: float, effort: int) -> int:
+    def quantisation(self, quality: float) -> int:
         return round(100 * quality)
 
     def band_rows(self, height: int, width: int) -> int | None:

@@ -51,7 +51,7 @@ class Coding(Protocol):
     ``quantisation`` is the header's.  The coding's `spaces.CodingSpec` has its unit.
     """
 
-    def quantisation(self, quality: float, effort: int) -> int:
+    def quantisation(self, quality: float) -> int:
         """The quantisation for a quality of 1 to 100; the only one if there is no choice."""
         ...
 

@@ -48,7 +48,7 @@ class Context(WholeFrames):
         """The coding with the priors that are worth trying on a model's latents."""
         return cls(model.channels, priors.worth_trying(model))
 
-    def quantisation(self, quality: float, effort: int) -> int:
+    def quantisation(self, quality: float) -> int:
         return step_of(quality)
 
     def prepare(self, latents: NDArray[Any], quantisation: int) -> NDArray[Any]:
@@ -72,12 +72,12 @@ class Context(WholeFrames):
     def fit(
         self, frames: Sequence[Frame], limit: int, effort: int, *, predict: bool = False
     ) -> EncodedLatents:
-        trial = self.quantisation(TRIAL_QUALITY, effort)
+        trial = self.quantisation(TRIAL_QUALITY)
         with one_blas_thread():
             best = [self._best(self._rounded(f.latents, trial), effort) for f in frames]
 
         def tried(hundredths: int) -> EncodedLatents:
-            quantisation = self.quantisation(hundredths / 100, effort)
+            quantisation = self.quantisation(hundredths / 100)
             coded = [
                 Context(self._channels, [number]).encoder(quantisation, effort)(frame)
                 for number, frame in zip(best, frames, strict=True)

@@ -148,7 +148,7 @@ class DitheredPalette(WholeFrames):
         super().__init__(channels)
         self._entries = entries
 
-    def quantisation(self, quality: float, effort: int) -> int:
+    def quantisation(self, quality: float) -> int:
         return STEP
 
     def payload(self, latents: NDArray[Any], quantisation: int, effort: int) -> bytes:

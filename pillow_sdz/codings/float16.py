@@ -127,7 +127,7 @@ class Lossless(WholeFrames):
     def learns(self, payload: bytes) -> bool:
         return priors.learns(payload)
 
-    def quantisation(self, quality: float, effort: int) -> int:
+    def quantisation(self, quality: float) -> int:
         return 0
 
     def exact(self, latents: NDArray[Any], name: str, rounded: NDArray[Any]) -> NDArray[Any]:
