@@ -122,17 +122,29 @@ EMBEDDED: dict[str, ModelSpec] = {spec.name: spec for spec in (MINI, MINI_PERCEP
 def known(name: str) -> ModelSpec | None:
     """The model of this name, if every computer with this package knows it; otherwise None.
 
-    The name of a latent space is also that of a model.  Such a model and a preset have the digest
-    `NOT_NAMED`, because another computer may have other weights.
+    The name of a latent space is also that of a model.  Such a model, a preset and a member of
+    `families.MEMBERS` have the digest `NOT_NAMED`, because another computer may have other weights.
     """
     if name in EMBEDDED:
         return EMBEDDED[name]
-    from .presets import PRESETS  # here, because files of the embedded models do not need it
+    # Imported here, because files of the embedded models do not need them.
+    from .families import MEMBERS
+    from .presets import PRESETS
 
-    space = all_spaces().get(PRESETS[name].latent_space if name in PRESETS else name)
+    family = PRESETS[name].latent_space if name in PRESETS else MEMBERS.get(name, name)
+    space = all_spaces().get(family)
     if space is None:
         return None
     return ModelSpec(name, space.channels, space.factor, NOT_NAMED, space.name)
+
+
+def names() -> set[str]:
+    """The names of all models and families that `known` knows, and that have latents."""
+    from .families import MEMBERS
+    from .presets import PRESETS
+
+    decoders = {name for name, spec in EMBEDDED.items() if not spec.encodes}
+    return {*EMBEDDED, *all_spaces(), *PRESETS, *MEMBERS} - decoders
 
 
 def whole_of(model: ModelSpec) -> ModelSpec | None:

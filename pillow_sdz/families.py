@@ -84,3 +84,7 @@ SPACES: dict[str, Space] = {
         Space("glm-image", 16, 8, deviation_alone=True),
     )
 }
+
+#: Autoencoders with the latents of a family that are not in `presets`: only a module in memory can
+#: run them.
+MEMBERS = {"taef2": "flux2"}

@@ -31,7 +31,6 @@ from .spaces import CodingSpec
 DEFAULT_QUALITY = 75
 DEFAULT_EFFORT = 4  # chosen: the middle of 0..9
 
-
 #: The options of `Image.save`.  A single picture ignores those of animations.
 OPTIONS = (
     "quality",
@@ -95,6 +94,10 @@ def regions(value: object, model: ModelSpec) -> bool:
     return value
 
 
+class UnknownModelError(ValueError):
+    """Nobody knows a model of this name."""
+
+
 def model_named(name: object) -> ModelSpec:
     """The model of this name; the default model for None."""
     if name is None:
@@ -106,7 +109,7 @@ def model_named(name: object) -> ModelSpec:
         if family is not None:
             return family
         msg = f"model must be one of {', '.join(models.encoders())}, not {name!r}"
-        raise ValueError(msg) from None
+        raise UnknownModelError(msg) from None
     if not found.encodes:
         tunes = (tune for tune, decoder in found.space.decoders.items() if decoder == name)
         msg = (

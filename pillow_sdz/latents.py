@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -18,13 +19,13 @@ from PIL import Image
 
 from . import chunks, codec, container, interchange, keywords, mask, scaling, shapes
 from .atomic import replacing
-from .catalogue import ModelSpec
+from .catalogue import NOT_NAMED, ModelSpec, known, whole_of
 from .codings.coding import Frame
 from .container import Chunk
 from .contents import contents
 from .header import MAX_FRAMES, Header
 from .interchange import LatentFile, Origin
-from .opening import MAX_VALUES, open_latents, too_much_work
+from .opening import MAX_VALUES, Latents, open_latents, too_much_work
 
 if TYPE_CHECKING:
     import torch
@@ -58,10 +59,12 @@ def save_latents(
     ``latents`` is a numpy array or a torch tensor of floating point values, on any device.  Its
     shape is (C, h, w), or (B, C, h, w) for a batch, which becomes the frames of one file.  Families
     of videos have (B, C, T, h, w).  A packed sequence (B, n, D), as pipelines of FLUX.1, FLUX.2,
-    Qwen-Image and LTX return it, needs ``size``.  By default the latents are scaled and shifted as
-    diffusers' pipelines return them with ``output_type="latent"``.  With ``scaled=False`` they are
-    as the VAE encodes them, and ``step`` is in their unit.  ``scaled=False`` needs a family whose
-    scaling is known here.
+    Qwen-Image and LTX return it, needs ``size``.  An array such as (16, 64, 64) with "flux" may
+    also be one picture (C, h, w): then it is that picture, unless ``size`` says otherwise.
+
+    By default the latents are scaled and shifted as diffusers' pipelines return them with
+    ``output_type="latent"``.  With ``scaled=False`` they are as the VAE encodes them, and ``step``
+    is in their unit.  ``scaled=False`` needs a family whose scaling is known here.
 
     ``fp`` is a path or a file.  A path is written completely or not at all.  ``model`` is the name
     of the model or family that the latents belong to, such as "sd1" or "flux2"; its weights are not
@@ -152,17 +155,55 @@ def save_latents(
 
 def imported(part: LatentFile, fp: IO[bytes], *, model: str, **options: Any) -> None:
     """Save latents that `interchange.read` has read; ``options`` are those of `save_latents`."""
-    given = shapes.frames(part.latents, model, options.get("factor"), None)
-    origin = part.origin
+    given = shapes.frames(part.latents, model, options.get("factor"), options.get("size"))
+    origin, values = part.origin, part.latents
+    if shapes.is_sequence(values, given):
+        origin = replace(origin, shape=values.shape)
+    unit = _unit(origin.layout, given.model, origin)
+    if unit is not None and unit != 1:
+        values = values.astype(np.float32) / np.float32(unit)
+        if options.get("lossless") and not np.array_equal(
+            _in_unit(values, unit).astype(part.latents.dtype), part.latents
+        ):
+            msg = f"{given.model.name} latents of this file cannot come back exactly: give a step"
+            raise ValueError(msg)
     save_latents(
-        part.latents,
+        values,
         fp,
         model=model,
-        scaled=interchange.is_scaled(origin.layout, given.model.latent_space, origin.metadata),
+        scaled=unit is None,
         provenance=origin.json(),
         alpha_mask=part.alpha_mask,
         **options,
     )
+
+
+def family_of(part: LatentFile, model: str | None, factor: int | None) -> str | None:
+    """The model that the latents in a file belong to; None if nothing says it.
+
+    ``model`` and ``factor`` are what the user says.  ValueError if the file says something else, or
+    if it names a family that is not known here and the user says nothing.
+    """
+    said = part.family
+    if said is None:
+        return model
+    if known(said) is None:
+        if model is None and factor is None:
+            msg = (
+                f"its latents are of {said!r}, which is not known here: give the model that they "
+                "belong to, or the factor of its autoencoder"
+            )
+            raise ValueError(msg)
+        return model or said
+    if model is None:
+        return said
+    with suppress(keywords.UnknownModelError):
+        wanted = keywords.model_named(model)
+        whole = whole_of(wanted)
+        if said in (wanted.latent_space, whole and whole.latent_space):
+            return model
+    msg = f"the file says that its latents are of {said}, not of {model}"
+    raise ValueError(msg)
 
 
 def together(paths: Iterable[Path], format: str) -> list[list[Path]]:
@@ -199,12 +240,37 @@ def exported(fp: str | os.PathLike[str] | IO[bytes], format: str) -> LatentFile:
         layout = interchange.FORMATS[format].usual_layout
         origin = Origin(layout, format, found.latents.dtype.name, batched=found.latents.ndim == 4)
     layout = interchange.layout_for(format, origin)
+    model = _model_of(found)
     latents: Array = found.latents
-    if layout != "plain" and not interchange.is_scaled(
-        layout, keywords.model_named(found.model).latent_space, origin.metadata
-    ):
-        latents = found.unscaled()
+    if layout == origin.layout == "plain" and origin.shape is not None and len(origin.shape) == 3:
+        latents = shapes.packed(shapes.frames(latents, found.model, found.factor, found.size))
+    unit = _unit(layout, model, origin)
+    if unit is not None:
+        latents = _in_unit(found.unscaled(), unit)
     return LatentFile(latents, origin, found.info.get("alpha_mask"))
+
+
+def _model_of(found: Latents) -> ModelSpec:
+    """The model of latents that were read; what the file says if nobody knows the name."""
+    try:
+        return keywords.model_named(found.model)
+    except keywords.UnknownModelError:
+        channels = found.latents.shape[-3 if found.steps == 1 else -4]
+        return ModelSpec(found.model, channels, found.factor, NOT_NAMED, found.model)
+
+
+def _unit(layout: str, model: ModelSpec, origin: Origin) -> float | None:
+    """The unit of the values of a layout, see `interchange.unit`.
+
+    If nobody knows the model, its latents are kept as they are.
+    """
+    if model.space.scaling is None and known(model.name) is None:
+        return None
+    return interchange.unit(layout, model.latent_space, origin)
+
+
+def _in_unit(unscaled: Array, unit: float) -> Array:
+    return unscaled if unit == 1 else unscaled * np.float32(unit)
 
 
 # Writing

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import keywords
+from . import catalogue, keywords, models
 from .catalogue import NOT_NAMED, ModelSpec, all_spaces
 from .header import MAX_CHANNELS, MAX_FACTOR, is_name
 from .spaces import Space
@@ -111,12 +111,9 @@ def _model(name: object, factor: object, shape: tuple[int, ...], size: Any) -> M
     """The model of a name.  If nobody knows the name, the latents say their channels."""
     try:
         model = keywords.model_named(name)
-    except ValueError as e:
-        if factor is None:
-            msg = f"{e}; for latents of another model, give its factor, such as factor=8"
-            raise ValueError(msg) from None
-        if not is_name(name):
-            raise
+    except keywords.UnknownModelError:
+        if factor is None or not is_name(name):
+            raise ValueError(_unknown(name, shape)) from None
         found = _whole("factor", factor, MAX_FACTOR)
         channels = shape[1] if len(shape) == 5 else shape[-3]
         return ModelSpec(name, _whole("channels", channels, MAX_CHANNELS), found, NOT_NAMED, name)
@@ -127,6 +124,35 @@ def _model(name: object, factor: object, shape: tuple[int, ...], size: Any) -> M
         msg = f"model {model.name} has a factor of {model.factor}, not {factor}"
         raise ValueError(msg)
     return model
+
+
+def _unknown(name: object, shape: tuple[int, ...]) -> str:
+    """What is wrong with a name that nobody knows: which names there are."""
+    fit = fitting(shape)
+    others = ", ".join(sorted({*catalogue.names(), *models.encoders()} - {*fit}))
+    first = f"{', '.join(fit)} (for latents of this shape), or of " if fit else ""
+    return (
+        f"model must be one of {first}{others}, not {name!r}; for latents of another model, give "
+        "its factor, such as factor=8"
+    )
+
+
+def fitting(shape: tuple[int, ...]) -> list[str]:
+    """The names of the families that may have latents of this shape, sorted."""
+    return [name for name in sorted(catalogue.names()) if _fits(shape, name)]
+
+
+def _fits(shape: tuple[int, ...], name: str) -> bool:
+    model = catalogue.known(name)
+    assert model is not None
+    space = model.space
+    packing = PACKINGS.get(space.packing or "")
+    if len(shape) == 3 and packing is not None and shape[2] == space.channels * packing.side**2:
+        return True
+    if len(shape) == 5:
+        at = shape[1:3] if space.time_first else shape[1:2]
+        return space.video and space.channels in at
+    return shape[-3] == space.channels or _is_clip(shape, space)
 
 
 def _is_patches(shape: tuple[int, ...], model: ModelSpec, patches: Space, size: Any) -> bool:
@@ -205,6 +231,25 @@ def _unpacked(array: Array, model: ModelSpec, packing: Packing, size: Any) -> Fr
     split = array.reshape(len(array) * steps, rows, columns, model.channels, side, side)
     planes = split.transpose(0, 3, 1, 4, 2, 5)
     return Frames(model, planes.reshape(len(split), model.channels, height, width), steps)
+
+
+def is_sequence(latents: Array, given: Frames) -> bool:
+    """Whether these latents are a packed sequence; ``given`` is what `frames` made of them."""
+    return latents.ndim == 3 and latents.shape != given.latents.shape[1:]
+
+
+def packed(given: Frames) -> Array:
+    """The sequence (B, n, D) of these latents; ValueError if their family has none."""
+    packing = PACKINGS.get(given.model.space.packing or "")
+    if packing is None:
+        msg = f"{given.model.name} latents are never packed"
+        raise ValueError(msg)
+    side = packing.side
+    count, channels, height, width = given.latents.shape
+    split = given.latents.reshape(count, channels, height // side, side, width // side, side)
+    return split.transpose(0, 2, 4, 1, 3, 5).reshape(
+        count // given.steps, -1, channels * side * side
+    )
 
 
 # Sizes

@@ -152,7 +152,7 @@ def test_a_resolution_that_is_missing_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, **kohya("_8x6"), **kohya("_12x4", 12, 4))
     _, second = encoded(path, tmp_path / "a.sdz")
-    with pytest.warns(UserWarning, match="only 1 of this cache's 2 resolutions are there"):
+    with pytest.warns(UserWarning, match="only 1 of this cache's 2 parts are there"):
         again = written([second], tmp_path / "again.npz")
     with np.load(again) as arrays:
         assert set(arrays.files) == set(kohya("_12x4"))
@@ -252,19 +252,6 @@ def test_latents_of_one_picture_are_a_batch_for_comfyui(tmp_path: Path) -> None:
     with safe_open(again, "pt") as file:
         assert set(file.keys()) == {"latent_tensor", "latent_format_version_0"}
         np.testing.assert_array_equal(file.get_tensor("latent_tensor").numpy(), array[None])
-
-
-def test_old_comfyui_files_come_back_in_half_precision(tmp_path: Path) -> None:
-    """Latents are multiplied and divided in float32. Then rounding them again changes nothing."""
-    path = tmp_path / "a.latent"
-    array = torch.from_numpy(halves(1, 4, 8, 6))
-    save_file({"latent_tensor": array}, path)
-    (part,) = interchange.read(path)
-    assert (part.latents.dtype.name, part.origin.dtype) == ("float32", "float16")
-    with (tmp_path / "b.latent").open("wb") as file:
-        interchange.write(file, ".latent", [part])
-    with safe_open(tmp_path / "b.latent", "pt") as tensors:
-        assert torch.equal(tensors.get_tensor("latent_tensor"), array)
 
 
 @pytest.mark.parametrize(

@@ -761,7 +761,7 @@ def test_the_model_of_latents(cache: Path, capsys: pytest.CaptureFixture[str]) -
     np.savez("x_sdxl.npz", latents=np.zeros((4, 8, 6), np.float32))
     assert main(["encode", "x.npz", "x_sdxl.npz", "--lossless", "-v"]) == 1
     out, err = capsys.readouterr()
-    assert err == "sdz: x.npz: its latents have 16 channels: give --model (sd3, flux, ...)\n"
+    assert err.startswith("sdz: x.npz: nothing says which latents of the shape (16, 8, 6) these ")
     assert out.startswith("x_sdxl.npz -> x_sdxl.sdz: ")
     assert open_latents("x_sdxl.sdz").model == "sdxl"
     assert main(["encode", "x.npz", "--lossless", "--model", "flux"]) == 0
@@ -777,10 +777,14 @@ def test_options_of_the_other_kind_of_file(
     np.savez("x.npz", latents=np.zeros((4, 8, 6), np.float32))
     assert main(["encode", "a.jpg", "--step", "0.3"]) == 1
     assert main(["encode", "a.jpg", "--lossless"]) == 1
+    assert main(["encode", "a.jpg", "--factor", "8"]) == 1
+    assert main(["encode", "a.jpg", "--size", "64x48"]) == 1
     assert main(["encode", "x.npz", "-t", "5k"]) == 1
     assert capsys.readouterr().err.splitlines() == [
         "sdz: a.jpg: --step is for latents, this is a picture",
         "sdz: a.jpg: --lossless is for latents, this is a picture",
+        "sdz: a.jpg: --factor is for latents, this is a picture",
+        "sdz: a.jpg: --size is for latents, this is a picture",
         "sdz: x.npz: --target-size is for pictures, these are latents",
     ]
 

@@ -123,6 +123,26 @@ def test_pictures(tmp_path: Path) -> None:
         assert (im.size, im.info["sdz"]["quality"]) == ((40, 24), 50)
 
 
+def test_families_of_caches(tmp_path: Path) -> None:
+    """What a file says counts.  Only an unknown family needs a factor."""
+    folder = caches(tmp_path / "source", 1)
+    data = (folder / "000_0048x0064_sdxl.npz").read_bytes()
+    with pytest.raises(ValueError, match="says that its latents are of sdxl, not of sd1"):
+        work.encoded(data, "a_0048x0064_sdxl.npz", Settings(model="sd1"))
+    np.save(tmp_path / "a.npy", np.zeros((1, 12, 64), np.float32))
+    data = (tmp_path / "a.npy").read_bytes()
+    with pytest.raises(ValueError, match="give a model"):
+        work.encoded(data, "a.npy", Settings())
+    with pytest.raises(ValueError, match="give its factor"):
+        work.encoded(data, "a.npy", Settings(model="new"))
+    import io
+
+    (file,) = work.encoded(data, "a.npy", Settings(model="new", factor=9))
+    assert open_latents(io.BytesIO(file)).latents.shape == (1, 12, 64)
+    (file,) = work.encoded(data, "a.npy", Settings(model="flux", size=(48, 64)))
+    assert open_latents(io.BytesIO(file)).latents.shape == (16, 8, 6)
+
+
 @pytest.mark.parametrize("cut", [1000, 1537, 2600])
 def test_damaged_shards(cut: int, tmp_path: Path) -> None:
     path = shards.paths(FS, str(made(tmp_path, 2, 1)))[0]

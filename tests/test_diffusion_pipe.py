@@ -226,9 +226,8 @@ def test_a_model_that_nobody_knows(tmp_path: Path, capsys: pytest.CaptureFixture
         tmp_path / "cache/tomorrow/cache_1.000x48x64x1/latents", [[item(normal(16, 8, 6), 0)]]
     )
     assert main(["encode", str(path), "-o", str(tmp_path / "x.sdz")]) == 1
-    assert (
-        "its latents are of 'tomorrow', which is not known: give --model" in capsys.readouterr().err
-    )
+    message = "its latents are of 'tomorrow', which is not known here: give the model"
+    assert message in capsys.readouterr().err
     assert main(["encode", str(path), "-o", str(tmp_path / "x.sdz"), "--model", "flux"]) == 0
     assert open_latents(tmp_path / "x.sdz").model == "flux"
 

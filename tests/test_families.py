@@ -92,12 +92,11 @@ def rows_of_readme() -> dict[str, list[str]]:
 def test_the_table_of_families_is_complete() -> None:
     rows = rows_of_readme()
     own = {name for name, space in catalogue.all_spaces().items() if space.is_own}
-    known = catalogue.all_spaces().keys() - own - {"sd-mini"} | presets.PRESETS.keys()
-    # `taef2` is no preset: nothing but its module can run it.  "factor" is of any other family.
-    assert rows.keys() - {"factor"} == known | {"taef2"}
+    # "factor" is of any other family.
+    assert rows.keys() - {"factor"} == catalogue.names() - own - {"sd-mini"}
 
 
-@pytest.mark.parametrize("name", sorted(rows_of_readme().keys() - {"factor", "taef2"}))
+@pytest.mark.parametrize("name", sorted(rows_of_readme().keys() - {"factor"}))
 def test_the_table_of_families_is_right(name: str) -> None:
     saved_as, exact_too, shown, pinned = rows_of_readme()[name]
     spec = keywords.model_named(name)
@@ -120,6 +119,71 @@ def test_the_table_of_families_is_right(name: str) -> None:
         assert re.fullmatch("[0-9a-f]{64}", str(weights.files[-1].sha256))
     else:
         assert pinned == ("by you" if preset else "no")
+
+
+# Names
+
+
+def test_taef2_has_the_latents_of_flux2() -> None:
+    array = latents(2, 32, 4, 2)
+    found = exact(array, model="taef2")
+    assert (found.model, found.factor, found.size) == ("taef2", 8, (16, 32))
+    np.testing.assert_array_equal(found.latents, array)
+    found = open_latents(saved(array, model="taef2", scaled=False, step=0.1))
+    assert np.abs(found.unscaled() - array).max() <= 0.0501
+    assert saved(array, model="taef2").getbuffer().nbytes == pytest.approx(
+        saved(array, model="flux2").getbuffer().nbytes, abs=1
+    )  # with the same prior
+
+
+@pytest.mark.parametrize("name", ["taef2", "flux2", "taesd"])
+def test_known_names_are_of_their_own_latents(name: str) -> None:
+    """Readers expect these latents under this name."""
+    from pillow_sdz.models import specs
+
+    family = catalogue.known(name)
+    assert family is not None
+    shape = (family.channels, family.factor)
+    digest = "00" * 32
+    for given in (None, family.latent_space):
+        spec = specs.new(name, shape, None, digest, given, {})
+        assert spec.latent_space == family.latent_space
+    with pytest.raises(ValueError, match=f"'{name}' is a known model with other"):
+        specs.new(name, (16, 8), None, digest, "flux", {})
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "fit"),
+    [
+        ((4, 8, 6), None, "sd-mini, sd1, sdxl, taesd, taesdxl"),
+        ((2, 32, 8, 6), None, "flux2, hunyuan-video-1.5, sana, taef2"),
+        ((1, 48, 3, 8, 6), None, "wan22"),
+        ((48, 3, 8, 6), None, "wan22"),
+        ((1, 3, 16, 8, 6), None, "cogvideox"),
+        ((1, 12, 64), (48, 64), "flux, qwen-image, qwen-image-2, taef1"),
+        ((1, 12, 128), (48, 64), "flux2-patches, ltx"),
+    ],
+)
+def test_an_unknown_name(shape: tuple[int, ...], size: Any, fit: str) -> None:
+    """The message begins with the families whose latents have this shape."""
+    with pytest.raises(ValueError, match="not 'tomorrow'; for latents of another") as e:
+        saved(latents(*shape), model="tomorrow", size=size)
+    text = str(e.value)
+    assert f"model must be one of {fit} (for latents of this shape), or of " in text
+    rest = text.split(" or of ")[1].split(", not ")[0].split(", ")
+    assert catalogue.names() - {*fit.split(", ")} <= {*rest}
+    assert not {*fit.split(", ")} & {*rest}
+
+
+def test_an_unknown_name_that_none_fits() -> None:
+    with pytest.raises(ValueError, match="model must be one of cogvideox, flux, flux2,"):
+        saved(latents(24, 8, 6), model="tomorrow")
+
+
+def test_a_second_decoder_has_no_latents() -> None:
+    for factor in (None, 16):
+        with pytest.raises(ValueError, match="'mini-perceptual' only decodes"):
+            saved(latents(384, 2, 2), model="mini-perceptual", factor=factor)
 
 
 # Scaling
@@ -254,6 +318,16 @@ def test_even_places() -> None:
     array = latents(2, 64, 4, 2)
     found = framed(packed_places(array), "qwen-image-2", (50, 65))
     np.testing.assert_array_equal(found.latents, array)
+    np.testing.assert_array_equal(shapes.packed(found), packed_places(array))
+
+
+def test_packing_is_undone_exactly() -> None:
+    sequence = latents(3, 6, 64)
+    np.testing.assert_array_equal(shapes.packed(framed(sequence, "flux", (32, 48))), sequence)
+    sequence = latents(2, 30, 128)  # 5 time steps
+    np.testing.assert_array_equal(shapes.packed(framed(sequence, "ltx", (64, 96))), sequence)
+    with pytest.raises(ValueError, match="sd1 latents are never packed"):
+        shapes.packed(framed(latents(4, 8, 6), "sd1"))
 
 
 def test_packed_clips() -> None:
@@ -281,10 +355,14 @@ def test_sequences_that_cannot_be_unpacked(
 
 
 def test_planes_that_look_like_sequences() -> None:
-    """The most frequent shape is not taken for a sequence: 512x512 pixels of FLUX.1."""
+    """The most frequent shape is not taken for a sequence: 512x512 pixels of FLUX.1.
+
+    Only the size says that it is a batch of 16 sequences, of 128x128 pixels.
+    """
     array = latents(16, 64, 64)
     for size in (None, (512, 512), (509, 505)):
         np.testing.assert_array_equal(framed(array, "flux", size).latents[0], array)
+    assert framed(array, "flux", (128, 128)).latents.shape == (16, 16, 16, 16)
     packed = latents(16, 1024, 64)
     assert framed(packed, "flux", (512, 512)).latents.shape == (16, 16, 64, 64)
     assert framed(packed, "flux", (512, 8192)).latents.shape == (1, 16, 1024, 64)

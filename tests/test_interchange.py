@@ -21,10 +21,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from pillow_sdz import interchange
+from pillow_sdz import interchange, open_latents
 from pillow_sdz.cli.files import LATENT_SUFFIXES
 from pillow_sdz.interchange import LatentFile, Origin, numpy_files
 from pillow_sdz.interchange.contracts import Contents, Layout, Stored
+from pillow_sdz.latents import exported, imported
 
 Array = NDArray[Any]
 
@@ -180,16 +181,55 @@ def test_comfyui_key_by_key(tmp_path: Path, shape: tuple[int, ...]) -> None:
     assert interchange.read(again)[0].origin.metadata == metadata
 
 
-def test_comfyui_without_the_marker_is_scaled(tmp_path: Path) -> None:
-    """ComfyUI's LoadLatent multiplies such values by 1 / 0.18215."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_comfyui_without_the_marker(tmp_path: Path, dtype: torch.dtype) -> None:
+    """ComfyUI's LoadLatent multiplies such values by 1 / 0.18215.
+
+    So they are the latents of Stable Diffusion 1, scaled, and come back bit for bit.
+    """
+    path = tmp_path / "old.latent"
+    samples = torch.from_numpy(latents(1, 4, 8, 6)).to(dtype)
+    comfyui(path, samples, marked=False)
+    (part,) = interchange.read(path)
+    file = io.BytesIO()
+    imported(part, file, model="sd1", lossless=True)
+    file.seek(0)
+    found = open_latents(file)
+    assert torch.equal(found.torch().float(), samples[0].float())
+    expected = samples[0].double().numpy() / 0.18215
+    np.testing.assert_allclose(found.unscaled(), expected, rtol=1e-6)
+    file.seek(0)
+    with (tmp_path / "again.latent").open("wb") as again:
+        interchange.write(again, ".latent", [exported(file, ".latent")])
+    tensors = load_file(tmp_path / "again.latent")
+    assert set(tensors) == {"latent_tensor"}
+    assert tensors["latent_tensor"].dtype == dtype
+    assert torch.equal(tensors["latent_tensor"], samples)
+
+
+def test_comfyui_without_the_marker_of_another_family(tmp_path: Path) -> None:
+    """Its values are divided by 0.18215.  Not all float32 values survive that."""
     path = tmp_path / "old.latent"
     samples = torch.from_numpy(latents(1, 4, 8, 6))
     comfyui(path, samples, marked=False)
     (part,) = interchange.read(path)
-    np.testing.assert_allclose(part.latents, samples.numpy() / 0.18215, rtol=1e-6)
-    tensors = load_file(rewritten(path))
-    assert set(tensors) == {"latent_tensor"}
-    np.testing.assert_allclose(tensors["latent_tensor"], samples, rtol=1e-6)
+    with pytest.raises(ValueError, match="sdxl latents of this file cannot come back exactly"):
+        imported(part, io.BytesIO(), model="sdxl", lossless=True)
+    file = io.BytesIO()
+    imported(part, file, model="sdxl", step=0.1)
+    file.seek(0)
+    own = open_latents(file).unscaled()
+    assert np.abs(own - samples.numpy() / 0.18215).max() <= 0.0501
+    file.seek(0)
+    back = exported(file, ".latent").latents
+    np.testing.assert_allclose(back, own * np.float32(0.18215), rtol=1e-6)
+    comfyui(path, samples.half(), marked=False)
+    (part,) = interchange.read(path)
+    file = io.BytesIO()
+    imported(part, file, model="sdxl", lossless=True)
+    file.seek(0)
+    back = exported(file, ".latent").latents.astype(np.float16)
+    np.testing.assert_array_equal(back, samples[0].half().numpy())
 
 
 def test_comfyui_latents_in_half_precision(tmp_path: Path) -> None:
@@ -297,7 +337,8 @@ def test_one_format_to_another(tmp_path: Path) -> None:
     ],
 )
 def test_which_values_are_scaled(layout: str, model: str, scaled: bool) -> None:
-    assert interchange.is_scaled(layout, model) is scaled
+    origin = Origin(layout, ".npz")
+    assert interchange.unit(layout, model, origin) == (None if scaled else 1)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +376,7 @@ def test_a_layout_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         claims=lambda contents: contents.metadata.get("tool") == "toy",
         read=read,
         arrays=lambda parts: {p.origin.key: Stored(p.latents, "float32") for p in parts},
-        is_scaled=lambda space, metadata: space == "sd1",
+        unit=lambda space, origin: 2 if space == "sd1" else None,
         families={"_toy": "sdxl"},
         has_parts=True,
     )
@@ -352,7 +393,7 @@ def test_a_layout_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     again = load_file(rewritten(path))
     assert again.keys() == tensors.keys()
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
-    assert interchange.is_scaled("toy", "sd1")
+    assert interchange.unit("toy", "sd1", parts[0].origin) == 2
     assert interchange.model_named_by(path) == "sdxl"
     # Files of others are still theirs.
     comfyui(tmp_path / "x.safetensors", torch.zeros(1, 4, 8, 6))
@@ -405,6 +446,7 @@ def test_what_an_origin_leaves_out() -> None:
         "stacked": (),
         "shard": 0,
         "fingerprint": "",
+        "channels": None,
     }
 
 
@@ -642,6 +684,6 @@ def test_a_warning_names_the_callers_line(tmp_path: Path) -> None:
     several = dataclasses.replace(
         part.origin, layout="kohya", format=".npz", cache="0" * 32, parts=2
     )
-    with pytest.warns(UserWarning, match="only 1 of this cache's 2 resolutions") as caught:
+    with pytest.warns(UserWarning, match="only 1 of this cache's 2 parts") as caught:
         interchange.write(io.BytesIO(), ".npz", [dataclasses.replace(part, origin=several)])
     assert caught[0].filename == __file__

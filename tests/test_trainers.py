@@ -65,6 +65,15 @@ def musubi(
 
 
 BF16 = torch.bfloat16
+
+
+def with_mask(latents: Tensor, channels: int, *, last: bool = False) -> Tensor:
+    """The latents of a video's first picture, and a mask that says which frames are given."""
+    mask = torch.zeros(channels, *latents.shape[1:], dtype=latents.dtype)
+    mask[:, 0] = 1
+    return torch.cat([latents, mask] if last else [mask, latents])
+
+
 MUSUBI = {
     "z_image": (
         "zi",
@@ -98,18 +107,96 @@ MUSUBI = {
         "wan",
         {
             "latents_5x4x3_bfloat16": normal(16, 5, 4, 3, dtype=BF16),
-            "latents_image_5x4x3_bfloat16": normal(20, 5, 4, 3, dtype=BF16, seed=1)[:16],
-            "f_indices_int32": torch.tensor([0, 4, 8], dtype=torch.int32),
-            "clip_bfloat16": normal(1, 7, 9, dtype=BF16),
+            "latents_image_5x4x3_bfloat16": with_mask(normal(16, 5, 4, 3, dtype=BF16, seed=1), 4),
+            "latents_control_5x4x3_bfloat16": normal(16, 5, 4, 3, dtype=BF16, seed=2),
+            "clip_bfloat16": normal(7, 9, dtype=torch.float16),
         },
         "wan21",
         (16, 5, 4, 3),
+    ),
+    "wan, one frame": (
+        "wan",
+        {
+            "latents_3x4x3_bfloat16": normal(16, 3, 4, 3, dtype=BF16),
+            "latents_image_3x4x3_bfloat16": with_mask(normal(16, 3, 4, 3, dtype=BF16, seed=1), 4),
+            "f_indices_int32": torch.tensor([0, 4, 8], dtype=torch.int32),
+            "clip_bfloat16": normal(2, 7, 9, dtype=torch.float16),
+        },
+        "wan21",
+        (16, 3, 4, 3),
+    ),
+    "wan, any mask": (
+        "wan",
+        {
+            "latents_2x4x3_bfloat16": normal(16, 2, 4, 3, dtype=BF16),
+            "latents_image_2x4x3_bfloat16": normal(20, 2, 4, 3, dtype=BF16, seed=1),
+        },
+        "wan21",
+        (16, 2, 4, 3),
     ),
     "hunyuan_video": (
         "hv",
         {"latents_2x4x3_float16": normal(16, 2, 4, 3, dtype=torch.float16)},
         "hunyuan-video",
         (16, 2, 4, 3),
+    ),
+    "hunyuan_video_1_5": (
+        "hv15",
+        {
+            "latents_2x4x3_float16": normal(32, 2, 4, 3, dtype=torch.float16),
+            "latents_image_2x4x3_float32": with_mask(normal(32, 2, 4, 3, seed=1), 1, last=True),
+            "siglip_float16": normal(7, 9, dtype=torch.float16),
+        },
+        "hunyuan-video-1.5",
+        (32, 2, 4, 3),
+    ),
+    "framepack": (
+        "fp",
+        {
+            "latents_9x4x3_float16": normal(16, 9, 4, 3, dtype=torch.float16),
+            "latents_clean_9x4x3_float16": normal(16, 2, 4, 3, dtype=torch.float16, seed=1),
+            "latents_clean_2x_9x4x3_float16": normal(16, 2, 4, 3, dtype=torch.float16, seed=2),
+            "latents_clean_4x_9x4x3_float16": normal(16, 16, 4, 3, dtype=torch.float16, seed=3) * 0,
+            "latent_indices_int64": torch.arange(9) + 1,
+            "clean_latent_indices_int64": torch.tensor([0, 10]),
+            "clean_latent_2x_indices_int64": torch.tensor([11, 12]),
+            "clean_latent_4x_indices_int64": torch.arange(16) + 13,
+            "image_embeddings_float16": normal(7, 9, dtype=torch.float16),
+        },
+        "hunyuan-video",
+        (16, 9, 4, 3),
+    ),
+    "framepack, one frame": (
+        "fp",
+        {
+            "latents_1x4x3_float16": normal(16, 1, 4, 3, dtype=torch.float16),
+            "latents_clean_1x4x3_float16": normal(16, 2, 4, 3, dtype=torch.float16, seed=1),
+            "latent_indices_int64": torch.tensor([9]),
+            "clean_latent_indices_int64": torch.tensor([0, 10]),
+            "image_embeddings_float16": normal(7, 9, dtype=torch.float16),
+        },
+        "hunyuan-video",
+        (16, 4, 3),
+    ),
+    "kandinsky5": (
+        "k5",
+        {
+            "latents_3x4x3_float16": normal(16, 3, 4, 3, dtype=torch.float16),
+            "latents_image_2x4x3_float16": normal(16, 2, 4, 3, dtype=torch.float16, seed=1),
+        },
+        "hunyuan-video",
+        (16, 3, 4, 3),
+    ),
+    "krea2": ("kr2", {"latents_1x8x6_float32": normal(16, 1, 8, 6)}, "qwen-image", (16, 8, 6)),
+    "qwen_image_edit": (
+        "qie",
+        {
+            "latents_1x8x6_float32": normal(16, 1, 8, 6),
+            "latents_control_0_1x4x4_float32": normal(16, 1, 4, 4, seed=1),
+            "latents_control_1_1x2x6_float32": normal(16, 1, 2, 6, seed=2),
+        },
+        "qwen-image",
+        (16, 8, 6),
     ),
     "flux_kontext": (
         "fk",
@@ -128,13 +215,62 @@ MUSUBI = {
 def test_musubi_tuner(architecture: str, tmp_path: Path) -> None:
     short, tensors, model, shape = MUSUBI[architecture]
     more = {"frame_count": "17"} if architecture == "wan" else {}
-    path = musubi(tmp_path, architecture, short, tensors, **more)
+    path = musubi(tmp_path, architecture.split(",")[0], short, tensors, **more)
     files = converted(path)
     assert len(files) == sum(name.startswith("latents") for name in tensors)
     found = [open_latents(file) for file in files]
     assert {one.model for one in found} == {model}
     assert shape in [one.latents.shape for one in found]
     assert_same_tensors(path, back(path))
+
+
+@pytest.mark.parametrize("architecture", ["wan", "hunyuan_video_1_5"])
+def test_masks_of_musubi_are_exact_at_any_step(architecture: str, tmp_path: Path) -> None:
+    """They are no latents: 1 stays 1."""
+    short, tensors, *_ = MUSUBI[architecture]
+    path = musubi(tmp_path, architecture, short, tensors)
+    folder = tmp_path / "sdz"
+    assert main(["encode", str(path), "-o", f"{folder}/", "--step", "0.3"]) == 0
+    found = load_file(back(path))
+    for name, tensor in tensors.items():
+        if name.startswith("latents_image"):
+            mask = slice(4) if architecture == "wan" else slice(32, None)
+            assert torch.equal(found[name][mask], tensor[mask])
+            assert not torch.equal(found[name], tensor)
+            np.testing.assert_allclose(found[name].float(), tensor.float(), atol=0.17)
+
+
+def test_ideogram4_needs_a_factor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has FLUX.2's autoencoder, but neither its scaling nor its order of channels."""
+    tensors = {"latents_1x4x3_bfloat16": normal(128, 4, 3, dtype=BF16)}
+    path = musubi(tmp_path, "ideogram4", "i4", tensors)
+    assert main(["encode", str(path)]) == 1
+    assert "of 'ideogram4', which is not known here: give the model" in capsys.readouterr().err
+    (file,) = converted(path, "--factor", "16")
+    assert (open_latents(file).model, open_latents(file).size) == ("ideogram4", (48, 64))
+    assert_same_tensors(path, back(path))
+
+
+def test_a_refused_cache_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither of the parts is written if one of them is refused."""
+    tensors = {
+        "latents_5x4x3_bfloat16": normal(16, 5, 4, 3, dtype=BF16),
+        "latents_image_5x4x3_bfloat16": normal(24, 5, 4, 3, dtype=BF16),
+    }
+    path = musubi(tmp_path, "wan", "wan", tensors)
+    assert main(["encode", str(path), "-o", f"{tmp_path}/sdz/"]) == 1
+    assert "model wan21 has latents of 16 channels, not 24" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.sdz"))
+
+
+def test_a_part_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The trainer cannot use such a cache, so it is not written."""
+    path = musubi(tmp_path, "flux_kontext", "fk", MUSUBI["flux_kontext"][1])
+    converted(path)[1].unlink()
+    command = ["latents", f"{tmp_path}/sdz", "-o", f"{tmp_path}/back", "--format", "safetensors"]
+    assert main(command) == 1
+    assert "only 1 of this cache's 2 parts are there" in capsys.readouterr().err
+    assert not list((tmp_path / "back").rglob("*.safetensors"))
 
 
 def test_which_of_musubis_are_scaled(tmp_path: Path) -> None:
@@ -222,14 +358,77 @@ def test_a_family_that_nobody_knows(tmp_path: Path, capsys: pytest.CaptureFixtur
     path = ai_toolkit(tmp_path, "tomorrow_v2", {"latent": normal(16, 8, 6)})
     assert main(["encode", str(path)]) == 1
     assert "its latents are of 'tomorrow_v2', which is not known" in capsys.readouterr().err
+    (file,) = converted(path, "--factor", "14")
+    assert (open_latents(file).model, open_latents(file).factor) == ("tomorrow_v2", 14)
+    assert_same_tensors(path, back(path))
 
 
-@pytest.mark.parametrize("model", ["sd3", "wan21"])
+@pytest.mark.parametrize("shape", [(1, 24, 8, 6), (24, 8, 6)])
+@pytest.mark.parametrize("suffix", [".safetensors", ".latent"])
+def test_latents_of_an_unknown_family(shape: tuple[int, ...], suffix: str, tmp_path: Path) -> None:
+    """What nobody knows how to scale is kept as it is."""
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".latent":
+        tensors = {"latent_tensor": normal(1, 24, 8, 6)}
+        tensors["latent_format_version_0"] = torch.tensor([])
+    else:
+        tensors = {"mine": normal(*shape)}
+    save_file(tensors, path)
+    (file,) = converted(path, "--model", "new", "--factor", "8", "--size", "45x64")
+    found = open_latents(file)
+    assert (found.model, found.size) == ("new", (45, 64))
+    assert_same_tensors(path, back(path))
+
+
+@pytest.mark.parametrize("model", ["flux", "qwen-image"])
+def test_packed_sequences_in_files(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"latents": normal(2, 12, 64, dtype=BF16)}, path)
+    assert main(["encode", str(path), "--model", model]) == 1
+    assert "is a packed sequence" in capsys.readouterr().err
+    (file,) = converted(path, "--model", model, "--size", "48x64")
+    assert open_latents(file).latents.shape == (2, 16, 8, 6)
+    assert_same_tensors(path, back(path))
+
+
+def test_files_that_do_not_say_their_family(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message has the families that may have made them."""
+    for channels, names in ((32, "flux2, hunyuan-video-1.5, sana, taef2"), (48, "wan22")):
+        path = tmp_path / f"{channels}.npy"
+        np.save(path, np.zeros((channels, 4, 3), np.float32))
+        assert main(["encode", str(path)]) == 1
+        assert f"give --model, such as {names}; " in capsys.readouterr().err
+    np.save(tmp_path / "24.npy", np.zeros((24, 4, 3), np.float32))
+    assert main(["encode", str(tmp_path / "24.npy")]) == 1
+    message = capsys.readouterr().err
+    assert "no family that is known here; for another family, give any name, and --fac" in message
+
+
+@pytest.mark.parametrize("model", ["sd3", "wan21", "tomorrow"])
 def test_a_contradiction(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = ai_toolkit(tmp_path, "flux1", {"latent": normal(16, 8, 6)})
     assert main(["encode", str(path), "--model", model]) == 1
     assert f"says that its latents are of flux, not of {model}" in capsys.readouterr().err
     assert main(["encode", str(path), "--model", "taef1"]) == 0  # of the same family
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BF16])
+def test_what_a_step_changes(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Half a step at most, and the rounding of the type: half the distance to the next value."""
+    tensor = (20 * normal(16, 24, 20)).to(dtype)
+    path = ai_toolkit(tmp_path, "flux1", {"latent": tensor})
+    assert main(["encode", str(path), "-o", f"{path.parent}/sdz/", "--step", "0.1"]) == 0
+    found = load_file(back(path))["latent"]
+    assert found.dtype == dtype
+    error = (found.double() - tensor.double()).abs()
+    distance = torch.finfo(dtype).eps * 2 ** torch.floor(torch.log2(found.double().abs()))
+    assert (error <= 0.05 + distance / 2).all()
+    # The values of bfloat16 are up to 0.5 apart here, and those of float16 up to 0.06.
+    assert (error > 0.05).any() == (dtype != torch.float32)
 
 
 # OneTrainer

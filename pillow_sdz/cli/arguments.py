@@ -65,6 +65,15 @@ def byte_count(text: str) -> int:
     return size
 
 
+def pixels(text: str) -> tuple[int, int]:
+    """A picture's width and height: 1024x768."""
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text.strip())
+    if match is None:
+        msg = f"{text!r} is not a size in pixels (write 1024x768)"
+        raise argparse.ArgumentTypeError(msg)
+    return int(match[1]), int(match[2])
+
+
 def integer(low: int, high: int) -> Callable[[str], int]:
     """A type for whole numbers in a range, both ends included."""
 

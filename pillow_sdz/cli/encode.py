@@ -12,6 +12,7 @@ from PIL import Image
 
 from .. import catalogue
 from ..chunks import MAX_METADATA
+from ..header import MAX_FACTOR
 from .arguments import (
     STREAM,
     Commands,
@@ -22,6 +23,8 @@ from .arguments import (
     add_size,
     add_strip,
     given,
+    integer,
+    pixels,
     positive,
     refuse,
 )
@@ -74,6 +77,18 @@ def add_encode(commands: Commands) -> None:
         " model that made them, default: as the file or its name says, or"
         f" {catalogue.DEFAULT_FAMILY}",
     )
+    parser.add_argument(
+        "--factor",
+        type=integer(1, MAX_FACTOR),
+        metavar="N",
+        help="for latents of a model that is not known: the pixels along one side of a latent",
+    )
+    parser.add_argument(
+        "--size",
+        type=pixels,
+        metavar="WxH",
+        help="for latents: the picture's size in pixels; packed sequences need it",
+    )
     add_coding(parser)
     parser.add_argument(
         "--prompt",
@@ -102,7 +117,7 @@ def _run(options: argparse.Namespace) -> int:
     target = target_file(options)
     if target is not None and target != STREAM and target.suffix.lower() != ".sdz":
         refuse(options, f"-o {target}: encode writes .sdz files")
-    of_latents = given(options, "step", "lossless")
+    of_latents = given(options, "step", "lossless", "factor", "size")
 
     def wanted(paths: list[Path]) -> list[Path]:
         # sd-scripts keeps its caches beside the pictures.

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from ..interchange import LatentFile
 
 
+# The options of `sdz encode` that `save_latents` takes as they are.
+SETTINGS = ("quality", "step", "lossless", "coding", "effort", "prompt", "factor", "size")
+
+
 def latent_files(paths: list[Path]) -> list[Path]:
     """The paths with the suffix of a file of latents, without files of text embeddings."""
     named = [path for path in paths if path.suffix.lower() in LATENT_SUFFIXES]
@@ -58,7 +62,7 @@ class LatentEncoder:
     def of(cls, options: argparse.Namespace, targets: Targets, planned: list[Job]) -> Self:
         """The encoder for a command line."""
         return cls(
-            given(options, "quality", "step", "lossless", "coding", "effort", "prompt"),
+            given(options, *SETTINGS),
             options.model,
             tuple(given(options, "target_size", "tune")),
             targets,
@@ -86,8 +90,12 @@ class LatentEncoder:
         places = [first, *(self._place(*each, job) for each in zip(others, parts[1:], strict=True))]
         all_jobs = [replace(job, target=place) for place in places]
         wanted = [self.targets.wanted(one) for one in all_jobs]  # before anything is written
-        for part, one in compress(zip(parts, all_jobs, strict=True), wanted):
-            self._encode(part, one, report)
+        chosen = compress(zip(parts, all_jobs, strict=True), wanted)
+        encoded = ((one, self._encoded(part, report)) for part, one in chosen)
+        # If a part is refused, none is written.  The parts of a cache of several files may be very
+        # many: they are written one by one, and a later run finishes what is missing.
+        for one, data in list(encoded) if interchange.is_one_file(job.source.suffix) else encoded:
+            self._write(data, one, report)
         report.skipped = not any(wanted)
         if not report.skipped:
             report.before = size_of(source)
@@ -107,47 +115,39 @@ class LatentEncoder:
             and (not is_there(place) or _holds(place, part))
         )
 
-    def _encode(self, part: LatentFile, job: Job, report: Report) -> None:
-        """Write one .sdz file."""
+    def _encoded(self, part: LatentFile, report: Report) -> bytes:
+        """One .sdz file."""
         from .. import latents
 
         file = io.BytesIO()
-        latents.imported(part, file, model=self._model(job, part, report), **self.settings)
-        data = file.getbuffer()
+        latents.imported(part, file, model=self._model(part, report), **self.settings)
+        return file.getvalue()
+
+    def _write(self, data: bytes, job: Job, report: Report) -> None:
         self.targets.write(job, data)
         report.after += len(data)
         if self.verbose:
             report.say(f"{job.source} -> {job.target}: {len(data):,} bytes")
 
-    def _model(self, job: Job, part: LatentFile, report: Report) -> str:
-        from .. import catalogue
+    def _model(self, part: LatentFile, report: Report) -> str:
+        """The model of the latents; the default family if nothing says it."""
+        from .. import catalogue, latents, shapes
 
-        said = part.family
-        if said is not None:
-            if catalogue.known(said) is None and self.model is None:
-                msg = f"its latents are of {said!r}, which is not known: give --model"
-                raise ValueError(msg)
-            self._check_said(job, said)
-        if (model := self.model or said) is not None:
+        model = latents.family_of(part, self.model, self.settings.get("factor"))
+        if model is not None:
             return model
-        channels = part.latents.shape[-3 if part.latents.ndim < 5 else 1]
+        shape = part.latents.shape
         default = catalogue.DEFAULT_FAMILY
-        if channels != catalogue.all_spaces()[default].channels:
-            msg = f"its latents have {channels} channels: give --model (sd3, flux, ...)"
+        fit = shapes.fitting(shape)
+        if default not in fit:
+            names = f"such as {', '.join(fit)}; " if fit else "no family that is known here; "
+            msg = (
+                f"nothing says which latents of the shape {shape} these are: give --model, {names}"
+                "for another family, give any name, and --factor"
+            )
             raise ValueError(msg)
         report.remark(f"latents are assumed to be of {default} (--model names another model)")
         return default
-
-    def _check_said(self, job: Job, said: str) -> None:
-        """ValueError if --model contradicts the family that the file names."""
-        from .. import catalogue, keywords
-
-        if self.model is None or catalogue.known(said) is None:
-            return
-        wanted = keywords.model_named(self.model)
-        if wanted.latent_space != said:
-            msg = f"{job.source} says that its latents are of {said}, not of {self.model}"
-            raise ValueError(msg)
 
 
 def _holds(path: Path, part: LatentFile) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..cli.arguments import pixels
 from .plan import SHARD_FORMATS, Settings
 
 
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     from .engine import encode
 
-    names = ("model", "quality", "step", "lossless", "effort")
+    names = ("model", "quality", "step", "lossless", "effort", "factor", "size")
     settings = Settings(**{name: getattr(options, name) for name in names})
     ray.init(
         options.address, num_cpus=options.workers, log_to_driver=False, logging_level=logging.ERROR
@@ -73,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--step", type=float)
     parser.add_argument("--lossless", action="store_const", const=True)
     parser.add_argument("--effort", type=int)
+    parser.add_argument("--factor", type=int, help="of latents of a model that is not known")
+    parser.add_argument("--size", type=pixels, help="of the pictures of packed latents: 1024x768")
     parser.add_argument("--address", help="of a running Ray cluster; default: this machine")
     parser.add_argument("--workers", type=int, help="on this machine; default: one for each core")
     return parser

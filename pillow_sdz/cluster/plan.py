@@ -34,6 +34,8 @@ class Settings:
     step: float | None = None
     lossless: bool | None = None
     effort: int | None = None
+    factor: int | None = None
+    size: tuple[int, int] | None = None
 
     def given(self, *names: str) -> dict[str, Any]:
         """Those of these settings that are not None."""

@@ -47,12 +47,12 @@ def _of_latents(data: bytes, name: str, settings: Settings) -> list[bytes]:
         parts = interchange.read(path)
     found = []
     for part in parts:
-        model = settings.model or part.family
+        model = latents.family_of(part, settings.model, settings.factor)
         if model is None:
             msg = "nothing says of which family its latents are: give a model"
             raise ValueError(msg)
         file = io.BytesIO()
-        options = settings.given("quality", "step", "lossless", "effort")
+        options = settings.given("quality", "step", "lossless", "effort", "factor", "size")
         latents.imported(part, file, model=model, **options)
         found.append(file.getvalue())
     return found

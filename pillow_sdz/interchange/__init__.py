@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
-from types import MappingProxyType
 from typing import IO, Any
 
 from . import numpy_files, safetensors_files, torch_files
@@ -39,7 +38,6 @@ __all__ = [
     "check_whole",
     "is_of_text",
     "is_one_file",
-    "is_scaled",
     "kept",
     "layout_for",
     "model_named_by",
@@ -47,6 +45,7 @@ __all__ = [
     "read",
     "targets",
     "together",
+    "unit",
     "write",
     "write_several",
 ]
@@ -141,8 +140,8 @@ def _not_kept(contents: Contents) -> Iterator[str]:
 def write(file: IO[bytes], format: str, parts: Sequence[LatentFile]) -> None:
     """Write a file of one of the `FORMATS`.  Only some layouts have several parts.
 
-    Each part's latents must have the values that `layout_for` and `is_scaled` say.  Warns of what
-    the file has no place for, and of parts that are missing.
+    Each part's latents must have the values that `layout_for` and `unit` say.  Warns of what the
+    file has no place for, and of parts that are missing if the others are of use without them.
     """
     first = parts[0].origin
     layout = _layout(layout_for(format, first))
@@ -153,7 +152,9 @@ def write(file: IO[bytes], format: str, parts: Sequence[LatentFile]) -> None:
     if lost := dict.fromkeys(name for part in parts for name in _lost(part, format, layout)):
         warnings.warn(f"a {format} file has no place for {', '.join(lost)}", stacklevel=2)
     if layout.has_parts and len(parts) < first.parts:
-        msg = f"only {len(parts)} of this cache's {first.parts} resolutions are there"
+        msg = f"only {len(parts)} of this cache's {first.parts} parts are there"
+        if not layout.parts_alone:
+            raise ValueError(msg)
         warnings.warn(msg, stacklevel=2)
     write_one = FORMATS[format].write
     if write_one is None:
@@ -227,14 +228,13 @@ def layout_for(format: str, origin: Origin) -> str:
     return origin.layout if format == origin.format else FORMATS[format].usual_layout
 
 
-def is_scaled(
-    layout: str, latent_space: str, metadata: Mapping[str, str] = MappingProxyType({})
-) -> bool:
-    """Whether the latents of a layout are scaled and shifted as pipelines return them.
+def unit(layout: str, latent_space: str, origin: Origin) -> float | None:
+    """Which values the latents of a layout have.
 
-    If not, they are as the VAE encodes them.  ``metadata`` is that of their file.
+    None: they are scaled and shifted as pipelines return them.  A number: they are what the VAE
+    encodes, times this number.
     """
-    return _layout(layout).is_scaled(latent_space, metadata)
+    return _layout(layout).unit(latent_space, origin)
 
 
 def model_named_by(path: Path) -> str | None:

@@ -7,8 +7,6 @@ picture was cropped, and how large it was before.  What text encoders return is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from . import tensors
 from .contracts import Contents, Layout
 from .origin import LatentFile
@@ -53,17 +51,13 @@ def _read(contents: Contents) -> list[LatentFile]:
     return tensors.read(contents, AI_TOOLKIT.name, LATENTS.__contains__)
 
 
-def _is_scaled(space: str, metadata: Mapping[str, str]) -> bool:
-    return True
-
-
 AI_TOOLKIT = Layout(
     "ai-toolkit",
     (".safetensors",),
     claims=_claims,
     read=_read,
     arrays=tensors.arrays,
-    is_scaled=_is_scaled,
+    unit=lambda space, origin: None,
     said=tensors.family_in("latent_space_version", FAMILIES),
     has_parts=True,
 )

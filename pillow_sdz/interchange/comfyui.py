@@ -19,6 +19,8 @@ from .tensors import others_of, small_others
 LATENTS = "latent_tensor"
 MARKER = "latent_format_version_0"
 LEGACY_SCALING = 0.18215
+# The latent space whose scaling that is.
+LEGACY_SPACE = "sd1"
 # The latent spaces whose autoencoders scale the latents themselves in ComfyUI.
 NORMALISED = frozenset(("flux2-patches", "ltx"))
 
@@ -31,8 +33,6 @@ def _read(contents: Contents) -> list[LatentFile]:
     array, dtype = contents.take(LATENTS)
     marked = MARKER in contents.names
     contents.known.add(MARKER)
-    if not marked:
-        array = array.astype(np.float32) * np.float32(1 / LEGACY_SCALING)
     format = contents.path.suffix.lower()
     shape = array.shape if array.ndim == 5 else None
     origin = Origin(
@@ -50,8 +50,13 @@ def _arrays(parts: Sequence[LatentFile]) -> dict[str, Stored]:
     if part.origin.marked:
         empty = Stored(np.zeros(0, np.float32), "float32")
         return {LATENTS: Stored(latents, part.origin.dtype), MARKER: empty, **others}
-    latents = latents.astype(np.float32) * np.float32(LEGACY_SCALING)
     return {LATENTS: Stored(latents, part.origin.dtype), **others}
+
+
+def _unit(space: str, origin: Origin) -> float | None:
+    if not origin.marked:
+        return None if space == LEGACY_SPACE else LEGACY_SCALING
+    return None if space in NORMALISED else 1
 
 
 COMFYUI = Layout(
@@ -60,5 +65,5 @@ COMFYUI = Layout(
     claims=_claims,
     read=_read,
     arrays=_arrays,
-    is_scaled=lambda space, metadata: space in NORMALISED,
+    unit=_unit,
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from .origin import Array, LatentFile
+from .origin import Array, LatentFile, Origin
 
 OpenFile = Callable[[str], AbstractContextManager[IO[bytes]]]
 
@@ -86,9 +86,10 @@ class Layout:
     read: Callable[[Contents], list[LatentFile]]
     #: Returns the arrays of a file with these parts.  ValueError if one file cannot hold them.
     arrays: Callable[[Sequence[LatentFile]], Mapping[str, Stored]]
-    #: Gets the name of a latent space, and the file's metadata.  Returns whether the latents are
-    #: scaled and shifted as pipelines return them.  If not, they are as the VAE encodes them.
-    is_scaled: Callable[[str, Mapping[str, str]], bool]
+    #: Gets the name of a latent space, and the origin of a part.  Returns None if the latents are
+    #: scaled and shifted as pipelines return them.  If not, they are what the VAE encodes, times
+    #: the number that it returns.
+    unit: Callable[[str, Origin], float | None]
     #: The family that a file itself says it is of, or None.  The catalogue need not know it.
     said: Callable[[Contents], str | None] = lambda contents: None
     #: The endings that the tool gives to the names of its files (before the suffix), and the family
@@ -96,6 +97,8 @@ class Layout:
     families: Mapping[str, str] = field(default_factory=dict)
     #: Whether a file may have several parts.
     has_parts: bool = False
+    #: Whether such a file is still of use if parts are missing.
+    parts_alone: bool = False
     #: What it keeps besides latents and metadata: names of fields of `Origin` or `LatentFile`.
     keeps: frozenset[str] = frozenset()
 

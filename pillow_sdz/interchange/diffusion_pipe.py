@@ -315,10 +315,6 @@ def _arrays(parts: Sequence[LatentFile]) -> Mapping[str, Stored]:
     return arrays | tensors.others_of(origin)
 
 
-def _is_scaled(space: str, metadata: Mapping[str, str]) -> bool:
-    return True
-
-
 def is_cache(path: PurePath) -> bool:
     """Whether a database of this name may belong to a cache of latents."""
     return path.name == "metadata.db" and "text_embeddings_" not in path.parent.name
@@ -336,7 +332,7 @@ DIFFUSION_PIPE = Layout(
     claims=lambda contents: True,
     read=_read,
     arrays=_arrays,
-    is_scaled=_is_scaled,
+    unit=lambda space, origin: None,
     said=_said,
     has_parts=True,
     keeps=frozenset(("alpha_mask",)),

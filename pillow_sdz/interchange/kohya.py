@@ -136,8 +136,9 @@ KOHYA = Layout(
     claims=_claims,
     read=_read,
     arrays=_arrays,
-    is_scaled=lambda space, metadata: space in SCALED,
+    unit=lambda space, origin: None if space in SCALED else 1,
     families=FAMILIES,
     has_parts=True,
+    parts_alone=True,
     keeps=frozenset(KOHYA_TYPES),
 )

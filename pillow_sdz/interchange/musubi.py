@@ -9,18 +9,18 @@ encoders end in `_te`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 from . import tensors
 from .contracts import Contents, Layout
-from .origin import LatentFile, shown
+from .origin import LatentFile, Origin, shown
 
-# The family of each architecture.  FramePack has the latents of HunyuanVideo, and Krea 2 has those
-# of Qwen-Image.
+# The family of each architecture.  FramePack and Kandinsky 5 have the latents of HunyuanVideo, and
+# Krea 2 has those of Qwen-Image.
 FAMILIES = {
     "hunyuan_video": "hunyuan-video",
     "hunyuan_video_1_5": "hunyuan-video-1.5",
     "framepack": "hunyuan-video",
+    "kandinsky5": "hunyuan-video",
     "flux_kontext": "flux",
     "flux_2_dev": "flux2",
     "flux_2_klein_4b": "flux2",
@@ -36,6 +36,11 @@ FAMILIES = {
 # others are scaled and shifted.
 UNSCALED = frozenset(("z_image", "hunyuan_video", "hunyuan_video_1_5"))
 
+# The latents of a video's first picture have a mask beside them: further channels, which say which
+# frames are given.  Here are the number of all channels, the first channel of the latents, and the
+# channel after their last.
+WITH_MASK = {"wan": (20, (4, 20)), "hunyuan_video_1_5": (33, (0, 32))}
+
 _LATENTS = re.compile(r"latents(_[a-z0-9_]+)??_(\d+x)?\d+x\d+_(float32|float16|bfloat16)")
 
 
@@ -48,11 +53,17 @@ def _read(contents: Contents) -> list[LatentFile]:
     if architecture.startswith("hidream_o1"):
         msg = f"{shown(architecture)} has no latents, but patches of pixels"
         raise ValueError(msg)
-    return tensors.read(contents, MUSUBI.name, lambda name: bool(_LATENTS.fullmatch(name)))
+    count, channels = WITH_MASK.get(architecture, (0, None))
+    return tensors.read(
+        contents,
+        MUSUBI.name,
+        lambda name: bool(_LATENTS.fullmatch(name)),
+        channels=lambda name, array: channels if len(array) == count else None,
+    )
 
 
-def _is_scaled(space: str, metadata: Mapping[str, str]) -> bool:
-    return metadata.get("architecture") not in UNSCALED
+def _unit(space: str, origin: Origin) -> float | None:
+    return 1 if origin.metadata.get("architecture") in UNSCALED else None
 
 
 MUSUBI = Layout(
@@ -61,7 +72,7 @@ MUSUBI = Layout(
     claims=_claims,
     read=_read,
     arrays=tensors.arrays,
-    is_scaled=_is_scaled,
+    unit=_unit,
     said=tensors.family_in("architecture", FAMILIES),
     has_parts=True,
 )

@@ -8,8 +8,6 @@ cache of latents.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from . import tensors
 from .contracts import Contents, Layout
 from .origin import LatentFile
@@ -25,16 +23,12 @@ def _read(contents: Contents) -> list[LatentFile]:
     return tensors.read(contents, ONE_TRAINER.name, LATENTS.__contains__)
 
 
-def _is_scaled(space: str, metadata: Mapping[str, str]) -> bool:
-    return False
-
-
 ONE_TRAINER = Layout(
     "onetrainer",
     (".pt",),
     claims=_claims,
     read=_read,
     arrays=tensors.arrays,
-    is_scaled=_is_scaled,
+    unit=lambda space, origin: 1,
     has_parts=True,
 )

@@ -37,7 +37,7 @@ FINGERPRINT = re.compile(r"[\w.-]{0,64}", re.ASCII)
 
 _CACHE = re.compile(r"(?:[0-9a-f]{32})?")
 # In JSON, these are lists or null.
-_SIZES = {"original_size": 2, "crop_ltrb": 4}
+_SIZES = {"original_size": 2, "crop_ltrb": 4, "channels": 2}
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,11 @@ class Origin:
     ``flipped`` says that the second latents are those of the mirrored picture.  ``dtypes`` has the
     types of the other arrays if they are not `KOHYA_TYPES`.  Trainers' tensors: ``key`` is the
     name, ``shape`` that of the tensor in the file, and ``others`` has small tensors by name: their
-    dtype, their shape, and their bytes in base64.  Diffusion-pipe: ``stacked`` has the names of the
-    tensors that are one batch here, if there are several.  ``shard`` is the number of the item's
-    shard, and ``fingerprint`` that of the dataset.
+    dtype, their shape, and their bytes in base64.  If only some of a tensor's channels are latents,
+    ``channels`` has the first of these and the one after their last.  ``others`` has the rest by
+    the tensor's own name, with a length of 1 along axes along which it does not change.
+    Diffusion-pipe: ``stacked`` has the names of the tensors that are one batch here, if there are
+    several.  ``shard`` is the number of the item's shard, and ``fingerprint`` that of the dataset.
     """
 
     layout: str
@@ -81,6 +83,7 @@ class Origin:
     stacked: tuple[str, ...] = ()
     shard: int = 0
     fingerprint: str = ""
+    channels: tuple[int, int] | None = None
 
     def json(self) -> dict[str, Any]:
         """The fields that do not have their default values, as JSON knows them."""
@@ -94,8 +97,8 @@ class LatentFile:
     """The latents in a file, or those of one part of it.
 
     ``latents`` are (C, h, w) or (B, C, h, w).  They have the type and the values of their layout
-    (see `is_scaled`).  A kohya cache with flipped latents is a batch of two.  ``alpha_mask`` is
-    (height, width) in 0..1.
+    (see `interchange.unit`).  A kohya cache with flipped latents is a batch of two.
+    ``alpha_mask`` is (height, width) in 0..1.
     """
 
     latents: Array

@@ -50,5 +50,5 @@ PLAIN = Layout(
     claims=lambda contents: True,
     read=_read,
     arrays=_arrays,
-    is_scaled=lambda space, metadata: True,
+    unit=lambda space, origin: None,
 )

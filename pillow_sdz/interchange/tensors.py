@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from .contracts import Contents, Stored, merged
 from .origin import (
@@ -24,10 +27,23 @@ from .origin import (
 )
 
 
+def _all(name: str, array: Array) -> tuple[int, int] | None:
+    return None
+
+
 def read(
-    contents: Contents, layout: str, is_latents: Callable[[str], bool], *, clips: bool = True
+    contents: Contents,
+    layout: str,
+    is_latents: Callable[[str], bool],
+    *,
+    clips: bool = True,
+    channels: Callable[[str, Array], tuple[int, int] | None] = _all,
 ) -> list[LatentFile]:
-    """The parts of a file.  Arrays of four axes are clips (C, T, h, w) if ``clips``, or batches."""
+    """The parts of a file.  Arrays of four axes are clips (C, T, h, w) if ``clips``, or batches.
+
+    ``channels`` says which channels of an array are latents: the first, and the one after the last;
+    None if all are.  The others are a mask, which the origin keeps.
+    """
     parts = []
     for name in sorted(filter(is_latents, contents.names)):
         array, dtype = contents.take(name)
@@ -38,14 +54,51 @@ def read(
             key=name,
             shape=array.shape,
             metadata=contents.metadata,
+            channels=channels(name, array),
         )
-        found = array[None] if clips and array.ndim == 4 else array
-        parts.append(LatentFile(found, origin))
+        part = LatentFile(array, origin)
+        if origin.channels is not None:
+            part = _without_mask(part, origin.channels)
+        if clips and array.ndim == 4:
+            part = replace(part, latents=part.latents[None])
+        parts.append(part)
     if not parts:
         msg = "no latents in it"
         raise ValueError(msg)
     first, *rest = parts
-    return [first.with_others(small_others(contents)), *rest]
+    others = {**first.origin.others, **small_others(contents)}
+    return [first.with_others(others), *rest]
+
+
+def _without_mask(part: LatentFile, channels: tuple[int, int]) -> LatentFile:
+    """The part with its latents alone.  Its origin keeps the mask; ValueError if that is large."""
+    begin, end = channels
+    array, origin = part.latents, part.origin
+    mask = _folded(np.concatenate([array[:begin], array[end:]]))
+    if mask.nbytes > MAX_OTHER:
+        msg = f"the mask in {origin.key} has {mask.nbytes} bytes, the limit is {MAX_OTHER}"
+        raise ValueError(msg)
+    others = {origin.key: kept(mask, origin.dtype)}
+    return replace(part, latents=array[begin:end]).with_others(others)
+
+
+def _with_mask(latents: Array, mask: Array, channels: tuple[int, int]) -> Array:
+    """The inverse of `_without_mask`; ValueError if they do not fit together."""
+    begin, end = channels
+    if end - begin != len(latents) or not 0 <= begin <= len(mask) <= len(latents):
+        msg = f"channels {begin} to {end} are not those of {len(latents)}, beside a mask"
+        raise ValueError(msg)
+    mask = np.broadcast_to(mask, (len(mask), *latents.shape[1:]))
+    return np.concatenate([mask[:begin], latents, mask[begin:]])
+
+
+def _folded(array: Array) -> Array:
+    """The array with the length 1 along all axes but the first along which it does not change."""
+    for axis in range(1, array.ndim):
+        first = array.take([0], axis)
+        if np.broadcast_to(first, array.shape).tobytes() == array.tobytes():
+            array = first
+    return array
 
 
 def family_in(key: str, families: Mapping[str, str]) -> Callable[[Contents], str]:
@@ -84,9 +137,18 @@ def arrays(parts: Sequence[LatentFile]) -> dict[str, Stored]:
 
 
 def _arrays_of(part: LatentFile) -> dict[str, Stored]:
-    origin = part.origin
-    array = part.latents if origin.shape is None else part.latents.reshape(origin.shape)
-    return {origin.key: Stored(array, origin.dtype), **others_of(origin)}
+    origin, array = part.origin, part.latents
+    others = others_of(origin)
+    if origin.channels is not None:
+        if origin.shape is None or origin.key not in others:
+            msg = f"the mask in {origin.key} is missing"
+            raise ValueError(msg)
+        begin, end = origin.channels
+        array = array.reshape(end - begin, *origin.shape[1:])
+        array = _with_mask(array, others.pop(origin.key).array, origin.channels)
+    if origin.shape is not None:
+        array = array.reshape(origin.shape)
+    return {origin.key: Stored(array, origin.dtype), **others}
 
 
 def others_of(origin: Origin) -> dict[str, Stored]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..catalogue import EMBEDDED, ModelSpec
+from ..catalogue import EMBEDDED, ModelSpec, known
 from ..header import is_name
 from ..presets import Preset
 from . import sources
@@ -48,17 +48,18 @@ def new(
     channels, factor = shape
     if parts is not None and parts.pipeline is None:
         sources.check_denoiser(parts, channels)
-    preset = presets.get(name)
+    family = known(name)
     if latent_space is None:
-        latent_space = preset.latent_space if preset else name
+        latent_space = family.latent_space if family else name
     if not is_name(latent_space):
         msg = f"a latent space must have a name such as sd1, not {latent_space!r}"
         raise ValueError(msg)
-    if preset:
-        pinned = preset.autoencoder.files[-1].sha256
-        if latent_space != preset.latent_space or sha256 != (pinned or sha256):
-            msg = f"{name!r} is a known model with other weights or latents: choose another name"
-            raise ValueError(msg)
+    preset = presets.get(name)
+    pinned = preset.autoencoder.files[-1].sha256 if preset else None
+    is_other = family is not None and latent_space != family.latent_space
+    if is_other or sha256 != (pinned or sha256):
+        msg = f"{name!r} is a known model with other weights or latents: choose another name"
+        raise ValueError(msg)
     spec = ModelSpec(name, channels, factor, bytes.fromhex(sha256)[:4], latent_space)
     if complaint := misplaced(spec):
         raise ValueError(complaint)
