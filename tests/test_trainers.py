@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pillow_sdz import interchange, latents, open_latents
+from pillow_sdz import interchange, latents, open_latents, save_latents
 from pillow_sdz.cli import main
 from pillow_sdz.interchange import torch_files
 
@@ -599,3 +599,28 @@ def test_a_cache_is_not_put_together_for_another_format(tmp_path: Path) -> None:
     files = converted(path)
     assert len(latents.together(files, ".safetensors")) == 1
     assert len(latents.together(files, ".npz")) == 2
+
+
+MASK = interchange.kept(np.ones((4, 1, 1), np.float32))
+LIES: list[dict[str, Any]] = [
+    {"channels": [4, 20]},
+    {"channels": [4, 20], "shape": [20, 2, 8, 6]},
+    {"channels": [4, 5], "shape": [20, 8, 6], "others": {"latents": MASK}},
+    {"channels": [-1, 15], "shape": [20, 8, 6], "others": {"latents": MASK}},
+    {"channels": [9, 25], "shape": [20, 8, 6], "others": {"latents": MASK}},
+    {"channels": [4, 20], "shape": [99, 8, 6], "others": {"latents": MASK}},
+]
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_masks_that_lie(
+    lie: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Anyone may have made the file that says where its masks are."""
+    origin = {"layout": "musubi", "format": ".safetensors", **lie}
+    origin["metadata"] = {"architecture": "wan"}
+    latents_of_wan = normal(16, 8, 6).numpy()
+    save_latents(latents_of_wan, tmp_path / "a.sdz", model="wan21", provenance=origin)
+    assert main(["latents", str(tmp_path / "a.sdz"), "--format", "safetensors"]) == 1
+    assert capsys.readouterr().err.startswith("sdz: ")
+    assert not (tmp_path / "a.safetensors").exists()
