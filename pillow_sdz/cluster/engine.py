@@ -25,7 +25,7 @@ def encode(
     """Encode all pictures or latents below ``source`` into ``count`` shards in ``target``.
 
     Shards that exist are not made again.  So a run that was killed can go on.  ``told`` is
-    called for each shard that is done.  Returns the numbers of the whole target: items, errors,
+    called for each shard that is done.  Returns the numbers of this run: shards, items, errors,
     bytes before and after, and the workers' CPU seconds.
 
     ValueError if the target has shards of other sources or settings.  OSError if there is nothing
