@@ -136,14 +136,16 @@ class TestWhatIsCoded:
         found = integers(animation)
         for number, (before, now) in enumerate(itertools.pairwise(found), 1):
             gain = gain_of(network, now)
-            own = np.rint(network.encode(np.asarray(moving[number]), 7500) * gain)
+            own = network.encode(np.asarray(moving[number]), 7500) * gain
             changed = (now.symbols != before.symbols).any(2)
             rows, columns = (n // 2 for n in np.nonzero(changed))
             cells = np.zeros(now.hyper.shape[:2], bool)
             cells[rows, columns] = True
             assert 0 < cells.sum() < cells.size / 2
             places = cells.repeat(2, 0).repeat(2, 1)[: own.shape[0], : own.shape[1]]
-            np.testing.assert_array_equal(now.symbols[places], own[places])
+            error = np.abs(now.symbols - own)[places]
+            assert error.max() < 1
+            assert np.mean(error > 0.5) < 0.05
             np.testing.assert_array_equal(now.symbols[~places], before.symbols[~places])
             kept = (now.hyper == before.hyper).all(2)
             assert kept.sum() >= (~cells).sum()
@@ -312,14 +314,15 @@ class TestMapOfChanges:
         before = np.zeros((3, 3, 2), np.int32)
         saved = 1.1**2 - 0.1**2
         bits = np.full((2, 2), saved / changes.RATE_WEIGHT)
-        assert not changes.worth_their_bits(latents, before, 1.01 * bits).any()
-        found = changes.worth_their_bits(latents, before, 0.99 * bits)
+        now = np.rint(latents).astype(np.int32)
+        assert not changes.worth_their_bits(latents, before, now, 1.01 * bits).any()
+        found = changes.worth_their_bits(latents, before, now, 0.99 * bits)
         assert found.tolist() == [[True, False], [False, True]]
 
     def test_what_is_as_before_is_worth_nothing(self) -> None:
         latents = np.random.default_rng(0).normal(0, 3, (4, 4, 2))
-        before = np.rint(latents).astype(np.int32)
-        assert not changes.worth_their_bits(latents, before, np.zeros((2, 2))).any()
+        now = np.floor(latents).astype(np.int32)  # not all are the nearest ones
+        assert not changes.worth_their_bits(latents, now, now, np.zeros((2, 2))).any()
 
     @staticmethod
     def encoded(changed: np.ndarray) -> bytes:

@@ -13,7 +13,13 @@ from pillow_sdz import weights
 from pillow_sdz.arrays import Ints
 from pillow_sdz.codings.integers import STEP_UNITS
 from pillow_sdz.codings.lattice import LatticePrior
-from pillow_sdz.codings.quantize import RateDistortionQuantizer, encode
+from pillow_sdz.codings.quantize import (
+    Quantizer,
+    RateDistortionQuantizer,
+    ThriftyQuantizer,
+    encode,
+    rate_weights,
+)
 from pillow_sdz.codings.range_coder import (
     MEAN_UNITS,
     SCALES,
@@ -140,6 +146,63 @@ def test_one_pass_weighs_each_symbol_alone() -> None:
     for weight, symbol in ((0.19 / saved[0], 1), (0.21 / saved[0], 0)):
         quantizer = RateDistortionQuantizer(TABLES, latents, weight)
         assert quantizer.code("latents", index, mean, scale) == [symbol]
+
+
+class TestThrift:
+    """Of latents on an axis of rates, those whose second nearest integer saves enough bits."""
+
+    MEAN = np.array([0, 0, 0, MEAN_UNITS, MEAN_UNITS])
+    # The third one is the likeliest integer already.  The last one has 3 for its second nearest.
+    LATENTS = np.array([0.6, -0.6, 0.4, 0.4, 2.4]).reshape(1, 5, 1)
+
+    def chosen(self, weights: NDArray[np.float64], volume: str = "latents") -> list[int]:
+        hyper = np.array([0.6, -0.6, 2.4]).reshape(1, 3, 1)
+        quantizer = ThriftyQuantizer(TABLES, self.LATENTS, hyper, weights)
+        index = np.zeros(len(self.MEAN), int), np.arange(len(self.MEAN)), slice(0, 1)
+        if volume == "hyper":
+            index = np.zeros(3, int), np.arange(3), slice(0, 1)
+        mean = self.MEAN[: len(index[0])]
+        return list(quantizer.code(volume, index, mean, np.full(len(mean), 20)))
+
+    def test_without_a_weight_all_are_rounded(self) -> None:
+        assert self.chosen(np.zeros(())) == [1, -1, 0, 0, 2]
+
+    def test_with_a_large_weight_all_are_as_likely_as_they_can_be(self) -> None:
+        assert self.chosen(np.array(1e9)) == [0, 0, 0, 1, 2]
+
+    def test_each_cell_has_its_weight(self) -> None:
+        assert self.chosen(np.array([[1.0, 0.0, 0.0]])) == [0, 0, 0, 0, 2]
+        assert self.chosen(np.array([[0.0, 1.0, 0.0]])) == [1, -1, 0, 1, 2]
+
+    def test_hyperlatents_are_rounded(self) -> None:
+        assert self.chosen(np.array(1e9), "hyper") == [1, -1, 2]
+
+    def test_the_weight_is_lambda(self) -> None:
+        """The distance of 0.6 from 0 and from 1 differs by 0.2 squared steps."""
+        prediction = Prediction.of(self.MEAN[:1], np.full(1, 20))
+        bits = [TABLES.bits(np.full(1, symbol), prediction)[0] for symbol in (0, 1)]
+        enough = 0.2 / (bits[1] - bits[0])
+        assert self.chosen(np.array(0.99 * enough))[0] == 1
+        assert self.chosen(np.array(1.01 * enough))[0] == 0
+
+    def test_it_saves_bits(self) -> None:
+        latents = np.random.default_rng(3).laplace(0, 1, (8, 8, 12))
+        sizes = []
+        for kind, extra in ((Quantizer, ()), (ThriftyQuantizer, (np.array(0.1),))):
+            quantizer = kind(TABLES, latents, np.zeros((4, 4, 1)), *extra)
+            count = latents.size
+            rows, columns = np.indices((8, 8)).reshape(2, -1)
+            index = (rows, columns, slice(0, 12))
+            quantizer.code("latents", index, np.zeros(count, int), np.full(count, 36))
+            sizes.append(len(quantizer.bytes()))
+        assert sizes[1] < 0.98 * sizes[0]
+
+    def test_weights_grow_along_the_axis(self) -> None:
+        """A reader of low rates would miss what little there is."""
+        weights = rate_weights(np.array([[0, 2000], [4000, 10_000]]))
+        assert weights.shape == (2, 2)
+        assert list(weights.ravel()) == sorted(weights.ravel())
+        assert weights[0, 0] < 0.01 < weights[1, 1]
 
 
 def test_an_error_before_moves_the_target() -> None:

@@ -39,6 +39,7 @@ from training.mini.lapped import block_weight, lapped_transform
 from training.mini.model import TAIL_FROM, Model, begin, fit_magnitudes
 from training.mini.prior import BASE_GROUPS, GROUPS, ScaleOfMagnitude, centres, even
 from training.mini.quantise import calibrate, integers
+from training.mini.symbols import as_decoded, latents_in_steps
 
 ROOT = Path(__file__).parent.parent
 
@@ -177,6 +178,24 @@ def test_integers_predict_what_the_floats_do(
         (coder.scale[..., :count].clip(0), scale.clip(0)),
     ):
         assert np.quantile(np.abs(found - wanted), 0.9) < 1 < wanted.std()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", [0.1, 0.7])
+def test_latents_as_a_file_has_them(place: float) -> None:
+    """With the shipped prior: some latents are not the nearest integers, more at high rates."""
+    model = Model()
+    state = load_file(ROOT / "training/mini_state.safetensors")
+    model.load_state_dict({k: v.float() for k, v in state.items()})
+    image, rate = to_tensor(np.asarray(demo.photo())[:256, :256]), torch.full((1, 1, 1, 1), place)
+    steps, gain = latents_in_steps(model, image, rate)
+    symbols = as_decoded(model, image, rate) * gain
+    torch.testing.assert_close(symbols, torch.round(symbols), atol=1e-3, rtol=0)
+    error = (symbols - steps).abs()
+    assert error.max() <= 1.001
+    coded = torch.round(steps) != 0
+    changed = (error > 0.501)[coded].double().mean().item()
+    assert (0.0 < changed < 0.05) if place == 0.1 else (0.05 < changed < 0.3)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from . import allocation, changes, quality_map
 from .coding import Frame, FrameEncoder, finite
 from .hyperprior import Coded, HyperPrior, Part
 from .lenient import decoder_of
-from .quantize import Quantizer
+from .quantize import ThriftyQuantizer, rate_weights
 from .range_coder import Tables
 from .target_size import DoesNotFit, EncodedLatents, largest, largest_of_slow
 
@@ -372,16 +372,18 @@ class _BandEncoder:
         if before is not None and not _same(before.offsets, offsets):
             before = None
         besides = quality_map.volumes(offsets) | self._prior.volumes(steps)
-        whole = Quantizer(tables, steps, hyper, besides=besides)
+        cells = quality_map.qualities(self._quality, offsets)
+        weights = rate_weights(self._prior.axis.places(cells))
+        whole = ThriftyQuantizer(tables, steps, hyper, weights, besides=besides)
         counted = changes.Counted(whole, *hyper.shape[:2])
         coded = self._prior.code(whole if before is None else counted, height, width, self._quality)
         chunk = Chunk(chunks.LATENTS, whole.bytes())
         if before is not None:
-            changed = changes.worth_their_bits(steps, before.symbols, counted.bits)
+            changed = changes.worth_their_bits(steps, before.symbols, coded.symbols, counted.bits)
             work = before.work + changes.work(changed)
             if not changed.all() and work <= changes.most_work(*changed.shape):
                 left_out = self._prior.volumes(steps, changed)
-                parts = Quantizer(tables, steps, hyper, changed, left_out)
+                parts = ThriftyQuantizer(tables, steps, hyper, weights, changed, left_out)
                 difference = self._prior.code(parts, height, width, self._quality, before)
                 payload = parts.bytes()
                 if len(payload) < len(chunk.data):
@@ -394,6 +396,4 @@ class _BandEncoder:
 
 def _same(one: NDArray[Any] | None, other: NDArray[Any] | None) -> bool:
     """Whether two maps are the same, or both are missing."""
-    if one is None or other is None:
-        return one is other
-    return np.array_equal(one, other)
+    return one is other if one is None or other is None else np.array_equal(one, other)

@@ -106,15 +106,17 @@ class Counted:
         return symbols
 
 
-def worth_their_bits(latents: NDArray[Any], before: Ints, bits: Floats) -> NDArray[np.bool_]:
+def worth_their_bits(
+    latents: NDArray[Any], before: Ints, now: Ints, bits: Floats
+) -> NDArray[np.bool_]:
     """The map of the cells to code.
 
-    ``latents`` (h, w, C) are in steps, and ``before`` has their integers in the frame before.
-    ``bits`` is the cost of each cell if it is coded.  Changes that are not worth their bits, such
-    as a camera's noise, are left out.  Errors do not add up, because a frame's latents are compared
-    with the integers that a reader has.
+    ``latents`` (h, w, C) are in steps.  ``before`` has their integers in the frame before, and
+    ``now`` those that they get if they are coded.  ``bits`` is the cost of each cell then.  Changes
+    that are not worth their bits, such as a camera's noise, are left out.  Errors do not add up,
+    because a frame's latents are compared with the integers that a reader has.
     """
-    gain = (latents - before) ** 2 - (latents - np.rint(latents)) ** 2
+    gain = (latents - before) ** 2 - (latents - now) ** 2
     (height, width), (rows, columns) = bits.shape, gain.shape[:2]
     of_places = np.zeros((2 * height, 2 * width))
     of_places[:rows, :columns] = gain.sum(2)

@@ -21,12 +21,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pillow_sdz.codings.rate_axis import LAST
-from pillow_sdz.models.mini.shape import BASE
 from pillow_sdz.weights import MINI
 from training.mini.data import Photo, corner, photos, to_tensor
 from training.mini.judge import middles, qualities
-from training.mini.model import TAIL_FROM, Model
+from training.mini.model import Model
 from training.mini.quantise import calibrate, integers
+from training.mini.symbols import as_decoded, latents_in_steps
 
 CALIBRATED, CALIBRATED_SIZE = 12, 384  # photos, and pixels along a side of their corners
 CALIBRATED_PLACES = (0.0, 0.2, 0.39, 0.4, 0.6, 0.8, 1.0)
@@ -46,11 +46,7 @@ LEAST = 0.2  # the least distance of two knots' gains, in natural logarithms.  C
 def in_steps(model: Model, photo: Photo, place: float) -> tuple[Tensor, Tensor]:
     """The latents of a photo, in quantisation steps, and its rate."""
     rate = torch.full((1, 1, 1, 1), place)
-    latents = model.autoencoder.encoder(to_tensor(photo), rate)
-    latents = latents * model.autoencoder.gain(rate, 2, *latents.shape[2:])
-    if place < TAIL_FROM:
-        latents[:, BASE:] = 0
-    return latents, rate
+    return latents_in_steps(model, to_tensor(photo), rate)[0], rate
 
 
 @torch.no_grad()
@@ -60,10 +56,9 @@ def scores(model: Model, photos: list[Photo]) -> list[float]:
     for photo in photos:
         at_places = []
         for place in FITTED_PLACES:
-            latents, rate = in_steps(model, photo, place)
-            gain = model.autoencoder.gain(rate, 2, *latents.shape[2:])
-            picture = model.autoencoder.decoder(torch.round(latents) / gain, rate)
-            at_places.append(qualities(picture, to_tensor(photo))[1])
+            image, rate = to_tensor(photo), torch.full((1, 1, 1, 1), place)
+            picture = model.autoencoder.decoder(as_decoded(model, image, rate), rate)
+            at_places.append(qualities(picture, image)[1])
         of_photos.append(at_places)
     of_photos.sort(key=np.mean)
     hard = of_photos[: (len(photos) + 1) // 2]
