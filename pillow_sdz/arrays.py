@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,16 @@ Quantisation = int | NDArray[np.int32]
 
 Area = tuple[slice, slice]  # rows and columns
 Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+class Mapped(NamedTuple):
+    """The quantisation of a picture, and a function from an area of latents to theirs.
+
+    The function returns one for all of the area, or one for each latent (h, w).
+    """
+
+    picture: int
+    of: Callable[[Area], int | NDArray[np.int32]]
 
 
 class Samples(Protocol):

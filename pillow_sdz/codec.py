@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import chunks, container, models, order
-from .arrays import CELL, Area, Box, Latents, Pixels, Quantisation
+from .arrays import CELL, Area, Box, Latents, Mapped, Pixels, Quantisation
 from .catalogue import ModelSpec, judge, judge_chunks, whole_of
 from .codings import CODINGS, quality_map
 from .codings.coding import Coding, Frame
@@ -356,7 +356,8 @@ def decode(
     network = models.load(decoder)
     if decoder.by_area and refine is None:
         area = _area_of(box, header.factor // scale)
-        pieces = network.decode(latents, latents.quantisation, area=area, scale=scale)
+        qualities = Mapped(header.quantisation, latents.quantisation)
+        pieces = network.decode(latents, qualities, area=area, scale=scale)
     else:
         whole = latents[:, :]
         if not np.isfinite(whole).all():  # lossless codings keep such values

@@ -26,6 +26,7 @@ from pillow_sdz import (
     spaces,
     weights,
 )
+from pillow_sdz.arrays import Mapped
 from pillow_sdz.codings.coding import Frame
 from pillow_sdz.codings.context import Context
 from pillow_sdz.codings.integers import Affine
@@ -217,6 +218,26 @@ def test_high_qualities_have_their_last_stage_in_float32(
         coarse = shown(mini, latents, 10000)
     # Measured: 0.55 of the error.
     assert 0 < squared_error(close, exact) < 0.7 * squared_error(coarse, exact)
+
+
+def test_a_picture_is_computed_in_one_arithmetic(
+    real_photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tiles of a picture with a map, one of a high quality, are computed as one tile is."""
+    monkeypatch.setattr(options, "DTYPE", "int8")
+    pixels = np.asarray(real_photo.resize((1000, 200)))
+    mini = models.load(MINI)
+    height, width, _ = (latents := mini.encode(pixels, 9500)).shape
+    qualities = np.full((height, width), 6000, np.int32)
+    qualities[:, width // 2 :] = 9500
+    for picture in (6000, 9500):
+        mapped = Mapped(picture, lambda area: qualities[area])
+        with monkeypatch.context() as small:
+            whole = shown(mini, latents, mapped)
+            small.setattr(memory, "LARGEST_TILE", 2 * DECODER_MARGIN)
+            tiled = shown(mini, latents, mapped)
+        # Sums in another order differ only by rounding.
+        assert np.abs(tiled.astype(int) - whole).max() <= 1
 
 
 def squared_error(a: np.ndarray, b: np.ndarray) -> float:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pillow_sdz import catalogue, demo, models, options
-from pillow_sdz.arrays import Area
+from pillow_sdz.arrays import Area, Mapped
 from pillow_sdz.codings.rate_axis import LAST
 from pillow_sdz.models.mini import Mini, memory
 from pillow_sdz.models.mini.network import Autoencoder
@@ -89,7 +89,7 @@ def test_the_graphs_compute_what_training_does(
     tensor = torch.from_numpy(found).permute(2, 0, 1)[None]
     picture = array_of(autoencoder.decoder(tensor, rate))
     levels = ((picture + 0.5) * 255).round().clip(0, 255)
-    asked = cells if isinstance(cells, int) else lambda area: of_latents(cells)[area]
+    asked = cells if isinstance(cells, int) else Mapped(LOW, lambda a: of_latents(cells)[a])
     assert np.abs(shown(mini, found, asked) - levels).max() <= 1
     gain = array_of(autoencoder.gain(rate, 2, *found.shape[:2]))
     own = np.broadcast_to(mini.gain(cells, *found.shape[:2]), found.shape)
@@ -127,7 +127,7 @@ def test_a_map_of_one_quality_is_that_quality(
         return np.full((rows.stop - rows.start, columns.stop - columns.start), HIGH, np.int32)
 
     found = []
-    for quality in (HIGH, everywhere):
+    for quality in (HIGH, Mapped(HIGH, everywhere)):
         picture = np.empty((height, width, 3), int)
         for place, piece in mini.decode(latents, quality, scale=scale):
             picture[place] = piece
@@ -145,13 +145,14 @@ def test_tiles_of_a_map_have_no_seam(
     qualities = np.random.default_rng(0).integers(100, 10000, (22, 32)).astype(np.int32)
     latents = mini.encode(pixels, qualities)
     of_all = qualities.repeat(2, 0).repeat(2, 1)[: latents.shape[0], : latents.shape[1]]
+    mapped = Mapped(LOW, lambda area: of_all[area])
     pictures = []
     for largest in (memory.LARGEST_TILE, 2 * DECODER_MARGIN):
         monkeypatch.setattr(memory, "LARGEST_TILE", largest)
         np.testing.assert_allclose(mini.encode(pixels, qualities), latents, rtol=0, atol=2e-4)
         height, width = (16 // scale * n for n in latents.shape[:2])
         picture = np.empty((height, width, 3), int)
-        for place, piece in mini.decode(latents, lambda area: of_all[area], scale=scale):
+        for place, piece in mini.decode(latents, mapped, scale=scale):
             picture[place] = piece
         pictures.append(picture)
     assert np.abs(pictures[0] - pictures[1]).max() <= 1

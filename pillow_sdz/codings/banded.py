@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import chunks, order, progress
-from ..arrays import CELL, Area, Latents, Pixels, Quantisation, Samples
+from ..arrays import CELL, Area, Latents, Mapped, Pixels, Quantisation, Samples
 from ..container import Chunk
 from ..spaces import HIGHEST_QUALITY, LOWEST_QUALITY, CodingSpec
 from ..threads import one_blas_thread
@@ -66,7 +66,7 @@ class Network(Protocol):
     def decode(
         self,
         latents: Samples,
-        quality: int | Callable[[Area], NDArray[np.int32]],
+        quality: int | Mapped,
         *,
         scale: int,
     ) -> Iterator[tuple[Area, Pixels]]:
@@ -218,7 +218,7 @@ class Banded:
             rows, columns = (np.arange(part.start, part.stop) // CELL for part in area)
             return np.asarray(cells)[rows[:, None], columns]
 
-        known = cells if isinstance(cells, int) else of_latents
+        known = cells if isinstance(cells, int) else Mapped(quality, of_latents)
         scale = 2 if quality >= allocation.HALF_FROM else 1
         size = [-(-n // 2) for n in pixels.shape[:2]]
         original, shown = (np.empty(size, np.uint8) for _ in range(2))

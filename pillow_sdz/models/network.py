@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..arrays import Area, Latents, Pixels, Quantisation, Samples
+from ..arrays import Area, Latents, Mapped, Pixels, Quantisation, Samples
 from ..catalogue import ModelSpec
 
-#: A header's quantisation, or a function from an area of latents to theirs: one for all, or one for
-#: each latent (h, w).
-Qualities = int | Callable[[Area], int | NDArray[np.int32]]
+#: A header's quantisation, and that of each area if there may be a map.
+Qualities = int | Mapped
 
 
 class Network(Protocol):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from ... import weights
-from ...arrays import CELL, Area, Ints, Latents, Pixels, Quantisation, Samples
+from ...arrays import CELL, Area, Ints, Latents, Mapped, Pixels, Quantisation, Samples
 from ...catalogue import MINI, ModelSpec
 from ...codings.banded import HIGHEST_QUICK_EFFORT
 from ...codings.hyperprior import HyperPrior, Part
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 # The rate axis is cut into ranges of this many places, and the encoder computes in the middle of a
 # range.  So a search that tries neighbouring qualities needs few latents.  Chosen.
 ENCODER_PLACES = 500
-# From this mean place on, 8 bits are not precise enough.  On six validation photos, decoding loses
-# 0.03 dB at place 4900, 0.04 at 6400, 0.05 at 7000 and 0.07 at 7900 (docs/format.md allows 0.05).
-# Measured (docs/speed.md).
+# If a picture's place is this or more, 8 bits are not precise enough.  On six validation photos,
+# decoding loses 0.03 dB at place 4900, 0.04 at 6400, 0.05 at 7000 and 0.07 at 7900 (docs/format.md
+# allows 0.05).  Measured (docs/speed.md).
 PRECISE_FROM = 6600
 
 
@@ -196,16 +196,18 @@ class Encoder:
 
 
 class Decoder:
-    """A decoder in ONNX Runtime.  It leaves out channels that are 0 in all of a tile.
-
-    Tiles with a mean place of `PRECISE_FROM` or more are computed more precisely.
-    """
+    """A decoder in ONNX Runtime.  It leaves out channels that are 0 in all of a tile."""
 
     def __init__(self, graph: str, tensors: Tensors) -> None:
         self._network = runtime.Network(graph, tensors)
 
-    def __call__(self, places: Ints, *, latents: Latents, sides: NDArray[np.int64]) -> Pixels:
-        """The pixels of a tile; ``places`` has a place for each latent, or (1, 1) for all."""
+    def __call__(
+        self, places: Ints, *, latents: Latents, sides: NDArray[np.int64], precise: bool
+    ) -> Pixels:
+        """The pixels of a tile; ``places`` has a place for each latent, or (1, 1) for all.
+
+        They are computed more precisely if ``precise``.
+        """
         used = np.asarray(latents.any((0, 1)))
         used[0] = True  # a convolution needs one, and so do the channels with two digits
         channels = np.flatnonzero(used)
@@ -215,7 +217,7 @@ class Decoder:
             channels=channels,
             rate=knots(places),
             sides=sides,
-            precise=bool(places.mean() >= PRECISE_FROM),
+            precise=precise,
         )
         return pixels
 
@@ -240,17 +242,22 @@ class Decoders:
     ) -> Iterator[tuple[Area, Pixels]]:
         """As `Mini.decode`."""
 
+        picture, of = quantisation if isinstance(quantisation, Mapped) else (quantisation, None)
+        # All tiles are computed alike, whatever their own qualities.  Otherwise, there would be
+        # seams between them.
+        precise = bool(self._axis.places(picture) >= PRECISE_FROM)
+
         def inputs(tile: Tile) -> TileInputs:
             values = latents[tile.needed]
             # This is asked now, because the quantisation may only be known after decoding.
-            known = quantisation(tile.needed) if callable(quantisation) else quantisation
+            known = picture if of is None else of(tile.needed)
             return TileInputs(values, np.atleast_2d(self._axis.places(known)), tile.trimmed)
 
         network, margin, columns = self._network(scale), MARGINS[scale], latents.shape[1]
         return tiles.decode(
             latents.shape,
             inputs,
-            lambda t: network(t.places, latents=t.latents, sides=t.sides),
+            lambda t: network(t.places, latents=t.latents, sides=t.sides, precise=precise),
             area=area,
             factor=FACTOR // scale,
             side=lambda workers: tile_side(DECODER_MEMORY, margin, columns, workers=workers),

@@ -34,8 +34,10 @@ class Eighth:
         self._bias = heads["8.head.bias"].astype(np.float32)
         self._gate = reduced_gate(tensors["decoder.gate.weight"], SCALE)
 
-    def __call__(self, places: Ints, *, latents: Latents, sides: NDArray[np.int64]) -> Pixels:
-        """As `Decoder`."""
+    def __call__(
+        self, places: Ints, *, latents: Latents, sides: NDArray[np.int64], precise: bool
+    ) -> Pixels:
+        """As `Decoder`.  All of it is in float32, so it is always ``precise``."""
         rows, columns, channels = latents.shape
         if not (places >= TAIL_FROM).any():
             channels = min(channels, BASE)
