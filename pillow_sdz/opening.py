@@ -38,10 +38,10 @@ MAX_VALUES = 1 << 28
 # limit the work of each payload, but a file may have very many payloads.
 FREE_WORK = 1 << 21
 # The most frames that are decoded together, and the most values in them.  So many files are open at
-# once, and the values are in memory several times.  Measured: with more, a frame takes no less time
-# (docs/speed.md#caches-of-latents).
+# once, and the values are in memory several times.  Measured: with more frames, a frame takes no
+# less time (docs/speed.md#caches-of-latents).  16 latents of FLUX.2 have 3 million values.
 TOGETHER = 16
-VALUES_TOGETHER = 1 << 20
+VALUES_TOGETHER = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)

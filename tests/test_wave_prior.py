@@ -83,7 +83,7 @@ def test_the_largest_symbols_do_not_overflow() -> None:
         """A coder that returns the largest symbols with alternating signs."""
 
         def code(self, volume: str, index: Any, mean: Ints, scale: Ints) -> Ints:
-            assert mean.dtype == scale.dtype == np.int64
+            assert mean.dtype == scale.dtype == np.int32
             # Networks saturate.  A mean is at most 2 ** 25 / 1024 units, and 8 * 1024 eighths each.
             assert np.abs(mean).max(initial=0) < 1 << 30
             assert scale.min(initial=0) >= 0

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
@@ -28,9 +29,12 @@ from .waves import CHANNEL_DELAY, OWN, Layout, Offsets, Wave, waves
 # 10, and sums of 300 inputs stay below 2 ** 24.
 FINER = STEP_UNITS // 32
 VALUE_LIMIT = 511
+# With any step, larger symbols are beyond the limit of values.  Their products fit into 32 bits.
+SYMBOL_LIMIT = FINER * (VALUE_LIMIT + 1)
 # Logarithms of steps are in 1/32 octaves.  Steps of 1/16 to 16 are told apart.  Chosen.
 LOG_BITS, LOG_LIMIT = 3, 4 * 32
 HIDDEN_LIMIT = 2047  # of hidden layers.  Chosen: 12 of the 24 bits of a sum remain for weights.
+HIDDEN_RANGE = np.float32(0), np.float32(HIDDEN_LIMIT)
 
 # (row, column).  A network sees all channels here, as far as they are known, ...
 AROUND: Offsets = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
@@ -39,10 +43,7 @@ FARTHER: Offsets = [offset for offset in OWN if offset not in AROUND]
 
 EIGHTHS = Bins(8, SCALES, normal=True)  # of an octave
 LOWEST = 5 * LOG_UNITS + 16  # bin 0 is 2 ** -5 steps.  16 rounds to eighths of an octave.
-# Channels that are predicted at once.  They get the inputs that any of them uses.  More channels
-# would get more inputs that only some of them use, and more rows that only some of them have.
-GROUP = 4  # chosen
-AT_ONCE = 512  # places of a channel that are predicted at once: 1 MB of inputs.  Chosen.
+AT_ONCE = 1024  # places of a channel that are predicted at once.  Measured.
 
 
 def known_inputs(channels: int) -> NDArray[np.bool_]:
@@ -85,13 +86,14 @@ class WavePrior:
         linear = np.concatenate(_exact(tensors, "linear", limits), 2)
         of_inputs = np.concatenate([first, linear], 1)
         count = len(AROUND) * self.channels
-        known = known_inputs(self.channels)[:, None]
-        of_around = of_inputs[:, :, :count].reshape(*of_inputs.shape[:2], *known.shape[2:]) * known
-        self._first = []
-        for start in range(0, self.channels, GROUP):
-            group = slice(start, min(start + GROUP, self.channels))
-            around = of_around[group, ..., : group.stop].reshape(group.stop - start, hidden + 1, -1)
-            self._first.append(np.concatenate([around, of_inputs[group, :, count:]], 2))
+        known = known_inputs(self.channels).reshape(self.channels, -1)
+        of_inputs[:, :, :count] *= known[:, None]
+        # For each channel, the inputs that it uses.  The last two are the step, and 1 for the bias.
+        self.used = [np.flatnonzero(weights[:, :-2].any(0)) for weights in of_inputs]
+        self._first = [
+            np.concatenate([weights[:, used], weights[:, -2:]], 1)
+            for weights, used in zip(of_inputs, self.used, strict=True)
+        ]
         second = _exact(tensors, "second", [HIDDEN_LIMIT] * hidden)
         self._second = np.concatenate(second, 2)
         self._last, self._bias = _exact(tensors, "last", [HIDDEN_LIMIT] * more)
@@ -113,7 +115,8 @@ class WavePrior:
     def code_frames(self, coder: FrameCoder, height: int, width: int, steps: Sequence[int]) -> Ints:
         """Code the integers (F, height, width, C) of frames with a step each, as `code` does."""
         units = checked_steps(height, width, steps)
-        symbols = np.zeros((len(steps), height, width, self.channels), np.int64)
+        # The frames of a place lie side by side, because a wave has places far apart.
+        symbols = np.zeros((height * width * self.channels, len(steps)), np.int32)
         at_once = max(1, AT_ONCE // min(height, width // 2 + 1))
         pictures = [
             _Pictures(self, height, width, units[start : start + at_once])
@@ -125,51 +128,66 @@ class WavePrior:
             if wave is None:
                 continue
             index = wave.places
-            expected = (some.expect(time, wave, index) for some in pictures)
-            eighths, bins = np.concatenate([*expected], 1)
-            scale = calibration.scales(bins)
+            expected = [some.expect(time, wave, index) for some in pictures]
+            eighths, bins = expected[0] if len(expected) == 1 else np.concatenate(expected, 1)
+            scale = calibration.scales(bins).astype(np.int32)
             mean = rounded(eighths, scale)
-            scale += NORMAL * (bins < EIGHTHS.calibrated)
-            found = coder.code_frames("latents", index, mean, scale)
+            scale += np.int32(NORMAL) * (bins < EIGHTHS.calibrated)
+            found = coder.code_frames("latents", index, mean, scale).astype(np.int32, copy=False)
             calibration.learn(bins, eighths, found)
-            symbols[:, index[0], index[1], index[2]] = found
+            by_place = found.T.copy()
+            symbols[(index[0] * width + index[1]) * self.channels + index[2]] = by_place
             for number, some in enumerate(pictures):
-                some.note(index, found[number * at_once : (number + 1) * at_once])
-        return symbols
+                some.note(index, by_place[:, number * at_once : (number + 1) * at_once])
+        frames = symbols.T.astype(np.int64, order="C")
+        return frames.reshape(len(steps), height, width, self.channels)
 
-    def predict(self, inputs: Singles, channels: slice, found: Singles) -> None:
+    def predict(self, inputs: Singles, channel: int, found: Singles) -> None:
         """Put means, in 1/1024, and logarithms of scales, in 1/256 octaves, into ``found``.
 
-        It is (3, A, n).  A mean is the sum of its first and its last part.  Channels are of one
-        group.  ``inputs`` (A, 9 k + 7, n) are the values around of the first k channels, those
-        farther away, the logarithm of the step, and 1.
+        It is (3, n).  A mean is the sum of its first and its last part.  ``inputs`` (k + 2, n) are
+        the k values that the channel uses, the logarithm of the step, and 1.
         """
-        group = channels.start // GROUP
-        part = slice(channels.start - group * GROUP, channels.stop - group * GROUP)
-        first = np.matmul(self._first[group][part], inputs)
+        first = self._first[channel] @ inputs
         np.floor(first, out=first)
-        found[2] = first[:, -1]
-        np.maximum(first, 0, out=first)
-        np.minimum(first, HIDDEN_LIMIT, out=first)
-        first[:, -1] = 1  # for the bias
-        second = np.matmul(self._second[channels], first)
+        found[2] = first[-1]
+        first.clip(*HIDDEN_RANGE, out=first)
+        first[-1] = 1  # for the bias
+        second = self._second[channel] @ first
         np.floor(second, out=second)
-        np.maximum(second, 0, out=second)
-        np.minimum(second, HIDDEN_LIMIT, out=second)
-        last = np.matmul(self._last[channels], second)
-        last += self._bias[channels]
-        np.floor(last.swapaxes(0, 1), out=found[:2])
+        second.clip(*HIDDEN_RANGE, out=second)
+        last = self._last[channel] @ second
+        last += self._bias[channel]
+        np.floor(last, out=found[:2])
 
 
 class _Pictures:
     """The known values of some frames."""
 
     def __init__(self, prior: WavePrior, height: int, width: int, steps: Ints) -> None:
-        self._prior, self._steps = prior, steps[:, None]
+        self._prior, self._steps = prior, steps[:, None].astype(np.int32)
         self._layout = Layout.by_wave(height, width, prior.channels)
-        self._known = np.zeros((self._layout.size, len(steps)), np.float32)
-        self._logs = logarithm(steps.astype(np.float64)).astype(np.int64)[:, None]
-        self._of_step = np.clip(self._logs[:, 0] >> LOG_BITS, -LOG_LIMIT, LOG_LIMIT)
+        # After the values, there are as many rows of the two inputs that are the same everywhere.
+        self._known = np.zeros((self._layout.size + 2 * height, len(steps)), np.float32)
+        self._logs = logarithm(steps.astype(np.float64)).astype(np.int32)[:, None]
+        constants = self._known[self._layout.size :]
+        constants[:height] = np.clip(self._logs[:, 0] >> LOG_BITS, -LOG_LIMIT, LOG_LIMIT)
+        constants[height:] = 1
+        self._inputs = [self._places(channel, used) for channel, used in enumerate(prior.used)]
+        # All runs of rows in what is known.  They overlap.
+        size, frames = self._known.shape
+        self._runs = [
+            as_strided(self._known, (size - rows + 1, rows * frames), (frames * unit, unit))
+            for unit in [self._known.itemsize]
+            for rows in range(1, height + 1)
+        ]
+
+    def _places(self, channel: int, used: Ints) -> Ints:
+        """How far a channel's inputs are from its place, in what is known."""
+        layout, channels = self._layout, self._prior.channels
+        around = [layout.offset(*o, b - channel) for o in AROUND for b in range(channels)]
+        farther = [layout.offset(*o) for o in FARTHER]
+        return np.array(around + farther)[used]
 
     def expect(self, time: int, wave: Wave, places: tuple[Ints, Ints, Ints]) -> Ints:
         """The means, in eighths of a step, and the magnitudes for `Calibration` (2, F, n).
@@ -180,56 +198,43 @@ class _Pictures:
         top, start = int(first.min()), wave.channels.start
         frames, rows = len(self._steps), int(last.max()) + 1 - top
         found = np.empty((3, len(first), rows * frames), np.float32)
-        for begin in range(start // GROUP * GROUP, wave.channels.stop, GROUP):
-            channels = slice(max(begin, start), min(begin + GROUP, wave.channels.stop))
-            of_wave = slice(channels.start - start, channels.stop - start)
-            of_rows = slice(int(first[of_wave].min()), int(last[of_wave].max()) + 1)
-            inputs = self._inputs(time, of_rows, channels)
-            to = slice((of_rows.start - top) * frames, (of_rows.stop - top) * frames)
-            self._prior.predict(inputs, channels, found[:, of_wave, to])
+        for number, (of_channel, begin, end) in enumerate(
+            zip(range(start, wave.channels.stop), first.tolist(), last.tolist(), strict=True)
+        ):
+            inputs = self._found(time, slice(begin, end + 1), of_channel)
+            to = slice((begin - top) * frames, (end + 1 - top) * frames)
+            self._prior.predict(inputs, of_channel, found[:, number, to])
         at = (places[2] - start) * rows + places[0] - top
-        taken = found.reshape(3, -1, frames).take(at, axis=1).swapaxes(1, 2)
-        mean, octaves, linear = taken.astype(np.int64, order="C")
+        taken = found.reshape(3, -1, frames).take(at, axis=1, mode="clip").swapaxes(1, 2)
+        # A mean is below 2 ** 25, so 32 bits are enough for all of this.
+        mean, octaves, linear = taken.astype(np.int32, order="C")
         mean += linear
-        mean = (16 * mean + self._steps) // (2 * self._steps)
+        mean *= 16
+        mean += self._steps
+        mean //= 2 * self._steps
         octaves += LOWEST - self._logs
-        return np.stack([mean, np.clip(octaves >> 5, 0, EIGHTHS.number - 1)])
+        octaves >>= 5
+        np.clip(octaves, 0, EIGHTHS.number - 1, out=octaves)
+        return np.stack([mean, octaves])
 
-    def _inputs(self, time: int, rows: slice, channels: slice) -> Singles:
-        """The inputs (A, 9 k + 7, R F) of the networks of a group for some rows of a wave.
-
-        A channel may lack some of the rows.  What is found there has no meaning.
-        """
-        known, layout, frames = self._known, self._layout, len(self._steps)
-        active, count = channels.stop - channels.start, rows.stop - rows.start
-        group = channels.start // GROUP
-        used = min((group + 1) * GROUP, self._prior.channels)  # no later channel counts
-        column = time - CHANNEL_DELAY * channels.start - 2 * rows.start
-        first = layout.first + rows.start * layout.row + column * layout.column
-
-        def view(shape: tuple[int, ...], start: int, steps: tuple[int, ...]) -> Singles:
-            """Known values.  After ``shape`` and ``steps``, there are those of all rows."""
-            unit = known.itemsize
-            strides = *(unit * frames * step for step in steps), unit
-            start *= unit * frames
-            return np.ndarray((*shape, count * frames), known.dtype, known, start, strides)
-
-        inputs = np.empty((active, 9 * used + len(FARTHER) + 2, count * frames), np.float32)
-        shape = active, 3, 3, used
-        corner = first + layout.offset(*AROUND[0])
-        earlier = -CHANNEL_DELAY * layout.column  # from a channel to the next one
-        steps = earlier, layout.row, layout.column, layout.channel
-        inputs[:, : 9 * used].reshape(*shape, -1)[:] = view(shape, corner, steps)
-        own = first + channels.start * layout.channel
-        for number, offset in enumerate(FARTHER, 9 * used):
-            start = own + layout.offset(*offset)
-            inputs[:, number] = view((active,), start, (earlier + layout.channel,))
-        inputs[:, -2].reshape(active, count, frames)[:] = self._of_step
-        inputs[:, -1] = 1
-        return inputs
+    def _found(self, time: int, rows: slice, channel: int) -> Singles:
+        """The inputs (k + 2, R F) of the network of a channel for its rows of a wave."""
+        layout = self._layout
+        column = time - CHANNEL_DELAY * channel - 2 * rows.start
+        place = layout.first + channel * layout.channel
+        place += rows.start * layout.row + column * layout.column
+        offsets = self._inputs[channel]
+        at = np.empty(len(offsets) + 2, np.int64)
+        np.add(offsets, place, out=at[:-2])
+        at[-2:] = layout.size, layout.size + layout.height
+        found: Singles = self._runs[rows.stop - rows.start - 1][at]
+        return found
 
     def note(self, places: tuple[Ints, Ints, Ints], symbols: Ints) -> None:
-        """Keep the symbols (F, n) of places."""
-        values = symbols * self._steps + FINER // 2 >> FINER.bit_length() - 1
-        values = np.clip(values, -VALUE_LIMIT, VALUE_LIMIT).astype(np.float32)
-        self._layout.keep(self._known, places, values.T)
+        """Keep the symbols (n, F) of places."""
+        values = np.clip(symbols, -SYMBOL_LIMIT, SYMBOL_LIMIT)
+        values *= self._steps[:, 0]
+        values += FINER // 2
+        values >>= FINER.bit_length() - 1
+        np.clip(values, -VALUE_LIMIT, VALUE_LIMIT, out=values)
+        self._layout.keep(self._known, places, values.astype(np.float32))
