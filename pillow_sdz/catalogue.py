@@ -147,6 +147,31 @@ def names() -> set[str]:
     return {*EMBEDDED, *all_spaces(), *PRESETS, *MEMBERS} - decoders
 
 
+def has_latents_of(name: str) -> str | None:
+    """The family of a model that `families.USERS` has, however it is spelt; None for others."""
+    from .families import USERS
+
+    return USERS.get(_letters(name))
+
+
+def meant(name: str) -> str | None:
+    """The model or family that a person means by a name such as "org/FLUX.2-dev"; None if unclear.
+
+    It is the one with the longest name, or with the longest name in `families.USERS`, that the name
+    begins with.
+    """
+    from .families import USERS
+
+    letters = _letters(name.rpartition("/")[2])
+    known_names = {_letters(each): each for each in sorted(names())} | USERS
+    return known_names.get(max(filter(letters.startswith, known_names), key=len, default=""))
+
+
+def _letters(name: str) -> str:
+    """The letters and digits of a name, in lower case."""
+    return "".join(filter(str.isalnum, name.lower()))
+
+
 def whole_of(model: ModelSpec) -> ModelSpec | None:
     """The family of the latents before they became 2x2 patches; None for other models."""
     families = (space for space in all_spaces().values() if space.patches == model.space.name)

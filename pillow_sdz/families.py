@@ -88,3 +88,14 @@ SPACES: dict[str, Space] = {
 #: Autoencoders with the latents of a family that are not in `presets`: only a module in memory can
 #: run them.
 MEMBERS = {"taef2": "flux2"}
+
+#: Models with the latents of a family, by their names in lower case without signs.  They are no
+#: values of ``model``, because a file names the family.  Messages say which family it is.
+USERS = {
+    "anima": "qwen-image",
+    "chroma": "flux",
+    "hidream": "flux",
+    "krea2": "qwen-image",
+    "lumina2": "flux",
+    "zimage": "flux",
+}

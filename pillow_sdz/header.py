@@ -27,6 +27,9 @@ _AFTER_MODEL = Struct(">4sHBBH")
 #: The most bytes that the data may have.
 LONGEST = _BEFORE_MODEL.size + 0xFF + _AFTER_MODEL.size
 
+#: What `is_name` asks for, in words.
+ANY_NAME = f"1 to {_LONGEST_NAME} characters of a-z 0-9 . _ -, the first one of a-z 0-9"
+
 
 def is_name(text: object) -> TypeGuard[str]:
     """Whether this may be the name of a model or a latent space.

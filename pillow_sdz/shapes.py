@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from . import catalogue, keywords, models
 from .catalogue import NOT_NAMED, ModelSpec, all_spaces
-from .header import MAX_CHANNELS, MAX_FACTOR, is_name
+from .header import ANY_NAME, MAX_CHANNELS, MAX_FACTOR, is_name
 from .spaces import Space
 
 Array = NDArray[Any]
@@ -22,6 +22,10 @@ Array = NDArray[Any]
 # high as wide, it counts as a sequence.  Chosen: no pipeline makes such pictures, and the sequences
 # of pictures of 256 x 256 pixels or more are longer.
 NARROW = 4
+# For unknown families, an array (B, n, D) also counts as a sequence if B is below the first number,
+# and D at least the second.  Chosen: autoencoders have 3 channels or more, and the shortest places
+# of pipelines have 64 values.  A picture of this shape needs a size.
+FEWEST_CHANNELS, SHORTEST_PLACE = 3, 64
 
 
 class Frames(NamedTuple):
@@ -69,7 +73,7 @@ def frames(latents: Any, name: object, factor: object, size: Any) -> Frames:
         return _unpacked(array, model, packing, size)
     if array.ndim == 5 or _is_clip(array.shape, space):
         clips = array if array.ndim == 5 else array[None]
-        if space.time_first and clips.shape[2] == model.channels:
+        if is_time_first(clips.shape, model):
             clips = clips.swapaxes(1, 2)
         _check_channels(clips.shape[1], model)
         batch, channels, steps, height, width = clips.shape
@@ -78,6 +82,13 @@ def frames(latents: Any, name: object, factor: object, size: Any) -> Frames:
     planes = array if array.ndim == 4 else array[None]
     _check_channels(planes.shape[1], model)
     return Frames(model, planes)
+
+
+def is_time_first(shape: tuple[int, ...] | None, model: ModelSpec) -> bool:
+    """Whether an array of this shape has clips (B, T, C, h, w)."""
+    if shape is None or len(shape) != 5:
+        return False
+    return model.space.time_first and shape[2] == model.channels
 
 
 def clips(frames: Array, steps: int) -> Array:
@@ -112,9 +123,14 @@ def _model(name: object, factor: object, shape: tuple[int, ...], size: Any) -> M
     try:
         model = keywords.model_named(name)
     except keywords.UnknownModelError:
-        if factor is None or not is_name(name):
-            raise ValueError(_unknown(name, shape)) from None
+        if (
+            factor is None
+            or not is_name(name)
+            or _if_fits(catalogue.has_latents_of(name), shape) is not None
+        ):
+            raise ValueError(_unknown(name, factor, shape)) from None
         found = _whole("factor", factor, MAX_FACTOR)
+        _check_is_plane(shape, name, found, size)
         channels = shape[1] if len(shape) == 5 else shape[-3]
         return ModelSpec(name, _whole("channels", channels, MAX_CHANNELS), found, NOT_NAMED, name)
     patches = all_spaces().get(model.space.patches or "")
@@ -126,15 +142,49 @@ def _model(name: object, factor: object, shape: tuple[int, ...], size: Any) -> M
     return model
 
 
-def _unknown(name: object, shape: tuple[int, ...]) -> str:
+def _unknown(name: object, factor: object, shape: tuple[int, ...]) -> str:
     """What is wrong with a name that nobody knows: which names there are."""
+    if isinstance(name, str):
+        if family := _if_fits(catalogue.has_latents_of(name), shape):
+            return f"{name} has the latents of {family}: give model={family!r}, not {name!r}"
+        guess = _if_fits(catalogue.meant(name), shape)
+    else:
+        guess = None
+    if factor is not None:
+        known = f"{guess!r}, which it seems to be" if guess else "a family that is known here"
+        return f"model must be {known}, or another name of {ANY_NAME}, not {name!r}"
     fit = fitting(shape)
     others = ", ".join(sorted({*catalogue.names(), *models.encoders()} - {*fit}))
     first = f"{', '.join(fit)} (for latents of this shape), or of " if fit else ""
+    hint = f"; it seems to be {guess!r}" if guess else ""
     return (
-        f"model must be one of {first}{others}, not {name!r}; for latents of another model, give "
-        "its factor, such as factor=8"
+        f"model must be one of {first}{others}, not {name!r}{hint}; for latents of another model, "
+        "give its factor, such as factor=8"
     )
+
+
+def _if_fits(family: str | None, shape: tuple[int, ...]) -> str | None:
+    """The family, if latents of it may have this shape."""
+    patches = catalogue.all_spaces()[family].patches if family in catalogue.all_spaces() else None
+    return family if {family, patches} & {*fitting(shape)} else None
+
+
+def _check_is_plane(shape: tuple[int, ...], name: str, factor: int, size: Any) -> None:
+    """ValueError if latents of an unknown family seem to be a packed sequence (B, n, D)."""
+    if len(shape) != 3 or shape[2] < SHORTEST_PLACE:
+        return
+    rows, columns = shape[1:]
+    may_be_sequence = shape[0] < FEWEST_CHANNELS or rows >= NARROW * columns
+    if size is not None:
+        width, height = pixel_size(size)
+        may_be_sequence &= (-(-height // factor), -(-width // factor)) != (rows, columns)
+    if may_be_sequence:
+        msg = (
+            f"{shape} seems to be a packed sequence, and it is not known here how those of {name} "
+            "are packed: unpack it, or name the family that packs like this; if it is a picture "
+            f"of {shape[0]} channels, give size=({columns * factor}, {rows * factor})"
+        )
+        raise ValueError(msg)
 
 
 def fitting(shape: tuple[int, ...]) -> list[str]:

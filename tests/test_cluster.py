@@ -137,7 +137,9 @@ def test_families_of_caches(tmp_path: Path) -> None:
         work.encoded(data, "a.npy", Settings(model="new"))
     import io
 
-    (file,) = work.encoded(data, "a.npy", Settings(model="new", factor=9))
+    with pytest.raises(ValueError, match="seems to be a packed sequence"):
+        work.encoded(data, "a.npy", Settings(model="new", factor=9))
+    (file,) = work.encoded(data, "a.npy", Settings(model="new", factor=9, size=(576, 108)))
     assert open_latents(io.BytesIO(file)).latents.shape == (1, 12, 64)
     (file,) = work.encoded(data, "a.npy", Settings(model="flux", size=(48, 64)))
     assert open_latents(io.BytesIO(file)).latents.shape == (16, 8, 6)

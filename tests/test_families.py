@@ -175,6 +175,75 @@ def test_an_unknown_name(shape: tuple[int, ...], size: Any, fit: str) -> None:
     assert not {*fit.split(", ")} & {*rest}
 
 
+@pytest.mark.parametrize("factor", [None, 8])
+@pytest.mark.parametrize(
+    ("name", "channels", "family"),
+    [
+        ("chroma", 16, "flux"),
+        ("z-image", 16, "flux"),
+        ("lumina2", 16, "flux"),
+        ("hidream", 16, "flux"),
+        ("krea-2", 16, "qwen-image"),
+        ("Anima", 16, "qwen-image"),
+    ],
+)
+def test_models_with_the_latents_of_a_family(
+    name: str, channels: int, family: str, factor: int | None
+) -> None:
+    """They are saved as those of the family, whose scaling and packing are known."""
+    text = f"{name} has the latents of {family}: give model='{family}'"
+    with pytest.raises(ValueError, match=text):
+        saved(latents(channels, 8, 6), model=name, factor=factor)
+    if name.islower():  # latents of this name that have another shape are another model's
+        found = exact(latents(24, 8, 6), model=name, factor=8)
+        assert found.model == name
+
+
+@pytest.mark.parametrize("factor", [None, 16])
+@pytest.mark.parametrize(
+    ("name", "shape", "family"),
+    [
+        ("black-forest-labs/FLUX.2-dev", (128, 4, 3), "flux2"),
+        ("black-forest-labs/FLUX.2-dev", (32, 8, 6), "flux2"),
+        ("FLUX", (16, 8, 6), "flux"),
+        ("Tongyi-MAI/Z-Image-Turbo", (16, 8, 6), "flux"),
+        ("Qwen/Qwen-Image-Edit", (16, 8, 6), "qwen-image"),
+        ("Wan-AI/Wan2.2-TI2V-5B", (48, 3, 8, 6), "wan22"),
+    ],
+)
+def test_names_of_repositories(
+    name: str, shape: tuple[int, ...], family: str, factor: int | None
+) -> None:
+    with pytest.raises(ValueError, match="seems to be") as e:
+        saved(latents(*shape), model=name, factor=factor)
+    assert f"'{family}'" in str(e.value)
+    assert f"not '{name}'" in str(e.value)
+    assert ("give its factor" in str(e.value)) == (factor is None)
+
+
+@pytest.mark.parametrize("name", ["", "hub name", "black-forest-labs/FLUX.2-dev", "a" * 33, 7])
+def test_names_that_no_file_can_have(name: Any) -> None:
+    """No family has 24 channels, so none is proposed."""
+    text = "model must be a family that is known here, or another name of 1 to 32 characters of a-z"
+    with pytest.raises(ValueError, match=text):
+        saved(latents(24, 8, 6), model=name, factor=8)
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64), (1, 64, 128), (2, 12, 64), (4, 256, 64)])
+def test_sequences_of_unknown_families(shape: tuple[int, ...]) -> None:
+    """Nobody knows how they are packed. Only a size says that they are pictures."""
+    count, rows, columns = shape
+    for size in (None, (256, 256)):
+        with pytest.raises(ValueError, match="seems to be a packed sequence") as e:
+            saved(latents(*shape), model="tomorrow", factor=32, size=size)
+        assert f"of {count} channels, give size=({32 * columns}, {32 * rows})" in str(e.value)
+    array = latents(*shape)
+    found = exact(array, model="tomorrow", factor=32, size=(32 * columns, 32 * rows))
+    np.testing.assert_array_equal(found.latents, array)
+    found = exact(array[None], model="tomorrow", factor=32)  # a batch is no sequence
+    np.testing.assert_array_equal(found.latents, array)
+
+
 def test_an_unknown_name_that_none_fits() -> None:
     with pytest.raises(ValueError, match="model must be one of cogvideox, flux, flux2,"):
         saved(latents(24, 8, 6), model="tomorrow")

@@ -381,7 +381,11 @@ print(found.model, found.latents.shape, *{"torch", "diffusers"} & sys.modules.ke
         (latents(8, 6), {}, "shape"),
         (latents(1, 1, *SHAPE), {}, "4 channels, not 1"),
         (latents(1, 1, 1, *SHAPE), {}, "shape"),
-        (latents(), {"model": "a family", "factor": 8}, "model must be one of"),
+        (
+            latents(),
+            {"model": "a family", "factor": 8},
+            "another name of 1 to 32 characters of a-z",
+        ),
         (latents(), {"model": "a-family"}, "give its factor"),
         (latents(), {"model": "a-family", "factor": 0}, "factor must be a whole number"),
         (latents(), {"model": "a-family", "factor": 8.0}, "factor must be a whole number"),

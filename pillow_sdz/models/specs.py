@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..catalogue import EMBEDDED, ModelSpec, known
-from ..header import is_name
+from ..header import ANY_NAME, is_name
 from ..presets import Preset
 from . import sources
 from .sources import DenoiserParts
@@ -37,10 +37,7 @@ def new(
     ``shape`` is the number of channels of its latents, and their factor.
     """
     if not is_name(name):
-        msg = (
-            "a model's name must have 1 to 32 characters of a-z 0-9 . _ -, the first one of "
-            f"a-z 0-9, not {name!r}"
-        )
+        msg = f"a model's name must have {ANY_NAME}, not {name!r}"
         raise ValueError(msg)
     if name in EMBEDDED:
         msg = f"{name!r} is the name of a model that comes with pillow-sdz"
