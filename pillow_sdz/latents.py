@@ -247,6 +247,8 @@ def exported(fp: str | os.PathLike[str] | IO[bytes], format: str) -> LatentFile:
     unit = _unit(layout, model, origin)
     if unit is not None:
         latents = _in_unit(found.unscaled(), unit)
+    if layout == origin.layout and found.steps > 1 and shapes.is_time_first(origin.shape, model):
+        latents = latents.swapaxes(-4, -3)
     return LatentFile(latents, origin, found.info.get("alpha_mask"))
 
 

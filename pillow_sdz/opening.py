@@ -184,7 +184,9 @@ def _numbers(
     else:
         pictures = [wanted] if isinstance(wanted, int) else [*wanted]
     if not pictures or not all(-count <= picture < count for picture in pictures):
-        msg = f"this SDZ file has {count} frames: it does not have the frames {wanted}"
+        # All time steps of a clip are read together.
+        what, each = ("frames", "") if steps == 1 else ("clips", f" of {steps} time steps")
+        msg = f"this SDZ file has {count} {what}{each}: it does not have the {what} {wanted}"
         raise ValueError(msg)
     found = [picture % count * steps + step for picture in pictures for step in range(steps)]
     return found, not isinstance(wanted, int)

@@ -57,6 +57,13 @@ def test_frames_that_are_not_there(wanted: Any) -> None:
         open_latents(BytesIO(saved(frames(5), step=0.5)), wanted)
 
 
+def test_clips_that_are_not_there() -> None:
+    """Frames of videos are clips, and the message says so."""
+    file = saved(frames(6).reshape(2, 3, 4, 12, 17).swapaxes(1, 2), step=0.5)
+    with pytest.raises(ValueError, match=r"has 2 clips of 3 time steps: .* have the clips 2"):
+        open_latents(BytesIO(file), 2)
+
+
 def test_frames_of_mini_build_on_those_before() -> None:
     latents = np.repeat(frames(1, 6, 8, 384), 3, axis=0).astype(np.float32)
     latents[1:, :, 2:4, 2:4] += 1

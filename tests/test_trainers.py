@@ -564,6 +564,67 @@ def test_all_endings_of_sd_scripts(ending: str, channels: int, model: str, tmp_p
             np.testing.assert_array_equal(again[name], array)
 
 
+@pytest.mark.parametrize("ending", ["sd", "sdxl", "sd3", "flux", "lumina", "anima", "hi"])
+@pytest.mark.parametrize("suffix", [".latent", ".npy", ".safetensors", ".pt"])
+def test_flipped_latents_of_sd_scripts_in_other_formats(
+    ending: str, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are a batch of two: the picture's latents, and those of the mirrored picture."""
+    channels = {"sd": 4, "sdxl": 4, "hi": 64}.get(ending, 16)
+    shape = (channels, 1, 4, 3) if ending == "anima" else (channels, 4, 3)
+    pixels = 32 if ending == "hi" else 8
+    one, other = normal(*shape).numpy(), normal(*shape, seed=1).numpy()
+    path = tmp_path / f"photo_{ending}.npz"
+    np.savez(
+        path,
+        latents_4x3=one,
+        original_size_4x3=np.array([48, 64]),
+        crop_ltrb_4x3=np.array([0, 0, 48, 64]),
+        latents_flipped_4x3=other,
+        alpha_mask_4x3=np.ones((4 * pixels, 3 * pixels), np.float32),
+    )
+    converted(path)
+    folder = tmp_path / "other"
+    options = ["-o", str(folder), "--format", suffix[1:]]
+    assert main(["latents", str(tmp_path / "sdz"), *options]) == 0
+    assert "has no place for original_size, crop_ltrb, alpha_mask" in capsys.readouterr().err
+    (found,) = folder.rglob("*" + suffix)
+    (part,) = interchange.read(found)
+    assert part.latents.shape == (2, *shape)
+    # ComfyUI's are what the VAE encodes, and plain files have what pipelines return.
+    (file,) = (tmp_path / "sdz").rglob("*.sdz")
+    expected = open_latents(file)
+    values = expected.unscaled() if suffix == ".latent" else expected.latents
+    np.testing.assert_array_equal(part.latents, values.reshape(2, *shape))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "options"),
+    [
+        ("flux", (2, 12, 64), ["--size", "48x64"]),
+        ("cogvideox", (2, 3, 16, 8, 6), []),
+        ("cogvideox", (2, 16, 3, 8, 6), []),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".npy", ".latent"])
+def test_order_in_other_formats(
+    model: str, shape: tuple[int, ...], options: list[str], suffix: str, tmp_path: Path
+) -> None:
+    """Packed sequences and clips. They keep their order only in a file of their own layout."""
+    path = tmp_path / "a.npy"
+    array = normal(*shape).numpy()
+    np.save(path, array)
+    (file,) = converted(path, "--model", model, *options)
+    command = ["latents", str(file), "-o", f"{tmp_path}/o/", "--format", suffix[1:]]
+    assert main(command) == 0
+    (found,) = (tmp_path / "o").rglob("*" + suffix)
+    (part,) = interchange.read(found)
+    if suffix == ".npy":
+        np.testing.assert_array_equal(part.latents, array)
+    else:
+        np.testing.assert_array_equal(part.latents, open_latents(file).unscaled())
+
+
 # ComfyUI
 
 

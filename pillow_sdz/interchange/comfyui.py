@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .contracts import Contents, Layout, Stored
+from .contracts import Contents, Layout, Stored, with_axes
 from .origin import LatentFile, Origin
 from .tensors import others_of, small_others
 
@@ -43,9 +43,9 @@ def _read(contents: Contents) -> list[LatentFile]:
 
 def _arrays(parts: Sequence[LatentFile]) -> dict[str, Stored]:
     (part,) = parts
-    latents = part.latents if part.latents.ndim >= 4 else part.latents[None]
-    if part.origin.shape is not None:
-        latents = latents.reshape(part.origin.shape)
+    latents = with_axes(part)
+    if latents.ndim == 3:
+        latents = latents[None]
     others = others_of(part.origin)
     if part.origin.marked:
         empty = Stored(np.zeros(0, np.float32), "float32")

@@ -103,6 +103,29 @@ class Layout:
     keeps: frozenset[str] = frozenset()
 
 
+def with_axes(part: LatentFile) -> Array:
+    """The latents of a part with the axes of length 1 that its file had.
+
+    They are a batch if the file had several arrays.  The latents stay as they are if their file had
+    them in another order: then other axes would mix up their values.
+    """
+    shape, latents = part.origin.shape, part.latents
+    if shape is None:
+        return latents
+    if part.origin.channels is not None:  # the other channels are a mask, and not here
+        begin, end = part.origin.channels
+        shape = (end - begin, *shape[1:])
+    for wanted in (shape, (len(latents), *shape)):
+        if _long(wanted) == _long(latents.shape):
+            return latents.reshape(wanted)
+    return latents
+
+
+def _long(shape: tuple[int, ...]) -> list[int]:
+    """The lengths of the axes, without those of length 1."""
+    return [length for length in shape if length != 1]
+
+
 def merged(parts: Iterable[Mapping[str, Stored]]) -> dict[str, Stored]:
     """The arrays of all parts of a file; ValueError if two have one name."""
     found: dict[str, Stored] = {}

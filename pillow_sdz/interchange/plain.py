@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .contracts import Contents, Layout, Stored
+from .contracts import Contents, Layout, Stored, with_axes
 from .origin import KEY, LatentFile, Origin, shown
 
 LATENTS = "latents"
@@ -36,10 +36,8 @@ def _read(contents: Contents) -> list[LatentFile]:
 
 def _arrays(parts: Sequence[LatentFile]) -> dict[str, Stored]:
     (part,) = parts
-    latents = part.latents
-    if part.origin.shape is not None:
-        latents = latents.reshape(part.origin.shape)
-    elif part.origin.batched and latents.ndim == 3:
+    latents = with_axes(part)
+    if part.origin.batched and latents.ndim == 3:
         latents = latents[None]
     return {part.origin.key: Stored(latents, part.origin.dtype)}
 
