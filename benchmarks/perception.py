@@ -145,17 +145,18 @@ def write_csv(found: Sequence[Row], path: Path) -> None:
             )
 
 
-def sheet(crops: Sequence[tuple[Path, tuple[int, int]]], rate: float) -> Image.Image:
-    """A row for each photo: a part of the original at 1:1, and the same part from SHEET_CODECS.
+def sheet(crops: Sequence[tuple[Path, tuple[int, int]]], rates: Sequence[float]) -> Image.Image:
+    """A row for each photo and rate: a part of the original at 1:1, and then from SHEET_CODECS.
 
     ``crops`` says which photos, and the left and upper edge of each part.
     """
+    lines = [(*crop, rate) for crop in crops for rate in rates]
     width, height = CROP + MARGIN, CROP + LABEL
     columns = len(SHEET_CODECS) + 1
-    result = Image.new("RGB", (columns * width + MARGIN, len(crops) * height + MARGIN), "white")
+    result = Image.new("RGB", (columns * width + MARGIN, len(lines) * height + MARGIN), "white")
     draw = ImageDraw.Draw(result)
     font = ImageFont.load_default(size=14)
-    for line, (path, (left, top)) in enumerate(tqdm(crops, "sheet", disable=None)):
+    for line, (path, (left, top), rate) in enumerate(tqdm(lines, "sheet", disable=None)):
         original = load(path)
         pictures = {d.codec: d for d in decoded(original, [rate])}
         shown = [(f"original, {path.stem}", original)]
@@ -188,7 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="use only this many photos, evenly spread")
     parser.add_argument("--output", type=Path, default=Path("."), help="folder for the CSV file")
     parser.add_argument("--sheet", type=Path, help="make a sheet of crops at 1:1 instead")
-    parser.add_argument("--sheet-rate", type=float, default=SHEET_RATE, help="bits per pixel")
+    parser.add_argument(
+        "--sheet-rates", type=float, nargs="+", default=[SHEET_RATE], help="bits per pixel"
+    )
     parser.add_argument(
         "--crops",
         type=_crop,
@@ -207,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             crops = [(options.images / name, corner) for name, corner in options.crops]
         else:
             crops = [(path, _middle(path)) for path in chosen]
-        sheet(crops, options.sheet_rate).save(options.sheet, quality=90, method=6)
+        sheet(crops, options.sheet_rates).save(options.sheet, quality=90, method=6)
         return 0
     if not shutil.which(BUTTERAUGLI):
         print(f"Butteraugli is left out because there is no {BUTTERAUGLI}", file=sys.stderr)

@@ -43,7 +43,7 @@ MINI = Weights(
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "aa4c0b20257c43e89e3d93ed2bbe4ba1ad9a54ecd1e6fe76a47d89582ba8f11e",
+    "72c099e94034c5af40e2ac9ccf4f6ac702f0deb68120762b1cddedacb394a48a",
 )
 MINI_REDUCED = Weights(
     "mini_reduced.safetensors", "8e2fcee46b0d81762c8fabaff718bc904d3f954e814d8e3a7a737dbc6f61d5e7"
