@@ -19,7 +19,7 @@ from PIL import Image
 
 from . import chunks, codec, container, interchange, keywords, mask, scaling, shapes
 from .atomic import replacing
-from .catalogue import NOT_NAMED, ModelSpec, known, whole_of
+from .catalogue import DEFAULT_FAMILY, NOT_NAMED, ModelSpec, known, whole_of
 from .codings.coding import Frame
 from .container import Chunk
 from .contents import contents
@@ -178,12 +178,29 @@ def imported(part: LatentFile, fp: IO[bytes], *, model: str, **options: Any) -> 
     )
 
 
-def family_of(part: LatentFile, model: str | None, factor: int | None) -> str | None:
-    """The model that the latents in a file belong to; None if nothing says it.
+def family_of(part: LatentFile, model: str | None, factor: int | None) -> tuple[str, bool]:
+    """The model that the latents in a file belong to, and whether it is only assumed.
 
-    ``model`` and ``factor`` are what the user says.  ValueError if the file says something else, or
-    if it names a family that is not known here and the user says nothing.
+    ``model`` and ``factor`` are what the user says.  If nobody says anything, latents that fit it
+    are assumed to be of the default family.  ValueError for others, or if the file says something
+    else than the user, or if it names a family that is not known here and the user says nothing.
     """
+    if (found := _family_said(part, model, factor)) is not None:
+        return found, False
+    shape = part.latents.shape
+    fit = shapes.fitting(shape)
+    if DEFAULT_FAMILY not in fit:
+        names = f"such as {', '.join(fit)}" if fit else "because they fit no family known here"
+        msg = (
+            f"nothing says which latents of the shape {shape} these are: give --model, {names}; "
+            "for another family, give any name, and --factor"
+        )
+        raise ValueError(msg)
+    return DEFAULT_FAMILY, True
+
+
+def _family_said(part: LatentFile, model: str | None, factor: int | None) -> str | None:
+    """The model that the file or the user names; None if neither does."""
     said = part.family
     if said is None:
         return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 fsspec = pytest.importorskip("fsspec", reason="needs the extra ray")
 
@@ -73,9 +75,7 @@ def check(target: Path, count: int) -> None:
     for item in items:
         with np.load(item.source) as arrays:
             own = next(arrays[name] for name in arrays if name.startswith("latents"))
-        import io
-
-        np.testing.assert_array_equal(open_latents(io.BytesIO(item.sdz)).unscaled(), own)
+            np.testing.assert_array_equal(open_latents(io.BytesIO(item.sdz)).unscaled(), own)
     lists = [path.read_text() for path in target.glob("*.errors.jsonl")]
     lines = [line for text in lists for line in text.splitlines()]
     failed = {Path(json.loads(line)["source"]).name for line in lines}
@@ -117,8 +117,6 @@ def test_pictures(tmp_path: Path) -> None:
     (shard,) = plan.plan(found, str(tmp_path / "target"), 4, "tar", settings).shards
     assert work.do(FS, FS, shard, "tar", settings)["items"] == 1
     (item,) = everything(tmp_path / "target")
-    import io
-
     with Image.open(io.BytesIO(item.sdz)) as im:
         assert (im.size, im.info["sdz"]["quality"]) == ((40, 24), 50)
 
@@ -131,18 +129,50 @@ def test_families_of_caches(tmp_path: Path) -> None:
         work.encoded(data, "a_0048x0064_sdxl.npz", Settings(model="sd1"))
     np.save(tmp_path / "a.npy", np.zeros((1, 12, 64), np.float32))
     data = (tmp_path / "a.npy").read_bytes()
-    with pytest.raises(ValueError, match="give a model"):
+    with pytest.raises(ValueError, match="give --model, such as flux, qwen-image, "):
         work.encoded(data, "a.npy", Settings())
     with pytest.raises(ValueError, match="give its factor"):
         work.encoded(data, "a.npy", Settings(model="new"))
-    import io
-
     with pytest.raises(ValueError, match="seems to be a packed sequence"):
         work.encoded(data, "a.npy", Settings(model="new", factor=9))
-    (file,) = work.encoded(data, "a.npy", Settings(model="new", factor=9, size=(576, 108)))
+    ((file,), _) = work.encoded(data, "a.npy", Settings(model="new", factor=9, size=(576, 108)))
     assert open_latents(io.BytesIO(file)).latents.shape == (1, 12, 64)
-    (file,) = work.encoded(data, "a.npy", Settings(model="flux", size=(48, 64)))
+    ((file,), _) = work.encoded(data, "a.npy", Settings(model="flux", size=(48, 64)))
     assert open_latents(io.BytesIO(file)).latents.shape == (16, 8, 6)
+
+
+def test_caches_that_do_not_say_their_family(tmp_path: Path) -> None:
+    """They are of sd1 if they fit it, as with `sdz encode`, and the run counts them."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    for folder in (source, target, source / "image"):
+        folder.mkdir()
+    latents = torch.zeros(4, 8, 6)
+    np.save(source / "a.npy", latents.numpy())
+    np.save(source / "b.npy", np.zeros((16, 8, 6), np.float32))
+    torch.save({"latent_image": latents, "crop_resolution": (64, 48)}, source / "image" / "0.pt")
+    save_file(
+        {"latent_tensor": latents[None], "latent_format_version_0": torch.tensor([])},
+        source / "c.latent",
+    )
+    np.savez(
+        source / "d_sdxl.npz",
+        latents=latents.numpy(),
+        original_size=np.array([48, 64]),
+        crop_ltrb=np.array([0, 0, 48, 64]),
+    )
+    found = plan.sources(FS, str(source))
+    (shard,) = plan.plan(found, str(target), 1, "tar", Settings()).shards
+    done = work.do(FS, FS, shard, "tar", Settings())
+    assert (done["items"], done["assumed"], done["errors"]) == (4, 3, 1)
+    models = {
+        Path(item.source).name: open_latents(io.BytesIO(item.sdz)).model
+        for item in everything(target)
+    }
+    assert models == {"a.npy": "sd1", "0.pt": "sd1", "c.latent": "sd1", "d_sdxl.npz": "sdxl"}
+    (error,) = Path(shard.errors).read_text().splitlines()
+    assert (
+        "nothing says which latents of the shape (16, 8, 6) these are" in json.loads(error)["error"]
+    )
 
 
 @pytest.mark.parametrize("cut", [1000, 1537, 2600])

@@ -131,23 +131,12 @@ class LatentEncoder:
 
     def _model(self, part: LatentFile, report: Report) -> str:
         """The model of the latents; the default family if nothing says it."""
-        from .. import catalogue, latents, shapes
+        from .. import latents
 
-        model = latents.family_of(part, self.model, self.settings.get("factor"))
-        if model is not None:
-            return model
-        shape = part.latents.shape
-        default = catalogue.DEFAULT_FAMILY
-        fit = shapes.fitting(shape)
-        if default not in fit:
-            names = f"such as {', '.join(fit)}; " if fit else "no family that is known here; "
-            msg = (
-                f"nothing says which latents of the shape {shape} these are: give --model, {names}"
-                "for another family, give any name, and --factor"
-            )
-            raise ValueError(msg)
-        report.remark(f"latents are assumed to be of {default} (--model names another model)")
-        return default
+        model, is_assumed = latents.family_of(part, self.model, self.settings.get("factor"))
+        if is_assumed:
+            report.remark(f"latents are assumed to be of {model} (--model names another model)")
+        return model
 
 
 def _holds(path: Path, part: LatentFile) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .. import catalogue
 from ..cli.arguments import pixels
 from .plan import SHARD_FORMATS, Settings
 
@@ -57,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{total['items']} items in {total['shards']} shards, {total['before']:,} -> "
         f"{total['after']:,} bytes, {seconds:.1f} s, {per_core:.1f} items a second of a core"
     )
+    if total["assumed"]:
+        family = catalogue.DEFAULT_FAMILY
+        print(f"{total['assumed']} are assumed to be of {family} (--model names another model)")
     if total["errors"]:
         print(f"{total['errors']} could not be encoded: see *.errors.jsonl in {options.target}")
     return 1 if total["errors"] else 0

@@ -25,8 +25,8 @@ def encode(
     """Encode all pictures or latents below ``source`` into ``count`` shards in ``target``.
 
     Shards that exist are not made again.  So a run that was killed can go on.  ``told`` is
-    called for each shard that is done.  Returns the numbers of this run: shards, items, errors,
-    bytes before and after, and the workers' CPU seconds.
+    called for each shard that is done.  Returns the numbers of this run: shards, items, those whose
+    family was assumed, errors, bytes before and after, and the workers' CPU seconds.
 
     ValueError if the target has shards of other sources or settings.  OSError if there is nothing
     to encode, or if the target cannot be written.
@@ -57,7 +57,8 @@ def encode(
         if begun.endswith(".part"):  # of a run that was killed
             target_fs.rm_file(begun)
     left = [shard for shard in made.shards if shard.path not in there]
-    total = {"shards": len(left), "items": 0, "errors": 0, "before": 0, "after": 0, "seconds": 0.0}
+    names = "items", "assumed", "errors", "before", "after"
+    total: dict[str, Any] = {"shards": len(left), **dict.fromkeys(names, 0), "seconds": 0.0}
     if left:
         rows = [{"path": s.path, "first": s.first, "sources": list(s.sources)} for s in left]
         work = _Worker(source, target, format, settings)

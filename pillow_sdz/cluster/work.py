@@ -23,10 +23,11 @@ from .shards import Item
 register()
 
 
-def encoded(data: bytes, path: str, settings: Settings) -> list[bytes]:
-    """The `.sdz` files of a source: one, or one for each array of latents in it.
+def encoded(data: bytes, path: str, settings: Settings) -> tuple[list[bytes], bool]:
+    """The `.sdz` files of a source, and whether the family of its latents was only assumed.
 
-    OSError or ValueError if it cannot be encoded.
+    There is one file, or one for each array of latents in the source.  OSError or
+    ValueError if it cannot be encoded.
     """
     suffix = posixpath.splitext(path)[1].lower()
     if suffix in FORMATS:
@@ -37,46 +38,48 @@ def encoded(data: bytes, path: str, settings: Settings) -> list[bytes]:
         file = io.BytesIO()
         options = settings.given("model", "quality", "effort")
         upright.save(file, "SDZ", icc_profile=icc, **options)
-    return [file.getvalue()]
+    return [file.getvalue()], False
 
 
-def _of_latents(data: bytes, name: str, settings: Settings) -> list[bytes]:
+def _of_latents(data: bytes, name: str, settings: Settings) -> tuple[list[bytes], bool]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name  # the name of a file may say its family
         path.write_bytes(data)
         parts = interchange.read(path)
     found = []
+    any_assumed = False
     for part in parts:
-        model = latents.family_of(part, settings.model, settings.factor)
-        if model is None:
-            msg = "nothing says of which family its latents are: give a model"
-            raise ValueError(msg)
+        model, is_assumed = latents.family_of(part, settings.model, settings.factor)
+        any_assumed |= is_assumed
         file = io.BytesIO()
         options = settings.given("quality", "step", "lossless", "effort", "factor", "size")
         latents.imported(part, file, model=model, **options)
         found.append(file.getvalue())
-    return found
+    return found, any_assumed
 
 
 def do(fs: Any, target: Any, shard: Shard, format: str, settings: Settings) -> dict[str, Any]:
     """Encode a shard, and return its numbers of items, errors and bytes, and its CPU seconds.
+
+    The number "assumed" is that of the items of which nothing says the family.
 
     ``fs`` is the sources' file system, and ``target`` the shard's, as fsspec has them.  A list
     beside the shard names the sources that cannot be encoded.
     """
     begin = time.process_time()
     errors: list[dict[str, str]] = []
-    counts = {"items": 0, "before": 0, "after": 0}
+    counts = {"items": 0, "assumed": 0, "before": 0, "after": 0}
 
     def items() -> Iterator[Item]:
         for number, path in enumerate(shard.sources, shard.first):
             try:
                 data = fs.cat_file(path)
-                files = encoded(data, path, settings)
+                files, is_assumed = encoded(data, path, settings)
             except Exception as e:  # an error of any kind stops this file alone
                 errors.append({"source": path, "error": f"{type(e).__name__}: {e}"})
                 continue
             counts["items"] += 1
+            counts["assumed"] += is_assumed
             counts["before"] += len(data)
             for part, sdz in enumerate(files):
                 counts["after"] += len(sdz)
