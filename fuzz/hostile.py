@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from pillow_sdz import alpha, catalogue, chunks, container, save_latents
+from pillow_sdz import alpha, catalogue, chunks, container, exact, save_latents
 from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
 
@@ -79,6 +80,22 @@ def _png(size: tuple[int, int], pixels: bytes, *others: tuple[bytes, bytes]) -> 
 def _alpha(size: tuple[int, int], png: bytes) -> bytes:
     header = SD_MINI._replace(mode="RGBA", size=size)
     return file(header, LATN, Chunk(chunks.ALPHA, b"\1" + png))
+
+
+def _alpha_of_parts(width: int, height: int) -> bytes:
+    """A picture of 16x16 pixels.  The bitstream of its alpha says this size, and ends."""
+    start = struct.pack("<BI", 0x2F, width - 1 | height - 1 << 14)
+    data = b"\3" + struct.pack(">I", len(start)) + start
+    return file(SD_MINI._replace(mode="RGBA", size=(16, 16)), LATN, Chunk(chunks.ALPHA, data))
+
+
+def _exact_with_alpha(mode: str, alpha: bytes) -> bytes:
+    """A picture whose EXCT has its alpha."""
+    picture = Image.linear_gradient("L").resize((16, 16)).convert("RGBA")
+    picture.putalpha(Image.radial_gradient("L").resize((16, 16)))
+    data = Chunk(chunks.EXACT, exact.with_alpha(picture, keeps_hidden=True))
+    about = [Chunk(chunks.ALPHA, alpha)] if alpha else []
+    return file(MINI._replace(mode=mode, size=(16, 16)), data, EMPTY, *about)
 
 
 def _texts(count: int) -> list[tuple[bytes, bytes]]:
@@ -177,6 +194,13 @@ def files() -> dict[str, bytes]:
         "alpha-inflates": _alpha((250, 40), _png((250, 40), bytes(4 << 20))),
         "alpha-with-a-second-size": _alpha((16, 16), _png((16, 16), bytes(9000), OTHER_SIZE)),
         "alpha-with-a-second-kind": _alpha((16, 16), _png((16, 16), bytes(9000), OTHER_KIND)),
+        "alpha-in-parts-of-another-size": _alpha_of_parts(16383, 16383),
+        "alpha-in-parts-that-end-early": _alpha_of_parts(16, 16),
+        "alpha-in-no-exact-regions": file(
+            MINI._replace(mode="RGBA"), EMPTY, Chunk(chunks.ALPHA, alpha.IN_EXACT)
+        ),
+        "alpha-in-exact-regions-of-mode-rgb": _exact_with_alpha("RGB", b""),
+        "alpha-in-exact-regions-and-alone": _exact_with_alpha("RGBA", b"\0\xff"),
         "mask-with-a-second-size": file(
             SD_MINI, chunk(b"mASK", b"\1" + _png((16, 16), bytes(1 << 20), OTHER_SIZE)), LATN
         ),

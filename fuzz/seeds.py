@@ -134,6 +134,22 @@ def _copies() -> bytes:
     return container.write(container.assemble(header, [], [frame]))
 
 
+def _alpha(*, in_exact: bool) -> bytes:
+    """A picture that is exact as a whole.  Its alpha channel is in EXCT, or a chunk of its own."""
+    model = catalogue.MINI
+    header = Header("RGBA", (20, 12), model.name, model.digest, model.channels, model.factor, 5000)
+    picture = Image.linear_gradient("L").resize((20, 12)).convert("RGB")
+    levels = Image.radial_gradient("L").resize((20, 12))
+    if in_exact:
+        picture.putalpha(levels)
+        data, coded = exact.with_alpha(picture, keeps_hidden=False), alpha.IN_EXACT
+    else:
+        data = exact.Encoder(0).encode(picture, np.ones((2, 3), np.bool_))
+        coded = alpha.encode(levels)
+    frame = [Chunk(chunks.EXACT, data), Chunk(chunks.LATENTS, b""), Chunk(chunks.ALPHA, coded)]
+    return container.write(container.assemble(header, [], [frame]))
+
+
 def made() -> list[bytes]:
     """Files of a few pixels, with every chunk and every coding."""
     picture = Image.linear_gradient("L").resize((5, 3)).convert("RGBA")
@@ -153,7 +169,7 @@ def made() -> list[bytes]:
     save(quality=1, tune="perceptual", chunks=[(b"teSt", b"unknown")], **about)
     for coding in catalogue.SD_MINI.space.codings:
         save(model="sd-mini", coding=coding.name, denoise=0.04, prompt="x")
-    files += [_animation(), _regions(), _copies()]
+    files += [_animation(), _regions(), _copies(), _alpha(in_exact=True), _alpha(in_exact=False)]
     mask = np.ones((16, 16), np.float32)
     mask[3:5] = 0
     for lossless in (None, "float16"):

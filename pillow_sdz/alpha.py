@@ -9,21 +9,39 @@ from io import BytesIO
 
 from PIL import Image, ImageFile
 
+from . import exact_parts, vp8l
+
 # The first byte says what follows.
 _CONSTANT = 0
 _PNG = 1
 _MAX_FILTER = 4  # of PNG's filter types (PNG specification, 9.2)
 AS_BEFORE = bytes([2])  # nothing follows: the alpha channel is that of the frame before
+_PARTS = 3
+IN_EXACT = bytes([4])  # nothing follows: the alpha channel is in the chunk EXCT
 
 OPAQUE = bytes([_CONSTANT, 255])
 
 
 def encode(alpha: Image.Image) -> bytes:
     """The data of the ALPH chunk of an alpha channel, mode L."""
+    return constant(alpha) or (_parts(alpha) if vp8l.is_available() else png(alpha))
+
+
+def constant(alpha: Image.Image) -> bytes | None:
+    """The data of the ALPH chunk of an alpha channel of one level; None if it has more levels."""
     levels = [level for level, count in enumerate(alpha.histogram()) if count]
-    if len(levels) == 1:
-        return bytes([_CONSTANT, levels[0]])
-    return png(alpha)
+    return bytes([_CONSTANT, *levels]) if len(levels) == 1 else None
+
+
+def _parts(alpha: Image.Image) -> bytes:
+    """The data of the ALPH chunk as bitstreams, in which alpha is green.  PNG takes more bytes."""
+    found = [bytes([_PARTS])]
+    for part in exact_parts.parts(alpha.size):
+        levels = alpha.crop(exact_parts.box_of(part, alpha.size))
+        nothing = Image.new("L", levels.size)
+        bitstream = vp8l.encode(Image.merge("RGB", (nothing, levels, nothing)))
+        found.append(exact_parts.pack(bitstream))
+    return b"".join(found)
 
 
 def png(alpha: Image.Image) -> bytes:
@@ -115,12 +133,36 @@ def _check_pixels_are_there(png: bytes, size: tuple[int, int]) -> None:
         raise ValueError(msg)
 
 
+def _of_parts(data: bytes, size: tuple[int, int]) -> Image.Image:
+    """The alpha channel in the bitstreams of a chunk; ValueError if they are damaged."""
+    bitstreams = []
+    parts = [exact_parts.box_of(part, size) for part in exact_parts.parts(size)]
+    for number, (left, top, right, bottom) in enumerate(parts):
+        bitstream, data = exact_parts.first(data, f"part {number} of {len(parts)}")
+        vp8l.check(bitstream, (right - left, bottom - top), has_alpha=False)
+        bitstreams.append(bitstream)
+    if data:
+        msg = f"{len(data)} bytes follow its last part"
+        raise ValueError(msg)
+    found = Image.new("L", size)
+    for bitstream, (left, top, right, bottom) in zip(bitstreams, parts, strict=True):
+        picture = vp8l.decode(bitstream, (right - left, bottom - top), has_alpha=False)
+        found.paste(picture.getchannel("G"), (left, top))
+    return found
+
+
 def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
     """The alpha channel, mode L, in the data of an ALPH chunk; OSError if it is damaged."""
     method, coded = data[:1], data[1:]
     if method == bytes([_CONSTANT]) and len(coded) == 1:
         return Image.new("L", size, coded[0])
-    # The size is checked before Pillow sees the PNG, so that a wrong size allocates nothing.
+    # Sizes are checked before Pillow sees the pixels, so that a wrong size allocates nothing.
+    if method == bytes([_PARTS]):
+        try:
+            return _of_parts(coded, size)
+        except ValueError as e:
+            msg = f"damaged SDZ file: chunk ALPH: {e}"
+            raise OSError(msg) from e
     if method != bytes([_PNG]) or not coded.startswith(_png_start(size)):
         msg = "damaged SDZ file: chunk ALPH is neither a constant nor a PNG of the picture's size"
         raise OSError(msg)

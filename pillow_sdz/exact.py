@@ -8,7 +8,6 @@ repeat may be copied.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -36,14 +35,28 @@ MOST_PIXELS = 64
 # that stay as in the frame before.  _AS_BEFORE: nothing, because all blocks stay.
 _ALL, _SOME, _CHANGES, _AS_BEFORE = range(4)
 _WITH_COPIES = 4  # is added to one of the first three if parts have copies
+_WITH_ALPHA = 8  # all blocks are coded, and their alpha is that of the picture
 AS_BEFORE = bytes([_AS_BEFORE])
-
-_LENGTH = struct.Struct(">I")
 
 
 def builds_on_the_frame_before(data: bytes) -> bool:
     """Whether the data of an EXCT chunk keeps pixels of the frame before."""
     return data[:1] in (bytes([_CHANGES]), bytes([_CHANGES + _WITH_COPIES]), AS_BEFORE)
+
+
+def has_alpha(data: bytes) -> bool:
+    """Whether the data of an EXCT chunk has the alpha channel of the picture."""
+    return data[:1] == bytes([_WITH_ALPHA])
+
+
+def with_alpha(image: Image.Image, *, keeps_hidden: bool) -> bytes:
+    """The data of the EXCT chunk of a picture of mode RGBA, with its alpha channel.
+
+    The colours of transparent pixels are only kept if it ``keeps_hidden`` pixels.
+    """
+    boxes = (exact_parts.box_of(part, image.size) for part in exact_parts.parts(image.size))
+    parts = (vp8l.encode(image.crop(box), keeps_hidden=keeps_hidden) for box in boxes)
+    return b"".join([bytes([_WITH_ALPHA]), *map(exact_parts.pack, parts)])
 
 
 def mask(blocks: Blocks, scale: int = 1) -> Image.Image:
@@ -174,16 +187,6 @@ def _alone(image: Image.Image, coded: Blocks, opened: Blocks, box: PixelBox) -> 
     return ground
 
 
-def _first(data: bytes, name: str) -> tuple[bytes, bytes]:
-    """The bytes behind a length, and those after them; ValueError if they end too early."""
-    start = _LENGTH.size
-    length = _LENGTH.unpack_from(data)[0] if len(data) >= start else -1
-    if not 0 <= length <= len(data) - start:
-        msg = f"it ends within {name}"
-        raise ValueError(msg)
-    return data[start : start + length], data[start + length :]
-
-
 class _Part(NamedTuple):
     """Pixels that are coded in a chunk."""
 
@@ -192,6 +195,7 @@ class _Part(NamedTuple):
     has_alpha: bool
     bitstream: bytes
     copies: Copies | None = None
+    of_picture: bool = False  # whether its alpha is that of the picture
 
     @property
     def size(self) -> tuple[int, int]:
@@ -211,12 +215,17 @@ class _Part(NamedTuple):
         stored = [] if self.copies is None else [self.copies.pack()]
         if has_copies and not stored:
             stored = [b""]
-        return b"".join(_LENGTH.pack(len(each)) + each for each in (*stored, self.bitstream))
+        return b"".join(map(exact_parts.pack, (*stored, self.bitstream)))
 
     def pixels(self) -> Image.Image:
-        """The picture of the box, of mode RGBA.  It is transparent where latents show."""
+        """The picture of the box, of mode RGBA.
+
+        It is transparent where latents show, or it has the alpha of the picture.
+        """
         try:
             picture = vp8l.decode(self.bitstream, self.size, has_alpha=self.has_alpha)
+            if self.has_alpha and not self.of_picture:
+                _check_alpha(picture)
         except ValueError as e:
             msg = f"damaged SDZ file: the pixels in chunk EXCT: {e}"
             raise OSError(msg) from e
@@ -225,12 +234,20 @@ class _Part(NamedTuple):
         return copies.picture_of(self.copies.drawn(copies.colours_of(picture)))
 
 
+def _check_alpha(picture: Image.Image) -> None:
+    """ValueError if a pixel neither hides latents nor shows them."""
+    if any(picture.getchannel("A").histogram()[1:255]):
+        msg = "a pixel is neither opaque nor transparent"
+        raise ValueError(msg)
+
+
 class Regions:
     """The exact regions of a frame.
 
-    ``blocks`` says which blocks are exact, and ``opened`` which exact blocks are open.  ``before``
-    has the regions of the frame before, if the data builds on them.  OSError if the data is
-    damaged.  The pixels are decoded when they are asked for.
+    ``blocks`` says which blocks are exact, and ``opened`` which exact blocks are open.  All blocks
+    may be exact with the picture's alpha channel: ``has_alpha``.  ``before`` has the regions of the
+    frame before, if the data builds on them.  OSError if the data is damaged.  The pixels are
+    decoded when they are asked for.
     """
 
     def __init__(self, data: bytes, size: tuple[int, int], before: Regions | None = None) -> None:
@@ -248,10 +265,11 @@ class Regions:
         method, rest = data[0] if data else -1, data[1:]
         has_copies = _WITH_COPIES <= method < _WITH_COPIES + _AS_BEFORE
         method -= has_copies * _WITH_COPIES
+        self.has_alpha = method == _WITH_ALPHA
         coded = opened = kept = exact = exact_opened = np.zeros(shape, np.bool_)
         if self._before is not None:
             exact, exact_opened = self._before.blocks, self._before.opened
-        if method == _ALL:
+        if method in (_ALL, _WITH_ALPHA):
             coded = np.ones(shape, np.bool_)
         elif method == _SOME:
             (coded, opened), rest = block_maps.unpacked(rest, shape, 2)
@@ -276,12 +294,15 @@ class Regions:
         for number, box in enumerate(boxes):
             copied = b""
             if has_copies:
-                copied, rest = _first(rest, f"part {number} of {len(boxes)}")
-            bitstream, rest = _first(rest, f"part {number} of {len(boxes)}")
+                copied, rest = exact_parts.first(rest, f"part {number} of {len(boxes)}")
+            bitstream, rest = exact_parts.first(rest, f"part {number} of {len(boxes)}")
             has_alpha = bool(_of_box(opened, box).any())
+            if self.has_alpha:  # it may have a part that is opaque
+                has_alpha = vp8l.has_alpha(bitstream)
             width, height = box[2] - box[0], box[3] - box[1]
             found = copies.parse(copied, (width, height)) if copied else None
-            part = _Part(box, _of_box(coded, box), has_alpha, bitstream, found)
+            inside = _of_box(coded, box)
+            part = _Part(box, inside, has_alpha, bitstream, found, self.has_alpha)
             vp8l.check(bitstream, part.size, has_alpha=has_alpha)
             self._parts.append(part)
         # This counts the work for all bitstreams that must be decoded to show the frame.
@@ -338,9 +359,18 @@ class Regions:
                 continue
             cut = inside[0] - left, inside[1] - top, inside[2] - left, inside[3] - top
             shown = (pixels() if scale == 1 else pixels().reduce(scale)).crop(cut)
-            where = ImageChops.darker(shown.getchannel("A"), mask(blocks, scale).crop(cut))
+            where = mask(blocks, scale).crop(cut)
+            if not self.has_alpha:
+                where = ImageChops.darker(shown.getchannel("A"), where)
             at = inside[0] - box[0], inside[1] - box[1]
             picture.paste(shown.convert("RGB").convert(picture.mode), at, where)
+
+    def alpha(self) -> Image.Image:
+        """The picture's alpha channel, of mode L; OSError if the pixels are damaged."""
+        found = Image.new("L", self.size)
+        for part in self._parts:
+            found.paste(part.pixels().getchannel("A"), part.box[:2])
+        return found
 
     def _shown(self) -> Iterator[tuple[PixelBox, Callable[[], Image.Image], Blocks]]:
         """Boxes, what decodes their pixels, and which of their blocks are exact."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 
 from . import block_maps
@@ -16,6 +17,8 @@ PART_PIXELS = 1 << 22
 PART_WIDTH, PART_HEIGHT = 8192, 16376
 
 PixelBox = tuple[int, int, int, int]
+
+_LENGTH = struct.Struct(">I")
 
 
 def shape_of(size: tuple[int, int]) -> tuple[int, int]:
@@ -36,15 +39,40 @@ def parts(size: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
             )
 
 
+def box_of(part: tuple[slice, slice], size: tuple[int, int]) -> PixelBox:
+    """The box of pixels of a part of a picture (width, height)."""
+    rows, columns = part
+    return (
+        columns.start * BLOCK,
+        rows.start * BLOCK,
+        min(columns.stop * BLOCK, size[0]),
+        min(rows.stop * BLOCK, size[1]),
+    )
+
+
 def boxes(coded: Blocks, size: tuple[int, int]) -> Iterator[PixelBox]:
     """For each part with coded blocks, the smallest box of pixels around them."""
     for rows, columns in parts(size):
         box = block_maps.bounds(coded[rows, columns])
         if box is not None:
             left, top, right, bottom = box
-            yield (
-                (columns.start + left) * BLOCK,
-                (rows.start + top) * BLOCK,
-                min((columns.start + right) * BLOCK, size[0]),
-                min((rows.start + bottom) * BLOCK, size[1]),
+            part = (
+                slice(rows.start + top, rows.start + bottom),
+                slice(columns.start + left, columns.start + right),
             )
+            yield box_of(part, size)
+
+
+def pack(data: bytes) -> bytes:
+    """Data behind its length, as `first` reads it."""
+    return _LENGTH.pack(len(data)) + data
+
+
+def first(data: bytes, name: str) -> tuple[bytes, bytes]:
+    """The bytes behind a length, and those after them; ValueError if they end too early."""
+    start = _LENGTH.size
+    length = _LENGTH.unpack_from(data)[0] if len(data) >= start else -1
+    if not 0 <= length <= len(data) - start:
+        msg = f"it ends within {name}"
+        raise ValueError(msg)
+    return data[start : start + length], data[start + length :]

@@ -48,10 +48,20 @@ class Layers:
                 raise OSError(msg)
             data = self._reader.data(entry)
             if data != alpha.AS_BEFORE:
-                whole = alpha.decode(data, self._header.size)
+                if data == alpha.IN_EXACT:
+                    whole = self._alpha_in_exact()
+                else:
+                    whole = alpha.decode(data, self._header.size)
                 return (whole.reduce(scale) if scale > 1 else whole).crop(box)
         msg = "damaged SDZ file: chunk ALPH repeats the frame before, which has no alpha"
         raise OSError(msg)
+
+    def _alpha_in_exact(self) -> Image.Image:
+        regions = self._exact(0) if self._header.frames == 1 else None
+        if regions is None or not regions.has_alpha:
+            msg = "damaged SDZ file: chunk ALPH refers to EXCT, which has no alpha"
+            raise OSError(msg)
+        return regions.alpha()
 
     def exact(self, number: int, *, lenient: bool) -> Regions | None:
         """The exact regions of a frame; None if it has none.
@@ -96,5 +106,14 @@ class Layers:
             regions = None
         for data in reversed(chain):
             regions = exact.Regions(data, self._header.size, regions) if data else None
+            if regions is not None and regions.has_alpha and not self._may_have_alpha(number):
+                msg = "damaged SDZ file: chunk EXCT has alpha that chunk ALPH does not refer to"
+                raise OSError(msg)
         self._latest = number, regions
         return regions
+
+    def _may_have_alpha(self, number: int) -> bool:
+        """Whether the EXCT chunk of a frame may have alpha.  ALPH may be missing at the end."""
+        entry = self._frames.alpha(number)
+        is_one = self._header.has_alpha and self._header.frames == 1
+        return is_one and (entry is None or entry.length == len(alpha.IN_EXACT))

@@ -39,7 +39,8 @@ def encode(mask: ArrayLike | torch.Tensor, size: tuple[int, int], factor: int) -
         raise ValueError(msg)
     picture = Image.fromarray(_levels(values, near))
     # In a file, a mask with one value always has the picture's size.
-    return alpha.encode(picture) if picture.size == size else alpha.png(picture)
+    constant = alpha.constant(picture) if picture.size == size else None
+    return constant or alpha.png(picture)
 
 
 def decode(data: bytes, size: tuple[int, int], factor: int) -> NDArray[np.float32]:

@@ -10,12 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
-from . import alpha, chunks, codec, drawn, exact, graphics, vp8l
+from . import alpha, drawn, exact, graphics
 from .block_maps import Blocks
-from .codec import DoesNotFit, EncodedLatents
-from .container import Chunk, chunk_size
+from .container import chunk_size
 from .exact_parts import BLOCK, shape_of
-from .order import MAX_CHANGES
 
 # At a quality q, a byte is worth WORTH * exp(-FALLING * q) squared levels.  Measured on eight
 # photos of the training data, as squared errors and bytes from one quality to the next.  From
@@ -57,13 +55,6 @@ FEWEST_PER_CHANGE = 0.4
 FEWEST_PER_EDGE = 1.5
 # A colour stays as it is if this part of the exact pixels has it, such as a page's paper.  Chosen.
 COMMON = 0.02
-# The quality of a scanned page is higher by this part of the quality that was asked for.  Chosen:
-# readers look at letters closely.  With it, the default quality becomes the highest.
-SCAN_HIGHER = 1 / 3
-# From these qualities on, a scanned page is kept like graphics, with levels of brightness this far
-# apart.  Measured on the tuning set of benchmarks.graphics: below the last one, latents take
-# fewer bytes at an equal SSIMULACRA2 (docs/measurements.md#graphics-exact-and-regions).
-SCAN_STEPS = {95: 2, 85: 3, 70: 4}
 # Levels of colour are this many times as far apart.  Measured there: with 3, a scan takes 9 to 14 %
 # more bytes.  With 5, flat colours would be 4 levels off where there is little noise.
 COLOUR_STEPS = 4
@@ -72,10 +63,6 @@ COLOUR_STEPS = 4
 FEW = 100
 # A coloured picture with at most so many colours is no photo.  Chosen: as many as a GIF has.
 FEW_COLOURS = 256
-# With a target size, exact regions are tried at these qualities.  Chosen: the default, and two that
-# may have fewer colours.
-QUALITIES = (75, 45, 20)
-
 _ROWS = 1024  # rows of pixels that are looked at together, to save memory with large pictures
 
 
@@ -161,11 +148,11 @@ def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Fra
         return whole
     if only_flats:
         # Other colours than these would take more bytes: 20 to 300 more at quality 90.
-        return Frame(blocks, colours, _filled(image, hidden), most, only_flats=True, coded=coded)
+        return Frame(blocks, colours, filled(image, hidden), most, only_flats=True, coded=coded)
     behind = _shown(colours, blocks)
     if hidden is not None:
         behind.paste(255, (0, 0), hidden)
-    return Frame(blocks, colours, _filled(image, behind), most + of_letters, coded=coded)
+    return Frame(blocks, colours, filled(image, behind), most + of_letters, coded=coded)
 
 
 def _whole(
@@ -281,102 +268,10 @@ def _shown(colours: Image.Image, blocks: Blocks) -> Image.Image:
     return shown
 
 
-def _filled(image: Image.Image, hidden: Image.Image | None) -> Image.Image:
+def filled(image: Image.Image, hidden: Image.Image | None) -> Image.Image:
     """The picture with new colours where it is hidden, which take few bits."""
     if hidden is None:
         return image
     with_alpha = image.copy()
     with_alpha.putalpha(hidden.point([255] * 255 + [0]))
     return alpha.filled(with_alpha)
-
-
-class Coder:
-    """Codes the frames of a file, images of mode RGB: the exact regions, and latents of the rest.
-
-    ``latents`` are the rows and columns of the latents.  Without ``wanted``, nothing is exact.
-    """
-
-    def __init__(
-        self,
-        encoder: codec.Encoder,
-        latents: tuple[int, int],
-        *,
-        wanted: bool,
-        quality: float,
-        animated: bool,
-    ) -> None:
-        self._encoder, self._latents = encoder, latents
-        self._wanted = wanted and vp8l.is_available()
-        self._quality, self._animated = quality, animated
-        self._exact = exact.Encoder(MAX_CHANGES if animated else 0)
-
-    def encode(self, image: Image.Image, hidden: Image.Image | None) -> list[Chunk]:
-        """The chunks of the next frame; ``hidden`` as in `found`."""
-        frame = found(image, hidden, self._quality) if self._wanted else None
-        kept = self._kept(frame, self._exact, self._quality)
-        if frame is None and self._wanted and not self._animated and graphics.is_scan(image):
-            return self._scan(_filled(image, hidden))
-        if frame is None or not kept:
-            return self._encoder.encode(_filled(image, hidden))
-        if frame.picture is None:
-            return [*kept, *self._encoder.encode_nothing(*self._latents)]
-        return [*kept, *self._encoder.encode(frame.picture)]
-
-    def _scan(self, image: Image.Image) -> list[Chunk]:
-        """The chunks of a scanned page."""
-        step = next((s for least, s in SCAN_STEPS.items() if self._quality >= least), None)
-        if step is None:
-            return self._encoder.encode(image, SCAN_HIGHER * self._quality)
-        every = np.ones(shape_of(image.size), np.bool_)
-        data = exact.Encoder(0).encode(coarser(image, step), every)
-        return [Chunk(chunks.EXACT, data), *self._encoder.encode_nothing(*self._latents)]
-
-    def fit(
-        self, images: Sequence[tuple[Image.Image, Image.Image | None]], max_size: int
-    ) -> EncodedLatents:
-        """The best coding of all frames in ``max_size`` bytes; DoesNotFit if none fits."""
-        for quality in QUALITIES if self._wanted else ():
-            frames = [found(*each, quality) for each in images]
-            if not any(frames):
-                break
-            coder = exact.Encoder(MAX_CHANGES)
-            kept = [self._kept(frame, coder, quality) for frame in frames]
-            if not any(kept):
-                continue
-            frames = [frame if own else None for frame, own in zip(frames, kept, strict=True)]
-            left = max_size - sum(map(_size, kept))
-            if all(f is not None and f.picture is None for f in frames):
-                nothing = self._encoder.encode_nothing(*self._latents)
-                if len(frames) * _size(nothing) <= left:
-                    coded = [[*each, *nothing] for each in kept]
-                    return EncodedLatents(coded, self._encoder.quantisation)
-                continue
-            pictures = [
-                _filled(*each) if f is None else f.picture or Image.new("RGB", each[0].size)
-                for f, each in zip(frames, images, strict=True)
-            ]
-            try:
-                fitted = self._encoder.fit(pictures, left)
-            except DoesNotFit:
-                continue
-            # The exact regions must leave enough bytes for the rest.
-            if self._encoder.coding.said(fitted.quantisation).get("quality", 100) >= quality:
-                coded = [[*own, *rest] for own, rest in zip(kept, fitted.frames, strict=True)]
-                return EncodedLatents(coded, fitted.quantisation)
-        return self._encoder.fit([_filled(*each) for each in images], max_size)
-
-    def _kept(self, frame: Frame | None, coder: exact.Encoder, quality: float) -> list[Chunk]:
-        """A frame's EXCT chunk; nothing if it has no exact blocks, or if they cost too much."""
-        if frame is None:
-            coder.encode(None, None)
-            return []
-        # In an animation, the colours of still parts must not change.
-        if not self._animated and not frame.only_flats:
-            frame = simpler(frame, quality)
-        data = coder.encode(frame.colours, frame.blocks, frame.coded)
-        kept = [Chunk(chunks.EXACT, data)]
-        return kept if self._animated or _size(kept) <= frame.most else []
-
-
-def _size(coded: Sequence[Chunk]) -> int:
-    return sum(chunk_size(len(chunk.data)) for chunk in coded)

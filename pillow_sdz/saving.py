@@ -9,7 +9,7 @@ from typing import IO, NamedTuple
 
 from PIL import Image
 
-from . import alpha, chunks, codec, container, keywords, protection, regions
+from . import alpha, chunks, codec, container, keywords, layering, protection
 from .container import Chunk
 from .header import MAX_SIDE, MODES, Header
 from .keywords import Timing
@@ -96,9 +96,13 @@ class _Beside(NamedTuple):
 class _Picture(NamedTuple):
     """A frame as it is encoded."""
 
-    image: Image.Image  # of mode RGB
-    hidden: Image.Image | None  # of mode L, 255 where its colours need not be kept
+    given: layering.Given
     beside: _Beside
+
+    def beside_of(self, coded: Sequence[Chunk]) -> _Beside:
+        """What the file keeps in addition to these chunks."""
+        has_alpha = layering.have_alpha(coded)
+        return self.beside._replace(alpha=alpha.IN_EXACT) if has_alpha else self.beside
 
 
 def _pictures(
@@ -114,7 +118,7 @@ def _pictures(
             timing.add(frame.info.get("duration"))
         image = _convert(frame)
         is_colour = image.mode.startswith("RGB")
-        coded_alpha = hidden = None
+        coded_alpha = hidden = transparency = None
         if image.mode.endswith("A"):
             transparency = image.getchannel("A")
             coded_alpha = alpha.encode(transparency)
@@ -123,7 +127,10 @@ def _pictures(
         if image.mode != "RGB":
             image = image.convert("RGB")
         is_grey = is_colour and _is_grey(image)
-        yield _Picture(image, hidden, _Beside(is_colour, coded_alpha, is_grey))
+        if transparency is not None and alpha.constant(transparency):
+            transparency = None
+        given = layering.Given(image, hidden, transparency, len(coded_alpha or b""))
+        yield _Picture(given, _Beside(is_colour, coded_alpha, is_grey))
 
 
 def _is_grey(image: Image.Image) -> bool:
@@ -234,7 +241,7 @@ def _write(
     if (rows := encoder.band_rows(*header.latents[1:])) is not None:
         about.append(keywords.chunk(chunks.BANDS, rows))
     shell = _Shell(header, about, profile, timing)
-    coder = regions.Coder(
+    coder = layering.Coder(
         encoder,
         header.latents[1:],
         wanted=keywords.regions(options.get("regions"), model),
@@ -254,31 +261,30 @@ def _write(
     fp.write(codec.write(file))
 
 
-def _encoded(coder: regions.Coder, pictures: Iterable[_Picture], shell: _Shell) -> list[Chunk]:
+def _encoded(coder: layering.Coder, pictures: Iterable[_Picture], shell: _Shell) -> list[Chunk]:
     """The chunks of the file.  Only one picture at a time is in memory."""
     besides, coded = [], []
     for picture in pictures:
-        coded.append(coder.encode(picture.image, picture.hidden))
-        besides.append(picture.beside)
+        coded.append(coder.encode(picture.given))
+        besides.append(picture.beside_of(coded[-1]))
     return shell.file(besides, coded, shell.header.quantisation)
 
 
 def _fitted(
-    coder: regions.Coder, pictures: Iterable[_Picture], shell: _Shell, target_size: int
+    coder: layering.Coder, pictures: Iterable[_Picture], shell: _Shell, target_size: int
 ) -> list[Chunk]:
     """The chunks of the best file of at most ``target_size`` bytes; ValueError if none fits."""
-    images, besides = [], []
-    for picture in pictures:
-        images.append((picture.image, picture.hidden))
-        besides.append(picture.beside)
+    frames = list(pictures)
+    besides = [picture.beside for picture in frames]
     # Only the chunks of latents and of exact regions depend on the quality.
     others = container.size(shell.file(besides, [[]] * len(besides), shell.header.quantisation))
     try:
-        fitted = coder.fit(images, target_size - others)
+        fitted = coder.fit([picture.given for picture in frames], target_size - others)
     except codec.DoesNotFit as e:
         smallest = others + e.smallest
         msg = f"target_size is {target_size}, but the smallest file has {smallest} bytes"
         raise ValueError(msg) from e
+    besides = [p.beside_of(coded) for p, coded in zip(frames, fitted.frames, strict=True)]
     return shell.file(besides, fitted.frames, fitted.quantisation)
 
 

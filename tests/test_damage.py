@@ -305,6 +305,12 @@ def bomb(levels: bytes) -> bytes:
         b"\1" + png((5, 3), "RGB"),
         b"\1" + png((5, 3), "I;16"),
         b"\1" + b"GIF89a" + bytes(50),
+        b"\3",
+        b"\3" + bytes(50),
+        b"\3" + struct.pack(">IBI", 5, 0x2F, 4 | 2 << 14),
+        b"\4",
+        b"\4\0",
+        b"\5",
     ],
     ids=lambda alpha: f"{len(alpha)} bytes",
 )

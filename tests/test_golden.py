@@ -219,7 +219,7 @@ CHUNKS_OF_FRAMES = [
     ("LATN", 126),
     ("ALPH", 1),
 ]
-FRAME_DIGESTS = [
+FRAME_e0d6656ad91e7660950966038c81488ac020808907840beeca0b3cf57458d36dS = [
     "8538eeb80ef96a46e370e4de01a4516b450519b3cb7a57d4caaee3e4159e20db",
     "0ba4d56f81a2d121c045f4af0d6aa0e12b8c77333b98a819fd538ac0275cf7df",
     "4cd504667cc73a611bb78b892cae32bdff45f1b56d21685d9ca9287a2feb2a07",
@@ -258,7 +258,7 @@ def test_frames_of_record() -> None:
         hashlib.sha256(np.concatenate(bands).astype(">i4").tobytes()).hexdigest()
         for bands in frames
     ]
-    assert digests == FRAME_DIGESTS
+    assert digests == FRAME_e0d6656ad91e7660950966038c81488ac020808907840beeca0b3cf57458d36dS
     assert container.write(parts) == data
 
 
@@ -351,6 +351,21 @@ def test_exact_regions_of_record() -> None:
         regions.paste(shown, (0, 0, *regions.size))
         assert shown.getpixel((17, 9)) == (1, 2, 3)
         assert hashlib.sha256(shown.tobytes()).hexdigest() == digest
+
+
+def test_alpha_of_record() -> None:
+    """A picture of mode RGBA that is exact as a whole, and its alpha channel with its pixels."""
+    file = container.read((FIXTURES / "alpha.sdz").read_bytes())
+    assert [(c.type, len(c.data)) for c in file[-3:-1]] == [(b"LATN", 0), (b"ALPH", 1)]
+    (data,) = (chunk.data for chunk in file if chunk.type == chunks.EXACT)
+    assert data[0] == 8
+    regions = Regions(data, (20, 12))
+    shown = Image.new("RGB", regions.size)
+    regions.paste(shown, (0, 0, *regions.size))
+    shown.putalpha(regions.alpha())
+    assert shown.size == (20, 12)
+    digest = "e0d6656ad91e7660950966038c81488ac020808907840beeca0b3cf57458d36d"
+    assert hashlib.sha256(shown.tobytes()).hexdigest() == digest
 
 
 def test_copies_of_record() -> None:

@@ -89,6 +89,11 @@ NOT_SHOWN = {
     "alpha-with-a-second-size": "PNG in chunk ALPH: it has a second IHDR at byte 33",
     "alpha-with-a-second-kind": "PNG in chunk ALPH: it has a second IHDR at byte 33",
     "alpha-ends-early": "PNG in chunk ALPH: it ends at byte 40",
+    "alpha-in-parts-of-another-size": "ALPH: .* not a VP8L bitstream of 16x16 pixels",
+    "alpha-in-parts-that-end-early": "ALPH",
+    "alpha-in-no-exact-regions": "chunk ALPH refers to EXCT, which has no alpha",
+    "alpha-in-exact-regions-of-mode-rgb": "EXCT has alpha that chunk ALPH does not refer to",
+    "alpha-in-exact-regions-and-alone": "EXCT has alpha that chunk ALPH does not refer to",
     "latents-empty": "chunk LATN at byte 43: it is empty",
     "latents-of-no-prior": "there is no prior 3 for 4 channels",
     "latents-of-another-prior": "there is no prior 4 for 4 channels",
@@ -122,6 +127,11 @@ LATENTS = {
     "alpha-with-a-second-kind": None,
     "alpha-ends-early": None,
     "alpha-as-before-the-first": None,
+    "alpha-in-parts-of-another-size": None,
+    "alpha-in-parts-that-end-early": None,
+    "alpha-in-no-exact-regions": None,
+    "alpha-in-exact-regions-of-mode-rgb": "all of its pixels are kept exactly",
+    "alpha-in-exact-regions-and-alone": "all of its pixels are kept exactly",
 }
 
 # Files that are valid pictures. The texts and surplus pixels in the PNG of an alpha channel are not

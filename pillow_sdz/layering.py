@@ -1,0 +1,164 @@
+"""Codes the frames of a file: their exact regions, perhaps with alpha, and latents of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from . import alpha, chunks, codec, exact, graphics, regions, vp8l
+from .codec import DoesNotFit, EncodedLatents
+from .container import Chunk, chunk_size
+from .exact_parts import shape_of
+from .order import MAX_CHANGES
+
+# The quality of a scanned page is higher by this part of the quality that was asked for.  Chosen:
+# readers look at letters closely.  With it, the default quality becomes the highest.
+SCAN_HIGHER = 1 / 3
+# From these qualities on, a scanned page is kept like graphics, with levels of brightness this far
+# apart.  Measured on the tuning set of benchmarks.graphics: below the last one, latents take
+# fewer bytes at an equal SSIMULACRA2 (docs/measurements.md#graphics-exact-and-regions).
+SCAN_STEPS = {95: 2, 85: 3, 70: 4}
+# With a target size, exact regions are tried at these qualities.  Chosen: the default, and two that
+# may have fewer colours.
+QUALITIES = (75, 45, 20)
+
+
+class Given(NamedTuple):
+    """A frame of a file that is written: its colours, of mode RGB, and its alpha channel.
+
+    ``hidden``, of mode L, is 255 where nobody sees the pixels; None if all colours must be kept.
+    ``alpha``, of mode L, takes ``bytes_of_alpha`` bytes as a chunk of its own.  It is None if it
+    has one level.
+    """
+
+    image: Image.Image
+    hidden: Image.Image | None
+    alpha: Image.Image | None = None
+    bytes_of_alpha: int = 0
+
+
+class Coder:
+    """Codes the frames of a file, images of mode RGB: the exact regions, and latents of the rest.
+
+    ``latents`` are the rows and columns of the latents.  Without ``wanted``, nothing is exact.
+    """
+
+    def __init__(
+        self,
+        encoder: codec.Encoder,
+        latents: tuple[int, int],
+        *,
+        wanted: bool,
+        quality: float,
+        animated: bool,
+    ) -> None:
+        self._encoder, self._latents = encoder, latents
+        self._wanted = wanted and vp8l.is_available()
+        self._quality, self._animated = quality, animated
+        self._exact = exact.Encoder(MAX_CHANGES if animated else 0)
+
+    def encode(self, given: Given) -> list[Chunk]:
+        """The chunks of the next frame.  They may have its alpha channel: `have_alpha`."""
+        image, hidden = given.image, given.hidden
+        frame = regions.found(image, hidden, self._quality) if self._wanted else None
+        kept = self._kept(frame, given, self._exact, self._quality)
+        if frame is None and self._wanted and not self._animated and graphics.is_scan(image):
+            return self._scan(regions.filled(image, hidden))
+        if frame is None or not kept:
+            return self._encoder.encode(regions.filled(image, hidden))
+        if frame.picture is None:
+            return [*kept, *self._encoder.encode_nothing(*self._latents)]
+        return [*kept, *self._encoder.encode(frame.picture)]
+
+    def _scan(self, image: Image.Image) -> list[Chunk]:
+        """The chunks of a scanned page."""
+        step = next((s for least, s in SCAN_STEPS.items() if self._quality >= least), None)
+        if step is None:
+            return self._encoder.encode(image, SCAN_HIGHER * self._quality)
+        every = np.ones(shape_of(image.size), np.bool_)
+        data = exact.Encoder(0).encode(regions.coarser(image, step), every)
+        return [Chunk(chunks.EXACT, data), *self._encoder.encode_nothing(*self._latents)]
+
+    def fit(self, images: Sequence[Given], max_size: int) -> EncodedLatents:
+        """The best coding of all frames in ``max_size`` bytes; DoesNotFit if none fits.
+
+        An alpha channel in exact regions takes none of them.
+        """
+        for quality in QUALITIES if self._wanted else ():
+            frames = [regions.found(each.image, each.hidden, quality) for each in images]
+            if not any(frames):
+                break
+            coder = exact.Encoder(MAX_CHANGES)
+            kept = [
+                self._kept(frame, each, coder, quality)
+                for frame, each in zip(frames, images, strict=True)
+            ]
+            if not any(kept):
+                continue
+            frames = [frame if own else None for frame, own in zip(frames, kept, strict=True)]
+            saved = sum(_saved(*each) for each in zip(kept, images, strict=True))
+            left = max_size + saved - sum(map(_size, kept))
+            if all(f is not None and f.picture is None for f in frames):
+                nothing = self._encoder.encode_nothing(*self._latents)
+                if len(frames) * _size(nothing) <= left:
+                    coded = [[*each, *nothing] for each in kept]
+                    return EncodedLatents(coded, self._encoder.quantisation)
+                continue
+            pictures = [
+                regions.filled(each.image, each.hidden)
+                if f is None
+                else f.picture or Image.new("RGB", each.image.size)
+                for f, each in zip(frames, images, strict=True)
+            ]
+            try:
+                fitted = self._encoder.fit(pictures, left)
+            except DoesNotFit:
+                continue
+            # The exact regions must leave enough bytes for the rest.
+            if self._encoder.coding.said(fitted.quantisation).get("quality", 100) >= quality:
+                coded = [[*own, *rest] for own, rest in zip(kept, fitted.frames, strict=True)]
+                return EncodedLatents(coded, fitted.quantisation)
+        return self._encoder.fit(
+            [regions.filled(each.image, each.hidden) for each in images], max_size
+        )
+
+    def _kept(
+        self, frame: regions.Frame | None, given: Given, coder: exact.Encoder, quality: float
+    ) -> list[Chunk]:
+        """A frame's EXCT chunk; nothing if it has no exact blocks, or if they cost too much."""
+        if frame is None:
+            coder.encode(None, None)
+            return []
+        # In an animation, the colours of still parts must not change.
+        if not self._animated and not frame.only_flats:
+            frame = regions.simpler(frame, quality)
+        data = coder.encode(frame.colours, frame.blocks, frame.coded)
+        kept = [Chunk(chunks.EXACT, data)]
+        if self._animated:
+            return kept
+        if frame.picture is None and given.alpha is not None:
+            whole = frame.colours.convert("RGB")
+            whole.putalpha(given.alpha)
+            joint = exact.with_alpha(whole, keeps_hidden=given.hidden is None)
+            ways = kept, [Chunk(chunks.EXACT, joint)]
+            kept = min(ways, key=lambda way: _size(way) - _saved(way, given))
+        return kept if _size(kept) - _saved(kept, given) <= frame.most else []
+
+
+def _size(coded: Sequence[Chunk]) -> int:
+    return sum(chunk_size(len(chunk.data)) for chunk in coded)
+
+
+def have_alpha(coded: Sequence[Chunk]) -> bool:
+    """Whether the chunks of a frame's exact regions and latents have its alpha channel."""
+    return any(chunk.type == chunks.EXACT and exact.has_alpha(chunk.data) for chunk in coded)
+
+
+def _saved(coded: Sequence[Chunk], given: Given) -> int:
+    """The bytes that a frame's ALPH chunk need not have, because these chunks have the alpha."""
+    if not have_alpha(coded):
+        return 0
+    return chunk_size(given.bytes_of_alpha) - chunk_size(len(alpha.IN_EXACT))
