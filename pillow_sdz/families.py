@@ -20,7 +20,7 @@ SPACES: dict[str, Space] = {
         Space("sd1", 4, 8, scaling=0.18215, prior="sd1", denoising=ARTICLES_DENOISING),
         Space("sdxl", 4, 8, scaling=0.13025),
         Space("sd3", 16, 8, scaling=1.5305, shift=0.0609),
-        # Chroma, Z-Image, Lumina 2 and HiDream have the same latents.
+        # Other models have the same latents: `USERS`.
         Space("flux", 16, 8, scaling=0.3611, shift=0.1159, packing="patches"),
         # First the latents of FLUX.2's autoencoder, then those that its pipelines return.
         Space("flux2", 32, 8, scaling=1, patches="flux2-patches", prior="flux2"),
@@ -93,9 +93,13 @@ MEMBERS = {"taef2": "flux2"}
 #: values of ``model``, because a file names the family.  Messages say which family it is.
 USERS = {
     "anima": "qwen-image",
+    "booguimage": "flux",
     "chroma": "flux",
+    "ernieimage": "flux2",
     "hidream": "flux",
     "krea2": "qwen-image",
     "lumina2": "flux",
+    "nucleusimage": "qwen-image",
+    "omnigen2": "flux",
     "zimage": "flux",
 }

@@ -190,10 +190,13 @@ def family_of(part: LatentFile, model: str | None, factor: int | None) -> tuple[
     shape = part.latents.shape
     fit = shapes.fitting(shape)
     if DEFAULT_FAMILY not in fit:
-        names = f"such as {', '.join(fit)}" if fit else "because they fit no family known here"
+        if fit:
+            known_ones = f"give --model, such as {', '.join(fit)}; for another family, "
+        else:
+            known_ones = "no family that is known here has such latents: "
         msg = (
-            f"nothing says which latents of the shape {shape} these are: give --model, {names}; "
-            "for another family, give any name, and --factor"
+            f"nothing says which latents of the shape {shape} these are: {known_ones}"
+            "give --model with a name of your choice, and --factor"
         )
         raise ValueError(msg)
     return DEFAULT_FAMILY, True

@@ -64,7 +64,8 @@ DECODER: str | None = None
 
 The two models must share their latent space, as sd1 and taesd do.  The weights need not be those
 that the file names.  This setting also holds for files of embedded models.  A file of another
-latent space is an OSError.
+latent space is an OSError.  If nobody here knows a file's family, its latents only need the model's
+channels and factor.
 """
 
 MEMORY_BUDGET: int = 340_000_000

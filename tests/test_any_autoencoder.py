@@ -110,6 +110,48 @@ def test_a_class_derived_from_a_known_one(photo: Image.Image) -> None:
     assert decode(encode(photo, model="theirs")).size == photo.size
 
 
+def test_a_file_of_an_unknown_family_is_shown_by_another_model(photo: Image.Image) -> None:
+    """Nobody here knows which models have its latents, so the user's word counts."""
+    register_model("blocks", Blocks(), pixel_range=(0, 1))
+    means = photo.crop((0, 0, 48, 32)).reduce(8)
+    latents = np.asarray(means, np.float32).transpose(2, 0, 1) / 255
+    file = BytesIO()
+    save_latents(latents, file, model="theirs", factor=8, lossless="float32")
+    text = (
+        "call register_model('theirs', AUTOENCODER), or set options.DECODER to a model of "
+        "3 channels at a factor of 8"
+    )
+    with pytest.raises(OSError, match="not known here: run 'sdz models add theirs") as e:
+        decode(file.getvalue())
+    assert text in str(e.value)
+    with options.override(DECODER="blocks"):
+        shown = decode(file.getvalue()).reduce(8)
+    assert np.abs(np.asarray(means, int) - np.asarray(shown, int)).max() <= 1
+    # A model of the file's name that has a latent space of its own does not change that.
+    register_model("theirs", Blocks())
+    with options.override(DECODER="blocks"):
+        assert decode(file.getvalue()).reduce(8).tobytes() == shown.tobytes()
+
+
+def test_a_file_of_an_unknown_family_is_not_shown_by_what_cannot(photo: Image.Image) -> None:
+    register_model("blocks", Blocks())
+    file = BytesIO()
+    save_latents(np.zeros((24, 4, 4), np.float32), file, model="theirs", factor=8, step=1)
+    with (
+        options.override(DECODER="blocks"),
+        pytest.raises(OSError, match="latents of 3 channels at a factor of 8, but .* 24 channels"),
+    ):
+        decode(file.getvalue())
+    # Only `mini` has latents with a hyperprior, even if others have their shape.
+    wide = BytesIO()
+    save_latents(np.zeros((384, 4, 4), np.float32), wide, model="theirs", factor=16, step=1)
+    with (
+        options.override(DECODER="mini"),
+        pytest.raises(OSError, match="which decodes mini latents, but this"),
+    ):
+        decode(wide.getvalue())
+
+
 # diffusers' classes.  Only the sizes and the weights are not real.
 
 

@@ -185,6 +185,8 @@ def test_an_unknown_name(shape: tuple[int, ...], size: Any, fit: str) -> None:
         ("hidream", 16, "flux"),
         ("krea-2", 16, "qwen-image"),
         ("Anima", 16, "qwen-image"),
+        ("omnigen2", 16, "flux"),
+        ("ernie-image", 128, "flux2"),
     ],
 )
 def test_models_with_the_latents_of_a_family(

@@ -112,7 +112,7 @@ class SaveLatents:
             LAYOUT,
             FORMAT,
             dtype,
-            shape=array.shape if array.ndim == 5 else None,
+            shape=None if array.ndim == 4 else array.shape,
             metadata=_metadata(prompt, extra_pnginfo),
         )
         part = LatentFile(array, origin)

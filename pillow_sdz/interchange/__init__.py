@@ -203,6 +203,10 @@ def _lost(part: LatentFile, format: str, layout: Layout) -> Iterator[str]:
     for name, value in others.items():
         if value is not None and name not in layout.keeps:
             yield name
+    if part.origin.layout != layout.name:  # it has its own names for other arrays
+        for name in part.origin.others:
+            is_mask = part.origin.channels is not None and name == part.origin.key
+            yield f"the mask in {name}" if is_mask else name
     if part.origin.metadata and not FORMATS[format].has_metadata:
         yield "metadata"
 

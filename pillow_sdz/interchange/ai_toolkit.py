@@ -12,28 +12,43 @@ from .contracts import Contents, Layout
 from .origin import LatentFile
 
 # Their names in the metadata, `latent_space_version`: those of toolkit/data_loader.py, and the
-# architectures of the models.
+# architectures of the models.  Which autoencoder a model has is read from its file in
+# extensions_built_in/diffusion_models, and for older models from ComfyUI's supported_models.py.
+# LTX-2, CogView 4, Ideogram 4, MageFlow and MiniMax H3 have autoencoders or statistics of their
+# own, and others keep pixels: the catalogue does not know these.
 FAMILIES = {
     "sd1": "sd1",
+    "sd2": "sd1",
+    "pixart": "sd1",
     "sdxl": "sdxl",
+    "ssd": "sdxl",
+    "vega": "sdxl",
+    "auraflow": "sdxl",
+    "pixart_sigma": "sdxl",
     "sd3": "sd3",
     "flux1": "flux",
     "flux": "flux",
     "flux_kontext": "flux",
+    "flex1": "flux",
     "flex2": "flux",
     "chroma": "flux",
     "hidream": "flux",
     "hidream_e1": "flux",
     "lumina2": "flux",
     "zimage": "flux",
+    "omnigen2": "flux",
+    "boogu_image": "flux",
+    "boogu_image_edit": "flux",
     "flux2": "flux2",
     "flux2_klein_4b": "flux2",
     "flux2_klein_9b": "flux2",
+    "ernie_image": "flux2",
     "anima": "qwen-image",
     "krea2": "qwen-image",
     "qwen_image": "qwen-image",
     "qwen_image_edit": "qwen-image",
     "qwen_image_edit_plus": "qwen-image",
+    "nucleus_image": "qwen-image",
     "wan21": "wan21",
     "wan21_i2v": "wan21",
     "wan22_14b": "wan21",

@@ -1,7 +1,7 @@
 """What ComfyUI's SaveLatent writes, read from its nodes.py.
 
 The tensor `latent_tensor` is a batch of latents as ComfyUI's VAE encodes them, with an axis of time
-for videos.  Nodes may write other tensors beside it, such as `noise_mask`.  Older versions of
+for videos, and without an axis of rows for sounds.  Nodes may write other tensors beside it, such as `noise_mask`.  Older versions of
 ComfyUI multiplied the values by 0.18215, for every model.  Newer versions do not, and write the
 empty tensor `latent_format_version_0` beside them.
 """
@@ -34,7 +34,7 @@ def _read(contents: Contents) -> list[LatentFile]:
     marked = MARKER in contents.names
     contents.known.add(MARKER)
     format = contents.path.suffix.lower()
-    shape = array.shape if array.ndim == 5 else None
+    shape = None if array.ndim == 4 else array.shape
     origin = Origin(
         COMFYUI.name, format, dtype, marked=marked, shape=shape, metadata=contents.metadata
     )
@@ -44,7 +44,7 @@ def _read(contents: Contents) -> list[LatentFile]:
 def _arrays(parts: Sequence[LatentFile]) -> dict[str, Stored]:
     (part,) = parts
     latents = with_axes(part)
-    if latents.ndim == 3:
+    if latents.ndim == 3 and part.origin.shape != latents.shape:
         latents = latents[None]
     others = others_of(part.origin)
     if part.origin.marked:

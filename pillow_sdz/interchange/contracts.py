@@ -19,7 +19,7 @@ OpenFile = Callable[[str], AbstractContextManager[IO[bytes]]]
 class Stored(NamedTuple):
     """An array, and the name of the type that it has in the file.
 
-    Numpy has no bfloat16: such an array is float32 here.
+    Arrays of types that numpy lacks are float32 here: `origin.NARROW`.
     """
 
     array: Array

@@ -24,7 +24,7 @@ import numpy as np
 from . import tensors, torch_files
 from .contracts import Contents, Format, Layout, OpenFile, Stored
 from .numpy_files import as_numpy
-from .origin import FINGERPRINT, MAX_PARTS, LatentFile, Origin
+from .origin import FINGERPRINT, MAX_PARTS, NARROW, LatentFile, Origin
 from .parts import Lazily
 
 # The families of the models' names.  The latents of all models are scaled and shifted.
@@ -214,7 +214,7 @@ def _mask(item: Contents, latents: tuple[int, ...]) -> Stored | None:
         return None
     mask = item.load(MASK)
     sides = [divmod(m, side) for m, side in zip(mask.array.shape, latents[-2:], strict=False)]
-    if mask.array.ndim != 2 or sides[0] != sides[1] or sides[0][1] or mask.dtype == "bfloat16":
+    if mask.array.ndim != 2 or sides[0] != sides[1] or sides[0][1] or mask.dtype in NARROW:
         return None
     with np.errstate(invalid="ignore"):
         levels = np.rint(mask.array.astype(np.float32) * 255).clip(0, 255)

@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 
 from .contracts import Contents, Format, Stored
-from .origin import Array
+from .origin import Array, held_as
 
 #: Bytes that the arrays of an archive may take.  They may take the size of the file if that is
 #: more.  Chosen: the float32 latents of 4096x4096 pixels in 16 channels are 16 MiB, their alpha
@@ -53,9 +53,8 @@ def _write_npz(file: IO[bytes], arrays: Mapping[str, Stored], metadata: Mapping[
 
 
 def as_numpy(stored: Stored) -> Array:
-    """The array in its type.  Numpy has no bfloat16: it becomes float32."""
-    dtype = "float32" if stored.dtype == "bfloat16" else stored.dtype
-    return stored.array.astype(dtype, copy=False)
+    """The array in its type, or in float32 if numpy lacks it."""
+    return stored.array.astype(held_as(stored.dtype), copy=False)
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Other = tuple[str, tuple[int, ...], str]  # an array: dtype, shape, and bytes in base64
 
+#: The types that numpy lacks, by torch's names.  Arrays of them are float32 here.
+NARROW = frozenset(("bfloat16", "float8_e4m3fn", "float8_e5m2"))
 #: The types that latents may have.
-FLOATS = frozenset(("bfloat16", "float16", "float32", "float64"))
+FLOATS = NARROW | {"float16", "float32", "float64"}
 #: The types that the other arrays of a kohya cache may have.
 NUMBERS = frozenset(np.dtype(code).name for code in "?bBhHiIqQefd")
 #: The other arrays of a kohya cache, with the types that sd-scripts writes.
@@ -114,15 +116,19 @@ class LatentFile:
         return replace(self, origin=replace(self.origin, others=others))
 
 
+def held_as(dtype: str) -> np.dtype[Any]:
+    """The type that numpy has for values of a type."""
+    return np.dtype("float32" if dtype in NARROW else dtype)
+
+
 def as_bits(array: Array, dtype: str) -> bytes:
-    """The bytes of an array, little-endian; those of a bfloat16 as float32."""
-    kind = np.dtype("float32" if dtype == "bfloat16" else dtype)
-    return np.ascontiguousarray(array, kind.newbyteorder("<")).tobytes()
+    """The bytes of an array, little-endian; those of types that numpy lacks as float32."""
+    return np.ascontiguousarray(array, held_as(dtype).newbyteorder("<")).tobytes()
 
 
 def from_bits(data: bytes, dtype: str) -> Array:
     """The inverse of `as_bits`, as one row; ValueError if the bytes are not whole values."""
-    kind = np.dtype("float32" if dtype == "bfloat16" else dtype)
+    kind = held_as(dtype)
     return np.frombuffer(data, kind.newbyteorder("<")).astype(kind)
 
 
@@ -217,7 +223,7 @@ def _is_other(value: object) -> bool:
     dtype, shape, text = value
     if not isinstance(dtype, str) or dtype not in FLOATS | NUMBERS or not _is_shape(shape):
         return False
-    size = math.prod(shape) * np.dtype("float32" if dtype == "bfloat16" else dtype).itemsize
+    size = math.prod(shape) * held_as(dtype).itemsize
     if not isinstance(text, str) or size > MAX_OTHER:
         return False
     try:

@@ -9,12 +9,16 @@ from typing import IO
 
 import numpy as np
 
+from . import torch_files
 from .contracts import Contents, Format, Stored
 from .numpy_files import as_numpy
+from .origin import NARROW
 
 # What the file format calls the types that arrays may have.
 _TYPES = {
     "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
     "F16": "float16",
     "F32": "float32",
     "F64": "float64",
@@ -43,7 +47,7 @@ def _open(path: Path) -> Iterator[Contents]:
                 if dtype not in _TYPES:
                     msg = f"a tensor of {dtype} cannot be read"
                     raise ValueError(msg)
-                if dtype != "BF16":
+                if _TYPES[dtype] not in NARROW:
                     return Stored(file.get_tensor(name), _TYPES[dtype])
                 with safe_open(path, "pt") as with_torch:
                     tensor = with_torch.get_tensor(name)
@@ -56,18 +60,15 @@ def _open(path: Path) -> Iterator[Contents]:
 
 
 def _write(file: IO[bytes], arrays: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
-    contiguous = {name: np.asarray(as_numpy(stored), order="C") for name, stored in arrays.items()}
-    halves = {name for name, stored in arrays.items() if stored.dtype == "bfloat16"}
-    if not halves:
+    if not any(stored.dtype in NARROW for stored in arrays.values()):
         from safetensors.numpy import save
 
+        contiguous = {name: np.asarray(as_numpy(one), order="C") for name, one in arrays.items()}
         file.write(save(contiguous, dict(metadata) or None))
         return
-    import torch
     from safetensors.torch import save as save_torch
 
-    tensors = {name: torch.from_numpy(array) for name, array in contiguous.items()}
-    tensors |= {name: tensors[name].bfloat16() for name in halves}
+    tensors = {name: torch_files.tensor(one).contiguous() for name, one in arrays.items()}
     file.write(save_torch(tensors, dict(metadata) or None))
 
 

@@ -126,7 +126,7 @@ def small_others(contents: Contents) -> dict[str, Other]:
 
 
 def kept(array: Array, dtype: str | None = None) -> Other:
-    """An array as an origin keeps it; ``dtype`` is its own, unless it is bfloat16."""
+    """An array as an origin keeps it; ``dtype`` is its own, if numpy has that."""
     dtype = dtype or array.dtype.name
     return dtype, array.shape, base64.b64encode(as_bits(array, dtype)).decode("ascii")
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from .contracts import Contents, Format, Stored
 from .numpy_files import MAX_INFLATED, as_numpy
-from .origin import NUMBERS
+from .origin import NARROW, NUMBERS
 
 _LONGEST = 65536  # characters of a value's text.  Chosen: paths and sizes have some hundreds.
 
@@ -72,7 +72,7 @@ def load(file: Path | IO[bytes]) -> Any:
 def stored(tensor: Any) -> Stored:
     """A tensor as an array; ValueError for a type that numpy lacks."""
     dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype == "bfloat16":
+    if dtype in NARROW:
         return Stored(tensor.float().numpy(), dtype)
     if dtype not in NUMBERS:
         msg = f"a tensor of {dtype} cannot be read"
@@ -85,7 +85,7 @@ def tensor(given: Stored) -> Any:
     import torch
 
     array = torch.from_numpy(np.array(as_numpy(given)))
-    return array.bfloat16() if given.dtype == "bfloat16" else array
+    return array.to(getattr(torch, given.dtype)) if given.dtype in NARROW else array
 
 
 def _is_literal(text: str) -> bool:

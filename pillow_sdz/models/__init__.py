@@ -119,9 +119,11 @@ def decoder_for(spec: ModelSpec, digest: bytes, tune: str) -> ModelSpec:
     name = spec.name
     wanted = _wanted(spec)
     if wanted is None:
+        of = f"{name} latents" if catalogue.known(name) else _shape(spec)
         msg = (
             f"this SDZ file needs the model {name!r}, which is not known here: "
-            f"run 'sdz models add {name} DIRECTORY'"
+            f"run 'sdz models add {name} DIRECTORY', call register_model({name!r}, AUTOENCODER), "
+            f"or set options.DECODER to a model of {of}"
         )
         raise OSError(msg)
     if (spec.channels, spec.factor) != (wanted.channels, wanted.factor):
@@ -151,8 +153,8 @@ def _wanted(spec: ModelSpec) -> ModelSpec | None:
     """The model that a file names; None if this computer does not know it.
 
     A family's name is only the name of a model if the user has given it to one.  Otherwise the
-    model in `options.DECODER` can decode such files.  The model of a family can also decode the
-    family's 2x2 patches.
+    model in `options.DECODER` can decode such files, also those of an unknown family.  The model of
+    a family can also decode the family's 2x2 patches.
     """
     whole = catalogue.whole_of(spec)
     for name in (spec.name, *([whole.name] if whole else [])):
@@ -161,7 +163,7 @@ def _wanted(spec: ModelSpec) -> ModelSpec | None:
         except KeyError:
             continue
         return found if name == spec.name else spec
-    return spec if options.DECODER is not None and catalogue.known(spec.name) else None
+    return None if options.DECODER is None else spec
 
 
 def _decoder_asked_for(name: str, wanted: ModelSpec) -> ModelSpec:
@@ -171,10 +173,19 @@ def _decoder_asked_for(name: str, wanted: ModelSpec) -> ModelSpec:
         msg = f"options.DECODER must be one of {', '.join(names())}, not {name!r}"
         raise ValueError(msg) from None
     whole = catalogue.whole_of(wanted)
-    if _latents(decoder) not in [_latents(each) for each in (wanted, whole) if each]:
+    if _latents(decoder) in [_latents(each) for each in (wanted, whole) if each]:
+        return decoder
+    if catalogue.known(wanted.latent_space) or decoder.space.is_own:
         msg = (
             f"options.DECODER is {name!r}, which decodes {decoder.latent_space} latents, but this "
             f"SDZ file has {wanted.latent_space} latents of {wanted.name!r}"
+        )
+        raise OSError(msg)
+    # Nobody here knows the family.  The user says that the model can decode it.
+    if (decoder.channels, decoder.factor) != (wanted.channels, wanted.factor):
+        msg = (
+            f"options.DECODER is {name!r}, which decodes latents of {_shape(decoder)}, but those "
+            f"of this SDZ file, of {wanted.name!r}, have {_shape(wanted)}"
         )
         raise OSError(msg)
     return decoder
@@ -183,6 +194,11 @@ def _decoder_asked_for(name: str, wanted: ModelSpec) -> ModelSpec:
 def _latents(spec: ModelSpec) -> tuple[str, int, int]:
     """What two models must have in common to decode each other's latents."""
     return spec.latent_space, spec.channels, spec.factor
+
+
+def _shape(spec: ModelSpec) -> str:
+    """What a model's latents have, for a message."""
+    return f"{spec.channels} channels at a factor of {spec.factor}"
 
 
 _loaded: dict[ModelSpec, Network] = {}
