@@ -272,6 +272,19 @@ def exported(fp: str | os.PathLike[str] | IO[bytes], format: str) -> LatentFile:
     return LatentFile(latents, origin, found.info.get("alpha_mask"))
 
 
+def kinds_of(found: Latents) -> list[str]:
+    """What kind of latents each picture (or clip) of a file is: see `interchange.kinds`."""
+    provenance = found.info.get("provenance", {})
+    origin = interchange.parse_origin(provenance) if "layout" in provenance else None
+    return interchange.kinds(origin, len(pictures_of(found)))
+
+
+def pictures_of(found: Latents) -> Array:
+    """The latents of a file with an axis of pictures, or clips, even if there is only one."""
+    is_one = found.latents.ndim == (3 if found.steps == 1 else 4)
+    return found.latents[None] if is_one else found.latents
+
+
 def _model_of(found: Latents) -> ModelSpec:
     """The model of latents that were read; what the file says if nobody knows the name."""
     try:

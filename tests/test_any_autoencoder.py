@@ -139,7 +139,7 @@ def test_a_file_of_an_unknown_family_is_not_shown_by_what_cannot(photo: Image.Im
     save_latents(np.zeros((24, 4, 4), np.float32), file, model="theirs", factor=8, step=1)
     with (
         options.override(DECODER="blocks"),
-        pytest.raises(OSError, match="latents of 3 channels at a factor of 8, but .* 24 channels"),
+        pytest.raises(OSError, match=r"latents of 3 channels at a factor of 8, but .* 24 channels"),
     ):
         decode(file.getvalue())
     # Only `mini` has latents with a hyperprior, even if others have their shape.

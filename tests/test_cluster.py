@@ -203,6 +203,58 @@ def test_batches_of_one_shape(tmp_path: Path) -> None:
     assert {len(batch["latents"]) for batch in full} == {3}
 
 
+def test_batches_say_what_they_are(tmp_path: Path) -> None:
+    """A batch has one family and one kind, so that no trainer takes controls for pictures."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "toolkit").mkdir(parents=True)
+    target.mkdir()
+    sizes = {"original_size": np.array([48, 64]), "crop_ltrb": np.array([0, 0, 48, 64])}
+    array = np.float32(correlated_latents(8, 6, 4).transpose(2, 0, 1))
+    for name in ("a_sdxl", "b_sd"):
+        np.savez(source / f"{name}.npz", latents=array, latents_flipped=array[..., ::-1], **sizes)
+    tensor = torch.from_numpy(correlated_latents(8, 6, 16).transpose(2, 0, 1).copy()).float()
+    clip = tensor[:, None].repeat(1, 3, 1, 1)
+    musubi = {"format_version": "1.0.1", "architecture": "flux_kontext"}
+    names = {"latents_1x8x6_float32": tensor, "latents_control_1x8x6_float32": -tensor}
+    save_file(names, source / "c.safetensors", musubi)
+    names = {"latent": clip, "first_frame_latent": clip[:, :1].contiguous()}
+    save_file(names, source / "toolkit" / "d.safetensors", {"latent_space_version": "wan21"})
+    settings = Settings(lossless=True)
+    found = plan.sources(FS, str(source))
+    for shard in plan.plan(found, str(target), 2, "tar", settings).shards:
+        work.do(FS, FS, shard, "tar", settings)
+    batches = drawn(ShardedLatents(str(target), 8))
+    said = {(batch["model"], batch["kind"]): batch["latents"] for batch in batches}
+    assert len(said) == len(batches) == 8
+    assert {key: tuple(latents.shape) for key, latents in said.items()} == {
+        ("sd1", "latents"): (1, 4, 8, 6),
+        ("sd1", "flipped"): (1, 4, 8, 6),
+        ("sdxl", "latents"): (1, 4, 8, 6),
+        ("sdxl", "flipped"): (1, 4, 8, 6),
+        ("flux", "latents"): (1, 16, 8, 6),
+        ("flux", "latents_control"): (1, 16, 8, 6),
+        ("wan21", "latents"): (1, 16, 3, 8, 6),
+        ("wan21", "first_frame_latent"): (1, 16, 8, 6),
+    }
+    assert torch.equal(said["flux", "latents_control"], -said["flux", "latents"])
+    assert torch.equal(said["sd1", "flipped"], said["sd1", "latents"].flip(-1))
+
+
+def test_clips_are_examples(tmp_path: Path) -> None:
+    """A file of several clips is as many examples."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    clips = np.random.default_rng(0).normal(size=(2, 16, 3, 4, 5)).astype(np.float32)
+    np.save(source / "a.npy", clips)
+    settings = Settings(model="wan21", lossless=True)
+    (shard,) = plan.plan([str(source / "a.npy")], str(target), 1, "tar", settings).shards
+    assert work.do(FS, FS, shard, "tar", settings)["errors"] == 0
+    (batch,) = drawn(ShardedLatents(str(target), 2))
+    assert (batch["model"], batch["kind"]) == ("wan21", "latents")
+    np.testing.assert_array_equal(batch["latents"].numpy(), clips)
+
+
 def test_shuffling(tmp_path: Path) -> None:
     dataset = ShardedLatents(str(made(tmp_path, 20, 4)), 1, seed=5, buffer=7)
     orders = []
@@ -316,4 +368,5 @@ def test_reading_with_ray(tmp_path: Path) -> None:
         ray.shutdown()
     assert len({row["key"] for row in rows}) == len(rows) == 20
     assert {row["model"] for row in rows} == {"sdxl"}
+    assert {tuple(row["kinds"]) for row in rows} == {("latents",)}
     assert {row["latents"].shape for row in rows} == {(4, 8, 6), (4, 6, 8)}

@@ -400,6 +400,41 @@ def test_a_layout_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert interchange.read(tmp_path / "x.safetensors")[0].origin.layout == "comfyui"
 
 
+@pytest.mark.parametrize(
+    ("origin", "kinds"),
+    [
+        (None, ["latents"] * 2),
+        (Origin("plain", ".npy", key="z"), ["latents"] * 2),
+        (Origin("kohya", ".npz"), ["latents"]),
+        (Origin("kohya", ".npz", flipped=True), ["latents", "flipped"]),
+        (Origin("musubi", ".safetensors", key="latents_3x8x6_float32"), ["latents"]),
+        (
+            Origin("musubi", ".safetensors", key="latents_control_1_8x6_float32"),
+            ["latents_control_1"],
+        ),
+        (Origin("ai-toolkit", ".safetensors", key="latent"), ["latents"]),
+        (Origin("ai-toolkit", ".safetensors", key="first_frame_latent"), ["first_frame_latent"]),
+        (Origin("onetrainer", ".pt", key="latent_image"), ["latents"]),
+        (
+            Origin("onetrainer", ".pt", key="latent_conditioning_image"),
+            ["latent_conditioning_image"],
+        ),
+        (
+            Origin("diffusion-pipe", ".db", stacked=("latents", "control_latents")),
+            ["latents", "control_latents"],
+        ),
+    ],
+)
+def test_kinds_of_latents(origin: Origin | None, kinds: list[str]) -> None:
+    assert interchange.kinds(origin, len(kinds)) == kinds
+
+
+def test_kinds_of_another_number_of_pictures() -> None:
+    origin = Origin("diffusion-pipe", ".db", stacked=("latents", "control_latents"))
+    with pytest.raises(ValueError, match="3 pictures are not those of latents, control_latents"):
+        interchange.kinds(origin, 3)
+
+
 def test_rows_fit_together() -> None:
     """The formats of each layout are known. The last layout takes all files with one part."""
     *others, last = interchange.LAYOUTS

@@ -6,25 +6,43 @@ import io
 import random
 from collections.abc import Iterator
 from itertools import tee
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ..latents import kinds_of, pictures_of
 from ..opening import open_latents_batch
 from . import shards
 
-Example = tuple[torch.Tensor, str, str]  # latents, source, key
+
+class Example(NamedTuple):
+    """The latents of a picture or a clip, and what is known of them."""
+
+    latents: torch.Tensor
+    model: str
+    kind: str
+    source: str
+    key: str
+
+    @property
+    def alike(self) -> tuple[Any, ...]:
+        """What must be equal for examples to be in one batch."""
+        return self.latents.shape, self.latents.dtype, self.model, self.kind
 
 
 class ShardedLatents(IterableDataset[dict[str, Any]]):
-    """Batches of latents of one shape, from the shards in a folder or a bucket.
+    """Batches of latents of one shape, family and kind, from the shards in a folder or a bucket.
 
-    A batch is a dictionary: ``latents`` (B, C, h, w), scaled as pipelines return them, ``sources``
-    and ``keys``.  If a file has several frames, each of them is an example.  Pass the dataset to a
-    DataLoader with ``batch_size=None``.  The DataLoader's workers share the shards, and so do the
-    ``ranks``.
+    A batch is a dictionary.  ``latents`` are (B, C, h, w), scaled as pipelines return them; those
+    of clips are (B, C, T, h, w).  ``model`` is their family, and ``kind`` what they are: "latents",
+    "flipped" for those of mirrored pictures, or the name that others have in their cache, such as
+    "latents_control" (see `interchange.kinds`).  ``sources`` and ``keys`` are lists of B names.  If
+    a file has several frames or clips, each of them is an example.
+
+    Pass the dataset to a DataLoader with ``batch_size=None``.  The DataLoader's workers share the
+    shards, and so do the ``ranks``.
 
     With a ``seed``, each epoch has the shards in another order.  Examples wait in a buffer of
     ``buffer`` examples, and random ones leave it.  Without it, they come in the order of the
@@ -70,20 +88,18 @@ class ShardedLatents(IterableDataset[dict[str, Any]]):
         items, files = tee(shards.read(self._fs, path))
         opened = open_latents_batch(io.BytesIO(item.sdz) for item in files)
         for item, found in zip(items, opened, strict=True):
-            latents = found.torch()
-            pictures = latents if latents.ndim == 4 and found.steps == 1 else latents[None]
-            for one in pictures:
-                yield one, item.source, item.key
+            pictures = found.torch().reshape(pictures_of(found).shape)
+            for latents, kind in zip(pictures, kinds_of(found), strict=True):
+                yield Example(latents, found.model, kind, item.source, item.key)
 
     def _batches(self, examples: Iterator[Example]) -> Iterator[dict[str, Any]]:
-        # Examples of other shapes and types wait for their own kind.
-        waiting: dict[tuple[torch.Size, torch.dtype], list[Example]] = {}
+        # Examples wait for others that are like them.
+        waiting: dict[tuple[Any, ...], list[Example]] = {}
         for example in examples:
-            kind = example[0].shape, example[0].dtype
-            alike = waiting.setdefault(kind, [])
+            alike = waiting.setdefault(example.alike, [])
             alike.append(example)
             if len(alike) == self._batch_size:
-                yield _batch(waiting.pop(kind))
+                yield _batch(waiting.pop(example.alike))
         if not self._drop_last:
             yield from map(_batch, waiting.values())
 
@@ -102,5 +118,10 @@ def _shuffled(examples: Iterator[Example], size: int, chance: random.Random) -> 
 
 
 def _batch(examples: list[Example]) -> dict[str, Any]:
-    latents, sources, keys = zip(*examples, strict=True)
-    return {"latents": torch.stack(latents), "sources": list(sources), "keys": list(keys)}
+    return {
+        "latents": torch.stack([example.latents for example in examples]),
+        "model": examples[0].model,
+        "kind": examples[0].kind,
+        "sources": [example.source for example in examples],
+        "keys": [example.key for example in examples],
+    }

@@ -87,9 +87,10 @@ class _Worker:
 
 
 def read(target: str) -> Any:
-    """A dataset of Ray Data of the latents in shards: rows of key, source, model, latents.
+    """A dataset of Ray Data of the latents in shards: rows of key, source, model, kinds, latents.
 
-    ``latents`` are float32 arrays as `open_latents` returns them.
+    ``latents`` are float32 arrays as `open_latents` returns them.  ``kinds`` has the kind of each
+    picture or clip, as `ShardedLatents` names them.
     """
     import ray
 
@@ -110,6 +111,7 @@ class _Reader:
 
         import numpy as np
 
+        from ..latents import kinds_of
         from ..opening import open_latents_batch
 
         fs, _ = fsspec.url_to_fs(self._target)
@@ -119,5 +121,5 @@ class _Reader:
         for item, opened in zip(items, files, strict=True):
             array = opened.latents.astype(np.float32, copy=False)
             about = {"key": item.key, "source": item.source, "model": opened.model}
-            found.append({**about, "latents": array})
+            found.append({**about, "kinds": kinds_of(opened), "latents": array})
         return found

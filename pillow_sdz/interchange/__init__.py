@@ -18,7 +18,7 @@ from typing import IO, Any
 from . import numpy_files, safetensors_files, torch_files
 from .ai_toolkit import AI_TOOLKIT
 from .comfyui import COMFYUI
-from .contracts import Contents, Format, Layout, OpenFile
+from .contracts import MAIN, Contents, Format, Layout, OpenFile
 from .diffusion_pipe import DATABASE, DIFFUSION_PIPE, is_cache
 from .kohya import KOHYA
 from .musubi import MUSUBI
@@ -39,6 +39,7 @@ __all__ = [
     "is_of_text",
     "is_one_file",
     "kept",
+    "kinds",
     "layout_for",
     "model_named_by",
     "parse_origin",
@@ -239,6 +240,26 @@ def unit(layout: str, latent_space: str, origin: Origin) -> float | None:
     encodes, times this number.
     """
     return _layout(layout).unit(latent_space, origin)
+
+
+def kinds(origin: Origin | None, count: int) -> list[str]:
+    """What kind of latents each picture of a part is, if the part has ``count`` pictures.
+
+    "latents" are those of a picture or a video itself, and "flipped" those of the mirrored picture.
+    Other latents have the name that they have in the trainer's cache, such as "latents_control_0".
+    """
+    if origin is None:
+        return [MAIN] * count
+    if origin.stacked:
+        found = [*origin.stacked]
+    else:
+        found = [_layout(origin.layout).kind(origin.key)] * count
+        if origin.flipped:
+            found[1:] = ["flipped"] * (count - 1)
+    if len(found) != count:
+        msg = f"{count} pictures are not those of {', '.join(found)}"
+        raise ValueError(msg)
+    return found
 
 
 def model_named_by(path: Path) -> str | None:

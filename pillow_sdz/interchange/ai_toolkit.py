@@ -8,7 +8,7 @@ picture was cropped, and how large it was before.  What text encoders return is 
 from __future__ import annotations
 
 from . import tensors
-from .contracts import Contents, Layout
+from .contracts import MAIN, Contents, Layout
 from .origin import LatentFile
 
 # Their names in the metadata, `latent_space_version`: those of toolkit/data_loader.py, and the
@@ -55,11 +55,12 @@ FAMILIES = {
     "wan22_14b_i2v": "wan21",
     "wan22_5b": "wan22",
 }
-LATENTS = frozenset(("latent", "first_frame_latent"))
+PICTURE = "latent"
+LATENTS = frozenset((PICTURE, "first_frame_latent"))
 
 
 def _claims(contents: Contents) -> bool:
-    return "latent" in contents.names and "latent_space_version" in contents.metadata
+    return PICTURE in contents.names and "latent_space_version" in contents.metadata
 
 
 def _read(contents: Contents) -> list[LatentFile]:
@@ -75,4 +76,5 @@ AI_TOOLKIT = Layout(
     unit=lambda space, origin: None,
     said=tensors.family_in("latent_space_version", FAMILIES),
     has_parts=True,
+    kind=lambda name: MAIN if name == PICTURE else name,
 )

@@ -1,9 +1,9 @@
 """What ComfyUI's SaveLatent writes, read from its nodes.py.
 
 The tensor `latent_tensor` is a batch of latents as ComfyUI's VAE encodes them, with an axis of time
-for videos, and without an axis of rows for sounds.  Nodes may write other tensors beside it, such as `noise_mask`.  Older versions of
-ComfyUI multiplied the values by 0.18215, for every model.  Newer versions do not, and write the
-empty tensor `latent_format_version_0` beside them.
+for videos, and without an axis of rows for sounds.  Nodes may write other tensors beside it, such
+as `noise_mask`.  Older versions of ComfyUI multiplied the values by 0.18215, for every model. Newer
+versions do not, and write the empty tensor `latent_format_version_0` beside them.
 """
 
 from __future__ import annotations

@@ -13,6 +13,9 @@ from typing import IO, NamedTuple
 
 from .origin import Array, LatentFile, Origin
 
+#: The kind of the latents of a picture or a video itself.
+MAIN = "latents"
+
 OpenFile = Callable[[str], AbstractContextManager[IO[bytes]]]
 
 
@@ -99,6 +102,8 @@ class Layout:
     has_parts: bool = False
     #: Whether such a file is still of use if parts are missing.
     parts_alone: bool = False
+    #: What kind of latents an array of this name has: see `interchange.kinds`.
+    kind: Callable[[str], str] = lambda name: MAIN
     #: What it keeps besides latents and metadata: names of fields of `Origin` or `LatentFile`.
     keeps: frozenset[str] = frozenset()
 

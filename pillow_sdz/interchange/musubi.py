@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from . import tensors
-from .contracts import Contents, Layout
+from .contracts import MAIN, Contents, Layout
 from .origin import LatentFile, Origin, shown
 
 # The family of each architecture.  FramePack and Kandinsky 5 have the latents of HunyuanVideo, and
@@ -62,6 +62,12 @@ def _read(contents: Contents) -> list[LatentFile]:
     )
 
 
+def _kind(name: str) -> str:
+    """The name without the size and the dtype: "latents", "latents_control_0"."""
+    match = _LATENTS.fullmatch(name)
+    return MAIN + ((match[1] or "") if match else "")
+
+
 def _unit(space: str, origin: Origin) -> float | None:
     return 1 if origin.metadata.get("architecture") in UNSCALED else None
 
@@ -75,4 +81,5 @@ MUSUBI = Layout(
     unit=_unit,
     said=tensors.family_in("architecture", FAMILIES),
     has_parts=True,
+    kind=_kind,
 )

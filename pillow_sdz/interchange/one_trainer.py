@@ -9,14 +9,15 @@ cache of latents.
 from __future__ import annotations
 
 from . import tensors
-from .contracts import Contents, Layout
+from .contracts import MAIN, Contents, Layout
 from .origin import LatentFile
 
-LATENTS = frozenset(("latent_image", "latent_conditioning_image"))
+PICTURE = "latent_image"
+LATENTS = frozenset((PICTURE, "latent_conditioning_image"))
 
 
 def _claims(contents: Contents) -> bool:
-    return "latent_image" in contents.names
+    return PICTURE in contents.names
 
 
 def _read(contents: Contents) -> list[LatentFile]:
@@ -31,4 +32,5 @@ ONE_TRAINER = Layout(
     arrays=tensors.arrays,
     unit=lambda space, origin: 1,
     has_parts=True,
+    kind=lambda name: MAIN if name == PICTURE else name,
 )
