@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from . import chunks, container, models, order
 from .arrays import CELL, Area, Box, Latents, Mapped, Pixels, Quantisation
 from .catalogue import ModelSpec, judge, judge_chunks, whole_of
-from .codings import CODINGS, quality_map
+from .codings import CODINGS, quality_map, unseen
 from .codings.coding import Coding, Frame
 from .codings.range_coder import DamagedPayload
 from .codings.target_size import DoesNotFit as DoesNotFit
@@ -23,6 +24,8 @@ from .header import Header
 from .scaling import is_unscaled, scaled, unpatched, unscaled
 from .spaces import CodingSpec
 from .threads import one_blas_thread
+
+Seen = NDArray[np.bool_] | None  # the pixels (H, W) that latents show; None means all of them
 
 
 class ImagePixels:
@@ -80,12 +83,12 @@ class Encoder:
         """How many rows of latents (height, width) a band has; None if a frame is one band."""
         return self._coder.band_rows(height, width)
 
-    def encode(self, image: Image.Image, higher: float = 0) -> list[Chunk]:
+    def encode(self, image: Image.Image, higher: float = 0, seen: Seen = None) -> list[Chunk]:
         """The chunks of the next frame, one for each band.
 
         Its quality is ``higher`` than that of the header, as far as the model allows.
         """
-        return self._encode(self._frame(image, higher))
+        return self._encode(self._frame(image, higher, seen))
 
     def encode_nothing(self, height: int, width: int) -> list[Chunk]:
         """The chunks of a frame whose latents (height, width) nobody decodes."""
@@ -94,12 +97,14 @@ class Encoder:
         bands = order.bands(height, self.band_rows(height, width))
         return [Chunk(chunks.LATENTS, b"")] * len(bands)
 
-    def fit(self, images: Iterable[Image.Image], max_size: int) -> EncodedLatents:
+    def fit(
+        self, images: Iterable[Image.Image], max_size: int, seen: Iterable[Seen] = ()
+    ) -> EncodedLatents:
         """The best coding of the frames in ``max_size`` bytes of chunks, or DoesNotFit."""
-        frames = [self._frame(image) for image in images]
+        frames = [self._frame(each, seen=own) for each, own in zip_longest(images, seen)]
         return self._coder.fit(frames, max_size, self._effort, predict=self._predict)
 
-    def _frame(self, image: Image.Image, higher: float = 0) -> Frame:
+    def _frame(self, image: Image.Image, higher: float = 0, seen: Seen = None) -> Frame:
         pixels, offsets = ImagePixels(image), self._offsets
         steps = round(100 * higher / quality_map.UNIT)
         if steps and self._space.quality_map:
@@ -108,7 +113,10 @@ class Encoder:
             offsets = np.minimum(raised, quality_map.LIMIT)
         qualities = quality_map.qualities(self.quantisation, offsets)
         latents = self._network.encode(pixels, qualities)
-        return Frame(latents, pixels, offsets, self.quantisation)
+        hidden = None
+        if seen is not None and not self._predict:  # frames are compared with those before
+            hidden = unseen.cells(seen, CELL * self._factor)
+        return Frame(latents, pixels, offsets, self.quantisation, hidden)
 
 
 def write(file: Sequence[Chunk]) -> bytes:

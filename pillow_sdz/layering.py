@@ -71,7 +71,7 @@ class Coder:
             return self._encoder.encode(regions.filled(image, hidden))
         if frame.picture is None:
             return [*kept, *self._encoder.encode_nothing(*self._latents)]
-        return [*kept, *self._encoder.encode(frame.picture)]
+        return [*kept, *self._encoder.encode(frame.picture, seen=frame.seen())]
 
     def _scan(self, image: Image.Image) -> list[Chunk]:
         """The chunks of a scanned page."""
@@ -114,16 +114,16 @@ class Coder:
                 for f, each in zip(frames, images, strict=True)
             ]
             try:
-                fitted = self._encoder.fit(pictures, left)
+                seen = [None if f is None else f.seen() for f in frames]
+                fitted = self._encoder.fit(pictures, left, seen)
             except DoesNotFit:
                 continue
             # The exact regions must leave enough bytes for the rest.
             if self._encoder.coding.said(fitted.quantisation).get("quality", 100) >= quality:
                 coded = [[*own, *rest] for own, rest in zip(kept, fitted.frames, strict=True)]
                 return EncodedLatents(coded, fitted.quantisation)
-        return self._encoder.fit(
-            [regions.filled(each.image, each.hidden) for each in images], max_size
-        )
+        pictures = [regions.filled(each.image, each.hidden) for each in images]
+        return self._encoder.fit(pictures, max_size)
 
     def _kept(
         self, frame: regions.Frame | None, given: Given, coder: exact.Encoder, quality: float

@@ -83,6 +83,11 @@ class Frame(NamedTuple):
     only_flats: bool = False
     coded: exact.Coded | None = None
 
+    def seen(self) -> NDArray[np.bool_]:
+        """The pixels (H, W) that the latents show."""
+        seen: NDArray[np.bool_] = np.asarray(_shown(self.colours, self.blocks)) == 0
+        return seen
+
 
 def worth(quality: float) -> float:
     """The squared error, in squared levels, that a byte should remove at a quality."""

@@ -14,12 +14,12 @@ from ..arrays import CELL, Area, Latents, Mapped, Pixels, Quantisation, Samples
 from ..container import Chunk
 from ..spaces import HIGHEST_QUALITY, LOWEST_QUALITY, CodingSpec
 from ..threads import one_blas_thread
-from . import allocation, changes, quality_map
+from . import allocation, quality_map, unseen
+from .band_encoder import BandEncoder, same
 from .coding import Frame, FrameEncoder, finite
 from .hyperprior import Coded, HyperPrior, Part
 from .lenient import decoder_of
-from .quantize import ThriftyQuantizer, rate_weights
-from .range_coder import Tables
+from .places import doubled
 from .target_size import DoesNotFit, EncodedLatents, largest, largest_of_slow
 
 # The most rows of latents in a band.  Chosen: to decode a region, whole bands must be decoded.
@@ -206,7 +206,7 @@ class Banded:
         that the frame has.  A frame stays as it is if its pixels are not known, or if the quality
         is high.
         """
-        latents, pixels, offsets, _ = frame
+        latents, pixels, offsets = frame[:3]
         if pixels is None or quality >= allocation.LOOKS_BELOW:
             return frame
         height, width, _ = latents.shape
@@ -233,7 +233,10 @@ class Banded:
         highest = min(quality + quality_map.UNIT, HIGHEST_QUALITY)
         gains = (self._network.gain(q) for q in (highest, highest - quality_map.UNIT))
         step = float(np.subtract(*map(np.log, gains)).mean())
-        found = allocation.offsets(original, shown, rounded.magnitudes(), step)
+        magnitudes = rounded.magnitudes()
+        if frame.unseen is not None:
+            magnitudes[doubled(frame.unseen, height, width)] = 0
+        found = allocation.offsets(original, shown, magnitudes, step)
         if not found.any():
             return frame
         if offsets is not None:
@@ -291,7 +294,7 @@ class _Encoder:
         self._coding, self._network = coding, coding._network
         self._quality, self._effort = quality, effort
         self._predict, self._look = predict, look
-        self._bands: dict[int, _BandEncoder] = {}  # by their first row
+        self._bands: dict[int, BandEncoder] = {}  # by their first row
         self._maps: list[NDArray[np.int32] | None] = []  # of the frame before
 
     def encode(self, frame: Frame) -> list[Chunk]:
@@ -304,7 +307,7 @@ class _Encoder:
             if any(chunk.type == chunks.CHANGES for chunk in coded):
                 return coded
         mapped = self._look(frame, self._quality)
-        if not self._maps or not _same(mapped.offsets, self._maps[0]):
+        if not self._maps or not same(mapped.offsets, self._maps[0]):
             coded = self._coded(mapped)
         if self._predict:
             self._maps = [mapped.offsets]
@@ -313,8 +316,10 @@ class _Encoder:
     def _coded(self, frame: Frame) -> list[Chunk]:
         """The chunks of the next frame with the map that it has."""
         network, effort = self._network, self._effort
-        latents, pixels, offsets, _ = frame
+        latents, pixels, offsets, _, hidden = frame
         height, width, _ = latents.shape
+        if hidden is not None:
+            offsets, likely = unseen.lowered(network.prior, self._quality, offsets, hidden)
         coded = []
         if slow := effort > HIGHEST_QUICK_EFFORT and pixels is not None:
             # This comes before the frame is cut into bands, because tiles of pixels may cross
@@ -325,12 +330,13 @@ class _Encoder:
         bands = order.bands(height, self._coding.band_rows(height, width))
 
         def in_steps(band: slice) -> Latents:
-            if slow:
-                found: Latents = steps[band]
-                return found
             here = None if offsets is None else offsets[_cells_of(band)]
             cells = quality_map.qualities(self._quality, here)
-            return latents[band] * network.gain(cells, band.stop - band.start, width)
+            of_band = band.stop - band.start, width
+            found: Latents = steps[band] if slow else latents[band] * network.gain(cells, *of_band)
+            if hidden is not None:
+                found[doubled(hidden[_cells_of(band)], *of_band)] = 0
+            return found
 
         with one_blas_thread():
             # This is of the whole frame, so that bands leave no seam.
@@ -340,60 +346,21 @@ class _Encoder:
                 here = None if offsets is None else offsets[_cells_of(band)]
                 part = in_steps(band)
                 part[..., kept:] = 0
+                cells = quality_map.qualities(self._quality, here)
                 if slow:
                     refined = part, hyper[_cells_of(band)]
                 else:
-                    cells = quality_map.qualities(self._quality, here)
                     refined = network.refine(None, part, cells, effort)
                 if band.start not in self._bands:
-                    new = _BandEncoder(network.prior, self._quality, predict=self._predict)
+                    new = BandEncoder(network.prior, self._quality, predict=self._predict)
                     self._bands[band.start] = new
-                coded.append(self._bands[band.start].encode(*refined, here))
+                nobody = None if hidden is None else hidden[_cells_of(band)]
+                if nobody is not None:
+                    refined[1][nobody] = likely
+                coded.append(self._bands[band.start].encode(*refined, here, nobody))
         return coded
 
 
 def _cells_of(band: slice) -> slice:
     """The rows of cells that lie in a band of rows of latents."""
     return slice(band.start // 2, -(-band.stop // 2))
-
-
-class _BandEncoder:
-    """Codes one band of the latents, frame after frame."""
-
-    def __init__(self, prior: HyperPrior, quality: int, *, predict: bool) -> None:
-        self._prior, self._quality, self._predict = prior, quality, predict
-        self._before: Coded | None = None  # the band in the frame before
-        self._changes = 0  # how many DIFF in a row there were up to it
-
-    def encode(self, steps: Latents, hyper: Latents, offsets: NDArray[np.int32] | None) -> Chunk:
-        """The chunk for the next frame's latents and hyperlatents, in steps and not rounded."""
-        tables, (height, width, _) = Tables.shipped(), steps.shape
-        before = self._before if self._changes < order.MAX_CHANGES else None
-        if before is not None and not _same(before.offsets, offsets):
-            before = None
-        besides = quality_map.volumes(offsets) | self._prior.volumes(steps)
-        cells = quality_map.qualities(self._quality, offsets)
-        weights = rate_weights(self._prior.axis.places(cells))
-        whole = ThriftyQuantizer(tables, steps, hyper, weights, besides=besides)
-        counted = changes.Counted(whole, *hyper.shape[:2])
-        coded = self._prior.code(whole if before is None else counted, height, width, self._quality)
-        chunk = Chunk(chunks.LATENTS, whole.bytes())
-        if before is not None:
-            changed = changes.worth_their_bits(steps, before.symbols, coded.symbols, counted.bits)
-            work = before.work + changes.work(changed)
-            if not changed.all() and work <= changes.most_work(*changed.shape):
-                left_out = self._prior.volumes(steps, changed)
-                parts = ThriftyQuantizer(tables, steps, hyper, weights, changed, left_out)
-                difference = self._prior.code(parts, height, width, self._quality, before)
-                payload = parts.bytes()
-                if len(payload) < len(chunk.data):
-                    coded, chunk = difference, Chunk(chunks.CHANGES, payload)
-        self._changes = self._changes + 1 if chunk.type == chunks.CHANGES else 0
-        if self._predict:
-            self._before = coded
-        return chunk
-
-
-def _same(one: NDArray[Any] | None, other: NDArray[Any] | None) -> bool:
-    """Whether two maps are the same, or both are missing."""
-    return one is other if one is None or other is None else np.array_equal(one, other)

@@ -18,12 +18,14 @@ class Frame(NamedTuple):
 
     If the latents depend on the header's quantisation, ``quantisation`` is the one that they were
     made for.  ``offsets`` is the map of `quality_map`, if the quality varies over the picture.
+    ``unseen`` says of each cell of 2x2 latents whether nobody sees it, so that any latents will do.
     """
 
     latents: NDArray[Any]
     pixels: Samples | None = None
     offsets: NDArray[np.int32] | None = None
     quantisation: int | None = None
+    unseen: NDArray[np.bool_] | None = None
 
 
 #: The work that each byte of latents allows: see `Coding.work`.  Chosen:

@@ -102,6 +102,7 @@ class HyperPrior:
         self.axis = axis
         self._starts = [0, *itertools.accumulate(int(g) for g in tensors["groups"])]
         self.channels = self._starts[-1]
+        self.first_group = self._starts[1]  # its number of channels
         self._whole = Part(self.channels, product, of_bytes)
         base, self._tail_from = (int(x) for x in tensors["tail"])
         self._base_groups = self._starts.index(base)

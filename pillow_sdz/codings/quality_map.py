@@ -55,13 +55,22 @@ def volumes(offsets: NDArray[np.integer] | None) -> dict[str, NDArray[np.float32
     """What an encoder codes for a map (h, w), or for none."""
     if offsets is None or not offsets.any():
         return {"mapped": np.zeros(1, np.float32)}
-    jumps = np.abs(np.diff(offsets.astype(np.int32), axis=0, prepend=0))
-    totals = [bits(jumps.ravel(), scale).sum() for scale in SCALES]
     return {
         "mapped": np.ones(1, np.float32),
-        "map scale": np.array([np.argmin(totals)], np.float32),
+        "map scale": np.array([np.argmin(_totals(offsets))], np.float32),
         "map": offsets.astype(np.float32),
     }
+
+
+def total_bits(offsets: NDArray[np.integer] | None) -> float:
+    """The bits of a map (h, w), or of none."""
+    return 0 if offsets is None or not offsets.any() else BITS_BESIDES + min(_totals(offsets))
+
+
+def _totals(offsets: NDArray[np.integer]) -> list[float]:
+    """The bits of the values of a map (h, w) with each of `SCALES`."""
+    jumps = np.abs(np.diff(offsets.astype(np.int32), axis=0, prepend=0))
+    return [float(bits(jumps.ravel(), scale).sum()) for scale in SCALES]
 
 
 def bits(jumps: NDArray[np.integer], scale: int) -> NDArray[np.floating]:

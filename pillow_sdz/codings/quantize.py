@@ -130,7 +130,7 @@ class ThriftyQuantizer(Quantizer):
     """A `Quantizer` that takes the second nearest integer of latents where it saves enough bits.
 
     ``weights`` has lambda for each hyperlatent and its 2x2 latents, or for all of them, in squared
-    steps a bit.
+    steps a bit.  Where these 2x2 latents are ``hidden``, the likeliest integers are taken.
     """
 
     def __init__(
@@ -141,8 +141,10 @@ class ThriftyQuantizer(Quantizer):
         weights: Floats,
         changed: NDArray[np.bool_] | None = None,
         besides: Mapping[str, NDArray[Any]] | None = None,
+        hidden: NDArray[np.bool_] | None = None,
     ) -> None:
         super().__init__(tables, latents, hyper, changed, besides)
+        self._hidden = None if hidden is None else doubled(hidden, *latents.shape[:2])
         of_cells = np.broadcast_to(weights, hyper.shape[:2])
         self._weights = doubled(of_cells, *latents.shape[:2])
 
@@ -162,6 +164,9 @@ class ThriftyQuantizer(Quantizer):
             table, centre, mirror = prediction
             known = Prediction(table[places], centre[places], mirror[places])
             symbols[places] = self._second_nearest(here, nearest, here, known, weights)
+        if self._hidden is not None:
+            hidden = np.repeat(self._hidden[index[:2]], len(latents) // len(index[0]))
+            symbols = np.where(hidden, prediction.centre, symbols)
         return symbols
 
 
