@@ -34,7 +34,10 @@ def scaling(model: ModelSpec, after: int = 0) -> tuple[NDArray[np.float32], NDAr
     """
     space = model.space
     if space.scaling is None:
-        msg = f"the scaling of {model.latent_space} latents is not known"
+        msg = (
+            f"the scaling of {model.latent_space} latents is not known here: scale them as "
+            "pipelines do, or keep them as they are under another name, with a factor"
+        )
         raise ValueError(msg)
     factor, shift = (np.array(each, np.float32) for each in (space.scaling, space.shift))
     ones = (1,) * after

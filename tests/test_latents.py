@@ -174,7 +174,7 @@ def test_unscaled_latents_need_a_known_scaling(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(models, "_registered", {})
     pillow_sdz.register_model("own", tiny_models.autoencoder_kl())
     for precision in ({"step": 0.3}, {"lossless": "float16"}):
-        with pytest.raises(ValueError, match="the scaling of own latents is not known"):
+        with pytest.raises(ValueError, match="the scaling of own latents is not known here: scale"):
             saved(np.zeros(SHAPE, np.float16), model="own", scaled=False, **precision)
 
 
