@@ -300,6 +300,35 @@ def test_latent_cache_formats_are_as_exact_as_they_say() -> None:
         latent_cache.measure(too_exact, [latents])
 
 
+def test_any_file_of_latents_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Types may differ. Batches and clips are as many pictures, and other tensors none."""
+    for module in ("zstandard", "pillow_jxl"):
+        pytest.importorskip(module, reason='the benchmarks need pip install ".[bench]"')
+    import torch
+    from safetensors.torch import save_file
+
+    from benchmarks import any_latents
+
+    plane = torch.from_numpy(correlated_latents(8, 6, 4).transpose(2, 0, 1).copy()).float()
+    tensors = {
+        "picture": plane.bfloat16(),
+        "batch": torch.stack([plane, -plane]),
+        "clip": torch.stack([plane, 2 * plane, 3 * plane], 1)[None],
+        "indices": torch.arange(4),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    clip = any_latents.of_file(tmp_path / "a.safetensors")[2:5]
+    assert [torch.equal(one.latents, n * plane) for n, one in enumerate(clip, 1)] == [True] * 3
+    command = ["any_latents", "--latents", str(tmp_path / "a.safetensors"), "--model", "mine"]
+    monkeypatch.setattr(sys, "argv", [*command, "--steps", "0.5"])
+    any_latents.main()
+    out = capsys.readouterr().out
+    assert out.startswith("6 latents of bfloat16, float32\n")
+    assert "| 0.5 | " in out
+
+
 @pytest.mark.slow
 def test_perception_decodes_the_same_file_twice(
     picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
