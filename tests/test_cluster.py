@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 fsspec = pytest.importorskip("fsspec", reason="needs the extra ray")
 
 from pillow_sdz import open_latents  # noqa: E402
-from pillow_sdz.cluster import Settings, ShardedLatents, plan, shards, work  # noqa: E402
+from pillow_sdz.cluster import Settings, ShardedLatents, encode, plan, shards, work  # noqa: E402
 from sample_latents import correlated_latents  # noqa: E402
 
 FS = fsspec.filesystem("file")
@@ -350,6 +350,16 @@ def test_a_cluster_of_two_workers_with_one_killed(tmp_path: Path) -> None:
     refused = subprocess.run(other, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "has shards of other sources or settings" in refused.stderr
+
+
+def test_a_run_with_nothing_left_still_says_what_failed(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs the extra ray")
+    target, source = made(tmp_path), tmp_path / "source"
+    settings = Settings(lossless=True)
+    whole = plan.plan(plan.sources(FS, str(source)), str(target), 3, "tar", settings)
+    (target / plan.MANIFEST).write_bytes(whole.manifest)
+    total = encode(str(source), str(target), count=3, settings=settings)
+    assert (total["shards"], total["errors"], total["known_errors"]) == (0, 0, 2)
 
 
 @pytest.mark.slow

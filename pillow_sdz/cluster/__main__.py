@@ -17,7 +17,10 @@ from .plan import SHARD_FORMATS, Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.  The exit status is 0, 1 if items failed, or 2 if nothing could run."""
+    """Run the command line.
+
+    The exit status is 0, 1 if items failed, now or in an earlier run, or 2 if nothing could run.
+    """
     options = _parser().parse_args(arguments)
     try:
         import ray
@@ -34,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     begin = time.monotonic()
     with tqdm(total=None, unit=" items", file=sys.stderr) as bar:
 
@@ -61,9 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if total["assumed"]:
         family = catalogue.DEFAULT_FAMILY
         print(f"{total['assumed']} are assumed to be of {family} (--model names another model)")
-    if total["errors"]:
-        print(f"{total['errors']} could not be encoded: see *.errors.jsonl in {options.target}")
-    return 1 if total["errors"] else 0
+    if errors := total["errors"] + total["known_errors"]:
+        earlier = f", {total['known_errors']} of them in earlier runs" * bool(total["known_errors"])
+        print(f"{errors} could not be encoded{earlier}: see *.errors.jsonl in {options.target}")
+    return 1 if errors else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,7 +26,8 @@ def encode(
 
     Shards that exist are not made again.  So a run that was killed can go on.  ``told`` is
     called for each shard that is done.  Returns the numbers of this run: shards, items, those whose
-    family was assumed, errors, bytes before and after, and the workers' CPU seconds.
+    family was assumed, errors, bytes before and after, and the workers' CPU seconds.  The number
+    "known_errors" is that of the sources that an earlier run could not encode.
 
     ValueError if the target has shards of other sources or settings.  OSError if there is nothing
     to encode, or if the target cannot be written.
@@ -57,15 +58,18 @@ def encode(
         if begun.endswith(".part"):  # of a run that was killed
             target_fs.rm_file(begun)
     left = [shard for shard in made.shards if shard.path not in there]
+    lists = [shard.errors for shard in made.shards if {shard.path, shard.errors} <= there]
+    known_errors = sum(target_fs.cat_file(path).count(b"\n") for path in lists)
     names = "items", "assumed", "errors", "before", "after"
     total: dict[str, Any] = {"shards": len(left), **dict.fromkeys(names, 0), "seconds": 0.0}
+    total["known_errors"] = known_errors
     if left:
         rows = [{"path": s.path, "first": s.first, "sources": list(s.sources)} for s in left]
         work = _Worker(source, target, format, settings)
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(work, num_cpus=1)
         for row in done.iter_rows():
             told(row)
-            for name in total.keys() - {"shards"}:
+            for name in (*names, "seconds"):
                 total[name] += row[name]
     return total
 
