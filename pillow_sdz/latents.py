@@ -74,7 +74,8 @@ def save_latents(
 
     One of these says how exactly values are kept:
 
-    - ``quality``, 1 to 100, as in ``Image.save``; the default is 75.
+    - ``quality``, 1 to 100, as in ``Image.save``; the default is 75.  It is the same everywhere.
+      A map of qualities needs the picture: `Image.save` makes it.
     - ``step``, the distance between two quantised values, 1/1024 to 63.99, rounded to 1/1024.
     - ``lossless``, "bfloat16", "float16" or "float32", keeps latents of this dtype bit for bit.
       Latents of another dtype are refused unless they are exact in it.  With True, it is the first
