@@ -23,7 +23,8 @@ from pillow_sdz.codings.hyperprior import HyperPrior
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import MEAN_UNITS, Tables
 from pillow_sdz.codings.rate_axis import LAST, RateAxis
-from pillow_sdz.models.mini.network import beyond, borders
+from pillow_sdz.models import runtime
+from pillow_sdz.models.mini.network import LimitedBlock, beyond, borders
 from pillow_sdz.models.mini.rate import logistic_bits
 from pillow_sdz.models.mini.shape import BASE
 from pillow_sdz.weights import MINI
@@ -32,14 +33,16 @@ pytest.importorskip("ssimulacra2", reason="the training loss takes its constants
 pytest.importorskip("matplotlib", reason="charts are among the training pictures")
 # Training is no part of the installed package, so that only the checkout has it.
 sys.path.append(str(Path(__file__).parent.parent))
+from benchmarks import metrics
 from training.mini import compressed
 from training.mini.data import Crops, Pack, Writer, to_tensor
+from training.mini.eight_bits import round_blocks, rounded
 from training.mini.export import in_steps
 from training.mini.lapped import block_weight, lapped_transform
 from training.mini.model import TAIL_FROM, Model, begin, fit_magnitudes
+from training.mini.ms_ssim import ms_ssim
 from training.mini.prior import BASE_GROUPS, GROUPS, ScaleOfMagnitude, centres, even
 from training.mini.quantise import calibrate, integers
-from training.mini.symbols import as_decoded, latents_in_steps
 
 ROOT = Path(__file__).parent.parent
 
@@ -188,14 +191,64 @@ def test_latents_as_a_file_has_them(place: float) -> None:
     state = load_file(ROOT / "training/mini_state.safetensors")
     model.load_state_dict({k: v.float() for k, v in state.items()})
     image, rate = to_tensor(np.asarray(demo.photo())[:256, :256]), torch.full((1, 1, 1, 1), place)
-    steps, gain = latents_in_steps(model, image, rate)
-    symbols = as_decoded(model, image, rate) * gain
+    steps, _, active = model.in_steps(image, rate)
+    *_, symbols = model.prior(steps, active, rate, hard=True, whole=bool(active.any()))
     torch.testing.assert_close(symbols, torch.round(symbols), atol=1e-3, rtol=0)
     error = (symbols - steps).abs()
     assert error.max() <= 1.001
     coded = torch.round(steps) != 0
     changed = (error > 0.501)[coded].double().mean().item()
     assert (0.0 < changed < 0.05) if place == 0.1 else (0.05 < changed < 0.3)
+
+
+@torch.no_grad()
+def test_blocks_are_rounded_in_training_as_the_package_does_it() -> None:
+    onnx = pytest.importorskip("onnx", reason='graphs need pip install ".[train]"')
+    from training.graph import Graph
+
+    torch.manual_seed(0)
+    blocks = torch.nn.Sequential(LimitedBlock(8))
+    for parameter in blocks.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.2)
+    blocks[0].limits.copy_(torch.tensor([2.0, 1.0, 1.5]))
+    x = torch.randn(1, 8, 12, 12)
+    plain = blocks(x)
+
+    tensors = {f"blocks.{k}": v.numpy() for k, v in blocks.state_dict().items()}
+    graph = Graph(tensors, int8=True)
+    result = graph.blocks("x", "blocks", 1)
+    given = {"x": (onnx.TensorProto.FLOAT, (1, 8, 12, 12))}
+    file = graph.finish(result, given, onnx.TensorProto.FLOAT, (1, 8, 12, 12))
+    integers = runtime.quantised(file, tensors, runtime.ranges_of_limits(tensors))
+    (found,) = runtime.session(file, integers).run(["result"], {"x": x.numpy()})
+
+    round_blocks(blocks)
+    error = (blocks(x) - torch.from_numpy(found)).abs()
+    step = 1.5 / 127  # of the output
+    assert error.mean() < 0.01 * step  # a sum at the middle of two steps may go either way
+    assert error.max() < 1.1 * step
+    assert (plain - torch.from_numpy(found)).abs().mean() > 0.2 * step
+
+
+def test_rounding_has_the_gradient_of_the_identity() -> None:
+    x = torch.linspace(-1, 1, 7, requires_grad=True)
+    y = rounded(x, torch.tensor(0.5))
+    y.sum().backward()
+    assert y.tolist() == [-1.0, -0.5, -0.5, 0.0, 0.5, 0.5, 1.0]
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.ones(7))
+
+
+@pytest.mark.parametrize("side", [32, 320])
+def test_ms_ssim_is_that_of_the_benchmarks(side: int) -> None:
+    photo = np.asarray(demo.photo())[:side, :side]
+    noise = np.random.default_rng(0).normal(0, 8, photo.shape)
+    noisy = np.clip(photo + noise, 0, 255).round().astype(np.uint8)
+    found = ms_ssim(to_tensor(noisy), to_tensor(photo))
+    if side == 320:
+        assert found.item() == pytest.approx(metrics.ms_ssim(photo, noisy), abs=1e-5)
+    assert 0.5 < found.item() < 1
+    assert ms_ssim(to_tensor(photo), to_tensor(photo)).item() == pytest.approx(1)
 
 
 @pytest.fixture(scope="module")

@@ -306,9 +306,8 @@ def main() -> None:
     players = Players()
     players.decoder.load_state_dict(autoencoder.decoder.state_dict())
     if options.warm_start:
-        trained = load_file(options.warm_start)
-        trained = {k.removeprefix("decoder."): v.float() for k, v in trained.items()}
-        players.decoder.load_state_dict(players.decoder.state_dict() | trained)
+        trained = {k: v.float() for k, v in load_file(options.warm_start).items()}
+        players.load_state_dict(players.state_dict() | trained)
     classifier = Classifier()
     for module in (autoencoder, players, classifier):
         module.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -5,7 +5,9 @@
 
 ``--state`` has the averaged weights of the new `mini`, in parts.  ``--before`` has an older second
 decoder, and the `mini` that it was trained for.  The decoder begins with the new `mini`'s decoder,
-to which the change of the older one is added.
+to which the change of the older one is added.  If the older file has a discriminator, the training
+begins with it.  The output has both; `training.perceptual_decoder` can go on from it with
+``--warm-start``.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from pillow_sdz.models.mini.network import Autoencoder, Decoder
 from training.features import Classifier
 from training.mini.compressed import Crops
+from training.mini.eight_bits import round_blocks
 from training.mini.gpu import WARM_UP, keep_constants
 from training.perceptual_decoder import FIDELITY, OF_MINI, Players, Shares, loss_of, rates
 from training.run import AVERAGING
@@ -52,6 +55,11 @@ def begun(
         if name != OF_MINI:
             state[name] += (trained[name] - old[full]) / (1 - FIDELITY)
     decoder.load_state_dict(state)
+
+
+def of_discriminator(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the discriminator among those of both players."""
+    return {k: v.float() for k, v in tensors.items() if k.startswith("discriminator.")}
 
 
 def main() -> None:
@@ -85,6 +93,9 @@ def main() -> None:
     players, classifier = Players(), Classifier()
     second, old = options.before
     begun(players.decoder, state, loaded([old]), second)
+    players.load_state_dict(players.state_dict() | of_discriminator(load_file(second)))
+    for module in (autoencoder, players):
+        round_blocks(module)
     for module in (autoencoder, players, classifier):
         module.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(players.parameters(), lr=options.learning_rate, fused=True)
@@ -117,6 +128,7 @@ def main() -> None:
             total.zero_()
     options.output.mkdir(parents=True, exist_ok=True)
     written = {f"decoder.{k}": v.half().cpu().contiguous() for k, v in mean.items()}
+    written |= {k: v.cpu().contiguous() for k, v in of_discriminator(players.state_dict()).items()}
     save_file(written, options.output / "second_decoder.safetensors")
     print(f"{step} steps", flush=True)
 

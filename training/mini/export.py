@@ -26,7 +26,6 @@ from training.mini.data import Photo, corner, photos, to_tensor
 from training.mini.judge import middles, qualities
 from training.mini.model import Model
 from training.mini.quantise import calibrate, integers
-from training.mini.symbols import as_decoded, latents_in_steps
 
 CALIBRATED, CALIBRATED_SIZE = 12, 384  # photos, and pixels along a side of their corners
 CALIBRATED_PLACES = (0.0, 0.2, 0.39, 0.4, 0.6, 0.8, 1.0)
@@ -46,7 +45,7 @@ LEAST = 0.2  # the least distance of two knots' gains, in natural logarithms.  C
 def in_steps(model: Model, photo: Photo, place: float) -> tuple[Tensor, Tensor]:
     """The latents of a photo, in quantisation steps, and its rate."""
     rate = torch.full((1, 1, 1, 1), place)
-    return latents_in_steps(model, to_tensor(photo), rate)[0], rate
+    return model.in_steps(to_tensor(photo), rate)[0], rate
 
 
 @torch.no_grad()
@@ -57,7 +56,7 @@ def scores(model: Model, photos: list[Photo]) -> list[float]:
         at_places = []
         for place in FITTED_PLACES:
             image, rate = to_tensor(photo), torch.full((1, 1, 1, 1), place)
-            picture = model.autoencoder.decoder(as_decoded(model, image, rate), rate)
+            picture = model(image, rate, hard=True).picture
             at_places.append(qualities(picture, image)[1])
         of_photos.append(at_places)
     of_photos.sort(key=np.mean)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pillow_sdz.models import ssimulacra2
 from training.mini.compressed import Crops
+from training.mini.eight_bits import round_blocks
 from training.mini.model import TAIL_FROM, Model, channels_last, loss_of
 from training.mini.train import parameter_groups
 from training.run import AVERAGING
@@ -140,6 +141,7 @@ class Trainer:
         torch.manual_seed(options.seed)
         model = Model()
         model.load_state_dict({k: v.float() for k, v in load_file(options.state).items()})
+        round_blocks(model)
         self.model = channels_last(model.to(self.device))
         groups = parameter_groups(self.model, options.learning_rate)
         for group in groups:

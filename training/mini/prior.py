@@ -23,6 +23,7 @@ from pillow_sdz.models.mini import rate as rate_model
 from pillow_sdz.models.mini.network import Analysis, knots, spread
 from pillow_sdz.models.mini.rate import checkerboard, logistic_bits
 from pillow_sdz.models.mini.shape import BASE, CHANNELS
+from training.mini.symbols import chosen, rate_weights
 
 HYPER_CHANNELS = 32
 FEATURES = 96
@@ -235,33 +236,42 @@ class Prior(nn.Module):
 
     def forward(
         self, latents: Tensor, active: Tensor, rate: Tensor, *, hard: bool, whole: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Bits of each picture (B,), of the base and of the tail.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Bits of each picture (B,), of the base and of the tail, and the symbols (B, C, h, w).
 
         ``active`` (B, 1, h, w) or (B, 1, 1, 1) is 1 where there is a tail, and ``whole`` says
         whether there is one anywhere.  ``latents`` are in quantisation steps; the tail's are zero
-        where there is no tail.  The prior learns from rounded latents: most are zero, and with
-        noise the prior would learn nothing about zeros.  The latents get their gradient from noisy
-        latents, and this gradient does not train the means and scales.
+        where there is no tail.  The symbols are those that the package's encoder chooses.  Their
+        gradient is that of the latents.
+
+        The prior learns from the symbols: most are zero, and with noise the prior would learn
+        nothing about zeros.  The latents get their gradient from noisy latents, and this gradient
+        does not train the means and scales.
         """
         height, width = latents.shape[2:]
         hyper = self.analysis(even(latents[:, :BASE])).float()
         with torch.autocast(latents.device.type, enabled=False):
             hyper = torch.round(hyper) if hard else hyper + torch.rand_like(hyper) - 0.5
-            symbols = latents + (torch.round(latents) - latents).detach()
             features = self.features(hyper)[..., :height, :width]
             groups = len(GROUPS) if whole else BASE_GROUPS
+            count = sum(GROUPS[:groups])
+            known = latents[:, :count]
+            integers = torch.round(latents.detach())
+            with torch.no_grad():
+                expected = self.parameters_of(features, integers, rate, groups)
+                weight = spread(rate_weights(rate), 2, height, width)
+                integers[:, :count] = chosen(known, *expected, weight)
+                integers[:, BASE:] *= active
+            symbols = latents + (integers - latents).detach()
             mean, log_scale = self.parameters_of(features, symbols, rate, groups)
-            count = mean.shape[1]
-            bits = logistic_bits(symbols[:, :count].detach(), mean, log_scale)
+            bits = logistic_bits(integers[:, :count], mean, log_scale)
             if not hard:
-                noisy = latents[:, :count] + torch.rand_like(mean) - 0.5
+                noisy = known + torch.rand_like(mean) - 0.5
                 fixed = log_scale.detach()
                 by_noise = logistic_bits(noisy, centres(mean.detach(), fixed), fixed)
-                known = latents[:, :count]
                 pull = COMMITMENT * spread(rate, 2, height, width)
-                distance = pull * (known - torch.round(known).detach()).abs()
+                distance = pull * (known - integers[:, :count]).abs()
                 gradient = by_noise + distance
                 bits = bits + gradient - gradient.detach()
             base = bits[:, :BASE].sum((1, 2, 3)) + self.hyper_scale(hyper, rate)
-            return base, (bits[:, BASE:] * active).sum((1, 2, 3))
+            return base, (bits[:, BASE:] * active).sum((1, 2, 3)), symbols
