@@ -28,6 +28,7 @@ from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from pillow_sdz.weights import MINI
 from training.features import Classifier
 from training.mini.data import Crops, Photo, to_tensor
+from training.mini.eight_bits import round_blocks
 from training.mini.model import TAIL_FROM, distortion, distortion_weight
 from training.mini.train import PIXELS, scored_photos
 from training.run import Run, add_options
@@ -308,6 +309,8 @@ def main() -> None:
     if options.warm_start:
         trained = {k: v.float() for k, v in load_file(options.warm_start).items()}
         players.load_state_dict(players.state_dict() | trained)
+    for module in (autoencoder, players):
+        round_blocks(module)
     classifier = Classifier()
     for module in (autoencoder, players, classifier):
         module.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
