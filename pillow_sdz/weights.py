@@ -39,14 +39,14 @@ class Weights(Row):
 
 
 MINI = Weights(
-    "mini.safetensors", "f2f6279eb25b071a7a45131e6fcf2a8c285d4b7178bb4eb272e5b6cfc2de8130"
+    "mini.safetensors", "7eaf2fa36d58e4e4eb505be036aaaf3317e6b4945028c07788c713ea5b713d10"
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "72c099e94034c5af40e2ac9ccf4f6ac702f0deb68120762b1cddedacb394a48a",
+    "462d89e596710d9510d983366526b4f5d581b70d11273dca255e07f448cdf506",
 )
 MINI_REDUCED = Weights(
-    "mini_reduced.safetensors", "8e2fcee46b0d81762c8fabaff718bc904d3f954e814d8e3a7a737dbc6f61d5e7"
+    "mini_reduced.safetensors", "03824244877b6cb7822f35234341f60c447e485a698cba470058cfea6f452827"
 )
 SD_MINI = Weights(
     "sd_mini/autoencoder.safetensors",
@@ -82,16 +82,16 @@ GRAPHS: dict[str, str] = {
     "mini_analysis": "4c71a144a7c090695147b15aea4af05d8b10a73c47f572972837c46f24ce5e79",
     "mini_decoder": "58fa40b40e48a189164fab7382d6a076f00e77a2890f0dd51187dfd0bf76091c",
     "mini_decoder2": "c76129680912fe6c75551c120fa1c5baa57988dc8a8ffe4a9a866481ccca7512",
-    "mini_decoder2_int8": "20843fc87ddca4f78151c845f48299829a8334ef8bec473a6479611ca51c2743",
+    "mini_decoder2_int8": "d79f3cbae75e29fa3320bc95c776c04fb964c751c3db19101fd88acc330c158e",
     "mini_decoder2_precise": "d5ebf40d33f8447edfde064849aa35fb8c2b0f9f1934b820b3badf99a70e2f06",
     "mini_decoder4": "3c25ab1c04388df3c0ab3f176124a886147cc9cfbffa43a2ef635b42fcb3113f",
-    "mini_decoder4_int8": "64dac07acb826cac8bfff8f379ae7b74a845f6f9793328295e654dd5efaf148a",
-    "mini_decoder_int8": "f2f9052529ab857ab78f723e40beb818b7d34b2bea58b91f28de2788adbc525e",
+    "mini_decoder4_int8": "01ca9cce3c169e8f48455e80e42803265af174f4947634ddb6f19090966d11ad",
+    "mini_decoder_int8": "f7a213e9aa68c2e2c75328cfbbbcc46f76939a1d1dcf804bf417133633256cce",
     "mini_decoder_precise": "852b3b2269459bf7c349d3e81561449f2ac633f1d9b2b5c794f705538e0c31ac",
-    "mini_encoder": "3555b23121f18ea06c668b8a859a5043d7172fdadeb098bf0913a1b63a71de87",
-    "mini_encoder_base": "5a0d5748e2f1b1040264df1675d77fae98da5f79a93fa1a191cc66e8bef1a934",
-    "mini_encoder_base_int8": "5ca36d1305658140face96771eef1353772192b11aa1cc77c52662661e9148ff",
-    "mini_encoder_int8": "31fa1f7f375d2f763e65f40df774ed2e7a9d6170953cb46308b0cb9305d2b312",
+    "mini_encoder": "8598c1caf85d7e5d7bb071ad5b1d35c1dbd8c311a2817f2cb69112ea41b51b8d",
+    "mini_encoder_base": "73dc4f709442a0f82ab0d4ad0e6c0c80775a2e09fe55cbc6cc4a1dbf84e1d965",
+    "mini_encoder_base_int8": "fe7745afdef737e422f763402bcc56205ea6d161d12e3bb83a9f82e84d107bc4",
+    "mini_encoder_int8": "aea81b5eaf9065dcb9782a59397e3f0a1deb98d841df6a514d7b1605907a56dd",
     "product": "40705a159229f048c6879ab99c3581cf93f4228560550c64eb633d18c200e1bf",
     "product_of_bytes": "1a5dce0cda2b75ec0ceda0bdd5a4c59b0b3b6096b957494dba992599fdf435c1",
     "sd_mini_decoder": "c6565a3c1bd07b334b812e4909458fc85b6be768124b819b94ad88e3ee088d57",

@@ -236,8 +236,12 @@ def test_a_picture_is_computed_in_one_arithmetic(
             whole = shown(mini, latents, mapped)
             small.setattr(memory, "LARGEST_TILE", 2 * DECODER_MARGIN)
             tiled = shown(mini, latents, mapped)
-        # Sums in another order differ only by rounding.
-        assert np.abs(tiled.astype(int) - whole).max() <= 1
+        # Sums in another order differ only by rounding.  If that changes an integer of 8 bits, a
+        # few latents around it change by a level or two.  The other arithmetic would change 0.16 of
+        # all values (measured).
+        difference = np.abs(tiled.astype(int) - whole)
+        assert difference.max() <= 2
+        assert (difference > 0).mean() < 0.05
 
 
 def squared_error(a: np.ndarray, b: np.ndarray) -> float:

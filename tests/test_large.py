@@ -197,7 +197,13 @@ def test_tiled_pixels_are_those_of_one_piece(scale: int, monkeypatch: pytest.Mon
         pictures.append((len(pieces), picture))
     (one, whole), (many, tiled) = pictures
     assert one == 1 < many
-    assert np.abs(whole - tiled).max() <= 1
+    difference = np.abs(whole - tiled)
+    if options.DTYPE == "float32":
+        assert difference.max() <= 1
+    else:
+        # Sums in another order may change an integer of 8 bits, and with it a few latents around.
+        assert difference.max() <= 2
+        assert (difference > 0).mean() < 0.05
 
 
 def test_tiles_in_several_threads_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:

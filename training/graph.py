@@ -24,9 +24,9 @@ LARGEST_DIGIT = 127
 # What 1 of a low digit of latents is worth, in the encoder's units.  Two digits must hold 128: half
 # of the magnitudes of each row of the encoder's linear part have a sum of at most 93 (measured),
 # and the CNN adds a little.  The quantisation steps of most latents are 1.4 units or more at a
-# quality of 50, 0.4 at 75 and 0.1 at 90 (medians of one photo), so a precise graph needs a finer
-# unit.  If the unit followed the tile, pixels would depend on how a picture is cut into tiles.
-UNIT, PRECISE_UNIT = 1 / 32, 1 / 127.5
+# quality of 50, 0.4 at 75 and 0.1 at 90 (medians of one photo), so this is the finest unit that
+# holds 128.  If the unit followed the tile, pixels would depend on how a picture is cut into tiles.
+UNIT = 1 / 127.5
 
 Tensors = Mapping[str, NDArray[Any]]
 #: The order of a layer's outputs; None is that of its weights.
@@ -97,11 +97,10 @@ class Graph:
         Most channels have so small numbers in all of a tile that they need no high digit.  Without
         it, the result is the same.  So it does not depend on how a picture is cut into tiles.
         """
-        unit = PRECISE_UNIT if self._precise else UNIT
-        low, high = (self.constant(u, np.float32) for u in (unit, runtime.DIGIT * unit))
+        low, high = (self.constant(u, np.float32) for u in (UNIT, runtime.DIGIT * UNIT))
         zero = self.constant(ZERO, np.uint8)
         most = self.op("ReduceMax", self.op("Abs", x), self.constant([0, 1], np.int64), keepdims=0)
-        is_large = self.op("Greater", most, self.constant(LARGEST_DIGIT * unit, np.float32))
+        is_large = self.op("Greater", most, self.constant(LARGEST_DIGIT * UNIT, np.float32))
         # In `conv_of_digits`, the first channels have another product with the high digit.
         precise = self.constant(runtime.PRECISE_CHANNELS, np.int64)
         is_large = self.op("Or", is_large, self.op("Less", channels, precise))

@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 # The rate axis is cut into ranges of this many places, and the encoder computes in the middle of a
 # range.  So a search that tries neighbouring qualities needs few latents.  Chosen.
 ENCODER_PLACES = 500
-# If a picture's place is this or more, 8 bits are not precise enough.  On six validation photos,
-# decoding loses 0.03 dB at place 4900, 0.04 at 6400, 0.05 at 7000 and 0.07 at 7900 (docs/format.md
-# allows 0.05).  Measured (docs/speed.md).
-PRECISE_FROM = 6600
+# If a picture's place is this or more, 8 bits are not precise enough.  On corners (384x384) of
+# eight validation photos, decoding in 8 bits loses 0.016, 0.022, 0.029 and 0.042 dB at qualities
+# of 75, 80, 85 and 90 (place 9042), but 0.056 at 100 (docs/format.md allows 0.05).  Measured
+# (docs/speed.md).
+PRECISE_FROM = 9100
 
 
 class Mini:

@@ -17,7 +17,7 @@ DEPTHS_DECODER = (5, 5, 2)
 # remaining layers need a smaller one.  These are the encoder's margins in latents: for all of it,
 # and for its parts from the stages at 1/8 and 1/16 on.  The layers reach 11, 9 and 5 latents, but
 # smaller margins are enough: docs/speed.md#large-pictures.
-ENCODER_MARGIN, ENCODER_MARGIN_8, ENCODER_MARGIN_16 = 6, 5, 5
+ENCODER_MARGIN, ENCODER_MARGIN_8, ENCODER_MARGIN_16 = 7, 6, 5
 # The decoders by scale: the numbers of residual blocks at 1/8 and at 1/4 of the resolution, and
 # three margins: of the whole decoder, of its part from the stage at 1/8 on, and of the last stage.
 # Each 3x3 convolution adds one place: at full size 5 latents, 10 eighths and 11 quarters, each
