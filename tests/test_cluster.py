@@ -275,6 +275,35 @@ def test_workers_and_ranks_share_the_shards(tmp_path: Path) -> None:
         ShardedLatents(str(target), 2, rank=2, ranks=2)
 
 
+def test_workers_have_file_systems_of_their_own(tmp_path: Path) -> None:
+    """A bucket's file system has threads and connections.  A forked process cannot use them."""
+
+    class Bucket(type(FS)):  # type: ignore[misc]
+        protocol = "bucket"
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return super()._strip_protocol(path.removeprefix("bucket://"))
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.made_in = os.getpid()
+
+        def _open(self, *args: Any, **options: Any) -> Any:
+            assert os.getpid() == self.made_in, "not fork-safe"
+            return super()._open(*args, **options)
+
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    dataset = ShardedLatents(f"bucket://{made(tmp_path, 20, 4)}", 3)
+    context = "fork" if "fork" in torch.multiprocessing.get_all_start_methods() else None
+    if context is None:
+        pytest.skip("processes are not forked here")
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=None, num_workers=2, multiprocessing_context=context
+    )
+    assert sum(len(batch["latents"]) for batch in loader) == 20
+
+
 # Ray
 
 

@@ -63,8 +63,8 @@ class ShardedLatents(IterableDataset[dict[str, Any]]):
         if batch_size < 1 or buffer < 1 or not 0 <= rank < ranks:
             msg = "batch_size and buffer must be at least 1, and rank from 0 to ranks - 1"
             raise ValueError(msg)
-        self._fs, place = fsspec.url_to_fs(target)
-        self._paths = shards.paths(self._fs, place)
+        self._target = target
+        self._paths = shards.paths(*fsspec.url_to_fs(target))
         self._batch_size, self._seed, self._buffer = batch_size, seed, buffer
         self._drop_last, self._rank, self._ranks = drop_last, rank, ranks
         #: The number of the epoch.  Set it before each one: workers begin with it.
@@ -78,19 +78,12 @@ class ShardedLatents(IterableDataset[dict[str, Any]]):
         if chance is not None:
             chance.shuffle(paths)
         mine = paths[self._rank * workers + worker :: self._ranks * workers]
-        examples: Iterator[Example] = (each for path in mine for each in self._examples(path))
+        # Each process needs a file system of its own: those of buckets do not survive a fork.
+        fs, _ = fsspec.url_to_fs(self._target)
+        examples: Iterator[Example] = (each for path in mine for each in _examples(fs, path))
         if chance is not None:
             examples = _shuffled(examples, self._buffer, chance)
         yield from self._batches(examples)
-
-    def _examples(self, path: str) -> Iterator[Example]:
-        # Latents of the same model, coding and size are decoded together.
-        items, files = tee(shards.read(self._fs, path))
-        opened = open_latents_batch(io.BytesIO(item.sdz) for item in files)
-        for item, found in zip(items, opened, strict=True):
-            pictures = found.torch().reshape(pictures_of(found).shape)
-            for latents, kind in zip(pictures, kinds_of(found), strict=True):
-                yield Example(latents, found.model, kind, item.source, item.key)
 
     def _batches(self, examples: Iterator[Example]) -> Iterator[dict[str, Any]]:
         # Examples wait for others that are like them.
@@ -102,6 +95,16 @@ class ShardedLatents(IterableDataset[dict[str, Any]]):
                 yield _batch(waiting.pop(example.alike))
         if not self._drop_last:
             yield from map(_batch, waiting.values())
+
+
+def _examples(fs: Any, path: str) -> Iterator[Example]:
+    # Latents of the same model, coding and size are decoded together.
+    items, files = tee(shards.read(fs, path))
+    opened = open_latents_batch(io.BytesIO(item.sdz) for item in files)
+    for item, found in zip(items, opened, strict=True):
+        pictures = found.torch().reshape(pictures_of(found).shape)
+        for latents, kind in zip(pictures, kinds_of(found), strict=True):
+            yield Example(latents, found.model, kind, item.source, item.key)
 
 
 def _shuffled(examples: Iterator[Example], size: int, chance: random.Random) -> Iterator[Example]:
