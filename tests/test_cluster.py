@@ -381,6 +381,20 @@ def test_a_cluster_of_two_workers_with_one_killed(tmp_path: Path) -> None:
     assert "has shards of other sources or settings" in refused.stderr
 
 
+def test_a_file_system_that_is_not_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The error is one line, and comes before Ray starts."""
+    pytest.importorskip("ray", reason="needs the extra ray")
+    from pillow_sdz.cluster.__main__ import main
+
+    fsspec.register_implementation(
+        "absent", "no_such_package.Bucket", clobber=True, errtxt="Install bucketfs"
+    )
+    for url, text in (("absent://a", "Install bucketfs"), ("unheard://a", "Protocol not known")):
+        assert main(["encode", url, "shards", "--shards", "1"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"{url}: {text}")
+
+
 def test_a_run_with_nothing_left_still_says_what_failed(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs the extra ray")
     target, source = made(tmp_path), tmp_path / "source"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import fsspec
 from tqdm import tqdm
 
 from .. import catalogue
@@ -29,6 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     from .engine import encode
 
+    for place in (options.source, options.target):
+        try:
+            fsspec.url_to_fs(place)
+        except (ImportError, ValueError) as e:  # before Ray starts, which takes long
+            print(f"{place}: {e}", file=sys.stderr)
+            return 2
     names = ("model", "quality", "step", "lossless", "effort", "factor", "size")
     settings = Settings(**{name: getattr(options, name) for name in names})
     ray.init(
