@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 fsspec = pytest.importorskip("fsspec", reason="needs the extra ray")
 
-from pillow_sdz import open_latents  # noqa: E402
+from pillow_sdz import demo, open_latents  # noqa: E402
 from pillow_sdz.cluster import Settings, ShardedLatents, encode, plan, shards, work  # noqa: E402
 from sample_latents import correlated_latents  # noqa: E402
 
@@ -253,6 +253,20 @@ def test_clips_are_examples(tmp_path: Path) -> None:
     (batch,) = drawn(ShardedLatents(str(target), 2))
     assert (batch["model"], batch["kind"]) == ("wan21", "latents")
     np.testing.assert_array_equal(batch["latents"].numpy(), clips)
+
+
+def test_an_item_without_latents_is_named(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    # The second picture is flat: it is kept exactly.
+    pictures = demo.photo().resize((96, 64)), Image.new("RGB", (64, 64), "red")
+    found = [str(tmp_path / "photo.png"), str(tmp_path / "flat.png")]
+    for picture, path in zip(pictures, found, strict=True):
+        picture.save(path)
+    settings = Settings()
+    (shard,) = plan.plan(found, str(tmp_path / "target"), 1, "tar", settings).shards
+    assert work.do(FS, FS, shard, "tar", settings)["items"] == 2
+    with pytest.raises(OSError, match=rf"item 000000001, of {found[1]}: .* kept exactly"):
+        drawn(ShardedLatents(str(tmp_path / "target"), 1))
 
 
 def test_shuffling(tmp_path: Path) -> None:

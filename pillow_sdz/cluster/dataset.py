@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Iterator
-from itertools import tee
 from typing import Any, NamedTuple
 
 import fsspec
@@ -13,7 +11,6 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..latents import kinds_of, pictures_of
-from ..opening import open_latents_batch
 from . import shards
 
 
@@ -39,7 +36,8 @@ class ShardedLatents(IterableDataset[dict[str, Any]]):
     of clips are (B, C, T, h, w).  ``model`` is their family, and ``kind`` what they are: "latents",
     "flipped" for those of mirrored pictures, or the name that others have in their cache, such as
     "latents_control" (see `interchange.kinds`).  ``sources`` and ``keys`` are lists of B names.  If
-    a file has several frames or clips, each of them is an example.
+    a file has several frames or clips, each of them is an example.  Pictures whose pixels are all
+    kept exactly have no latents: OSError, as for damaged files.
 
     Pass the dataset to a DataLoader with ``batch_size=None``.  The DataLoader's workers share the
     shards, and so do the ``ranks``.
@@ -98,10 +96,7 @@ class ShardedLatents(IterableDataset[dict[str, Any]]):
 
 
 def _examples(fs: Any, path: str) -> Iterator[Example]:
-    # Latents of the same model, coding and size are decoded together.
-    items, files = tee(shards.read(fs, path))
-    opened = open_latents_batch(io.BytesIO(item.sdz) for item in files)
-    for item, found in zip(items, opened, strict=True):
+    for item, found in shards.opened(fs, path):
         pictures = found.torch().reshape(pictures_of(found).shape)
         for latents, kind in zip(pictures, kinds_of(found), strict=True):
             yield Example(latents, found.model, kind, item.source, item.key)

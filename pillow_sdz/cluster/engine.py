@@ -111,18 +111,13 @@ class _Reader:
         self._target = target
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        import io
-
         import numpy as np
 
         from ..latents import kinds_of
-        from ..opening import open_latents_batch
 
         fs, _ = fsspec.url_to_fs(self._target)
-        items = [*shards.read(fs, row["path"])]
         found = []
-        files = open_latents_batch(io.BytesIO(item.sdz) for item in items)
-        for item, opened in zip(items, files, strict=True):
+        for item, opened in shards.opened(fs, row["path"]):
             array = opened.latents.astype(np.float32, copy=False)
             about = {"key": item.key, "source": item.source, "model": opened.model}
             found.append({**about, "kinds": kinds_of(opened), "latents": array})

@@ -11,7 +11,10 @@ import json
 import posixpath
 import tarfile
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import IO, Any, NamedTuple
+
+from ..opening import TOGETHER, Latents, open_latents, open_latents_batch
 
 _END = 1024  # zeros at the end of a tar file
 
@@ -71,6 +74,32 @@ def read(fs: Any, path: str) -> Iterator[Item]:
     """The items of a shard, one after another; OSError if it is damaged."""
     with fs.open(path, "rb") as file:
         yield from (_read_tar if path.endswith(".tar") else _read_parquet)(file)
+
+
+def opened(fs: Any, path: str) -> Iterator[tuple[Item, Latents]]:
+    """The items of a shard and their latents.  Those that are alike are decoded together.
+
+    OSError if the shard is damaged, or if an item is, or has no latents; it names the item.
+    """
+    items = read(fs, path)
+    while some := [*islice(items, TOGETHER)]:
+        try:
+            found = [*open_latents_batch(io.BytesIO(item.sdz) for item in some)]
+        except OSError as e:
+            for item in some:
+                _check(item)
+            msg = f"{path}: {e}"
+            raise OSError(msg) from e
+        yield from zip(some, found, strict=True)
+
+
+def _check(item: Item) -> None:
+    """OSError if an item has no latents that can be decoded."""
+    try:
+        open_latents(io.BytesIO(item.sdz))
+    except OSError as e:
+        msg = f"item {item.key}, of {item.source}: {e}"
+        raise OSError(msg) from e
 
 
 def _read_tar(file: IO[bytes]) -> Iterator[Item]:
