@@ -53,6 +53,11 @@ FEWEST_PER_CHANGE = 0.4
 # The same for exact pixels beside flat parts of a photo.  Measured on 8 photos of the validation
 # data with such parts, and on 5 with drawn squares and discs: 2.2 and more.  Chosen: less.
 FEWEST_PER_EDGE = 1.5
+# The same for pictures with few colours.  Those of letters that were resized or of noise of two
+# colours take 0.2 or more, and photos 0.4 to 1.7.  A chessboard takes nothing, but it has much
+# contrast.  Measured on the tuning set of benchmarks.graphics, and on 70 photos of the validation
+# data.  Chosen: less.
+FEWEST_PER_PATTERN = 0.1
 # A colour stays as it is if this part of the exact pixels has it, such as a page's paper.  Chosen.
 COMMON = 0.02
 # Levels of colour are this many times as far apart.  Measured there: with 3, a scan takes 9 to 14 %
@@ -183,6 +188,8 @@ def _whole(
     rest = every if blocks is None or not is_page else ~blocks
     most = 0.0 if part is None else float(len(part.data))
     most += graphics.contrasts(picture, rest) * worth_of_letters
+    if most < FEWEST_PER_PATTERN * graphics.changes(picture, rest):
+        return None  # the rest would take time for nothing
     coded = exact.coded(image, every)
     return Frame(every, image, None, most, coded=coded) if len(coded.data) <= most else None
 

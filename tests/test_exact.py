@@ -689,6 +689,16 @@ class TestDrawings:
         photo = demo.photo().convert("L" if grey else "RGB").convert("RGB")
         assert regions.found(photo, None, 75) is None
 
+    def test_a_soft_photo_with_few_colours_is_not_tried(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It has noise and no contrast. To encode its pixels would take half of all time."""
+        noise = np.random.default_rng(0).integers(0, 3, (256, 256))
+        levels = np.linspace(90, 140, 256)[:, None] + noise
+        soft = np.stack([levels, levels - 40, levels - 60], -1).astype(np.uint8)
+        monkeypatch.setattr(exact, "coded", None)
+        assert regions.found(Image.fromarray(soft), None, 75) is None
+
     def test_a_photo_in_a_grey_page_is_none(self) -> None:
         shown = decode(encode(with_photo().convert("L")))
         assert 0.3 < shown.info["sdz"]["exact"] < 0.95
