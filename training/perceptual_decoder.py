@@ -309,8 +309,8 @@ def main() -> None:
     if options.warm_start:
         trained = {k: v.float() for k, v in load_file(options.warm_start).items()}
         players.load_state_dict(players.state_dict() | trained)
-    for module in (autoencoder, players):
-        round_blocks(module)
+    round_blocks(autoencoder)
+    round_blocks(players)
     classifier = Classifier()
     for module in (autoencoder, players, classifier):
         module.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -94,8 +94,8 @@ def main() -> None:
     second, old = options.before
     begun(players.decoder, state, loaded([old]), second)
     players.load_state_dict(players.state_dict() | of_discriminator(load_file(second)))
-    for module in (autoencoder, players):
-        round_blocks(module)
+    round_blocks(autoencoder)
+    round_blocks(players)
     for module in (autoencoder, players, classifier):
         module.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(players.parameters(), lr=options.learning_rate, fused=True)
