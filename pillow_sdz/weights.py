@@ -43,7 +43,7 @@ MINI = Weights(
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "462d89e596710d9510d983366526b4f5d581b70d11273dca255e07f448cdf506",
+    "bfc96b0f902a558a0430e82029df5b7ea644384703b1f34d1920c354df30fb01",
 )
 MINI_REDUCED = Weights(
     "mini_reduced.safetensors", "03824244877b6cb7822f35234341f60c447e485a698cba470058cfea6f452827"
