@@ -255,7 +255,8 @@ def exported(fp: str | os.PathLike[str] | IO[bytes], format: str) -> LatentFile:
     """The latents of an `.sdz` file, as `interchange.write` needs them for another format."""
     found = open_latents(fp)
     provenance = found.info.get("provenance", {})
-    if "layout" in provenance:
+    has_origin = "layout" in provenance
+    if has_origin:
         origin = interchange.parse_origin(provenance)
     else:
         layout = interchange.FORMATS[format].usual_layout
@@ -270,6 +271,11 @@ def exported(fp: str | os.PathLike[str] | IO[bytes], format: str) -> LatentFile:
         latents = _in_unit(found.unscaled(), unit)
     if layout == origin.layout and found.steps > 1 and shapes.is_time_first(origin.shape, model):
         latents = latents.swapaxes(-4, -3)
+    is_from_elsewhere = not has_origin or layout != origin.layout
+    if is_from_elsewhere and interchange.has_batches(layout):
+        latents = _batch(latents, found.steps)
+        if found.steps == 1 and model.space.video:
+            latents = latents[:, :, None]
     return LatentFile(latents, origin, found.info.get("alpha_mask"))
 
 
@@ -282,8 +288,13 @@ def kinds_of(found: Latents) -> list[str]:
 
 def pictures_of(found: Latents) -> Array:
     """The latents of a file with an axis of pictures, or clips, even if there is only one."""
-    is_one = found.latents.ndim == (3 if found.steps == 1 else 4)
-    return found.latents[None] if is_one else found.latents
+    return _batch(found.latents, found.steps)
+
+
+def _batch(latents: Array, steps: int) -> Array:
+    """The latents of pictures, or of clips of several ``steps``, with an axis for their number."""
+    is_one = latents.ndim == (3 if steps == 1 else 4)
+    return latents[None] if is_one else latents
 
 
 def _model_of(found: Latents) -> ModelSpec:

@@ -691,6 +691,64 @@ def test_comfyui(model: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     assert_same_tensors(path, back(path))
 
 
+@pytest.mark.parametrize(
+    ("version", "shape", "wanted"),
+    [
+        ("flux1", (16, 8, 6), (1, 16, 8, 6)),
+        ("ernie_image", (128, 4, 3), (1, 128, 4, 3)),
+        ("wan21", (16, 5, 8, 6), (1, 16, 5, 8, 6)),
+        ("wan22_5b", (48, 5, 4, 3), (1, 48, 5, 4, 3)),
+        ("qwen_image", (16, 1, 8, 6), (1, 16, 1, 8, 6)),
+    ],
+)
+def test_latents_of_trainers_are_a_batch_for_comfyui(
+    version: str, shape: tuple[int, ...], wanted: tuple[int, ...], tmp_path: Path
+) -> None:
+    """ComfyUI takes the first axis for that of the batch, whatever it is."""
+    (file,) = converted(ai_toolkit(tmp_path, version, {"latent": normal(*shape)}))
+    opened = open_latents(file)
+    # ComfyUI has FLUX.2's patches as pipelines have them, and others as the VAE encodes them.
+    values = opened.latents if version == "ernie_image" else opened.unscaled()
+    for part in (interchange.read(_as_latent(file))[0], latents.exported(file, ".latent")):
+        found = interchange.arrays_of(part, "comfyui")["latent_tensor"]
+        assert found.shape == wanted
+        np.testing.assert_array_equal(found, values.reshape(wanted))
+
+
+def _as_latent(file: Path) -> Path:
+    assert main(["latents", str(file), "-o", str(file.with_suffix(".latent"))]) == 0
+    return file.with_suffix(".latent")
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "wanted"),
+    [
+        ("sd1", (4, 8, 6), (1, 4, 8, 6)),
+        ("flux", (2, 16, 8, 6), (2, 16, 8, 6)),
+        ("wan21", (1, 16, 5, 8, 6), (1, 16, 5, 8, 6)),
+        ("wan21", (2, 16, 5, 8, 6), (2, 16, 5, 8, 6)),
+        ("wan21", (16, 8, 6), (1, 16, 1, 8, 6)),
+        ("ltx", (1, 128, 4, 4, 3), (1, 128, 4, 4, 3)),
+        ("cogvideox", (1, 3, 16, 8, 6), (1, 16, 3, 8, 6)),
+    ],
+)
+def test_saved_latents_are_a_batch_for_comfyui(
+    model: str, shape: tuple[int, ...], wanted: tuple[int, ...], tmp_path: Path
+) -> None:
+    file = tmp_path / "a.sdz"
+    save_latents(normal(*shape), file, model=model, lossless=True)
+    (part,) = interchange.read(_as_latent(file))
+    assert part.latents.shape == wanted
+
+
+def test_other_arrays_of_trainers_are_not_in_comfyuis_files(tmp_path: Path) -> None:
+    short, tensors, *_ = MUSUBI["framepack"]
+    files = converted(musubi(tmp_path, "framepack", short, tensors))
+    for file in files:
+        with safe_open(_as_latent(file), "pt") as found:
+            assert set(found.keys()) == {"latent_tensor", "latent_format_version_0"}
+
+
 @pytest.mark.parametrize("rows", [1, 8])
 def test_comfyuis_latents_of_three_axes(rows: int, tmp_path: Path) -> None:
     """Latents of sounds have no axis of rows.  They come back with the axes that they had."""

@@ -36,6 +36,7 @@ __all__ = [
     "Origin",
     "arrays_of",
     "check_whole",
+    "has_batches",
     "is_of_text",
     "is_one_file",
     "kept",
@@ -231,6 +232,11 @@ def is_of_text(path: str) -> bool:
 def layout_for(format: str, origin: Origin) -> str:
     """The layout of a file of this format for latents that came from ``origin``."""
     return origin.layout if format == origin.format else FORMATS[format].usual_layout
+
+
+def has_batches(layout: str) -> bool:
+    """Whether latents from elsewhere are a batch in this layout, even if there is only one."""
+    return _layout(layout).batches
 
 
 def unit(layout: str, latent_space: str, origin: Origin) -> float | None:

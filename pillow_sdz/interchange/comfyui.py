@@ -43,10 +43,12 @@ def _read(contents: Contents) -> list[LatentFile]:
 
 def _arrays(parts: Sequence[LatentFile]) -> dict[str, Stored]:
     (part,) = parts
-    latents = with_axes(part)
-    if latents.ndim == 3 and part.origin.shape != latents.shape:
+    # Files of other tools have other axes, and other arrays under names of their own.
+    is_own = part.origin.layout == COMFYUI.name
+    latents = with_axes(part) if is_own else part.latents
+    if latents.ndim == 3 and not (is_own and part.origin.shape == latents.shape):
         latents = latents[None]
-    others = others_of(part.origin)
+    others = others_of(part.origin) if is_own else {}
     if part.origin.marked:
         empty = Stored(np.zeros(0, np.float32), "float32")
         return {LATENTS: Stored(latents, part.origin.dtype), MARKER: empty, **others}
@@ -66,4 +68,5 @@ COMFYUI = Layout(
     read=_read,
     arrays=_arrays,
     unit=_unit,
+    batches=True,
 )

@@ -104,6 +104,9 @@ class Layout:
     parts_alone: bool = False
     #: What kind of latents an array of this name has: see `interchange.kinds`.
     kind: Callable[[str], str] = lambda name: MAIN
+    #: Whether latents that come from elsewhere are a batch, even if there is only one picture or
+    #: clip.  Pictures of families of videos are then clips of one frame.
+    batches: bool = False
     #: What it keeps besides latents and metadata: names of fields of `Origin` or `LatentFile`.
     keeps: frozenset[str] = frozenset()
 
