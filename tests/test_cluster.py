@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -278,6 +279,40 @@ def test_shuffling(tmp_path: Path) -> None:
         assert len(set(orders[-1])) == 20
     assert orders[0] == orders[2] != orders[1]
     assert orders[0] != sorted(orders[0])
+
+
+@pytest.mark.parametrize(
+    ("context", "persistent"), [("fork", False), ("fork", True), ("spawn", True)]
+)
+def test_each_epoch_has_another_order(tmp_path: Path, context: str, persistent: bool) -> None:
+    """A DataLoader does not tell the dataset that an epoch begins.  All workers must agree on it."""
+    if context not in torch.multiprocessing.get_all_start_methods():
+        pytest.skip("processes are not started like this here")
+    target = str(made(tmp_path, 20, 6))
+    dataset = ShardedLatents(target, 1, seed=5, buffer=7)
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=2,
+        persistent_workers=persistent,
+        multiprocessing_context=context,
+    )
+    orders = [[batch["keys"][0] for batch in loader] for _ in range(3)]
+    assert all(len(set(order)) == 20 for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert dataset.epoch == 3
+    dataset.epoch = 1  # workers that run already go on there, too
+    assert [batch["keys"][0] for batch in loader] == orders[1]
+    # Another process, which has no memory in common with this one.
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy.epoch == 2
+
+
+def test_epochs_of_loaders_of_different_kinds(tmp_path: Path) -> None:
+    dataset = ShardedLatents(str(made(tmp_path, 20, 4)), 1, seed=5, buffer=7)
+    orders = [[batch["keys"][0] for batch in drawn(dataset, workers)] for workers in (0, 2, 1, 0)]
+    assert all(len(set(order)) == 20 for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
 
 
 def test_workers_and_ranks_share_the_shards(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.context
 import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -29,6 +31,59 @@ class Example(NamedTuple):
         return self.latents.shape, self.latents.dtype, self.model, self.kind
 
 
+class _Epochs:
+    """Counts epochs in memory that a DataLoader's workers share.
+
+    A DataLoader does not tell its dataset that an epoch begins.  It gives all workers that it
+    starts together seeds of one base, and persistent workers begin as many iterations as others.
+    So the base and that number name an iteration, and the first worker that begins it counts it.
+    """
+
+    KEPT = 8  # iterations that are remembered.  Chosen: a few loaders may be begun at one time.
+
+    def __init__(self, following: int = 0) -> None:
+        # A lock of this context can also go to processes that are forked.
+        context = multiprocessing.get_context("spawn")
+        self._shared = context.Array("q", [following, *[-1] * 3 * self.KEPT])
+        self._begun = 0  # by this process
+
+    def begin(self) -> int:
+        """The number of the epoch that begins, the same for all workers of one DataLoader."""
+        info = get_worker_info()
+        self._begun += 1
+        with self._shared.get_lock():
+            epoch = self._shared[0]
+            if info is not None:
+                name = info.seed - info.id, self._begun
+                kept = self._shared[1:]
+                for at in range(0, len(kept), 3):
+                    if tuple(kept[at : at + 2]) == name:
+                        return int(kept[at + 2])
+                self._shared[1:] = [*name, epoch, *kept[:-3]]
+            self._shared[0] = epoch + 1
+            return int(epoch)
+
+    @property
+    def following(self) -> int:
+        """The number of the epoch that begins next."""
+        return int(self._shared[0])
+
+    @following.setter
+    def following(self, number: int) -> None:
+        self._shared[0] = number
+
+    def __getstate__(self) -> Any:
+        # Shared memory can only go to a process that is just being started.
+        is_starting = multiprocessing.context.get_spawning_popen() is not None
+        return self.__dict__ if is_starting else self.following
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+        else:
+            _Epochs.__init__(self, state)
+
+
 class ShardedLatents(IterableDataset[dict[str, Any]]):
     """Batches of latents of one shape, family and kind, from the shards in a folder or a bucket.
 
@@ -44,7 +99,8 @@ class ShardedLatents(IterableDataset[dict[str, Any]]):
 
     With a ``seed``, each epoch has the shards in another order.  Examples wait in a buffer of
     ``buffer`` examples, and random ones leave it.  Without it, they come in the order of the
-    sources.  ``drop_last`` leaves out batches that are not full.
+    sources.  The dataset counts its epochs itself.  To go on with a training, set ``epoch``.
+    ``drop_last`` leaves out batches that are not full.
     """
 
     def __init__(
@@ -65,14 +121,26 @@ class ShardedLatents(IterableDataset[dict[str, Any]]):
         self._paths = shards.paths(*fsspec.url_to_fs(target))
         self._batch_size, self._seed, self._buffer = batch_size, seed, buffer
         self._drop_last, self._rank, self._ranks = drop_last, rank, ranks
-        #: The number of the epoch.  Set it before each one: workers begin with it.
-        self.epoch = 0
+        self._epochs = _Epochs()
+
+    @property
+    def epoch(self) -> int:
+        """The number of the epoch that begins next, from 0.  Setting it says where to go on."""
+        return self._epochs.following
+
+    @epoch.setter
+    def epoch(self, number: int) -> None:
+        self._epochs.following = number
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        # This is no generator: the epoch counts when it begins, not with the first batch.
+        return self._of_epoch(self._epochs.begin())
+
+    def _of_epoch(self, epoch: int) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         paths = list(self._paths)
-        chance = None if self._seed is None else random.Random(f"{self._seed} {self.epoch}")
+        chance = None if self._seed is None else random.Random(f"{self._seed} {epoch}")
         if chance is not None:
             chance.shuffle(paths)
         mine = paths[self._rank * workers + worker :: self._ranks * workers]
