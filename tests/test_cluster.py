@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import save_file
 
 fsspec = pytest.importorskip("fsspec", reason="needs the extra ray")
@@ -120,6 +120,54 @@ def test_pictures(tmp_path: Path) -> None:
     (item,) = everything(tmp_path / "target")
     with Image.open(io.BytesIO(item.sdz)) as im:
         assert (im.size, im.info["sdz"]["quality"]) == ((40, 24), 50)
+
+
+@pytest.mark.parametrize(
+    "settings", [Settings(step=0.1), Settings(lossless=True), Settings(factor=8)]
+)
+def test_options_of_latents_are_not_ignored_for_pictures(settings: Settings) -> None:
+    file = io.BytesIO()
+    demo.photo().resize((40, 24)).save(file, "PNG")
+    with pytest.raises(ValueError, match="is for latents, this is a picture"):
+        work.encoded(file.getvalue(), "a.png", settings)
+
+
+def test_pictures_keep_what_sdz_encode_keeps(tmp_path: Path) -> None:
+    """All frames and the metadata. Only the pixels are upright, for who reads the latents."""
+    first = demo.photo().resize((64, 48))
+    frames = [first, first.transpose(Image.Transpose.FLIP_LEFT_RIGHT), first.rotate(180)]
+    file = io.BytesIO()
+    frames[0].save(file, "PNG", save_all=True, append_images=frames[1:], duration=70)
+    ((sdz,), _) = work.encoded(file.getvalue(), "a.png", Settings())
+    with Image.open(io.BytesIO(sdz)) as found:
+        assert found.n_frames == 3  # type: ignore[attr-defined]
+        assert found.info["duration"] == 70
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "a lighthouse"
+    exif[ExifTags.Base.Orientation] = 6
+    file = io.BytesIO()
+    first.save(file, "PNG", exif=exif)
+    ((sdz,), _) = work.encoded(file.getvalue(), "a.png", Settings())
+    with Image.open(io.BytesIO(sdz)) as found:
+        assert found.size == (48, 64)
+        assert dict(found.getexif()) == {ExifTags.Base.ImageDescription: "a lighthouse"}
+
+
+def test_what_is_not_kept_is_listed(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    tensors = {
+        "latent": torch.zeros(16, 8, 6),
+        "tensor": torch.zeros(3, 1280, 1280, dtype=torch.uint8),
+    }
+    path = tmp_path / "a.safetensors"
+    save_file(tensors, path, {"latent_space_version": "flux1"})
+    settings = Settings(lossless=True)
+    (shard,) = plan.plan([str(path)], str(target), 1, "tar", settings).shards
+    done = work.do(FS, FS, shard, "tar", settings)
+    assert (done["items"], done["warned"], done["errors"]) == (1, 1, 0)
+    (line,) = Path(shard.warnings).read_text().splitlines()
+    assert json.loads(line) == {"source": str(path), "warning": "not kept: 'tensor'"}
 
 
 def test_families_of_caches(tmp_path: Path) -> None:
@@ -285,7 +333,7 @@ def test_shuffling(tmp_path: Path) -> None:
     ("context", "persistent"), [("fork", False), ("fork", True), ("spawn", True)]
 )
 def test_each_epoch_has_another_order(tmp_path: Path, context: str, persistent: bool) -> None:
-    """A DataLoader does not tell the dataset that an epoch begins.  All workers must agree on it."""
+    """A DataLoader does not tell the dataset that an epoch begins.  All workers must agree."""
     if context not in torch.multiprocessing.get_all_start_methods():
         pytest.skip("processes are not started like this here")
     target = str(made(tmp_path, 20, 6))

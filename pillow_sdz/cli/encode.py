@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -30,7 +31,7 @@ from .arguments import (
 )
 from .files import LATENT_SUFFIXES, Job, find, jobs, readable, size_of, target_file, without_clashes
 from .latents import LatentEncoder, latent_files
-from .metadata import UPRIGHT, metadata, orientation, upright
+from .metadata import UPRIGHT, metadata, orientation, upright, upright_metadata
 from .pictures import (
     changed_frames,
     frame_count,
@@ -44,6 +45,9 @@ from .pictures import (
 from .reports import Report
 from .running import close, each
 from .targets import Targets
+
+#: The options that are for latents, and not for pictures.
+FOR_LATENTS = ("step", "lossless", "factor", "size")
 
 
 def add_encode(commands: Commands) -> None:
@@ -117,7 +121,7 @@ def _run(options: argparse.Namespace) -> int:
     target = target_file(options)
     if target is not None and target != STREAM and target.suffix.lower() != ".sdz":
         refuse(options, f"-o {target}: encode writes .sdz files")
-    of_latents = given(options, "step", "lossless", "factor", "size")
+    of_latents = given(options, *FOR_LATENTS)
 
     def wanted(paths: list[Path]) -> list[Path]:
         # sd-scripts keeps its caches beside the pictures.
@@ -168,15 +172,13 @@ class Encoder:
         if job.source.suffix.lower() in LATENT_SUFFIXES:
             self.latents(job, report)
             return
-        if self.for_latents:
-            msg = f"--{self.for_latents[0]} is for latents, this is a picture"
-            raise ValueError(msg)
+        check_for_picture(self.for_latents)
         if not self.targets.wanted(job):
             report.skipped = True
             return
         source = readable(job.source)
         report.before = size_of(source)
-        data = self._encoded(source, report)
+        data = encoded_picture(source, report, self.save_options, strip=self.strip)
         self.targets.write(job, data)
         with Image.open(io.BytesIO(data), formats=["SDZ"]) as written:
             report.after = len(data)
@@ -185,44 +187,65 @@ class Encoder:
                 pixels = written.width * written.height * frame_count(written)
                 report.say_written(job.target, pixels)
 
-    def _encoded(self, source: Path | IO[bytes], report: Report) -> bytes:
-        """The picture as an .sdz file in memory: a killed process leaves no half-written file."""
-        with open_picture(source) as image:
-            deep = needs_scaling(image, report)
-            frames = _frame_options(image, report)
-            image.load()
-            kept = {} if self.strip else _kept(image, report)
-            # Chunks of another .sdz file that this version does not know.
-            unknown = [] if self.strip else image.info.get("sdz_chunks", [])
-            turn = self.strip and orientation(image) != UPRIGHT
-            if not (deep or turn):
-                return self._saved(image, kept, frames, unknown)
 
-            def changed(frame: Image.Image) -> Image.Image:
-                frame = scaled(frame) if deep else frame
-                return upright(frame) if turn else frame
+def check_for_picture(for_latents: Iterable[str]) -> None:
+    """ValueError if options were given that are for latents only."""
+    for name in for_latents:
+        msg = f"--{name} is for latents, this is a picture"
+        raise ValueError(msg)
 
-            first, others = changed_frames(image, changed)
-            return self._saved(first, kept, {**frames, **others} if frames else {}, unknown)
 
-    def _saved(
-        self,
-        picture: Image.Image,
-        kept: dict[str, bytes],
-        frames: dict[str, Any],
-        unknown: list[tuple[bytes, bytes]],
-    ) -> bytes:
-        about: dict[str, Any] = {"exif": b"", "xmp": b"", "chunks": unknown, **kept}
-        encoded = io.BytesIO()
-        try:
-            picture.save(encoded, "SDZ", **self.save_options, **about, **frames)
-        except ValueError as error:
-            size = sum(map(len, kept.values()))
-            if "target_size" not in self.save_options or not size:
-                raise
-            msg = f"{error}; {size:,} bytes of metadata are kept (--strip leaves them out)"
-            raise ValueError(msg) from error
-        return encoded.getvalue()
+def encoded_picture(
+    source: Path | IO[bytes],
+    report: Report,
+    options: dict[str, Any],
+    *,
+    strip: bool = False,
+    turned: bool = False,
+) -> bytes:
+    """The picture as an .sdz file in memory: a killed process leaves no half-written file.
+
+    ``strip`` leaves out its metadata.  If ``turned``, its pixels are turned upright.
+    """
+    with open_picture(source) as image:
+        deep = needs_scaling(image, report)
+        frames = _frame_options(image, report)
+        image.load()
+        kept = {} if strip else _kept(image, report)
+        # Chunks of another .sdz file that this version does not know.
+        unknown = [] if strip else image.info.get("sdz_chunks", [])
+        turn = (strip or turned) and orientation(image) != UPRIGHT
+        if not (deep or turn):
+            return _saved(image, kept, options, frames, unknown)
+
+        def changed(frame: Image.Image) -> Image.Image:
+            frame = scaled(frame) if deep else frame
+            return upright(frame) if turn else frame
+
+        first, others = changed_frames(image, changed)
+        if turn:
+            kept = upright_metadata(kept, first)
+        return _saved(first, kept, options, {**frames, **others} if frames else {}, unknown)
+
+
+def _saved(
+    picture: Image.Image,
+    kept: dict[str, bytes],
+    options: dict[str, Any],
+    frames: dict[str, Any],
+    unknown: list[tuple[bytes, bytes]],
+) -> bytes:
+    about: dict[str, Any] = {"exif": b"", "xmp": b"", "chunks": unknown, **kept}
+    encoded = io.BytesIO()
+    try:
+        picture.save(encoded, "SDZ", **options, **about, **frames)
+    except ValueError as error:
+        size = sum(map(len, kept.values()))
+        if "target_size" not in options or not size:
+            raise
+        msg = f"{error}; {size:,} bytes of metadata are kept (--strip leaves them out)"
+        raise ValueError(msg) from error
+    return encoded.getvalue()
 
 
 def _frame_options(image: Image.Image, report: Report) -> dict[str, Any]:

@@ -72,6 +72,19 @@ def upright(image: Image.Image) -> Image.Image:
     return image if orientation(image) == UPRIGHT else ImageOps.exif_transpose(image)
 
 
+def upright_metadata(kept: dict[str, bytes], turned: Image.Image) -> dict[str, bytes]:
+    """The metadata of a picture, without what would turn its copy ``turned`` again."""
+    found = {**kept}
+    if "exif" in kept:
+        exif = Image.Exif()
+        exif.load(kept["exif"])
+        exif.pop(ExifTags.Base.Orientation, None)
+        found["exif"] = exif.tobytes()
+    if "xmp" in kept:
+        found["xmp"] = metadata(turned).get("xmp", b"")
+    return found
+
+
 def upright_alone(image: Image.Image) -> Image.Image:
     """A turned copy of the picture.  It has no metadata that says how to turn it."""
     plain = upright(image).copy()

@@ -72,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if total["assumed"]:
         family = catalogue.DEFAULT_FAMILY
         print(f"{total['assumed']} are assumed to be of {family} (--model names another model)")
+    if total["warned"]:
+        lists = f"*.warnings.jsonl in {options.target}"
+        print(f"of {total['warned']} sources, something is not kept: see {lists}")
     if errors := total["errors"] + total["known_errors"]:
         earlier = f", {total['known_errors']} of them in earlier runs" * bool(total["known_errors"])
         print(f"{errors} could not be encoded{earlier}: see *.errors.jsonl in {options.target}")

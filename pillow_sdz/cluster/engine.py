@@ -26,8 +26,9 @@ def encode(
 
     Shards that exist are not made again.  So a run that was killed can go on.  ``told`` is
     called for each shard that is done.  Returns the numbers of this run: shards, items, those whose
-    family was assumed, errors, bytes before and after, and the workers' CPU seconds.  The number
-    "known_errors" is that of the sources that an earlier run could not encode.
+    family was assumed, sources of which something is not kept ("warned"), errors, bytes before and
+    after, and the workers' CPU seconds.  The number "known_errors" is that of the sources that an
+    earlier run could not encode.
 
     ValueError if the target has shards of other sources or settings.  OSError if there is nothing
     to encode, or if the target cannot be written.
@@ -60,7 +61,7 @@ def encode(
     left = [shard for shard in made.shards if shard.path not in there]
     lists = [shard.errors for shard in made.shards if {shard.path, shard.errors} <= there]
     known_errors = sum(target_fs.cat_file(path).count(b"\n") for path in lists)
-    names = "items", "assumed", "errors", "before", "after"
+    names = "items", "assumed", "warned", "errors", "before", "after"
     total: dict[str, Any] = {"shards": len(left), **dict.fromkeys(names, 0), "seconds": 0.0}
     total["known_errors"] = known_errors
     if left:

@@ -54,6 +54,11 @@ class Shard(NamedTuple):
         """The path of the list of what could not be encoded."""
         return posixpath.splitext(self.path)[0] + ".errors.jsonl"
 
+    @property
+    def warnings(self) -> str:
+        """The path of the list of what is not kept."""
+        return posixpath.splitext(self.path)[0] + ".warnings.jsonl"
+
 
 class Plan(NamedTuple):
     """All shards of a run, and what is written to the manifest."""

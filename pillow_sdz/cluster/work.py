@@ -8,13 +8,16 @@ import posixpath
 import tempfile
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .. import interchange, latents, register
+from ..cli.encode import FOR_LATENTS, check_for_picture, encoded_picture
+from ..cli.reports import Report
 from ..interchange import FORMATS
 from . import shards
 from .plan import Settings, Shard
@@ -26,19 +29,20 @@ register()
 def encoded(data: bytes, path: str, settings: Settings) -> tuple[list[bytes], bool]:
     """The `.sdz` files of a source, and whether the family of its latents was only assumed.
 
-    There is one file, or one for each array of latents in the source.  OSError or
-    ValueError if it cannot be encoded.
+    There is one file, or one for each array of latents in the source.  Pictures are turned upright.
+    Warns of what is not kept.  OSError or ValueError if it cannot be encoded.
     """
     suffix = posixpath.splitext(path)[1].lower()
     if suffix in FORMATS:
         return _of_latents(data, posixpath.basename(path), settings)
-    with Image.open(io.BytesIO(data)) as picture:
-        icc = picture.info.get("icc_profile")
-        upright = ImageOps.exif_transpose(picture)
-        file = io.BytesIO()
-        options = settings.given("model", "quality", "effort")
-        upright.save(file, "SDZ", icc_profile=icc, **options)
-    return [file.getvalue()], False
+    check_for_picture(settings.given(*FOR_LATENTS))
+    report = Report(path)
+    options = settings.given("model", "quality", "effort")
+    # A trainer reads the latents without EXIF, which would say how to turn the picture.
+    file = encoded_picture(io.BytesIO(data), report, options, turned=True)
+    for _, line in report.lines:
+        warnings.warn(line, stacklevel=2)
+    return [file], False
 
 
 def _of_latents(data: bytes, name: str, settings: Settings) -> tuple[list[bytes], bool]:
@@ -61,23 +65,31 @@ def _of_latents(data: bytes, name: str, settings: Settings) -> tuple[list[bytes]
 def do(fs: Any, target: Any, shard: Shard, format: str, settings: Settings) -> dict[str, Any]:
     """Encode a shard, and return its numbers of items, errors and bytes, and its CPU seconds.
 
-    The number "assumed" is that of the items of which nothing says the family.
+    The number "assumed" is that of the items of which nothing says the family, and "warned" that of
+    the sources of which something is not kept.
 
     ``fs`` is the sources' file system, and ``target`` the shard's, as fsspec has them.  A list
-    beside the shard names the sources that cannot be encoded.
+    beside the shard names the sources that cannot be encoded, and another one what is not kept.
     """
     begin = time.process_time()
     errors: list[dict[str, str]] = []
-    counts = {"items": 0, "assumed": 0, "before": 0, "after": 0}
+    warned: list[dict[str, str]] = []
+    counts = {"items": 0, "assumed": 0, "warned": 0, "before": 0, "after": 0}
 
     def items() -> Iterator[Item]:
         for number, path in enumerate(shard.sources, shard.first):
             try:
                 data = fs.cat_file(path)
-                files, is_assumed = encoded(data, path, settings)
+                with warnings.catch_warnings(record=True) as caught:
+                    for category in (UserWarning, Image.DecompressionBombWarning):
+                        warnings.simplefilter("always", category)
+                    files, is_assumed = encoded(data, path, settings)
             except Exception as e:  # an error of any kind stops this file alone
                 errors.append({"source": path, "error": f"{type(e).__name__}: {e}"})
                 continue
+            texts = [_text(each.message, path) for each in caught]
+            warned.extend({"source": path, "warning": text} for text in texts)
+            counts["warned"] += bool(texts)
             counts["items"] += 1
             counts["assumed"] += is_assumed
             counts["before"] += len(data)
@@ -91,8 +103,14 @@ def do(fs: Any, target: Any, shard: Shard, format: str, settings: Settings) -> d
     begun = f"{shard.path}.{uuid.uuid4().hex}.part"
     with target.open(begun, "wb") as file:
         shards.write(file, format, items())
-    if errors:
-        target.pipe_file(shard.errors, "".join(json.dumps(e) + "\n" for e in errors).encode())
+    for name, lines in ((shard.errors, errors), (shard.warnings, warned)):
+        if lines:
+            target.pipe_file(name, "".join(json.dumps(one) + "\n" for one in lines).encode())
     target.mv(begun, shard.path)
     seconds = time.process_time() - begin
     return {"shard": shard.path, "errors": len(errors), "seconds": seconds, **counts}
+
+
+def _text(message: object, path: str) -> str:
+    """A warning without the name of the file, which may be that of a copy."""
+    return str(message).rpartition(f"{posixpath.basename(path)}: ")[2]
