@@ -19,7 +19,7 @@ def main(pipe: Any, prompt: str, path: Path, *, model: str = "sd1", **settings: 
 
     Pipelines that pack latents into a sequence, such as FLUX's, need ``width`` and ``height``.
     """
-    size = (settings["width"], settings["height"]) if "width" in settings else None
+    size = _size(settings)
 
     def keep(pipe: Any, step: int, timestep: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         if step == pipe.num_timesteps - 1:
@@ -34,9 +34,18 @@ def main(pipe: Any, prompt: str, path: Path, *, model: str = "sd1", **settings: 
 def without_a_picture(
     pipe: Any, prompts: list[str], path: Path, *, model: str = "sd1", **settings: Any
 ) -> None:
-    """Generate a batch without running the VAE. Its latents are the frames of one file."""
+    """Generate a batch without running the VAE. Its latents are the frames of one file.
+
+    Pipelines that pack latents into a sequence need ``width`` and ``height``, as for `main`.
+    """
+    size = _size(settings)
     latents = pipe(prompts, output_type="latent", **settings).images
-    pillow_sdz.save_latents(latents, path, model=model, quality=90)
+    pillow_sdz.save_latents(latents, path, model=model, size=size, quality=90)
+
+
+def _size(settings: dict[str, Any]) -> tuple[int, int] | None:
+    """The pictures' size, if the settings of the pipeline say it."""
+    return (settings["width"], settings["height"]) if "width" in settings else None
 
 
 if __name__ == "__main__":

@@ -104,6 +104,20 @@ def test_a_batch_becomes_frames(pipe: Any, tmp_path: Path) -> None:
     assert pillow_sdz.open_latents(path).latents.shape == (2, 4, 8, 6)
 
 
+def test_a_batch_of_packed_latents(tmp_path: Path) -> None:
+    """A pipeline that returns what FluxPipeline does: a sequence, whose size nothing else says."""
+
+    class Result:
+        images = torch.zeros(2, 12, 64)
+
+    path = tmp_path / "x.sdz"
+    script = example("save_from_pipeline")
+    pipe = lambda prompts, **settings: Result  # noqa: E731
+    script["without_a_picture"](pipe, ["a cat", "a dog"], path, model="flux", **SETTINGS)
+    assert pillow_sdz.open_latents(path).latents.shape == (2, 16, 8, 6)
+    assert pillow_sdz.open_latents(path).size == (48, 64)
+
+
 def test_img2img_from_latents(pipe: Any, parts: dict[str, Any], tmp_path: Path) -> None:
     """The pipeline starts from the file's latents. Its VAE encodes nothing."""
     path = tmp_path / "x.sdz"
