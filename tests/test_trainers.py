@@ -762,6 +762,18 @@ def test_comfyuis_latents_of_three_axes(rows: int, tmp_path: Path) -> None:
     assert_same_tensors(path, back(path))
 
 
+def test_metadata_of_other_tools_in_a_pt_file(tmp_path: Path) -> None:
+    """Texts that are no literals of Python, such as ComfyUI's JSON, stay texts."""
+    path = tmp_path / "ComfyUI_00001_.latent"
+    workflow = {"prompt": '{"3": {"a": true}}', "workflow": "{}", "note": "a cat"}
+    save_file({"latent_tensor": normal(1, 4, 8, 6)}, path, metadata=workflow)
+    (file,) = converted(path, "--model", "sd1")
+    assert main(["latents", str(file), "-o", str(tmp_path / "a.pt")]) == 0
+    found = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert (found["prompt"], found["note"]) == (workflow["prompt"], "a cat")
+    np.testing.assert_array_equal(found["latents"], open_latents(file).latents)
+
+
 def test_a_cache_is_not_put_together_for_another_format(tmp_path: Path) -> None:
     path = musubi(tmp_path, "flux_kontext", "fk", MUSUBI["flux_kontext"][1])
     files = converted(path)

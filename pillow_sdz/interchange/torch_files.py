@@ -99,11 +99,11 @@ def _is_literal(text: str) -> bool:
 
 
 def values(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The values that became metadata; ValueError if their texts are not Python's."""
-    if not all(map(_is_literal, metadata.values())):
-        msg = "metadata of a .pt file must be literals of Python"
-        raise ValueError(msg)
-    return {name: ast.literal_eval(text) for name, text in metadata.items()}
+    """The values that became metadata.  Texts that are not Python's are metadata of other tools."""
+    return {
+        name: ast.literal_eval(text) if _is_literal(text) else text
+        for name, text in metadata.items()
+    }
 
 
 def _write(file: IO[bytes], arrays: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
