@@ -153,6 +153,13 @@ def test_pictures_keep_what_sdz_encode_keeps(tmp_path: Path) -> None:
         assert dict(found.getexif()) == {ExifTags.Base.ImageDescription: "a lighthouse"}
 
 
+def test_sdz_files_are_not_encoded_again(tmp_path: Path) -> None:
+    picture = demo.photo().resize((40, 24))
+    picture.save(tmp_path / "a.sdz")
+    picture.save(tmp_path / "b.png")
+    assert plan.sources(FS, str(tmp_path)) == [str(tmp_path / "b.png")]
+
+
 def test_what_is_not_kept_is_listed(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         import ray
     except ImportError:
-        print('needs the extra ray: pip install "pillow-sdz[ray]"', file=sys.stderr)
+        print('needs the extra ray: pip install ".[ray]" in a checkout', file=sys.stderr)
         return 2
     from .engine import encode
 

@@ -68,9 +68,9 @@ class Plan(NamedTuple):
 
 
 def sources(fs: Any, folder: str) -> list[str]:
-    """The files below a folder that are pictures or latents, sorted."""
+    """The files below a folder that are pictures or latents, sorted; `.sdz` files are left out."""
     Image.init()
-    known = {*Image.registered_extensions(), *filter(interchange.is_one_file, FORMATS)}
+    known = {*Image.registered_extensions(), *filter(interchange.is_one_file, FORMATS)} - {".sdz"}
     found = [
         path
         for path in fs.find(folder)
