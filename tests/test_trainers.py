@@ -762,6 +762,17 @@ def test_comfyuis_latents_of_three_axes(rows: int, tmp_path: Path) -> None:
     assert_same_tensors(path, back(path))
 
 
+def test_a_tensor_alone_in_a_pt_file(tmp_path: Path) -> None:
+    """The message says how to write the file, and that works."""
+    path = tmp_path / "a.pt"
+    tensor = normal(4, 8, 6)
+    torch.save(tensor, path)
+    with pytest.raises(ValueError, match=r"write it with torch\.save\(\{'latents': tensor\}"):
+        interchange.read(path)
+    torch.save({"latents": tensor}, path)
+    np.testing.assert_array_equal(interchange.read(path)[0].latents, tensor)
+
+
 def test_metadata_of_other_tools_in_a_pt_file(tmp_path: Path) -> None:
     """Texts that are no literals of Python, such as ComfyUI's JSON, stay texts."""
     path = tmp_path / "ComfyUI_00001_.latent"

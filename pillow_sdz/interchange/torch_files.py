@@ -32,7 +32,10 @@ def contents(path: Path, found: Any) -> Contents:
     Values that are no tensors become metadata.
     """
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        msg = "a .pt file of latents must hold a dictionary of tensors by name"
+        msg = (
+            "a .pt file of latents must hold a dictionary of tensors by name: "
+            "write it with torch.save({'latents': tensor}, FILE)"
+        )
         raise ValueError(msg)
     arrays = {name: value for name, value in found.items() if hasattr(value, "detach")}
     values = {name: repr(value) for name, value in found.items() if name not in arrays}
