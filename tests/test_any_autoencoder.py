@@ -84,34 +84,6 @@ def test_conventions_that_do_not_hold(
         register_model("blocks", Blocks(), **given)
 
 
-def test_a_scaling_that_contradicts_the_family() -> None:
-    """Files name the family, so everybody scales their latents back as the family says."""
-
-    class Four(Blocks):
-        def encode(self, images: Tensor) -> Tensor:
-            return super().encode(images).repeat(1, 2, 1, 1)[:, :4]
-
-        def decode(self, latents: Tensor) -> Tensor:
-            return super().decode(latents[:, :3])
-
-    for scaling in (0.13025, 2.0, (1.0, 1.0, 1.0, 2.0)):
-        with pytest.raises(ValueError, match=r"are not those of sd1 latents, 0\.18215 and 0"):
-            register_model("four", Four(), latent_space="sd1", scaling=scaling)
-    with pytest.raises(ValueError, match="are not those of sd1 latents"):
-        register_model("four", Four(), latent_space="sd1", scaling=0.18215, shift=0.5)
-    register_model("four", Four(), latent_space="sd1", scaling=0.18215)
-    register_model("four", Four(), latent_space="sd1")  # its latents are scaled already
-    register_model("four", Four(), scaling=0.13025)  # of a latent space of its own
-
-
-def test_the_scaling_of_diffusers_classes() -> None:
-    vae = seeded(lambda: diffusers.AutoencoderKL(block_out_channels=(32,), scaling_factor=0.13025))
-    vae.register_to_config(block_out_channels=(32,) * 4)
-    with pytest.raises(ValueError, match=r"0\.13025 and 0\.0, are not those of sd1 latents"):
-        register_model("ours", vae, latent_space="sd1")
-    assert register_model("ours", vae, latent_space="sdxl").latent_space == "sdxl"
-
-
 def test_what_is_no_autoencoder_of_pictures() -> None:
     class Sound:
         def encode(self, waves: Tensor) -> Tensor:

@@ -340,9 +340,8 @@ def register_model(
     one for each channel, and by default those of its configuration. ``channels`` and ``factor``
     must be those of its latents.
 
-    ValueError if the name or the latent space belongs to another model, if the latent space is
-    known here and has another scaling, or if a network is in training mode. OSError if the model is
-    damaged or of a kind that cannot be used.
+    ValueError if the name or the latent space belongs to another model, or if a network is in
+    training mode. OSError if the model is damaged or of a kind that cannot be used.
     """
     network, sha256, shape, parts, how = described(source, conventions)
     given = {
@@ -363,10 +362,6 @@ def register_model(
     if given:
         parts = dataclasses.replace(parts or DenoiserParts(), **given)
     spec = specs.new(name, shape, parts, sha256, latent_space, PRESETS)
-    if how is not None:
-        specs.check_scaling(spec, how.scaling, how.shift)
-    else:
-        specs.check_scaling(spec, *sources.scaling(network))
     if pipeline is not None:
         from . import flow
 
@@ -383,9 +378,8 @@ def register_model(
 def record_model(name: str, directory: Path, latent_space: str | None = None) -> ModelSpec:
     """Make a model known to all processes of this user, as `register_model` does for one."""
     directory = directory.absolute()
-    network, sha256, shape, parts, _ = described(directory, {})
+    _, sha256, shape, parts, _ = described(directory, {})
     spec = specs.new(name, shape, parts, sha256, latent_space, PRESETS)
-    specs.check_scaling(spec, *sources.scaling(network))
     hashes = sources.hashes(parts)
     record = recorded.Directory(
         str(directory),

@@ -301,14 +301,6 @@ def shape(part: Any) -> tuple[int, int]:
     return channels, AUTOENCODERS[kind].factor(settings)
 
 
-def scaling(part: Any) -> tuple[Any, Any]:
-    """The scaling and the shift in the configuration of an autoencoder; 1 and 0 if it has none."""
-    settings = config(part)
-    factor, std = settings.get("scaling_factor") or 1.0, settings.get("latents_std")
-    shift = settings.get("latents_mean") or settings.get("shift_factor") or 0.0
-    return (tuple(factor / each for each in std) if std else factor), shift
-
-
 def _class_of(part: Any) -> str | None:
     """Which one of `AUTOENCODERS` is the class of a loaded autoencoder, or a base of it."""
     library = sys.modules.get("diffusers")

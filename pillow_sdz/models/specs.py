@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..catalogue import EMBEDDED, ModelSpec, known
 from ..header import ANY_NAME, is_name
@@ -23,28 +22,6 @@ def misplaced(spec: ModelSpec) -> str | None:
             f"but this autoencoder has {spec.channels} at {spec.factor}"
         )
     return None
-
-
-def check_scaling(spec: ModelSpec, scaling: Any, shift: Any) -> None:
-    """ValueError if an autoencoder's scaling is neither that of its latent space nor none at all.
-
-    Files name the space.  So others scale the latents back as the space says.  Some autoencoders,
-    such as TAESD, make latents that are scaled already: their scaling is 1 and their shift 0.
-    """
-    if spec.space.scaling is None:
-        return
-    import numpy as np  # here, because registering a model of no family does not need it
-
-    found = np.broadcast_arrays(scaling, shift, np.zeros(spec.channels))[:2]
-    wanted = np.broadcast_arrays(spec.space.scaling, spec.space.shift, np.zeros(spec.channels))[:2]
-    # Chosen: configurations are rounded to 4 digits or more.
-    if not (np.allclose(found, wanted, rtol=1e-3, atol=1e-4) or np.allclose(found[0], 1)):
-        msg = (
-            f"this autoencoder's scaling and shift, {scaling} and {shift}, are not those of "
-            f"{spec.space.name} latents, {spec.space.scaling} and {spec.space.shift}: choose "
-            "another latent space"
-        )
-        raise ValueError(msg)
 
 
 def new(
