@@ -286,7 +286,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="checkpoint, log and weights")
     parser.add_argument("--minutes", type=float, required=True, help="length of the whole run")
     parser.add_argument("--state", type=Path, default=MINI.path, help="mini's weights")
-    parser.add_argument("--warm-start", type=Path, help="a decoder to begin with instead of mini's")
+    parser.add_argument(
+        "--warm-start", type=Path, help="a decoder to begin with, perhaps with its discriminator"
+    )
     parser.add_argument(
         "--crop", type=int, nargs="+", default=[128, 256], help="sides; each step draws one"
     )

@@ -93,7 +93,7 @@ def scored_photos(folder: Path) -> list[Photo]:
 
 @torch.no_grad()
 def score(model: Model, photos: list[Photo]) -> str:
-    """Estimated bits per pixel (with the tail's part), PSNR and SSIMULACRA2 of rounded latents."""
+    """Estimated bits per pixel (with the tail's part), PSNR and SSIMULACRA2, as from files."""
     out = []
     for place in SCORED:
         rows = []
