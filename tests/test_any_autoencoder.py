@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,14 @@ def test_another_latent_space_of_its_own_shape(photo: Image.Image) -> None:
     [
         ({"channels": 4}, OSError, "has 3 as its channels, not 4"),
         ({"factor": 16}, OSError, "has 8 as its factor, not 16"),
-        ({"chanels": 3}, ValueError, "has no 'chanels'"),
+        ({"chanels": 3}, ValueError, "has no 'chanels', only channels, factor, pixel_range"),
+        ({"factor": "8"}, ValueError, "factor must be a whole number from 1 to 255, not '8'"),
+        ({"channels": 0}, ValueError, "channels must be a whole number from 1"),
+        ({"pixel_range": (1, 0)}, ValueError, "pixel_range must be two numbers, first that of bl"),
+        ({"pixel_range": (0, 1, 2)}, ValueError, "pixel_range must be two numbers"),
+        ({"scaling": 0}, ValueError, "scaling must be a number above 0"),
+        ({"scaling": np.full(2, 1.5)}, ValueError, "scaling has 2 numbers, but the latents 3 ch"),
+        ({"shift": float("nan")}, ValueError, "shift must be a number from"),
     ],
 )
 def test_conventions_that_do_not_hold(
@@ -82,6 +90,78 @@ def test_conventions_that_do_not_hold(
 ) -> None:
     with pytest.raises(error, match=complaint):
         register_model("blocks", Blocks(), **given)
+
+
+def test_a_scaling_in_an_array(photo: Image.Image) -> None:
+    register_model("blocks", Blocks(), scaling=torch.full((1, 3, 1, 1), 4.0), shift=np.zeros(3))
+    assert decode(encode(photo, model="blocks")).size == photo.size
+
+
+@pytest.mark.parametrize(
+    ("encoded", "decoded", "complaint"),
+    [
+        (Tensor.numpy, None, "must return a tensor of floating point latents, not float32"),
+        (Tensor.long, None, "must return a tensor of floating point latents, not torch.int64"),
+        (lambda z: None, None, "must return a tensor of floating point latents, not NoneType"),
+        (torch.flatten, None, r"became latents of the shape \(192,\)"),
+        (lambda z: z[..., :0], None, r"became latents of the shape \(1, 3, 8, 0\)"),
+        (lambda z: z[..., :7, :7], None, r"became latents of the shape \(1, 3, 7, 7\)"),
+        (lambda z: z[..., :4], None, r"became latents of the shape \(1, 3, 8, 4\)"),
+        (None, lambda x: x[..., :8], r"came back as torch.Size\(\[1, 3, 64, 8\]\)"),
+        (None, lambda x: None, "came back as NoneType"),
+    ],
+)
+def test_what_encode_and_decode_must_return(encoded: Any, decoded: Any, complaint: str) -> None:
+    class Wrong(Blocks):
+        def encode(self, images: Tensor) -> Any:
+            latents = super().encode(images)
+            return encoded(latents) if encoded else latents
+
+        def decode(self, latents: Tensor) -> Any:
+            images = super().decode(latents)
+            return decoded(images) if decoded else images
+
+    with pytest.raises(OSError, match=f"this Wrong is no autoencoder of pictures: .*{complaint}"):
+        register_model("wrong", Wrong())
+
+
+class Four(Blocks):
+    """The same with 4 channels, as latents of SD1."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        return super().encode(images).repeat(1, 2, 1, 1)[:, :4]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return super().decode(latents[:, :3])
+
+
+def test_a_scaling_that_contradicts_the_family() -> None:
+    """Files name the family.  So others scale the latents back as the family says."""
+    for given in (
+        {"scaling": 0.13025},
+        {"scaling": 0.18215, "shift": 0.5},
+        {"scaling": [1, 2, 1, 1]},
+    ):
+        with pytest.warns(UserWarning, match=r"not 0\.18215 and 0\. If they are meant, choose"):
+            register_model("four", Four(), latent_space="sd1", **given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        register_model("four", Four(), latent_space="sd1", scaling=0.18215)
+        register_model("four", Four(), latent_space="sd1")  # its latents are scaled already
+        register_model("four", Four(), scaling=0.13025)  # of a latent space of its own
+
+
+def test_the_scaling_in_the_configuration_of_a_known_class() -> None:
+    import tiny_models as tiny
+
+    with pytest.warns(
+        UserWarning, match=r"pictures of other flux models .*0\.18215 and 0, not 0\.3"
+    ):
+        register_model("ours", tiny.autoencoder_kl(channels=16), latent_space="flux")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vae = tiny.autoencoder_kl(channels=16, scaling_factor=0.3611, shift_factor=0.1159)
+        register_model("ours", vae, latent_space="flux")
 
 
 def test_what_is_no_autoencoder_of_pictures() -> None:
@@ -93,8 +173,10 @@ def test_what_is_no_autoencoder_of_pictures() -> None:
 
     with pytest.raises(OSError, match="is no autoencoder of pictures: RuntimeError: expected 2"):
         register_model("sound", Sound())
-    with pytest.raises(OSError, match="no autoencoder that can be used"):
+    with pytest.raises(OSError, match=r"this object is no .* has not encode and decode"):
         register_model("sound", object())
+    with pytest.raises(ValueError, match="Sound is a class: register an object of it"):
+        register_model("sound", Sound)
 
 
 def test_a_class_derived_from_a_known_one(photo: Image.Image) -> None:

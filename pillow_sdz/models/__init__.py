@@ -340,8 +340,9 @@ def register_model(
     one for each channel, and by default those of its configuration. ``channels`` and ``factor``
     must be those of its latents.
 
-    ValueError if the name or the latent space belongs to another model, or if a network is in
-    training mode. OSError if the model is damaged or of a kind that cannot be used.
+    Warns if its scaling is not that of other models of its latent space. ValueError if the name or
+    the latent space belongs to another model, if a convention is not possible, or if a network is
+    in training mode. OSError if the model is damaged or of a kind that cannot be used.
     """
     network, sha256, shape, parts, how = described(source, conventions)
     given = {

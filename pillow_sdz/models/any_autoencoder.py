@@ -6,21 +6,22 @@ clips of one frame.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..catalogue import NOT_NAMED
 from . import configurations, sources
+from .configurations import CONVENTIONS, Numbers
 from .running import undisturbed
 from .stable_diffusion import DiffusersAutoencoder, digest, where
 
 PROBE = 64  # pixels a side of the grey picture; the largest factor of published autoencoders is 32
-
-Numbers = float | Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,6 @@ class Conventions:
     shift: Numbers
 
 
-#: The fields that users may give.
-GIVEN = frozenset(("channels", "factor", "pixel_range", "scaling", "shift"))
-
-
 def weights_digest(autoencoder: Any) -> str:
     """The digest of the weights; zeros, which name no weights, if there is no state dict."""
     if hasattr(autoencoder, "state_dict"):
@@ -57,13 +54,11 @@ def weights_digest(autoencoder: Any) -> str:
 def conventions(autoencoder: Any, given: Mapping[str, Any]) -> Conventions:
     """How to call an autoencoder: as ``given``, as its configuration says, or as a trial shows.
 
-    ``given`` has some fields of `Conventions`; ValueError for others.  OSError if the autoencoder
-    cannot be called, or if its latents are not what was given.
+    ``given`` has some fields of `Conventions`; ValueError for others, and for impossible values.
+    OSError if the autoencoder cannot be called, or if its latents are not what was given.
     """
     name = type(autoencoder).__name__
-    if unknown := given.keys() - GIVEN:
-        msg = f"register_model has no {min(unknown)!r}"
-        raise ValueError(msg)
+    given = {field: _checked(field, value) for field, value in given.items()}
     device, dtype = where(autoencoder)
     low, high = given.get("pixel_range", (-1, 1))
     grey = torch.full((1, 3, PROBE, PROBE), (low + high) / 2, device=device, dtype=dtype)
@@ -71,19 +66,18 @@ def conventions(autoencoder: Any, given: Mapping[str, Any]) -> Conventions:
     opaque = torch.cat([grey, torch.full_like(grey[:, :1], high)], 1)
     for images in (grey, grey[:, :, None], opaque, opaque[:, :, None]):
         try:
-            latents = _latents(autoencoder.encode(images))
-            back = _images(autoencoder.decode(latents))
+            channels, factor = _tried(autoencoder, images)
         except Exception as e:  # somebody's network may raise anything
             errors.append(f"{type(e).__name__}: {e}")
             continue
-        if latents.ndim != images.ndim or back.shape != images.shape:
-            errors.append(f"{tuple(images.shape)} became {tuple(latents.shape)} and then others")
-            continue
-        channels, factor = latents.shape[1], PROBE // latents.shape[-1]
         for field, found in (("channels", channels), ("factor", factor)):
             if given.get(field, found) != found:
                 msg = f"this {name} has {found} as its {field}, not {given[field]}"
                 raise OSError(msg)
+        for field in ("scaling", "shift"):
+            if len(numbers := np.ravel(given.get(field, 1))) not in (1, channels):
+                msg = f"{field} has {len(numbers)} numbers, but the latents {channels} channels"
+                raise ValueError(msg)
         scaling, shift = _scaling(autoencoder, channels)
         return Conventions(
             channels,
@@ -94,8 +88,46 @@ def conventions(autoencoder: Any, given: Mapping[str, Any]) -> Conventions:
             given.get("scaling", scaling),
             given.get("shift", shift),
         )
-    msg = f"this {name} is no autoencoder of pictures: {'; '.join(errors)}"
+    # The others are of pictures with alpha, which most networks refuse.
+    msg = f"this {name} is no autoencoder of pictures: {'; '.join(dict.fromkeys(errors[:2]))}"
     raise OSError(msg)
+
+
+def _checked(name: str, value: Any) -> Any:
+    """The value of a field that a user gives, without arrays."""
+    if name not in CONVENTIONS:
+        msg = f"register_model has no {name!r}, only {', '.join(sorted(CONVENTIONS))}"
+        raise ValueError(msg)
+    if hasattr(value, "tolist"):  # of numpy or torch
+        value = value.tolist() if value.ndim == 0 else value.reshape(-1).tolist()
+    if not CONVENTIONS[name].fits(value):
+        msg = f"{name} must be {CONVENTIONS[name].what}, not {reprlib.repr(value)}"
+        raise ValueError(msg)
+    return value
+
+
+def _tried(autoencoder: Any, images: Tensor) -> tuple[int, int]:
+    """The channels and the factor of the latents of some grey images.
+
+    TypeError or ValueError if the latents or their images are not what they must be.
+    """
+    latents = _latents(autoencoder.encode(images))
+    if not (isinstance(latents, Tensor) and latents.is_floating_point()):
+        kind = getattr(latents, "dtype", type(latents).__name__)
+        msg = f"encode must return a tensor of floating point latents, not {kind}"
+        raise TypeError(msg)
+    shape = tuple(latents.shape)
+    channels, factor = (shape[1], PROBE // max(1, shape[-1])) if len(shape) > 1 else (0, 0)
+    wanted = (1, channels, *images.shape[2:-2], PROBE // max(1, factor), PROBE // max(1, factor))
+    if shape != wanted or factor * shape[-1] != PROBE:
+        msg = f"images of the shape {tuple(images.shape)} became latents of the shape {shape}"
+        raise ValueError(msg)
+    back = _images(autoencoder.decode(latents))
+    if not isinstance(back, Tensor) or back.shape != images.shape:
+        found = getattr(back, "shape", type(back).__name__)
+        msg = f"images of the shape {tuple(images.shape)} came back as {found}"
+        raise ValueError(msg)
+    return channels, factor
 
 
 def _scaling(autoencoder: Any, channels: int) -> tuple[Numbers, Numbers]:
@@ -115,10 +147,7 @@ def _scaling(autoencoder: Any, channels: int) -> tuple[Numbers, Numbers]:
         {"latent_channels": channels, **settings, **buffers},
         f"this {type(autoencoder).__name__}",
     )
-    factor = found.get("scaling_factor") or 1.0
-    shift = found.get("latents_mean") or found.get("shift_factor") or 0.0
-    std = found.get("latents_std")
-    return (tuple(factor / each for each in std) if std else factor), shift
+    return configurations.scaling(found)
 
 
 def _latents(out: Any) -> Tensor:

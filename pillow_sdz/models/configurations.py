@@ -8,11 +8,11 @@ ignored.  So they cannot choose an attention kernel, a quantiser, a class or a m
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
-from ..header import MAX_CHANNELS
+from ..header import MAX_CHANNELS, MAX_FACTOR
 
 # Chosen: several times the numbers of published networks of these kinds (SDXL's U-Net: 3 widths of
 # up to 1280, 10 layers; CLIP bigG: 32 layers of 1280, 49,408 tokens, 77 of them in a prompt).
@@ -20,6 +20,9 @@ MOST_STAGES, MOST_LAYERS, WIDEST = 8, 64, 8192
 MOST_TOKENS, LONGEST_PROMPT = 1_000_000, 1024
 MOST_TIMESTEPS = 10_000  # Stable Diffusion's schedule has 1000
 LARGEST_SCALE = 1e6  # latents beyond it would be no numbers in float16
+
+#: One number, or one for each channel.
+Numbers = float | Sequence[float]
 
 
 class Field(NamedTuple):
@@ -50,6 +53,14 @@ def checked(kind: str, settings: Mapping[str, Any], where: object) -> dict[str, 
         msg = f"{where}: {complaint}"
         raise OSError(msg)
     return found
+
+
+def scaling(settings: Mapping[str, Any]) -> tuple[Numbers, Numbers]:
+    """The scaling and shift in checked settings; 1 and 0 if they say none."""
+    factor = settings.get("scaling_factor") or 1.0
+    shift = settings.get("latents_mean") or settings.get("shift_factor") or 0.0
+    std = settings.get("latents_std")
+    return (tuple(factor / each for each in std) if std else factor), shift
 
 
 def _contradiction(settings: Mapping[str, Any]) -> str | None:
@@ -145,6 +156,17 @@ _SCALING = {
     "shift_factor": _SHIFT.or_none(),
     "latents_mean": _list(_SHIFT, MAX_CHANNELS).or_none(),
     "latents_std": _list(_SCALE, MAX_CHANNELS).or_none(),
+}
+#: How a loaded autoencoder of any class is called: what users may give to `register_model`.
+CONVENTIONS: Mapping[str, Field] = {
+    "channels": _CHANNELS,
+    "factor": _count(MAX_FACTOR),
+    "pixel_range": Field(
+        "two numbers, first that of black",
+        lambda value: _list(_SHIFT, 2).fits(value) and len(value) == 2 and value[0] < value[1],
+    ),
+    "scaling": _either(_SCALE, _list(_SCALE, MAX_CHANNELS)),
+    "shift": _either(_SHIFT, _list(_SHIFT, MAX_CHANNELS)),
 }
 _OF_DIFFUSERS = {
     "act_fn": _word("silu", "swish", "mish", "gelu", "relu"),

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import weights
 from . import sources
-from .sources import DenoiserParts, Folder
+from .sources import DenoiserParts, Folder, Shape
 
 if TYPE_CHECKING:
     from .any_autoencoder import Conventions
 
 
 class Described(NamedTuple):
-    """An autoencoder, the sha256 of its weights, and the channels and factor of its latents."""
+    """An autoencoder, the sha256 of its weights, and what is known of its latents."""
 
     network: Any
     sha256: str
-    shape: tuple[int, int]
+    shape: Shape
     parts: DenoiserParts | None = None
     how: Conventions | None = None
 
@@ -28,14 +28,18 @@ class Described(NamedTuple):
 def described(source: Any, conventions: Mapping[str, Any]) -> Described:
     """What is known of an autoencoder.  ``conventions`` are those of `register_model`.
 
-    ValueError if it does not take them, OSError if it cannot be used.
+    ValueError if it is a class, or does not take them.  OSError if it cannot be used.
     """
+    if isinstance(source, type):
+        msg = f"{source.__name__} is a class: register an object of it"
+        raise ValueError(msg)
     if sources.is_any(source):
         from . import any_autoencoder
 
         how = any_autoencoder.conventions(source, conventions)
         sha256 = any_autoencoder.weights_digest(source)
-        return Described(source, sha256, (how.channels, how.factor), how=how)
+        shape = Shape(how.channels, how.factor, how.scaling, how.shift)
+        return Described(source, sha256, shape, how=how)
     if conventions:
         msg = f"{min(conventions)} is for loaded autoencoders of other classes, not for this one"
         raise ValueError(msg)

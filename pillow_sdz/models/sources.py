@@ -18,7 +18,7 @@ from .. import options, weights
 from ..presets import Preset, Snapshot
 from ..weights import Weights
 from . import configurations, hub, recorded
-from .configurations import AUTOENCODERS
+from .configurations import AUTOENCODERS, Numbers
 
 if TYPE_CHECKING:
     from .any_autoencoder import Conventions
@@ -284,21 +284,32 @@ def is_any(part: Any) -> bool:
     return _class_of(part) is None
 
 
-def shape(part: Any) -> tuple[int, int]:
-    """An autoencoder's latent channels and factor; OSError if its class is unknown."""
+class Shape(NamedTuple):
+    """What is known of an autoencoder's latents.  `configurations.scaling` has the last two."""
+
+    channels: int
+    factor: int
+    scaling: Numbers
+    shift: Numbers
+
+
+def shape(part: Any) -> Shape:
+    """The shape of an autoencoder's latents; OSError if its class is unknown."""
     settings = config(part)
     kind = str(settings.get("_class_name"))
     if kind not in AUTOENCODERS:
-        where = part.path if isinstance(part, Folder) else "this object"
         known = " or ".join(AUTOENCODERS)
-        msg = f"{where} is no autoencoder that can be used: it is {kind}, not {known}"
+        if isinstance(part, Folder):
+            msg = f"{part.path} is no autoencoder that can be used: it is {kind}, not {known}"
+        else:
+            msg = f"this {kind} is no autoencoder that can be used: it has not encode and decode"
         raise OSError(msg)
     # The other fields of a loaded network do not matter here.
     fields = kind if isinstance(part, Folder) else "scaling"
     where = part.path / "config.json" if isinstance(part, Folder) else f"this {kind}"
     found = configurations.checked(fields, settings, where)
     channels = found.get("latent_channels", 4)  # diffusers' default
-    return channels, AUTOENCODERS[kind].factor(settings)
+    return Shape(channels, AUTOENCODERS[kind].factor(settings), *configurations.scaling(found))
 
 
 def _class_of(part: Any) -> str | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 from ..catalogue import EMBEDDED, ModelSpec, known
 from ..header import ANY_NAME, is_name
 from ..presets import Preset
 from . import sources
-from .sources import DenoiserParts
+from .configurations import Numbers
+from .sources import DenoiserParts, Shape
 
 
 def misplaced(spec: ModelSpec) -> str | None:
@@ -26,7 +28,7 @@ def misplaced(spec: ModelSpec) -> str | None:
 
 def new(
     name: str,
-    shape: tuple[int, int],
+    shape: Shape,
     parts: DenoiserParts | None,
     sha256: str,
     latent_space: str | None,
@@ -34,7 +36,7 @@ def new(
 ) -> ModelSpec:
     """The model to register; ValueError or OSError if it is not allowed.
 
-    ``shape`` is the number of channels of its latents, and their factor.
+    Warns if its latents are not scaled as those of other models of its latent space.
     """
     if not is_name(name):
         msg = f"a model's name must have {ANY_NAME}, not {name!r}"
@@ -42,9 +44,8 @@ def new(
     if name in EMBEDDED:
         msg = f"{name!r} is the name of a model that comes with pillow-sdz"
         raise ValueError(msg)
-    channels, factor = shape
     if parts is not None and parts.pipeline is None:
-        sources.check_denoiser(parts, channels)
+        sources.check_denoiser(parts, shape.channels)
     family = known(name)
     if latent_space is None:
         latent_space = family.latent_space if family else name
@@ -57,7 +58,41 @@ def new(
     if is_other or sha256 != (pinned or sha256):
         msg = f"{name!r} is a known model with other weights or latents: choose another name"
         raise ValueError(msg)
-    spec = ModelSpec(name, channels, factor, bytes.fromhex(sha256)[:4], latent_space)
+    spec = ModelSpec(name, shape.channels, shape.factor, bytes.fromhex(sha256)[:4], latent_space)
     if complaint := misplaced(spec):
         raise ValueError(complaint)
+    _warn_of_scaling(spec, shape)
     return spec
+
+
+def _warn_of_scaling(spec: ModelSpec, shape: Shape) -> None:
+    """Warn if the scaling is neither that of the latent space nor none at all.
+
+    A distilled autoencoder needs none, because it returns scaled latents.
+    """
+    space = spec.space
+    if space.scaling is None:
+        return
+    import numpy as np  # here, because most models that are registered have a space of their own
+
+    none = np.zeros(spec.channels)
+    found, unscaled, wanted = (
+        np.stack(np.broadcast_arrays(*pair, none)[:2])
+        for pair in ((shape.scaling, shape.shift), (1, 0), (space.scaling, space.shift))
+    )
+    # Chosen: statistics are published with 4 digits or more.
+    if not any(np.allclose(found, each, rtol=1e-3, atol=1e-4) for each in (wanted, unscaled)):
+        msg = (
+            f"pictures of other {space.name} models will have wrong colours with {spec.name!r}, "
+            f"and its own will with others: its scaling and shift are {_said(shape.scaling)} and "
+            f"{_said(shape.shift)}, not {_said(space.scaling)} and {_said(space.shift)}. "
+            "If they are meant, choose another latent space"
+        )
+        warnings.warn(msg, stacklevel=4)
+
+
+def _said(numbers: Numbers) -> str:
+    """A number for a message, or the first of several."""
+    if isinstance(numbers, (int, float)):
+        return f"{numbers:g}"
+    return f"{numbers[0]:g}, ..."

@@ -89,7 +89,8 @@ class DiffusersAutoencoder:
         `Space`.
         """
         self._weights = weights
-        self._channels, self._factor = (how.channels, how.factor) if how else sources.shape(weights)
+        known = how or sources.shape(weights)
+        self._channels, self._factor = known.channels, known.factor
         self._kind = sources.config(weights)["_class_name"]
         shape = self._channels, self._factor
         self._tileable = how is None and AUTOENCODERS[self._kind].tiles in (None, shape)
