@@ -89,6 +89,10 @@ SPACES: dict[str, Space] = {
 #: run them.
 MEMBERS = {"taef2": "flux2"}
 
+#: The families whose autoencoders can also be read from folders: they are of classes in
+#: `models.configurations`.  Those of the other families must be loaded by the user.
+FROM_FOLDERS = frozenset(("sd1", "sdxl", "sd3", "flux", "glm-image"))
+
 #: Models with the latents of a family, by their names in lower case without signs.  They are no
 #: values of ``model``, because a file names the family.  Messages say which family it is.
 USERS = {

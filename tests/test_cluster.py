@@ -45,7 +45,8 @@ def caches(folder: Path, count: int) -> Path:
         }
         np.savez(folder / f"{number:03}_0048x0064_sdxl.npz", **arrays)  # type: ignore[arg-type]
     (folder / "bad_sdxl.npz").write_bytes(b"PK nonsense")
-    (folder / "worse.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "worse.npy").write_bytes(b"\x93NUMPY")
+    Image.new("RGB", (6, 8)).save(folder / "picture.png")  # with options for latents, left out
     np.savez(folder / "000_sdxl_te.npz", hidden=np.zeros((7, 5)))  # of a text encoder
     return folder
 
@@ -53,10 +54,10 @@ def caches(folder: Path, count: int) -> Path:
 def made(tmp_path: Path, count: int = 8, number: int = 3, format: str = "tar") -> Path:
     """Shards that were made without Ray."""
     source = caches(tmp_path / "source", count)
-    found = plan.sources(FS, str(source))
     target = tmp_path / "target"
     target.mkdir()
     settings = Settings(lossless=True)
+    found = plan.sources(FS, str(source), settings).files
     for shard in plan.plan(found, str(target), number, format, settings).shards:
         work.do(FS, FS, shard, format, settings)
     return target
@@ -80,7 +81,7 @@ def check(target: Path, count: int) -> None:
     lists = [path.read_text() for path in target.glob("*.errors.jsonl")]
     lines = [line for text in lists for line in text.splitlines()]
     failed = {Path(json.loads(line)["source"]).name for line in lines}
-    assert failed == {"bad_sdxl.npz", "worse.png"}
+    assert failed == {"bad_sdxl.npz", "worse.npy"}
     assert len(lines) == 2
     assert not list(target.glob("*.part"))
 
@@ -97,9 +98,10 @@ def test_a_bucket(tmp_path: Path) -> None:
     bucket = fsspec.filesystem("memory")
     place = f"/{tmp_path.name}"
     bucket.put(str(caches(tmp_path / "source", 5)), f"{place}/source", recursive=True)
-    found = plan.sources(bucket, f"{place}/source")
-    for shard in plan.plan(found, f"{place}/target", 2, "tar", Settings(step=0.5)).shards:
-        work.do(bucket, bucket, shard, "tar", Settings(step=0.5))
+    settings = Settings(step=0.5)
+    found = plan.sources(bucket, f"{place}/source", settings).files
+    for shard in plan.plan(found, f"{place}/target", 2, "tar", settings).shards:
+        work.do(bucket, bucket, shard, "tar", settings)
     batches = drawn(ShardedLatents(f"memory://{place}/target", 2))
     assert sum(len(batch["latents"]) for batch in batches) == 5
     sources = {source for batch in batches for source in batch["sources"]}
@@ -113,23 +115,13 @@ def test_a_bucket(tmp_path: Path) -> None:
 def test_pictures(tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
     Image.linear_gradient("L").convert("RGB").resize((40, 24)).save(tmp_path / "a.png")
-    found = plan.sources(FS, str(tmp_path))
     settings = Settings(quality=50)
+    found = plan.sources(FS, str(tmp_path), settings).files
     (shard,) = plan.plan(found, str(tmp_path / "target"), 4, "tar", settings).shards
     assert work.do(FS, FS, shard, "tar", settings)["items"] == 1
     (item,) = everything(tmp_path / "target")
     with Image.open(io.BytesIO(item.sdz)) as im:
         assert (im.size, im.info["sdz"]["quality"]) == ((40, 24), 50)
-
-
-@pytest.mark.parametrize(
-    "settings", [Settings(step=0.1), Settings(lossless=True), Settings(factor=8)]
-)
-def test_options_of_latents_are_not_ignored_for_pictures(settings: Settings) -> None:
-    file = io.BytesIO()
-    demo.photo().resize((40, 24)).save(file, "PNG")
-    with pytest.raises(ValueError, match="is for latents, this is a picture"):
-        work.encoded(file.getvalue(), "a.png", settings)
 
 
 def test_pictures_keep_what_sdz_encode_keeps(tmp_path: Path) -> None:
@@ -153,11 +145,48 @@ def test_pictures_keep_what_sdz_encode_keeps(tmp_path: Path) -> None:
         assert dict(found.getexif()) == {ExifTags.Base.ImageDescription: "a lighthouse"}
 
 
-def test_sdz_files_are_not_encoded_again(tmp_path: Path) -> None:
+def test_which_files_of_a_folder_are_encoded(tmp_path: Path) -> None:
+    """Those that `sdz encode` takes: pictures or, if an option is for them, caches."""
     picture = demo.photo().resize((40, 24))
-    picture.save(tmp_path / "a.sdz")
-    picture.save(tmp_path / "b.png")
-    assert plan.sources(FS, str(tmp_path)) == [str(tmp_path / "b.png")]
+    for name in ("a.sdz", "b.png", "._b.png", "film.mpg", "notes.txt"):
+        picture.save(tmp_path / name, "SDZ" if name == "a.sdz" else "PNG")
+    for name in ("b_sdxl.npz", "b_te.npz"):
+        np.savez(tmp_path / name, np.zeros((4, 3, 5)))
+
+    def found(**settings: Any) -> tuple[list[str], int]:
+        sources = plan.sources(FS, str(tmp_path), Settings(**settings))
+        return [Path(path).name for path, _ in sources.files], sources.left_out
+
+    assert found() == found(quality=50) == (["b.png"], 6)
+    for settings in ({"step": 0.1}, {"lossless": True}, {"factor": 8}, {"size": (40, 24)}):
+        assert found(**settings) == (["b_sdxl.npz"], 6)
+    (tmp_path / "b.png").unlink()
+    assert found() == (["b_sdxl.npz"], 5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"step": -1}, "step must be a number above 0"),
+        ({"step": 0.1, "quality": 50}, "exclude each other"),
+        ({"quality": 500}, "quality must be a number from 1 to 100"),
+        ({"effort": 11, "step": 1}, "effort must be an integer from 0 to 9"),
+        ({"model": "nope", "step": 1}, "give its factor"),
+        ({"model": "sd1", "factor": 16}, "has a factor of 8, not 16"),
+        ({"model": "nope"}, "model must be one of"),
+        ({"model": "sd1"}, "the model 'sd1' is not installed"),
+        ({"model": "flux2"}, "no autoencoder of flux2 latents"),
+    ],
+)
+def test_settings_that_fit_nothing(
+    settings: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    """They are refused before anything is written."""
+    pytest.importorskip("ray", reason="needs the extra ray")
+    source, target = caches(tmp_path / "source", 1), tmp_path / "target"
+    with pytest.raises((ValueError, OSError), match=complaint):
+        encode(str(source), str(target), count=1, settings=Settings(**settings))
+    assert not target.exists()
 
 
 def test_what_is_not_kept_is_listed(tmp_path: Path) -> None:
@@ -170,7 +199,7 @@ def test_what_is_not_kept_is_listed(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file(tensors, path, {"latent_space_version": "flux1"})
     settings = Settings(lossless=True)
-    (shard,) = plan.plan([str(path)], str(target), 1, "tar", settings).shards
+    (shard,) = plan.plan([plan.Source(str(path), "")], str(target), 1, "tar", settings).shards
     done = work.do(FS, FS, shard, "tar", settings)
     assert (done["items"], done["warned"], done["errors"]) == (1, 1, 0)
     (line,) = Path(shard.warnings).read_text().splitlines()
@@ -216,7 +245,7 @@ def test_caches_that_do_not_say_their_family(tmp_path: Path) -> None:
         original_size=np.array([48, 64]),
         crop_ltrb=np.array([0, 0, 48, 64]),
     )
-    found = plan.sources(FS, str(source))
+    found = plan.sources(FS, str(source), Settings()).files
     (shard,) = plan.plan(found, str(target), 1, "tar", Settings()).shards
     done = work.do(FS, FS, shard, "tar", Settings())
     assert (done["items"], done["assumed"], done["errors"]) == (4, 3, 1)
@@ -276,7 +305,7 @@ def test_batches_say_what_they_are(tmp_path: Path) -> None:
     names = {"latent": clip, "first_frame_latent": clip[:, :1].contiguous()}
     save_file(names, source / "toolkit" / "d.safetensors", {"latent_space_version": "wan21"})
     settings = Settings(lossless=True)
-    found = plan.sources(FS, str(source))
+    found = plan.sources(FS, str(source), settings).files
     for shard in plan.plan(found, str(target), 2, "tar", settings).shards:
         work.do(FS, FS, shard, "tar", settings)
     batches = drawn(ShardedLatents(str(target), 8))
@@ -304,7 +333,9 @@ def test_clips_are_examples(tmp_path: Path) -> None:
     clips = np.random.default_rng(0).normal(size=(2, 16, 3, 4, 5)).astype(np.float32)
     np.save(source / "a.npy", clips)
     settings = Settings(model="wan21", lossless=True)
-    (shard,) = plan.plan([str(source / "a.npy")], str(target), 1, "tar", settings).shards
+    (shard,) = plan.plan(
+        [plan.Source(str(source / "a.npy"), "")], str(target), 1, "tar", settings
+    ).shards
     assert work.do(FS, FS, shard, "tar", settings)["errors"] == 0
     (batch,) = drawn(ShardedLatents(str(target), 2))
     assert (batch["model"], batch["kind"]) == ("wan21", "latents")
@@ -319,7 +350,8 @@ def test_an_item_without_latents_is_named(tmp_path: Path) -> None:
     for picture, path in zip(pictures, found, strict=True):
         picture.save(path)
     settings = Settings()
-    (shard,) = plan.plan(found, str(tmp_path / "target"), 1, "tar", settings).shards
+    sources = [plan.Source(path, "") for path in found]
+    (shard,) = plan.plan(sources, str(tmp_path / "target"), 1, "tar", settings).shards
     assert work.do(FS, FS, shard, "tar", settings)["items"] == 2
     with pytest.raises(OSError, match=rf"item 000000001, of {found[1]}: .* kept exactly"):
         drawn(ShardedLatents(str(tmp_path / "target"), 1))
@@ -499,14 +531,72 @@ def test_a_file_system_that_is_not_installed(capsys: pytest.CaptureFixture[str])
         assert line.startswith(f"{url}: {text}")
 
 
-def test_a_run_with_nothing_left_still_says_what_failed(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="needs the extra ray")
-    target, source = made(tmp_path), tmp_path / "source"
-    settings = Settings(lossless=True)
-    whole = plan.plan(plan.sources(FS, str(source)), str(target), 3, "tar", settings)
-    (target / plan.MANIFEST).write_bytes(whole.manifest)
-    total = encode(str(source), str(target), count=3, settings=settings)
-    assert (total["shards"], total["errors"], total["known_errors"]) == (0, 0, 2)
+class Here:
+    """Does what `ray.data.from_items(...).map(...)` does, in this process."""
+
+    def __init__(self, rows: list[dict[str, Any]], override_num_blocks: int) -> None:
+        self._rows = rows
+
+    def map(self, work: Any, num_cpus: int) -> Here:
+        return Here([work(row) for row in self._rows], 0)
+
+    def iter_rows(self) -> Iterator[dict[str, Any]]:
+        return iter(self._rows)
+
+
+@pytest.mark.parametrize("format", plan.SHARD_FORMATS)
+def test_later_runs(format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later run encodes what was changed, and if it is asked to, what could not be encoded."""
+    ray = pytest.importorskip("ray", reason="needs the extra ray")
+    monkeypatch.setattr(ray.data, "from_items", Here)
+    source, target = caches(tmp_path / "source", 8), tmp_path / "target"
+    names = "shards", "items", "errors", "known_errors"
+
+    def run(**options: Any) -> list[int]:
+        settings = Settings(lossless=True)
+        given = {"count": 3, "format": format, "settings": settings, **options}
+        total = encode(str(source), str(target), **given)
+        return [total[name] for name in names]
+
+    def sdz() -> dict[str, bytes]:
+        return {Path(item.source).name: item.sdz for item in everything(target)}
+
+    assert run() == [3, 8, 2, 0]
+    check(target, 8)
+    first = sdz()
+    assert run() == [0, 0, 0, 2]  # nothing is left, and it still says what failed
+    assert run(retry=True) == [1, 0, 2, 0]
+
+    # One source is mended, and one is changed.
+    good, changed = source / "000_0048x0064_sdxl.npz", source / "003_0048x0064_sdxl.npz"
+    (source / "bad_sdxl.npz").write_bytes(good.read_bytes())
+    changed.write_bytes(good.read_bytes())
+    os.utime(changed, ns=(0, 5 * 10**9))
+    assert run() == [2, 2, 0, 1]
+    second = sdz()
+    assert second.keys() - first.keys() == {"bad_sdxl.npz"}
+    assert {name for name, data in first.items() if second[name] != data} == {changed.name}
+    assert second["bad_sdxl.npz"] == second[changed.name] == first[good.name]
+    keys = [item.key for item in everything(target)]
+    assert keys == sorted(set(keys))
+    assert run() == [0, 0, 0, 1]
+
+    # It is broken again.  Its old latents are not kept.
+    changed.write_bytes(b"PK nonsense")
+    assert run() == [1, 0, 1, 1]
+    assert changed.name not in sdz()
+
+    # A run was killed before a shard was complete.
+    path = next(target.glob("*.versions.json"))
+    path.unlink()
+    assert run()[0] == 1
+    assert second.keys() - sdz().keys() == {changed.name}
+    (target / "shard-0.tar.0.part").write_bytes(b"half")
+    with pytest.raises(ValueError, match="has shards of other sources or settings"):
+        run(settings=Settings(step=0.5))
+    good.unlink()
+    with pytest.raises(ValueError, match="has shards of other sources or settings"):
+        run()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from .arguments import Commands, add_coding, add_inputs, add_jobs, add_size, giv
 from .files import check_inputs, find, readable
 from .messages import complain, reason, say, say_json
 from .metadata import upright_alone
-from .pictures import needs_scaling, open_picture, picture_files, scaled, warn_of_frames
+from .pictures import is_picture, needs_scaling, open_picture, scaled, warn_of_frames
 from .reports import Report
 from .running import close, each
 from .targets import lost_link
@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> int:
     page: Path | None = options.report
     if page is not None:
         _check_page(options, page)
-    found = find(options.inputs, picture_files, "pictures")
+    found = find(options.inputs, lambda paths: [*filter(is_picture, paths)], "pictures")
     paths = [path for path, _ in found.paths]
     names = ("quality", "target_size", "model", "coding", "effort", "tune")
     comparer = Comparer(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from PIL import Image
 
@@ -30,21 +31,23 @@ from .arguments import (
     refuse,
 )
 from .files import LATENT_SUFFIXES, Job, find, jobs, readable, size_of, target_file, without_clashes
-from .latents import LatentEncoder, latent_files
+from .latents import LatentEncoder, is_of_latents
 from .metadata import UPRIGHT, metadata, orientation, upright, upright_metadata
 from .pictures import (
     changed_frames,
     frame_count,
     is_animation,
+    is_picture,
     needs_scaling,
     open_picture,
-    picture_files,
     scaled,
     warn_of_frames,
 )
 from .reports import Report
 from .running import close, each
 from .targets import Targets
+
+AnyPath = TypeVar("AnyPath", str, Path)
 
 #: The options that are for latents, and not for pictures.
 FOR_LATENTS = ("step", "lossless", "factor", "size")
@@ -57,7 +60,7 @@ def add_encode(commands: Commands) -> None:
         help="convert pictures, or files of latents, to .sdz",
         description="Convert pictures to .sdz files, and also files of latents: ComfyUI's .latent"
         " files, sd-scripts' .npz caches, and others. From a folder all pictures are taken or, if"
-        " it has none, all files of latents.",
+        " it has none or an option is for latents, all files of latents.",
     )
     add_inputs(parser, "a picture or a file of latents")
     add_output(parser)
@@ -121,20 +124,15 @@ def _run(options: argparse.Namespace) -> int:
     target = target_file(options)
     if target is not None and target != STREAM and target.suffix.lower() != ".sdz":
         refuse(options, f"-o {target}: encode writes .sdz files")
-    of_latents = given(options, *FOR_LATENTS)
-
-    def wanted(paths: list[Path]) -> list[Path]:
-        # sd-scripts keeps its caches beside the pictures.
-        pictures = [] if of_latents else picture_files(paths)
-        return pictures or latent_files(paths)
-
-    found = find(options.inputs, wanted, "pictures and no files of latents")
+    for_latents = given(options, *FOR_LATENTS)
+    wanted = partial(wanted_of, of_latents=bool(for_latents))
+    found = find(options.inputs, wanted, kind_of(for_latents))
     planned = without_clashes(jobs(options, found, ".sdz", target))
     targets = Targets(options.force, options.skip_existing)
     names = ("quality", "target_size", "model", "coding", "effort", "tune", "prompt", "regions")
     encoder = Encoder(
         {**given(options, *names), **_protected(options)},
-        tuple(of_latents),
+        tuple(for_latents),
         LatentEncoder.of(options, targets, planned),
         targets,
         strip=options.strip,
@@ -142,6 +140,20 @@ def _run(options: argparse.Namespace) -> int:
     )
     summary = each(encoder, planned, jobs=options.jobs, stdout_is_data=target == STREAM)
     return close(summary, found, several=len(planned) > 1)
+
+
+def wanted_of(paths: list[AnyPath], *, of_latents: bool) -> list[AnyPath]:
+    """The files of a folder to encode: its pictures or, if it has none, its files of latents.
+
+    Trainers keep their caches beside the pictures.  ``of_latents`` says that only these are wanted.
+    """
+    pictures = [] if of_latents else [path for path in paths if is_picture(path)]
+    return pictures or [path for path in paths if is_of_latents(path)]
+
+
+def kind_of(for_latents: Collection[str]) -> str:
+    """What a folder without files to encode has none of, if options for latents were given."""
+    return "files of latents" if for_latents else "pictures and no files of latents"
 
 
 def _protected(options: argparse.Namespace) -> dict[str, Any]:

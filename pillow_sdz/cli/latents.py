@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import compress, count
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from .arguments import STREAM, Commands, add_inputs, add_jobs, add_output, given, refuse
@@ -37,14 +37,13 @@ if TYPE_CHECKING:
 SETTINGS = ("quality", "step", "lossless", "coding", "effort", "prompt", "factor", "size")
 
 
-def latent_files(paths: list[Path]) -> list[Path]:
-    """The paths with the suffix of a file of latents, without files of text embeddings."""
-    named = [path for path in paths if path.suffix.lower() in LATENT_SUFFIXES]
-    if not named:
-        return []  # without numpy, which takes time to import
+def is_of_latents(path: str | Path) -> bool:
+    """Whether the suffix is that of a file of latents, and its name not one of text embeddings."""
+    if PurePath(path).suffix.lower() not in LATENT_SUFFIXES:
+        return False  # without numpy, which takes time to import
     from .. import interchange
 
-    return [path for path in named if not interchange.is_of_text(str(path))]
+    return not interchange.is_of_text(str(path))
 
 
 @dataclass(frozen=True)

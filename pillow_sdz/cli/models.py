@@ -50,7 +50,12 @@ def add_models(commands: Commands) -> None:
     verify = action("verify", _verify, "Check that a model's weights are the right ones.")
     verify.add_argument("name", metavar="NAME")
 
-    add = action("add", _add, "Add a model from a directory in diffusers' layout.")
+    add = action(
+        "add",
+        _add,
+        "Add an AutoencoderKL or AutoencoderTiny, or a pipeline with one, from a directory in"
+        " diffusers' layout.",
+    )
     add.add_argument("name", metavar="NAME", help="the name that files will use for it")
     add.add_argument("directory", metavar="DIRECTORY", type=arguments.path)
     add.add_argument(

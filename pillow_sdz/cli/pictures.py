@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 from PIL import Image
@@ -48,11 +48,11 @@ def register_plugins() -> None:
             getattr(module, function)()
 
 
-def picture_files(paths: list[Path]) -> list[Path]:
-    """The paths whose suffix is that of a picture that can be read here."""
+def is_picture(path: str | Path) -> bool:
+    """Whether the suffix is that of a picture that can be read here."""
     register_plugins()
-    suffixes = PICTURE_SUFFIXES & Image.registered_extensions().keys()
-    return [path for path in paths if path.suffix.lower() in suffixes]
+    suffix = PurePath(path).suffix.lower()
+    return suffix in PICTURE_SUFFIXES and suffix in Image.registered_extensions()
 
 
 def open_picture(source: Path | IO[bytes]) -> Image.Image:

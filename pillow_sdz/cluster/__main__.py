@@ -13,8 +13,11 @@ import fsspec
 from tqdm import tqdm
 
 from .. import catalogue
-from ..cli.arguments import pixels
+from ..cli.arguments import integer, number, pixels, positive
+from ..header import MAX_FACTOR
 from .plan import SHARD_FORMATS, Settings
+
+MOST = 1_000_000  # shards or workers.  Chosen: more would be a mistake.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 count=options.shards,
                 format=options.format,
                 settings=settings,
+                retry=options.retry,
                 told=told,
             )
         except (OSError, ValueError) as e:
@@ -69,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{total['items']} items in {total['shards']} shards, {total['before']:,} -> "
         f"{total['after']:,} bytes, {seconds:.1f} s, {per_core:.1f} items a second of a core"
     )
+    if total["left_out"]:
+        print(f"{total['left_out']} other files left out")
     if total["assumed"]:
         family = catalogue.DEFAULT_FAMILY
         print(f"{total['assumed']} are assumed to be of {family} (--model names another model)")
@@ -77,26 +83,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"of {total['warned']} sources, something is not kept: see {lists}")
     if errors := total["errors"] + total["known_errors"]:
         earlier = f", {total['known_errors']} of them in earlier runs" * bool(total["known_errors"])
-        print(f"{errors} could not be encoded{earlier}: see *.errors.jsonl in {options.target}")
+        print(
+            f"{errors} could not be encoded{earlier}: see *.errors.jsonl in {options.target}"
+            " (--retry tries again)"
+        )
     return 1 if errors else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pillow_sdz.cluster")
-    parser.add_argument("command", choices=["encode"], help="pictures or caches to shards")
+    parser.add_argument(
+        "command",
+        choices=["encode"],
+        help="all pictures of a folder to shards or, if it has none or an option is for latents,"
+        " all caches",
+    )
     parser.add_argument("source", help="a folder, or what fsspec knows, such as s3://bucket/folder")
     parser.add_argument("target", help="where the shards go")
-    parser.add_argument("--shards", type=int, required=True, help="how many; a few for each core")
+    parser.add_argument(
+        "--shards", type=integer(1, MOST), required=True, help="how many; a few for each core"
+    )
     parser.add_argument("--format", choices=SHARD_FORMATS, default="tar")
     parser.add_argument("--model", help="of pictures, or of latents whose files do not say it")
-    parser.add_argument("--quality", type=float)
-    parser.add_argument("--step", type=float)
-    parser.add_argument("--lossless", action="store_const", const=True)
-    parser.add_argument("--effort", type=int)
-    parser.add_argument("--factor", type=int, help="of latents of a model that is not known")
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--quality", type=number(1, 100))
+    precision.add_argument("--step", type=positive, help="for latents")
+    precision.add_argument("--lossless", action="store_const", const=True, help="for latents")
+    parser.add_argument("--effort", type=integer(0, 9))
+    parser.add_argument(
+        "--factor", type=integer(1, MAX_FACTOR), help="of latents of a model that is not known"
+    )
     parser.add_argument("--size", type=pixels, help="of the pictures of packed latents: 1024x768")
     parser.add_argument("--address", help="of a running Ray cluster; default: this machine")
-    parser.add_argument("--workers", type=int, help="on this machine; default: one for each core")
+    parser.add_argument(
+        "--workers", type=integer(1, MOST), help="on this machine; default: one for each core"
+    )
+    parser.add_argument(
+        "--retry", action="store_true", help="try again what an earlier run could not encode"
+    )
     return parser
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from typing import Any
 
 import fsspec
 
+from ..cli.encode import FOR_LATENTS, kind_of
 from . import shards
-from .plan import MANIFEST, SHARD_FORMATS, Settings, Shard, plan, sources
+from .plan import MANIFEST, SHARD_FORMATS, Settings, Shard, Source, plan, sources
 
 
 def encode(
@@ -20,20 +22,28 @@ def encode(
     count: int,
     format: str = "tar",
     settings: Settings | None = None,
+    retry: bool = False,
     told: Callable[[dict[str, Any]], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Encode all pictures or latents below ``source`` into ``count`` shards in ``target``.
+    """Encode the pictures or latents below ``source`` into ``count`` shards in ``target``.
 
-    Shards that exist are not made again.  So a run that was killed can go on.  ``told`` is
-    called for each shard that is done.  Returns the numbers of this run: shards, items, those whose
-    family was assumed, sources of which something is not kept ("warned"), errors, bytes before and
-    after, and the workers' CPU seconds.  The number "known_errors" is that of the sources that an
-    earlier run could not encode.
+    These are the files that `sdz encode` takes from a folder.  Sources that an earlier run has
+    encoded are not encoded again, unless they were changed since.  So a run that was killed can go
+    on.  With ``retry``, the sources that could not be encoded are tried again.  ``told`` is called
+    for each shard that is done.
 
-    ValueError if the target has shards of other sources or settings.  OSError if there is nothing
-    to encode, or if the target cannot be written.
+    Returns the numbers of this run: shards, items, those whose family was assumed, sources of which
+    something is not kept ("warned"), errors, bytes before and after, and the workers' CPU seconds.
+    "known_errors" is the number of the sources that an earlier run could not encode, and "left_out"
+    that of the files in ``source`` that are not encoded.
+
+    ValueError if nothing can be encoded with these settings, or if the target has shards of other
+    sources or settings.  OSError if there is nothing to encode, if the model is not installed, or
+    if the target cannot be written.
     """
     import ray
+
+    from . import work
 
     if format not in SHARD_FORMATS:
         msg = f"format must be one of {', '.join(SHARD_FORMATS)}, not {format!r}"
@@ -41,11 +51,12 @@ def encode(
     settings = settings or Settings()
     source_fs, folder = fsspec.url_to_fs(source)
     target_fs, place = fsspec.url_to_fs(target)
-    found = sources(source_fs, folder)
-    if not found:
-        msg = f"{source} has no pictures and no files of latents"
+    found = sources(source_fs, folder, settings)
+    if not found.files:
+        msg = f"{source} has no {kind_of(settings.given(*FOR_LATENTS))}"
         raise FileNotFoundError(msg)
-    made = plan(found, place, count, format, settings)
+    work.check(settings, of_latents=found.of_latents)
+    made = plan(found.files, place, count, format, settings)
     target_fs.makedirs(place, exist_ok=True)
     manifest = posixpath.join(place, MANIFEST)
     if target_fs.exists(manifest):
@@ -58,21 +69,46 @@ def encode(
     for begun in there:
         if begun.endswith(".part"):  # of a run that was killed
             target_fs.rm_file(begun)
-    left = [shard for shard in made.shards if shard.path not in there]
-    lists = [shard.errors for shard in made.shards if {shard.path, shard.errors} <= there]
-    known_errors = sum(target_fs.cat_file(path).count(b"\n") for path in lists)
     names = "items", "assumed", "warned", "errors", "before", "after"
-    total: dict[str, Any] = {"shards": len(left), **dict.fromkeys(names, 0), "seconds": 0.0}
-    total["known_errors"] = known_errors
-    if left:
-        rows = [{"path": s.path, "first": s.first, "sources": list(s.sources)} for s in left]
-        work = _Worker(source, target, format, settings)
-        done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(work, num_cpus=1)
+    total: dict[str, Any] = {**dict.fromkeys(names, 0), "seconds": 0.0, "known_errors": 0}
+    total["left_out"] = found.left_out
+    rows = []
+    for shard in made.shards:
+        failed = _failed(target_fs, shard, there)
+        left = _left(target_fs, shard, there, failed if retry else ())
+        total["known_errors"] += len(failed.difference(left))
+        if left:
+            paths, versions = map(list, zip(*shard.sources, strict=True))
+            about = {"path": shard.path, "first": shard.first}
+            rows.append({**about, "sources": paths, "versions": versions, "left": left})
+    total["shards"] = len(rows)
+    if rows:
+        worker = _Worker(source, target, format, settings)
+        done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(worker, num_cpus=1)
         for row in done.iter_rows():
             told(row)
             for name in (*names, "seconds"):
                 total[name] += row[name]
     return total
+
+
+def _failed(fs: Any, shard: Shard, there: Collection[str]) -> set[str]:
+    """The sources of a shard that an earlier run could not encode."""
+    if shard.errors not in there:
+        return set()
+    return {json.loads(line)["source"] for line in fs.cat_file(shard.errors).splitlines()}
+
+
+def _left(fs: Any, shard: Shard, there: Collection[str], again: Collection[str]) -> list[str]:
+    """The sources of a shard that must be encoded: new and changed ones, and those ``again``."""
+    if not {shard.path, shard.versions} <= set(there):
+        return [source.path for source in shard.sources]
+    known = json.loads(fs.cat_file(shard.versions))
+    return [
+        source.path
+        for source, version in zip(shard.sources, known, strict=True)
+        if source.version != version or source.path in again
+    ]
 
 
 class _Worker:
@@ -87,8 +123,10 @@ class _Worker:
 
         source, _ = fsspec.url_to_fs(self._source)
         target, _ = fsspec.url_to_fs(self._target)
-        shard = Shard(row["path"], int(row["first"]), tuple(map(str, row["sources"])))
-        return work.do(source, target, shard, self._format, Settings(**self._settings))
+        paths, versions, left = (map(str, row[name]) for name in ("sources", "versions", "left"))
+        sources = tuple(map(Source, paths, versions))
+        shard = Shard(row["path"], int(row["first"]), sources)
+        return work.do(source, target, shard, self._format, Settings(**self._settings), set(left))
 
 
 def read(target: str) -> Any:

@@ -122,8 +122,7 @@ def decoder_for(spec: ModelSpec, digest: bytes, tune: str) -> ModelSpec:
         of = f"{name} latents" if catalogue.known(name) else _shape(spec)
         msg = (
             f"this SDZ file needs the model {name!r}, which is not known here: "
-            f"run 'sdz models add {name} DIRECTORY', call register_model({name!r}, AUTOENCODER), "
-            f"or set options.DECODER to a model of {of}"
+            f"{specs.remedy(spec)}, or set options.DECODER to a model of {of}"
         )
         raise OSError(msg)
     if (spec.channels, spec.factor) != (wanted.channels, wanted.factor):
@@ -234,11 +233,14 @@ def _network(entry: _Entry) -> Network:
 
 
 def _entry_of(spec: ModelSpec) -> _Entry:
-    """The model's entry; OSError if another model has its name by now."""
+    """The model's entry; OSError if there is only its family, or if another has its name by now."""
     try:
         entry = _entry(spec.name)
     except KeyError:
         entry = None
+    if entry is None and catalogue.known(spec.name):
+        msg = f"no autoencoder of {spec.name} latents is known here: {specs.remedy(spec)}"
+        raise OSError(msg)
     if entry is None or entry.spec != spec:
         msg = f"the model {spec.name!r} has been replaced or removed: open the file again"
         raise OSError(msg)

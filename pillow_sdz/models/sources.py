@@ -300,7 +300,10 @@ def shape(part: Any) -> Shape:
     if kind not in AUTOENCODERS:
         known = " or ".join(AUTOENCODERS)
         if isinstance(part, Folder):
-            msg = f"{part.path} is no autoencoder that can be used: it is {kind}, not {known}"
+            msg = (
+                f"{part.path} is no autoencoder that can be read: it is {kind}, not {known}. "
+                "Load it yourself, and call register_model"
+            )
         else:
             msg = f"this {kind} is no autoencoder that can be used: it has not encode and decode"
         raise OSError(msg)

@@ -5,12 +5,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 
-from ..catalogue import EMBEDDED, ModelSpec, known
+from ..catalogue import EMBEDDED, ModelSpec, known, whole_of
 from ..header import ANY_NAME, is_name
 from ..presets import Preset
 from . import sources
 from .configurations import Numbers
 from .sources import DenoiserParts, Shape
+
+
+def remedy(spec: ModelSpec) -> str:
+    """What makes this computer know a model that it does not know, for a message."""
+    from ..families import FROM_FOLDERS  # here, because files of the embedded models do not need it
+
+    spec = whole_of(spec) or spec
+    call = f"call register_model({spec.name!r}, AUTOENCODER)"
+    if known(spec.name) and spec.latent_space not in FROM_FOLDERS:
+        return call
+    return f"run 'sdz models add {spec.name} DIRECTORY', {call}"
 
 
 def misplaced(spec: ModelSpec) -> str | None:
