@@ -158,13 +158,14 @@ def meant(name: str) -> str | None:
     """The model or family that a person means by a name such as "org/FLUX.2-dev"; None if unclear.
 
     It is the one with the longest name, or with the longest name in `families.USERS`, that the name
-    begins with.
+    begins with.  A number after it is that of another version, which may have other latents.
     """
     from .families import USERS
 
     letters = _letters(name.rpartition("/")[2])
     known_names = {_letters(each): each for each in sorted(names())} | USERS
-    return known_names.get(max(filter(letters.startswith, known_names), key=len, default=""))
+    longest = max(filter(letters.startswith, known_names), key=len, default="")
+    return None if letters[len(longest) :][:1].isdigit() else known_names.get(longest)
 
 
 def _letters(name: str) -> str:

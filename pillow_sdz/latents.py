@@ -261,6 +261,8 @@ def exported(fp: str | os.PathLike[str] | IO[bytes], format: str) -> LatentFile:
     else:
         layout = interchange.FORMATS[format].usual_layout
         origin = Origin(layout, format, found.latents.dtype.name, batched=found.latents.ndim == 4)
+    if not origin.key and format != origin.format:  # only a .pt file has a tensor without a name
+        origin = replace(origin, key="latents")
     layout = interchange.layout_for(format, origin)
     model = _model_of(found)
     latents: Array = found.latents

@@ -187,6 +187,11 @@ def test_an_unknown_name(shape: tuple[int, ...], size: Any, fit: str) -> None:
         ("Anima", 16, "qwen-image"),
         ("omnigen2", 16, "flux"),
         ("ernie-image", 128, "flux2"),
+        ("flux.1", 16, "flux"),
+        ("sd1.5", 4, "sd1"),
+        ("sd2", 4, "sd1"),
+        ("sd3.5", 16, "sd3"),
+        ("qwen-image-2512", 16, "qwen-image"),
     ],
 )
 def test_models_with_the_latents_of_a_family(
@@ -211,6 +216,9 @@ def test_models_with_the_latents_of_a_family(
         ("Tongyi-MAI/Z-Image-Turbo", (16, 8, 6), "flux"),
         ("Qwen/Qwen-Image-Edit", (16, 8, 6), "qwen-image"),
         ("Wan-AI/Wan2.2-TI2V-5B", (48, 3, 8, 6), "wan22"),
+        ("black-forest-labs/FLUX.1-dev", (16, 8, 6), "flux"),
+        ("stabilityai/sd3.5-large", (16, 8, 6), "sd3"),
+        ("Lightricks/LTX-Video-0.9.7", (128, 4, 3), "ltx"),
     ],
 )
 def test_names_of_repositories(
@@ -221,6 +229,23 @@ def test_names_of_repositories(
     assert f"'{family}'" in str(e.value)
     assert f"not '{name}'" in str(e.value)
     assert ("give its factor" in str(e.value)) == (factor is None)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("Lightricks/LTX-2", (128, 4, 3)),
+        ("ltx-2.3", (128, 4, 3)),
+        ("org/FLUX.3-dev", (16, 8, 6)),
+        ("Qwen/Qwen-Image-2.5", (64, 4, 3)),
+        ("hunyuan-video-2", (16, 8, 6)),
+    ],
+)
+def test_other_versions_of_a_model(name: str, shape: tuple[int, ...]) -> None:
+    """They may have other latents, so no family is proposed."""
+    with pytest.raises(ValueError, match="give its factor") as e:
+        saved(latents(*shape), model=name)
+    assert "seems to be" not in str(e.value)
 
 
 @pytest.mark.parametrize("name", ["", "hub name", "black-forest-labs/FLUX.2-dev", "a" * 33, 7])

@@ -520,6 +520,31 @@ def test_one_trainers_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert len(list((tmp_path / "sdz").rglob("*.sdz"))) == 1
 
 
+@pytest.mark.parametrize(
+    ("path", "of_text"),
+    [
+        ("cache/text/3f2a/variation-0/0.pt", True),
+        ("text/variation-12/9c.pt", True),
+        ("cache/image/3f2a/variation-0/aggregate.pt", True),
+        ("text/image/3f2a/variation-0/0.pt", False),
+        ("text/cache/image/3f2a/variation-0/0.pt", False),
+        ("text/0.pt", False),
+        ("text/latents/0.pt", False),
+        ("context/3f2a/variation-0/0.pt", False),
+        ("aggregate.pt", False),
+        ("photo_sdxl_te.npz", True),
+        ("photo_te_outputs.npz", True),
+        ("photo_z_image_te.safetensors", True),
+        ("photo_te.npy", False),
+        ("_t_e_cache/photo.safetensors", True),
+        ("_t_e_cache/_latent_cache/photo.safetensors", False),
+    ],
+)
+def test_which_files_are_of_text_encoders(path: str, of_text: bool) -> None:
+    assert interchange.is_of_text(path) == of_text
+    assert interchange.is_of_text(f"/data/{path}") == of_text
+
+
 def test_pickles_run_nothing(tmp_path: Path) -> None:
     class Hostile:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -762,15 +787,36 @@ def test_comfyuis_latents_of_three_axes(rows: int, tmp_path: Path) -> None:
     assert_same_tensors(path, back(path))
 
 
-def test_a_tensor_alone_in_a_pt_file(tmp_path: Path) -> None:
-    """The message says how to write the file, and that works."""
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+def test_a_tensor_alone_in_a_pt_file(dtype: torch.dtype, tmp_path: Path) -> None:
+    """It comes back alone.  Other formats need a name for it."""
     path = tmp_path / "a.pt"
-    tensor = normal(4, 8, 6)
-    torch.save(tensor, path)
+    tensor = normal(2, 4, 8, 6, dtype=dtype)
+    torch.save(torch.nn.Parameter(tensor), path)
+    (file,) = converted(path, "--model", "sd1")
+    again = torch.load(back(path), weights_only=True)
+    assert again.dtype == dtype
+    assert torch.equal(again, tensor)
+    assert main(["latents", str(file), "-o", str(tmp_path / "a.npz")]) == 0
+    with np.load(tmp_path / "a.npz") as arrays:
+        np.testing.assert_array_equal(arrays["latents"], tensor.float())
+
+
+@pytest.mark.parametrize("value", [[torch.zeros(4, 8, 6)], {"": torch.zeros(4, 8, 6)}, {3: 4}, 5])
+def test_other_values_in_a_pt_file(value: Any, tmp_path: Path) -> None:
+    """The message says how to write the file."""
+    torch.save(value, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"write it with torch\.save\(\{'latents': tensor\}"):
-        interchange.read(path)
-    torch.save({"latents": tensor}, path)
-    np.testing.assert_array_equal(interchange.read(path)[0].latents, tensor)
+        interchange.read(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "value", [torch.zeros(4, 8, 6).to_sparse(), torch.zeros(4, 8, 6, device="meta")]
+)
+def test_tensors_that_numpy_lacks(value: Tensor, tmp_path: Path) -> None:
+    torch.save({"latents": value}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="a tensor cannot be read: "):
+        interchange.read(tmp_path / "a.pt")
 
 
 def test_metadata_of_other_tools_in_a_pt_file(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ latents).
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -74,10 +75,11 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 # sd-scripts and musubi-tuner cache what text encoders return beside the latents, under these names.
-TEXT_ENDINGS = ("_te", "_te_outputs")
-# ai-toolkit and OneTrainer have folders for that.
-AI_TOOLKITS_TEXT, ONE_TRAINERS_TEXT = "_t_e_cache", "text"
-AGGREGATE = "aggregate.pt"  # OneTrainer's list of paths, beside its caches
+TEXT_ENDINGS, TEXT_SUFFIXES = ("_te", "_te_outputs"), (".npz", ".safetensors")
+AI_TOOLKITS_TEXT = "_t_e_cache"  # ai-toolkit has a folder for that
+# OneTrainer too, with a folder for each group of pictures and each variation.  Each of these also
+# has a list of paths, next to its caches.
+ONE_TRAINERS = re.compile(r"(^|/)(text/([^/]+/)?variation-\d+/[^/]+|variation-\d+/aggregate)\.pt$")
 
 _NAMES_IN_WARNING = 8  # chosen: a line that can still be read
 
@@ -222,10 +224,10 @@ def is_of_text(path: str) -> bool:
     """Whether a trainer's file of this name holds what a text encoder returns, or no latents."""
     where = PurePath(path)
     return (
-        where.stem.endswith(TEXT_ENDINGS)
+        (where.stem.endswith(TEXT_ENDINGS) and where.suffix.lower() in TEXT_SUFFIXES)
         or where.parent.name == AI_TOOLKITS_TEXT
         or (where.suffix == ".db" and not is_cache(where))
-        or (where.suffix == ".pt" and (where.name == AGGREGATE or ONE_TRAINERS_TEXT in where.parts))
+        or ONE_TRAINERS.search(where.as_posix()) is not None
     )
 
 

@@ -52,9 +52,10 @@ class Origin:
     ``cache``, and this is number ``part`` of ``parts``.
 
     The other fields belong to one layout.  Plain: ``batched`` says whether the array had four
-    dimensions, and ``key`` is its name.  ComfyUI: ``marked`` says whether the values were the VAE's
-    own.  Kohya: ``resolution`` is the ending of the arrays' names ("" or "_64x48"),
-    ``original_size`` is (width, height) and ``crop_ltrb`` (left, top, right, bottom), in pixels.
+    dimensions, and ``key`` is its name, or "" for a tensor alone in a .pt file.  ComfyUI:
+    ``marked`` says whether the values were the VAE's own.  Kohya: ``resolution`` is the ending of
+    the arrays' names ("" or "_64x48"), ``original_size`` is (width, height) and ``crop_ltrb``
+    (left, top, right, bottom), in pixels.
     ``flipped`` says that the second latents are those of the mirrored picture.  ``dtypes`` has the
     types of the other arrays if they are not `KOHYA_TYPES`.  Trainers' tensors: ``key`` is the
     name, ``shape`` that of the tensor in the file, and ``others`` has small tensors by name: their
@@ -165,7 +166,7 @@ def _checks(o: Origin, formats: Mapping[str, Collection[str]]) -> Iterator[tuple
     yield "format", is_known and o.format in formats[o.layout]
     yield "dtype", isinstance(o.dtype, str) and o.dtype in FLOATS
     yield "batched", isinstance(o.batched, bool)
-    yield "key", _matches(KEY, o.key)
+    yield "key", _matches(KEY, o.key) or (o.layout, o.format, o.key) == ("plain", ".pt", "")
     yield "resolution", _matches(RESOLUTION, o.resolution)
     for name, count in _SIZES.items():
         sizes = getattr(o, name)

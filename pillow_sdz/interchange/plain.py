@@ -19,7 +19,7 @@ def _read(contents: Contents) -> list[LatentFile]:
         msg = f"{len(contents.names)} arrays, and none is called {LATENTS}"
         raise ValueError(msg)
     array, dtype = contents.take(name)
-    if not KEY.fullmatch(name):
+    if name and not KEY.fullmatch(name):
         contents.notes.append(f"its array {shown(name)} is called {LATENTS!r} here")
         name = LATENTS
     origin = Origin(

@@ -1,6 +1,7 @@
-"""torch's `.pt` files of dictionaries. No code that a pickle asks for is run.
+"""torch's `.pt` files of a dictionary, or of one tensor. No code that a pickle asks for is run.
 
-Values that are no tensors, such as sizes, become metadata: the text that Python prints for them.
+A tensor alone has the name "".  Values that are no tensors, such as sizes, become metadata: the
+text that Python prints for them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .contracts import Contents, Format, Stored
 from .numpy_files import MAX_INFLATED, as_numpy
 from .origin import NARROW, NUMBERS
 
+ALONE = ""  # the name of a tensor that has none
 _LONGEST = 65536  # characters of a value's text.  Chosen: paths and sizes have some hundreds.
 
 
@@ -27,13 +29,15 @@ def _open(path: Path) -> Iterator[Contents]:
 
 
 def contents(path: Path, found: Any) -> Contents:
-    """What torch has loaded from a file, or from a part of it; ValueError if it is no dictionary.
+    """What torch has loaded from a file, or from a part of it; ValueError if it has no names.
 
     Values that are no tensors become metadata.
     """
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+    if hasattr(found, "detach"):
+        found = {ALONE: found}
+    elif not isinstance(found, dict) or not all(name and isinstance(name, str) for name in found):
         msg = (
-            "a .pt file of latents must hold a dictionary of tensors by name: "
+            "a .pt file of latents must hold a tensor, or a dictionary of tensors by name: "
             "write it with torch.save({'latents': tensor}, FILE)"
         )
         raise ValueError(msg)
@@ -73,14 +77,17 @@ def load(file: Path | IO[bytes]) -> Any:
 
 
 def stored(tensor: Any) -> Stored:
-    """A tensor as an array; ValueError for a type that numpy lacks."""
+    """A tensor as an array; ValueError for a type or a kind that numpy lacks."""
     dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype in NARROW:
-        return Stored(tensor.float().numpy(), dtype)
-    if dtype not in NUMBERS:
+    if dtype not in NARROW and dtype not in NUMBERS:
         msg = f"a tensor of {dtype} cannot be read"
         raise ValueError(msg)
-    return Stored(tensor.contiguous().numpy(), dtype)
+    try:
+        plain = tensor.float() if dtype in NARROW else tensor.contiguous()
+        return Stored(plain.numpy(force=True), dtype)
+    except (RuntimeError, TypeError) as e:  # such as sparse tensors
+        msg = f"a tensor cannot be read: {e}"
+        raise ValueError(msg) from e
 
 
 def tensor(given: Stored) -> Any:
@@ -113,7 +120,7 @@ def _write(file: IO[bytes], arrays: Mapping[str, Stored], metadata: Mapping[str,
     import torch
 
     tensors = {name: tensor(one) for name, one in arrays.items()}
-    torch.save({**tensors, **values(metadata)}, file)
+    torch.save(tensors.get(ALONE, {**tensors, **values(metadata)}), file)
 
 
 PT = Format(_open, _write, has_metadata=True)
