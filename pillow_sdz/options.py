@@ -31,9 +31,8 @@ DTYPE: str | None = None
 """The type of the networks' numbers: "float32", "float16", "bfloat16" or "int8".
 
 With None, it is float16 on a GPU, otherwise float32; "int8" means the same for models of the hub.
-The embedded models have int8 and float32.  With None, they run in int8 on a CPU that has
-instructions for it.  Otherwise they run in float32.  Pixels differ by a few grey levels at most
-(docs/format.md#arithmetic).
+The embedded models have int8 and float32.  With None, they run in int8.  Pixels differ by a few
+grey levels at most (docs/format.md#arithmetic).
 
 If values of an autoencoder leave float16's range, it runs again in float32.  If values of a U-Net
 or a transformer leave it, that is an OSError.

@@ -202,7 +202,9 @@ def test_latents_as_a_file_has_them(place: float) -> None:
 
 
 @torch.no_grad()
-def test_blocks_are_rounded_in_training_as_the_package_does_it() -> None:
+@pytest.mark.parametrize("alike", [False, True], ids=["random", "largest"])
+def test_blocks_are_rounded_in_training_as_the_package_does_it(*, alike: bool) -> None:
+    """If all channels are alike, and as large as can be, sums of neighbours are the largest."""
     onnx = pytest.importorskip("onnx", reason='graphs need pip install ".[train]"')
     from training.graph import Graph
 
@@ -212,6 +214,10 @@ def test_blocks_are_rounded_in_training_as_the_package_does_it() -> None:
         torch.nn.init.normal_(parameter, 0, 0.2)
     blocks[0].limits.copy_(torch.tensor([2.0, 1.0, 1.5]))
     x = torch.randn(1, 8, 12, 12)
+    if alike:
+        x = 2 * x[:, :1].sign().expand(1, 8, -1, -1)
+        for layer in (blocks[0].first, blocks[0].second):
+            layer.weight.copy_(0.02 * layer.weight[:, :1].sign().expand_as(layer.weight))
     plain = blocks(x)
 
     tensors = {f"blocks.{k}": v.numpy() for k, v in blocks.state_dict().items()}
@@ -228,6 +234,29 @@ def test_blocks_are_rounded_in_training_as_the_package_does_it() -> None:
     assert error.mean() < 0.01 * step  # a sum at the middle of two steps may go either way
     assert error.max() < 1.1 * step
     assert (plain - torch.from_numpy(found)).abs().mean() > 0.2 * step
+
+
+def test_sums_of_digits_are_exact() -> None:
+    """Latents are as large as they get, and neighbouring weights have the same sign."""
+    onnx = pytest.importorskip("onnx", reason='graphs need pip install ".[train]"')
+    from training.graph import Graph
+
+    torch.manual_seed(0)
+    weight = torch.randn(4, 1, 3, 3).sign().expand(4, 8, 3, 3).numpy()
+    x = 96 * torch.randn(12, 12, 1).sign().expand(12, 12, 8)
+    tensors = {"layer.weight": weight}
+    graph = Graph(tensors, int8=True)
+    result = graph.conv_of_digits(graph.digits_of("x", "channels"), "layer", trimmed=0)
+    given = {
+        "x": (onnx.TensorProto.FLOAT, ("h", "w", "c")),
+        "channels": (onnx.TensorProto.INT64, ("c",)),
+    }
+    file = graph.finish(result, given, onnx.TensorProto.FLOAT)
+    session = runtime.session(file, runtime.quantised(file, tensors, {}))
+    (found,) = session.run(["result"], {"x": x.numpy(), "channels": np.arange(8)})
+    planes = x.permute(2, 0, 1)[None]
+    exact = torch.nn.functional.conv2d(planes, torch.from_numpy(weight.copy()), padding=1)
+    assert np.abs(found - exact[0].permute(1, 2, 0).numpy()).max() < 0.5
 
 
 def test_rounding_has_the_gradient_of_the_identity() -> None:
@@ -314,21 +343,20 @@ def test_trains_on_crops_in_memory(pack: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(new[k].half(), old[k].half()) for k in new)
 
 
-def train(pack: Path, run: Path, minutes: float) -> int:
-    """Train until this many minutes in all. Return the number of steps."""
+def train(pack: Path, run: Path, minutes: float) -> tuple[int, float]:
+    """Train until this many minutes in all.  Return the number of steps, and the minutes."""
     arguments = ["--packs", pack, "--validation", pack, "--run", run, "--minutes", minutes]
     command = [sys.executable, "-m", "training.mini.train", *map(str, arguments)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    step = torch.load(run / "checkpoint.pt", weights_only=True)["step"]
-    assert isinstance(step, int)
-    return step
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    return state["step"], state["spent"] / 60
 
 
 @pytest.mark.slow
 def test_resumes_from_its_checkpoint(pack: Path, tmp_path: Path) -> None:
-    first = train(pack, tmp_path, 0.01)
+    first, minutes = train(pack, tmp_path, 0.01)
     assert first > 0
-    assert train(pack, tmp_path, 0.1) > first
+    assert train(pack, tmp_path, minutes + 0.01)[0] > first
     weights = load_file(tmp_path / "averaged.safetensors")
     assert all(torch.isfinite(v).all() for v in weights.values())
     assert {v.dtype for v in weights.values()} == {torch.float16}

@@ -19,14 +19,16 @@ TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # move the channels of (1, C, h,
 END = 1 << 31  # as the end of a slice: larger than any picture
 
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
-ZERO = 128  # the integer of 8 bits that stands for 0 in a digit
-LARGEST_DIGIT = 127
-# What 1 of a low digit of latents is worth, in the encoder's units.  Two digits must hold 128: half
+# Digits are from -64 to 64, and 64 stands for 0.  So two products with weights in 8 bits have a sum
+# that fits into 16 bits, which CPUs without VNNI need.  A digit of a latent beyond what `UNIT` says
+# may be as large as 191.
+ZERO = LARGEST_DIGIT = 64
+# What 1 of a low digit of latents is worth, in the encoder's units.  Two digits must hold 96: half
 # of the magnitudes of each row of the encoder's linear part have a sum of at most 93 (measured),
 # and the CNN adds a little.  The quantisation steps of most latents are 1.4 units or more at a
 # quality of 50, 0.4 at 75 and 0.1 at 90 (medians of one photo), so this is the finest unit that
-# holds 128.  If the unit followed the tile, pixels would depend on how a picture is cut into tiles.
-UNIT = 1 / 127.5
+# holds 96.  If the unit followed the tile, pixels would depend on how a picture is cut into tiles.
+UNIT = 1 / 85
 
 Tensors = Mapping[str, NDArray[Any]]
 #: The order of a layer's outputs; None is that of its weights.

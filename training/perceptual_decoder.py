@@ -31,7 +31,7 @@ from training.mini.data import Crops, Photo, to_tensor
 from training.mini.eight_bits import round_blocks
 from training.mini.model import TAIL_FROM, distortion, distortion_weight
 from training.mini.train import PIXELS, scored_photos
-from training.run import Run, add_options
+from training.run import Run, add_options, autocast
 
 # Places on the rate axis that are scored: about 0.08, 0.15, 0.31 and 1.24 bits per pixel.
 SCORED = (0.1, 0.25, 0.4, 0.7)
@@ -338,7 +338,7 @@ def main() -> None:
         batch = max(PIXELS // crop**2, 1)
         images = crops.batch(batch, crop).to(options.device)
         rate = rates(batch, rng).to(options.device)
-        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+        with autocast(images.device):
             loss = loss_of(players, autoencoder, classifier, images, rate, shares)
         if run.descend(loss):
             report()

@@ -29,7 +29,7 @@ from training.mini.compressed import Crops
 from training.mini.eight_bits import round_blocks
 from training.mini.gpu import WARM_UP, keep_constants
 from training.perceptual_decoder import FIDELITY, OF_MINI, Players, Shares, loss_of, rates
-from training.run import AVERAGING
+from training.run import AVERAGING, autocast
 
 SIZES = (128, 256, 256)  # sides of crops: one is drawn for each step
 
@@ -113,7 +113,7 @@ def main() -> None:
         at, colours = (t.to(options.device) for t in crops.draw(count, size, len(options.crops)))
         images = crops.cut(at, colours, size)
         rate = rates(count, rng).to(options.device)
-        with torch.autocast(options.device, dtype=torch.bfloat16):
+        with autocast(options.device):
             loss = loss_of(players, autoencoder, classifier, images, rate, shares)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -23,7 +23,7 @@ from pillow_sdz.models.sd_mini import CHANNELS, FACTOR
 from pillow_sdz.models.sd_mini_network import Autoencoder
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from training import data
-from training.run import Run, add_options
+from training.run import Run, add_options, autocast
 
 BATCH = 16
 # Standard deviation of the noise that is added to latents of unit variance when the decoder is
@@ -136,7 +136,7 @@ def main() -> None:
         crop = rng.choice(options.crop)
         batch = min(max(BATCH * 128**2 // crop**2, 1), 4 * BATCH)
         images = data.crops(photos, batch, crop, rng).to(options.device)
-        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+        with autocast(images.device):
             reconstruction = model(images, NOISE)
         loss = SQUARED * ((reconstruction - images) ** 2).mean() * 255**2
         quarter = slice(max(1, batch // 4))  # SSIMULACRA2 costs more than the networks

@@ -34,7 +34,7 @@ from pillow_sdz.models.sd_mini import CHANNELS, FACTOR
 from pillow_sdz.models.sd_mini_network import Autoencoder
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from pillow_sdz.presets import WEIGHTS
-from training.run import Run, add_options
+from training.run import Run, add_options, autocast
 
 BATCH = 16
 CROP = 32  # latents along a side
@@ -255,13 +255,13 @@ def main() -> None:
             noise[half] = as_noise(exact[half], coded, noises)
         exact, noise, t = (x.to(options.device) for x in (exact, noise, t))
         noisy = noises.add_noise(exact, noise, t).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(exact.device.type, dtype=torch.bfloat16):
+        with autocast(exact.device):
             predicted = model(noisy, t).sample
         loss = F.mse_loss(predicted.float(), noise)
         if examples and options.perceptual:
             few = examples.crops(PERCEPTUAL_BATCH, PERCEPTUAL_CROP)
             few_exact, few_coded, pixels = (x.to(options.device) for x in few)
-            with torch.autocast(exact.device.type, dtype=torch.bfloat16):
+            with autocast(exact.device):
                 error, seen = distance_left(model, on_device, few_exact, few_coded, pixels, noises)
             loss = loss + error + options.perceptual * seen
         if run.descend(loss):

@@ -24,8 +24,12 @@ MOVED = 1 << 20
 
 #: The product of two matrices in float32.
 Product = Callable[[Singles, Singles], Singles]
-#: The product of bytes from 0 to 255 and bytes from -128 to 127, with exact sums of 32 bits.
+#: The product of bytes from 0 to 255 and bytes from -64 to 64, with exact sums of 32 bits.
 ByteProduct = Callable[[NDArray[np.uint8], NDArray[np.int8]], NDArray[np.int32]]
+
+# Weights are split into digits of this base, from -64 to 63.  CPUs without VNNI multiply two
+# neighbouring inputs, and add the two products in 16 bits, which hold 2 * 255 * 64.
+BASE = 128
 
 # How many bytes `Dense.around_bytes` multiplies at once.  Chosen: they fit into caches.
 GATHERED = 1 << 20
@@ -56,12 +60,9 @@ class Dense:
         # (inputs of a tap, taps, outputs)
         by_tap = weight.reshape(len(bias), taps, -1).transpose(2, 1, 0)
         self._weight = np.ascontiguousarray(by_tap, dtype=np.float32) * self._unit
-        # Two bytes for each weight, of all outputs the lower ones first.
-        low = (weight + 128) % 256 - 128
-        split = np.concatenate([low, (weight - low) >> 8]).T
-        self._bytes = split.astype(np.int8)
-        #: Whether inputs and weights fit into the bytes of `around_bytes`.
-        self.takes_bytes = bool(limits.max() < 256 and split.max() < 128)
+        self._digits = np.ascontiguousarray(_digits(weight).T)
+        #: Whether inputs fit into the bytes of `around_bytes`.
+        self.takes_bytes = bool(limits.max() < 256)
         self.outputs = len(bias)
 
     def __call__(self, inputs: Singles, product: Product = np.matmul) -> Singles:
@@ -99,8 +100,11 @@ class Dense:
         total = np.empty((count, self.outputs), np.float32)
         for block in blocks(count, max(1, GATHERED // (taps * inputs))):
             rows = values.take(places[block], axis=0, mode="clip")
-            low, high = np.split(product(rows.reshape(-1, taps * inputs), self._bytes), 2, 1)
-            total[block] = low + (high << 8)
+            sums = product(rows.reshape(-1, taps * inputs), self._digits)
+            whole, *lower = np.split(sums, sums.shape[1] // self.outputs, 1)
+            for part in lower:
+                whole = whole * BASE + part  # if this overflows, the next part mends it
+            total[block] = whole
         total *= self._unit
         return self._finished(total)
 
@@ -108,3 +112,13 @@ class Dense:
         total += self._bias
         outputs: Singles = np.floor(total, out=total)
         return outputs
+
+
+def _digits(weight: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Weights (outputs, k) in digits (n * outputs, k): of all outputs the highest ones first."""
+    found: list[NDArray[np.int8]] = []
+    while weight.any() or not found:
+        low = (weight + BASE // 2) % BASE - BASE // 2
+        found.insert(0, low.astype(np.int8))
+        weight = (weight - low) // BASE
+    return np.concatenate(found)

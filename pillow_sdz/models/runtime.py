@@ -6,11 +6,9 @@ scale for each output channel.  The ranges of 8-bit activations are in `weights.
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,13 +17,9 @@ from safetensors.numpy import load_file
 
 from .. import forks, options, weights
 from ..arrays import Singles
-from ..codings.dense import ByteProduct
 
 Tensors = Mapping[str, NDArray[Any]]
 
-# A CPU needs one of these for int8, in Linux's words.  Without them, sums of 8-bit products
-# saturate or take more time than float32.  Measured with AVX-512 VNNI: docs/speed.md#arithmetic.
-FAST_INT8 = frozenset({"avx512_vnni", "avx_vnni", "asimddp"})
 LARGEST_INT8 = 127
 # `digits` splits numbers in two: a high digit is worth this many of a low one.
 DIGIT = 128
@@ -70,21 +64,9 @@ def built_once(build: Callable[[Owner], Built]) -> property:
     return property(get)
 
 
-@functools.cache
-def _cpu_has_fast_int8() -> bool:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return False  # other systems than Linux compute in float32
-    words = (line.partition(":")[2].split() for line in lines if line[:5] in ("flags", "Featu"))
-    return bool(FAST_INT8 & set(next(words, [])))
-
-
 def int8() -> bool:
-    """Whether the embedded networks compute in int8: `options.DTYPE` or else the CPU decides."""
-    if options.DTYPE is None:
-        return _cpu_has_fast_int8()
-    return options.DTYPE == "int8"
+    """Whether the embedded networks compute in int8: they do, unless `options.DTYPE` forbids it."""
+    return options.DTYPE in (None, "int8")
 
 
 class Network:
@@ -156,14 +138,12 @@ def product(rows: Singles, columns: Singles) -> Singles:
 _product_of_bytes = Network("product_of_bytes", {})
 
 
-def product_of_bytes() -> ByteProduct | None:
-    """A `codings.dense.ByteProduct` in ONNX Runtime, or None if its sums may not be exact.
+def product_of_bytes(rows: NDArray[np.uint8], columns: NDArray[np.int8]) -> NDArray[np.int32]:
+    """The product of two matrices of bytes: a `codings.dense.ByteProduct`.
 
-    It is four times as fast as `product` or more (docs/speed.md#arithmetic).
+    It takes less time than `product` (docs/speed.md#arithmetic).
     """
-    if not _cpu_has_fast_int8():
-        return None
-    return lambda rows, columns: _product_of_bytes(rows=rows, columns=columns)
+    return _product_of_bytes(rows=rows, columns=columns)
 
 
 def session(graph: bytes, tensors: Tensors) -> Any:
@@ -221,6 +201,22 @@ def ranges_of_limits(tensors: Tensors) -> dict[str, NDArray[Any]]:
     return found
 
 
+def scale_of_weights(weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What 1 of the integers is worth for the weights (outputs, C, k, k) of each output channel.
+
+    CPUs without VNNI multiply two neighbouring inputs, and add the two products in 16 bits.  With
+    inputs up to 255, the sum of two weights of the same sign may be 128 at most.  Rounding adds up
+    to 1 to the sum.
+    """
+    even, odd = weights[:, ::2], weights[:, 1::2]
+    largest = np.maximum(
+        (np.maximum(even, 0) + np.maximum(odd, 0)).max((1, 2, 3)),
+        -(np.minimum(even, 0) + np.minimum(odd, 0)).min((1, 2, 3)),
+    )
+    scale: NDArray[np.float32] = np.maximum(largest / LARGEST_INT8, np.float32(1e-12))
+    return scale
+
+
 def quantised(graph: bytes, tensors: Tensors, ranges: Tensors) -> dict[str, NDArray[Any]]:
     """The tensors of a graph in int8: `ranges` names its convolutions' inputs and outputs."""
     found = {**ranges, **digits(graph, tensors)}
@@ -230,7 +226,7 @@ def quantised(graph: bytes, tensors: Tensors, ranges: Tensors) -> dict[str, NDAr
             found[name] = values
         elif part == "weight":
             wide = values.astype(np.float32)
-            scale = np.maximum(np.abs(wide).max((1, 2, 3)) / LARGEST_INT8, 1e-12)
+            scale = scale_of_weights(wide)
             found[f"{layer}.weight_scale"] = scale
             found[name] = np.rint(wide / scale[:, None, None, None]).astype(np.int8)
             of_bias = scale * ranges[f"{layer}.input_scale"]

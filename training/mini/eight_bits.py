@@ -56,8 +56,14 @@ def _signed(x: Tensor, limit: Tensor) -> Tensor:
 
 def _convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
     weight = layer.weight
-    unit = weight.detach().abs().amax((1, 2, 3), keepdim=True) / LARGEST_INT8
-    return F.conv2d(x, rounded(weight, unit.clamp_min(1e-12)), layer.bias, padding=1)
+    return F.conv2d(x, rounded(weight, _unit(weight.detach())), layer.bias, padding=1)
+
+
+def _unit(weight: Tensor) -> Tensor:
+    """As `pillow_sdz.models.runtime.scale_of_weights`: (outputs, 1, 1, 1)."""
+    even, odd = weight[:, ::2], weight[:, 1::2]
+    largest = torch.maximum(F.relu(even) + F.relu(odd), F.relu(-even) + F.relu(-odd))
+    return (largest.amax((1, 2, 3), keepdim=True) / LARGEST_INT8).clamp_min(1e-12)
 
 
 def round_blocks(module: nn.Module) -> None:

@@ -27,7 +27,7 @@ from training.mini.compressed import Crops
 from training.mini.eight_bits import round_blocks
 from training.mini.model import TAIL_FROM, Model, channels_last, loss_of
 from training.mini.train import parameter_groups
-from training.run import AVERAGING
+from training.run import AVERAGING, autocast
 
 WARM_UP = 300  # steps
 WAIT = 20  # after 20 steps the host waits for the device, so that the clock is right
@@ -113,7 +113,7 @@ class Step:
         at, colours, rate = self._inputs
         trainer = self._trainer
         images = trainer.crops.cut(at, colours, self._size)
-        with torch.autocast(trainer.device, dtype=torch.bfloat16):
+        with autocast(trainer.device):
             coded = trainer.model(images, rate, hard=False, whole=True)
             return loss_of(coded, images, rate, perceptual=trainer.perceptual)
 

@@ -36,7 +36,7 @@ from training.mini.model import (
     fit_magnitudes,
     loss_of,
 )
-from training.run import WARM_UP, average, write_checkpoint
+from training.run import WARM_UP, autocast, average, write_checkpoint
 
 FITTED = 200  # a new prior is fitted to the photos among this many pictures.  Chosen.
 LIMITED = 24  # the blocks' limits are set by this many photos.  Chosen.
@@ -196,7 +196,6 @@ def main() -> None:
     parser.add_argument("--save", type=float, default=3, help="minutes between checkpoints")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, help="default: from the clock")
-    parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
 
@@ -240,9 +239,7 @@ def main() -> None:
         images = crops.batch(batch, size).to(options.device)
         high = rng.random() < 0.5
         rate = rates(batch, size, high, rng).to(options.device)
-        precise = options.precision == "float32"
-        kind = torch.float32 if precise else torch.bfloat16
-        with torch.autocast(images.device.type, dtype=kind, enabled=not precise):
+        with autocast(options.device):
             coded = model(images, rate, hard=False)
             if frozen:
                 loss = (coded.base + coded.tail).mean()

@@ -61,7 +61,7 @@ class Mini:
             {k.removeprefix("prior."): v for k, v in part(tensors, "prior").items()},
             self.axis,
             runtime.product,
-            runtime.product_of_bytes(),
+            runtime.product_of_bytes,
         )
 
     def part(self, scale: int) -> Part:
@@ -70,7 +70,7 @@ class Mini:
         channels = SHOWN.get(scale, CHANNELS)
         if scale == 8 and not runtime.is_loaded():
             return Part(channels, np.matmul)
-        return Part(channels, runtime.product, runtime.product_of_bytes())
+        return Part(channels, runtime.product, runtime.product_of_bytes)
 
     def gain(
         self, quantisation: Quantisation, height: int = 1, width: int = 1
