@@ -39,11 +39,11 @@ class Weights(Row):
 
 
 MINI = Weights(
-    "mini.safetensors", "7eaf2fa36d58e4e4eb505be036aaaf3317e6b4945028c07788c713ea5b713d10"
+    "mini.safetensors", "7895a11d18a314b1deb5f4462c3d430e1945b6cadcc09e0ae5f8030c15c08ee7"
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "bfc96b0f902a558a0430e82029df5b7ea644384703b1f34d1920c354df30fb01",
+    "d67ad8a9093b6086a1f3f1b4a978438559a220a1aee0206603c19d22ac092fef",
 )
 MINI_REDUCED = Weights(
     "mini_reduced.safetensors", "03824244877b6cb7822f35234341f60c447e485a698cba470058cfea6f452827"

@@ -41,6 +41,7 @@ from training.mini.export import in_steps
 from training.mini.lapped import block_weight, lapped_transform
 from training.mini.model import TAIL_FROM, Model, begin, fit_magnitudes
 from training.mini.ms_ssim import ms_ssim
+from training.mini.pairs import paired
 from training.mini.prior import BASE_GROUPS, GROUPS, ScaleOfMagnitude, centres, even
 from training.mini.quantise import calibrate, integers
 
@@ -234,6 +235,25 @@ def test_blocks_are_rounded_in_training_as_the_package_does_it(*, alike: bool) -
     assert error.mean() < 0.01 * step  # a sum at the middle of two steps may go either way
     assert error.max() < 1.1 * step
     assert (plain - torch.from_numpy(found)).abs().mean() > 0.2 * step
+
+
+def test_another_order_of_hidden_channels() -> None:
+    """Blocks compute the same, and the scales of their weights are smaller."""
+    torch.manual_seed(0)
+    block = LimitedBlock(16)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.2)
+    block.limits.copy_(torch.tensor([4.0, 8.0, 8.0]))
+    tensors = {f"block.{k}": v.detach() for k, v in block.state_dict().items()}
+    found, x = paired(tensors), torch.randn(1, 16, 12, 12)
+    other = LimitedBlock(16)
+    other.load_state_dict({k.removeprefix("block."): v for k, v in found.items()})
+    assert torch.allclose(block(x), other(x), atol=1e-4)
+    assert found.keys() == tensors.keys()
+    before, after = (
+        runtime.scale_of_weights(v["block.second.weight"].numpy()).mean() for v in (tensors, found)
+    )
+    assert after < 0.95 * before
 
 
 def test_sums_of_digits_are_exact() -> None:

@@ -61,9 +61,13 @@ def _convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 def _unit(weight: Tensor) -> Tensor:
     """As `pillow_sdz.models.runtime.scale_of_weights`: (outputs, 1, 1, 1)."""
-    even, odd = weight[:, ::2], weight[:, 1::2]
-    largest = torch.maximum(F.relu(even) + F.relu(odd), F.relu(-even) + F.relu(-odd))
-    return (largest.amax((1, 2, 3), keepdim=True) / LARGEST_INT8).clamp_min(1e-12)
+    largest = summed(weight[:, ::2], weight[:, 1::2]).amax((1, 2, 3), keepdim=True)
+    return (largest / LARGEST_INT8).clamp_min(1e-12)
+
+
+def summed(a: Tensor, b: Tensor) -> Tensor:
+    """The sums of what is positive, or the magnitudes of those of what is negative, if larger."""
+    return torch.maximum(F.relu(a) + F.relu(b), F.relu(-a) + F.relu(-b))
 
 
 def round_blocks(module: nn.Module) -> None:

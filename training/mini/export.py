@@ -25,6 +25,7 @@ from pillow_sdz.weights import MINI
 from training.mini.data import Photo, corner, photos, to_tensor
 from training.mini.judge import middles, qualities
 from training.mini.model import Model
+from training.mini.pairs import paired
 from training.mini.quantise import calibrate, integers
 
 CALIBRATED, CALIBRATED_SIZE = 12, 384  # photos, and pixels along a side of their corners
@@ -109,7 +110,7 @@ def main() -> None:
         ("autoencoder.analysis", model.prior.analysis),
     ):
         tensors |= {f"{name}.{key}": value.half() for key, value in module.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, options.output)
+    save_file({k: v.contiguous() for k, v in paired(tensors).items()}, options.output)
     content = options.output.read_bytes()
     print(f"{options.output}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
 
