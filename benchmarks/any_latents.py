@@ -143,7 +143,9 @@ def main() -> None:
     parser.add_argument("--factor", type=int, default=8)
     parser.add_argument("--steps", type=float, nargs="*", default=STEPS)
     parser.add_argument(
-        "--effort", type=int, default=0, help="sdz's effort; up to 2 it only rounds"
+        "--effort",
+        type=int,
+        help="sdz's effort; up to 2 it only rounds; default: save_latents' own",
     )
     parser.add_argument("--every", type=int, default=1, help="take only every Nth picture")
     args = parser.parse_args()
