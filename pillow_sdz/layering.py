@@ -63,8 +63,8 @@ class Coder:
     def encode(self, given: Given) -> list[Chunk]:
         """The chunks of the next frame.  They may have its alpha channel: `have_alpha`."""
         image, hidden = given.image, given.hidden
-        frame = regions.found(image, hidden, self._quality) if self._wanted else None
-        kept = self._kept(frame, given, self._exact, self._quality)
+        frame = self._found(given, self._quality) if self._wanted else None
+        kept = self._kept(frame, given, self._exact)
         if frame is None and self._wanted and not self._animated and graphics.is_scan(image):
             return self._scan(regions.filled(image, hidden))
         if frame is None or not kept:
@@ -88,13 +88,12 @@ class Coder:
         An alpha channel in exact regions takes none of them.
         """
         for quality in QUALITIES if self._wanted else ():
-            frames = [regions.found(each.image, each.hidden, quality) for each in images]
+            frames = [self._found(each, quality) for each in images]
             if not any(frames):
                 break
             coder = exact.Encoder(MAX_CHANGES)
             kept = [
-                self._kept(frame, each, coder, quality)
-                for frame, each in zip(frames, images, strict=True)
+                self._kept(frame, each, coder) for frame, each in zip(frames, images, strict=True)
             ]
             if not any(kept):
                 continue
@@ -125,16 +124,15 @@ class Coder:
         pictures = [regions.filled(each.image, each.hidden) for each in images]
         return self._encoder.fit(pictures, max_size)
 
-    def _kept(
-        self, frame: regions.Frame | None, given: Given, coder: exact.Encoder, quality: float
-    ) -> list[Chunk]:
+    def _found(self, given: Given, quality: float) -> regions.Frame | None:
+        # In an animation, the colours of still parts must not change.
+        return regions.found(given.image, given.hidden, quality, keeps_colours=self._animated)
+
+    def _kept(self, frame: regions.Frame | None, given: Given, coder: exact.Encoder) -> list[Chunk]:
         """A frame's EXCT chunk; nothing if it has no exact blocks, or if they cost too much."""
         if frame is None:
             coder.encode(None, None)
             return []
-        # In an animation, the colours of still parts must not change.
-        if not self._animated and not frame.only_flats:
-            frame = regions.simpler(frame, quality)
         data = coder.encode(frame.colours, frame.blocks, frame.coded)
         kept = [Chunk(chunks.EXACT, data)]
         if self._animated:

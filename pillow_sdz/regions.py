@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
-from . import alpha, drawn, exact, graphics
+from . import alpha, block_maps, drawn, exact, fewer, gradients, graphics
 from .block_maps import Blocks
 from .container import chunk_size
 from .exact_parts import BLOCK, shape_of
@@ -32,14 +31,8 @@ ERROR_OF_FLATS = 20_000
 # bytes, and 370.  The second limit is for photos that have a flat background.
 BYTES_OF_COLOURED, MOST_FOR_COLOURED = 4, 400
 # Below this quality, exact regions may have fewer colours.  Chosen: they differ from the original
-# only if the user asks for a low quality.  With 32 colours, all graphics of the tuning set but a
-# chart have a higher SSIMULACRA2 than AVIF (speed 6) in the same bytes.  With 16, gradients do not.
+# only if the user asks for a low quality.
 EXACT_FROM = 60
-COLOURS = (128, 96, 64, 48, 32)
-# With fewer colours, an error counts so much more in a pixel that equals the one to the left and
-# the one above, because edges hide errors and flat parts do not.  Measured on a chart of the tuning
-# set with 150 points of as many colours: docs/measurements.md#graphics-exact-and-regions.
-WEIGHT_OF_FLATS = 200
 # Latents take at least this many bytes for a pixel, except for a flat background.  Measured: photos
 # at quality 5 take 0.12 bits.
 FEWEST_BYTES = 0.015
@@ -58,8 +51,6 @@ FEWEST_PER_EDGE = 1.5
 # contrast.  Measured on the tuning set of benchmarks.graphics, and on 70 photos of the validation
 # data.  Chosen: less.
 FEWEST_PER_PATTERN = 0.1
-# A colour stays as it is if this part of the exact pixels has it, such as a page's paper.  Chosen.
-COMMON = 0.02
 # Levels of colour are this many times as far apart.  Measured there: with 3, a scan takes 9 to 14 %
 # more bytes.  With 5, flat colours would be 4 levels off where there is little noise.
 COLOUR_STEPS = 4
@@ -68,6 +59,13 @@ COLOUR_STEPS = 4
 FEW = 100
 # A coloured picture with at most so many colours is no photo.  Chosen: as many as a GIF has.
 FEW_COLOURS = 256
+# Gradients are latents if they cover this part of a picture.  Chosen.
+FEWEST_GRADIENTS = 0.05
+# The bytes of latents for a pixel of a gradient, and the least for all of them.
+BYTES_OF_GRADIENT, LEAST_FOR_GRADIENTS = 0.006, 1500
+# From quality `EXACT_FROM` on, gradients are latents if the file then has less than this part of
+# the bytes.  Chosen: exact gradients are worth something, too.
+PART_OF_EXACT = 0.75
 _ROWS = 1024  # rows of pixels that are looked at together, to save memory with large pictures
 
 
@@ -77,41 +75,122 @@ class Frame(NamedTuple):
     ``colours`` is as `exact.Encoder` takes it, and ``coded`` is what `exact.coded` makes of it, if
     that is known.  ``picture`` is None if latents show nothing of the frame.  The exact blocks are
     worth ``most`` bytes: those that latents would take for them, and some more, because exact
-    blocks look better.  ``only_flats`` says that they are flat parts of a photo, which are exact
-    because of their colours.
+    blocks look better.  The ``cost`` is in bytes: those of the exact blocks, those that would
+    remove their error, and perhaps those of the latents.
     """
 
     blocks: Blocks
     colours: Image.Image
     picture: Image.Image | None
     most: float
-    only_flats: bool = False
     coded: exact.Coded | None = None
+    cost: float = 0
 
     def seen(self) -> NDArray[np.bool_]:
         """The pixels (H, W) that the latents show."""
-        seen: NDArray[np.bool_] = np.asarray(_shown(self.colours, self.blocks)) == 0
+        seen: NDArray[np.bool_] = np.asarray(fewer.shown(self.colours, self.blocks)) == 0
         return seen
 
 
-def worth(quality: float) -> float:
-    """The squared error, in squared levels, that a byte should remove at a quality."""
-    return WORTH * math.exp(-FALLING * quality)
-
-
-def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Frame | None:
+def found(
+    image: Image.Image, hidden: Image.Image | None, quality: float, *, keeps_colours: bool = False
+) -> Frame | None:
     """A frame with exact blocks where a picture of mode RGB has graphics; None if it has none.
 
-    ``hidden``, of mode L, is 255 where nobody sees the pixels.
+    ``hidden``, of mode L, is 255 where nobody sees the pixels.  Below quality `EXACT_FROM`, exact
+    blocks may have fewer colours, unless the frame ``keeps_colours``.
     """
     colours = image
     if hidden is not None:
         colours = image.copy()
         colours.paste(0, (0, 0), hidden)
     picture = graphics.Picture(colours)
+    judge = _Judge(quality, may_change=quality < EXACT_FROM and not keeps_colours)
+    over = None
+    if hidden is None and gradients.are_likely(picture):
+        over = _over_gradients(picture, judge)
+    if over is None or over.cost > over.most:
+        return _plain(picture, image, hidden, judge)
+    part = 1 if judge.may_change else PART_OF_EXACT
+    plain = _plain(picture, image, hidden, judge._replace(limit=over.cost / part))
+    return plain if plain is not None and part * plain.cost <= min(over.cost, plain.most) else over
+
+
+class _Judge(NamedTuple):
+    """Says what exact blocks cost at a quality, and if they may have fewer colours.
+
+    What costs more than the ``limit`` is not wanted.
+    """
+
+    quality: float
+    may_change: bool
+    limit: float = math.inf
+
+    @property
+    def worth(self) -> float:
+        """The squared error, in squared levels, that a byte should remove."""
+        return WORTH * math.exp(-FALLING * self.quality)
+
+    @property
+    def bytes_of_letters(self) -> float:
+        """How many bytes latents take at least for a block with letters."""
+        return float(np.interp(self.quality, [*BYTES_OF_LETTERS], [*BYTES_OF_LETTERS.values()]))
+
+    def priced(self, frame: Frame, beside: float = 0) -> Frame:
+        """The frame with its cost, and perhaps with fewer colours.
+
+        ``beside`` is what its latents cost in addition.
+        """
+        colours, blocks, coded = frame.colours, frame.blocks, frame.coded
+        if self.may_change:
+            limit = min(frame.most, self.limit)
+            colours, coded, cost = fewer.best(colours, blocks, self.worth, limit, coded)
+        else:
+            coded = coded or exact.coded(colours, blocks)
+            cost = len(coded.data)
+        return frame._replace(colours=colours, coded=coded, cost=cost + beside)
+
+
+def _over_gradients(picture: graphics.Picture, judge: _Judge) -> Frame | None:
+    """A frame in which gradients are latents; None if there are few."""
+    image = picture.image
+    latent = gradients.find(image)
+    if latent.mean() < FEWEST_GRADIENTS:
+        return None
+    # Graphics on gradients are graphics on flat areas, if gradients have one colour.
+    painted = image.copy()
+    painted.paste(0, (0, 0), Image.fromarray(latent))
+    flat = graphics.Picture(painted)
+    blocks = graphics.find(flat)
+    if blocks is None:
+        return None
+    letters = graphics.letters(picture, blocks)
+    apart = graphics.apart_from_photos(flat, blocks)
+    if apart is not None:
+        blocks, photo = apart
+        latent |= np.asarray(photo) > 0
+    blocks = blocks & block_maps.of_pixels(~latent, BLOCK)
+    if not blocks.any():
+        return None
+    colours = image.copy()
+    colours.putalpha(Image.fromarray(~latent).convert("L"))
+    flats = max(int(blocks.sum()) - letters, 0)
+    most = (letters * ERROR_OF_LETTERS + flats * ERROR_OF_FLATS) / judge.worth
+    most += letters * judge.bytes_of_letters
+    rest = filled(image, fewer.shown(colours, blocks))
+    beside = max(LEAST_FOR_GRADIENTS, BYTES_OF_GRADIENT * latent.sum())
+    beside += graphics.contrasts(picture, ~blocks) * judge.bytes_of_letters
+    return judge.priced(Frame(blocks, colours, rest, most), beside)
+
+
+def _plain(
+    picture: graphics.Picture, image: Image.Image, hidden: Image.Image | None, judge: _Judge
+) -> Frame | None:
+    """As `found`, with exact gradients."""
+    colours = picture.image
     blocks = graphics.find(picture)
     if blocks is None:
-        return _whole(picture, None, None, quality)
+        return _whole(picture, None, judge)
     if hidden is not None:
         seen = np.asarray(hidden.point([255] * 255 + [0]).reduce(BLOCK)) > 0
         blocks = blocks | ~seen if (blocks | ~seen).all() else blocks & seen
@@ -119,28 +198,64 @@ def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Fra
             return None
     letters = graphics.letters(picture, blocks)
     flats = int(blocks.sum()) - letters
-    most = (letters * ERROR_OF_LETTERS + flats * ERROR_OF_FLATS) / worth(quality)
+    most = (letters * ERROR_OF_LETTERS + flats * ERROR_OF_FLATS) / judge.worth
     if blocks.all():
         most = max(most + FEWEST_BYTES * image.width * image.height, FEW)
-        if hidden is None:
-            return Frame(blocks, colours, None, most)
-        ways = [colours, drawn.continued(image, hidden)]
-        frames = [Frame(blocks, c, None, most, coded=exact.coded(c, blocks)) for c in ways]
-        return min(frames, key=lambda frame: len(frame.coded.data) if frame.coded else 0)
-    of_letters = letters * _bytes_of_letters(quality)
-    is_page = graphics.is_page(letters, blocks)
-    if not is_page and (whole := _whole(picture, blocks, None, quality)):
+        ways = [colours] if hidden is None else [colours, drawn.continued(image, hidden)]
+        frames = [judge.priced(Frame(blocks, way, None, most)) for way in ways]
+        return min(frames, key=lambda frame: frame.cost)
+    of_letters = letters * judge.bytes_of_letters
+    if graphics.is_page(letters, blocks):
+        return _page(picture, blocks, image, hidden, judge, most + of_letters)
+    whole = _whole(picture, None, judge)
+    return whole or _in_photo(picture, blocks, image, hidden, judge, letters)
+
+
+def _page(
+    picture: graphics.Picture,
+    blocks: Blocks,
+    image: Image.Image,
+    hidden: Image.Image | None,
+    judge: _Judge,
+    most: float,
+) -> Frame:
+    """A frame of a picture with much text, and perhaps with photos."""
+    colours = picture.image
+    beside = graphics.contrasts(picture, ~blocks) * judge.bytes_of_letters
+    page = judge.priced(Frame(blocks, colours, None, most), beside)
+    if (apart := graphics.apart_from_photos(picture, blocks)) is not None:
+        wider, photo = apart
+        without = colours.copy()
+        without.putalpha(ImageChops.invert(photo))
+        other = judge.priced(Frame(wider, without, None, most), beside)
+        page = min(page, other, key=lambda frame: frame.cost)
+    if page.cost < judge.limit and (whole := _whole(picture, page, judge)):
         return whole
-    if not is_page:
-        most = min(BYTES_OF_COLOURED * graphics.coloured(picture, blocks), MOST_FOR_COLOURED)
-        if letters and FEWEST_PER_CHANGE * graphics.changes(picture, blocks) > most + of_letters:
-            return None  # the rest would take time for nothing
-    only_flats = not is_page and not letters
+    behind = fewer.shown(page.colours, page.blocks)
+    if hidden is not None:
+        behind.paste(255, (0, 0), hidden)
+    return page._replace(picture=filled(image, behind))
+
+
+def _in_photo(
+    picture: graphics.Picture,
+    blocks: Blocks,
+    image: Image.Image,
+    hidden: Image.Image | None,
+    judge: _Judge,
+    letters: int,
+) -> Frame | None:
+    """A frame of a photo with letters, or with flat parts."""
+    colours = picture.image
+    of_letters = letters * judge.bytes_of_letters
+    coloured = graphics.coloured(picture, blocks)
+    most = min(BYTES_OF_COLOURED * coloured, MOST_FOR_COLOURED)
+    if letters and FEWEST_PER_CHANGE * graphics.changes(picture, blocks) > most + of_letters:
+        return None  # the rest would take time for nothing
     # Blocks of one colour have no shapes to copy.
-    has_shapes = graphics.coloured(picture, blocks) < blocks.sum()
-    coded = exact.coded(colours, blocks, with_copies=has_shapes)
+    coded = exact.coded(colours, blocks, with_copies=coloured < blocks.sum())
     narrow = len(coded.data)
-    if only_flats and chunk_size(narrow) > most:
+    if not letters and chunk_size(narrow) > most:
         return None
     apart = graphics.apart_from_photos(picture, blocks)
     if apart is not None:
@@ -148,95 +263,46 @@ def found(image: Image.Image, hidden: Image.Image | None, quality: float) -> Fra
         without = colours.copy()
         without.putalpha(ImageChops.invert(photo))
         # A photo also has exact pixels around these blocks.
-        limit = most if only_flats else narrow + (0 if is_page else most)
-        changes = graphics.changes_without(photo, picture, wider) if only_flats else 0
+        limit = narrow + most if letters else most
+        changes = 0 if letters else graphics.changes_without(photo, picture, wider)
         if FEWEST_PER_EDGE * changes < limit:
             coded_wider = exact.coded(without, wider)
             if len(coded_wider.data) < limit:
                 blocks, colours, coded = wider, without, coded_wider
-    if is_page and (whole := _whole(picture, blocks, coded, quality)):
-        return whole
-    if only_flats:
+    if not letters:
         # Other colours than these would take more bytes: 20 to 300 more at quality 90.
-        return Frame(blocks, colours, filled(image, hidden), most, only_flats=True, coded=coded)
-    behind = _shown(colours, blocks)
+        return Frame(
+            blocks, colours, filled(image, hidden), most, coded=coded, cost=len(coded.data)
+        )
+    behind = fewer.shown(colours, blocks)
     if hidden is not None:
         behind.paste(255, (0, 0), hidden)
-    return Frame(blocks, colours, filled(image, behind), most + of_letters, coded=coded)
+    return judge.priced(Frame(blocks, colours, filled(image, behind), most + of_letters, coded))
 
 
-def _whole(
-    picture: graphics.Picture, blocks: Blocks | None, part: exact.Coded | None, quality: float
-) -> Frame | None:
-    """A frame that is exact as a whole, if the picture has few colours and latents take more bytes.
+def _whole(picture: graphics.Picture, page: Frame | None, judge: _Judge) -> Frame | None:
+    """A frame that is exact as a whole, if the picture has few colours and latents cost more.
 
-    Letters that were resized, and patterns of single pixels, have few repeats.  ``part`` has the
-    exact ``blocks`` of a page, which are not enough.
+    Letters that were resized, and patterns of single pixels, have few repeats.  The exact blocks of
+    a ``page`` are not enough.
     """
     image = picture.image
-    is_page = part is not None
-    if not drawn.is_drawn(image, blocks if is_page else None):
+    if not drawn.is_drawn(image, None if page is None else page.blocks):
         return None
     is_grey = drawn.is_grey(image)
-    if is_grey and not is_page and not drawn.has_ground(image):
+    if is_grey and page is None and not drawn.has_ground(image):
         return None  # grey photos have few colours, too
-    worth_of_letters = _bytes_of_letters(quality)
-    # A photo of a thing on a ground of one colour may have few colours, but not so few.
-    if not is_grey and (is_page or image.getcolors(FEW_COLOURS)):
-        worth_of_letters += ERROR_OF_LETTERS / worth(quality)
     every = np.ones(shape_of(image.size), np.bool_)
-    rest = every if blocks is None or not is_page else ~blocks
-    most = 0.0 if part is None else float(len(part.data))
-    most += graphics.contrasts(picture, rest) * worth_of_letters
+    rest = every if page is None else ~page.blocks
+    contrasts = graphics.contrasts(picture, rest)
+    most = contrasts * judge.bytes_of_letters if page is None else page.cost
+    # A photo of a thing on a ground of one colour may have few colours, but not so few.
+    if not is_grey and (page is not None or image.getcolors(FEW_COLOURS)):
+        most += contrasts * ERROR_OF_LETTERS / judge.worth
     if most < FEWEST_PER_PATTERN * graphics.changes(picture, rest):
         return None  # the rest would take time for nothing
-    coded = exact.coded(image, every)
-    return Frame(every, image, None, most, coded=coded) if len(coded.data) <= most else None
-
-
-def _bytes_of_letters(quality: float) -> float:
-    """How many bytes latents take at least for a block with letters."""
-    return float(np.interp(quality, [*BYTES_OF_LETTERS], [*BYTES_OF_LETTERS.values()]))
-
-
-def simpler(frame: Frame, quality: float) -> Frame:
-    """The frame with as few colours in its exact blocks as look well enough at a quality.
-
-    From quality `EXACT_FROM` on it is the frame itself.
-    """
-    colours, blocks = frame.colours, frame.blocks
-    if quality >= EXACT_FROM:
-        return frame
-    seen = _shown(colours, blocks)
-    shown = np.asarray(seen) > 0
-    opaque = colours.convert("RGB")
-    pixels = np.asarray(opaque)[shown]
-    every = Image.fromarray(pixels[None]).getcolors(len(pixels)) or []
-    common = [np.array(c, np.uint8) for number, c in every if number >= COMMON * len(pixels)]
-    weights = np.where(graphics.flats(opaque)[shown], WEIGHT_OF_FLATS, 1)
-    coded = frame.coded or exact.coded(colours, blocks)
-    best, least = frame._replace(coded=coded), float(len(coded.data))
-    now = pixels
-    for count in COLOURS:
-        # Only the colours of the exact pixels count.
-        palette = Image.fromarray(pixels[None]).quantize(count, Image.Quantize.MEDIANCUT, kmeans=2)
-        fewer = _keeping(
-            common,
-            opaque,
-            opaque.quantize(palette=palette, dither=Image.Dither.NONE).convert("RGB"),
-        )
-        before, now = now, np.asarray(fewer)[shown]
-        if np.array_equal(before, now):
-            continue
-        difference = pixels.astype(np.int32) - now
-        error = float(weights @ (difference * difference).sum(1))
-        if colours.mode == "RGBA":
-            fewer.putalpha(colours.getchannel("A"))
-        coded = exact.coded(fewer, blocks)
-        cost = len(coded.data) + error / worth(quality)
-        if cost < least:
-            best, least = frame._replace(colours=fewer, coded=coded), cost
-    return best
+    whole = judge.priced(Frame(every, image, None, most))
+    return whole if whole.cost <= most else None
 
 
 def coarser(scan: Image.Image, step: int) -> Image.Image:
@@ -260,24 +326,6 @@ def coarser(scan: Image.Image, step: int) -> Image.Image:
         shown = np.clip(np.stack([red, green, blue], -1), 0, 255).astype(np.uint8)
         found.paste(Image.fromarray(shown), (0, top))
     return found
-
-
-def _keeping(
-    common: Sequence[NDArray[np.uint8]], image: Image.Image, fewer: Image.Image
-) -> Image.Image:
-    """A picture with fewer colours, and with some colours where the original has them."""
-    original, found = np.asarray(image), np.array(fewer)
-    for colour in common:
-        found[(original == colour).all(2)] = colour
-    return Image.fromarray(found)
-
-
-def _shown(colours: Image.Image, blocks: Blocks) -> Image.Image:
-    """What exact regions show, as a picture of mode L: 255 where they hide the latents."""
-    shown = exact.mask(blocks).crop((0, 0, *colours.size))
-    if colours.mode == "RGBA":
-        shown = ImageChops.darker(shown, colours.getchannel("A"))
-    return shown
 
 
 def filled(image: Image.Image, hidden: Image.Image | None) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import struct
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from pillow_sdz import (
     container,
     demo,
     exact,
+    fewer,
     graphics,
     models,
     open_latents,
@@ -29,6 +31,7 @@ from pillow_sdz.exact import Regions
 from pillow_sdz.exact_parts import shape_of
 from sdz_files import decode, encode, framed, replaced
 
+WORTH_AT_30 = 22_000  # squared levels that a byte removes; see `regions.WORTH`
 SIZE = (101, 67)  # neither side is a whole number of blocks
 
 
@@ -719,8 +722,7 @@ def test_a_page_keeps_its_paper_where_it_has_fewer_colours() -> None:
     for y in range(8, 190, 14):
         draw.text((8, y), "the paper of a page is as white as before " * 2, (20, 20, 25))
     page = page.filter(ImageFilter.GaussianBlur(0.5))
-    frame = regions.Frame(np.ones((25, 40), np.bool_), page, None, 0)
-    simpler = regions.simpler(frame, 30).colours
+    simpler = fewer.best(page, np.ones((25, 40), np.bool_), WORTH_AT_30, math.inf).colours
     assert len(simpler.getcolors(10000)) < len(page.getcolors(1000))
     assert simpler.getpixel((1, 1)) == (255, 255, 255)
 
@@ -735,8 +737,8 @@ def test_flat_colours_change_less_than_edges_at_low_quality() -> None:
     for box in boxes:
         draw.ellipse(box, chance.choice(colours))
     chart = chart.resize((400, 300), Image.Resampling.BOX)
-    frame = regions.Frame(np.ones(shape_of(chart.size), np.bool_), chart, None, 0)
-    simpler = regions.simpler(frame, 30).colours
+    every = np.ones(shape_of(chart.size), np.bool_)
+    simpler = fewer.best(chart, every, WORTH_AT_30, math.inf).colours
     assert len(simpler.getcolors(10000)) < len(chart.getcolors(10000))
     off = abs(np.asarray(simpler).astype(int) - np.asarray(chart)).max(2)
     middles = [off[y // 2 + 6, x // 2 + 6] for x, y, _, _ in boxes]
