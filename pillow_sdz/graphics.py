@@ -27,7 +27,7 @@ Share = NDArray[np.uint8]  # a part of each block's pixels, in 1/255
 STILL = 230
 # With this part of repeats, a block near still blocks is graphics too, such as letters.
 REPEATING = 77
-# A picture with a smaller part of still blocks is a photo.  Chosen.
+# A picture with a smaller part of still blocks is a photo, if it has few of them.  Chosen.
 FEWEST_STILL = 0.01
 # A block has letters or lines if its darkest and brightest pixel are this many levels apart.
 # Chosen.
@@ -134,7 +134,7 @@ def find(picture: Picture) -> Blocks | None:
     """The blocks of a picture that are graphics; None if it is a photo."""
     repeats = picture.repeats
     still = repeats >= STILL
-    if still.mean() < FEWEST_STILL:
+    if still.sum() < min(FEWEST_STILL * still.size, FEWEST_COLOURED):
         return None
     graphics = still | (_spread(still, 2) & (repeats >= REPEATING))
     around = _mean_around(graphics, 1)

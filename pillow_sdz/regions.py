@@ -86,6 +86,11 @@ class Frame(NamedTuple):
     coded: exact.Coded | None = None
     cost: float = 0
 
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether its exact blocks do not take too many bytes."""
+        return self.coded is not None and chunk_size(len(self.coded.data)) <= self.most
+
     def seen(self) -> NDArray[np.bool_]:
         """The pixels (H, W) that the latents show."""
         seen: NDArray[np.bool_] = np.asarray(fewer.shown(self.colours, self.blocks)) == 0
@@ -197,8 +202,8 @@ def _plain(
         if not blocks.any():
             return None
     letters = graphics.letters(picture, blocks)
-    flats = int(blocks.sum()) - letters
-    most = (letters * ERROR_OF_LETTERS + flats * ERROR_OF_FLATS) / judge.worth
+    rest = int(blocks.sum()) - letters
+    most = (letters * ERROR_OF_LETTERS + rest * ERROR_OF_FLATS) / judge.worth
     if blocks.all():
         most = max(most + FEWEST_BYTES * image.width * image.height, FEW)
         ways = [colours] if hidden is None else [colours, drawn.continued(image, hidden)]
@@ -207,8 +212,15 @@ def _plain(
     of_letters = letters * judge.bytes_of_letters
     if graphics.is_page(letters, blocks):
         return _page(picture, blocks, image, hidden, judge, most + of_letters)
-    whole = _whole(picture, None, judge)
-    return whole or _in_photo(picture, blocks, image, hidden, judge, letters)
+    if whole := _whole(picture, None, judge):
+        return whole
+    flats = blocks & picture.coloured
+    if letters:
+        frame = _in_photo(picture, blocks, image, hidden, judge, letters)
+        if not flats.any() or (frame is not None and frame.is_worth_it):
+            return frame
+    # Edges of flat parts may have counted as letters.
+    return _in_photo(picture, flats if letters else blocks, image, hidden, judge, 0)
 
 
 def _page(
@@ -263,7 +275,7 @@ def _in_photo(
         without = colours.copy()
         without.putalpha(ImageChops.invert(photo))
         # A photo also has exact pixels around these blocks.
-        limit = narrow + most if letters else most
+        limit = narrow + most if letters else most - chunk_size(0)
         changes = 0 if letters else graphics.changes_without(photo, picture, wider)
         if FEWEST_PER_EDGE * changes < limit:
             coded_wider = exact.coded(without, wider)

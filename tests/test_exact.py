@@ -355,6 +355,12 @@ class TestPictures:
         assert exact_bytes(data) > regions.MOST_FOR_COLOURED  # so their latents must pay for them
         assert len(data) < len(without)
 
+    def test_a_square_in_a_large_photo(self) -> None:
+        """It is a small part of the picture, but as large as an icon."""
+        photo = demo.photo().resize((1200, 800), Image.Resampling.BICUBIC)
+        ImageDraw.Draw(photo).rectangle((601, 303, 648, 350), (44, 160, 44))
+        assert decode(encode(photo, quality=20)).getpixel((625, 327)) == (44, 160, 44)
+
     def test_flat_parts_that_cost_too_much_are_latents(self) -> None:
         assert encode(with_mosaic()) == encode(with_mosaic(), regions=False)
 

@@ -32,6 +32,7 @@ from .arguments import (
 )
 from .files import LATENT_SUFFIXES, Job, find, jobs, readable, size_of, target_file, without_clashes
 from .latents import LatentEncoder, is_of_latents
+from .messages import reason
 from .metadata import UPRIGHT, metadata, orientation, upright, upright_metadata
 from .pictures import (
     changed_frames,
@@ -166,7 +167,7 @@ def _protected(options: argparse.Namespace) -> dict[str, Any]:
         with Image.open(options.protect) as mask:
             return {"protect": mask.convert("L")}
     except (OSError, ValueError) as error:
-        refuse(options, f"--protect {options.protect}: {error}")
+        refuse(options, f"--protect {options.protect}: {reason(error, Path(options.protect))}")
 
 
 @dataclass(frozen=True)
