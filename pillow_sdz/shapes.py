@@ -100,11 +100,14 @@ def clips(frames: Array, steps: int) -> Array:
 def _array(latents: Any) -> Array:
     """The latents as an array in their own dtype, bfloat16 and narrower ones as float32."""
     if hasattr(latents, "detach"):  # a tensor; torch is not imported to find out
-        tensor = latents.detach().cpu()
         # numpy lacks bfloat16 and other narrow dtypes.  All of them are exact in float32.
-        narrow = tensor.is_floating_point() and tensor.element_size() < 4
-        is_half = str(tensor.dtype) == "torch.float16"
-        latents = (tensor.float() if narrow and not is_half else tensor).numpy()
+        narrow = latents.is_floating_point() and latents.element_size() < 4
+        is_half = str(latents.dtype) == "torch.float16"
+        try:
+            latents = (latents.float() if narrow and not is_half else latents).numpy(force=True)
+        except (RuntimeError, TypeError) as e:  # such as sparse tensors
+            msg = f"latents cannot be read: {e}"
+            raise ValueError(msg) from e
     array = np.asarray(latents)
     if array.dtype.kind != "f":
         msg = f"latents must be floating point values, not {array.dtype}"

@@ -570,3 +570,11 @@ def test_exceptions_are_few_and_damage_is_found() -> None:
             float32.decode([damaged], (8, 8, 4), prior)
     with pytest.raises(DamagedPayload, match=r"mantissas of 23 bits cannot have cells of"):
         float32.decode([payload], (8, 8, 4), prior, 7)
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(4, 8, 6).to_sparse(), torch.zeros(4, 8, 6, device="meta")]
+)
+def test_tensors_that_numpy_lacks(tensor: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="latents cannot be read: "):
+        saved(tensor, model="sd1")
