@@ -151,6 +151,7 @@ def test_only_fetch_downloads(
         (["mini"], "the weights of 'mini' are on this computer"),
         (["nonsense"], "only mini, mini-perceptual, sd-mini, sd1, sd3"),
         (["tiny/sd1"], "no model is called 'tiny/sd1'"),
+        (["flux2"], "no autoencoder of flux2 latents is known here: call register_model"),
         (["sd3", "--denoiser", "--pin"], "pillow-sdz knows no U-Net for 'sd3'"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 from .. import catalogue, weights
 from .. import models as registry
 from .. import options as settings
-from ..models import hub, recorded, sources
+from ..models import hub, recorded, sources, specs
 from . import arguments
 from .arguments import Commands
 from .messages import StdoutError, complain, reason, say, say_json
@@ -100,6 +100,8 @@ def _source(name: str) -> sources.Source:
     try:
         return registry.source(name)
     except KeyError:
+        if family := catalogue.known(name):
+            raise ValueError(specs.only_a_family(family)) from None
         msg = f"no model is called {name!r}, only {', '.join(registry.names())}"
         raise ValueError(msg) from None
 

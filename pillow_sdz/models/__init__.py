@@ -239,8 +239,7 @@ def _entry_of(spec: ModelSpec) -> _Entry:
     except KeyError:
         entry = None
     if entry is None and catalogue.known(spec.name):
-        msg = f"no autoencoder of {spec.name} latents is known here: {specs.remedy(spec)}"
-        raise OSError(msg)
+        raise OSError(specs.only_a_family(spec))
     if entry is None or entry.spec != spec:
         msg = f"the model {spec.name!r} has been replaced or removed: open the file again"
         raise OSError(msg)

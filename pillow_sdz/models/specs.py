@@ -24,6 +24,11 @@ def remedy(spec: ModelSpec) -> str:
     return f"run 'sdz models add {spec.name} DIRECTORY', {call}"
 
 
+def only_a_family(spec: ModelSpec) -> str:
+    """What is missing if only the latents of a family are known here, for a message."""
+    return f"no autoencoder of {spec.name} latents is known here: {remedy(spec)}"
+
+
 def misplaced(spec: ModelSpec) -> str | None:
     """Why a model that is not this package's own cannot be of its latent space, or None."""
     space = spec.space
