@@ -47,6 +47,13 @@ class TestFound:
         assert not gradients.find(Image.new("RGB", (200, 100), (30, 90, 60))).any()
         assert not gradients.find(ramp((15, 15))).any()
 
+    def test_not_flat_areas_that_were_resized(self) -> None:
+        """Resizing leaves shades that differ by some levels at edges."""
+        large = Image.new("RGB", (800, 600), (250, 230, 180))
+        ImageDraw.Draw(large).rectangle((200, 200, 500, 400), (90, 180, 60), (0, 0, 0), 6)
+        small = large.resize((400, 300), Image.Resampling.LANCZOS)
+        assert not gradients.find(small).any()
+
     def test_not_what_stands_on_them(self) -> None:
         picture = titled()
         found = gradients.find(picture)
