@@ -143,13 +143,13 @@ def test_known_names_are_of_their_own_latents(name: str) -> None:
 
     family = catalogue.known(name)
     assert family is not None
-    shape = (family.channels, family.factor)
+    shape = specs.Shape(family.channels, family.factor, 1, 0)
     digest = "00" * 32
     for given in (None, family.latent_space):
         spec = specs.new(name, shape, None, digest, given, {})
         assert spec.latent_space == family.latent_space
     with pytest.raises(ValueError, match=f"'{name}' is a known model with other"):
-        specs.new(name, (16, 8), None, digest, "flux", {})
+        specs.new(name, specs.Shape(16, 8, 1, 0), None, digest, "flux", {})
 
 
 @pytest.mark.parametrize(
