@@ -86,7 +86,12 @@ class Latents:
         if self._stored is not None:
             return self._stored
         axis = self.latents.ndim - (3 if self.steps == 1 else 4)
-        return scaling.unscaled(self.latents, keywords.model_named(self.model), axis)
+        try:
+            model = keywords.model_named(self.model)
+        except keywords.UnknownModelError:
+            msg = f"the scaling of {self.model} latents is not known here"
+            raise ValueError(msg) from None
+        return scaling.unscaled(self.latents, model, axis)
 
 
 def open_latents(fp: File, frames: int | slice | Sequence[int] | None = None) -> Latents:

@@ -157,6 +157,22 @@ def test_latents_there_and_back(
     assert torch.equal(kept, torch.zeros(shape))
 
 
+def test_a_large_noise_mask_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latents are kept.  This needs no ComfyUI."""
+    from pillow_sdz.comfyui import nodes
+
+    path = tmp_path / "a.sdz"
+    monkeypatch.setattr(nodes, "_targets", lambda *about: [(path, {})])
+    monkeypatch.setattr(nodes, "_metadata", lambda *about: {})
+    monkeypatch.setattr(nodes, "_previews", lambda pictures: [])
+    samples = {"samples": torch.ones(1, 4, 8, 6), "noise_mask": torch.ones(1, 1, 1024, 1025)}
+    with pytest.warns(UserWarning, match=r"noise mask has 4,198,400 bytes .* at most 4,194,304"):
+        nodes.SaveLatents().save(samples, "a", "sd1", True, 0.1)
+    found = open_latents(path)
+    assert found.latents.shape == (4, 8, 6)
+    assert "others" not in found.info["provenance"]
+
+
 def test_a_noise_mask_comes_back(server: Server) -> None:
     prompt = {
         "1": {"class_type": "SolidMask", "inputs": {"value": 0.25, "width": 64, "height": 48}},

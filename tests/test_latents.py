@@ -168,6 +168,13 @@ def test_scaling_there_and_back_is_exact_for_all_float16(model: str) -> None:
     np.testing.assert_array_equal(back, values)
 
 
+def test_latents_of_an_unknown_model_are_not_unscaled() -> None:
+    file = BytesIO()
+    save_latents(np.zeros((4, 2, 2), np.float32), file, model="own", factor=8)
+    with pytest.raises(ValueError, match=r"the scaling of own latents is not known here$"):
+        open_latents(file).unscaled()
+
+
 def test_unscaled_latents_need_a_known_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lossless file keeps them unscaled, but it needs the scaling too, to show a picture."""
     tiny_models = pytest.importorskip("tiny_models", reason="needs the extra sd")

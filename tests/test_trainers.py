@@ -552,7 +552,7 @@ def test_pickles_run_nothing(tmp_path: Path) -> None:
 
     path = tmp_path / "0.pt"
     torch.save({"latent_image": normal(4, 8, 6), "x": Hostile()}, path)
-    with pytest.raises(OSError, match="no file of tensors alone"):
+    with pytest.raises(OSError, match=r"alone: it is damaged, or has values of other classes$"):
         interchange.read(path)
     path.write_bytes(b"\x80\x04nonsense")
     with pytest.raises(OSError, match="no file of tensors alone"):
@@ -800,6 +800,29 @@ def test_a_tensor_alone_in_a_pt_file(dtype: torch.dtype, tmp_path: Path) -> None
     assert main(["latents", str(file), "-o", str(tmp_path / "a.npz")]) == 0
     with np.load(tmp_path / "a.npz") as arrays:
         np.testing.assert_array_equal(arrays["latents"], tensor.float())
+
+
+@pytest.mark.parametrize("suffix", [".NPY", ".PT", ".Safetensors"])
+def test_suffixes_in_large_letters(suffix: str, tmp_path: Path) -> None:
+    path, tensor = tmp_path / f"a{suffix}", normal(4, 8, 6)
+    if suffix == ".NPY":
+        with path.open("wb") as file:
+            np.save(file, tensor.numpy())
+    elif suffix == ".PT":
+        torch.save(tensor, path)
+    else:
+        save_file({"latents": tensor}, path)
+    (file,) = converted(path)
+    assert torch.equal(open_latents(file).torch(), tensor)
+
+
+@pytest.mark.parametrize("shape", [(16, 1, 8, 6), (1, 16, 8, 6), (2, 16, 1, 8, 6), (16, 3, 8, 6)])
+def test_clips_of_your_own(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """The axes come back, also if a clip has only one frame."""
+    path = tmp_path / "a.safetensors"
+    save_file({"latents": normal(*shape)}, path)
+    converted(path, "--model", "wan21")
+    assert_same_tensors(path, back(path))
 
 
 @pytest.mark.parametrize("value", [[torch.zeros(4, 8, 6)], {"": torch.zeros(4, 8, 6)}, {3: 4}, 5])

@@ -91,9 +91,10 @@ class LatentEncoder:
         wanted = [self.targets.wanted(one) for one in all_jobs]  # before anything is written
         chosen = compress(zip(parts, all_jobs, strict=True), wanted)
         encoded = ((one, self._encoded(part, report)) for part, one in chosen)
+        source_suffix = job.source.suffix.lower()
         # If a part is refused, none is written.  The parts of a cache of several files may be very
         # many: they are written one by one, and a later run finishes what is missing.
-        for one, data in list(encoded) if interchange.is_one_file(job.source.suffix) else encoded:
+        for one, data in list(encoded) if interchange.is_one_file(source_suffix) else encoded:
             self._write(data, one, report)
         report.skipped = not any(wanted)
         if not report.skipped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from PIL import Image
 from .. import catalogue, interchange, keywords, latents
 from ..atomic import replacing
 from ..interchange import LatentFile, Origin
+from ..interchange.origin import MAX_OTHER
 from . import workflow
 
 CATEGORY = "sdz"
@@ -117,12 +119,21 @@ class SaveLatents:
         )
         part = LatentFile(array, origin)
         if (mask := samples.get(MASK)) is not None:
-            part = part.with_others({MASK: interchange.kept(mask.detach().cpu().float().numpy())})
+            part = _with_mask(part, mask.detach().cpu().float().numpy())
         ((path, told),) = _targets(filename_prefix, 1, *array.shape[:-3:-1])
         precision: dict[str, Any] = {"lossless": True} if lossless else {"step": step}
         with replacing(path) as file:
             latents.imported(part, file, model=family, **precision)
         return {"ui": {"latents": [told], "images": _previews([_sketch(array)])}}
+
+
+def _with_mask(part: LatentFile, mask: np.ndarray[Any, Any]) -> LatentFile:
+    """The part with its noise mask.  Warns if the mask is too large to be kept."""
+    if mask.nbytes > MAX_OTHER:
+        msg = f"the noise mask has {mask.nbytes:,} bytes and is not kept: at most {MAX_OTHER:,} are"
+        warnings.warn(msg, stacklevel=2)
+        return part
+    return part.with_others({MASK: interchange.kept(mask)})
 
 
 def _sketch(array: np.ndarray[Any, Any]) -> Image.Image:

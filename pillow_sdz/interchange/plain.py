@@ -22,13 +22,15 @@ def _read(contents: Contents) -> list[LatentFile]:
     if name and not KEY.fullmatch(name):
         contents.notes.append(f"its array {shown(name)} is called {LATENTS!r} here")
         name = LATENTS
+    # A video may have one frame: (C, 1, h, w).  The latents then come without that axis.
+    has_time = array.ndim == 5 or (array.ndim == 4 and array.shape[1] == 1)
     origin = Origin(
         PLAIN.name,
         contents.path.suffix.lower(),
         dtype,
         key=name,
         batched=array.ndim == 4,
-        shape=array.shape if array.ndim == 5 else None,
+        shape=array.shape if has_time else None,
         metadata=contents.metadata,
     )
     return [LatentFile(array, origin)]

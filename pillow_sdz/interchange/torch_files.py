@@ -7,6 +7,7 @@ text that Python prints for them.
 from __future__ import annotations
 
 import ast
+import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -71,6 +72,9 @@ def load(file: Path | IO[bytes]) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
+    except pickle.UnpicklingError as e:  # its text says how to run the pickle nevertheless
+        msg = "no file of tensors alone: it is damaged, or has values of other classes"
+        raise OSError(msg) from e
     except Exception as e:  # zipfile, pickle and torch raise many types
         msg = f"no file of tensors alone: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
         raise OSError(msg) from e
