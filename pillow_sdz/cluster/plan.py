@@ -99,7 +99,10 @@ def sources(fs: Any, folder: str, settings: Settings) -> Sources:
     """
     infos = fs.find(folder, detail=True)
     names = [
-        path for path in sorted(infos) if not posixpath.basename(path).startswith(APPLE_DOUBLE)
+        path
+        for path, info in sorted(infos.items())
+        # Pipes, devices and links to nothing are "other".  Reading a pipe might never end.
+        if info["type"] != "other" and not posixpath.basename(path).startswith(APPLE_DOUBLE)
     ]
     found = wanted_of(names, of_latents=bool(settings.given(*FOR_LATENTS)))
     of_latents = bool(found) and is_of_latents(found[0])
