@@ -20,8 +20,8 @@ END = 1 << 31  # as the end of a slice: larger than any picture
 
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
 # Digits are from -64 to 64, and 64 stands for 0.  So two products with weights in 8 bits have a sum
-# that fits into 16 bits, which CPUs without VNNI need.  A digit of a latent beyond what `UNIT` says
-# may be as large as 191.
+# that fits into 16 bits, which CPUs without VNNI need.  This holds for latents from -96 to 96 (see
+# `UNIT`).
 ZERO = LARGEST_DIGIT = 64
 # What 1 of a low digit of latents is worth, in the encoder's units.  Two digits must hold 96: half
 # of the magnitudes of each row of the encoder's linear part have a sum of at most 93 (measured),
