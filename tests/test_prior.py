@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,9 +20,9 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from pillow_sdz import catalogue, demo, models, weights
 from pillow_sdz.arrays import Ints, Singles
-from pillow_sdz.codings import dense, hyperprior, quality_map
+from pillow_sdz.codings import dense, groups, hyperprior, quality_map
 from pillow_sdz.codings.dense import EXACT, Dense, Product
-from pillow_sdz.codings.hyperprior import Coded, HyperPrior
+from pillow_sdz.codings.hyperprior import Coded, HyperPrior, Part
 from pillow_sdz.codings.places import PARITIES
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import DamagedPayload, Prediction, SymbolDecoder, Tables
@@ -141,7 +142,7 @@ class InIntegers(Dense):
 def expected(name: str) -> tuple[bytes, Ints]:
     """Like `encoded`, with integer arithmetic."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hyperprior, "Dense", InIntegers)
+        patch.setattr(groups, "Dense", InIntegers)
         return encoded(prior(shipped()), name)
 
 
@@ -174,6 +175,16 @@ def test_any_number_of_places_at_once(
 ) -> None:
     monkeypatch.setattr(hyperprior, "BLOCK", block)
     check(prior(shipped()), name)
+
+
+def test_a_small_picture_needs_few_layers() -> None:
+    payload, _ = expected("low")
+    first = int(shipped()["groups"][0])
+    of_others = re.compile(r"\w+[1-9]\b(?<!up[1-3])")
+    few = prior({k: v for k, v in shipped().items() if not of_others.match(k)})
+    whole, decoder = case("low"), SymbolDecoder(TABLES, payload)
+    found = few.code(decoder, *whole.symbols.shape[:2], whole.quality, part=Part(first, np.matmul))
+    assert np.array_equal(found.symbols, whole.symbols[..., :first])
 
 
 @pytest.mark.parametrize("name", CASES)

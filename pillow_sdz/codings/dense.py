@@ -8,6 +8,7 @@ well.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,10 +61,15 @@ class Dense:
         # (inputs of a tap, taps, outputs)
         by_tap = weight.reshape(len(bias), taps, -1).transpose(2, 1, 0)
         self._weight = np.ascontiguousarray(by_tap, dtype=np.float32) * self._unit
-        self._digits = np.ascontiguousarray(_digits(weight).T)
+        self._stored = tensors[f"{name}.weight"]
         #: Whether inputs fit into the bytes of `around_bytes`.
         self.takes_bytes = bool(limits.max() < 256)
         self.outputs = len(bias)
+
+    @functools.cached_property
+    def _digits(self) -> NDArray[np.int8]:
+        """The weights as `around_bytes` needs them, which few layers do."""
+        return np.ascontiguousarray(_digits(self._stored.astype(np.int64)).T)
 
     def __call__(self, inputs: Singles, product: Product = np.matmul) -> Singles:
         """Inputs (n, k) to outputs (n, outputs).  If the layer has more inputs, the rest are 0."""

@@ -13,29 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import forks
 from ..arrays import Ints, Singles
 from . import changes, occupancy, quality_map
-from .dense import ByteProduct, Dense, Product
-from .known import LARGEST_MAGNITUDE, Known, Pass
-from .places import (
-    BESIDE,
-    CHECKERBOARD,
-    PARITIES,
-    SQUARE,
-    Grid,
-    Volume,
-    blocks,
-    dilated,
-    doubled,
-    quadrant,
-)
+from .dense import ByteProduct, Product
+from .groups import HIDDEN_LIMIT, Group, activations, layer, rectified
+from .known import Known, Pass
+from .places import PARITIES, SQUARE, Grid, Volume, blocks, dilated, doubled, quadrant
 from .range_coder import Coder, DamagedPayload
-from .rate_axis import APART, KNOTS, RateAxis
+from .rate_axis import KNOTS, RateAxis
 
 # The constants are measured or chosen: docs/measurements.md#hyperprior.
 
-ACTIVATION_LIMIT = 2047
-HIDDEN_LIMIT = 4095  # of hidden layers, where rounding costs more
 HYPER_LIMIT = 255  # hyperlatents are clipped to this before they enter the networks
 # Predicted magnitudes are in 1/16384.
 MAGNITUDE_BITS = 14
@@ -51,13 +40,10 @@ LEFT_OUT_SCALE = 56
 # places.  Chosen: such a symbol takes 11 bits or more, which is more than its error is worth.
 LEFT_OUT_PLACES = 64
 
+_building = forks.Lock()
+
 # Places that are computed at once.  Chosen: 10 MB for the layer with the most inputs.
 BLOCK = 1024
-
-
-def rectified(x: Singles, limit: int = ACTIVATION_LIMIT) -> Singles:
-    """The values clipped to 0..limit: the only non-linearity."""
-    return np.clip(x, 0, limit, out=x)
 
 
 class Coded(NamedTuple):
@@ -112,47 +98,23 @@ class HyperPrior:
         # Levels are small numbers, so they are kept in few bits.
         self._levels = tensors["levels"].astype(np.min_scalar_type(tensors["levels"].max()))
         self._scales = tensors["scales"].astype(np.float32) + SCALE_UNITS // 2  # to be rounded
-        largest = tensors["largest"].astype(np.int64)
-        magnitude = np.minimum(largest, LARGEST_MAGNITUDE)
-        level = tensors["levels"].astype(np.int64)[largest]
-
-        def layer(name: str, *limits: Any, taps: int = 1) -> Dense:
-            of_tap = np.concatenate([np.atleast_1d(x) for x in limits])
-            return Dense(tensors, name, np.tile(of_tap, taps), taps)
-
-        def activations(count: int) -> NDArray[np.int64]:
-            return np.full(count, ACTIVATION_LIMIT)
-
         hyper = np.full(self.hyper_channels, HYPER_LIMIT)
-        self._synthesis = layer("synthesis", hyper, taps=len(SQUARE))
+        self._synthesis = layer(tensors, "synthesis", hyper, taps=len(SQUARE))
         near = activations(self._synthesis.outputs)
         self._up = [
-            layer(f"up{i}", near, taps=len(quadrant(*parity))) for i, parity in enumerate(PARITIES)
+            layer(tensors, f"up{i}", near, taps=len(quadrant(*parity)))
+            for i, parity in enumerate(PARITIES)
         ]
-        features = activations(self._up[0].outputs)
-        knots = np.full(KNOTS, APART)
-        self._context, self._taps, self._seen = [], [], []
-        self._around: list[Dense | None] = []
-        self._magnitude, self._hidden, self._output = [], [], []
-        for i, (start, end) in enumerate(itertools.pairwise(self._starts)):
-            self._seen.append(0 if start < base else start)
-            inputs = end - self._seen[i]
-            taps = tensors[f"context{i}.weight"].shape[1] // inputs
-            self._taps.append(CHECKERBOARD if taps == len(CHECKERBOARD) else BESIDE)
-            self._context.append(layer(f"context{i}", largest[self._seen[i] : end], taps=taps))
-            around = layer(f"around{i}", level[:start], taps=len(SQUARE)) if start else None
-            self._around.append(around)
-            known, own = magnitude[:start], magnitude[start:end]
-            self._magnitude.append(
-                [
-                    layer(f"magnitude{i}.{second}", known, 8 * known, knots, *[4 * own] * second)
-                    for second in (0, 1)
-                ]
-            )
-            inside = activations((around.outputs if around else 0) + self._context[i].outputs)
-            self._hidden.append(layer(f"hidden{i}", features, knots, largest[:start], inside))
-            hidden = np.full(self._hidden[i].outputs, HIDDEN_LIMIT)
-            self._output.append(layer(f"output{i}", hidden))
+        features = self._up[0].outputs
+        self._make_group = functools.partial(Group, tensors, self._starts, base, features)
+        self._groups: dict[int, Group] = {}
+
+    def _group(self, number: int) -> Group:
+        """A group of channels.  It is made when it is needed: small pictures need few groups."""
+        with _building:
+            if number not in self._groups:
+                self._groups[number] = self._make_group(number)
+            return self._groups[number]
 
     def hyper_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """The shape of the hyperlatents for latents (height, width)."""
@@ -252,10 +214,10 @@ class HyperPrior:
         rows, columns = np.nonzero(cells)
         places = grid.at(rows, columns)
         features = np.zeros((2 * height, 2 * width, self._up[0].outputs), np.float32)
-        for (down, right), layer in zip(PARITIES, self._up, strict=True):
+        for (down, right), up in zip(PARITIES, self._up, strict=True):
             found = grid.found(places, quadrant(down, right), wanted)
             features[2 * rows + down, 2 * columns + right] = rectified(
-                layer.around(inside, found, product)
+                up.around(inside, found, product)
             )
         return features
 
@@ -295,13 +257,14 @@ class HyperPrior:
             if not np.array_equal(wanted, cells):
                 cells = wanted
                 passes = [Pass.of(known.grid, of_latents(cells), given, n) for n in (0, 1)]
-            around = self._around_of(i, known, passes, part)
+            group = self._group(i)
+            around = self._around_of(group, known, passes, part)
             for second, places in enumerate(passes):
                 mean = np.empty((len(places.numbers), end - start), np.int32)
                 scale = np.empty_like(mean)
                 extra = [around[second]]
                 if second:
-                    extra.append(self._context_of(i, known, places.numbers, product))
+                    extra.append(self._context_of(group, known, places.numbers, product))
                 for block in blocks(len(mean), BLOCK):
                     numbers, inputs = places.numbers[block], [places.given[block]]
                     inputs.append(known.clipped.flat[numbers, :start])
@@ -310,50 +273,52 @@ class HyperPrior:
                     sizes.append(inputs[0][:, -KNOTS:])
                     if second:
                         sizes.append(known.beside(numbers, slice(start, end)))
-                    mean[block], scale[block] = self._predicted(i, inputs, sizes, second, product)
+                    mean[block], scale[block] = self._predicted(
+                        group, inputs, sizes, second, product
+                    )
                 index = (places.rows, places.columns, slice(start, end))
                 found = coder.code("latents", index, mean.ravel(), scale.ravel())
                 symbols[index] = chosen = found.reshape(mean.shape)
                 known.note(chosen, places.numbers, slice(start, end))
 
     def _around_of(
-        self, i: int, known: Known, passes: Sequence[Pass], part: Part
+        self, group: Group, known: Known, passes: Sequence[Pass], part: Part
     ) -> list[Singles | None]:
-        """For each pass, what the channels before group i say of its places, from places around."""
-        layer = self._around[i]
-        if layer is None:
+        """For each pass, what earlier channels say of its places, from the places around."""
+        around = group.around
+        if around is None:
             return [None] * len(passes)
         places = np.concatenate([x.numbers for x in passes])
-        channels = slice(0, self._starts[i])
+        channels = slice(0, group.start)
         found = known.grid.around(places, SQUARE)
-        if part.of_bytes is None or not layer.takes_bytes:
+        if part.of_bytes is None or not around.takes_bytes:
             near, found = known.grid.compact(found)
             values = known.levels.at(near, channels)
-            outputs = rectified(layer.around(values, found, part.product))
+            outputs = rectified(around.around(values, found, part.product))
         else:
             levels = np.ascontiguousarray(known.levels.flat[:, channels])
-            outputs = rectified(layer.around_bytes(levels, found, part.of_bytes))
+            outputs = rectified(around.around_bytes(levels, found, part.of_bytes))
         return [*np.split(outputs, [len(passes[0].numbers)])]
 
-    def _context_of(self, i: int, known: Known, places: Ints, product: Product) -> Singles:
-        """What the first pass of group i says of places in the second."""
-        first, found = known.grid.compact(known.grid.around(places, self._taps[i]))
-        values = known.clipped.at(first, slice(self._seen[i], self._starts[i + 1]))
-        return rectified(self._context[i].around(values, found, product))
+    def _context_of(self, group: Group, known: Known, places: Ints, product: Product) -> Singles:
+        """What the first pass of a group says of places in the second."""
+        first, found = known.grid.compact(known.grid.around(places, group.taps))
+        values = known.clipped.at(first, slice(group.seen, group.end))
+        return rectified(group.context.around(values, found, product))
 
     def _predicted(
         self,
-        i: int,
+        group: Group,
         inputs: list[NDArray[Any]],
         sizes: list[NDArray[Any]],
         second: int,
         product: Product,
     ) -> tuple[Singles, Singles]:
-        """The means and the scales of group i, from the inputs of its layers."""
-        inside = self._hidden[i](_joined(inputs), product)
-        parameters = self._output[i](rectified(inside, HIDDEN_LIMIT), product)
+        """The means and the scales of a group, from the inputs of its layers."""
+        inside = group.hidden(_joined(inputs), product)
+        parameters = group.output(rectified(inside, HIDDEN_LIMIT), product)
         mean, scale = np.split(parameters, 2, 1)
-        scale += self._scale_of(self._magnitude[i][second](_joined(sizes), product))
+        scale += self._scale_of(group.magnitude[second](_joined(sizes), product))
         scale *= 1 / SCALE_UNITS
         return mean, np.floor(scale, out=scale)
 

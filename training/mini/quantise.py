@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pillow_sdz.codings import hyperprior as integer
 from pillow_sdz.codings.dense import EXACT
+from pillow_sdz.codings.groups import ACTIVATION_LIMIT, HIDDEN_LIMIT
 from pillow_sdz.codings.known import LARGEST_MAGNITUDE
 from pillow_sdz.codings.places import BESIDE, CHECKERBOARD, PARITIES, RING, SQUARE, Taps, quadrant
 from pillow_sdz.codings.range_coder import MEAN_UNITS
@@ -201,7 +202,7 @@ class _Quantiser:
         weight[group:] *= EIGHTHS
         bias[group:] *= EIGHTHS
         units = torch.tensor([1 / MEAN_UNITS, 1 / integer.SCALE_UNITS]).repeat_interleave(group)
-        hidden = torch.full((weight.shape[1],), float(integer.HIDDEN_LIMIT))
+        hidden = torch.full((weight.shape[1],), float(HIDDEN_LIMIT))
         self.add(f"output{i}", weight * of_hidden, bias, units, hidden)
 
     def sizes(self, i: int, start: int, end: int) -> None:
@@ -224,12 +225,12 @@ class _Quantiser:
 
 def limit_of(name: str) -> int:
     """The limit of a layer's outputs."""
-    return integer.HIDDEN_LIMIT if name.startswith("hidden") else integer.ACTIVATION_LIMIT
+    return HIDDEN_LIMIT if name.startswith("hidden") else ACTIVATION_LIMIT
 
 
 def activations(count: int) -> Tensor:
     """The limits of ``count`` activations."""
-    return torch.full((count,), float(integer.ACTIVATION_LIMIT))
+    return torch.full((count,), float(ACTIVATION_LIMIT))
 
 
 ON_AXIS = torch.full((KNOTS,), float(APART))  # the limits of knots

@@ -13,14 +13,8 @@ from torch import Tensor
 
 from ... import options
 from ...arrays import CELL
-from ...codings.hyperprior import (
-    ACTIVATION_LIMIT,
-    HIDDEN_LIMIT,
-    HYPER_LIMIT,
-    LEVEL_UNITS,
-    MANTISSA_BITS,
-    SCALE_UNITS,
-)
+from ...codings.groups import ACTIVATION_LIMIT, HIDDEN_LIMIT
+from ...codings.hyperprior import HYPER_LIMIT, LEVEL_UNITS, MANTISSA_BITS, SCALE_UNITS
 from ...codings.known import LARGEST_MAGNITUDE
 from ...codings.places import BESIDE, CHECKERBOARD, PARITIES, SQUARE, Taps, quadrant
 from ...codings.range_coder import MEAN_UNITS, SCALES
