@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.signedinteger[Any]]
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
+Bools = NDArray[np.bool_]
 
 #: Latents (h, w, C), scaled and shifted as diffusers' pipelines return them.
 Latents = NDArray[np.float32]

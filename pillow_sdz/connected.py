@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Bools = NDArray[np.bool_]
+from .arrays import Bools
 
 
 def runs_of(begins: Bools) -> NDArray[np.int32]:

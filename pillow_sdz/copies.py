@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .arrays import Bools
 from .connected import joined, runs_of
 
 Colours = NDArray[np.uint32]  # (H, W): a pixel's red, green, blue and alpha, as bytes
-Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 Size = tuple[int, int]  # width, height
 

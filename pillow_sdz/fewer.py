@@ -9,12 +9,13 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from . import exact, graphics
-from .arrays import Pixels
+from .arrays import Bools, Pixels
 from .block_maps import Blocks
 
-# Exact pixels may have so many colours.  Chosen.  With 32, all graphics of the tuning set of
-# benchmarks.graphics but a chart have a higher SSIMULACRA2 than AVIF (speed 6) in the same bytes.
-COLOURS = (32, 64, 128)
+# Exact pixels may have so many colours.  Measured at quality 30, with AVIF (speed 6) in the same
+# bytes, on 14 drawings: with 32, five more of them are behind, or further behind
+# (docs/measurements.md#graphics-exact-and-regions).
+COLOURS = (64, 128)
 # All colours take at least so many times the bytes of the most of these.  Measured on pictures with
 # gradients, and on drawings: 1.7 to 3.  Chosen: less.
 TIMES_FOR_ALL = 1.25
@@ -55,17 +56,19 @@ def best(
     opaque = colours.convert("RGB")
     levels = np.asarray(opaque)
     pixels = levels[seen]
-    sample = Image.fromarray(pixels[:: -(-len(pixels) // SAMPLE)][None])
+    sample = _sample(pixels)
     every = sample.getcolors(SAMPLE) or []
     common = [
         np.array(colour, np.uint8) for number, colour in every if number >= COMMON * sample.width
     ]
     stay = _have(levels, common)
+    if (seen & ~stay).any():
+        sample = _sample(levels[seen & ~stay])
     weights = np.where(graphics.flats(opaque)[seen], WEIGHT_OF_FLATS, 1)
     found = Fewer(colours, coded, len(coded.data)) if coded else None
     most = 0  # bytes, with fewer colours
     for count in COLOURS:
-        palette = sample.quantize(count, Image.Quantize.MEDIANCUT, kmeans=2)
+        palette = sample.quantize(max(count - len(common), 2), Image.Quantize.MEDIANCUT, kmeans=2)
         fewer = np.array(opaque.quantize(palette=palette, dither=Image.Dither.NONE).convert("RGB"))
         fewer[stay] = levels[stay]
         difference = pixels.astype(np.int32) - fewer[seen]
@@ -91,7 +94,12 @@ def best(
     return found
 
 
-def _have(levels: Pixels, colours: Sequence[Pixels]) -> graphics.Bools:
+def _sample(pixels: Pixels) -> Image.Image:
+    """Some of the pixels (N, 3), as a picture."""
+    return Image.fromarray(pixels[:: -(-len(pixels) // SAMPLE)][None])
+
+
+def _have(levels: Pixels, colours: Sequence[Pixels]) -> Bools:
     """The pixels that have one of these colours."""
     found = np.zeros(levels.shape[:2], np.bool_)
     for colour in colours:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import connected, graphics
-from .graphics import Bools
+from .arrays import Bools
 
 # Neighbours in a gradient differ by at most this many levels in each channel.  Chosen: dithered
 # gradients differ by 2 and some more, and the shades around letters by more.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 
 from . import block_maps, connected, exact
-from .arrays import Ints
+from .arrays import Bools, Ints
 from .block_maps import Blocks
 from .exact_parts import BLOCK, PixelBox
 
@@ -81,8 +81,6 @@ PAPER_RANGE = 24
 LETTERS_ON_PAPER = 0.95
 
 _ROWS = 1024  # rows of pixels that are looked at together, to save memory with large pictures
-
-Bools = NDArray[np.bool_]  # of pixels
 
 # Colours, as `_colours` returns them.
 BLACK, WHITE = 0xFF000000, 0xFFFFFFFF

@@ -71,7 +71,7 @@ class Coder:
             return self._encoder.encode(regions.filled(image, hidden))
         if frame.picture is None:
             return [*kept, *self._encoder.encode_nothing(*self._latents)]
-        return [*kept, *self._encoder.encode(frame.picture, seen=frame.seen())]
+        return [*kept, *self._encoder.encode(frame.picture, frame.higher, frame.seen())]
 
     def _scan(self, image: Image.Image) -> list[Chunk]:
         """The chunks of a scanned page."""

@@ -6,10 +6,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
 from . import alpha, block_maps, drawn, exact, fewer, gradients, graphics
+from .arrays import Bools
 from .block_maps import Blocks
 from .container import chunk_size
 from .exact_parts import BLOCK, shape_of
@@ -22,6 +22,9 @@ WORTH, FALLING = 110_000, 0.0535
 # levels.  On the tuning set of benchmarks.graphics, the real error is 70,000 (quality 75) to
 # 120,000 (30).  Chosen: twice as much, because readers notice errors in letters first.
 ERROR_OF_LETTERS = 250_000
+# The same for a drawn block beside the exact ones.  Measured with `fewer.WEIGHT_OF_FLATS` on five
+# pictures: docs/measurements.md#graphics-exact-and-regions.  Chosen between.
+ERROR_OF_DRAWN = 500_000
 # The same for a block without letters.  Latents may shift its colour by some levels.  Chosen: ten
 # levels in red, green and blue, so that flat colours are right from quality 20 on.
 ERROR_OF_FLATS = 20_000
@@ -57,12 +60,14 @@ COLOUR_STEPS = 4
 # A picture that is exact as a whole may take so many bytes.  Chosen: latents of 16x16 pixels take
 # 70 to 80, and show one colour some levels off.
 FEW = 100
+# It is tried whether so few pixels take so few bytes.  Chosen: it takes less than 1 ms.
+SMALL = 1 << 12
 # A coloured picture with at most so many colours is no photo.  Chosen: as many as a GIF has.
 FEW_COLOURS = 256
 # Gradients are latents if they cover this part of a picture.  Chosen.
 FEWEST_GRADIENTS = 0.05
-# The bytes of latents for a pixel of a gradient, and the least for all of them.
-BYTES_OF_GRADIENT, LEAST_FOR_GRADIENTS = 0.006, 1500
+# The bytes of latents for a pixel of a gradient, and the least of latents that show anything.
+BYTES_OF_GRADIENT, LEAST_OF_LATENTS = 0.006, 1500
 # From quality `EXACT_FROM` on, gradients are latents if the file then has less than this part of
 # the bytes.  Chosen: exact gradients are worth something, too.
 PART_OF_EXACT = 0.75
@@ -76,7 +81,8 @@ class Frame(NamedTuple):
     that is known.  ``picture`` is None if latents show nothing of the frame.  The exact blocks are
     worth ``most`` bytes: those that latents would take for them, and some more, because exact
     blocks look better.  The ``cost`` is in bytes: those of the exact blocks, those that would
-    remove their error, and perhaps those of the latents.
+    remove their error, and an estimate of the same for the latents.  The quality of the latents
+    is ``higher`` than that of the file.
     """
 
     blocks: Blocks
@@ -85,15 +91,16 @@ class Frame(NamedTuple):
     most: float
     coded: exact.Coded | None = None
     cost: float = 0
+    higher: float = 0
 
     @property
     def is_worth_it(self) -> bool:
         """Whether its exact blocks do not take too many bytes."""
         return self.coded is not None and chunk_size(len(self.coded.data)) <= self.most
 
-    def seen(self) -> NDArray[np.bool_]:
+    def seen(self) -> Bools:
         """The pixels (H, W) that the latents show."""
-        seen: NDArray[np.bool_] = np.asarray(fewer.shown(self.colours, self.blocks)) == 0
+        seen: Bools = np.asarray(fewer.shown(self.colours, self.blocks)) == 0
         return seen
 
 
@@ -109,6 +116,11 @@ def found(
     if hidden is not None:
         colours = image.copy()
         colours.paste(0, (0, 0), hidden)
+    if image.width * image.height <= SMALL:
+        every = np.ones(shape_of(image.size), np.bool_)
+        coded = exact.coded(colours, every)
+        if len(coded.data) <= FEW:
+            return Frame(every, colours, None, FEW, coded)
     picture = graphics.Picture(colours)
     judge = _Judge(quality, may_change=quality < EXACT_FROM and not keeps_colours)
     over = None
@@ -116,7 +128,7 @@ def found(
         over = _over_gradients(picture, judge)
     if over is None or over.cost > over.most:
         return _plain(picture, image, hidden, judge)
-    part = 1 if judge.may_change else PART_OF_EXACT
+    part = judge.part_of_exact
     plain = _plain(picture, image, hidden, judge._replace(limit=over.cost / part))
     return plain if plain is not None and part * plain.cost <= min(over.cost, plain.most) else over
 
@@ -140,6 +152,22 @@ class _Judge(NamedTuple):
     def bytes_of_letters(self) -> float:
         """How many bytes latents take at least for a block with letters."""
         return float(np.interp(self.quality, [*BYTES_OF_LETTERS], [*BYTES_OF_LETTERS.values()]))
+
+    @property
+    def part_of_exact(self) -> float:
+        """Latents of gradients must cost less than this part of exact gradients."""
+        return 1 if self.may_change else PART_OF_EXACT
+
+    def of_latents(self, picture: graphics.Picture, rest: Blocks, gradients: float = 0) -> float:
+        """What it costs that latents show the ``rest``: bytes, and the error of drawn blocks.
+
+        ``gradients`` says how many pixels of gradients they show.
+        """
+        if not rest.any():
+            return 0
+        least = max(LEAST_OF_LATENTS, BYTES_OF_GRADIENT * gradients)
+        error = drawn.in_blocks(picture, rest) * ERROR_OF_DRAWN / self.worth
+        return least + graphics.contrasts(picture, rest) * self.bytes_of_letters + error
 
     def priced(self, frame: Frame, beside: float = 0) -> Frame:
         """The frame with its cost, and perhaps with fewer colours.
@@ -183,9 +211,12 @@ def _over_gradients(picture: graphics.Picture, judge: _Judge) -> Frame | None:
     most = (letters * ERROR_OF_LETTERS + flats * ERROR_OF_FLATS) / judge.worth
     most += letters * judge.bytes_of_letters
     rest = filled(image, fewer.shown(colours, blocks))
-    beside = max(LEAST_FOR_GRADIENTS, BYTES_OF_GRADIENT * latent.sum())
-    beside += graphics.contrasts(picture, ~blocks) * judge.bytes_of_letters
-    return judge.priced(Frame(blocks, colours, rest, most), beside)
+    # Latents that show nothing but gradients have twice the quality, up to that of exact colours.
+    # Measured: docs/measurements.md#graphics-exact-and-regions.
+    of_photos = graphics.contrasts(picture, ~blocks) > graphics.LETTERS_OF_A_PAGE * (~blocks).sum()
+    higher = 0 if of_photos else max(min(judge.quality, EXACT_FROM - judge.quality), 0)
+    beside = judge.of_latents(picture, ~blocks, latent.sum())
+    return judge.priced(Frame(blocks, colours, rest, most, higher=higher), beside)
 
 
 def _plain(
@@ -195,7 +226,7 @@ def _plain(
     colours = picture.image
     blocks = graphics.find(picture)
     if blocks is None:
-        return _whole(picture, None, judge)
+        return _whole(picture, judge, None)
     if hidden is not None:
         seen = np.asarray(hidden.point([255] * 255 + [0]).reduce(BLOCK)) > 0
         blocks = blocks | ~seen if (blocks | ~seen).all() else blocks & seen
@@ -212,7 +243,7 @@ def _plain(
     of_letters = letters * judge.bytes_of_letters
     if graphics.is_page(letters, blocks):
         return _page(picture, blocks, image, hidden, judge, most + of_letters)
-    if whole := _whole(picture, None, judge):
+    if whole := _whole(picture, judge, blocks):
         return whole
     flats = blocks & picture.coloured
     if letters:
@@ -233,7 +264,7 @@ def _page(
 ) -> Frame:
     """A frame of a picture with much text, and perhaps with photos."""
     colours = picture.image
-    beside = graphics.contrasts(picture, ~blocks) * judge.bytes_of_letters
+    beside = judge.of_latents(picture, ~blocks)
     page = judge.priced(Frame(blocks, colours, None, most), beside)
     if (apart := graphics.apart_from_photos(picture, blocks)) is not None:
         wider, photo = apart
@@ -241,7 +272,7 @@ def _page(
         without.putalpha(ImageChops.invert(photo))
         other = judge.priced(Frame(wider, without, None, most), beside)
         page = min(page, other, key=lambda frame: frame.cost)
-    if page.cost < judge.limit and (whole := _whole(picture, page, judge)):
+    if page.cost < judge.limit and (whole := _whole(picture, judge, page.blocks, page)):
         return whole
     behind = fewer.shown(page.colours, page.blocks)
     if hidden is not None:
@@ -283,34 +314,45 @@ def _in_photo(
                 blocks, colours, coded = wider, without, coded_wider
     if not letters:
         # Other colours than these would take more bytes: 20 to 300 more at quality 90.
-        return Frame(
-            blocks, colours, filled(image, hidden), most, coded=coded, cost=len(coded.data)
-        )
+        cost = len(coded.data) + judge.of_latents(picture, ~blocks)
+        return Frame(blocks, colours, filled(image, hidden), most, coded, cost)
     behind = fewer.shown(colours, blocks)
     if hidden is not None:
         behind.paste(255, (0, 0), hidden)
-    return judge.priced(Frame(blocks, colours, filled(image, behind), most + of_letters, coded))
+    frame = Frame(blocks, colours, filled(image, behind), most + of_letters, coded)
+    return judge.priced(frame, judge.of_latents(picture, ~blocks))
 
 
-def _whole(picture: graphics.Picture, page: Frame | None, judge: _Judge) -> Frame | None:
-    """A frame that is exact as a whole, if the picture has few colours and latents cost more.
+def _whole(
+    picture: graphics.Picture, judge: _Judge, blocks: Blocks | None, page: Frame | None = None
+) -> Frame | None:
+    """A frame that is exact as a whole, if the picture is drawn and latents cost more.
 
-    Letters that were resized, and patterns of single pixels, have few repeats.  The exact blocks of
-    a ``page`` are not enough.
+    Letters that were resized, and patterns of single pixels, have few repeats.  The exact
+    ``blocks``, or those of a ``page``, are not enough.
     """
     image = picture.image
-    if not drawn.is_drawn(image, None if page is None else page.blocks):
-        return None
     is_grey = drawn.is_grey(image)
-    if is_grey and page is None and not drawn.has_ground(image):
-        return None  # grey photos have few colours, too
     every = np.ones(shape_of(image.size), np.bool_)
     rest = every if page is None else ~page.blocks
     contrasts = graphics.contrasts(picture, rest)
-    most = contrasts * judge.bytes_of_letters if page is None else page.cost
-    # A photo of a thing on a ground of one colour may have few colours, but not so few.
-    if not is_grey and (page is not None or image.getcolors(FEW_COLOURS)):
-        most += contrasts * ERROR_OF_LETTERS / judge.worth
+    others = contrasts - drawn.in_blocks(picture, rest)  # their error is not yet in `of_latents`
+    has_few = drawn.is_drawn(image, None if page is None else blocks)
+    if page is not None:
+        if not has_few and 2 * others >= contrasts:
+            return None
+        most = page.cost / judge.part_of_exact + (
+            0 if is_grey else others * ERROR_OF_LETTERS / judge.worth
+        )
+    else:
+        if not has_few or (is_grey and not drawn.has_ground(image)):
+            return None  # grey photos have few colours, too
+        most = contrasts * judge.bytes_of_letters
+        # A photo of a thing on a ground of one colour may have few colours, but not so few.
+        if not is_grey and image.getcolors(FEW_COLOURS):
+            most += contrasts * ERROR_OF_LETTERS / judge.worth
+        elif not is_grey and blocks is not None and drawn.is_drawn(image, blocks):
+            most = judge.of_latents(picture, every)
     if most < FEWEST_PER_PATTERN * graphics.changes(picture, rest):
         return None  # the rest would take time for nothing
     whole = judge.priced(Frame(every, image, None, most))

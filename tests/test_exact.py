@@ -615,6 +615,17 @@ class TestGrey:
             red, green, blue = decode(encode(picture, quality=quality)).split()
             assert red.tobytes() == green.tobytes() == blue.tobytes()
 
+    @pytest.mark.parametrize("quality", [20, 75])
+    def test_a_grey_photo_with_a_red_pixel(self, quality: int) -> None:
+        """It is still a photo, and it is not tinted."""
+        picture = demo.photo().crop((0, 0, 256, 192)).convert("L").convert("RGB")
+        grey = len(encode(picture, quality=quality))
+        picture.putpixel((100, 90), (255, 0, 0))
+        data = encode(picture, quality=quality)
+        assert len(data) < 1.1 * grey
+        shown = np.asarray(decode(data)).astype(float)
+        assert abs(shown[..., 0] - shown[..., 1]).mean() < 2
+
     def test_a_photo_in_colour_says_nothing(self) -> None:
         assert chunks.GREY.type not in [c.type for c in container.read(encode(demo.photo()))]
 
@@ -711,6 +722,39 @@ class TestDrawings:
     def test_a_photo_in_a_grey_page_is_none(self) -> None:
         shown = decode(encode(with_photo().convert("L")))
         assert 0.3 < shown.info["sdz"]["exact"] < 0.95
+
+    @pytest.mark.parametrize("is_logo", [False, True])
+    def test_discs_that_lie_on_each_other(self, is_logo: bool) -> None:
+        """Half transparent points of a chart, or a logo with gradients, have few repeats."""
+        chance, size = random.Random(8), (640, 640)
+        large = Image.new("RGB", size, (250, 250, 250))
+        for _ in range(4 if is_logo else 150):
+            radius = 120 if is_logo else chance.randrange(12, 30)
+            x, y = (chance.randrange(radius, 640 - radius) for _ in range(2))
+            ink = Image.new("L", size)
+            ImageDraw.Draw(ink).ellipse(
+                (x - radius, y - radius, x + radius, y + radius), 255 if is_logo else 150
+            )
+            colour = tuple(chance.randrange(256) for _ in range(3))
+            paint = Image.new("RGB", size, colour)
+            if is_logo:
+                paint = Image.composite(paint, large, Image.linear_gradient("L").resize(size))
+            large.paste(paint, (0, 0), ink)
+        picture, webp = large.resize((320, 320), Image.Resampling.LANCZOS), BytesIO()
+        picture.save(webp, "WEBP", lossless=True)
+        data = encode(picture)
+        assert_same(decode(data), picture)
+        assert len(data) <= 1.05 * webp.tell() + 200
+        assert decode(encode(picture, quality=30)).info["sdz"]["exact"] == 1
+
+    @pytest.mark.parametrize("quality", [20, 75])
+    def test_small_ramps(self, quality: int) -> None:
+        """Latents of so few pixels take as many bytes as the pixels."""
+        levels = np.linspace(20, 230, 300).round().astype(np.uint8)
+        for picture in (Image.fromarray(levels[:, None]), Image.fromarray(levels[None])):
+            data = encode(picture.convert("RGB"), quality=quality)
+            assert_same(decode(data), picture.convert("RGB"))
+            assert len(data) < 170
 
     @pytest.mark.parametrize("size", [(1, 1), (7, 3), (8, 8), (40, 1), (24, 24)])
     @pytest.mark.parametrize("quality", [20, 75])

@@ -103,3 +103,12 @@ def test_frames_of_animations_keep_their_colours() -> None:
     assert frame is not None
     shown = np.asarray(frame.colours.convert("RGB"))
     assert (shown == np.asarray(titled())).all()
+
+
+def test_below_quality_60_gradients_have_twice_the_quality() -> None:
+    """Latents show them in few bytes, so more quality costs little."""
+    for quality, higher in ((20, 20), (45, 15), (75, 0)):
+        frame = regions.found(titled(), None, quality)
+        assert frame is not None
+        assert frame.picture is not None
+        assert frame.higher == higher
