@@ -341,9 +341,11 @@ def _whole(
     if page is not None:
         if not has_few and 2 * others >= contrasts:
             return None
-        most = page.cost / judge.part_of_exact + (
-            0 if is_grey else others * ERROR_OF_LETTERS / judge.worth
-        )
+        # Latents may also show the page.
+        least = min(page.cost, page.most + judge.of_latents(picture, rest))
+        most = least / judge.part_of_exact
+        if not is_grey:
+            most += others * ERROR_OF_LETTERS / judge.worth
     else:
         if not has_few or (is_grey and not drawn.has_ground(image)):
             return None  # grey photos have few colours, too
