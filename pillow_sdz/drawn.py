@@ -7,7 +7,7 @@ single pixels.  Both have few repeats, so `graphics` does not find them.
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageChops
+from PIL import Image
 
 from .block_maps import Blocks
 from .graphics import CONTRAST, Picture, pixels_of
@@ -16,10 +16,17 @@ from .graphics import CONTRAST, Picture, pixels_of
 # tuning set at three quarters and at half of its size, but for slides, and 1 to 8 on photos.
 PIXELS_OF_COLOUR = 10
 STRIP = 16  # rows that are looked at first.  Chosen.
-# A grey picture has a ground if this part of its pixels has one level.  Chosen: few photos do.
+# A toned picture has a ground if this part of its pixels has one tone.  Chosen: few photos do.
 GROUND = 0.25
-# A grey picture may have this part of coloured pixels, such as a dot.  Chosen.
-PART_COLOURED = 0.001
+# Pictures with more colours than this have no tone of one colour.  Chosen: grey has 256 levels, and
+# a stamp with soft edges some hundred.
+MOST_TONES = 1024
+# Two tones are next to each other if red, green and blue differ by at most so many levels.  Chosen:
+# so are those of photos with 32 or more levels, and not those of dithered pictures of 16 levels.
+NEXT_TONE = 8
+# In a toned picture, at most this part of the pixels has a tone with no other next to it.  Chosen:
+# stamps cover less.
+PART_COLOURED = 0.1
 # A block with contrast is drawn if it has this part of repeats, in 1/255.  Measured: 42 to 83 % of
 # such blocks in scatter plots and maps that are not exact have it, and 2 % of those in 189 photos.
 REPEATS = 51
@@ -53,17 +60,25 @@ def in_blocks(picture: Picture, blocks: Blocks) -> int:
     return int((has_contrast & (picture.repeats >= REPEATS)).sum())
 
 
-def is_grey(image: Image.Image) -> bool:
-    """Whether a picture of mode RGB is grey, but for a few pixels."""
-    red, green, blue = image.split()
-    apart = ImageChops.lighter(
-        ImageChops.difference(red, green), ImageChops.difference(green, blue)
-    )
-    return sum(apart.histogram()[1:]) <= PART_COLOURED * image.width * image.height
+def is_toned(image: Image.Image) -> bool:
+    """Whether a picture of mode RGB is grey, sepia or the like, but for a stamp or a dot.
+
+    Such photos have few colours, as drawn pictures have.
+    """
+    found = image.getcolors(MOST_TONES)
+    if found is None:
+        return False
+    counts = np.array([count for count, _ in found])
+    tones = np.array([colour for _, colour in found])
+    order = np.argsort(tones @ [299, 587, 114], kind="stable")  # by luma (Rec. ITU-R BT.601)
+    far = np.array([NEXT_TONE + 1])
+    steps = np.concatenate([far, np.abs(np.diff(tones[order], axis=0)).max(1), far])
+    alone = np.minimum(steps[1:], steps[:-1]) > NEXT_TONE
+    return bool(counts[order][alone].sum() <= PART_COLOURED * counts.sum())
 
 
 def has_ground(image: Image.Image) -> bool:
-    """Whether a grey picture of mode RGB has a ground of one level."""
+    """Whether a toned picture of mode RGB has a ground of one tone."""
     return max(image.getchannel(0).histogram()) >= GROUND * image.width * image.height
 
 

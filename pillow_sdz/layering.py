@@ -76,11 +76,17 @@ class Coder:
     def _scan(self, image: Image.Image) -> list[Chunk]:
         """The chunks of a scanned page."""
         step = next((s for least, s in SCAN_STEPS.items() if self._quality >= least), None)
+        encoded = None
         if step is None:
-            return self._encoder.encode(image, SCAN_HIGHER * self._quality)
+            encoded = self._encoder.encode(image, SCAN_HIGHER * self._quality)
+            if self._quality < regions.EXACT_FROM:
+                return encoded
+            step = max(SCAN_STEPS.values())
         every = np.ones(shape_of(image.size), np.bool_)
         data = exact.Encoder(0).encode(regions.coarser(image, step), every)
-        return [Chunk(chunks.EXACT, data), *self._encoder.encode_nothing(*self._latents)]
+        kept = [Chunk(chunks.EXACT, data), *self._encoder.encode_nothing(*self._latents)]
+        # Pages with little noise take fewer bytes as pixels, and look better.
+        return encoded if encoded is not None and _size(encoded) < _size(kept) else kept
 
     def fit(self, images: Sequence[Given], max_size: int) -> EncodedLatents:
         """The best coding of all frames in ``max_size`` bytes; DoesNotFit if none fits.

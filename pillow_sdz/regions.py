@@ -119,7 +119,7 @@ def found(
     if image.width * image.height <= SMALL:
         every = np.ones(shape_of(image.size), np.bool_)
         coded = exact.coded(colours, every)
-        if len(coded.data) <= FEW:
+        if chunk_size(len(coded.data)) <= FEW:
             return Frame(every, colours, None, FEW, coded)
     picture = graphics.Picture(colours)
     judge = _Judge(quality, may_change=quality < EXACT_FROM and not keeps_colours)
@@ -332,7 +332,7 @@ def _whole(
     ``blocks``, or those of a ``page``, are not enough.
     """
     image = picture.image
-    is_grey = drawn.is_grey(image)
+    is_toned = drawn.is_toned(image)
     every = np.ones(shape_of(image.size), np.bool_)
     rest = every if page is None else ~page.blocks
     contrasts = graphics.contrasts(picture, rest)
@@ -344,16 +344,16 @@ def _whole(
         # Latents may also show the page.
         least = min(page.cost, page.most + judge.of_latents(picture, rest))
         most = least / judge.part_of_exact
-        if not is_grey:
+        if not is_toned:
             most += others * ERROR_OF_LETTERS / judge.worth
     else:
-        if not has_few or (is_grey and not drawn.has_ground(image)):
-            return None  # grey photos have few colours, too
+        if not has_few or (is_toned and not drawn.has_ground(image)):
+            return None  # grey and sepia photos have few colours, too
         most = contrasts * judge.bytes_of_letters
         # A photo of a thing on a ground of one colour may have few colours, but not so few.
-        if not is_grey and image.getcolors(FEW_COLOURS):
+        if not is_toned and image.getcolors(FEW_COLOURS):
             most += contrasts * ERROR_OF_LETTERS / judge.worth
-        elif not is_grey and blocks is not None and drawn.is_drawn(image, blocks):
+        elif not is_toned and blocks is not None and drawn.is_drawn(image, blocks):
             most = judge.of_latents(picture, every)
     if most < FEWEST_PER_PATTERN * graphics.changes(picture, rest):
         return None  # the rest would take time for nothing

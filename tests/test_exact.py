@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageChops, ImageDraw, ImageFile, ImageFilter, ImageSequence
+from PIL import Image, ImageChops, ImageDraw, ImageFile, ImageFilter, ImageOps, ImageSequence
 
 from pillow_sdz import (
     catalogue,
     chunks,
     container,
     demo,
+    drawn,
     exact,
     fewer,
     graphics,
@@ -585,8 +586,13 @@ class TestScans:
         assert abs(luma).max() <= step / 2 + 1e-9
         assert abs(off.mean((0, 1))).max() <= 2
 
-    def test_below_it_is_latents(self) -> None:
-        assert decode(encode(scan(), quality=69)).info["sdz"]["exact"] == 0
+    def test_at_low_qualities_it_is_latents(self) -> None:
+        assert decode(encode(scan(), quality=59)).info["sdz"]["exact"] == 0
+
+    def test_from_quality_60_on_it_is_pixels_if_they_take_fewer_bytes(self) -> None:
+        sizes = [len(encode(scan(), quality=quality)) for quality in (60, 69, 70)]
+        assert sizes == sorted(sizes)
+        assert decode(encode(scan(), quality=69)).info["sdz"]["exact"] == 1
 
     def test_a_grey_scan_stays_grey(self) -> None:
         shown = decode(encode(scan().convert("L").convert("RGB")))
@@ -625,6 +631,22 @@ class TestGrey:
         assert len(data) < 1.1 * grey
         shown = np.asarray(decode(data)).astype(float)
         assert abs(shown[..., 0] - shown[..., 1]).mean() < 2
+
+    @pytest.mark.parametrize("toned", ["sepia", "stamped"])
+    def test_a_toned_photo_is_a_photo(self, toned: str) -> None:
+        """It has at most 257 colours, but its pixels would take many bytes."""
+        picture = demo.photo().crop((100, 100, 356, 292)).convert("L")
+        if toned == "sepia":
+            picture = ImageOps.colorize(picture, (20, 10, 0), (255, 240, 210))
+        else:
+            picture = picture.convert("RGB")
+            picture.paste((200, 0, 0), (100, 100, 130, 130))
+        assert drawn.is_toned(picture)
+        assert encode(picture) == encode(picture, regions=False)
+
+    def test_a_dithered_photo_has_no_tone(self) -> None:
+        dithered = demo.photo().convert("L").quantize(4, dither=Image.Dither.FLOYDSTEINBERG)
+        assert not drawn.is_toned(dithered.convert("RGB"))
 
     def test_a_photo_in_colour_says_nothing(self) -> None:
         assert chunks.GREY.type not in [c.type for c in container.read(encode(demo.photo()))]
@@ -754,6 +776,18 @@ class TestDrawings:
             data = encode(picture.convert("RGB"), quality=quality)
             assert_same(decode(data), picture.convert("RGB"))
             assert len(data) < 170
+
+    @pytest.mark.parametrize("side", range(14, 34, 2))
+    def test_icons(self, side: int) -> None:
+        icon = Image.new("RGB", (side, side), "white")
+        draw = ImageDraw.Draw(icon)
+        draw.ellipse((1, 1, side - 2, side - 2), "#d93025")
+        draw.line(
+            (side // 4, side // 2, side // 2, side * 3 // 4, side * 3 // 4, side // 4), "white", 2
+        )
+        data = encode(icon)
+        assert_same(decode(data), icon)
+        assert len(data) < 220
 
     @pytest.mark.parametrize("size", [(1, 1), (7, 3), (8, 8), (40, 1), (24, 24)])
     @pytest.mark.parametrize("quality", [20, 75])
