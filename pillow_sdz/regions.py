@@ -332,12 +332,14 @@ def _whole(
     ``blocks``, or those of a ``page``, are not enough.
     """
     image = picture.image
+    has_few = drawn.is_drawn(image, None if page is None else blocks)
+    if page is None and not has_few:
+        return None  # nearly all photos end here
     is_toned = drawn.is_toned(image)
     every = np.ones(shape_of(image.size), np.bool_)
     rest = every if page is None else ~page.blocks
     contrasts = graphics.contrasts(picture, rest)
     others = contrasts - drawn.in_blocks(picture, rest)  # their error is not yet in `of_latents`
-    has_few = drawn.is_drawn(image, None if page is None else blocks)
     if page is not None:
         if not has_few and 2 * others >= contrasts:
             return None
@@ -347,7 +349,7 @@ def _whole(
         if not is_toned:
             most += others * ERROR_OF_LETTERS / judge.worth
     else:
-        if not has_few or (is_toned and not drawn.has_ground(image)):
+        if is_toned and not drawn.has_ground(image):
             return None  # grey and sepia photos have few colours, too
         most = contrasts * judge.bytes_of_letters
         # A photo of a thing on a ground of one colour may have few colours, but not so few.

@@ -40,10 +40,11 @@ LEFT_OUT_SCALE = 56
 # places.  Chosen: such a symbol takes 11 bits or more, which is more than its error is worth.
 LEFT_OUT_PLACES = 64
 
-_building = forks.Lock()
-
 # Places that are computed at once.  Chosen: 10 MB for the layer with the most inputs.
 BLOCK = 1024
+
+# Without it, each of the first threads would make the groups for itself.
+_building = forks.Lock()
 
 
 class Coded(NamedTuple):
