@@ -26,7 +26,7 @@ import pillow_sdz  # noqa: F401  # registers the format SDZ
 from benchmarks.codecs import CODECS
 from benchmarks.metrics import measure
 from benchmarks.rate_distortion import load
-from pillow_sdz import catalogue, chunks, codec, container, models, spaces
+from pillow_sdz import catalogue, chunks, codec, container, decoding, models, spaces
 from pillow_sdz.arrays import Area, Latents, Pixels, Samples
 from pillow_sdz.codings.dithering import STEP, encode
 from pillow_sdz.codings.target_size import EncodedLatents
@@ -73,7 +73,7 @@ def rows(
 
     found = []
     for name, (coding, encoded) in codings.items():
-        coder, quantisation = codec.coder_of(model, coding), encoded.quantisation
+        coder, quantisation = decoding.coder_of(model, coding), encoded.quantisation
         integers = coder.decode(encoded.frames[0][0].data, exact.shape[:2], quantisation)
         latents = coder.latents(integers, quantisation)
         bpp = 8 * (len(encoded.frames[0][0].data) + framing) / pixels

@@ -17,7 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
-from pillow_sdz import catalogue, chunks, codec, latents, models, open_latents, options, spaces
+from pillow_sdz import (
+    catalogue,
+    chunks,
+    decoding,
+    latents,
+    models,
+    open_latents,
+    options,
+    spaces,
+)
 from pillow_sdz import container as format
 from pillow_sdz.arrays import Area
 from pillow_sdz.codings import adaptive
@@ -45,7 +54,7 @@ class Case(NamedTuple):
     def coder(self) -> Coding:
         """The coding. It has only one prior if that is named."""
         if self.prior is None:
-            return codec.coder_of(self.model, self.coding)
+            return decoding.coder_of(self.model, self.coding)
         return Context(self.model.channels, [self.prior])
 
 
@@ -123,7 +132,7 @@ def _changes(payload: bytes, shape: tuple[int, int]) -> None:
     reader = format.Reader(BytesIO(format.write(format.assemble(header, [], latents))))
     frames = format.Frames(reader, bands=1)
     model, coding = catalogue.judge(header)
-    found = codec.Frames(header, model, coding, reader.bands, frames, reader).decode(1, 0)
+    found = decoding.Frames(header, model, coding, reader.bands, frames, reader).decode(1, 0)
     assert found.latents.shape == (*shape, catalogue.MINI.channels)
 
 

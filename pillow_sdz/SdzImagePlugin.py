@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .arrays import Box
     from .chunks import Denoising
-    from .codec import Frames
+    from .decoding import Frames
     from .layers import Layers
     from .pillow_private import PixelAccess
 
@@ -314,7 +314,7 @@ class SdzImageFile(UndecodedFile):
 
         The picture shows the part ``whole`` of the frame, and has mode L or RGB.
         """
-        from . import codec, models, options
+        from . import codec, decoding, models, options
 
         # LOAD_TRUNCATED_IMAGES is about files: errors of the models are always raised.
         header = self._header
@@ -333,7 +333,7 @@ class SdzImageFile(UndecodedFile):
         # Zeros take the place of damaged bands.  They have all channels, so sound bands need all.
         scale = 1 if lenient else self._scale
         if self._latents is None or self._latents.scale != scale:
-            self._latents = codec.Frames(
+            self._latents = decoding.Frames(
                 header,
                 self._model,
                 self._coding,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from . import chunks, codec, container, interchange, keywords, mask, scaling, shapes
+from . import chunks, codec, container, decoding, interchange, keywords, mask, scaling, shapes
 from .atomic import replacing
 from .catalogue import DEFAULT_FAMILY, NOT_NAMED, ModelSpec, known, whole_of
 from .codings.coding import Frame
@@ -124,7 +124,7 @@ def save_latents(
     ]
     if given.steps > 1:
         about.append(keywords.chunk(chunks.CLIP, given.steps))
-    coder = codec.coder_of(spec, found)
+    coder = decoding.coder_of(spec, found)
     if quantisation is None:
         quantisation = coder.quantisation(quality)
     frames = coder.prepare(frames, quantisation)
@@ -330,7 +330,7 @@ def _exact_dtype(frames: Array, spec: ModelSpec) -> str | None:
     dtypes = [coding for coding in spec.space.codings if coding.lossless]
     for coding in dtypes:
         with suppress(ValueError):
-            codec.coder_of(spec, coding).prepare(frames, 0)
+            decoding.coder_of(spec, coding).prepare(frames, 0)
             return coding.lossless
     return dtypes[-1].lossless if dtypes else "float32"
 

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from . import chunks, codec, container, keywords, scaling, shapes
+from . import chunks, container, decoding, keywords, scaling, shapes
 from .codings.coding import WORK_PER_BYTE, Coding
 from .codings.range_coder import DamagedPayload
 from .contents import contents
@@ -132,7 +132,7 @@ class _Begun(NamedTuple):
     """A file whose latents have not been decoded, and which of them are wanted."""
 
     coding: CodingSpec
-    frames: codec.Frames
+    frames: decoding.Frames
     info: Mapping[str, Any]
     numbers: list[int]
     has_batch: bool  # whether the result has an axis of frames
@@ -164,7 +164,7 @@ def _begun(fp: File, files: ExitStack, wanted: int | slice | Sequence[int] | Non
         )
         raise OSError(msg)
     places = container.Frames(entries, len(reader.bands))
-    found = codec.Frames(header, model, coding, reader.bands, places, reader)
+    found = decoding.Frames(header, model, coding, reader.bands, places, reader)
     sizes = [entry.length for entry in entries if entry.type in chunks.CODED]
     if 0 in sizes and any(entry.type == chunks.EXACT for entry in entries):
         msg = "this SDZ file has a frame without latents: all of its pixels are kept exactly"

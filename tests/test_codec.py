@@ -19,6 +19,7 @@ from pillow_sdz import (
     chunks,
     codec,
     container,
+    decoding,
     demo,
     fidelity,
     models,
@@ -68,7 +69,7 @@ def decoded_from(
     file = container.assemble(header, [], [[Chunk(chunks.LATENTS, payload)]])
     reader = container.Reader(io.BytesIO(container.write(file)))
     found = container.Frames(reader, bands=1)
-    frames = codec.Frames(header, MINI, spaces.HYPERPRIOR, reader.bands, found, reader)
+    frames = decoding.Frames(header, MINI, spaces.HYPERPRIOR, reader.bands, found, reader)
     picture = Image.new("RGB", size)
     for place, pixels in codec.decode(frames.frame(0), decoder=decoder, box=(0, 0, *size)):
         picture.paste(Image.fromarray(pixels), place)
@@ -372,7 +373,7 @@ def test_a_picture_survives_ten_generations(real_photo: Image.Image) -> None:
 def test_frames_are_stored_whole_unless_asked_otherwise() -> None:
     """Only an animation's frames may be stored as the difference from the frame before."""
     latents = models.load(MINI).encode(np.zeros((32, 32, 3), np.uint8), 5000)
-    coder = codec.coder_of(MINI, spaces.HYPERPRIOR)
+    coder = decoding.coder_of(MINI, spaces.HYPERPRIOR)
     for given, expected in (({}, chunks.LATENTS), ({"predict": True}, chunks.CHANGES)):
         encode = coder.encoder(5000, 4, **given)
         encode(Frame(latents))

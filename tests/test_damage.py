@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFile, UnidentifiedImageError
 
-from pillow_sdz import codec, container, demo, fidelity
+from pillow_sdz import codec, container, decoding, demo, fidelity
 from pillow_sdz.arrays import Box
 from pillow_sdz.container import Chunk
 from sdz_files import decode, encode, framed, replaced
@@ -51,7 +51,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     calls = 0
 
     def decode(
-        latents: codec.FrameLatents, *, box: Box, **options: object
+        latents: decoding.FrameLatents, *, box: Box, **options: object
     ) -> Iterator[tuple[Box, NDArray[np.uint8]]]:
         nonlocal calls
         calls += 1

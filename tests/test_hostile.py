@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pillow_sdz import alpha, catalogue, chunks, codec, container, models, order
+from pillow_sdz import alpha, catalogue, chunks, container, decoding, models, order
 from pillow_sdz.codings.coding import Frame
 from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
@@ -243,7 +243,7 @@ def honest(header: Header) -> bytes:
     model = models.spec(header.model)
     channels, height, width = header.latents
     spec, coding = catalogue.judge(header._replace(digest=model.digest))
-    coder = codec.coder_of(spec, coding)
+    coder = decoding.coder_of(spec, coding)
     latents = generator.normal(0, 1, (height, width, channels)).astype(np.float16)
     about = []
     if (rows := coder.band_rows(height, width)) is not None:

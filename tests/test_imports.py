@@ -103,7 +103,7 @@ def test_what_is_walked() -> None:
     assert "pillow_sdz.saving" in imports("pillow_sdz")
     assert "pillow_sdz.models.stable_diffusion" in imports("pillow_sdz.models")
     assert "pillow_sdz.models.network" not in imports("pillow_sdz.models")
-    assert "pillow_sdz.codings" in imports("pillow_sdz.codec")
+    assert "pillow_sdz.codings" in imports("pillow_sdz.decoding")
 
 
 def test_no_circles() -> None:

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from benchmarks import memory
-from pillow_sdz import catalogue, chunks, codec, container, demo, models, options, spaces
+from pillow_sdz import catalogue, chunks, container, cores, decoding, demo, models, options, spaces
 from pillow_sdz.container import Chunk
 from pillow_sdz.header import Header
-from pillow_sdz.models import runtime, tiles
+from pillow_sdz.models import runtime
 from pillow_sdz.models.mini import Mini
 from pillow_sdz.models.mini import memory as tile_memory
 from pillow_sdz.models.mini import shape as mini_shape
@@ -43,13 +43,13 @@ def banded(photo: Image.Image) -> bytes:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the bands that were decoded."""
     numbers: list[int] = []
-    decode = codec.Frames.decode
+    decode = decoding.Frames.decode
 
-    def noted(self: codec.Frames, number: int, band: int, **options: bool) -> codec.Band:
+    def noted(self: decoding.Frames, number: int, band: int, **options: bool) -> decoding.Band:
         numbers.append(band)
         return decode(self, number, band, **options)
 
-    monkeypatch.setattr(codec.Frames, "decode", noted)
+    monkeypatch.setattr(decoding.Frames, "decode", noted)
     return numbers
 
 
@@ -88,8 +88,8 @@ def budget_for(side: int) -> int:
 def test_bands_are_bounded(height: int, width: int, rows: int | None) -> None:
     limit = spaces.HYPERPRIOR.band_latents
     assert limit is not None
-    assert codec.coder_of(catalogue.MINI, spaces.HYPERPRIOR).band_rows(height, width) == rows
-    assert codec.coder_of(catalogue.SD_MINI, spaces.CONTEXT).band_rows(height, width) is None
+    assert decoding.coder_of(catalogue.MINI, spaces.HYPERPRIOR).band_rows(height, width) == rows
+    assert decoding.coder_of(catalogue.SD_MINI, spaces.CONTEXT).band_rows(height, width) is None
     found = rows or height
     assert found * width <= limit
 
@@ -222,8 +222,8 @@ def test_tiles_in_several_threads_are_those_of_one(monkeypatch: pytest.MonkeyPat
     several = list(mini().decode(latents, 5000))
     assert len(several) == 4
     assert threading.get_ident() not in threads
-    at_once = tiles._at_once
-    monkeypatch.setattr(tiles, "_at_once", lambda work, items, workers: at_once(work, items, 1))
+    at_once = cores.at_once
+    monkeypatch.setattr(cores, "at_once", lambda work, items, workers: at_once(work, items, 1))
     one = list(mini().decode(latents, 5000))
     assert [place for place, _ in one] == [place for place, _ in several]
     for (_, expected), (_, found) in zip(one, several, strict=True):

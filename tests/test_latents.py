@@ -20,8 +20,8 @@ import pillow_sdz
 from pillow_sdz import (
     catalogue,
     chunks,
-    codec,
     container,
+    decoding,
     models,
     open_latents,
     options,
@@ -538,7 +538,7 @@ def test_channels_are_limited(
 def test_channels_are_limited_for_writers() -> None:
     wide = catalogue.ModelSpec("wide", 1025, 8, catalogue.NOT_NAMED, latent_space="wide")
     for coding in (CONTEXT, PALETTE, FLOAT16):
-        encode = codec.coder_of(wide, coding).encoder(34, effort=4)
+        encode = decoding.coder_of(wide, coding).encoder(34, effort=4)
         with pytest.raises(ValueError, match="1025 channels, more than the limit of 1024"):
             encode(Frame(np.zeros((1, 1, 1025), np.float32)))
 
@@ -568,7 +568,7 @@ def test_a_frame_is_limited_by_its_bytes(
 ) -> None:
     """The limit holds for the writer and the reader, and for all codings that learn."""
     strange = catalogue.ModelSpec("strange", 5, 8, catalogue.NOT_NAMED, latent_space="strange")
-    coder = codec.coder_of(strange, coding)
+    coder = decoding.coder_of(strange, coding)
     frame = Frame(np.zeros((64, 64, 5), np.float16))
     (chunk,) = coder.encoder(quantisation, effort=4)(frame)
     coder.decode(chunk.data, (64, 64), quantisation)

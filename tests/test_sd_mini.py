@@ -14,8 +14,8 @@ from PIL import Image
 
 from pillow_sdz import (
     catalogue,
-    codec,
     container,
+    decoding,
     demo,
     fidelity,
     models,
@@ -212,7 +212,7 @@ def test_size_falls_with_effort_at_one_fidelity(exact: NDArray[np.float32]) -> N
     """At one quality, the error stays within a tenth and the bytes fall."""
     sizes, errors = [], []
     for effort in (0, 4, 6):
-        coder = codec.coder_of(SD_MINI, spaces.CONTEXT)
+        coder = decoding.coder_of(SD_MINI, spaces.CONTEXT)
         quantisation = coder.quantisation(50)
         ((_, payload),) = coder.encoder(quantisation, effort)(Frame(exact))
         found = coder.decode(payload, (64, 64), quantisation)
@@ -273,7 +273,7 @@ def test_a_limit_that_nothing_reaches_gives_the_highest_quality(real_photo: Imag
 
 def test_which_priors_take_long_for_few_bytes() -> None:
     """The prior that learns does. The work for its payloads is limited."""
-    coder = codec.coder_of(SD_MINI, spaces.CONTEXT)
+    coder = decoding.coder_of(SD_MINI, spaces.CONTEXT)
     assert isinstance(coder, Context)
     assert coder.learns(bytes([ADAPTIVE]) + bytes(9))
     assert not coder.learns(bytes([RELATIVE]) + bytes(9))

@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import chunks, order, progress
+from .. import chunks, cores, order, progress
 from ..arrays import CELL, Area, Latents, Mapped, Pixels, Quantisation, Samples
 from ..container import Chunk
 from ..spaces import HIGHEST_QUALITY, LOWEST_QUALITY, CodingSpec
@@ -320,7 +320,6 @@ class _Encoder:
         height, width, _ = latents.shape
         if hidden is not None:
             offsets, likely = unseen.lowered(network.prior, self._quality, offsets, hidden)
-        coded = []
         if slow := effort > HIGHEST_QUICK_EFFORT and pixels is not None:
             # This comes before the frame is cut into bands, because tiles of pixels may cross
             # bands.
@@ -332,33 +331,38 @@ class _Encoder:
         def in_steps(band: slice) -> Latents:
             here = None if offsets is None else offsets[_cells_of(band)]
             cells = quality_map.qualities(self._quality, here)
-            of_band = band.stop - band.start, width
-            found: Latents = steps[band] if slow else latents[band] * network.gain(cells, *of_band)
+            size = band.stop - band.start, width
+            found: Latents = steps[band] if slow else latents[band] * network.gain(cells, *size)
             if hidden is not None:
-                found[doubled(hidden[_cells_of(band)], *of_band)] = 0
+                found[doubled(hidden[_cells_of(band)], *size)] = 0
             return found
 
+        def of_band(band: slice) -> Chunk:
+            here = None if offsets is None else offsets[_cells_of(band)]
+            part = in_steps(band)
+            part[..., kept:] = 0
+            cells = quality_map.qualities(self._quality, here)
+            if slow:
+                refined = part, hyper[_cells_of(band)]
+            else:
+                refined = network.refine(None, part, cells, effort)
+            nobody = None if hidden is None else hidden[_cells_of(band)]
+            if nobody is not None:
+                refined[1][nobody] = likely
+            with one_blas_thread():
+                return self._bands[band.start].encode(*refined, here, nobody)
+
+        for band in bands:
+            if band.start not in self._bands:
+                new = BandEncoder(network.prior, self._quality, predict=self._predict)
+                self._bands[band.start] = new
         with one_blas_thread():
             # This is of the whole frame, so that bands leave no seam.
             counts = sum((network.prior.counts(in_steps(band)) for band in bands), start=0)
             kept = network.prior.worth_coding(np.asarray(counts), height * width)
-            for band in progress.told("coding", bands):
-                here = None if offsets is None else offsets[_cells_of(band)]
-                part = in_steps(band)
-                part[..., kept:] = 0
-                cells = quality_map.qualities(self._quality, here)
-                if slow:
-                    refined = part, hyper[_cells_of(band)]
-                else:
-                    refined = network.refine(None, part, cells, effort)
-                if band.start not in self._bands:
-                    new = BandEncoder(network.prior, self._quality, predict=self._predict)
-                    self._bands[band.start] = new
-                nobody = None if hidden is None else hidden[_cells_of(band)]
-                if nobody is not None:
-                    refined[1][nobody] = likely
-                coded.append(self._bands[band.start].encode(*refined, here, nobody))
-        return coded
+            workers = min(len(bands), cores.threads())
+            coded = cores.at_once(of_band, bands, workers)
+            return [chunk for _, chunk in zip(progress.told("coding", bands), coded, strict=True)]
 
 
 def _cells_of(band: slice) -> slice:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextvars
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -23,7 +20,6 @@ from ..arrays import Area, Latents, Pixels, Samples
 WORTH_A_CORE = 24
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class Sides(NamedTuple):
@@ -81,7 +77,7 @@ def encode(
         tile, part = item
         return encoder(part, tile)
 
-    results = _at_once(work, inputs(), workers)
+    results = cores.at_once(work, inputs(), workers)
     for tile, result in zip(progress.told("encoding", cut), results, strict=True):
         latents[tile.place] = result
     return latents
@@ -109,7 +105,7 @@ def decode(
     cut, workers = _cut(area or everything(rows, columns), rows, columns, side, margin, scale)
     # Latents are computed when they are sliced.  This happens here, while other threads decode the
     # tiles before.
-    results = _at_once(decoder, map(inputs, cut), workers)
+    results = cores.at_once(decoder, map(inputs, cut), workers)
     for tile, pixels in zip(progress.told("decoding", cut), results, strict=True):
         yield scaled(tile.place, factor), pixels
 
@@ -117,28 +113,6 @@ def decode(
 def levels(values: NDArray[np.float32]) -> Pixels:
     """Rounded and clipped to 0..255."""
     return np.rint(values).clip(0, 255).astype(np.uint8)
-
-
-def _at_once(
-    work: Callable[[Item], Result], items: Iterable[Item], workers: int
-) -> Iterator[Result]:
-    """``work`` of each item in order, done by ``workers`` threads.  This thread takes the items."""
-    if workers == 1:
-        yield from map(work, items)
-        return
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                # The work sees the caller's settings, because they belong to this context.
-                waiting.append(pool.submit(contextvars.copy_context().run, work, item))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def _cut(
