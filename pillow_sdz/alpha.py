@@ -53,6 +53,15 @@ def png(alpha: Image.Image) -> bytes:
     return bytes([_PNG]) + file.getvalue()
 
 
+def painted(image: Image.Image, hidden: Image.Image | None) -> Image.Image:
+    """The picture in black where it is hidden."""
+    if hidden is None:
+        return image
+    found = image.copy()
+    found.paste(0, (0, 0), hidden)
+    return found
+
+
 def filled(picture: Image.Image) -> Image.Image:
     """A picture of mode RGBA in RGB, with new colours where it is transparent.
 

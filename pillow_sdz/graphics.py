@@ -43,7 +43,8 @@ FEWEST_BUSY, PART_BUSY = 4, 0.02
 FEWEST_FLAT, PART_OF_BOX = 64, 0.9
 # Third: at least this number and this part of its blocks have one colour.  Black and white do not
 # count, because photos that are over- or underexposed have them.  Chosen: an icon of 40x40 pixels
-# has 16 such blocks wherever it lies.
+# has 16 such blocks wherever it lies.  In a photo, such a group has no other blocks, because smooth
+# parts of the photo may be around them.
 FEWEST_COLOURED, PART_COLOURED = 16, 0.25
 # A picture with a smaller part of blocks with letters is a photo, unless all of it is graphics.  In
 # a photo, only blocks of one colour and the blocks around them are kept.  Measured: in 3 of 80
@@ -66,19 +67,6 @@ PHOTO_CORNER, PHOTO_INSIDE = 0.35, 0.65
 # A block has graphics if a smaller part of it than this belongs to the photo, in 1/255.  Chosen: at
 # least a row or a column of 8 pixels is graphics.
 PHOTO_ALONE = 230
-
-# A scan is a page of letters on paper, with noise.  In a block of paper, the darkest and brightest
-# pixel are at most this many levels apart, and in a block with letters at least this many.  Chosen:
-# noise is below the first, and letters of 10 pixels are above the second.
-PAPER_CONTRAST, INK_CONTRAST = 40, 72
-# At least this part of a scan's blocks is paper.  Chosen: half of what a page full of letters has.
-FEWEST_PAPER = 0.25
-# The brightest pixel of a block is paper if it is this near to the usual one.  Chosen: a scanner's
-# light falls off by a tenth.
-PAPER_RANGE = 24
-# Such a part of the blocks with letters has paper in it.  Chosen.  Photos seldom have so much:
-# docs/measurements.md#graphics-exact-and-regions.
-LETTERS_ON_PAPER = 0.95
 
 _ROWS = 1024  # rows of pixels that are looked at together, to save memory with large pictures
 
@@ -123,7 +111,7 @@ class Picture:
     @cached_property
     def contrast(self) -> NDArray[np.uint8]:
         """For each block, the levels between its darkest and its brightest pixel."""
-        lowest, highest = _extremes(self.image)
+        lowest, highest = extremes(self.image)
         found: NDArray[np.uint8] = highest - lowest
         return found
 
@@ -164,9 +152,13 @@ def _worth_keeping(picture: Picture, graphics: Blocks) -> Blocks:
     has_letters = of_letters >= np.maximum(FEWEST_BUSY, PART_BUSY * count)
     is_coloured = (of_one_colour >= FEWEST_COLOURED) & (of_one_colour >= PART_COLOURED * count)
     is_flat = (count >= FEWEST_FLAT) & (count >= PART_OF_BOX * _box_sizes(groups, len(count)))
-    kept = is_coloured | ((has_letters | is_flat) & ((count == graphics.size) | (not is_photo)))
-    only_coloured = is_coloured & ~has_letters if is_photo else np.zeros(len(count), np.bool_)
-    found: Blocks = graphics & kept[groups] & (coloured | ~only_coloured[groups])
+    kept = (has_letters | is_flat) & ((count == graphics.size) | (not is_photo))
+    kept |= is_coloured & (has_letters | (not is_photo))
+    found: Blocks = graphics & kept[groups]
+    if is_photo:
+        areas = connected.groups(coloured)
+        is_large = np.bincount(areas.ravel()) >= FEWEST_COLOURED
+        found |= coloured & is_large[areas]
     return found
 
 
@@ -211,21 +203,6 @@ def changes_without(photo: Image.Image, picture: Picture, graphics: Blocks) -> f
 def is_page(letters: int, graphics: Blocks) -> bool:
     """Whether a picture with this number of blocks with letters is a page, and not a photo."""
     return bool(graphics.all()) or letters >= LETTERS_OF_A_PAGE * graphics.size
-
-
-def is_scan(image: Image.Image) -> bool:
-    """Whether a picture of mode RGB is a page with letters on bright paper, and with noise."""
-    lowest, highest = _extremes(image)
-    contrast = highest - lowest
-    paper, ink = contrast <= PAPER_CONTRAST, contrast >= INK_CONTRAST
-    if paper.mean() < FEWEST_PAPER or ink.mean() < LETTERS_OF_A_PAGE:
-        return False
-    usual = int(np.median(highest[paper]))
-    bright = np.abs(highest.astype(np.int16) - usual) <= PAPER_RANGE
-    return bool(
-        (paper & bright).mean() >= FEWEST_PAPER
-        and (ink & bright).sum() >= LETTERS_ON_PAPER * ink.sum()
-    )
 
 
 def apart_from_photos(picture: Picture, graphics: Blocks) -> tuple[Blocks, Image.Image] | None:
@@ -358,7 +335,7 @@ def _levels(pixels: Bools) -> Image.Image:
     return Image.fromarray(pixels.view(np.uint8) * np.uint8(_WHOLE))
 
 
-def _extremes(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def extremes(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """For each block, the levels of its darkest and of its brightest pixel."""
     lowest, highest = [], []
     for top in range(0, image.height, _ROWS):

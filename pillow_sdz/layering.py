@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from . import alpha, chunks, codec, exact, graphics, regions, vp8l
+from . import alpha, chunks, codec, exact, regions, scans, vp8l
 from .codec import DoesNotFit, EncodedLatents
 from .container import Chunk, chunk_size
 from .exact_parts import shape_of
 from .order import MAX_CHANGES
 
-# The quality of a scanned page is higher by this part of the quality that was asked for.  Chosen:
-# readers look at letters closely.  With it, the default quality becomes the highest.
-SCAN_HIGHER = 1 / 3
-# From these qualities on, a scanned page is kept like graphics, with levels of brightness this far
-# apart.  Measured on the tuning set of benchmarks.graphics: below the last one, latents take
-# fewer bytes at an equal SSIMULACRA2 (docs/measurements.md#graphics-exact-and-regions).
-SCAN_STEPS = {95: 2, 85: 3, 70: 4}
 # With a target size, exact regions are tried at these qualities.  Chosen: the default, and two that
 # may have fewer colours.
 QUALITIES = (75, 45, 20)
@@ -65,25 +58,34 @@ class Coder:
         image, hidden = given.image, given.hidden
         frame = self._found(given, self._quality) if self._wanted else None
         kept = self._kept(frame, given, self._exact)
-        if frame is None and self._wanted and not self._animated and graphics.is_scan(image):
+        if frame is None and self._wanted and not self._animated and scans.is_scan(image):
             return self._scan(regions.filled(image, hidden))
         if frame is None or not kept:
             return self._encoder.encode(regions.filled(image, hidden))
         if frame.picture is None:
             return [*kept, *self._encoder.encode_nothing(*self._latents)]
-        return [*kept, *self._encoder.encode(frame.picture, frame.higher, frame.seen())]
+        latents = self._encoder.encode(frame.picture, frame.higher, frame.seen())
+        coded = [*kept, *latents]
+        if self._animated or self._quality < regions.EXACT_FROM:
+            return coded
+        most = _size(kept) + regions.TIMES_FOR_REST * _size(latents)
+        whole = regions.whole(frame.colours.convert("RGB"), most)
+        if whole is None:
+            return coded
+        kept = self._kept(whole, given, self._exact)
+        return [*kept, *self._encoder.encode_nothing(*self._latents)]
 
     def _scan(self, image: Image.Image) -> list[Chunk]:
         """The chunks of a scanned page."""
-        step = next((s for least, s in SCAN_STEPS.items() if self._quality >= least), None)
+        step = next((s for least, s in scans.STEPS.items() if self._quality >= least), None)
         encoded = None
         if step is None:
-            encoded = self._encoder.encode(image, SCAN_HIGHER * self._quality)
+            encoded = self._encoder.encode(image, scans.HIGHER * self._quality)
             if self._quality < regions.EXACT_FROM:
                 return encoded
-            step = max(SCAN_STEPS.values())
+            step = max(scans.STEPS.values())
         every = np.ones(shape_of(image.size), np.bool_)
-        data = exact.Encoder(0).encode(regions.coarser(image, step), every)
+        data = exact.Encoder(0).encode(scans.coarser(image, step), every)
         kept = [Chunk(chunks.EXACT, data), *self._encoder.encode_nothing(*self._latents)]
         # Pages with little noise take fewer bytes as pixels, and look better.
         return encoded if encoded is not None and _size(encoded) < _size(kept) else kept
@@ -93,8 +95,7 @@ class Coder:
 
         An alpha channel in exact regions takes none of them.
         """
-        for quality in QUALITIES if self._wanted else ():
-            frames = [self._found(each, quality) for each in images]
+        for quality, frames in self._ways(images, max_size) if self._wanted else ():
             if not any(frames):
                 break
             coder = exact.Encoder(MAX_CHANGES)
@@ -129,6 +130,17 @@ class Coder:
                 return EncodedLatents(coded, fitted.quantisation)
         pictures = [regions.filled(each.image, each.hidden) for each in images]
         return self._encoder.fit(pictures, max_size)
+
+    def _ways(
+        self, images: Sequence[Given], max_size: int
+    ) -> Iterator[tuple[int, list[regions.Frame | None]]]:
+        """The frames that may fit in ``max_size`` bytes, and the least quality of their latents."""
+        if len(images) == 1:
+            (given,) = images
+            if whole := regions.whole(alpha.painted(given.image, given.hidden), max_size):
+                yield max(QUALITIES), [whole]
+        for quality in QUALITIES:
+            yield quality, [self._found(each, quality) for each in images]
 
     def _found(self, given: Given, quality: float) -> regions.Frame | None:
         # In an animation, the colours of still parts must not change.

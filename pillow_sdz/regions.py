@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops
 
-from . import alpha, block_maps, drawn, exact, fewer, gradients, graphics
+from . import alpha, block_maps, drawn, exact, fewer, gradients, graphics, vp8l
 from .arrays import Bools
 from .block_maps import Blocks
 from .container import chunk_size
@@ -54,9 +54,6 @@ FEWEST_PER_EDGE = 1.5
 # contrast.  Measured on the tuning set of benchmarks.graphics, and on 70 photos of the validation
 # data.  Chosen: less.
 FEWEST_PER_PATTERN = 0.1
-# Levels of colour are this many times as far apart.  Measured there: with 3, a scan takes 9 to 14 %
-# more bytes.  With 5, flat colours would be 4 levels off where there is little noise.
-COLOUR_STEPS = 4
 # A picture that is exact as a whole may take so many bytes.  Chosen: latents of 16x16 pixels take
 # 70 to 80, and show one colour some levels off.
 FEW = 100
@@ -71,7 +68,15 @@ BYTES_OF_GRADIENT, LEAST_OF_LATENTS = 0.006, 1500
 # From quality `EXACT_FROM` on, gradients are latents if the file then has less than this part of
 # the bytes.  Chosen: exact gradients are worth something, too.
 PART_OF_EXACT = 0.75
-_ROWS = 1024  # rows of pixels that are looked at together, to save memory with large pictures
+# From there on, a picture with exact blocks is exact as a whole if its other pixels then take at
+# most so many times the bytes of latents.  Measured at quality 75: drawings of lines in 40 colours
+# at a third of their size have 1.5 to 2.6, a small grey photo in a page has 2.8, and others have
+# more.  Chosen between.
+TIMES_FOR_REST = 2
+# An estimate of exact pixels' bytes is at most so many times too high.  Measured: 0.9 to 1.3 for
+# photos and scans, 1.3 to 2.1 for drawings that were resized, 2 to 6 for other graphics, whose
+# pixels are exact in any case.
+TIMES_OF_ESTIMATE = 2
 
 
 class Frame(NamedTuple):
@@ -112,10 +117,7 @@ def found(
     ``hidden``, of mode L, is 255 where nobody sees the pixels.  Below quality `EXACT_FROM`, exact
     blocks may have fewer colours, unless the frame ``keeps_colours``.
     """
-    colours = image
-    if hidden is not None:
-        colours = image.copy()
-        colours.paste(0, (0, 0), hidden)
+    colours = alpha.painted(image, hidden)
     if image.width * image.height <= SMALL:
         every = np.ones(shape_of(image.size), np.bool_)
         coded = exact.coded(colours, every)
@@ -363,27 +365,27 @@ def _whole(
     return whole if whole.cost <= most else None
 
 
-def coarser(scan: Image.Image, step: int) -> Image.Image:
-    """A scanned page with levels of brightness that are ``step`` apart, so that noise costs less.
+def whole(colours: Image.Image, most: float) -> Frame | None:
+    """A frame that is exact as a whole; None if it takes more than ``most`` bytes."""
+    if _estimate(colours) > TIMES_OF_ESTIMATE * most:
+        return None  # the rest would take time for nothing
+    every = np.ones(shape_of(colours.size), np.bool_)
+    frame = Frame(every, colours, None, most, exact.coded(colours, every))
+    return frame if frame.is_worth_it else None
 
-    The paper's colour stays as it is.
+
+def _estimate(colours: Image.Image) -> float:
+    """About how many bytes exact pixels take, from every eighth row of blocks.
+
+    It is the more above the truth, the more repeats there are.
     """
-    small = np.asarray(scan.reduce(BLOCK)).astype(np.int32)
-    paper = np.median(small[..., ::2] - small[..., 1:2], (0, 1)).astype(np.int32)
-    wide = COLOUR_STEPS * step
-    found = Image.new("RGB", scan.size)
-    for top in range(0, scan.height, _ROWS):
-        levels = np.asarray(scan.crop((0, top, scan.width, min(top + _ROWS, scan.height))))
-        green = levels[..., 1].astype(np.int32)
-        colour = levels[..., ::2] - green[..., None] - paper  # red and blue, less green
-        coarse = (colour + wide // 2) // wide * wide
-        # Green gets the brightness that red and blue lose (Rec. ITU-R BT.601: 0.299 and 0.114).
-        brightness = 1000 * green + (colour - coarse) @ np.array([299, 114], np.int32)
-        green = (brightness + 500 * step) // (1000 * step) * step
-        red, blue = np.moveaxis(green[..., None] + coarse + paper, -1, 0)
-        shown = np.clip(np.stack([red, green, blue], -1), 0, 255).astype(np.uint8)
-        found.paste(Image.fromarray(shown), (0, top))
-    return found
+    tops = range(min(colours.height, 8 * BLOCK) // 2 // BLOCK * BLOCK, colours.height, 8 * BLOCK)
+    width = min(colours.width, vp8l.MAX_SIDE)
+    sample = Image.new("RGB", (width, BLOCK * len(tops)))
+    for row, top in enumerate(tops):
+        sample.paste(colours.crop((0, top, width, top + BLOCK)), (0, BLOCK * row))
+    pixels = colours.width * colours.height
+    return len(vp8l.encode(sample, fast=True)) * pixels / (sample.width * sample.height)
 
 
 def filled(image: Image.Image, hidden: Image.Image | None) -> Image.Image:

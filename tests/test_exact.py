@@ -25,6 +25,7 @@ from pillow_sdz import (
     models,
     open_latents,
     regions,
+    scans,
     vp8l,
 )
 from pillow_sdz.block_maps import Blocks
@@ -362,6 +363,16 @@ class TestPictures:
         ImageDraw.Draw(photo).rectangle((601, 303, 648, 350), (44, 160, 44))
         assert decode(encode(photo, quality=20)).getpixel((625, 327)) == (44, 160, 44)
 
+    @pytest.mark.parametrize("quality", [20, 75])
+    def test_squares_in_a_smooth_part_of_a_photo(self, quality: int) -> None:
+        """Many pixels around them are repeats."""
+        photo = demo.photo().crop((0, 0, 320, 240))
+        photo.paste(Image.linear_gradient("L").resize((320, 150)).point(lambda v: 100 + v // 4))
+        for x, side in ((23, 42), (150, 48)):
+            photo.paste((44, 100, 160), (x, 50, x + side, 50 + side))
+        shown = decode(encode(photo, quality=quality))
+        assert shown.getpixel((44, 71)) == shown.getpixel((174, 74)) == (44, 100, 160)
+
     def test_flat_parts_that_cost_too_much_are_latents(self) -> None:
         assert encode(with_mosaic()) == encode(with_mosaic(), regions=False)
 
@@ -505,6 +516,15 @@ class TestPictures:
         shown = decode(encode(page(), target_size=20000))
         assert_same(shown.convert("RGB"), page())
 
+    @pytest.mark.parametrize("has_alpha", [False, True])
+    def test_a_target_that_holds_all_pixels(self, has_alpha: bool) -> None:
+        photo = demo.photo().crop((0, 0, 97, 61))
+        if has_alpha:
+            photo.putalpha(Image.radial_gradient("L").resize(photo.size))
+        data = encode(photo, target_size=20_000)
+        assert_same(decode(data), photo)
+        assert decode(encode(photo, target_size=len(data) // 2)).info["sdz"]["exact"] == 0
+
     def test_fewer_colours_at_low_quality(self) -> None:
         low, high = (encode(page(), quality=quality) for quality in (25, 75))
         assert len(low) < len(high)
@@ -556,18 +576,18 @@ class TestPictures:
 
 class TestScans:
     def test_letters_on_noisy_paper_are_a_scan(self) -> None:
-        assert graphics.is_scan(scan())
-        assert graphics.is_scan(scan((317, 251)))
+        assert scans.is_scan(scan())
+        assert scans.is_scan(scan((317, 251)))
 
     def test_photos_are_none(self) -> None:
-        assert not graphics.is_scan(demo.photo())
-        assert not graphics.is_scan(noise())
+        assert not scans.is_scan(demo.photo())
+        assert not scans.is_scan(noise())
         # Bright paper without letters, and dark letters on all of the paper's levels.
         paper = np.clip(np.random.default_rng(2).normal(240, 2, (200, 300, 3)), 0, 255)
-        assert not graphics.is_scan(Image.fromarray(paper.astype(np.uint8)))
+        assert not scans.is_scan(Image.fromarray(paper.astype(np.uint8)))
         product = Image.new("RGB", (480, 480), (250, 250, 250))
         product.paste(demo.photo().resize((240, 240)), (120, 120))
-        assert not graphics.is_scan(product)
+        assert not scans.is_scan(product)
 
     def test_a_scan_is_kept_better_than_a_photo_would_be(self) -> None:
         def difference(**options: Any) -> float:
@@ -593,6 +613,18 @@ class TestScans:
         sizes = [len(encode(scan(), quality=quality)) for quality in (60, 69, 70)]
         assert sizes == sorted(sizes)
         assert decode(encode(scan(), quality=69)).info["sdz"]["exact"] == 1
+
+    def test_flat_paper_keeps_its_colour(self) -> None:
+        """A page that was saved as JPEG has noise near letters alone."""
+        file = BytesIO()
+        text = page().point(lambda v: min(v, 246))
+        text.save(file, "JPEG", quality=85)
+        jpeg = Image.open(file).convert("RGB")
+        assert scans.is_scan(jpeg)
+        levels, shown = np.asarray(jpeg), np.asarray(scans.coarser(jpeg, 4))
+        paper = (levels == (246, 246, 244)).all(2)
+        assert paper.mean() > 0.3
+        assert (shown[paper] == levels[paper]).all()
 
     def test_a_grey_scan_stays_grey(self) -> None:
         shown = decode(encode(scan().convert("L").convert("RGB")))
@@ -696,6 +728,20 @@ class TestDrawings:
             text = "".join(chance.choice("abcdefgh ijklmnop") for _ in range(70))
             draw.text((16, y), text, ink, font_size=24)
         small = large.resize((480, 320), Image.Resampling.LANCZOS)
+        data, webp = encode(small), BytesIO()
+        small.save(webp, "WEBP", lossless=True)
+        assert len(data) <= 1.05 * webp.tell() + 200
+        assert_same(decode(data), small)
+
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_lines_of_many_colours_at_a_third_of_their_size(self, seed: int) -> None:
+        chance = random.Random(seed)
+        large = Image.new("RGB", (1200, 900), (250, 248, 240))
+        draw = ImageDraw.Draw(large)
+        for _ in range(40):
+            ends = [(chance.randrange(1200), chance.randrange(900)) for _ in range(2)]
+            draw.line(ends, tuple(chance.randrange(256) for _ in range(3)), chance.randint(2, 9))
+        small = large.resize((400, 300), Image.Resampling.LANCZOS)
         data, webp = encode(small), BytesIO()
         small.save(webp, "WEBP", lossless=True)
         assert len(data) <= 1.05 * webp.tell() + 200

@@ -144,6 +144,8 @@ def _lines(entry: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for part, size in sdz["bytes"].items():
         if size:
             yield f"  {part}", f"{size:,}"
+    if sdz["exact"]:
+        yield "exact", f"{sdz['exact']:.1%} of the picture"
     for name in ("quality", "step"):
         if name in sdz:
             yield name, f"{sdz[name]:g}"

@@ -1,0 +1,76 @@
+"""Scans: pages of letters on bright paper, with noise, which are kept in their own way."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from . import graphics
+from .exact_parts import BLOCK
+
+# A scan is a page of letters on paper, with noise.  In a block of paper, the darkest and brightest
+# pixel are at most this many levels apart, and in a block with letters at least this many.  Chosen:
+# noise is below the first, and letters of 10 pixels are above the second.
+PAPER_CONTRAST, INK_CONTRAST = 40, 72
+# At least this part of a scan's blocks is paper.  Chosen: half of what a page full of letters has.
+FEWEST_PAPER = 0.25
+# The brightest pixel of a block is paper if it is this near to the usual one.  Chosen: a scanner's
+# light falls off by a tenth.
+PAPER_RANGE = 24
+# Such a part of the blocks with letters has paper in it.  Chosen.  Photos seldom have so much:
+# docs/measurements.md#graphics-exact-and-regions.
+LETTERS_ON_PAPER = 0.95
+
+# The quality of a scanned page is higher by this part of the quality that was asked for.  Chosen:
+# readers look at letters closely.  With it, the default quality becomes the highest.
+HIGHER = 1 / 3
+# From these qualities on, a scanned page is kept like graphics, with levels of brightness this far
+# apart.  Measured on the tuning set of benchmarks.graphics: below the last one, latents take
+# fewer bytes at an equal SSIMULACRA2 (docs/measurements.md#graphics-exact-and-regions).
+STEPS = {95: 2, 85: 3, 70: 4}
+# Levels of colour are this many times as far apart.  Measured on the tuning set of
+# benchmarks.graphics: with 3, a scan takes 9 to 14 % more bytes.  With 5, flat colours would be 4
+# levels off where there is little noise.
+COLOUR_STEPS = 4
+_ROWS = 1024  # rows of pixels that are changed together, to save memory with large pictures
+
+
+def is_scan(image: Image.Image) -> bool:
+    """Whether a picture of mode RGB is a page with letters on bright paper, and with noise."""
+    lowest, highest = graphics.extremes(image)
+    contrast = highest - lowest
+    paper, ink = contrast <= PAPER_CONTRAST, contrast >= INK_CONTRAST
+    if paper.mean() < FEWEST_PAPER or ink.mean() < graphics.LETTERS_OF_A_PAGE:
+        return False
+    usual = int(np.median(highest[paper]))
+    bright = np.abs(highest.astype(np.int16) - usual) <= PAPER_RANGE
+    return bool(
+        (paper & bright).mean() >= FEWEST_PAPER
+        and (ink & bright).sum() >= LETTERS_ON_PAPER * ink.sum()
+    )
+
+
+def coarser(scan: Image.Image, step: int) -> Image.Image:
+    """A scanned page with levels of brightness that are ``step`` apart, so that noise costs less.
+
+    The paper's colour stays as it is.
+    """
+    size = -(-scan.width // BLOCK), -(-scan.height // BLOCK)
+    some = np.asarray(scan.resize(size, Image.Resampling.NEAREST)).astype(np.int32)
+    paper = np.median(some[..., ::2] - some[..., 1:2], (0, 1)).astype(np.int32)
+    green = int(np.argmax(scan.getchannel(1).histogram()))
+    ground = np.array([green + paper[0], green, green + paper[1]], np.int32)
+    wide = COLOUR_STEPS * step
+    found = Image.new("RGB", scan.size)
+    for top in range(0, scan.height, _ROWS):
+        levels = np.asarray(scan.crop((0, top, scan.width, min(top + _ROWS, scan.height))))
+        above = levels.astype(np.int32) - ground
+        colour = above[..., ::2] - above[..., 1:2]  # red and blue, less green
+        coarse = (colour + wide // 2) // wide * wide
+        # Green gets the brightness that red and blue lose (Rec. ITU-R BT.601: 0.299 and 0.114).
+        brightness = 1000 * above[..., 1] + (colour - coarse) @ np.array([299, 114], np.int32)
+        brightness = (brightness + 500 * step) // (1000 * step) * step
+        red, blue = np.moveaxis(brightness[..., None] + coarse, -1, 0)
+        shown = np.clip(np.stack([red, brightness, blue], -1) + ground, 0, 255).astype(np.uint8)
+        found.paste(Image.fromarray(shown), (0, top))
+    return found
