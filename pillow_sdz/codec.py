@@ -67,6 +67,10 @@ class Encoder:
         self.quantisation = self._coder.quantisation(quality)
         self._encode = self._coder.encoder(self.quantisation, effort, predict=predict)
 
+    def quantisation_of(self, quality: float) -> int:
+        """The quantisation that a header has for this quality, 1..100."""
+        return self._coder.quantisation(quality)
+
     def band_rows(self, height: int, width: int) -> int | None:
         """How many rows of latents (height, width) a band has; None if a frame is one band."""
         return self._coder.band_rows(height, width)

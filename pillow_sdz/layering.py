@@ -17,6 +17,7 @@ from .order import MAX_CHANGES
 # With a target size, exact regions are tried at these qualities.  Chosen: the default, and two that
 # may have fewer colours.
 QUALITIES = (75, 45, 20)
+HIGHEST = 100  # the quality that the header says of a file in which all pixels fit
 
 
 class Given(NamedTuple):
@@ -111,7 +112,7 @@ class Coder:
                 nothing = self._encoder.encode_nothing(*self._latents)
                 if len(frames) * _size(nothing) <= left:
                     coded = [[*each, *nothing] for each in kept]
-                    return EncodedLatents(coded, self._encoder.quantisation)
+                    return EncodedLatents(coded, self._encoder.quantisation_of(quality))
                 continue
             pictures = [
                 regions.filled(each.image, each.hidden)
@@ -137,8 +138,10 @@ class Coder:
         """The frames that may fit in ``max_size`` bytes, and the least quality of their latents."""
         if len(images) == 1:
             (given,) = images
-            if whole := regions.whole(alpha.painted(given.image, given.hidden), max_size):
-                yield max(QUALITIES), [whole]
+            most = max_size + chunk_size(given.bytes_of_alpha)  # the alpha may be in it
+            whole = regions.whole(alpha.painted(given.image, given.hidden), most)
+            if whole is not None:
+                yield HIGHEST, [whole]
         for quality in QUALITIES:
             yield quality, [self._found(each, quality) for each in images]
 

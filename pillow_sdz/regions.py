@@ -57,7 +57,7 @@ FEWEST_PER_PATTERN = 0.1
 # A picture that is exact as a whole may take so many bytes.  Chosen: latents of 16x16 pixels take
 # 70 to 80, and show one colour some levels off.
 FEW = 100
-# It is tried whether so few pixels take so few bytes.  Chosen: it takes less than 1 ms.
+# It is tried whether so few pixels take few bytes.  Chosen: it takes less than 1 ms.
 SMALL = 1 << 12
 # A coloured picture with at most so many colours is no photo.  Chosen: as many as a GIF has.
 FEW_COLOURS = 256
@@ -367,7 +367,8 @@ def _whole(
 
 def whole(colours: Image.Image, most: float) -> Frame | None:
     """A frame that is exact as a whole; None if it takes more than ``most`` bytes."""
-    if _estimate(colours) > TIMES_OF_ESTIMATE * most:
+    is_small = colours.width * colours.height <= SMALL
+    if not is_small and _estimate(colours) > TIMES_OF_ESTIMATE * most:
         return None  # the rest would take time for nothing
     every = np.ones(shape_of(colours.size), np.bool_)
     frame = Frame(every, colours, None, most, exact.coded(colours, every))

@@ -524,6 +524,8 @@ class TestPictures:
             photo.putalpha(Image.radial_gradient("L").resize(photo.size))
         data = encode(photo, target_size=20_000)
         assert_same(decode(data), photo)
+        assert decode(data).info["sdz"]["quality"] == 100
+        assert encode(photo, target_size=len(data)) == data
         assert decode(encode(photo, target_size=len(data) // 2)).info["sdz"]["exact"] == 0
 
     def test_fewer_colours_at_low_quality(self) -> None:
