@@ -67,10 +67,10 @@ class Coder:
             return [*kept, *self._encoder.encode_nothing(*self._latents)]
         latents = self._encoder.encode(frame.picture, frame.higher, frame.seen())
         coded = [*kept, *latents]
-        if self._animated or self._quality < regions.EXACT_FROM:
+        if self._animated or frame.is_photo or self._quality < regions.EXACT_FROM:
             return coded
         most = _size(kept) + regions.TIMES_FOR_REST * _size(latents)
-        whole = regions.whole(frame.colours.convert("RGB"), most)
+        whole = regions.whole(frame.colours.convert("RGB"), most, frame.blocks)
         if whole is None:
             return coded
         kept = self._kept(whole, given, self._exact)
@@ -138,7 +138,8 @@ class Coder:
         """The frames that may fit in ``max_size`` bytes, and the least quality of their latents."""
         if len(images) == 1:
             (given,) = images
-            most = max_size + chunk_size(given.bytes_of_alpha)  # the alpha may be in it
+            # Colours and alpha together may take half of what they take alone.  Chosen.
+            most = max_size if given.alpha is None else 2 * max_size
             whole = regions.whole(alpha.painted(given.image, given.hidden), most)
             if whole is not None:
                 yield HIGHEST, [whole]

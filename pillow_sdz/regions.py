@@ -87,7 +87,7 @@ class Frame(NamedTuple):
     worth ``most`` bytes: those that latents would take for them, and some more, because exact
     blocks look better.  The ``cost`` is in bytes: those of the exact blocks, those that would
     remove their error, and an estimate of the same for the latents.  The quality of the latents
-    is ``higher`` than that of the file.
+    is ``higher`` than that of the file.  With ``is_photo``, most of it is a photo.
     """
 
     blocks: Blocks
@@ -97,6 +97,7 @@ class Frame(NamedTuple):
     coded: exact.Coded | None = None
     cost: float = 0
     higher: float = 0
+    is_photo: bool = False
 
     @property
     def is_worth_it(self) -> bool:
@@ -317,11 +318,12 @@ def _in_photo(
     if not letters:
         # Other colours than these would take more bytes: 20 to 300 more at quality 90.
         cost = len(coded.data) + judge.of_latents(picture, ~blocks)
-        return Frame(blocks, colours, filled(image, hidden), most, coded, cost)
+        return Frame(blocks, colours, filled(image, hidden), most, coded, cost, is_photo=True)
     behind = fewer.shown(colours, blocks)
     if hidden is not None:
         behind.paste(255, (0, 0), hidden)
-    frame = Frame(blocks, colours, filled(image, behind), most + of_letters, coded)
+    most += of_letters
+    frame = Frame(blocks, colours, filled(image, behind), most, coded, is_photo=True)
     return judge.priced(frame, judge.of_latents(picture, ~blocks))
 
 
@@ -365,12 +367,12 @@ def _whole(
     return whole if whole.cost <= most else None
 
 
-def whole(colours: Image.Image, most: float) -> Frame | None:
-    """A frame that is exact as a whole; None if it takes more than ``most`` bytes."""
-    is_small = colours.width * colours.height <= SMALL
-    if not is_small and _estimate(colours) > TIMES_OF_ESTIMATE * most:
-        return None  # the rest would take time for nothing
+def whole(colours: Image.Image, most: float, known: Blocks | None = None) -> Frame | None:
+    """A frame that is exact as a whole, not only in ``known`` blocks; None if it is too large."""
     every = np.ones(shape_of(colours.size), np.bool_)
+    others = int(every.sum() if known is None else (~known).sum())
+    if others * BLOCK**2 > SMALL and _estimate(colours) > TIMES_OF_ESTIMATE * most:
+        return None  # the rest would take time for nothing
     frame = Frame(every, colours, None, most, exact.coded(colours, every))
     return frame if frame.is_worth_it else None
 

@@ -528,6 +528,36 @@ class TestPictures:
         assert encode(photo, target_size=len(data)) == data
         assert decode(encode(photo, target_size=len(data) // 2)).info["sdz"]["exact"] == 0
 
+    def test_a_target_for_a_logo_with_alpha(self) -> None:
+        """Its colours and alpha together take less than they take alone."""
+        picture = Image.new("RGBA", (160, 120))
+        draw = ImageDraw.Draw(picture)
+        for n in range(6):
+            draw.ellipse((4 + 20 * n, 8 + 6 * n, 44 + 20 * n, 70 + 6 * n), (40 * n, 90, 200, 255))
+        picture = picture.resize((120, 90), Image.Resampling.LANCZOS)
+        data = encode(picture)
+        assert decode(data).info["sdz"]["exact"] == 1
+        assert decode(encode(picture, target_size=len(data))).info["sdz"]["exact"] == 1
+
+    def test_a_photo_on_a_flat_ground_stays_a_photo_at_high_qualities(self) -> None:
+        photo = demo.photo().crop((0, 0, 320, 240))
+        shape = Image.new("L", photo.size)
+        ImageDraw.Draw(shape).ellipse((70, 30, 250, 210), 255)
+        cut_out = Image.composite(photo, Image.new("RGB", photo.size, (0, 177, 64)), shape)
+        sizes = [len(encode(cut_out, quality=quality)) for quality in (90, 95, 100)]
+        assert sizes == sorted(sizes)
+        assert sizes[-1] < 1.5 * sizes[0]
+
+    def test_a_shadow_on_a_page(self) -> None:
+        """If few pixels are not exact, it is always tried whether all should be."""
+        dialog = Image.new("L", (320, 240))
+        ImageDraw.Draw(dialog).rectangle((90, 70, 230, 170), 120)
+        shaded = page().convert("RGB")
+        shadow = dialog.filter(ImageFilter.GaussianBlur(4))
+        shaded.paste((0, 0, 0), (0, 0), shadow)
+        ImageDraw.Draw(shaded).rectangle((90, 70, 230, 170), (255, 255, 255))
+        assert decode(encode(shaded)).info["sdz"]["exact"] == 1
+
     def test_fewer_colours_at_low_quality(self) -> None:
         low, high = (encode(page(), quality=quality) for quality in (25, 75))
         assert len(low) < len(high)
