@@ -1,4 +1,4 @@
-"""Tells pictures with few colours, which are drawn, from photos.
+"""Tells drawn pictures, which have few colours, from photos.
 
 Lines and letters that were resized have shades around them, and dithered pictures are patterns of
 single pixels.  Both have few repeats, so `graphics` does not find them.
@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .block_maps import Blocks
+from .exact_parts import BLOCK
 from .graphics import CONTRAST, Picture, pixels_of
 
 # In graphics, a colour is on at least this many pixels on average.  Measured: 11 or more on the
@@ -30,6 +31,12 @@ PART_COLOURED = 0.1
 # A block with contrast is drawn if it has this part of repeats, in 1/255.  Measured: 42 to 83 % of
 # such blocks in scatter plots and maps that are not exact have it, and 2 % of those in 189 photos.
 REPEATS = 51
+# In a JPEG of a very low quality, neighbouring pixels in different blocks differ at least so many
+# times as much as others, which differ by at least so many levels.  Measured on four photos: 1.8 to
+# 2.3 times at quality 15 to 20, 2.2 to 2.8 at 12, and 4 to 7 at 5.  Other photos have 1.0, and
+# those of the tuning set of benchmarks.graphics that differ by a level have 0.8 to 1.1.
+BLOCKY, LEAST_STEP = 2, 1
+LOOKED_AT = 1024  # pixels along a side of the part that is looked at for it, to save time.  Chosen.
 
 
 def is_drawn(image: Image.Image, blocks: Blocks | None) -> bool:
@@ -52,6 +59,27 @@ def is_drawn(image: Image.Image, blocks: Blocks | None) -> bool:
 def _has_few_colours(image: Image.Image, pixels: int) -> bool:
     """Whether a colour is on at least so many pixels on average."""
     return image.getcolors(max(1, image.width * image.height // pixels)) is not None
+
+
+def is_blocky(image: Image.Image) -> bool:
+    """Whether a picture of mode RGB was a JPEG of a very low quality.
+
+    Its levels jump between blocks of 8x8 pixels, and many blocks have one colour, but it is a
+    photo.
+    """
+    left, top = ((side - min(side, LOOKED_AT)) // 2 // BLOCK * BLOCK for side in image.size)
+    right, bottom = min(left + LOOKED_AT, image.width), min(top + LOOKED_AT, image.height)
+    levels = np.asarray(image.crop((left, top, right, bottom)).convert("L")).astype(np.int16)
+    if min(levels.shape) <= BLOCK:
+        return False
+    found = []
+    for along in (levels, levels.T):
+        steps = np.abs(np.diff(along, axis=1)).mean(0)
+        between = np.arange(len(steps)) % BLOCK == BLOCK - 1
+        # These are medians, so that the few lines of a chart do not count.
+        found.append((np.median(steps[between]), np.median(steps[~between])))
+    jumps, inside = np.mean(found, 0)
+    return bool(inside >= LEAST_STEP and jumps >= BLOCKY * inside)
 
 
 def in_blocks(picture: Picture, blocks: Blocks) -> int:

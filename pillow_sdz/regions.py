@@ -50,9 +50,8 @@ FEWEST_PER_CHANGE = 0.4
 # data with such parts, and on 5 with drawn squares and discs: 2.2 and more.  Chosen: less.
 FEWEST_PER_EDGE = 1.5
 # The same for pictures with few colours.  Those of letters that were resized or of noise of two
-# colours take 0.2 or more, and photos 0.4 to 1.7.  A chessboard takes nothing, but it has much
-# contrast.  Measured on the tuning set of benchmarks.graphics, and on 70 photos of the validation
-# data.  Chosen: less.
+# colours take 0.2 or more, and photos 0.4 to 1.7 (measured on the tuning set and on 70 photos).  A
+# chessboard takes nothing, but it has much contrast.  Chosen: less.
 FEWEST_PER_PATTERN = 0.1
 # A picture that is exact as a whole may take so many bytes.  Chosen: latents of 16x16 pixels take
 # 70 to 80, and show one colour some levels off.
@@ -124,11 +123,12 @@ def found(
         coded = exact.coded(colours, every)
         if chunk_size(len(coded.data)) <= FEW:
             return Frame(every, colours, None, FEW, coded)
+    if drawn.is_blocky(colours):
+        return None
     picture = graphics.Picture(colours)
     judge = _Judge(quality, may_change=quality < EXACT_FROM and not keeps_colours)
-    over = None
-    if hidden is None and gradients.are_likely(picture):
-        over = _over_gradients(picture, judge)
+    likely = hidden is None and gradients.are_likely(picture)
+    over = _over_gradients(picture, judge) if likely else None
     if over is None or over.cost > over.most:
         return _plain(picture, image, hidden, judge)
     part = judge.part_of_exact

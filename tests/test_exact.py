@@ -551,6 +551,13 @@ class TestPictures:
         assert sizes == sorted(sizes)
         assert sizes[-1] < 1.5 * sizes[0]
 
+    @pytest.mark.parametrize("quality", [5, 8, 12])
+    def test_a_photo_that_was_a_jpeg_of_very_low_quality(self, quality: int) -> None:
+        file = BytesIO()
+        demo.photo().resize((480, 320)).save(file, "JPEG", quality=quality)
+        jpeg = Image.open(file).convert("RGB")
+        assert encode(jpeg) == encode(jpeg, regions=False)
+
     def test_few_pixels_that_are_not_exact(self) -> None:
         """Then exact pixels are tried, whatever the estimate of their bytes says."""
         every = np.ones(shape_of(page().size), np.bool_)
