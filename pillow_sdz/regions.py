@@ -322,8 +322,8 @@ def _in_photo(
     behind = fewer.shown(colours, blocks)
     if hidden is not None:
         behind.paste(255, (0, 0), hidden)
-    most += of_letters
-    frame = Frame(blocks, colours, filled(image, behind), most, coded, is_photo=True)
+    behind = filled(image, behind)
+    frame = Frame(blocks, colours, behind, most + of_letters, coded, is_photo=True)
     return judge.priced(frame, judge.of_latents(picture, ~blocks))
 
 
