@@ -73,8 +73,8 @@ PART_OF_EXACT = 0.75
 # more.  Chosen between.
 TIMES_FOR_REST = 2
 # An estimate of exact pixels' bytes is at most so many times too high.  Measured: 0.9 to 1.3 for
-# photos and scans, 1.3 to 2.1 for drawings that were resized, 2 to 6 for other graphics, whose
-# pixels are exact in any case.
+# photos and scans, 1.3 to 2.1 for drawings that were resized, and 2 to 6 for other graphics, which
+# have few pixels that are not exact.
 TIMES_OF_ESTIMATE = 2
 
 
