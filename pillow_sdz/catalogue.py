@@ -31,6 +31,15 @@ SPACES: dict[str, Space] = {
             regions=True,
             quality_map=True,
         ),
+        Space(
+            "mini-half",
+            384,
+            32,
+            codings=(HYPERPRIOR,),
+            decoders=MappingProxyType({"perceptual": "mini-half-perceptual"}),
+            regions=True,
+            quality_map=True,
+        ),
         Space("sd-mini", 4, 8, scaling=1, prior="sd-mini", denoising=Denoising(30, 3)),
     )
 }
@@ -62,6 +71,10 @@ class ModelSpec(Row):
     encodes: bool = True
     #: The model decodes pictures at 1/scale of their size, for each of these scales.
     scales: tuple[int, ...] = (1,)
+    #: If a target size leaves this model a quality below ``coarser_below``, or none, pictures look
+    #: better with the models of these names.
+    coarser: tuple[str, ...] = ()
+    coarser_below: float = 0
     #: The model can decode a part of a picture without the rest.
     by_area: bool = False
     #: "module:function" of the `models.network.Loader`, if the model comes with this package.
@@ -91,6 +104,8 @@ MINI = ModelSpec(
     scales=(1, 2, 4, 8),
     by_area=True,
     loader="pillow_sdz.models.mini:load",
+    coarser=("mini-half",),
+    coarser_below=12,  # measured: docs/measurements.md#catalogue
 )
 # Decodes the same latents.  Its pictures look real even with few bits (`tune="perceptual"`).
 MINI_PERCEPTUAL = MINI.replace(
@@ -98,6 +113,23 @@ MINI_PERCEPTUAL = MINI.replace(
     digest=weights.MINI_PERCEPTUAL.digest,
     encodes=False,
     loader="pillow_sdz.models.mini:load_perceptual",
+)
+# `mini` for pictures of half the width and height.
+MINI_HALF = ModelSpec(
+    "mini-half",
+    384,
+    32,
+    weights.MINI.digest,
+    "mini-half",
+    scales=(1, 2, 4, 8),
+    by_area=True,
+    loader="pillow_sdz.models.mini_half:load",
+)
+MINI_HALF_PERCEPTUAL = MINI_HALF.replace(
+    name="mini-half-perceptual",
+    digest=weights.MINI_PERCEPTUAL.digest,
+    encodes=False,
+    loader="pillow_sdz.models.mini_half:load_perceptual",
 )
 SD_MINI = ModelSpec(
     "sd-mini",
@@ -116,7 +148,9 @@ DEFAULT = MINI
 #: of this family.
 DEFAULT_FAMILY = "sd1"
 #: The models whose weights come with this package.
-EMBEDDED: dict[str, ModelSpec] = {spec.name: spec for spec in (MINI, MINI_PERCEPTUAL, SD_MINI)}
+EMBEDDED: dict[str, ModelSpec] = {
+    spec.name: spec for spec in (MINI, MINI_PERCEPTUAL, MINI_HALF, MINI_HALF_PERCEPTUAL, SD_MINI)
+}
 
 
 def known(name: str) -> ModelSpec | None:

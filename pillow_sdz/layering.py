@@ -126,11 +126,15 @@ class Coder:
             except DoesNotFit:
                 continue
             # The exact regions must leave enough bytes for the rest.
-            if self._encoder.coding.said(fitted.quantisation).get("quality", 100) >= quality:
+            if self.quality_of(fitted) >= quality:
                 coded = [[*own, *rest] for own, rest in zip(kept, fitted.frames, strict=True)]
                 return EncodedLatents(coded, fitted.quantisation)
         pictures = [regions.filled(each.image, each.hidden) for each in images]
         return self._encoder.fit(pictures, max_size)
+
+    def quality_of(self, coded: EncodedLatents) -> float:
+        """The quality of latents; the highest if their coding has no choice."""
+        return self._encoder.coding.said(coded.quantisation).get("quality", HIGHEST)
 
     def _ways(
         self, images: Sequence[Given], max_size: int

@@ -12,7 +12,6 @@ from PIL import Image
 
 from .codings import quality_map
 
-CELL = 32  # pixels of a cell's side; each cell may have its own quality (docs/format.md)
 FACES = "faces"
 
 # How far a face reaches beyond the detector's box, as a part of the box's side.  Chosen: dlib's
@@ -37,12 +36,13 @@ HIGHER_IN_FACES = 50
 NEEDS_EXTRA = 'protect="faces" needs dlib: run pip install "pillow-sdz[faces]"'
 
 Box = tuple[float, float, float, float]
-Weights = NDArray[np.float32]  # (ceil(H / 32), ceil(W / 32)), 0 for no protection to 1
+Weights = NDArray[np.float32]  # of each cell, 0 for no protection to 1
 
 
-def weights(protect: object, image: Image.Image) -> Weights:
-    """The protection of each cell of 32x32 pixels, (ceil(H / 32), ceil(W / 32)), 0..1.
+def weights(protect: object, image: Image.Image, cell: int) -> Weights:
+    """The protection of each cell, (ceil(H / cell), ceil(W / cell)), 0..1.
 
+    A cell has ``cell`` x ``cell`` pixels: those of 2x2 latents, which may have their own quality.
     ``protect`` is one of these: a list of boxes (left, top, right, bottom) in pixels of ``image``;
     a mask of mode L and any size, 255 for the places to protect; "faces".  A cell gets the highest
     protection of its pixels.  With "faces", it gets the square root of its part that is a face, so
@@ -50,20 +50,20 @@ def weights(protect: object, image: Image.Image) -> Weights:
     if a box lies outside of the picture.  OSError if it is "faces" and dlib is not installed.
     """
     if isinstance(protect, Image.Image):
-        return _of_mask(protect, image.size)
+        return _of_mask(protect, image.size, cell)
     if isinstance(protect, str) and protect == FACES:
-        return _of_faces(faces(image), image.size)
+        return _of_faces(faces(image), image.size, cell)
     if isinstance(protect, (list, tuple)):
-        return _of_boxes([_checked(box, image.size) for box in protect], image.size)
+        return _of_boxes([_checked(box, image.size) for box in protect], image.size, cell)
     what = repr(protect) if isinstance(protect, str) else type(protect).__name__
     msg = f'protect must be "faces", a list of boxes, or a picture of mode L, not {what}'
     raise ValueError(msg)
 
 
-def offsets(protect: object, image: Image.Image) -> NDArray[np.int32]:
+def offsets(protect: object, image: Image.Image, cell: int) -> NDArray[np.int32]:
     """The map of `codings.quality_map` that protects cells; the parameters are as in `weights`."""
     higher = HIGHER_IN_FACES if isinstance(protect, str) else HIGHER
-    points = weights(protect, image) * (100 * higher / quality_map.UNIT)
+    points = weights(protect, image, cell) * (100 * higher / quality_map.UNIT)
     steps: NDArray[np.int32] = np.rint(points).astype(np.int32)
     return steps
 
@@ -115,41 +115,41 @@ def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _of_boxes(boxes: Iterable[Box], size: tuple[int, int]) -> Weights:
+def _of_boxes(boxes: Iterable[Box], size: tuple[int, int], cell: int) -> Weights:
     """1 for the cells that a box touches, in a picture (width, height)."""
-    found = np.zeros(_shape(size), np.float32)
+    found = np.zeros(_shape(size, cell), np.float32)
     for left, top, right, bottom in boxes:
-        rows = slice(max(0, math.floor(top / CELL)), max(0, math.ceil(bottom / CELL)))
-        columns = slice(max(0, math.floor(left / CELL)), max(0, math.ceil(right / CELL)))
+        rows = slice(max(0, math.floor(top / cell)), max(0, math.ceil(bottom / cell)))
+        columns = slice(max(0, math.floor(left / cell)), max(0, math.ceil(right / cell)))
         found[rows, columns] = 1
     return found
 
 
-def _of_faces(boxes: Iterable[Box], size: tuple[int, int]) -> Weights:
+def _of_faces(boxes: Iterable[Box], size: tuple[int, int], cell: int) -> Weights:
     """The square root of each cell's part that is in an ellipse; edges of ellipses are soft."""
-    found = np.zeros(_shape(size), np.float32)
+    found = np.zeros(_shape(size, cell), np.float32)
     for box in boxes:
         cells, distances = [], []
         for side, count in ((1, found.shape[0]), (0, found.shape[1])):
             middle, radius = (box[side] + box[side + 2]) / 2, (box[side + 2] - box[side]) / 2
             reach = (1 + SOFT_EDGE / 2) * radius
             part = slice(
-                min(count, max(0, math.floor((middle - reach) / CELL))),
-                min(count, max(0, math.ceil((middle + reach) / CELL))),
+                min(count, max(0, math.floor((middle - reach) / cell))),
+                min(count, max(0, math.ceil((middle + reach) / cell))),
             )
-            places = np.arange(part.start * CELL, part.stop * CELL) + 0.5
+            places = np.arange(part.start * cell, part.stop * cell) + 0.5
             cells.append(part)
             distances.append((places - middle) / radius)
         distance = np.hypot(distances[0][:, None], distances[1])
         inside = np.clip((1 - distance) / SOFT_EDGE + 0.5, 0, 1)
         rows, columns = (part.stop - part.start for part in cells)
-        parts = inside.reshape(rows, CELL, columns, CELL).mean((1, 3))
+        parts = inside.reshape(rows, cell, columns, cell).mean((1, 3))
         here = cells[0], cells[1]
         found[here] = np.maximum(found[here], np.sqrt(parts))
     return found
 
 
-def _of_mask(mask: Image.Image, size: tuple[int, int]) -> Weights:
+def _of_mask(mask: Image.Image, size: tuple[int, int], cell: int) -> Weights:
     """The largest level of a mask in each cell of a picture (width, height)."""
     if mask.mode != "L":
         msg = f'protect must be a picture of mode L, not {mask.mode}: use convert("L")'
@@ -158,9 +158,9 @@ def _of_mask(mask: Image.Image, size: tuple[int, int]) -> Weights:
         msg = f"protect must have pixels, not a size of {mask.width}x{mask.height}"
         raise ValueError(msg)
     levels = np.asarray(mask)
-    for axis, (cells, side) in enumerate(zip(_shape(size), reversed(size), strict=True)):
+    for axis, (cells, side) in enumerate(zip(_shape(size, cell), reversed(size), strict=True)):
         # Where each cell begins and ends in the mask, which may be smaller than the cells.
-        edges = np.minimum(np.arange(cells + 1) * CELL, side) * levels.shape[axis] / side
+        edges = np.minimum(np.arange(cells + 1) * cell, side) * levels.shape[axis] / side
         first = np.minimum(np.floor(edges[:-1]).astype(int), levels.shape[axis] - 1)
         last = np.maximum(np.ceil(edges[1:]).astype(int), first + 1)
         parts = [
@@ -172,6 +172,6 @@ def _of_mask(mask: Image.Image, size: tuple[int, int]) -> Weights:
     return found
 
 
-def _shape(size: tuple[int, int]) -> tuple[int, int]:
+def _shape(size: tuple[int, int], cell: int) -> tuple[int, int]:
     """The rows and columns of cells of a picture (width, height)."""
-    return -(-size[1] // CELL), -(-size[0] // CELL)
+    return -(-size[1] // cell), -(-size[0] // cell)

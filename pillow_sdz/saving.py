@@ -10,6 +10,8 @@ from typing import IO, NamedTuple
 from PIL import Image
 
 from . import alpha, chunks, codec, container, keywords, layering, protection
+from .arrays import CELL
+from .catalogue import ModelSpec
 from .container import Chunk
 from .header import MAX_SIDE, MODES, Header
 from .keywords import Timing
@@ -181,6 +183,14 @@ def _alphas(alphas: Sequence[bytes | None]) -> list[list[Chunk]]:
     return [[Chunk(chunks.ALPHA, data)] for data in alpha.in_turn(whole, MAX_CHANGES)]
 
 
+class _Start(NamedTuple):
+    """What codes the frames of a file with one model, and what the file has besides."""
+
+    coder: layering.Coder
+    shell: _Shell
+    coarser_below: float  # with a lower quality, another model is better
+
+
 def _write(
     im: Image.Image, fp: IO[bytes], frames: Iterable[Image.Image], timing: Timing | None = None
 ) -> None:
@@ -191,13 +201,6 @@ def _write(
     options = im.encoderinfo
     keywords.warn_of_others(options)
     model = keywords.model_named(options.get("model"))
-    coding = keywords.coding_for(options.get("coding"), model)
-    effort = keywords.effort(options.get("effort"))
-    tune = keywords.tune(options.get("tune"), model)
-    if not coding.graded and options.get("quality") is not None:
-        msg = f"the coding {coding.name!r} has one precision: leave out quality"
-        raise ValueError(msg)
-    quality = keywords.quality(options.get("quality"))
     target_size = None
     if options.get("target_size") is not None:
         if options.get("quality") is not None:
@@ -205,9 +208,34 @@ def _write(
             raise ValueError(msg)
         target_size = keywords.target_size(options["target_size"])
     exact = keywords.exact(options.get("exact"))
+    start = _started(im, model, timing)
+    pictures = _pictures(frames, im.size, timing, exact=exact)
+    if target_size is None:
+        file = _encoded(start, pictures)
+    else:
+        others = [] if options.get("model") is not None else model.coarser
+        coarser = (_started(im, keywords.model_named(name), timing) for name in others)
+        file = _fitted(itertools.chain([start], coarser), list(pictures), target_size)
+    is_kept = any(chunk.type == chunks.ICC_PROFILE.type for chunk in file)
+    if options.get("icc_profile") and not is_kept:
+        mode = Header.parse(file[0].data).mode
+        keywords.warn(f"icc_profile is not written: it is not for mode {mode}")
+    fp.write(codec.write(file))
+
+
+def _started(im: Image.Image, model: ModelSpec, timing: Timing | None) -> _Start:
+    """The start of a file of this model, with the options and the metadata of ``im``."""
+    options = im.encoderinfo
+    coding = keywords.coding_for(options.get("coding"), model)
+    effort = keywords.effort(options.get("effort"))
+    tune = keywords.tune(options.get("tune"), model)
+    if not coding.graded and options.get("quality") is not None:
+        msg = f"the coding {coding.name!r} has one precision: leave out quality"
+        raise ValueError(msg)
+    quality = keywords.quality(options.get("quality"))
     offsets = None
     if options.get("protect") is not None:
-        offsets = protection.offsets(options["protect"], im)
+        offsets = protection.offsets(options["protect"], im, CELL * model.factor)
         if not model.space.quality_map:
             msg = f"protect needs a model whose quality may vary over the picture, not {model.name}"
             raise ValueError(msg)
@@ -240,7 +268,6 @@ def _write(
     )
     if (rows := encoder.band_rows(*header.latents[1:])) is not None:
         about.append(keywords.chunk(chunks.BANDS, rows))
-    shell = _Shell(header, about, profile, timing)
     coder = layering.Coder(
         encoder,
         header.latents[1:],
@@ -248,21 +275,12 @@ def _write(
         quality=quality,
         animated=timing is not None,
     )
-
-    pictures = _pictures(frames, im.size, timing, exact=exact)
-    if target_size is None:
-        file = _encoded(coder, pictures, shell)
-    else:
-        file = _fitted(coder, pictures, shell, target_size)
-    is_kept = any(chunk.type == chunks.ICC_PROFILE.type for chunk in file)
-    if options.get("icc_profile") and not is_kept:
-        mode = Header.parse(file[0].data).mode
-        keywords.warn(f"icc_profile is not written: it is not for mode {mode}")
-    fp.write(codec.write(file))
+    return _Start(coder, _Shell(header, about, profile, timing), model.coarser_below)
 
 
-def _encoded(coder: layering.Coder, pictures: Iterable[_Picture], shell: _Shell) -> list[Chunk]:
+def _encoded(start: _Start, pictures: Iterable[_Picture]) -> list[Chunk]:
     """The chunks of the file.  Only one picture at a time is in memory."""
+    coder, shell, _ = start
     besides, coded = [], []
     for picture in pictures:
         coded.append(coder.encode(picture.given))
@@ -271,21 +289,32 @@ def _encoded(coder: layering.Coder, pictures: Iterable[_Picture], shell: _Shell)
 
 
 def _fitted(
-    coder: layering.Coder, pictures: Iterable[_Picture], shell: _Shell, target_size: int
+    starts: Iterable[_Start], pictures: Sequence[_Picture], target_size: int
 ) -> list[Chunk]:
-    """The chunks of the best file of at most ``target_size`` bytes; ValueError if none fits."""
-    frames = list(pictures)
-    besides = [picture.beside for picture in frames]
-    # Only the chunks of latents and of exact regions depend on the quality.
-    others = container.size(shell.file(besides, [[]] * len(besides), shell.header.quantisation))
-    try:
-        fitted = coder.fit([picture.given for picture in frames], target_size - others)
-    except codec.DoesNotFit as e:
-        smallest = others + e.smallest
-        msg = f"target_size is {target_size}, but the smallest file has {smallest} bytes"
-        raise ValueError(msg) from e
-    besides = [p.beside_of(coded) for p, coded in zip(frames, fitted.frames, strict=True)]
-    return shell.file(besides, fitted.frames, fitted.quantisation)
+    """The chunks of the best file of at most ``target_size`` bytes; ValueError if none fits.
+
+    It has the first of the ``starts`` that is not better replaced with the next one.
+    """
+    file: list[Chunk] = []
+    smallest = []
+    besides = [picture.beside for picture in pictures]
+    for coder, shell, coarser_below in starts:
+        # Only the chunks of latents and of exact regions depend on the quality.
+        others = container.size(shell.file(besides, [[]] * len(besides), shell.header.quantisation))
+        try:
+            fitted = coder.fit([picture.given for picture in pictures], target_size - others)
+        except codec.DoesNotFit as e:
+            smallest.append(others + e.smallest)
+            continue
+        of_frames = zip(pictures, fitted.frames, strict=True)
+        own = [picture.beside_of(coded) for picture, coded in of_frames]
+        file = shell.file(own, fitted.frames, fitted.quantisation)
+        if coder.quality_of(fitted) >= coarser_below:
+            break
+    if not file:
+        msg = f"target_size is {target_size}, but the smallest file has {min(smallest)} bytes"
+        raise ValueError(msg)
+    return file
 
 
 def _convert(im: Image.Image) -> Image.Image:

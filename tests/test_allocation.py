@@ -15,6 +15,7 @@ from pillow_sdz.codings.target_size import ONE_IN
 from sdz_files import encode
 
 STEP = 0.08
+SIDE = 16  # samples along a side of a cell, at half the size
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +37,20 @@ def magnitudes(value: float = 40) -> np.ndarray:
 
 
 def test_what_looks_worse_gets_more(plane: np.ndarray) -> None:
-    found = allocation.offsets(plane, blurred(plane, 0, 96), magnitudes(), STEP)
+    found = allocation.offsets(plane, blurred(plane, 0, 96), magnitudes(), STEP, SIDE)
     assert found.shape == (8, 12)
     assert np.abs(found).max() <= MOST
     assert found[:, :6].mean() > found[:, 6:].mean() + 2
 
 
 def test_nothing_to_see_takes_no_map(plane: np.ndarray) -> None:
-    assert not allocation.offsets(plane, plane, magnitudes(), STEP).any()
+    assert not allocation.offsets(plane, plane, magnitudes(), STEP, SIDE).any()
 
 
 def test_a_map_must_be_worth_its_bits(plane: np.ndarray) -> None:
     """The same picture is used twice: its latents take few bits, or many."""
     few, many = (
-        allocation.offsets(plane, blurred(plane, 90, 102), magnitudes(value), STEP)
+        allocation.offsets(plane, blurred(plane, 90, 102), magnitudes(value), STEP, SIDE)
         for value in (0.02, 40)
     )
     assert not few.any()
@@ -57,18 +58,19 @@ def test_a_map_must_be_worth_its_bits(plane: np.ndarray) -> None:
 
 
 def test_latents_without_bits_take_no_map(plane: np.ndarray) -> None:
-    assert not allocation.offsets(plane, blurred(plane, 0, 96), magnitudes(0), STEP).any()
+    assert not allocation.offsets(plane, blurred(plane, 0, 96), magnitudes(0), STEP, SIDE).any()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (33, 17), (2, 40)])
-def test_any_size(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [(1, 1), (33, 17), (2, 40), (70, 129)])
+@pytest.mark.parametrize("factor", [16, 32])
+def test_any_size(size: tuple[int, int], factor: int) -> None:
     """Lumas are half the picture's size, rounded up, and a cell may be cut."""
     width, height = size
     random = np.random.default_rng(0)
     original, shown = random.integers(0, 256, (2, -(-height // 2), -(-width // 2)), np.uint8)
-    latents = np.full((-(-height // 16), -(-width // 16)), 40.0)
-    found = allocation.offsets(original, shown, latents, STEP)
-    assert found.shape == (-(-height // 32), -(-width // 32))
+    latents = np.full((-(-height // factor), -(-width // factor)), 40.0)
+    found = allocation.offsets(original, shown, latents, STEP, factor)
+    assert found.shape == (-(-height // (2 * factor)), -(-width // (2 * factor)))
 
 
 def test_the_best_of_all_maps() -> None:
@@ -120,6 +122,7 @@ def test_what_is_protected_gets_less_where_little_fits() -> None:
     everything = [(0, 0, 300, 256)]
     smallest = len(encode(photo, quality=1))
     assert len(encode(photo, quality=1, protect=everything)) > 1.1 * smallest
-    assert len(encode(photo, target_size=smallest, protect=everything)) <= smallest
+    fitted = encode(photo, target_size=smallest, protect=everything, model="mini")
+    assert len(fitted) <= smallest
     with pytest.raises(ValueError, match=f"smallest file has {smallest} bytes"):
-        encode(photo, target_size=smallest - 1, protect=everything)
+        encode(photo, target_size=smallest - 1, protect=everything, model="mini")

@@ -18,7 +18,13 @@ from pillow_sdz.models import ssimulacra2
 # The most that int8 may lose, in one picture and on average over qualities, and the most grey
 # levels by which a value may differ.
 PSNR, SSIMULACRA2, AVERAGE = 0.05, 0.5, 0.3
-LEVELS = {"mini": 8, "mini-perceptual": 16, "sd-mini": 16}
+LEVELS = {
+    "mini": 8,
+    "mini-half": 8,
+    "mini-half-perceptual": 16,
+    "mini-perceptual": 16,
+    "sd-mini": 16,
+}
 
 Pixels = NDArray[np.uint8]
 

@@ -45,6 +45,8 @@ def imported(environment: dict[str, str], code: str, *arguments: object) -> list
         ({}, 4, ["onnxruntime"]),
         ({}, 8, []),
         ({"tune": "perceptual"}, 1, ["onnxruntime"]),
+        ({"model": "mini-half"}, 1, ["onnxruntime"]),
+        ({"model": "mini-half"}, 2, ["onnxruntime"]),
         ({"model": "sd-mini"}, 1, ["onnxruntime"]),
     ],
 )

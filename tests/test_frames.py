@@ -237,7 +237,7 @@ class TestWhatIsCoded:
     def test_an_unreachable_target_size(self, moving: list[Image.Image]) -> None:
         smallest = len(encode_all(moving, quality=1))
         with pytest.raises(ValueError, match=f"the smallest file has {smallest} bytes"):
-            encode_all(moving, target_size=smallest - 1)
+            encode_all(moving, target_size=smallest - 1, model="mini")
 
     def test_latents_of_all_frames(self, animation: bytes) -> None:
         """This includes files that have changes."""

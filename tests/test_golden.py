@@ -100,8 +100,14 @@ def test_container_opens() -> None:
     assert sum((200, 2, 51, 117)) == CONTAINER.stat().st_size
 
 
-# Files of `mini`: name, header's quality, sha256 of the symbols as big-endian int32, some symbols.
+# Files of `mini` and `mini-half`: name, header's quality, sha256 of the symbols as big-endian
+# int32, some symbols.
 MINI_FILES: dict[str, tuple[int, str, list[int]]] = {
+    "mini-half": (
+        3000,
+        "7b931cba1667e4fbd57d543e74e2014827f5ac520bf8d12b4fb14ecb53fed2aa",
+        [3, 0, -15, 0, 5, 0, 10, 0],
+    ),
     "mini-perceptual": (
         1250,
         "984194137ceadb66bbcdcb55f8a4fa8ae0a4839a876d7204d47832fd3d38204b",
@@ -168,7 +174,8 @@ def test_integers_of_record(name: str) -> None:
     parts = container.read(data)
     header = Header.parse(parts[0].data)
     payload = next(chunk.data for chunk in parts if chunk.type == chunks.LATENTS)
-    assert (header.quantisation, header.model) == (quality, "mini")
+    assert header.quantisation == quality
+    assert header.model == ("mini-half" if name == "mini-half" else "mini")
 
     symbols = symbols_of(payload, header)
     assert symbols.ravel()[:: len(symbols.ravel()) // 8][:8].tolist() == some

@@ -36,8 +36,11 @@ def ours(tmp_path: Path) -> ModelSpec:
     return register_model("ours", autoencoder_directory(tmp_path / "ours"), latent_space="sd1")
 
 
+EMBEDDED = {"mini", "mini-half", "mini-half-perceptual", "mini-perceptual", "sd-mini"}
+
+
 def test_names() -> None:
-    assert models.names() == sorted({"mini", "mini-perceptual", "sd-mini", *PRESETS})
+    assert models.names() == sorted({*EMBEDDED, *PRESETS})
     with pytest.raises(KeyError):
         models.spec("ours")
 

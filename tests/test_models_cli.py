@@ -66,7 +66,7 @@ def test_list(presets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     models.record_model("ours", autoencoder_directory(tmp_path / "ours"), "sd1")
     weights_in(presets, "unet").unlink()
     listed = {model["name"]: model for model in json.loads(told(capsys, "list", "--json"))}
-    assert listed.keys() == {"mini", "mini-perceptual", "sd-mini", "ours", "sd1", "sd3"}
+    assert listed.keys() == {*catalogue.EMBEDDED, "ours", "sd1", "sd3"}
     assert listed["ours"] == {
         "name": "ours",
         "latent_space": "sd1",
@@ -149,7 +149,10 @@ def test_only_fetch_downloads(
     ("arguments", "message"),
     [
         (["mini"], "the weights of 'mini' are on this computer"),
-        (["nonsense"], "only mini, mini-perceptual, sd-mini, sd1, sd3"),
+        (
+            ["nonsense"],
+            "only mini, mini-half, mini-half-perceptual, mini-perceptual, sd-mini, sd1, sd3",
+        ),
         (["tiny/sd1"], "no model is called 'tiny/sd1'"),
         (["flux2"], "no autoencoder of flux2 latents is known here: call register_model"),
         (["sd3", "--denoiser", "--pin"], "pillow-sdz knows no U-Net for 'sd3'"),

@@ -210,7 +210,7 @@ def test_pieces_are_read_as_the_whole_is(data: bytes, cuts: list[float]) -> None
 @given(
     size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
     quality=st.integers(1, 100),
-    model=st.sampled_from(["mini", "sd-mini"]),
+    model=st.sampled_from(["mini", "mini-half", "sd-mini"]),
     seed=st.integers(0, 9),
 )
 def test_the_number_of_threads_changes_no_byte(

@@ -16,11 +16,13 @@ from pillow_sdz import demo, protection
 from pillow_sdz.cli import main
 from pillow_sdz.codings import quality_map
 
+CELL = 32  # pixels along a side of a cell
 PICTURE = Image.new("RGB", (100, 70))  # 4x3 cells
 
 
 def cells(protect: object, image: Image.Image = PICTURE) -> list[list[float]]:
-    found: list[list[float]] = protection.weights(protect, image).astype(float).round(3).tolist()
+    weights = protection.weights(protect, image, CELL).astype(float)
+    found: list[list[float]] = weights.round(3).tolist()
     return found
 
 
@@ -58,7 +60,7 @@ class TestBoxes:
     )
     def test_what_is_refused(self, protect: object, complaint: str) -> None:
         with pytest.raises(ValueError, match=complaint):
-            protection.weights(protect, PICTURE)
+            protection.weights(protect, PICTURE, CELL)
 
 
 class TestMasks:
@@ -83,16 +85,16 @@ class TestMasks:
 
     def test_other_modes_are_refused(self) -> None:
         with pytest.raises(ValueError, match=r'mode L, not RGB: use convert\("L"\)'):
-            protection.weights(PICTURE, PICTURE)
+            protection.weights(PICTURE, PICTURE, CELL)
         with pytest.raises(ValueError, match="a size of 0x5"):
-            protection.weights(Image.new("L", (0, 5)), PICTURE)
+            protection.weights(Image.new("L", (0, 5)), PICTURE, CELL)
 
 
 class TestFaces:
     def test_a_photo_without_a_face(self) -> None:
         pytest.importorskip("dlib", reason="faces need the extra faces")
         assert protection.faces(demo.photo()) == []
-        assert not protection.weights("faces", Image.new("L", (1, 1))).any()
+        assert not protection.weights("faces", Image.new("L", (1, 1)), CELL).any()
 
     def test_a_large_picture_is_made_smaller(self, monkeypatch: pytest.MonkeyPatch) -> None:
         dlib = pytest.importorskip("dlib", reason="faces need the extra faces")
@@ -116,7 +118,7 @@ class TestFaces:
     ) -> None:
         face = (32.0, 32.0, 128.0, 128.0)  # the middle is the cell from 64 to 96
         monkeypatch.setattr(protection, "faces", lambda image: [face])
-        found = protection.weights("faces", Image.new("L", (160, 160)))
+        found = protection.weights("faces", Image.new("L", (160, 160)), CELL)
         assert found[2, 2] == 1
         assert found == pytest.approx(found.T)
         assert found == pytest.approx(found[::-1, ::-1])
@@ -129,7 +131,7 @@ class TestFaces:
     def test_a_face_that_reaches_out_of_the_picture(self, monkeypatch: pytest.MonkeyPatch) -> None:
         boxes = [(-40.0, -40.0, 40.0, 40.0), (90.0, 60.0, 200.0, 200.0), (-90.0, 0.0, -50.0, 40.0)]
         monkeypatch.setattr(protection, "faces", lambda image: boxes)
-        found = protection.weights("faces", PICTURE)
+        found = protection.weights("faces", PICTURE, CELL)
         assert found[0, 0] > 0.8
         assert found[2, 3] > 0
         assert not found[0, 2:].any()
@@ -137,7 +139,7 @@ class TestFaces:
     def test_faces_get_more_than_boxes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(protection, "faces", lambda image: [(-100.0, -100.0, 200.0, 200.0)])
         for protect, quality in (("faces", 50), ([(0, 0, 100, 70)], 20)):
-            steps = protection.offsets(protect, PICTURE)
+            steps = protection.offsets(protect, PICTURE, CELL)
             assert (steps == quality * 100 // quality_map.UNIT).all()
 
     def test_without_dlib(self, monkeypatch: pytest.MonkeyPatch) -> None:

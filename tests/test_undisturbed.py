@@ -229,7 +229,9 @@ def exhausted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     models._loaded.clear()
 
 
-@pytest.mark.parametrize("keywords", [{}, {"tune": "perceptual"}, {"model": "sd-mini"}])
+@pytest.mark.parametrize(
+    "keywords", [{}, {"tune": "perceptual"}, {"model": "mini-half"}, {"model": "sd-mini"}]
+)
 def test_memory_that_runs_out_is_an_oserror(
     photo: Image.Image, keywords: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:

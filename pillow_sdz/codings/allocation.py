@@ -22,13 +22,12 @@ HALF_FROM = 7000
 # From this quality on, an encoder does not look, because SSIMULACRA2 would gain nothing.  Measured.
 LOOKS_BELOW = 8500
 
-SIDE = 16  # samples along a side of a cell, in planes at half the picture's size
 # Errors in structure are measured at 1/2, 1/4, 1/8 and 1/16 of the size.  Each size has two
 # weights: for the mean of the errors, and for the fourth root of the mean of their fourth powers.
 # They are SSIMULACRA2's weights for the luma, rounded.
 WEIGHTS = ((0, 7), (225, 19), (176, 24), (0, 35))
 MARGIN = 5  # samples that the window of SSIM reaches
-BAND = 8 * SIDE  # rows of a plane that are compared at once.  Chosen, for little memory.
+BAND = 8  # rows of cells that are compared at once.  Chosen, for little memory.
 
 # A bit in a cell is worth the cell's part of the errors to the power of this.  Measured.
 EXPONENT = 0.6
@@ -50,19 +49,21 @@ _STEPS = np.arange(-MOST, MOST + 1)
 Plane = NDArray[np.uint8]
 
 
-def offsets(original: Plane, shown: Plane, magnitudes: NDArray[np.floating], step: float) -> Ints:
+def offsets(
+    original: Plane, shown: Plane, magnitudes: NDArray[np.floating], step: float, side: int
+) -> Ints:
     """The map of `quality_map` for latents (h, w): (ceil(h/2), ceil(w/2)), in its steps.
 
     ``original`` is the luma of the picture at half its size, rounded up.  ``shown`` is that of the
     picture that is decoded without this map.  ``magnitudes`` (h, w) are the sums of log2(1 + the
     magnitude) of each latent's symbols.  One step of the map changes the logarithm of the gain by
-    ``step``.
+    ``step``.  A cell has ``side`` samples along a side, in both planes.
     """
     height, width = (n % CELL for n in magnitudes.shape)
     bits = BITS * _sums(np.pad(magnitudes, ((0, height), (0, width))), CELL)
     if len(bits) * bits.shape[1] < 2 or not bits.any():
         return np.zeros(bits.shape, np.int32)
-    part = _errors(original, shown, bits.shape)
+    part = _errors(original, shown, bits.shape, side)
     more = bits * GROWTH * step  # the additional bits of a step
     value = EXPONENT * np.log(part / max(float(part.mean()), 1e-12) + LEAST_PART)
     value -= np.average(value, weights=more)
@@ -76,15 +77,15 @@ def luma(levels: Pixels, times: int) -> Plane:
     return np.asarray(Image.fromarray(levels).convert("L").reduce(times))
 
 
-def _errors(original: Plane, shown: Plane, cells: tuple[int, ...]) -> FloatArray:
+def _errors(original: Plane, shown: Plane, cells: tuple[int, ...], side: int) -> FloatArray:
     """Each cell's part of the errors that a viewer sees, as SSIMULACRA2 pools them."""
-    missing = [(0, SIDE * n - length) for n, length in zip(cells, original.shape, strict=True)]
+    missing = [(0, side * n - length) for n, length in zip(cells, original.shape, strict=True)]
     planes = [np.pad(plane, missing, "edge") for plane in (original, shown)]
     bands = []
-    for top in range(0, len(planes[0]), BAND):
+    for top in range(0, len(planes[0]), BAND * side):
         # float32 is precise enough for a map, and takes half the time.
         strips: list[FloatArray]
-        strips = [plane[top : top + BAND].astype(np.float32) for plane in planes]
+        strips = [plane[top : top + BAND * side].astype(np.float32) for plane in planes]
         found = []
         for scale in range(len(WEIGHTS)):
             if scale:
@@ -93,12 +94,12 @@ def _errors(original: Plane, shown: Plane, cells: tuple[int, ...]) -> FloatArray
             similarity, _ = ssim_maps(x, y)
             error = np.maximum(0, 1 - similarity)
             square = error * error
-            found.append([_sums(each, SIDE >> scale) for each in (error, square * square)])
+            found.append([_sums(each, side >> scale) for each in (error, square * square)])
         bands.append(found)
     total: FloatArray = np.zeros(cells)
     for scale, weights in enumerate(WEIGHTS):
         sums = (np.concatenate([band[scale][power] for band in bands]) for power in (0, 1))
-        mean, fourth = (values / (SIDE >> scale) ** 2 for values in sums)
+        mean, fourth = (values / (side >> scale) ** 2 for values in sums)
         # The derivatives of both norms.
         total += weights[0] * mean + weights[1] * fourth * (fourth.mean() + 1e-20) ** -0.75
     return total

@@ -51,6 +51,11 @@ class Network(Protocol):
     @property
     def prior(self) -> HyperPrior: ...
 
+    @property
+    def factor(self) -> int:
+        """Pixels along a side of a latent."""
+        ...
+
     def part(self, scale: int) -> Part:
         """What the prior codes of a picture that is decoded at 1/scale of its size."""
         ...
@@ -236,7 +241,8 @@ class Banded:
         magnitudes = rounded.magnitudes()
         if frame.unseen is not None:
             magnitudes[doubled(frame.unseen, height, width)] = 0
-        found = allocation.offsets(original, shown, magnitudes, step)
+        side = CELL * self._network.factor // 2
+        found = allocation.offsets(original, shown, magnitudes, step, side)
         if not found.any():
             return frame
         if offsets is not None:

@@ -46,6 +46,8 @@ class Mini:
     hundredths (100..10000), or that of each cell.
     """
 
+    factor = FACTOR
+
     def __init__(self, path: Path) -> None:
         # The tables are loaded now, while `models.load` holds its lock.  Later, each of the first
         # threads would load them.
