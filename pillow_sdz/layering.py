@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from . import alpha, chunks, codec, exact, regions, scans, vp8l
+from . import alpha, chunks, codec, exact, fewer, regions, scans, vp8l
 from .codec import DoesNotFit, EncodedLatents
 from .container import Chunk, chunk_size
 from .exact_parts import shape_of
@@ -59,9 +59,11 @@ class Coder:
         image, hidden = given.image, given.hidden
         frame = self._found(given, self._quality) if self._wanted else None
         kept = self._kept(frame, given, self._exact)
-        if frame is None and self._wanted and not self._animated and scans.is_scan(image):
-            return self._scan(regions.filled(image, hidden))
-        if frame is None or not kept:
+        if not kept:
+            frame = None
+        if self._wanted and not self._animated and self._is_scan(image, frame):
+            return self._scan(regions.filled(image, hidden), frame)
+        if frame is None:
             return self._encoder.encode(regions.filled(image, hidden))
         if frame.picture is None:
             return [*kept, *self._encoder.encode_nothing(*self._latents)]
@@ -76,8 +78,14 @@ class Coder:
         kept = self._kept(whole, given, self._exact)
         return [*kept, *self._encoder.encode_nothing(*self._latents)]
 
-    def _scan(self, image: Image.Image) -> list[Chunk]:
-        """The chunks of a scanned page."""
+    def _is_scan(self, image: Image.Image, frame: regions.Frame | None) -> bool:
+        if frame is None:
+            return scans.is_scan(image)
+        # At lower qualities, the rest of a page is latents.
+        return self._quality >= min(scans.STEPS) and scans.is_scan(image, frame.blocks)
+
+    def _scan(self, image: Image.Image, frame: regions.Frame | None) -> list[Chunk]:
+        """The chunks of a scanned page, in which a ``frame`` has exact blocks."""
         step = next((s for least, s in scans.STEPS.items() if self._quality >= least), None)
         encoded = None
         if step is None:
@@ -85,8 +93,11 @@ class Coder:
             if self._quality < regions.EXACT_FROM:
                 return encoded
             step = max(scans.STEPS.values())
-        every = np.ones(shape_of(image.size), np.bool_)
-        data = exact.Encoder(0).encode(scans.coarser(image, step), every)
+        levels = scans.coarser(image, step)
+        if frame is not None:
+            shown = fewer.shown(frame.colours, frame.blocks)
+            levels.paste(frame.colours.convert("RGB"), (0, 0), shown)
+        data = exact.Encoder(0).encode(levels, np.ones(shape_of(image.size), np.bool_))
         kept = [Chunk(chunks.EXACT, data), *self._encoder.encode_nothing(*self._latents)]
         # Pages with little noise take fewer bytes as pixels, and look better.
         return encoded if encoded is not None and _size(encoded) < _size(kept) else kept

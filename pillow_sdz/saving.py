@@ -60,7 +60,9 @@ def save_all(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     timing = Timing(options.get("duration"), options.get("loop"))
     others = keywords.append_images(options.get("append_images"))
     with contextlib.closing(_frames_of(itertools.chain([im], others), fp)) as frames:
-        _write(im, fp, frames, timing)
+        first = list(itertools.islice(frames, 2))
+        is_animated = len(first) > 1  # one frame alone is a picture
+        _write(im, fp, itertools.chain(first, frames), timing if is_animated else None)
 
 
 def _frames_of(images: Iterable[Image.Image], fp: IO[bytes]) -> Generator[Image.Image]:

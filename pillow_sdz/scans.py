@@ -1,21 +1,27 @@
-"""Scans: pages of letters on bright paper, with noise, which are kept in their own way."""
+"""Scans: pages of letters on paper, with noise, which are kept in their own way.
+
+Paper is bright or dark.  Screenshots that were JPEGs are such pages, too.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from . import graphics
+from .block_maps import Blocks
 from .exact_parts import BLOCK
 
 # A scan is a page of letters on paper, with noise.  In a block of paper, the darkest and brightest
 # pixel are at most this many levels apart, and in a block with letters at least this many.  Chosen:
 # noise is below the first, and letters of 10 pixels are above the second.
 PAPER_CONTRAST, INK_CONTRAST = 40, 72
-# At least this part of a scan's blocks is paper.  Chosen: half of what a page full of letters has.
+# At least this part of a scan's blocks is paper, without bars of another colour.  Chosen: half of
+# what a page full of letters has.
 FEWEST_PAPER = 0.25
-# The brightest pixel of a block is paper if it is this near to the usual one.  Chosen: a scanner's
-# light falls off by a tenth.
+# The brightest pixel of a block is bright paper if it is this near to the usual one.  The darkest
+# pixel is dark paper then.  Chosen: a scanner's light falls off by a tenth.
 PAPER_RANGE = 24
 # Such a part of the blocks with letters has paper in it.  Chosen.  Photos seldom have so much:
 # docs/measurements.md#graphics-exact-and-regions.
@@ -26,8 +32,9 @@ LETTERS_ON_PAPER = 0.95
 HIGHER = 1 / 3
 # From these qualities on, a scanned page is kept like graphics, with levels of brightness this far
 # apart.  Measured on the tuning set of benchmarks.graphics: below the last one, latents take
-# fewer bytes at an equal SSIMULACRA2 (docs/measurements.md#graphics-exact-and-regions).
-STEPS = {95: 2, 85: 3, 70: 4}
+# fewer bytes at an equal SSIMULACRA2 (docs/measurements.md#graphics-exact-and-regions).  At the
+# default, 3 levels: with 4, scans with a white border or of JPEGs have 89.2 to 89.4.
+STEPS = {95: 2, 75: 3, 70: 4}
 # Levels of colour are this many times as far apart.  Measured on the tuning set of
 # benchmarks.graphics: with 3, a scan takes 9 to 14 % more bytes.  With 5, flat colours would be 4
 # levels off where there is little noise.
@@ -35,18 +42,32 @@ COLOUR_STEPS = 4
 _ROWS = 1024  # rows of pixels that are changed together, to save memory with large pictures
 
 
-def is_scan(image: Image.Image) -> bool:
-    """Whether a picture of mode RGB is a page with letters on bright paper, and with noise."""
+def is_scan(image: Image.Image, exact: Blocks | None = None) -> bool:
+    """Whether a picture of mode RGB is a page with letters on paper, and with noise.
+
+    If some of its blocks are ``exact``, most of its letters must lie in the others.
+    """
     lowest, highest = graphics.extremes(image)
     contrast = highest - lowest
     paper, ink = contrast <= PAPER_CONTRAST, contrast >= INK_CONTRAST
-    if paper.mean() < FEWEST_PAPER or ink.mean() < graphics.LETTERS_OF_A_PAGE:
+    if exact is not None:
+        letters = ink.sum()
+        ink &= ~exact
+        if 2 * ink.sum() < letters:
+            return False
+    if not paper.any() or ink.mean() < graphics.LETTERS_OF_A_PAGE:
         return False
-    usual = int(np.median(highest[paper]))
-    bright = np.abs(highest.astype(np.int16) - usual) <= PAPER_RANGE
+    return any(_on_paper(levels, paper, ink) for levels in (highest, lowest))
+
+
+def _on_paper(levels: NDArray[np.uint8], paper: Blocks, ink: Blocks) -> bool:
+    """Whether blocks of ``ink`` have ``levels`` of paper, and there is enough of it."""
+    usual = int(np.median(levels[paper]))
+    near = np.abs(levels.astype(np.int16) - usual) <= PAPER_RANGE
+    bars = paper & ~near  # of another colour
     return bool(
-        (paper & bright).mean() >= FEWEST_PAPER
-        and (ink & bright).sum() >= LETTERS_ON_PAPER * ink.sum()
+        (paper & near).sum() >= FEWEST_PAPER * (~bars).sum()
+        and (ink & near).sum() >= LETTERS_ON_PAPER * ink.sum()
     )
 
 
