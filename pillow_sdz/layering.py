@@ -64,43 +64,60 @@ class Coder:
         if self._wanted and not self._animated and self._is_scan(image, frame):
             return self._scan(regions.filled(image, hidden), frame)
         if frame is None:
-            return self._encoder.encode(regions.filled(image, hidden))
-        if frame.picture is None:
+            latents = self._encoder.encode(regions.filled(image, hidden))
+        elif frame.picture is None:
             return [*kept, *self._encoder.encode_nothing(*self._latents)]
-        latents = self._encoder.encode(frame.picture, frame.higher, frame.seen())
+        else:
+            latents = self._encoder.encode(frame.picture, frame.higher, frame.seen())
         coded = [*kept, *latents]
-        if self._animated or frame.is_photo or self._quality < regions.EXACT_FROM:
+        if not self._wanted or self._animated or self._quality < regions.EXACT_FROM:
             return coded
         most = _size(kept) + regions.TIMES_FOR_REST * _size(latents)
-        whole = regions.whole(frame.colours.convert("RGB"), most, frame.blocks)
-        if whole is None:
-            return coded
-        kept = self._kept(whole, given, self._exact)
-        return [*kept, *self._encoder.encode_nothing(*self._latents)]
+        return self._pixels(given, frame, most) or coded
 
-    def _is_scan(self, image: Image.Image, frame: regions.Frame | None) -> bool:
+    def _pixels(self, given: Given, frame: regions.Frame | None, most: float) -> list[Chunk] | None:
+        """The chunks of a picture without latents; None if they take more than ``most`` bytes."""
+        if frame is not None and not frame.is_photo:
+            whole = regions.whole(frame.colours.convert("RGB"), most, frame.blocks)
+            if whole is not None:
+                kept = self._kept(whole, given, self._exact)
+                return [*kept, *self._encoder.encode_nothing(*self._latents)]
+        if (step := self._step) and self._is_scan(given.image, frame, scans.FEWEST_LETTERS):
+            coarse = self._coarse(regions.filled(given.image, given.hidden), frame, step)
+            return coarse if _size(coarse) <= most else None
+        return None
+
+    @property
+    def _step(self) -> int | None:
+        """How far apart the levels of scans are at this quality; None if they are latents."""
+        return next((s for least, s in scans.STEPS.items() if self._quality >= least), None)
+
+    def _is_scan(
+        self, image: Image.Image, frame: regions.Frame | None, fewest: float = scans.USUAL_LETTERS
+    ) -> bool:
         if frame is None:
-            return scans.is_scan(image)
+            return scans.is_scan(image, None, fewest)
         # At lower qualities, the rest of a page is latents.
-        return self._quality >= min(scans.STEPS) and scans.is_scan(image, frame.blocks)
+        return self._step is not None and scans.is_scan(image, frame.blocks, fewest)
 
     def _scan(self, image: Image.Image, frame: regions.Frame | None) -> list[Chunk]:
         """The chunks of a scanned page, in which a ``frame`` has exact blocks."""
-        step = next((s for least, s in scans.STEPS.items() if self._quality >= least), None)
-        encoded = None
-        if step is None:
-            encoded = self._encoder.encode(image, scans.HIGHER * self._quality)
-            if self._quality < regions.EXACT_FROM:
-                return encoded
-            step = max(scans.STEPS.values())
+        if (step := self._step) is not None:
+            return self._coarse(image, frame, step)
+        encoded = self._encoder.encode(image, scans.HIGHER * self._quality)
+        if self._quality < regions.EXACT_FROM:
+            return encoded
+        # Pages with little noise take fewer bytes as pixels, and look better.
+        return min(self._coarse(image, frame, max(scans.STEPS.values())), encoded, key=_size)
+
+    def _coarse(self, image: Image.Image, frame: regions.Frame | None, step: int) -> list[Chunk]:
+        """The chunks of a scanned page as pixels with coarser levels, beside exact blocks."""
         levels = scans.coarser(image, step)
         if frame is not None:
             shown = fewer.shown(frame.colours, frame.blocks)
             levels.paste(frame.colours.convert("RGB"), (0, 0), shown)
         data = exact.Encoder(0).encode(levels, np.ones(shape_of(image.size), np.bool_))
-        kept = [Chunk(chunks.EXACT, data), *self._encoder.encode_nothing(*self._latents)]
-        # Pages with little noise take fewer bytes as pixels, and look better.
-        return encoded if encoded is not None and _size(encoded) < _size(kept) else kept
+        return [Chunk(chunks.EXACT, data), *self._encoder.encode_nothing(*self._latents)]
 
     def fit(self, images: Sequence[Given], max_size: int) -> EncodedLatents:
         """The best coding of all frames in ``max_size`` bytes; DoesNotFit if none fits.

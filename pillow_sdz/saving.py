@@ -59,10 +59,10 @@ def save_all(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     options = im.encoderinfo
     timing = Timing(options.get("duration"), options.get("loop"))
     others = keywords.append_images(options.get("append_images"))
+    # One frame alone is a picture.
+    is_animated = getattr(im, "n_frames", 1) > 1 or bool(options.get("append_images"))
     with contextlib.closing(_frames_of(itertools.chain([im], others), fp)) as frames:
-        first = list(itertools.islice(frames, 2))
-        is_animated = len(first) > 1  # one frame alone is a picture
-        _write(im, fp, itertools.chain(first, frames), timing if is_animated else None)
+        _write(im, fp, frames, timing if is_animated else None)
 
 
 def _frames_of(images: Iterable[Image.Image], fp: IO[bytes]) -> Generator[Image.Image]:

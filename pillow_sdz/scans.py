@@ -24,8 +24,12 @@ FEWEST_PAPER = 0.25
 # pixel is dark paper then.  Chosen: a scanner's light falls off by a tenth.
 PAPER_RANGE = 24
 # Such a part of the blocks with letters has paper in it.  Chosen.  Photos seldom have so much:
-# docs/measurements.md#graphics-exact-and-regions.
-LETTERS_ON_PAPER = 0.95
+# docs/measurements.md#graphics-exact-and-regions.  Of photos with much black, it is up to 0.94.
+LETTERS_ON_PAPER, LETTERS_ON_DARK_PAPER = 0.95, 0.98
+# Usually at least this part of a scan's blocks has letters.  Pages with fewer, such as slides that
+# were JPEGs, are kept like scans only if their pixels take few bytes.  Chosen: less than slides
+# have.  Of 819 photos, none has nearly all of its contrasts on bright paper.
+USUAL_LETTERS, FEWEST_LETTERS = graphics.LETTERS_OF_A_PAGE, 0.005
 
 # The quality of a scanned page is higher by this part of the quality that was asked for.  Chosen:
 # readers look at letters closely.  With it, the default quality becomes the highest.
@@ -42,10 +46,11 @@ COLOUR_STEPS = 4
 _ROWS = 1024  # rows of pixels that are changed together, to save memory with large pictures
 
 
-def is_scan(image: Image.Image, exact: Blocks | None = None) -> bool:
+def is_scan(image: Image.Image, exact: Blocks | None = None, fewest: float = USUAL_LETTERS) -> bool:
     """Whether a picture of mode RGB is a page with letters on paper, and with noise.
 
-    If some of its blocks are ``exact``, most of its letters must lie in the others.
+    If some of its blocks are ``exact``, most of its letters must lie in the others.  At least the
+    part ``fewest`` of all blocks has letters.
     """
     lowest, highest = graphics.extremes(image)
     contrast = highest - lowest
@@ -55,19 +60,21 @@ def is_scan(image: Image.Image, exact: Blocks | None = None) -> bool:
         ink &= ~exact
         if 2 * ink.sum() < letters:
             return False
-    if not paper.any() or ink.mean() < graphics.LETTERS_OF_A_PAGE:
+    if not paper.any() or ink.mean() < fewest:
         return False
-    return any(_on_paper(levels, paper, ink) for levels in (highest, lowest))
+    return _on_paper(highest, paper, ink, LETTERS_ON_PAPER) or _on_paper(
+        lowest, paper, ink, LETTERS_ON_DARK_PAPER
+    )
 
 
-def _on_paper(levels: NDArray[np.uint8], paper: Blocks, ink: Blocks) -> bool:
-    """Whether blocks of ``ink`` have ``levels`` of paper, and there is enough of it."""
+def _on_paper(levels: NDArray[np.uint8], paper: Blocks, ink: Blocks, least: float) -> bool:
+    """Whether this part of the blocks of ``ink`` has ``levels`` of paper, and there is enough."""
     usual = int(np.median(levels[paper]))
     near = np.abs(levels.astype(np.int16) - usual) <= PAPER_RANGE
     bars = paper & ~near  # of another colour
     return bool(
         (paper & near).sum() >= FEWEST_PAPER * (~bars).sum()
-        and (ink & near).sum() >= LETTERS_ON_PAPER * ink.sum()
+        and (ink & near).sum() >= least * ink.sum()
     )
 
 

@@ -689,6 +689,20 @@ class TestScans:
         picture = with_photo()
         assert not scans.is_scan(picture, graphics.find(graphics.Picture(picture)))
 
+    def test_few_letters_are_kept_if_they_take_few_bytes(self) -> None:
+        slide = Image.new("RGB", (480, 360), (250, 250, 245))
+        draw = ImageDraw.Draw(slide)
+        draw.text((60, 50), "Results of the year", (20, 20, 60), font_size=30)
+        draw.line((60, 300, 200, 180, 320, 240, 420, 110), (31, 119, 180), 4)
+        file = BytesIO()
+        slide.save(file, "JPEG", quality=85)
+        jpeg = Image.open(file).convert("RGB")
+        shown = decode(encode(jpeg))
+        assert shown.info["sdz"]["exact"] == 1
+        assert abs(np.asarray(shown, float) - np.asarray(jpeg, float)).max() <= 9
+        assert decode(encode(jpeg, quality=69)).info["sdz"]["exact"] < 1
+        assert len(encode(jpeg)) <= regions.TIMES_FOR_REST * len(encode(jpeg, regions=False))
+
     def test_at_low_qualities_it_is_latents(self) -> None:
         assert decode(encode(scan(), quality=59)).info["sdz"]["exact"] == 0
 
