@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import io
 import shutil
 import statistics
 import sys
@@ -32,10 +33,11 @@ from benchmarks.codecs import CODECS
 from benchmarks.metrics import BUTTERAUGLI, butteraugli, measure
 from benchmarks.rate_distortion import load, photos_in
 from evaluation import feature_distance
+from pillow_sdz import models
 from pillow_sdz import options as settings
 
 RATES = (0.05, 0.10, 0.15, 0.25)  # bits per pixel at which decoders invent texture
-DECODERS = {"sdz, psnr": "mini", "sdz, perceptual": "mini-perceptual"}
+TUNES = {"sdz, psnr": "psnr", "sdz, perceptual": "perceptual"}
 OTHERS = {"JPEG": "jpeg", "WebP": "webp", "AVIF": "avif"}
 
 SHEET_RATE = 0.10
@@ -77,13 +79,21 @@ def decoded(original: Image.Image, rates: Sequence[float]) -> Iterator[Decoded]:
     budgets = [int(rate * pixels / 8) for rate in rates]
     for label, name in {"sdz": "sdz", **OTHERS}.items():
         codec = CODECS[name]
-        decoders = DECODERS if name == "sdz" else {label: None}
+        tunes = TUNES if name == "sdz" else {label: None}
         for rate, file in zip(rates, codec.fit(original, budgets), strict=True):
-            for decoder_label, decoder in decoders.items():
+            for tune_label, tune in tunes.items():
+                decoder = None if tune is None else decoder_of(file.data, tune)
                 with settings.override(DECODER=decoder):
                     picture = codec.decode(file.data)
                 bpp = 8 * len(file.data) / pixels
-                yield Decoded(decoder_label, rate, bpp, file.fits, picture)
+                yield Decoded(tune_label, rate, bpp, file.fits, picture)
+
+
+def decoder_of(file: bytes, tune: str) -> str:
+    """The decoder that a file with this recommendation would have."""
+    with Image.open(io.BytesIO(file)) as im:
+        model: str = im.info["sdz"]["model"]
+    return models.spec(model).space.decoders.get(tune, model)
 
 
 def rows(path: Path, rates: Sequence[float]) -> Iterator[Row]:

@@ -41,6 +41,10 @@ class Weights(Row):
 MINI = Weights(
     "mini.safetensors", "7895a11d18a314b1deb5f4462c3d430e1945b6cadcc09e0ae5f8030c15c08ee7"
 )
+#: Of the CNN that makes the pictures of `mini-half` larger.
+MINI_HALF = Weights(
+    "mini_half.safetensors", "fc421f80dbccfe3d7c5256446598be151a1bf79899c4f7d663ef789c40af6bb4"
+)
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
     "d67ad8a9093b6086a1f3f1b4a978438559a220a1aee0206603c19d22ac092fef",
@@ -92,6 +96,7 @@ GRAPHS: dict[str, str] = {
     "mini_encoder_base": "73dc4f709442a0f82ab0d4ad0e6c0c80775a2e09fe55cbc6cc4a1dbf84e1d965",
     "mini_encoder_base_int8": "fe7745afdef737e422f763402bcc56205ea6d161d12e3bb83a9f82e84d107bc4",
     "mini_encoder_int8": "aea81b5eaf9065dcb9782a59397e3f0a1deb98d841df6a514d7b1605907a56dd",
+    "mini_half_enlarger": "96bee6aee1f383a122d6f355ffbec8a6508180a9ba836830bfadc3d318223877",
     "product": "40705a159229f048c6879ab99c3581cf93f4228560550c64eb633d18c200e1bf",
     "product_of_bytes": "1a5dce0cda2b75ec0ceda0bdd5a4c59b0b3b6096b957494dba992599fdf435c1",
     "sd_mini_decoder": "c6565a3c1bd07b334b812e4909458fc85b6be768124b819b94ad88e3ee088d57",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,28 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file
 
-from pillow_sdz import catalogue, demo, fidelity, models, open_latents, options, save_latents
-from pillow_sdz.models import mini_half
+from pillow_sdz import (
+    catalogue,
+    demo,
+    fidelity,
+    models,
+    open_latents,
+    options,
+    save_latents,
+    weights,
+)
+from pillow_sdz.models import mini_half, runtime
 from pillow_sdz.models.mini import memory as tile_memory
 from pillow_sdz.models.ssimulacra2 import ssimulacra2
 from sdz_files import decode, encode
 from test_exact import page
+
+sys.path.append(str(Path(__file__).parent.parent))
+
+from training.half import Enlarger, twice
+from training.mini.data import to_tensor
 
 HALF = "mini-half"
 
@@ -123,7 +140,7 @@ def test_tiles_leave_no_seam(dtype: str, monkeypatch: pytest.MonkeyPatch) -> Non
     file = encode(demo.photo().resize((1301, 211)), model=HALF, quality=30, effort=0)
     with options.override(DTYPE=dtype):
         whole = np.asarray(decode(file)).astype(int)
-        monkeypatch.setattr(mini_half, "SIDE", 3)
+        monkeypatch.setattr(mini_half, "tile_side", lambda *_, **__: 3)
         assert np.abs(np.asarray(decode(file)) - whole).max() <= 1
         monkeypatch.setattr(tile_memory, "LARGEST_TILE", 14)  # `mini` needs a margin of 13
         assert np.abs(np.asarray(decode(file)) - whole).max() <= 1
@@ -167,6 +184,32 @@ def test_latents(file: bytes) -> None:
     again = BytesIO()
     save_latents(found.latents, again, model=HALF, size=found.size, quality=60)
     assert decode(again.getvalue()).tobytes() == decode(file).tobytes()
+
+
+@torch.inference_mode()
+def test_the_graph_computes_what_training_does() -> None:
+    network = Enlarger()
+    network.load_state_dict({k: v.float() for k, v in load_file(weights.MINI_HALF.path).items()})
+    pixels = np.array(demo.photo().resize((96, 64)))
+    larger, place = mini_half.twice(pixels), np.array(0.3, np.float32)
+    added = network.added(to_tensor(pixels), torch.full((1, 1, 1, 1), 0.3))
+    expected = larger + 255 * added[0].permute(1, 2, 0).numpy()
+    graph = runtime.Network("mini_half_enlarger", network.state_dict())
+    for sides in np.eye(4, dtype=np.int64):
+        found = graph(pixels=pixels, larger=larger, place=place, sides=sides)
+        top, bottom, left, right = 32 * mini_half.MARGIN * sides
+        part = expected[top : 128 - bottom, left : 192 - right].round().clip(0, 255)
+        assert np.abs(found - part).max() <= 1  # a sum in another order
+
+
+def test_the_filter_is_that_of_training() -> None:
+    """Pillow rounds and limits after each direction."""
+    pixels = np.array(demo.photo().resize((96, 64)))
+    filtered = twice(to_tensor(pixels))[0].permute(1, 2, 0).numpy()
+    levels = ((filtered + 0.5) * 255).clip(0, 255)
+    difference = np.abs(mini_half.twice(pixels) - levels)
+    assert difference.mean() < 0.5
+    assert (difference > 1.5).mean() < 0.02
 
 
 # What varies over a picture

@@ -29,6 +29,7 @@ from safetensors.numpy import load_file, save_file
 
 from pillow_sdz import weights
 from pillow_sdz.codings.rate_axis import KNOTS
+from pillow_sdz.models import mini_half as half_shape
 from pillow_sdz.models import runtime
 from pillow_sdz.models import sd_mini as sd_shape
 from pillow_sdz.models.mini import shape
@@ -197,8 +198,42 @@ def sd_mini_decoder(g: Graph) -> bytes:
     return g.finish(result, latents_in(sd_shape.CHANNELS), TensorProto.UINT8)
 
 
-# Those of which nothing is rounded, and `SdMini`'s decoder, which runs in float32.
-FLOAT32_ALONE = {"mini_analysis", "product", "product_of_bytes", "sd_mini_decoder"}
+def mini_half_enlarger(g: Graph) -> bytes:
+    """`training.half.Enlarger`, a tile without its margin.
+
+    ``larger`` has the pixels at twice their height and width, by the filter alone.
+    """
+    inputs = {
+        "pixels": (TensorProto.UINT8, ("h", "w", 3)),
+        "larger": (TensorProto.UINT8, ("2h", "2w", 3)),
+        "place": (TensorProto.FLOAT, ()),
+        "sides": (TensorProto.INT64, (4,)),
+    }
+    x = g.from_pixels("pixels", 255, 0.5)
+    around = half_shape.AROUND // 2
+    pads = g.constant([0, 0, around, around] * 2, np.int64)
+    mean = g.op("AveragePool", g.op("Pad", x, pads, mode="edge"), kernel_shape=[2 * around + 1] * 2)
+    y = g.unshuffle(g.op("Sub", x, mean), 2)
+    size = g.op("Shape", y, start=2)
+    plane = g.op("Expand", "place", g.op("Concat", g.constant([1, 1], np.int64), size, axis=0))
+    y = g.conv(g.op("Concat", y, plane, axis=1), "enter")
+    for number in range(half_shape.DEPTH):
+        first = g.conv(g.op("Relu", y), f"blocks.{number}.first", relu=True)
+        y = g.op("Add", y, g.conv(first, f"blocks.{number}.second"))
+    y = g.shuffle(g.conv(g.op("Relu", y), "leave"), 4)
+    y = g.op("Add", g.from_pixels("larger", 255, 0.5), y)
+    y = g.trim(y, "sides", 2 * shape.FACTOR * half_shape.MARGIN)
+    return g.finish(g.to_pixels(y, 255, 0.5), inputs, TensorProto.UINT8)
+
+
+# Those of which nothing is rounded, and two decoders' networks that run in float32.
+FLOAT32_ALONE = {
+    "mini_analysis",
+    "mini_half_enlarger",
+    "product",
+    "product_of_bytes",
+    "sd_mini_decoder",
+}
 # Those that also have a graph with their last stage in float32.
 PRECISE = {"mini_decoder", "mini_decoder2"}
 
@@ -216,6 +251,7 @@ def networks() -> dict[str, tuple[Build, Tensors]]:
         "mini_decoder2": (functools.partial(mini_decoder, scale=2), mini),
         "mini_decoder4": (functools.partial(mini_decoder, scale=4), mini),
         "mini_analysis": (mini_analysis, mini),
+        "mini_half_enlarger": (mini_half_enlarger, load_file(weights.MINI_HALF.path)),
         "product": (product, {}),  # of the prior's layers
         "product_of_bytes": (product_of_bytes, {}),
         "sd_mini_encoder": (sd_mini_encoder, sd_mini),

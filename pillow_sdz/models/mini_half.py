@@ -1,4 +1,7 @@
-"""`mini` for pictures of half the width and height: better than `mini` where bits are few."""
+"""`mini` for pictures of half the width and height: better than `mini` where bits are few.
+
+A filter makes the smaller picture.  A filter and a small CNN make it larger again.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,29 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import load_file
 
-from .. import catalogue
-from ..arrays import Area, Latents, Pixels, Quantisation, Samples
+from .. import catalogue, weights
+from ..arrays import Area, Latents, Mapped, Pixels, Quantisation, Samples
 from ..catalogue import ModelSpec
 from ..codings.hyperprior import Part
-from . import tiles
+from ..codings.rate_axis import LAST
+from . import runtime, tiles
 from .mini import Mini, MiniPerceptual
+from .mini.memory import tile_side
 from .mini.shape import FACTOR
 from .network import Network, Qualities
 from .tiles import Tile
 
 # To halve a picture, Lanczos's filter looks at 6 pixels on each side, and so many must be even.
 REACH = 6
-# To enlarge a picture, cubic splines look at 2 pixels on each side.  A tile has this margin, in
-# latents.
-MARGIN = 1
-SIDE = 32  # the most latents along a side of a tile that is enlarged: a megapixel.  Chosen.
+# The shape of the CNN: channels at half the resolution of the smaller picture, and blocks.  Chosen.
+WIDTH, DEPTH = 48, 4
+AROUND = 7  # pixels along a side of the square whose mean is subtracted from a pixel.  Chosen.
+# The CNN looks at 23 pixels of the smaller picture on each side: 3 for that mean, and 2 for each
+# convolution.  A tile that is enlarged has this margin, in latents.
+MARGIN = 2
+MEMORY = 100_000  # bytes that the CNN takes for each latent of a tile, margin included.  Measured.
 
 
 class Half:
@@ -36,6 +45,8 @@ class Half:
     def __init__(self, mini: Mini, decoder: Mini | MiniPerceptual) -> None:
         self._mini, self._decoder = mini, decoder
         self.prior, self.gain, self.seen = mini.prior, mini.gain, mini.seen
+        tensors = load_file(weights.MINI_HALF.checked())
+        self._enlarger = runtime.Network("mini_half_enlarger", tensors)
 
     def part(self, scale: int) -> Part:
         """What the prior codes of a picture that is decoded at 1/scale of its size."""
@@ -76,17 +87,25 @@ class Half:
         needed = _with_margins(area or tiles.everything(height, width), (height, width))
         (down, right), smaller = self._small(latents, quantisation, needed)
 
+        picture = quantisation.picture if isinstance(quantisation, Mapped) else quantisation
+        place = np.array(self._mini.axis.places(picture) / LAST, np.float32)
+
         def part(tile: Tile) -> tuple[Tile, Pixels]:
             rows, columns = tiles.scaled(tile.needed, FACTOR)
             here = slice(rows.start - down, rows.stop - down)
             return tile, smaller[here, columns.start - right : columns.stop - right]
 
+        def enlarged(given: tuple[Tile, Pixels]) -> Pixels:
+            tile, pixels = given
+            larger = twice(pixels)
+            return self._enlarger(pixels=pixels, larger=larger, place=place, sides=tile.trimmed)
+
         yield from tiles.decode(
             latents.shape,
             part,
-            lambda given: _trimmed(given[0], enlarged(given[1])),
+            enlarged,
             factor=self.factor,
-            side=lambda workers: SIDE,
+            side=lambda workers: tile_side(MEMORY, MARGIN, workers=workers),
             margin=MARGIN,
             area=area,
         )
@@ -130,8 +149,8 @@ class Halved:
         return np.asarray(image)[top : top + height, left : left + width]
 
 
-def enlarged(pixels: Pixels) -> Pixels:
-    """Pixels (h, w, 3) at twice their height and width."""
+def twice(pixels: Pixels) -> Pixels:
+    """Pixels (h, w, 3) at twice their height and width, by the filter alone."""
     image = Image.fromarray(pixels)
     return np.asarray(image.resize((2 * image.width, 2 * image.height), Image.Resampling.BICUBIC))
 
@@ -143,13 +162,6 @@ def _with_margins(area: Area, size: tuple[int, int]) -> Area:
         for side, length in zip(area, size, strict=True)
     )
     return rows, columns
-
-
-def _trimmed(tile: Tile, pixels: Pixels) -> Pixels:
-    """The pixels of a tile without its margins."""
-    top, bottom, left, right = (2 * FACTOR * MARGIN * side for side in tile.sides)
-    height, width, _ = pixels.shape
-    return pixels[top : height - bottom, left : width - right]
 
 
 def load(other: Callable[[ModelSpec], Network]) -> Half:
