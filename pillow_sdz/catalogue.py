@@ -105,7 +105,7 @@ MINI = ModelSpec(
     by_area=True,
     loader="pillow_sdz.models.mini:load",
     coarser=("mini-half",),
-    coarser_below=12,  # measured: docs/measurements.md#catalogue
+    coarser_below=10,  # measured: docs/measurements.md#catalogue
 )
 # Decodes the same latents.  Its pictures look real even with few bits (`tune="perceptual"`).
 MINI_PERCEPTUAL = MINI.replace(

@@ -32,7 +32,7 @@ from test_exact import page
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from training.half import Enlarger, twice
+from training.half import Coded, Enlarger, loss_of, twice
 from training.mini.data import to_tensor
 
 HALF = "mini-half"
@@ -210,6 +210,15 @@ def test_the_filter_is_that_of_training() -> None:
     difference = np.abs(mini_half.twice(pixels) - levels)
     assert difference.mean() < 0.5
     assert (difference > 1.5).mean() < 0.02
+
+
+def test_what_the_training_learns_from(picture: Image.Image) -> None:
+    photo = np.array(picture.resize((128, 64)))
+    half, place = Coded()(photo, 60)
+    assert half.shape == (1, 3, 32, 64)
+    assert 0.4 < place < 0.6
+    filtered, original = twice(half), to_tensor(photo)
+    assert loss_of(original, original) < loss_of(filtered, original) < loss_of(-original, original)
 
 
 # What varies over a picture

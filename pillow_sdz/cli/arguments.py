@@ -189,7 +189,8 @@ def add_size(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGrou
         "--target-size",
         type=byte_count,
         metavar="SIZE",
-        help="use the best quality that fits in this many bytes: 5000, 5kB, 4KiB",
+        help="use the best quality that fits in this many bytes: 5000, 5kB, 4KiB; with few bytes"
+        " for each pixel, pictures may get another model",
     )
     return group
 
