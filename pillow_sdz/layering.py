@@ -62,7 +62,9 @@ class Coder:
         if not kept:
             frame = None
         if self._wanted and not self._animated and self._is_scan(image, frame):
-            return self._scan(regions.filled(image, hidden), frame)
+            scan = self._scan(regions.filled(image, hidden), frame)
+            if scan is not None:
+                return scan
         if frame is None:
             latents = self._encoder.encode(regions.filled(image, hidden))
         elif frame.picture is None:
@@ -100,15 +102,18 @@ class Coder:
         # At lower qualities, the rest of a page is latents.
         return self._step is not None and scans.is_scan(image, frame.blocks, fewest)
 
-    def _scan(self, image: Image.Image, frame: regions.Frame | None) -> list[Chunk]:
-        """The chunks of a scanned page, in which a ``frame`` has exact blocks."""
-        if (step := self._step) is not None:
-            return self._coarse(image, frame, step)
+    def _scan(self, image: Image.Image, frame: regions.Frame | None) -> list[Chunk] | None:
+        """The chunks of a scanned page; None if they take too many bytes beside exact blocks."""
         encoded = self._encoder.encode(image, scans.HIGHER * self._quality)
         if self._quality < regions.EXACT_FROM:
             return encoded
         # Pages with little noise take fewer bytes as pixels, and look better.
-        return min(self._coarse(image, frame, max(scans.STEPS.values())), encoded, key=_size)
+        step = self._step or max(scans.STEPS.values())
+        times = 1 if self._step is None else scans.TIMES_OF_LATENTS[step]
+        coarse = self._coarse(image, frame, step)
+        if _size(coarse) <= times * _size(encoded):
+            return coarse
+        return encoded if frame is None else None
 
     def _coarse(self, image: Image.Image, frame: regions.Frame | None, step: int) -> list[Chunk]:
         """The chunks of a scanned page as pixels with coarser levels, beside exact blocks."""

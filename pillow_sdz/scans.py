@@ -20,15 +20,18 @@ PAPER_CONTRAST, INK_CONTRAST = 40, 72
 # At least this part of a scan's blocks is paper, without bars of another colour.  Chosen: half of
 # what a page full of letters has.
 FEWEST_PAPER = 0.25
-# The brightest pixel of a block is bright paper if it is this near to the usual one.  The darkest
-# pixel is dark paper then.  Chosen: a scanner's light falls off by a tenth.
-PAPER_RANGE = 24
-# Such a part of the blocks with letters has paper in it.  Chosen.  Photos seldom have so much:
-# docs/measurements.md#graphics-exact-and-regions.  Of photos with much black, it is up to 0.94.
-LETTERS_ON_PAPER, LETTERS_ON_DARK_PAPER = 0.95, 0.98
+# A pixel is paper if it is this near to the usual level of paper.  Chosen: a scanner's light falls
+# off by a tenth.
+PAPER_RANGE = 32
+# At least the first part of a block with letters is paper, in the second part of these blocks.  Of
+# their other pixels, at most the third part is within 80 levels of paper: letters have two levels,
+# and photos have shades.  Measured (docs/measurements.md#graphics-exact-and-regions): 18 scans and
+# JPEGs of pages have 0.25 in 96 to 100 % of the blocks, and 16 to 55 % of shades.  Of 16 photos
+# with much bright or dark ground, two have so much paper and so few shades.
+PAPER_IN_LETTERS, LETTERS_ON_PAPER, FEW_SHADES, SHADES = 0.25, 0.95, 0.57, 80
 # Usually at least this part of a scan's blocks has letters.  Pages with fewer, such as slides that
 # were JPEGs, are kept like scans only if their pixels take few bytes.  Chosen: less than slides
-# have.  Of 819 photos, none has nearly all of its contrasts on bright paper.
+# have.
 USUAL_LETTERS, FEWEST_LETTERS = graphics.LETTERS_OF_A_PAGE, 0.005
 
 # The quality of a scanned page is higher by this part of the quality that was asked for.  Chosen:
@@ -39,6 +42,10 @@ HIGHER = 1 / 3
 # fewer bytes at an equal SSIMULACRA2 (docs/measurements.md#graphics-exact-and-regions).  At the
 # default, 3 levels: with 4, scans with a white border or of JPEGs have 89.2 to 89.4.
 STEPS = {95: 2, 75: 3, 70: 4}
+# With levels so far apart, pixels of a scan take at most so many times the bytes of latents of the
+# higher quality.  Measured at quality 75: 0.9 to 1.3 for scans with noise of 1 to 4 levels, and 1.6
+# for a photo of a wall.  Two levels take 1.3 times as many bytes as three.
+TIMES_OF_LATENTS = {2: 1.75, 3: 1.35, 4: 1.35}
 # Levels of colour are this many times as far apart.  Measured on the tuning set of
 # benchmarks.graphics: with 3, a scan takes 9 to 14 % more bytes.  With 5, flat colours would be 4
 # levels off where there is little noise.
@@ -62,20 +69,25 @@ def is_scan(image: Image.Image, exact: Blocks | None = None, fewest: float = USU
             return False
     if not paper.any() or ink.mean() < fewest:
         return False
-    return _on_paper(highest, paper, ink, LETTERS_ON_PAPER) or _on_paper(
-        lowest, paper, ink, LETTERS_ON_DARK_PAPER
-    )
-
-
-def _on_paper(levels: NDArray[np.uint8], paper: Blocks, ink: Blocks, least: float) -> bool:
-    """Whether this part of the blocks of ``ink`` has ``levels`` of paper, and there is enough."""
-    usual = int(np.median(levels[paper]))
-    near = np.abs(levels.astype(np.int16) - usual) <= PAPER_RANGE
-    bars = paper & ~near  # of another colour
+    middle = lowest + contrast // 2
+    usual = int(np.median(middle[paper]))
+    bars = paper & (np.abs(middle.astype(np.int16) - usual) > PAPER_RANGE)  # of another colour
+    if (paper & ~bars).sum() < FEWEST_PAPER * (~bars).sum():
+        return False
+    levels = image.convert("L")
+    of_paper, near = (_parts(levels, usual, reach)[ink] for reach in (PAPER_RANGE, SHADES))
+    shades = (near - of_paper).sum()
     return bool(
-        (paper & near).sum() >= FEWEST_PAPER * (~bars).sum()
-        and (ink & near).sum() >= least * ink.sum()
+        (of_paper >= PAPER_IN_LETTERS).mean() >= LETTERS_ON_PAPER
+        and shades <= FEW_SHADES * (1 - of_paper).sum()
     )
+
+
+def _parts(levels: Image.Image, usual: int, reach: int) -> NDArray[np.float64]:
+    """The part of each block's pixels, 0 to 1, whose level is within ``reach`` of the usual one."""
+    near = levels.point([255 if abs(level - usual) <= reach else 0 for level in range(256)])
+    parts: NDArray[np.float64] = np.asarray(near.reduce(BLOCK)) / 255
+    return parts
 
 
 def coarser(scan: Image.Image, step: int) -> Image.Image:
