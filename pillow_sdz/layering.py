@@ -72,19 +72,21 @@ class Coder:
         else:
             latents = self._encoder.encode(frame.picture, frame.higher, frame.seen())
         coded = [*kept, *latents]
-        if not self._wanted or self._animated or self._quality < regions.EXACT_FROM:
+        if not self._wanted or self._animated:
             return coded
-        most = _size(kept) + regions.TIMES_FOR_REST * _size(latents)
-        return self._pixels(given, frame, most) or coded
+        times = regions.TIMES_FOR_REST if self._quality >= regions.EXACT_FROM else 1
+        return self._pixels(given, frame, _size(kept) + times * _size(latents)) or coded
 
     def _pixels(self, given: Given, frame: regions.Frame | None, most: float) -> list[Chunk] | None:
-        """The chunks of a picture without latents; None if they take more than ``most`` bytes."""
-        if frame is not None and not frame.is_photo:
-            whole = regions.whole(frame.colours.convert("RGB"), most, frame.blocks)
+        """The chunks of a page without latents; None if they take more than ``most`` bytes."""
+        has_letters = self._is_scan(given.image, frame, scans.FEWEST_LETTERS)
+        if has_letters or (frame is not None and not frame.is_photo):
+            known = None if frame is None else frame.blocks
+            whole = regions.whole(alpha.painted(given.image, given.hidden), most, known)
             if whole is not None:
                 kept = self._kept(whole, given, self._exact)
                 return [*kept, *self._encoder.encode_nothing(*self._latents)]
-        if (step := self._step) and self._is_scan(given.image, frame, scans.FEWEST_LETTERS):
+        if has_letters and (step := self._step):
             coarse = self._coarse(regions.filled(given.image, given.hidden), frame, step)
             return coarse if _size(coarse) <= most else None
         return None
@@ -180,6 +182,11 @@ class Coder:
             whole = regions.whole(alpha.painted(given.image, given.hidden), most)
             if whole is not None:
                 yield HIGHEST, [whole]
+            elif scans.is_scan(given.image):
+                filled = regions.filled(given.image, given.hidden)
+                for least, step in scans.STEPS.items():
+                    if coarse := regions.whole(scans.coarser(filled, step), max_size):
+                        yield least, [coarse]
         for quality in QUALITIES:
             yield quality, [self._found(each, quality) for each in images]
 

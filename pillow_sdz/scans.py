@@ -26,9 +26,9 @@ PAPER_RANGE = 32
 # At least the first part of a block with letters is paper, in the second part of these blocks.  Of
 # their other pixels, at most the third part is within 80 levels of paper: letters have two levels,
 # and photos have shades.  Measured (docs/measurements.md#graphics-exact-and-regions): 18 scans and
-# JPEGs of pages have 0.25 in 96 to 100 % of the blocks, and 16 to 55 % of shades.  Of 16 photos
+# JPEGs of pages have 0.25 in 96 to 100 % of the blocks, and 22 to 57 % of shades.  Of 16 photos
 # with much bright or dark ground, two have so much paper and so few shades.
-PAPER_IN_LETTERS, LETTERS_ON_PAPER, FEW_SHADES, SHADES = 0.25, 0.95, 0.57, 80
+PAPER_IN_LETTERS, LETTERS_ON_PAPER, FEW_SHADES, SHADES = 0.25, 0.95, 0.6, 80
 # Usually at least this part of a scan's blocks has letters.  Pages with fewer, such as slides that
 # were JPEGs, are kept like scans only if their pixels take few bytes.  Chosen: less than slides
 # have.
@@ -43,13 +43,15 @@ HIGHER = 1 / 3
 # default, 3 levels: with 4, scans with a white border or of JPEGs have 89.2 to 89.4.
 STEPS = {95: 2, 75: 3, 70: 4}
 # With levels so far apart, pixels of a scan take at most so many times the bytes of latents of the
-# higher quality.  Measured at quality 75: 0.9 to 1.3 for scans with noise of 1 to 4 levels, and 1.6
+# higher quality.  Measured at quality 75: 0.9 to 1.4 for scans with noise of 1 to 4 levels, and 1.6
 # for a photo of a wall.  Two levels take 1.3 times as many bytes as three.
-TIMES_OF_LATENTS = {2: 1.75, 3: 1.35, 4: 1.35}
+TIMES_OF_LATENTS = {2: 1.95, 3: 1.5, 4: 1.5}
 # Levels of colour are this many times as far apart.  Measured on the tuning set of
-# benchmarks.graphics: with 3, a scan takes 9 to 14 % more bytes.  With 5, flat colours would be 4
-# levels off where there is little noise.
+# benchmarks.graphics: with 3, a scan takes 9 to 14 % more bytes.
 COLOUR_STEPS = 4
+# In a block whose usual colour is further than this from these levels, they are moved.  Chosen:
+# flat colours are at most two levels off.
+NEAR_LEVEL = 1
 _ROWS = 1024  # rows of pixels that are changed together, to save memory with large pictures
 
 
@@ -106,11 +108,30 @@ def coarser(scan: Image.Image, step: int) -> Image.Image:
         levels = np.asarray(scan.crop((0, top, scan.width, min(top + _ROWS, scan.height))))
         above = levels.astype(np.int32) - ground
         colour = above[..., ::2] - above[..., 1:2]  # red and blue, less green
-        coarse = (colour + wide // 2) // wide * wide
+        own = _between_levels(colour, wide)
+        coarse = (colour - own + wide // 2) // wide * wide + own
         # Green gets the brightness that red and blue lose (Rec. ITU-R BT.601: 0.299 and 0.114).
         brightness = 1000 * above[..., 1] + (colour - coarse) @ np.array([299, 114], np.int32)
         brightness = (brightness + 500 * step) // (1000 * step) * step
         red, blue = np.moveaxis(brightness[..., None] + coarse, -1, 0)
         shown = np.clip(np.stack([red, brightness, blue], -1) + ground, 0, 255).astype(np.uint8)
         found.paste(Image.fromarray(shown), (0, top))
+    return found
+
+
+def _between_levels(colour: NDArray[np.int32], wide: int) -> NDArray[np.int32]:
+    """How far blocks of one colour, (H, W, 2), are from the levels that are ``wide`` apart.
+
+    Noise is less than a level there, so a coloured box would come back with another colour.
+    """
+    height, width, _ = colour.shape
+    even = np.pad(colour, ((0, -height % BLOCK), (0, -width % BLOCK), (0, 0)), mode="edge")
+    rows, columns = even.shape[0] // BLOCK, even.shape[1] // BLOCK
+    parts = (
+        even.reshape(rows, BLOCK, columns, BLOCK, 2).swapaxes(1, 2).reshape(rows, columns, -1, 2)
+    )
+    usual = np.median(parts, 2)
+    off = np.rint(usual - np.rint(usual / wide) * wide).astype(np.int32)
+    off[(np.abs(off) <= NEAR_LEVEL) | (np.ptp(parts, 2) > wide)] = 0
+    found: NDArray[np.int32] = off.repeat(BLOCK, 0).repeat(BLOCK, 1)[:height, :width]
     return found

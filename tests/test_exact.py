@@ -684,6 +684,40 @@ class TestScans:
     def test_one_frame_is_no_animation(self) -> None:
         assert encode(scan(), save_all=True) == encode(scan())
 
+    @pytest.mark.parametrize("quality", [70, 75, 95])
+    def test_coloured_boxes_keep_their_colours(self, quality: int) -> None:
+        colours = [(44, 160, 44), (255, 127, 14), (250, 240, 190), (220, 235, 250)]
+        boxed = page()
+        for n, colour in enumerate(colours):
+            boxed.paste(colour, (16 + 70 * n, 180, 80 + 70 * n, 228))
+        chance = np.random.default_rng(4)
+        noisy = np.asarray(boxed, float) + chance.normal(0, 1, (240, 320, 3))
+        picture = Image.fromarray(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
+        assert scans.is_scan(picture)
+        shown = decode(encode(picture, quality=quality))
+        assert shown.info["sdz"]["exact"] == 1
+        off = np.asarray(shown, float) - np.asarray(picture, float)
+        for n in range(len(colours)):
+            assert abs(off[184:224, 20 + 70 * n : 76 + 70 * n].mean((0, 1))).max() <= 2
+
+    @pytest.mark.parametrize("dark", [False, True])
+    def test_shades_are_no_letters(self, dark: bool) -> None:
+        """A photo with much bright or dark ground: all contrasts are beside it."""
+        levels = np.full((256, 320, 3), 240.0)
+        rows, columns = np.mgrid[:64, :64]
+        blob = 200 * np.clip(1.2 - np.hypot(rows - 32, columns - 32) / 32, 0, 1)[..., None]
+        for top, left in ((10, 20), (10, 180), (150, 60), (150, 220)):
+            levels[top : top + 64, left : left + 64] -= blob
+        levels += np.random.default_rng(5).normal(0, 2, levels.shape)
+        picture = Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))
+        assert not scans.is_scan(ImageOps.invert(picture) if dark else picture)
+
+    def test_a_target_size_is_met_by_coarser_levels(self) -> None:
+        size = len(encode(scan(), quality=75))
+        shown = decode(encode(scan(), target_size=size + 10))
+        assert shown.info["sdz"]["exact"] == 1
+        assert shown.info["sdz"]["quality"] == 75
+
     def test_letters_that_are_exact_do_not_make_a_scan(self) -> None:
         """A page with a photo keeps its photo as latents."""
         picture = with_photo()
@@ -720,6 +754,8 @@ class TestScans:
         assert scans.is_scan(jpeg)
         levels, shown = np.asarray(jpeg), np.asarray(scans.coarser(jpeg, 4))
         paper = (levels == (246, 246, 244)).all(2)
+        parts = paper.reshape(30, 8, 40, 8).mean((1, 3))
+        paper &= (parts > 0.5).repeat(8, 0).repeat(8, 1)  # most of the block
         assert paper.mean() > 0.3
         assert (shown[paper] == levels[paper]).all()
 
