@@ -228,8 +228,7 @@ def light() -> Iterator[None]:
 
     tests/test_hostile.py tests the package's own limits.
     """
-    specs = catalogue.MINI, catalogue.MINI_PERCEPTUAL, catalogue.SD_MINI
-    grey = {spec: _WithoutNetwork(spec) for spec in specs}
+    grey = {spec: _WithoutNetwork(spec) for spec in catalogue.EMBEDDED.values()}
     with ExitStack() as stack:
         for owner, name, value in (
             (models, "_loaded", grey),
