@@ -105,7 +105,7 @@ class Coder:
         return self._step is not None and scans.is_scan(image, frame.blocks, fewest)
 
     def _scan(self, image: Image.Image, frame: regions.Frame | None) -> list[Chunk] | None:
-        """The chunks of a scanned page; None if they take too many bytes beside exact blocks."""
+        """The chunks of a scanned page; None if they take too many bytes, as those of photos do."""
         encoded = self._encoder.encode(image, scans.HIGHER * self._quality)
         if self._quality < regions.EXACT_FROM:
             return encoded
@@ -115,7 +115,7 @@ class Coder:
         coarse = self._coarse(image, frame, step)
         if _size(coarse) <= times * _size(encoded):
             return coarse
-        return encoded if frame is None else None
+        return encoded if self._step is None else None
 
     def _coarse(self, image: Image.Image, frame: regions.Frame | None, step: int) -> list[Chunk]:
         """The chunks of a scanned page as pixels with coarser levels, beside exact blocks."""
