@@ -61,7 +61,8 @@ class Coder:
         kept = self._kept(frame, given, self._exact)
         if not kept:
             frame = None
-        if self._wanted and not self._animated and self._is_scan(image, frame):
+        letters = self._letters(image, frame) if self._wanted and not self._animated else 0
+        if letters >= scans.USUAL_LETTERS:
             scan = self._scan(regions.filled(image, hidden), frame)
             if scan is not None:
                 return scan
@@ -75,18 +76,21 @@ class Coder:
         if not self._wanted or self._animated:
             return coded
         times = regions.TIMES_FOR_REST if self._quality >= regions.EXACT_FROM else 1
-        return self._pixels(given, frame, _size(kept) + times * _size(latents)) or coded
+        if letters < scans.FEWEST_LETTERS and (frame is None or frame.is_photo):
+            return coded
+        most = _size(kept) + times * _size(latents)
+        return self._pixels(given, frame, most, letters) or coded
 
-    def _pixels(self, given: Given, frame: regions.Frame | None, most: float) -> list[Chunk] | None:
+    def _pixels(
+        self, given: Given, frame: regions.Frame | None, most: float, letters: float
+    ) -> list[Chunk] | None:
         """The chunks of a page without latents; None if they take more than ``most`` bytes."""
-        has_letters = self._is_scan(given.image, frame, scans.FEWEST_LETTERS)
-        if has_letters or (frame is not None and not frame.is_photo):
-            known = None if frame is None else frame.blocks
-            whole = regions.whole(alpha.painted(given.image, given.hidden), most, known)
-            if whole is not None:
-                kept = self._kept(whole, given, self._exact)
-                return [*kept, *self._encoder.encode_nothing(*self._latents)]
-        if has_letters and (step := self._step):
+        known = None if frame is None else frame.blocks
+        whole = regions.whole(alpha.painted(given.image, given.hidden), most, known)
+        if whole is not None:
+            kept = self._kept(whole, given, self._exact)
+            return [*kept, *self._encoder.encode_nothing(*self._latents)]
+        if letters >= scans.FEWEST_LETTERS and (step := self._step):
             coarse = self._coarse(regions.filled(given.image, given.hidden), frame, step)
             return coarse if _size(coarse) <= most else None
         return None
@@ -96,13 +100,12 @@ class Coder:
         """How far apart the levels of scans are at this quality; None if they are latents."""
         return next((s for least, s in scans.STEPS.items() if self._quality >= least), None)
 
-    def _is_scan(
-        self, image: Image.Image, frame: regions.Frame | None, fewest: float = scans.USUAL_LETTERS
-    ) -> bool:
+    def _letters(self, image: Image.Image, frame: regions.Frame | None) -> float:
+        """The part of a page that has letters, beside those of exact blocks."""
         if frame is None:
-            return scans.is_scan(image, None, fewest)
+            return scans.letters(image)
         # At lower qualities, the rest of a page is latents.
-        return self._step is not None and scans.is_scan(image, frame.blocks, fewest)
+        return 0 if self._step is None else scans.letters(image, frame.blocks)
 
     def _scan(self, image: Image.Image, frame: regions.Frame | None) -> list[Chunk] | None:
         """The chunks of a scanned page; None if they take too many bytes, as those of photos do."""

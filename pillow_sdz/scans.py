@@ -27,7 +27,7 @@ PAPER_RANGE = 32
 # their other pixels, at most the third part is within 80 levels of paper: letters have two levels,
 # and photos have shades.  Measured (docs/measurements.md#graphics-exact-and-regions): 18 scans and
 # JPEGs of pages have 0.25 in 96 to 100 % of the blocks, and 22 to 57 % of shades.  Of 16 photos
-# with much bright or dark ground, two have so much paper and so few shades.
+# and drawings with much bright or dark ground, two photos and three drawings are like that, too.
 PAPER_IN_LETTERS, LETTERS_ON_PAPER, FEW_SHADES, SHADES = 0.25, 0.95, 0.6, 80
 # Usually at least this part of a scan's blocks has letters.  Pages with fewer, such as slides that
 # were JPEGs, are kept like scans only if their pixels take few bytes.  Chosen: less than slides
@@ -44,7 +44,7 @@ HIGHER = 1 / 3
 STEPS = {95: 2, 75: 3, 70: 4}
 # With levels so far apart, pixels of a scan take at most so many times the bytes of latents of the
 # higher quality.  Measured at quality 75: 0.9 to 1.4 for scans with noise of 1 to 4 levels, and 1.6
-# for a photo of a wall.  Two levels take 1.3 times as many bytes as three.
+# for a photo of a floor.  Two levels take 1.3 times as many bytes as three.
 TIMES_OF_LATENTS = {2: 1.95, 3: 1.5, 4: 1.5}
 # Levels of colour are this many times as far apart.  Measured on the tuning set of
 # benchmarks.graphics: with 3, a scan takes 9 to 14 % more bytes.
@@ -55,34 +55,41 @@ NEAR_LEVEL = 1
 _ROWS = 1024  # rows of pixels that are changed together, to save memory with large pictures
 
 
-def is_scan(image: Image.Image, exact: Blocks | None = None, fewest: float = USUAL_LETTERS) -> bool:
-    """Whether a picture of mode RGB is a page with letters on paper, and with noise.
+def is_scan(image: Image.Image, exact: Blocks | None = None) -> bool:
+    """Whether a picture of mode RGB is a page of letters on paper, and with noise.
 
-    If some of its blocks are ``exact``, most of its letters must lie in the others.  At least the
-    part ``fewest`` of all blocks has letters.
+    If some of its blocks are ``exact``, most of its letters must lie in the others.
+    """
+    return letters(image, exact) >= USUAL_LETTERS
+
+
+def letters(image: Image.Image, exact: Blocks | None = None) -> float:
+    """The part of a page's blocks, 0 to 1, that has letters; 0 if it is no page.
+
+    Pictures and ``exact`` blocks are as in `is_scan`.
     """
     lowest, highest = graphics.extremes(image)
     contrast = highest - lowest
     paper, ink = contrast <= PAPER_CONTRAST, contrast >= INK_CONTRAST
     if exact is not None:
-        letters = ink.sum()
+        before = ink.sum()
         ink &= ~exact
-        if 2 * ink.sum() < letters:
-            return False
-    if not paper.any() or ink.mean() < fewest:
-        return False
+        if 2 * ink.sum() < before:
+            return 0
+    if not paper.any() or not ink.any():
+        return 0
     middle = lowest + contrast // 2
     usual = int(np.median(middle[paper]))
     bars = paper & (np.abs(middle.astype(np.int16) - usual) > PAPER_RANGE)  # of another colour
     if (paper & ~bars).sum() < FEWEST_PAPER * (~bars).sum():
-        return False
+        return 0
     levels = image.convert("L")
     of_paper, near = (_parts(levels, usual, reach)[ink] for reach in (PAPER_RANGE, SHADES))
     shades = (near - of_paper).sum()
-    return bool(
-        (of_paper >= PAPER_IN_LETTERS).mean() >= LETTERS_ON_PAPER
-        and shades <= FEW_SHADES * (1 - of_paper).sum()
-    )
+    are_letters = (
+        of_paper >= PAPER_IN_LETTERS
+    ).mean() >= LETTERS_ON_PAPER and shades <= FEW_SHADES * (1 - of_paper).sum()
+    return float(ink.mean()) if are_letters else 0
 
 
 def _parts(levels: Image.Image, usual: int, reach: int) -> NDArray[np.float64]:
