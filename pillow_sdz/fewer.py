@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,10 @@ from . import exact, graphics
 from .arrays import Bools, Pixels
 from .block_maps import Blocks
 
+# At a quality q, a byte is worth WORTH * exp(-FALLING * q) squared levels.  Measured on eight
+# photos of the training data, as squared errors and bytes from one quality to the next.  From
+# quality 20 to 95, the measured values differ from this by at most a fifth.
+WORTH, FALLING = 110_000, 0.0535
 # Exact pixels may have so many colours.  Measured at quality 30, with AVIF (speed 6) in the same
 # bytes, on 14 drawings: with 32, five more of them are behind, or further behind
 # (docs/measurements.md#graphics-exact-and-regions).
@@ -27,6 +32,11 @@ WEIGHT_OF_FLATS = 200
 COMMON = 0.02
 # Palettes are made from so many pixels.  Chosen: all pixels take several times as long.
 SAMPLE = 1 << 14
+
+
+def worth(quality: float) -> float:
+    """The squared error, in squared levels, that a byte should remove at a quality."""
+    return WORTH * math.exp(-FALLING * quality)
 
 
 class Fewer(NamedTuple):

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from . import alpha, chunks, codec, exact, fewer, regions, scans, vp8l
+from . import alpha, chunks, coarse, codec, exact, fewer, graphics, regions, scans, vp8l
+from .block_maps import Blocks
 from .codec import DoesNotFit, EncodedLatents
 from .container import Chunk, chunk_size
 from .exact_parts import shape_of
@@ -56,78 +57,78 @@ class Coder:
 
     def encode(self, given: Given) -> list[Chunk]:
         """The chunks of the next frame.  They may have its alpha channel: `have_alpha`."""
-        image, hidden = given.image, given.hidden
-        frame = self._found(given, self._quality) if self._wanted else None
-        kept = self._kept(frame, given, self._exact)
-        if not kept:
-            frame = None
-        letters = self._letters(image, frame) if self._wanted and not self._animated else 0
-        if letters >= scans.USUAL_LETTERS:
-            scan = self._scan(regions.filled(image, hidden), frame)
-            if scan is not None:
-                return scan
-        if frame is None:
-            latents = self._encoder.encode(regions.filled(image, hidden))
-        elif frame.picture is None:
-            return [*kept, *self._encoder.encode_nothing(*self._latents)]
-        else:
-            latents = self._encoder.encode(frame.picture, frame.higher, frame.seen())
-        coded = [*kept, *latents]
+        found = self._found(given, self._quality) if self._wanted else None
+        kept = self._kept(found, given, self._exact)
+        frame = found if kept else None
         if not self._wanted or self._animated:
+            return self._with_latents(given, frame, kept)
+        letters = scans.letters(given.image, None if frame is None else frame.blocks)
+        if letters >= scans.USUAL_LETTERS and (scan := self._scan(given)) is not None:
+            return scan
+        coded = self._with_latents(given, frame, kept)
+        if frame is not None and (frame.picture is None or frame.only_gradients):
             return coded
-        times = regions.TIMES_FOR_REST if self._quality >= regions.EXACT_FROM else 1
-        if letters < scans.FEWEST_LETTERS and (frame is None or frame.is_photo):
+        # Flat parts that are larger than the rest are no photo's.
+        is_drawn = found is not None and (not found.is_photo or 2 * found.blocks.mean() > 1)
+        if letters < scans.FEWEST_LETTERS and not is_drawn:
             return coded
-        most = _size(kept) + times * _size(latents)
-        return self._pixels(given, frame, most, letters) or coded
+        # Beside flat parts there may be a photo, whose latents are large at high qualities.
+        is_flat = letters < scans.FEWEST_LETTERS and found is not None and found.is_photo
+        if is_flat or self._quality < regions.EXACT_FROM:
+            most = _size(coded) + self._error(given.image, frame)
+        else:
+            most = _size(kept) + regions.TIMES_FOR_REST * _size(coded[len(kept) :])
+        known = None if frame is None else frame.blocks
+        return self._pixels(given, most, regions.TIMES_FOR_REST, known) or coded
+
+    def _with_latents(
+        self, given: Given, frame: regions.Frame | None, kept: list[Chunk]
+    ) -> list[Chunk]:
+        """The chunks of a frame: exact blocks that are ``kept``, and latents of the rest."""
+        if frame is None:
+            return self._encoder.encode(regions.filled(given.image, given.hidden))
+        if frame.picture is None:
+            return [*kept, *self._encoder.encode_nothing(*self._latents)]
+        return [*kept, *self._encoder.encode(frame.picture, frame.higher, frame.seen())]
+
+    def _scan(self, given: Given) -> list[Chunk] | None:
+        """The chunks of a scanned page; None if they take too many bytes, as those of photos do."""
+        image = regions.filled(given.image, given.hidden)
+        encoded = self._encoder.encode(image, scans.HIGHER * self._quality)
+        if self._quality >= scans.PIXELS_FROM:
+            most = scans.TIMES_OF_LATENTS * _size(encoded)
+            return self._pixels(given, most, scans.TIMES_FOR_EXACT)
+        most = _size(encoded) + self._error(image, None)
+        return self._pixels(given, most, scans.TIMES_FOR_EXACT) or encoded
+
+    def _error(self, image: Image.Image, frame: regions.Frame | None) -> float:
+        """How many bytes it is worth that a page with latents has errors."""
+        every = np.ones(shape_of(image.size), np.bool_)
+        rest, error = (every, 0.0) if frame is None else (~frame.blocks, frame.error)
+        letters = graphics.contrasts(graphics.Picture(image), rest)
+        quality = min((1 + scans.HIGHER) * self._quality, scans.MOST_FOR_LETTERS)
+        return error + letters * regions.ERROR_OF_LETTERS / fewer.worth(quality)
 
     def _pixels(
-        self, given: Given, frame: regions.Frame | None, most: float, letters: float
+        self, given: Given, most: float, times: float, known: Blocks | None = None
     ) -> list[Chunk] | None:
-        """The chunks of a page without latents; None if they take more than ``most`` bytes."""
-        known = None if frame is None else frame.blocks
-        whole = regions.whole(alpha.painted(given.image, given.hidden), most, known)
-        if whole is not None:
-            kept = self._kept(whole, given, self._exact)
-            return [*kept, *self._encoder.encode_nothing(*self._latents)]
-        if letters >= scans.FEWEST_LETTERS and (step := self._step):
-            coarse = self._coarse(regions.filled(given.image, given.hidden), frame, step)
-            return coarse if _size(coarse) <= most else None
-        return None
+        """The chunks of a page without latents; None if they take more than ``most`` bytes.
 
-    @property
-    def _step(self) -> int | None:
-        """How far apart the levels of scans are at this quality; None if they are latents."""
-        return next((s for least, s in scans.STEPS.items() if self._quality >= least), None)
-
-    def _letters(self, image: Image.Image, frame: regions.Frame | None) -> float:
-        """The part of a page that has letters, beside those of exact blocks."""
+        It has coarser levels if it otherwise takes so many ``times`` the bytes; below quality
+        `regions.EXACT_FROM`, if it takes more.  Some blocks are ``known`` to be graphics.
+        """
+        image = regions.filled(given.image, given.hidden)
+        levels = coarse.coarser(image, coarse.apart_at(self._quality))
+        every = np.ones(shape_of(image.size), np.bool_)
+        frame = regions.whole(levels, most, every)
+        if frame is not None and frame.coded is not None:
+            times = times if self._quality >= regions.EXACT_FROM else 1
+            most = min(most, times * len(frame.coded.data))
+        frame = regions.whole(alpha.painted(given.image, given.hidden), most, known) or frame
         if frame is None:
-            return scans.letters(image)
-        # At lower qualities, the rest of a page is latents.
-        return 0 if self._step is None else scans.letters(image, frame.blocks)
-
-    def _scan(self, image: Image.Image, frame: regions.Frame | None) -> list[Chunk] | None:
-        """The chunks of a scanned page; None if they take too many bytes, as those of photos do."""
-        encoded = self._encoder.encode(image, scans.HIGHER * self._quality)
-        if self._quality < regions.EXACT_FROM:
-            return encoded
-        # Pages with little noise take fewer bytes as pixels, and look better.
-        step = self._step or max(scans.STEPS.values())
-        times = 1 if self._step is None else scans.TIMES_OF_LATENTS[step]
-        coarse = self._coarse(image, frame, step)
-        if _size(coarse) <= times * _size(encoded):
-            return coarse
-        return encoded if self._step is None else None
-
-    def _coarse(self, image: Image.Image, frame: regions.Frame | None, step: int) -> list[Chunk]:
-        """The chunks of a scanned page as pixels with coarser levels, beside exact blocks."""
-        levels = scans.coarser(image, step)
-        if frame is not None:
-            shown = fewer.shown(frame.colours, frame.blocks)
-            levels.paste(frame.colours.convert("RGB"), (0, 0), shown)
-        data = exact.Encoder(0).encode(levels, np.ones(shape_of(image.size), np.bool_))
-        return [Chunk(chunks.EXACT, data), *self._encoder.encode_nothing(*self._latents)]
+            return None
+        kept = self._kept(frame, given, self._exact)
+        return [*kept, *self._encoder.encode_nothing(*self._latents)]
 
     def fit(self, images: Sequence[Given], max_size: int) -> EncodedLatents:
         """The best coding of all frames in ``max_size`` bytes; DoesNotFit if none fits.
@@ -187,9 +188,11 @@ class Coder:
                 yield HIGHEST, [whole]
             elif scans.is_scan(given.image):
                 filled = regions.filled(given.image, given.hidden)
-                for least, step in scans.STEPS.items():
-                    if coarse := regions.whole(scans.coarser(filled, step), max_size):
-                        yield least, [coarse]
+                for least, apart in coarse.APART.items():
+                    if least < scans.PIXELS_FROM:
+                        break
+                    if levels := regions.whole(coarse.coarser(filled, apart), max_size):
+                        yield least, [levels]
         for quality in QUALITIES:
             yield quality, [self._found(each, quality) for each in images]
 

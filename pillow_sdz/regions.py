@@ -14,10 +14,6 @@ from .block_maps import Blocks
 from .container import chunk_size
 from .exact_parts import BLOCK, shape_of
 
-# At a quality q, a byte is worth WORTH * exp(-FALLING * q) squared levels.  Measured on eight
-# photos of the training data, as squared errors and bytes from one quality to the next.  From
-# quality 20 to 95, the measured values differ from this by at most a fifth.
-WORTH, FALLING = 110_000, 0.0535
 # A block of 8x8 pixels with letters counts as having this squared error in latents, in squared
 # levels.  On the tuning set of benchmarks.graphics, the real error is 70,000 (quality 75) to
 # 120,000 (30).  Chosen: twice as much, because readers notice errors in letters first.
@@ -95,8 +91,10 @@ class Frame(NamedTuple):
     most: float
     coded: exact.Coded | None = None
     cost: float = 0
+    error: float = 0
     higher: float = 0
     is_photo: bool = False
+    only_gradients: bool = False
 
     @property
     def is_worth_it(self) -> bool:
@@ -149,7 +147,7 @@ class _Judge(NamedTuple):
     @property
     def worth(self) -> float:
         """The squared error, in squared levels, that a byte should remove."""
-        return WORTH * math.exp(-FALLING * self.quality)
+        return fewer.worth(self.quality)
 
     @property
     def bytes_of_letters(self) -> float:
@@ -184,7 +182,8 @@ class _Judge(NamedTuple):
         else:
             coded = coded or exact.coded(colours, blocks)
             cost = len(coded.data)
-        return frame._replace(colours=colours, coded=coded, cost=cost + beside)
+        error = cost - len(coded.data)
+        return frame._replace(colours=colours, coded=coded, cost=cost + beside, error=error)
 
 
 def _over_gradients(picture: graphics.Picture, judge: _Judge) -> Frame | None:
@@ -219,7 +218,8 @@ def _over_gradients(picture: graphics.Picture, judge: _Judge) -> Frame | None:
     of_photos = graphics.contrasts(picture, ~blocks) > graphics.LETTERS_OF_A_PAGE * (~blocks).sum()
     higher = 0 if of_photos else max(min(judge.quality, EXACT_FROM - judge.quality), 0)
     beside = judge.of_latents(picture, ~blocks, latent.sum())
-    return judge.priced(Frame(blocks, colours, rest, most, higher=higher), beside)
+    frame = Frame(blocks, colours, rest, most, higher=higher, only_gradients=not of_photos)
+    return judge.priced(frame, beside)
 
 
 def _plain(

@@ -37,22 +37,18 @@ USUAL_LETTERS, FEWEST_LETTERS = graphics.LETTERS_OF_A_PAGE, 0.005
 # The quality of a scanned page is higher by this part of the quality that was asked for.  Chosen:
 # readers look at letters closely.  With it, the default quality becomes the highest.
 HIGHER = 1 / 3
-# From these qualities on, a scanned page is kept like graphics, with levels of brightness this far
-# apart.  Measured on the tuning set of benchmarks.graphics: below the last one, latents take
-# fewer bytes at an equal SSIMULACRA2 (docs/measurements.md#graphics-exact-and-regions).  At the
-# default, 3 levels: with 4, scans with a white border or of JPEGs have 89.2 to 89.4.
-STEPS = {95: 2, 75: 3, 70: 4}
-# With levels so far apart, pixels of a scan take at most so many times the bytes of latents of the
-# higher quality.  Measured at quality 75: 0.9 to 1.4 for scans with noise of 1 to 4 levels, and 1.6
-# for a photo of a floor.  Two levels take 1.3 times as many bytes as three.
-TIMES_OF_LATENTS = {2: 1.95, 3: 1.5, 4: 1.5}
-# Levels of colour are this many times as far apart.  Measured on the tuning set of
-# benchmarks.graphics: with 3, a scan takes 9 to 14 % more bytes.
-COLOUR_STEPS = 4
-# In a block whose usual colour is further than this from these levels, they are moved.  Chosen:
-# flat colours are at most two levels off.
-NEAR_LEVEL = 1
-_ROWS = 1024  # rows of pixels that are changed together, to save memory with large pictures
+# From this quality on, pixels of a scan take at most so many times the bytes of latents of the
+# higher quality, or else it is no scan.  Measured at quality 75: 0.9 to 1.6 for scans with noise of
+# 1 to 4 levels, and more for photos that resemble them.
+PIXELS_FROM, TIMES_OF_LATENTS = 70, 1.65
+# From quality 60 on, a scan is exact if it takes at most so many times the bytes
+# that it takes with coarser levels.  Measured at quality 75: pages with coarser levels that have
+# less than 90 points take 1.4 to 1.45 times as many bytes exactly
+# (docs/measurements.md#graphics-exact-and-regions).
+TIMES_FOR_EXACT = 1.5
+# The error of letters in latents is worth no more bytes than at this quality.  Measured on 21 JPEGs
+# of pages and 10 scans: docs/measurements.md#graphics-exact-and-regions.
+MOST_FOR_LETTERS = 35
 
 
 def is_scan(image: Image.Image, exact: Blocks | None = None) -> bool:
@@ -97,48 +93,3 @@ def _parts(levels: Image.Image, usual: int, reach: int) -> NDArray[np.float64]:
     near = levels.point([255 if abs(level - usual) <= reach else 0 for level in range(256)])
     parts: NDArray[np.float64] = np.asarray(near.reduce(BLOCK)) / 255
     return parts
-
-
-def coarser(scan: Image.Image, step: int) -> Image.Image:
-    """A scanned page with levels of brightness that are ``step`` apart, so that noise costs less.
-
-    The paper's colour stays as it is.
-    """
-    size = -(-scan.width // BLOCK), -(-scan.height // BLOCK)
-    some = np.asarray(scan.resize(size, Image.Resampling.NEAREST)).astype(np.int32)
-    paper = np.median(some[..., ::2] - some[..., 1:2], (0, 1)).astype(np.int32)
-    green = int(np.argmax(scan.getchannel(1).histogram()))
-    ground = np.array([green + paper[0], green, green + paper[1]], np.int32)
-    wide = COLOUR_STEPS * step
-    found = Image.new("RGB", scan.size)
-    for top in range(0, scan.height, _ROWS):
-        levels = np.asarray(scan.crop((0, top, scan.width, min(top + _ROWS, scan.height))))
-        above = levels.astype(np.int32) - ground
-        colour = above[..., ::2] - above[..., 1:2]  # red and blue, less green
-        own = _between_levels(colour, wide)
-        coarse = (colour - own + wide // 2) // wide * wide + own
-        # Green gets the brightness that red and blue lose (Rec. ITU-R BT.601: 0.299 and 0.114).
-        brightness = 1000 * above[..., 1] + (colour - coarse) @ np.array([299, 114], np.int32)
-        brightness = (brightness + 500 * step) // (1000 * step) * step
-        red, blue = np.moveaxis(brightness[..., None] + coarse, -1, 0)
-        shown = np.clip(np.stack([red, brightness, blue], -1) + ground, 0, 255).astype(np.uint8)
-        found.paste(Image.fromarray(shown), (0, top))
-    return found
-
-
-def _between_levels(colour: NDArray[np.int32], wide: int) -> NDArray[np.int32]:
-    """How far blocks of one colour, (H, W, 2), are from the levels that are ``wide`` apart.
-
-    Noise is less than a level there, so a coloured box would come back with another colour.
-    """
-    height, width, _ = colour.shape
-    even = np.pad(colour, ((0, -height % BLOCK), (0, -width % BLOCK), (0, 0)), mode="edge")
-    rows, columns = even.shape[0] // BLOCK, even.shape[1] // BLOCK
-    parts = (
-        even.reshape(rows, BLOCK, columns, BLOCK, 2).swapaxes(1, 2).reshape(rows, columns, -1, 2)
-    )
-    usual = np.median(parts, 2)
-    off = np.rint(usual - np.rint(usual / wide) * wide).astype(np.int32)
-    off[(np.abs(off) <= NEAR_LEVEL) | (np.ptp(parts, 2) > wide)] = 0
-    found: NDArray[np.int32] = off.repeat(BLOCK, 0).repeat(BLOCK, 1)[:height, :width]
-    return found

@@ -16,6 +16,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFile, ImageFilter, ImageOps, 
 from pillow_sdz import (
     catalogue,
     chunks,
+    coarse,
     container,
     demo,
     drawn,
@@ -33,7 +34,7 @@ from pillow_sdz.exact import Regions
 from pillow_sdz.exact_parts import shape_of
 from sdz_files import decode, encode, framed, replaced
 
-WORTH_AT_30 = 22_000  # squared levels that a byte removes; see `regions.WORTH`
+WORTH_AT_30 = 22_000  # squared levels that a byte removes; see `fewer.worth`
 SIZE = (101, 67)  # neither side is a whole number of blocks
 
 
@@ -511,11 +512,11 @@ class TestPictures:
 
     @pytest.mark.slow
     def test_target_size(self) -> None:
-        for picture, sizes in ((with_photo(), (4000, 12000, 30000)), (page(), (1500, 4000, 20000))):
+        for picture, sizes in ((page(), (1500, 4000, 20000)), (with_photo(), (4000, 12000, 30000))):
             for size in sizes:
-                data = encode(picture, target_size=size)
-                assert len(data) <= size
-        assert_same(decode(data).convert("RGB"), page())
+                assert len(encode(picture, target_size=size)) <= size
+        shown = decode(encode(page(), target_size=20000))
+        assert_same(shown.convert("RGB"), page())
 
     @pytest.mark.parametrize("has_alpha", [False, True])
     def test_a_target_that_holds_all_pixels(self, has_alpha: bool) -> None:
@@ -638,14 +639,15 @@ class TestScans:
 
         assert difference() < 0.8 * difference(regions=False)
 
-    @pytest.mark.parametrize(("quality", "step"), [(70, 4), (74, 4), (75, 3), (95, 2), (100, 2)])
-    def test_from_quality_70_on_only_levels_are_coarser(self, quality: int, step: int) -> None:
+    @pytest.mark.parametrize("quality", [70, 74, 75, 95, 100])
+    def test_from_quality_70_on_only_levels_are_coarser(self, quality: int) -> None:
+        step, of_colour = coarse.apart_at(quality)
         shown = decode(encode(scan(), quality=quality))
         assert shown.info["sdz"]["exact"] == 1
         off = np.asarray(shown, float) - np.asarray(scan(), float)
-        assert abs(off).max() <= 3 * step
+        assert abs(off).max() <= step / 2 + of_colour + 1
         luma = off @ [0.299, 0.587, 0.114]
-        assert abs(luma).max() <= step / 2 + 1e-9
+        assert abs(luma).max() <= step / 2 + 0.5 + 1e-9  # half a level more from rounding
         assert abs(off.mean((0, 1))).max() <= 2
 
     def test_dark_paper_is_paper(self) -> None:
@@ -734,8 +736,23 @@ class TestScans:
         shown = decode(encode(jpeg))
         assert shown.info["sdz"]["exact"] == 1
         assert abs(np.asarray(shown, float) - np.asarray(jpeg, float)).max() <= 9
-        assert decode(encode(jpeg, quality=69)).info["sdz"]["exact"] < 1
         assert len(encode(jpeg)) <= regions.TIMES_FOR_REST * len(encode(jpeg, regions=False))
+
+    @pytest.mark.parametrize("quality", [30, 50])
+    def test_a_jpeg_of_a_table_is_pixels_at_low_qualities(self, quality: int) -> None:
+        """Latents ruin its letters. The colours of its rows are at most two levels off."""
+        table = page()
+        table.paste((228, 236, 246), (0, 160, 320, 240))
+        table.paste((60, 90, 140), (0, 200, 320, 240))
+        ImageDraw.Draw(table).text((8, 210), "the sum of all rows", (255, 255, 255))
+        file = BytesIO()
+        table.save(file, "JPEG", quality=95)
+        jpeg = Image.open(file).convert("RGB")
+        shown = decode(encode(jpeg, quality=quality))
+        assert shown.info["sdz"]["exact"] == 1
+        off = np.abs(np.asarray(shown, float) - np.asarray(jpeg, float))
+        for top in (168, 232):
+            assert off[top : top + 8, 160:312].mean((0, 1)).max() <= 2
 
     def test_at_low_qualities_it_is_latents(self) -> None:
         assert decode(encode(scan(), quality=59)).info["sdz"]["exact"] == 0
@@ -752,7 +769,7 @@ class TestScans:
         text.save(file, "JPEG", quality=85)
         jpeg = Image.open(file).convert("RGB")
         assert scans.is_scan(jpeg)
-        levels, shown = np.asarray(jpeg), np.asarray(scans.coarser(jpeg, 4))
+        levels, shown = np.asarray(jpeg), np.asarray(coarse.coarser(jpeg, coarse.Apart(4, 16)))
         paper = (levels == (246, 246, 244)).all(2)
         parts = paper.reshape(30, 8, 40, 8).mean((1, 3))
         paper &= (parts > 0.5).repeat(8, 0).repeat(8, 1)  # most of the block
@@ -769,7 +786,8 @@ class TestScans:
         picture.paste((255, 0, 0, 0), (0, 0, 320, 40))
         shown = decode(encode(picture))
         assert shown.info["sdz"]["exact"] == 1
-        assert shown.crop((0, 0, 320, 40)).getextrema()[1][0] > 100  # green is not that of red
+        colours = shown.convert("RGB").crop((0, 0, 320, 40)).getcolors(1 << 24) or []
+        assert all(red < 2 * green + 100 for _, (red, green, _) in colours)
 
     def test_a_higher_quality_takes_more_bytes(self) -> None:
         sizes = [len(encode(scan(), quality=quality)) for quality in (30, 60, 75, 90, 100)]
@@ -921,8 +939,14 @@ class TestDrawings:
         assert regions.found(Image.fromarray(soft), None, 75) is None
 
     def test_a_photo_in_a_grey_page_is_none(self) -> None:
-        shown = decode(encode(with_photo().convert("L")))
-        assert 0.3 < shown.info["sdz"]["exact"] < 0.95
+        """It is not exact, but its pixels with coarser levels take few bytes."""
+        picture = with_photo().convert("L")
+        blocks = regions.found(picture.convert("RGB"), None, 75)
+        assert blocks is not None
+        assert not blocks.blocks.all()
+        off = np.asarray(decode(encode(picture)), float) - np.asarray(picture, float)
+        assert abs(off).max() <= 2
+        assert 0.3 < decode(encode(picture, quality=50)).info["sdz"]["exact"] < 0.95
 
     @pytest.mark.parametrize("is_logo", [False, True])
     def test_discs_that_lie_on_each_other(self, is_logo: bool) -> None:

@@ -112,3 +112,11 @@ def test_below_quality_60_gradients_have_twice_the_quality() -> None:
         assert frame is not None
         assert frame.picture is not None
         assert frame.higher == higher
+
+
+@pytest.mark.parametrize("quality", [30, 75])
+def test_gradients_get_no_coarser_levels(quality: int) -> None:
+    """Bands would be seen, although their error is small."""
+    shown = decode(encode(titled(), quality=quality))
+    off = np.abs(np.asarray(shown, float) - np.asarray(titled(), float))
+    assert off.mean() < 2
