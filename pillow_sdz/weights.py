@@ -97,6 +97,8 @@ GRAPHS: dict[str, str] = {
     "mini_encoder_base_int8": "fe7745afdef737e422f763402bcc56205ea6d161d12e3bb83a9f82e84d107bc4",
     "mini_encoder_int8": "aea81b5eaf9065dcb9782a59397e3f0a1deb98d841df6a514d7b1605907a56dd",
     "mini_half_enlarger": "96bee6aee1f383a122d6f355ffbec8a6508180a9ba836830bfadc3d318223877",
+    "mini_look": "ee0af77457ddeee0c2c8d0c1e5e04a9967630ade27d4653a28518fdb6e88a3cc",
+    "mini_look_int8": "c147b15bd38ac940a33f9acbef71686730ae53a87444bb3a296b412cf5d24113",
     "product": "40705a159229f048c6879ab99c3581cf93f4228560550c64eb633d18c200e1bf",
     "product_of_bytes": "1a5dce0cda2b75ec0ceda0bdd5a4c59b0b3b6096b957494dba992599fdf435c1",
     "sd_mini_decoder": "c6565a3c1bd07b334b812e4909458fc85b6be768124b819b94ad88e3ee088d57",

@@ -56,6 +56,9 @@ class Graph:
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
         self._rounded: dict[str, str] = {}  # activations that are in 8 bits already
+        #: What is between the two convolutions of each block, after the ReLU, with the channels
+        #: first, or last in 8 bits.
+        self.hidden: dict[str, str] = {}
         self.outputs: list[onnx.ValueInfoProto] = []
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
@@ -79,6 +82,11 @@ class Graph:
     def dims(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
         return self._tensors[name].shape
+
+    def conv_to(self, x: str, name: str, outputs: str, *, pad: int) -> str:
+        """A convolution without a bias, to those output channels that ``outputs`` names."""
+        weight = self.weight(f"{name}.weight", self.dims(f"{name}.weight"))
+        return self.op("Conv", x, self.op("Gather", weight, outputs, axis=0), pads=[pad] * 4)
 
     def conv_of(self, x: str, channels: str, name: str, *, trimmed: int) -> str:
         """A convolution of those input channels that ``x`` has; the others are 0.
@@ -214,9 +222,12 @@ class Graph:
     def _watch(self, name: str, x: str) -> None:
         for kind, which in (("ReduceMin", "least"), ("ReduceMax", "most")):
             y = self.op(kind, x, keepdims=0)
-            self._nodes.append(helper.make_node("Identity", [y], [f"{name}_{which}"]))
-            value = helper.make_tensor_value_info(f"{name}_{which}", TensorProto.FLOAT, ())
-            self.outputs.append(value)
+            self.output(y, f"{name}_{which}", TensorProto.FLOAT, ())
+
+    def output(self, x: str, name: str, dtype: int, axes: tuple[str | int, ...]) -> None:
+        """Make x an output of the graph, beside its result."""
+        self._nodes.append(helper.make_node("Identity", [x], [name]))
+        self.outputs.append(helper.make_tensor_value_info(name, dtype, axes))
 
     def block(self, x: str, name: str) -> str:
         """x + conv(relu(conv(x))).  All is in float32.
@@ -224,8 +235,8 @@ class Graph:
         If the tensors have limits, it is `pillow_sdz.models.mini.network.LimitedBlock`.
         """
         if f"{name}.limits" not in self._tensors:
-            first = self.conv(x, f"{name}.first", relu=True, exact=self.int8)
-            return self.op("Add", x, self.conv(first, f"{name}.second", exact=self.int8))
+            y = self.conv(x, f"{name}.first", relu=True, exact=self.int8)
+            return self.op("Add", x, self.conv(y, f"{name}.second", exact=self.int8))
         limits = self.weight(f"{name}.limits", (3,))
         zero = self.constant(0, np.float32)
         of_input, of_hidden, of_output = (
@@ -233,6 +244,7 @@ class Graph:
         )
         y = self.op("Clip", x, self.op("Neg", of_input), of_input)
         y = self.op("Clip", self.conv(y, f"{name}.first", exact=self.int8), zero, of_hidden)
+        self.hidden[name] = y
         y = self.conv(y, f"{name}.second", exact=self.int8)
         return self.op("Add", x, self.op("Clip", y, self.op("Neg", of_output), of_output))
 
@@ -255,6 +267,7 @@ class Graph:
             given = [y, *of_input, weight, scale, zero, *of_output, bias]
             keys = {"domain": MICROSOFT, "channels_last": 1, "pads": [1] * 4}
             y = self.op("QLinearConv", *given, **keys)
+            self.hidden.setdefault(name, y)
             of_input = of_output
         return self.op("Add", x, self.op("DequantizeLinear", y, *of_input))
 
@@ -376,7 +389,7 @@ class Graph:
         dtype: int,
         axes: tuple[str, ...] = ("h", "w", "c"),
     ) -> bytes:
-        """The graph's file.  Its outputs are ``result``, with these axes, and what is watched."""
+        """The graph's file.  Its outputs are ``result``, with these axes, and `outputs`."""
         self._nodes.append(helper.make_node("Identity", [result], ["result"]))
         graph = helper.make_graph(
             self._nodes,

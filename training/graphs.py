@@ -33,8 +33,8 @@ from pillow_sdz.models import mini_half as half_shape
 from pillow_sdz.models import runtime
 from pillow_sdz.models import sd_mini as sd_shape
 from pillow_sdz.models.mini import shape
-from pillow_sdz.models.mini.tensors import encoder_of_base, tensors_of_decoders
-from training import channels_last
+from pillow_sdz.models.mini.tensors import adjoint_of_decoder, encoder_of_base, tensors_of_decoders
+from training import adjoint, channels_last
 from training.graph import Graph, Tensors
 from training.mini.data import corner, photos
 
@@ -114,16 +114,34 @@ def mini_encoder(g: Graph) -> bytes:
     return g.finish(g.last(latents), {**PIXELS, **RATE}, TensorProto.FLOAT)
 
 
-def mini_decoder(g: Graph, scale: int = 1) -> bytes:
-    """`mini.network.Decoder`, or `training.reduced.Reducing` with a scale of 2 or 4.
+# ``latents`` have the channels that ``channels`` names.
+SOME_LATENTS = {**latents_in("c"), "channels": (TensorProto.INT64, ("c",)), **RATE}
 
-    ``latents`` have the channels that ``channels`` names.
-    """
-    d16, (d8, d4, (m, m8, m4)) = shape.DEPTHS_DECODER[2], shape.DECODERS[scale]
-    some = {"channels": (TensorProto.INT64, ("c",))}
-    inputs = {**latents_in("c"), **some, **RATE}
+
+def mini_decoder(g: Graph, scale: int = 1) -> bytes:
+    """`mini.network.Decoder`, or `training.reduced.Reducing` with a scale of 2 or 4."""
+    return g.finish(decoded(g, scale), SOME_LATENTS, TensorProto.UINT8)
+
+
+def mini_look(g: Graph) -> bytes:
+    """`training.adjoint.change` of a tile without its margin, and the decoded pixels ``shown``."""
+    m, _, m4 = shape.DECODERS[1][2]
+    shown = decoded(g, 1)
+    change = adjoint.change(g, shown, Rate(g).gate("decoder.gate", m, 4), trimmed=m, m4=m4)
+    shown = g.trim(shown, "sides", shape.FACTOR * shape.ADJOINT_MARGIN, (0, 1))
+    more = {
+        "pixels": (TensorProto.UINT8, ("H", "W", 3)),
+        "changed": (TensorProto.INT64, ("n",)),
+    }
+    g.output(shown, "shown", TensorProto.UINT8, ("a", "b", 3))
+    return g.finish(change, {**SOME_LATENTS, **more}, TensorProto.FLOAT, ("r", "s", "n"))
+
+
+def decoded(g: Graph, scale: int) -> str:
+    """The levels (H, W, 3) of a tile without its margin."""
     if g.int8:
-        return g.finish(channels_last.decoder(g, scale), inputs, TensorProto.UINT8)
+        return channels_last.decoder(g, scale)
+    d16, (d8, d4, (m, m8, m4)) = shape.DEPTHS_DECODER[2], shape.DECODERS[scale]
     side, rate = shape.FACTOR // scale, Rate(g)
     conv = functools.partial(g.conv_of, g.first("latents"), "channels")
     # Channels that are 0 in all of a tile are left out: at a quality of 50, more than half of them.
@@ -150,8 +168,7 @@ def mini_decoder(g: Graph, scale: int = 1) -> bytes:
     linear = "decoder.linear" if scale == 1 else f"{scale}.linear"
     image = conv(linear, trimmed=m - 1)
     image = g.borders(g.crop(g.shuffle(image, side), side // 2), scale)
-    result = g.to_pixels(g.op("Add", g.trim(image, "sides", side), y), 255, 0.5)
-    return g.finish(result, inputs, TensorProto.UINT8)
+    return g.to_pixels(g.op("Add", g.trim(image, "sides", side), y), 255, 0.5)
 
 
 def mini_analysis(g: Graph) -> bytes:
@@ -250,6 +267,7 @@ def networks() -> dict[str, tuple[Build, Tensors]]:
         "mini_decoder": (mini_decoder, mini),
         "mini_decoder2": (functools.partial(mini_decoder, scale=2), mini),
         "mini_decoder4": (functools.partial(mini_decoder, scale=4), mini),
+        "mini_look": (mini_look, mini | adjoint_of_decoder(mini)),
         "mini_analysis": (mini_analysis, mini),
         "mini_half_enlarger": (mini_half_enlarger, load_file(weights.MINI_HALF.path)),
         "product": (product, {}),  # of the prior's layers

@@ -16,12 +16,6 @@ from . import quality_map
 
 # All constants without another origin: docs/measurements.md#allocation.
 
-# From this quality on, in hundredths, an encoder looks at its result at half the size, which takes
-# half of the time.  Measured.
-HALF_FROM = 7000
-# From this quality on, an encoder does not look, because SSIMULACRA2 would gain nothing.  Measured.
-LOOKS_BELOW = 8500
-
 # Errors in structure are measured at 1/2, 1/4, 1/8 and 1/16 of the size.  Each size has two
 # weights: for the mean of the errors, and for the fourth root of the mean of their fourth powers.
 # They are SSIMULACRA2's weights for the luma, rounded.

@@ -15,6 +15,7 @@ from .. import catalogue, weights
 from ..arrays import Area, Latents, Mapped, Pixels, Quantisation, Samples
 from ..catalogue import ModelSpec
 from ..codings.hyperprior import Part
+from ..codings.looking import Look
 from ..codings.rate_axis import LAST
 from . import runtime, tiles
 from .mini import Mini, MiniPerceptual
@@ -79,6 +80,12 @@ class Half:
         if scale > 1:
             return self._decoder.decode(latents, quantisation, area=area, scale=scale // 2)
         return self._enlarged(latents, quantisation, area)
+
+    def look(
+        self, pixels: Samples, latents: Samples, quantisation: Qualities
+    ) -> Iterator[tuple[Area, Look]]:
+        """As `Mini.look`: of the smaller picture."""
+        return self._mini.look(Halved(pixels), latents, quantisation)
 
     def _enlarged(
         self, latents: Samples, quantisation: Qualities, area: Area | None

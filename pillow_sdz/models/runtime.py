@@ -85,11 +85,17 @@ class Network:
 
         OSError if memory runs out.
         """
+        (result,) = self.several("result", precise=precise, **inputs)
+        return result
+
+    def several(
+        self, *outputs: str, precise: bool = False, **inputs: NDArray[Any]
+    ) -> list[NDArray[Any]]:
+        """As a call, with these outputs of the graph."""
         session = self._session(precise)
         with _ort():
-            (result,) = session.run(["result"], inputs)
-        array: NDArray[Any] = result
-        return array
+            found: list[NDArray[Any]] = session.run([*outputs], inputs)
+        return found
 
     def _session(self, precise: bool) -> Any:
         if not int8():

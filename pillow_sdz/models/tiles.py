@@ -20,6 +20,7 @@ from ..arrays import Area, Latents, Pixels, Samples
 WORTH_A_CORE = 24
 
 Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 class Sides(NamedTuple):
@@ -65,13 +66,7 @@ def encode(
 
     def inputs() -> Iterator[tuple[Tile, Pixels]]:
         for tile in cut:
-            needed = scaled(tile.needed, factor)
-            part = pixels[needed]
-            # Beyond the right and the bottom edge, the last pixels are repeated.
-            missing = [
-                n.stop - n.start - length for n, length in zip(needed, part.shape, strict=False)
-            ]
-            yield tile, np.pad(part, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
+            yield tile, whole(pixels, scaled(tile.needed, factor))
 
     def work(item: tuple[Tile, Pixels]) -> Latents:
         tile, part = item
@@ -86,28 +81,36 @@ def encode(
 def decode(
     size: tuple[int, ...],
     inputs: Callable[[Tile], Item],
-    decoder: Callable[[Item], Pixels],
+    decoder: Callable[[Item], Found],
     *,
     factor: int,
     side: Callable[[int], int],
     margin: int,
     area: Area | None = None,
     scale: int = 1,
-) -> Iterator[tuple[Area, Pixels]]:
+) -> Iterator[tuple[Area, Found]]:
     """Latents to pixels (factor h, factor w, 3), tile by tile: each tile's place and pixels.
 
     ``size`` is the size of the latents (h, w, C).  ``area`` is the part of them that is needed;
     tiles may reach beyond it.  ``inputs`` returns what a tile is decoded from; it runs in this
     thread.  ``decoder`` turns that into levels without the tile's margins.  ``side`` is as in
-    `encode`.  The picture is at 1/``scale`` of its size.
+    `encode`.  The picture is at 1/``scale`` of its size.  ``decoder`` may find something else, too.
     """
     rows, columns, _ = size
     cut, workers = _cut(area or everything(rows, columns), rows, columns, side, margin, scale)
     # Latents are computed when they are sliced.  This happens here, while other threads decode the
     # tiles before.
     results = cores.at_once(decoder, map(inputs, cut), workers)
-    for tile, pixels in zip(progress.told("decoding", cut), results, strict=True):
-        yield scaled(tile.place, factor), pixels
+    for tile, found in zip(progress.told("decoding", cut), results, strict=True):
+        yield scaled(tile.place, factor), found
+
+
+def whole(pixels: Samples, area: Area) -> Pixels:
+    """An area of pixels.  Beyond the right and the bottom edge, the last pixels are repeated."""
+    part = pixels[area]
+    missing = [n.stop - n.start - length for n, length in zip(area, part.shape, strict=False)]
+    padded: Pixels = np.pad(part, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
+    return padded
 
 
 def levels(values: NDArray[np.float32]) -> Pixels:

@@ -15,6 +15,7 @@ from ...arrays import CELL, Area, Ints, Latents, Mapped, Pixels, Quantisation, S
 from ...catalogue import MINI, ModelSpec
 from ...codings.banded import HIGHEST_QUICK_EFFORT
 from ...codings.hyperprior import HyperPrior, Part
+from ...codings.looking import Look
 from ...codings.range_coder import Tables
 from ...codings.rate_axis import LAST, RateAxis
 from .. import runtime, tiles
@@ -22,9 +23,9 @@ from ..network import Network, Qualities
 from ..runtime import built_once
 from ..tiles import Tile
 from .eighth import Eighth
-from .memory import DECODER_MEMORY, ENCODER_MEMORY, tile_side
-from .shape import BASE, CHANNELS, ENCODER_MARGIN, FACTOR, MARGINS, SHOWN, TAIL_FROM
-from .tensors import Tensors, encoder_of_base, knots, part, tensors_of_decoders
+from .memory import DECODER_MEMORY, ENCODER_MEMORY, LOOK_MEMORY, tile_side
+from .shape import BASE, CHANNELS, ENCODER_MARGIN, FACTOR, LOOK_MARGIN, MARGINS, SHOWN, TAIL_FROM
+from .tensors import Tensors, adjoint_of_decoder, encoder_of_base, knots, part, tensors_of_decoders
 
 if TYPE_CHECKING:
     from .search import Search
@@ -37,6 +38,8 @@ ENCODER_PLACES = 500
 # of 75, 80, 85 and 90 (place 9042), but 0.056 at 100 (docs/format.md allows 0.05).  Measured
 # (docs/speed.md).
 PRECISE_FROM = 9100
+# How far latents go down the gradient of the squared error, in ...
+DESCENT = 2.5
 
 
 class Mini:
@@ -161,6 +164,15 @@ class Mini:
         """
         return self._decoders.decode(latents, quantisation, area, scale)
 
+    def look(
+        self, pixels: Samples, latents: Samples, quantisation: Qualities
+    ) -> Iterator[tuple[Area, Look]]:
+        """What a reader will see of ``pixels``: each tile's place in the latents, and the look.
+
+        ``latents`` are rounded.
+        """
+        return self._decoders.look(pixels, latents, quantisation)
+
 
 class MiniPerceptual:
     """`mini` with the second decoder for its latents.  Both have the same linear path."""
@@ -211,18 +223,19 @@ class Decoder:
 
         They are computed more precisely if ``precise``.
         """
-        used = np.asarray(latents.any((0, 1)))
-        used[0] = True  # a convolution needs one, and so do the channels with two digits
-        channels = np.flatnonzero(used)
         pixels: Pixels = self._network(
-            # With its default mode, `take` makes one more copy.
-            latents=latents.take(channels, axis=2, mode="clip"),
-            channels=channels,
-            rate=knots(places),
-            sides=sides,
-            precise=precise,
+            **some(latents), rate=knots(places), sides=sides, precise=precise
         )
         return pixels
+
+
+def some(latents: Latents) -> dict[str, NDArray[Any]]:
+    """The inputs of a decoder that are its latents (h, w, C): those channels that are not 0."""
+    used = np.asarray(latents.any((0, 1)))
+    used[0] = True  # a convolution needs one, and so do the channels with two digits
+    channels = np.flatnonzero(used)
+    # With its default mode, `take` makes one more copy.
+    return {"latents": latents.take(channels, axis=2, mode="clip"), "channels": channels}
 
 
 class TileInputs(NamedTuple):
@@ -244,22 +257,14 @@ class Decoders:
         self, latents: Samples, quantisation: Qualities, area: Area | None, scale: int
     ) -> Iterator[tuple[Area, Pixels]]:
         """As `Mini.decode`."""
-
-        picture, of = quantisation if isinstance(quantisation, Mapped) else (quantisation, None)
+        picture = quantisation.picture if isinstance(quantisation, Mapped) else quantisation
         # All tiles are computed alike, whatever their own qualities.  Otherwise, there would be
         # seams between them.
         precise = bool(self._axis.places(picture) >= PRECISE_FROM)
-
-        def inputs(tile: Tile) -> TileInputs:
-            values = latents[tile.needed]
-            # This is asked now, because the quantisation may only be known after decoding.
-            known = picture if of is None else of(tile.needed)
-            return TileInputs(values, np.atleast_2d(self._axis.places(known)), tile.trimmed)
-
         network, margin, columns = self._network(scale), MARGINS[scale], latents.shape[1]
         return tiles.decode(
             latents.shape,
-            inputs,
+            lambda tile: self._inputs(latents, quantisation, tile),
             lambda t: network(t.places, latents=t.latents, sides=t.sides, precise=precise),
             area=area,
             factor=FACTOR // scale,
@@ -267,6 +272,54 @@ class Decoders:
             margin=margin,
             scale=scale,
         )
+
+    def look(
+        self, pixels: Samples, latents: Samples, quantisation: Qualities
+    ) -> Iterator[tuple[Area, Look]]:
+        """As `Mini.look`."""
+        picture = quantisation.picture if isinstance(quantisation, Mapped) else quantisation
+        changed = np.arange(CHANNELS if self._axis.places(picture) >= TAIL_FROM else BASE)
+
+        def inputs(tile: Tile) -> tuple[TileInputs, Pixels, Pixels]:
+            given = self._inputs(latents, quantisation, tile)
+            here, around = (tiles.scaled(a, FACTOR) for a in (tile.place, tile.needed))
+            return given, pixels[here], tiles.whole(pixels, around)
+
+        def looked(given: tuple[TileInputs, Pixels, Pixels]) -> Look:
+            tile, original, around = given
+            shown, change = self._looking.several(
+                "shown",
+                "result",
+                **some(tile.latents),
+                rate=knots(tile.places),
+                sides=tile.sides,
+                pixels=around,
+                changed=changed,
+            )
+            height, width, _ = original.shape
+            change *= DESCENT
+            return Look(original, shown[:height, :width], change)
+
+        return tiles.decode(
+            latents.shape,
+            inputs,
+            looked,
+            factor=1,
+            side=lambda workers: tile_side(LOOK_MEMORY, LOOK_MARGIN, workers=workers),
+            margin=LOOK_MARGIN,
+        )
+
+    def _inputs(self, latents: Samples, quantisation: Qualities, tile: Tile) -> TileInputs:
+        values = latents[tile.needed]
+        # This is asked now, because the quantisation may only be known after decoding.
+        picture, of = quantisation if isinstance(quantisation, Mapped) else (quantisation, None)
+        known = picture if of is None else of(tile.needed)
+        return TileInputs(values, np.atleast_2d(self._axis.places(known)), tile.trimmed)
+
+    @built_once
+    def _looking(self) -> runtime.Network:
+        decoder = part(self._tensors, "decoder")
+        return runtime.Network("mini_look", {**decoder, **adjoint_of_decoder(decoder)})
 
     def _network(self, scale: int) -> Decoder | Eighth:
         if scale == 1:

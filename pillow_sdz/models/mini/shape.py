@@ -30,3 +30,7 @@ SHOWN = {4: 112, 8: 64}
 # At 1/8, a pixel sees one latent around its own.
 MARGINS = {**{scale: margins[0] for scale, (*_, margins) in DECODERS.items()}, 8: 1}
 DECODER_MARGIN = MARGINS[1]
+# To look at a tile, the encoder decodes it with so many latents more around it, because what to
+# change in a latent depends on the pixels around.  The layers of `training.adjoint` reach this far.
+ADJOINT_MARGIN = 4
+LOOK_MARGIN = DECODER_MARGIN + ADJOINT_MARGIN

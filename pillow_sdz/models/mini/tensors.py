@@ -69,3 +69,17 @@ def reduced_gate(weight: NDArray[Any], scale: int) -> NDArray[np.float32]:
     # This is a copy, because nobody can write to a broadcast array.
     reduced = np.broadcast_to(gates.mean((3, 5)), (len(weight), 3, 2, 2)).copy()
     return reduced.reshape(len(weight), -1)
+
+
+def adjoint_of_decoder(tensors: Tensors) -> dict[str, NDArray[Any]]:
+    """The weights of the decoder's layers as `training.adjoint` needs them.
+
+    The adjoint of a convolution is a convolution whose kernel is turned by half a circle, and whose
+    inputs and outputs have changed places.
+    """
+    found: dict[str, NDArray[Any]] = {}
+    for name, values in part(tensors, "decoder").items():
+        if name.endswith(".weight") and values.ndim == 4:
+            turned = values.swapaxes(0, 1)[..., ::-1, ::-1]
+            found[name.replace("decoder.", "adjoint.", 1)] = np.ascontiguousarray(turned)
+    return found
