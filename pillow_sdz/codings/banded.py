@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
@@ -187,12 +188,18 @@ class Banded:
         search = functools.partial(largest, low=LOWEST_QUALITY, high=HIGHEST_QUALITY, limit=limit)
         if effort < LOOKING_EFFORT:
             return search(plain, first=first)[1]
-        try:
-            # To look takes time, so the last search begins near the quality that fits.
+        # To look takes time, so the last search begins near the quality that fits.
+        quality = LOWEST_QUALITY
+        with contextlib.suppress(DoesNotFit):
             quality, _ = search(plain, first=first, limit=round(limit / LOOKED))
+        try:
             return search(tried, first=quality)[1]
-        except DoesNotFit:
+        except DoesNotFit as e:
+            smallest = e.smallest
+        try:
             return search(plain)[1]
+        except DoesNotFit as e:
+            raise DoesNotFit(min(smallest, e.smallest)) from None
 
     def _again(self, frame: Frame, quality: int) -> Frame:
         if frame.pixels is None:

@@ -21,11 +21,11 @@ from .coding import Frame
 from .places import doubled
 
 # An encoder looks once for each range of this many hundredths of quality, in the middle of the
-# range.  Chosen: a search over qualities then looks seldom, and latents are rounded as they will be:
-# the steps change by 1.4 % at most.
+# range.  Chosen: a search over qualities then looks seldom, and latents are rounded nearly as they
+# will be, because steps change by 1.4 % at most.
 LOOKED_AT = 50
-# From this quality on, in hundredths, an encoder does not look, because it would gain little for the
-# time.  Measured: docs/measurements.md#looking.
+# From this quality on, in hundredths, an encoder does not look: it would gain little for the time.
+# Measured: docs/measurements.md#looking.
 LOOKS_BELOW = 7000
 
 
