@@ -29,4 +29,5 @@ def tile_side(memory: int, margin: int, columns: int = 0, *, workers: int = 1) -
     row = columns * CHANNELS * 4
     budget = max(0, options.MEMORY_BUDGET - FIXED_MEMORY)
     side = (math.isqrt(row * row + 4 * memory * budget) - row) // (2 * memory)
-    return min(max(side - 2 * margin, SMALLEST_TILE), LARGEST_TILE)
+    # A picture is cut into parts of half a side or more, and none may be shorter than the margin.
+    return min(max(side - 2 * margin, SMALLEST_TILE, 2 * margin), LARGEST_TILE)
