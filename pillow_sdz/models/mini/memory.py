@@ -13,7 +13,7 @@ from .shape import CHANNELS, DECODER_MARGIN
 LARGEST_TILE = 112
 SMALLEST_TILE = 2 * DECODER_MARGIN
 # Bytes that decoding and encoding take for each latent of a tile, margin included.  Measured.
-DECODER_MEMORY, ENCODER_MEMORY, LOOK_MEMORY = 17_000, 22_000, 40_000
+DECODER_MEMORY, ENCODER_MEMORY, LOOK_MEMORY = 17_000, 22_000, 28_000
 # Bytes for the model itself, the integers of bands, and unused memory between them.  Measured too.
 FIXED_MEMORY = 140_000_000
 
