@@ -37,13 +37,16 @@ class Result:
     finished: bool = False  # whether the last run of each folder did the rest and said so
 
 
-def killed(folder: Path, times: int, seed: int = 0) -> Result:
-    """Kill this many runs over the pictures in ``folder``, which must be empty at the start."""
+def killed(folder: Path, times: int, seed: int = 0, count: int = PICTURES) -> Result:
+    """Kill this many runs over the pictures in ``folder``, which must be empty at the start.
+
+    A run over a small ``count`` of pictures may end before it is killed. Then another one starts.
+    """
     rng = random.Random(seed)
     pictures, undisturbed = folder / "pictures", folder / "undisturbed"
     pictures.mkdir()
     photo = demo.photo()
-    for number in range(PICTURES):
+    for number in range(count):
         left, top = rng.randrange(400), rng.randrange(300)
         photo.crop((left, top, left + 128, top + 96)).save(pictures / f"{number:02}.png")
     _encode(pictures, undisturbed).wait()

@@ -215,16 +215,17 @@ print(status("VmHWM") - before - 4 * im.width * im.height)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("budget", [options.SMALLEST_BUDGET, 340_000_000])
 @pytest.mark.parametrize(
     "keywords", [{}, {"model": "sd-mini", "coding": "context", "denoise": 0.03}]
 )
-def test_the_memory_budget_is_kept(
-    environment: dict[str, str], keywords: dict[str, Any], budget: int
-) -> None:
-    """A process decodes 3 megapixels, with and without denoising. The picture does not count."""
+def test_the_memory_budget_is_kept(environment: dict[str, str], keywords: dict[str, Any]) -> None:
+    """A process decodes 3 megapixels, with and without denoising. The picture does not count.
+
+    Without a budget, sd-mini takes 331 MB (measured).
+    """
     photo = demo.photo().resize((1984, 1536))
     data = encode(photo, effort=0, **keywords)
+    budget = options.SMALLEST_BUDGET
     done = subprocess.run(
         [sys.executable, "-c", MEMORY],
         input=data,

@@ -512,11 +512,11 @@ class TestPictures:
 
     @pytest.mark.slow
     def test_target_size(self) -> None:
-        for picture, sizes in ((page(), (1500, 4000, 20000)), (with_photo(), (4000, 12000, 30000))):
+        for picture, sizes in ((with_photo(), (4000, 12000, 30000)), (page(), (1500, 4000, 20000))):
             for size in sizes:
-                assert len(encode(picture, target_size=size)) <= size
-        shown = decode(encode(page(), target_size=20000))
-        assert_same(shown.convert("RGB"), page())
+                data = encode(picture, target_size=size)
+                assert len(data) <= size
+        assert_same(decode(data).convert("RGB"), page())
 
     @pytest.mark.parametrize("has_alpha", [False, True])
     def test_a_target_that_holds_all_pixels(self, has_alpha: bool) -> None:

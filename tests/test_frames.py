@@ -177,8 +177,8 @@ class TestWhatIsCoded:
         """A picture that darkens by a grey level each frame. No single change is worth its bits."""
         fading = [scene.point(lambda level, by=by: max(0, level - by)) for by in range(30)]
         shown = frames_of(encode_all(fading))
-        alone = [decode(encode(frame)) for frame in fading]
-        for frame, own, original in zip(shown, alone, fading, strict=True):
+        for frame, original in itertools.islice(zip(shown, fading, strict=True), 4, None, 5):
+            own = decode(encode(original))
             error, least = (
                 np.abs(np.asarray(x, float) - np.asarray(original)).mean() for x in (frame, own)
             )

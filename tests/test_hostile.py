@@ -280,6 +280,8 @@ def peak(use: Callable[[bytes], None], data: bytes) -> int:
 TIMES = 3  # chosen: larger than the differences that a busy machine makes
 # open and load each walk over as many parts, and each walk costs less than opening
 WALKS = 2 * TIMES
+# Chosen: so little harms nobody, and imports and caches take some of it.
+FREE_SECONDS, FREE_BYTES = 0.01, 1 << 20
 
 
 def costly() -> list[str]:
@@ -297,9 +299,11 @@ def costly() -> list[str]:
 def test_a_picture_costs_what_an_honest_one_of_its_header_does(name: str) -> None:
     """This is about time and memory. Reading the chunks of the file does not count."""
     data = FILES[name]
-    header = container.Reader(CountingFile(data)).header
-    reference = honest(header)
+    taken, memory = seconds(shown, data), peak(shown, data)
+    free = FREE_SECONDS + WALKS * seconds(opened, data)
+    if taken <= free and memory <= FREE_BYTES:
+        return  # an honest picture may have millions of latents, and take long
+    reference = honest(container.Reader(CountingFile(data)).header)
     shown(reference)
-    assert seconds(shown, data) <= TIMES * seconds(shown, reference) + WALKS * seconds(opened, data)
-    megabyte = 1 << 20  # for what is imported and cached meanwhile
-    assert peak(shown, data) <= TIMES * peak(shown, reference) + megabyte
+    assert taken <= TIMES * seconds(shown, reference) + free
+    assert memory <= TIMES * peak(shown, reference) + FREE_BYTES

@@ -184,7 +184,7 @@ def work():
 threads = [threading.Thread(target=work) for _ in range(int(sys.argv[2]))]
 for thread in threads:
     thread.start()
-print(json.dumps([child() for _ in range(30)]))
+print(json.dumps([child() for _ in range(10)]))
 stop.set()
 """
 
@@ -200,7 +200,7 @@ def test_a_child_forked_after_decoding(
     The child does not wait for OpenMP's threads, which only the parent has.
     """
     printed = run(FORKED, files[0], threads, environment=environment, folder=tmp_path)
-    assert json.loads(printed) == [0] * 30
+    assert json.loads(printed) == [0] * 10
 
 
 # commands that are killed or interrupted
@@ -209,7 +209,7 @@ def test_a_child_forked_after_decoding(
 KILLED = """
 from pathlib import Path
 from benchmarks import killed
-result = killed.killed(Path(sys.argv[1]), times=2)
+result = killed.killed(Path(sys.argv[1]), times=2, count=40)
 print(json.dumps([result.kills, result.wrong, result.lost, result.finished]))
 """
 

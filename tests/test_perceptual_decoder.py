@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 # Training is not part of the installed package. Only the checkout has it.
 sys.path.append(str(ROOT))
 
+from training import perceptual_decoder  # noqa: E402
 from training.features import Classifier  # noqa: E402
 from training.mini.data import Writer, to_tensor  # noqa: E402
 from training.perceptual_decoder import (  # noqa: E402
@@ -56,11 +56,17 @@ def images() -> Tensor:
 
 
 def train(packs: Path, state: Path, run: Path, minutes: float) -> tuple[int, float]:
-    """Train until this many minutes in all. Return the steps and minutes so far."""
+    """Train until this many minutes in all. Return the steps and minutes so far.
+
+    A step has four crops, and one quality is scored: the command has more of both.
+    """
     arguments = ["--packs", packs, "--state", state, "--run", run, "--minutes", minutes]
-    command = [sys.executable, "-m", "training.perceptual_decoder", *map(str, arguments)]
-    command += ["--crop", "64", "--threads", "1", "--device", "cpu"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    arguments += ["--crop", 64, "--threads", torch.get_num_threads(), "--device", "cpu"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["training.perceptual_decoder", *map(str, arguments)])
+        patch.setattr(perceptual_decoder, "PIXELS", 4 * 64**2)
+        patch.setattr(perceptual_decoder, "SCORED", (0.25,))
+        perceptual_decoder.main()
     checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
     return checkpoint["step"], checkpoint["spent"] / 60
 

@@ -8,10 +8,12 @@ folder, with a ``photo.jpg``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
-import os
+import io
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -86,14 +88,16 @@ def reason_not_to_run(words: list[str]) -> str | None:
 @functools.cache
 def help_of(module: str) -> str:
     """The output of ``python -m module --help``."""
-    return subprocess.run(
-        [sys.executable, "-m", module, "--help"],
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "100"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    ).stdout
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", [module, "--help"])
+        patch.setattr(sys, "path", [*sys.path, str(ROOT)])
+        patch.setenv("COLUMNS", "100")
+        patch.delitem(sys.modules, module, raising=False)  # it runs as __main__, not twice
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(module, run_name="__main__")
+    assert ended.value.code in (None, 0)
+    return printed.getvalue()
 
 
 def run(words: list[str], environment: dict[str, str]) -> None:

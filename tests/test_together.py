@@ -113,11 +113,11 @@ def test_many_files_are_those_of_one_after_another(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.sdz" for number in range(len(files))]
     for path, file in zip(paths, files, strict=True):
         path.write_bytes(file)
+    apart = [open_latents(BytesIO(file)) for file in files]
     for given in (paths, map(BytesIO, files)):
         found = [*open_latents_batch(given)]
         assert len(found) == len(files)
-        for one, file in zip(found, files, strict=True):
-            alone = open_latents(BytesIO(file))
+        for one, alone in zip(found, apart, strict=True):
             assert (one.model, one.size, one.step, one.dtype) == (
                 alone.model,
                 alone.size,

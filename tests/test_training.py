@@ -34,7 +34,7 @@ pytest.importorskip("matplotlib", reason="charts are among the training pictures
 # Training is no part of the installed package, so that only the checkout has it.
 sys.path.append(str(Path(__file__).parent.parent))
 from benchmarks import metrics
-from training.mini import compressed
+from training.mini import compressed, train
 from training.mini.data import Crops, Pack, Writer, to_tensor
 from training.mini.eight_bits import round_blocks, rounded
 from training.mini.export import in_steps
@@ -354,7 +354,8 @@ def test_trains_on_crops_in_memory(pack: Path, tmp_path: Path) -> None:
     compressed.write(Pack(pack), 0, [0, 1, 2], tmp_path / "0", 10, compressed.LOSSLESS)
     command = [sys.executable, "-m", "training.mini.gpu", "--crops", tmp_path / "0"]
     command += ["--weights", 1, "--precise", 1, "--state", "training/mini_state.safetensors"]
-    command += ["--output", tmp_path / "new", "--seconds", 10, "--pixels", 16384, "--device", "cpu"]
+    command += ["--output", tmp_path / "new", "--seconds", 1, "--pixels", 16384, "--device", "cpu"]
+    command += ["--learning-rate", 10]  # after a single step, averages of 16 bits are others
     subprocess.run([str(c) for c in command], cwd=ROOT, check=True, capture_output=True)
     new = {k: v for f in (tmp_path / "new").iterdir() for k, v in load_file(f).items()}
     old = load_file(ROOT / "training/mini_state.safetensors")
@@ -363,20 +364,29 @@ def test_trains_on_crops_in_memory(pack: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(new[k].half(), old[k].half()) for k in new)
 
 
-def train(pack: Path, run: Path, minutes: float) -> tuple[int, float]:
-    """Train until this many minutes in all.  Return the number of steps, and the minutes."""
+def trained(pack: Path, run: Path, minutes: float) -> tuple[int, float]:
+    """Train until this many minutes in all.  Return the number of steps, and the minutes.
+
+    A step has four crops, and one quality is scored: the command has more of both.
+    """
     arguments = ["--packs", pack, "--validation", pack, "--run", run, "--minutes", minutes]
-    command = [sys.executable, "-m", "training.mini.train", *map(str, arguments)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    arguments += ["--threads", torch.get_num_threads(), "--device", "cpu"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["training.mini.train", *map(str, arguments)])
+        patch.setattr(train, "SIZES", (64,))
+        patch.setattr(train, "PIXELS", 4 * 64**2)
+        patch.setattr(train, "SCORED", (0.25,))
+        train.main()
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     return state["step"], state["spent"] / 60
 
 
 @pytest.mark.slow
 def test_resumes_from_its_checkpoint(pack: Path, tmp_path: Path) -> None:
-    first, minutes = train(pack, tmp_path, 0.01)
-    assert first > 0
-    assert train(pack, tmp_path, minutes + 0.01)[0] > first
+    # Each run ends after its current step.
+    first, minutes = trained(pack, tmp_path, 1e-9)
+    assert first == 1
+    assert trained(pack, tmp_path, minutes + 1e-9)[0] == 2
     weights = load_file(tmp_path / "averaged.safetensors")
     assert all(torch.isfinite(v).all() for v in weights.values())
     assert {v.dtype for v in weights.values()} == {torch.float16}
