@@ -71,7 +71,7 @@ class Coder:
         # Flat parts that are larger than the rest are no photo's.
         is_drawn = found is not None and (not found.is_photo or 2 * found.blocks.mean() > 1)
         if letters < scans.FEWEST_LETTERS and not is_drawn:
-            return coded
+            return self._exact_if_smaller(given, coded)
         # Beside flat parts there may be a photo, whose latents are large at high qualities.
         is_flat = letters < scans.FEWEST_LETTERS and found is not None and found.is_photo
         if is_flat or self._quality < regions.EXACT_FROM:
@@ -88,8 +88,21 @@ class Coder:
         if frame is None:
             return self._encoder.encode(regions.filled(given.image, given.hidden))
         if frame.picture is None:
-            return [*kept, *self._encoder.encode_nothing(*self._latents)]
+            return [*kept, *self._nothing()]
         return [*kept, *self._encoder.encode(frame.picture, frame.higher, frame.seen())]
+
+    def _exact_if_smaller(self, given: Given, coded: list[Chunk]) -> list[Chunk]:
+        """The chunks of a small picture: ``coded``, or exact pixels if they take fewer bytes."""
+        if given.image.width * given.image.height > regions.SMALL:
+            return coded
+        frame = regions.whole(alpha.painted(given.image, given.hidden), _size(coded))
+        if frame is None:
+            return coded
+        exactly = [*self._kept(frame, given, self._exact), *self._nothing()]
+        return exactly if _size(exactly) < _size(coded) else coded
+
+    def _nothing(self) -> list[Chunk]:
+        return self._encoder.encode_nothing(*self._latents)
 
     def _scan(self, given: Given) -> list[Chunk] | None:
         """The chunks of a scanned page; None if they take too many bytes, as those of photos do."""
@@ -128,7 +141,7 @@ class Coder:
         if frame is None:
             return None
         kept = self._kept(frame, given, self._exact)
-        return [*kept, *self._encoder.encode_nothing(*self._latents)]
+        return [*kept, *self._nothing()]
 
     def fit(self, images: Sequence[Given], max_size: int) -> EncodedLatents:
         """The best coding of all frames in ``max_size`` bytes; DoesNotFit if none fits.
@@ -148,7 +161,7 @@ class Coder:
             saved = sum(_saved(*each) for each in zip(kept, images, strict=True))
             left = max_size + saved - sum(map(_size, kept))
             if all(f is not None and f.picture is None for f in frames):
-                nothing = self._encoder.encode_nothing(*self._latents)
+                nothing = self._nothing()
                 if len(frames) * _size(nothing) <= left:
                     coded = [[*each, *nothing] for each in kept]
                     return EncodedLatents(coded, self._encoder.quantisation_of(quality))

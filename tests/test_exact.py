@@ -1029,3 +1029,15 @@ def test_flat_colours_change_less_than_edges_at_low_quality() -> None:
     off = abs(np.asarray(simpler).astype(int) - np.asarray(chart)).max(2)
     middles = [off[y // 2 + 6, x // 2 + 6] for x, y, _, _ in boxes]
     assert np.mean(middles) < 1
+
+
+@pytest.mark.parametrize("size", [(1, 1000), (1000, 1)])
+@pytest.mark.parametrize("quality", [30, 75])
+def test_small_pictures_that_exact_pixels_make_smaller(size: tuple[int, int], quality: int) -> None:
+    """A gradient of few pixels looks like a photo, but exact pixels take fewer bytes."""
+    gradient = Image.linear_gradient("L")
+    upright = gradient if size[1] >= size[0] else gradient.rotate(90)
+    picture = upright.resize(size).convert("RGB")
+    data = encode(picture, quality=quality)
+    assert len(data) < len(encode(picture, quality=quality, regions=False))
+    np.testing.assert_array_equal(np.asarray(decode(data)), np.asarray(picture))

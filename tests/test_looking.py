@@ -55,7 +55,7 @@ def looks(mini: Mini, photo: Image.Image, latents: NDArray[np.float32]) -> Look:
         top, left = 16 * rows.start, 16 * columns.start
         for whole, part in ((original, look.original), (shown, look.shown)):
             whole[top : top + len(part), left : left + part.shape[1]] = part
-    return Look(original, shown, found[0])
+    return Look(original, shown, found[0], 16)
 
 
 def pixels_of(mini: Mini, latents: NDArray[np.float32], photo: Image.Image) -> NDArray[np.uint8]:
@@ -157,6 +157,13 @@ def test_files_are_better(photo: Image.Image, model: str, size: int) -> None:
     )
     gained = [fidelity.psnr(*map(np.asarray, (photo, shown))) for shown in (before, after)]
     assert gained[1] > gained[0] + 0.03
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 1000), (1000, 1), (17, 8), (33, 65), (129, 41)])
+@pytest.mark.parametrize("model", ["mini", "mini-half"])
+def test_any_size(photo: Image.Image, size: tuple[int, int], model: str) -> None:
+    picture = photo.resize(size)
+    assert decode(encode(picture, quality=30, regions=False, model=model)).size == size
 
 
 def test_high_qualities_are_not_looked_at(photo: Image.Image) -> None:

@@ -33,13 +33,14 @@ class Look(NamedTuple):
     """A tile's original pixels (H, W, 3), those that a reader sees, and how latents may change.
 
     ``change`` (h, w, n) is that of the first n channels, in the latents' unit: the step of gradient
-    descent.  The pixels end where the picture ends.  A model that encodes a smaller picture has
-    fewer pixels.
+    descent.  The pixels end where the picture ends.  A latent has ``side`` of them along a side:
+    fewer than `Looking.factor` if the model encodes a smaller picture.
     """
 
     original: Pixels
     shown: Pixels
     change: Latents
+    side: int
 
 
 class Looking(Protocol):
@@ -94,9 +95,8 @@ def looked(network: Looking, frame: Frame, quality: int, *, changes: bool) -> Fr
     better = latents.copy() if changes else latents
     half = network.factor // 2  # samples of a latent, along a side
     for place, look in network.look(pixels, rounded, known):
-        times = len(look.change) and -(-look.shown.shape[0] // (half * len(look.change)))
         for plane, levels in ((original, look.original), (shown, look.shown)):
-            samples = allocation.luma(levels, times)
+            samples = allocation.luma(levels, look.side // half)
             top, left = (half * part.start for part in place)
             plane[top : top + len(samples), left : left + samples.shape[1]] = samples
         if changes:

@@ -298,7 +298,7 @@ class Decoders:
             )
             height, width, _ = original.shape
             change *= DESCENT
-            return Look(original, shown[:height, :width], change)
+            return Look(original, shown[:height, :width], change, FACTOR)
 
         return tiles.decode(
             latents.shape,
