@@ -72,14 +72,19 @@ class Coder:
         is_drawn = found is not None and (not found.is_photo or 2 * found.blocks.mean() > 1)
         if letters < scans.FEWEST_LETTERS and not is_drawn:
             return self._exact_if_smaller(given, coded)
-        # Beside flat parts there may be a photo, whose latents are large at high qualities.
-        is_flat = letters < scans.FEWEST_LETTERS and found is not None and found.is_photo
-        if is_flat or self._quality < regions.EXACT_FROM:
-            most = _size(coded) + self._error(given.image, frame)
-        else:
-            most = _size(kept) + regions.TIMES_FOR_REST * _size(coded[len(kept) :])
         known = None if frame is None else frame.blocks
-        return self._pixels(given, most, regions.TIMES_FOR_REST, known) or coded
+        # Letters are worth more bytes than their latents take, and so are exact drawings.  Beside
+        # them there may be a photo, whose latents look good at high qualities.
+        size = _size(coded)
+        more = _size(kept) + regions.TIMES_FOR_REST * _size(coded[len(kept) :])
+        if self._quality < regions.EXACT_FROM:
+            most = of_levels = size + self._error(given.image, frame)
+        elif letters >= scans.FEWEST_LETTERS:
+            most = of_levels = more
+        else:
+            of_levels = size
+            most = more if found is not None and not found.is_photo else size
+        return self._pixels(given, most, regions.TIMES_FOR_REST, of_levels, known) or coded
 
     def _with_latents(
         self, given: Given, frame: regions.Frame | None, kept: list[Chunk]
@@ -110,9 +115,9 @@ class Coder:
         encoded = self._encoder.encode(image, scans.HIGHER * self._quality)
         if self._quality >= scans.PIXELS_FROM:
             most = scans.TIMES_OF_LATENTS * _size(encoded)
-            return self._pixels(given, most, scans.TIMES_FOR_EXACT)
+            return self._pixels(given, most, scans.TIMES_FOR_EXACT, most)
         most = _size(encoded) + self._error(image, None)
-        return self._pixels(given, most, scans.TIMES_FOR_EXACT) or encoded
+        return self._pixels(given, most, scans.TIMES_FOR_EXACT, most) or encoded
 
     def _error(self, image: Image.Image, frame: regions.Frame | None) -> float:
         """How many bytes it is worth that a page with latents has errors."""
@@ -123,17 +128,23 @@ class Coder:
         return error + letters * regions.ERROR_OF_LETTERS / fewer.worth(quality)
 
     def _pixels(
-        self, given: Given, most: float, times: float, known: Blocks | None = None
+        self,
+        given: Given,
+        most: float,
+        times: float,
+        of_levels: float,
+        known: Blocks | None = None,
     ) -> list[Chunk] | None:
         """The chunks of a page without latents; None if they take more than ``most`` bytes.
 
-        It has coarser levels if it otherwise takes so many ``times`` the bytes; below quality
-        `regions.EXACT_FROM`, if it takes more.  Some blocks are ``known`` to be graphics.
+        With coarser levels, they take ``of_levels`` bytes at most.  It has coarser levels if it
+        otherwise takes so many ``times`` the bytes; below quality `regions.EXACT_FROM`, if it takes
+        more.  Some blocks are ``known`` to be graphics.
         """
         image = regions.filled(given.image, given.hidden)
         levels = coarse.coarser(image, coarse.apart_at(self._quality))
         every = np.ones(shape_of(image.size), np.bool_)
-        frame = regions.whole(levels, most, every)
+        frame = regions.whole(levels, of_levels, every)
         if frame is not None and frame.coded is not None:
             times = times if self._quality >= regions.EXACT_FROM else 1
             most = min(most, times * len(frame.coded.data))

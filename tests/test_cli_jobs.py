@@ -180,6 +180,8 @@ from pillow_sdz.cli import main, running
 save = Image.Image.save
 
 def slowly(image, *arguments, **options):
+    if "SDZ" not in arguments:  # exact pixels are saved as WebP first
+        return save(image, *arguments, **options)
     Path(f"started-{time.time_ns()}").touch()
     if multiprocessing.parent_process() is None:
         save(image, *arguments, **options)

@@ -939,14 +939,10 @@ class TestDrawings:
         assert regions.found(Image.fromarray(soft), None, 75) is None
 
     def test_a_photo_in_a_grey_page_is_none(self) -> None:
-        """It is not exact, but its pixels with coarser levels take few bytes."""
         picture = with_photo().convert("L")
-        blocks = regions.found(picture.convert("RGB"), None, 75)
-        assert blocks is not None
-        assert not blocks.blocks.all()
-        off = np.asarray(decode(encode(picture)), float) - np.asarray(picture, float)
-        assert abs(off).max() <= 2
-        assert 0.3 < decode(encode(picture, quality=50)).info["sdz"]["exact"] < 0.95
+        for quality in (50, 75):
+            shown = decode(encode(picture, quality=quality))
+            assert 0.3 < shown.info["sdz"]["exact"] < 0.95
 
     @pytest.mark.parametrize("is_logo", [False, True])
     def test_discs_that_lie_on_each_other(self, is_logo: bool) -> None:
