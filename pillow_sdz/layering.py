@@ -19,10 +19,6 @@ from .order import MAX_CHANGES
 # may have fewer colours.
 QUALITIES = (75, 45, 20)
 HIGHEST = 100  # the quality that the header says of a file in which all pixels fit
-# From quality `regions.EXACT_FROM` on, pages without letters have coarser levels if they then take
-# at most so many times the bytes of latents.  Measured: 1.15 for a JPEG of a table at 75, which
-# gains 7 points of SSIMULACRA2, and 1.7 for a page with a photo at 90, which gains little.
-TIMES_FOR_LEVELS = 1.2
 
 
 class Given(NamedTuple):
