@@ -3,7 +3,8 @@
 The squared error has a gradient by the latents, which is the adjoint of the decoder's derivative,
 applied to the error of each pixel.  Here the error goes back through the decoder: its linear path,
 the last convolution, all blocks at 1/4 of the resolution, and the layers between the stages.  The
-blocks at 1/8 and 1/16 are left out.  They take more time than they are worth (measurements.md).
+blocks at 1/8 and 1/16 are left out.  They take more time than they are worth
+(docs/measurements.md#looking).
 """
 
 from __future__ import annotations

@@ -38,7 +38,9 @@ ENCODER_PLACES = 500
 # of 75, 80, 85 and 90 (place 9042), but 0.056 at 100 (docs/format.md allows 0.05).  Measured
 # (docs/speed.md).
 PRECISE_FROM = 9100
-# How far latents go down the gradient of the squared error, in ...
+# The length of a step down the gradient of the squared error, if pixels are from 0 to 1.  It is a
+# tenth of what would remove all error of a linear transform in the latents' unit, 5 squared.
+# Measured: docs/measurements.md#looking.
 DESCENT = 2.5
 
 
