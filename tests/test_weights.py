@@ -61,6 +61,11 @@ def harmed(
     return path
 
 
+def test_all_weights_together_stay_small() -> None:
+    """The package is to be installed quickly: at most 35 MB of weights."""
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*.safetensors")) < 35e6
+
+
 # The models that have weights of their own.
 OWN = [
     spec
