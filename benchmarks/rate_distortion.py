@@ -7,12 +7,17 @@ bytes of the file count. If a codec has no setting that is small enough, its sma
 and the table says how often. Prints a table of averages over the photos, and writes
 rate_distortion.csv (one row per file) and rate_distortion.png to the output folder. The files of
 one codec do not change from run to run, so ``--earlier`` takes the rows of other runs.
+
+    python -m benchmarks.rate_distortion --table docs/quality.md --output docs
+
+draws the plot again, from a table that was printed earlier. It encodes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -210,6 +215,27 @@ def table(points: Sequence[Point]) -> str:
     return "\n".join(lines)
 
 
+def read_table(page: str) -> list[Point]:
+    """The points of the first table in a page that `table` has printed without times.
+
+    ValueError if there is none. How many photos there were is not read: it is 0.
+    """
+    lines = iter(page.splitlines())
+    if not any(line.startswith("| bpp asked | codec | bpp |") for line in lines):
+        msg = "no table of rates and codecs in this page"
+        raise ValueError(msg)
+    next(lines)  # the line below the names of the columns
+    codecs = {label: codec for codec, label in LABELS.items()}
+    points = []
+    for line in itertools.takewhile(lambda line: line.startswith("|"), lines):
+        cells = [cell.strip() for cell in line.split("|")]
+        rate, bpp, psnr, ms_ssim, ssimulacra2 = map(float, (cells[1], *cells[3:7]))
+        points.append(
+            Point(codecs[cells[2]], rate, 0, 0, bpp, psnr, ms_ssim, ssimulacra2, 0.0, 0.0)
+        )
+    return points
+
+
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Write one line per file, after a line with the names."""
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -296,7 +322,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.rate_distortion",
         description="Compare sdz with other codecs at equal bytes.",
     )
-    parser.add_argument("--images", type=Path, required=True, help="a folder of lossless photos")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", type=Path, help="a folder of lossless photos")
+    source.add_argument(
+        "--table", type=Path, metavar="PAGE", help="only draw the plot of the table in this page"
+    )
     parser.add_argument(
         "--rates",
         type=float,
@@ -331,9 +361,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if value is not None and value < least:
             parser.error(f"--{name} must be at least {least}")
 
+    options.output.mkdir(parents=True, exist_ok=True)
+    figure = options.output / "rate_distortion.png"
     try:
+        if options.table:
+            plot(read_table(options.table.read_text(encoding="utf-8")), figure)
+            return 0
         images = photos_in(options.images, options.limit)
-    except FileNotFoundError as e:
+    except (FileNotFoundError, ValueError) as e:
         parser.error(str(e))
     codecs = usable(options.codecs)
     if not codecs:
@@ -343,9 +378,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows += [row for path in options.earlier for row in read_csv(path)]
     points = averages(rows)
     print(table(points))
-    options.output.mkdir(parents=True, exist_ok=True)
     write_csv(rows, options.output / "rate_distortion.csv")
-    plot(points, options.output / "rate_distortion.png")
+    plot(points, figure)
     return 0
 
 

@@ -151,6 +151,19 @@ def test_averages_count_misses_and_take_median_times() -> None:
     assert "| 1 of 3 |" in rate_distortion.table([point])
 
 
+def test_a_printed_table_is_read_again(tmp_path: Path) -> None:
+    points = [
+        rate_distortion.Point("sdz", 0.1, 0, 0, 0.099, 27.09, 0.9114, 2.7, 0.0, 0.0),
+        rate_distortion.Point("avif444", 0.1, 0, 0, 0.098, 26.96, 0.9016, -8.5, 0.0, 0.0),
+    ]
+    page = tmp_path / "page.md"
+    page.write_text(f"# A page\n\n{rate_distortion.table(points)}\n\n| another |\n|---|\n")
+    assert rate_distortion.read_table(page.read_text()) == points
+    assert rate_distortion.main(["--table", str(page), "--output", str(tmp_path)]) == 0
+    with Image.open(tmp_path / "rate_distortion.png") as plot:
+        assert plot.format == "PNG"
+
+
 @pytest.mark.slow
 def test_rate_distortion_command(
     picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -191,7 +204,13 @@ def test_rate_distortion_command(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--images", "nowhere"], ["--images", "."], ["--images", ".", "--codecs", "gif"]],
+    [
+        [],
+        ["--images", "nowhere"],
+        ["--images", "."],
+        ["--images", ".", "--codecs", "gif"],
+        ["--table", "nowhere"],
+    ],
 )
 def test_wrong_command_lines(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
