@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from . import alpha, chunks, coarse, codec, exact, fewer, graphics, regions, scans, vp8l
+from . import alpha, chunks, coarse, codec, exact, graphics, regions, scans, vp8l
 from .block_maps import Blocks
 from .codec import DoesNotFit, EncodedLatents
 from .container import Chunk, chunk_size
@@ -62,29 +62,20 @@ class Coder:
         frame = found if kept else None
         if not self._wanted or self._animated:
             return self._with_latents(given, frame, kept)
-        letters = scans.letters(given.image, None if frame is None else frame.blocks)
-        if letters >= scans.USUAL_LETTERS and (scan := self._scan(given)) is not None:
+        known = None if frame is None else frame.blocks
+        if scans.is_scan(given.image, known) and (scan := self._scan(given)) is not None:
             return scan
         coded = self._with_latents(given, frame, kept)
         if frame is not None and (frame.picture is None or frame.only_gradients):
             return coded
+        rest = _rest(given.image, frame)
+        size, error = _size(coded), self._error(given.image, frame)
         # Flat parts that are larger than the rest are no photo's.
         is_drawn = found is not None and (not found.is_photo or 2 * found.blocks.mean() > 1)
-        if letters < scans.FEWEST_LETTERS and not is_drawn:
-            return self._exact_if_smaller(given, coded)
-        known = None if frame is None else frame.blocks
-        # Letters are worth more bytes than their latents take, and so are exact drawings.  Beside
-        # them there may be a photo, whose latents look good at high qualities.
-        size = _size(coded)
-        more = _size(kept) + regions.TIMES_FOR_REST * _size(coded[len(kept) :])
-        if self._quality < regions.EXACT_FROM:
-            most = of_levels = size + self._error(given.image, frame)
-        elif letters >= scans.FEWEST_LETTERS:
-            most = of_levels = more
-        else:
-            of_levels = size
-            most = more if found is not None and not found.is_photo else size
-        return self._pixels(given, most, regions.TIMES_FOR_REST, of_levels, known) or coded
+        picture = graphics.Picture(given.image)
+        if is_drawn or (error > size and scans.has_letters(picture, rest)):
+            return self._pixels(given, size + error, known) or coded
+        return self._exact_if_smaller(given, coded)
 
     def _with_latents(
         self, given: Given, frame: regions.Frame | None, kept: list[Chunk]
@@ -114,39 +105,26 @@ class Coder:
         image = regions.filled(given.image, given.hidden)
         encoded = self._encoder.encode(image, scans.HIGHER * self._quality)
         if self._quality >= scans.PIXELS_FROM:
-            most = scans.TIMES_OF_LATENTS * _size(encoded)
-            return self._pixels(given, most, scans.TIMES_FOR_EXACT, most)
-        most = _size(encoded) + self._error(image, None)
-        return self._pixels(given, most, scans.TIMES_FOR_EXACT, most) or encoded
+            return self._pixels(given, scans.TIMES_OF_LATENTS * _size(encoded))
+        return self._pixels(given, _size(encoded) + self._error(image, None)) or encoded
 
     def _error(self, image: Image.Image, frame: regions.Frame | None) -> float:
         """How many bytes it is worth that a page with latents has errors."""
-        every = np.ones(shape_of(image.size), np.bool_)
-        rest, error = (every, 0.0) if frame is None else (~frame.blocks, frame.error)
-        letters = graphics.contrasts(graphics.Picture(image), rest)
-        quality = min((1 + scans.HIGHER) * self._quality, scans.MOST_FOR_LETTERS)
-        return error + letters * regions.ERROR_OF_LETTERS / fewer.worth(quality)
+        letters = (graphics.two_levels(image) & _rest(image, frame)).sum()
+        return (0 if frame is None else frame.error) + float(letters) * scans.worth(self._quality)
 
-    def _pixels(
-        self,
-        given: Given,
-        most: float,
-        times: float,
-        of_levels: float,
-        known: Blocks | None = None,
-    ) -> list[Chunk] | None:
+    def _pixels(self, given: Given, most: float, known: Blocks | None = None) -> list[Chunk] | None:
         """The chunks of a page without latents; None if they take more than ``most`` bytes.
 
-        With coarser levels, they take ``of_levels`` bytes at most.  It has coarser levels if it
-        otherwise takes so many ``times`` the bytes; below quality `regions.EXACT_FROM`, if it takes
-        more.  Some blocks are ``known`` to be graphics.
+        It has coarser levels if it otherwise takes `scans.TIMES_FOR_EXACT` times the bytes; below
+        quality `regions.EXACT_FROM`, if it takes more.  Some blocks are ``known`` to be graphics.
         """
         image = regions.filled(given.image, given.hidden)
         levels = coarse.coarser(image, coarse.apart_at(self._quality))
         every = np.ones(shape_of(image.size), np.bool_)
-        frame = regions.whole(levels, of_levels, every)
+        frame = regions.whole(levels, most, every)
         if frame is not None and frame.coded is not None:
-            times = times if self._quality >= regions.EXACT_FROM else 1
+            times = scans.TIMES_FOR_EXACT if self._quality >= regions.EXACT_FROM else 1
             most = min(most, times * len(frame.coded.data))
         frame = regions.whole(alpha.painted(given.image, given.hidden), most, known) or frame
         if frame is None:
@@ -240,6 +218,12 @@ class Coder:
             ways = kept, [Chunk(chunks.EXACT, joint)]
             kept = min(ways, key=lambda way: _size(way) - _saved(way, given))
         return kept if _size(kept) - _saved(kept, given) <= frame.most else []
+
+
+def _rest(image: Image.Image, frame: regions.Frame | None) -> Blocks:
+    """The blocks of an image that are not exact."""
+    every: Blocks = np.ones(shape_of(image.size), np.bool_)
+    return every if frame is None else ~frame.blocks
 
 
 def _size(coded: Sequence[Chunk]) -> int:

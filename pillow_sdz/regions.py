@@ -63,11 +63,6 @@ BYTES_OF_GRADIENT, LEAST_OF_LATENTS = 0.006, 1500
 # From quality `EXACT_FROM` on, gradients are latents if the file then has less than this part of
 # the bytes.  Chosen: exact gradients are worth something, too.
 PART_OF_EXACT = 0.75
-# From there on, a picture with exact blocks is exact as a whole if its other pixels then take at
-# most so many times the bytes of latents.  Measured at quality 75: drawings of lines in 40 colours
-# at a third of their size have 1.5 to 2.6, a small grey photo in a page has 2.8, and others have
-# more.  Chosen between.
-TIMES_FOR_REST = 2
 # An estimate of exact pixels' bytes is at most so many times too high.  Measured: 0.9 to 1.3 for
 # photos and scans, 1.3 to 2.1 for drawings that were resized, and 2 to 6 for other graphics, which
 # have few pixels that are not exact.

@@ -29,10 +29,8 @@ PAPER_RANGE = 32
 # JPEGs of pages have 0.25 in 96 to 100 % of the blocks, and 22 to 57 % of shades.  Of 16 photos
 # and drawings with much bright or dark ground, two photos and three drawings are like that, too.
 PAPER_IN_LETTERS, LETTERS_ON_PAPER, FEW_SHADES, SHADES = 0.25, 0.95, 0.6, 80
-# Usually at least this part of a scan's blocks has letters.  Pages with fewer, such as slides that
-# were JPEGs, are kept like scans only if their pixels take few bytes.  Chosen: less than slides
-# have.
-USUAL_LETTERS, FEWEST_LETTERS = graphics.LETTERS_OF_A_PAGE, 0.005
+# At least this part of a scan's blocks has letters.
+FEWEST_LETTERS = graphics.LETTERS_OF_A_PAGE
 
 # The quality of a scanned page is higher by this part of the quality that was asked for.  Chosen:
 # readers look at letters closely.  With it, the default quality becomes the highest.
@@ -46,23 +44,30 @@ PIXELS_FROM, TIMES_OF_LATENTS = 70, 1.65
 # less than 90 points take 1.4 to 1.45 times as many bytes exactly
 # (docs/measurements.md#graphics-exact-and-regions).
 TIMES_FOR_EXACT = 1.5
-# The error of letters in latents is worth no more bytes than at this quality.  Measured on 21 JPEGs
-# of pages and 10 scans: docs/measurements.md#graphics-exact-and-regions.
-MOST_FOR_LETTERS = 35
+# At each quality, it is worth so many bytes more if a block with letters is not latents.  Measured
+# on the same JPEGs and scans, and on photos: docs/measurements.md#graphics-exact-and-regions.
+WORTH = {30: 17, 50: 21, 60: 43, 75: 95, 90: 65}
+# A page may be pixels if more than this part of its blocks with contrast have two levels.
+# Measured: 0.54 and more in JPEGs of pages and in scans, at most 0.41 in Kodak's photos, and 0.45
+# in two of 177 other photos that would be pixels otherwise.
+TWO_LEVELS = 0.5
+
+
+def worth(quality: float) -> float:
+    """How many bytes more it is worth that a block with letters is not latents."""
+    return float(np.interp(quality, [*WORTH], [*WORTH.values()]))
+
+
+def has_letters(picture: graphics.Picture, rest: Blocks) -> bool:
+    """Whether most of what has contrast in these blocks of a picture are letters or lines."""
+    letters = (graphics.two_levels(picture.image) & rest).sum()
+    return bool(letters > TWO_LEVELS * graphics.contrasts(picture, rest))
 
 
 def is_scan(image: Image.Image, exact: Blocks | None = None) -> bool:
     """Whether a picture of mode RGB is a page of letters on paper, and with noise.
 
     If some of its blocks are ``exact``, most of its letters must lie in the others.
-    """
-    return letters(image, exact) >= USUAL_LETTERS
-
-
-def letters(image: Image.Image, exact: Blocks | None = None) -> float:
-    """The part of a page's blocks, 0 to 1, that has letters; 0 if it is no page.
-
-    Pictures and ``exact`` blocks are as in `is_scan`.
     """
     lowest, highest = graphics.extremes(image)
     contrast = highest - lowest
@@ -71,21 +76,21 @@ def letters(image: Image.Image, exact: Blocks | None = None) -> float:
         before = ink.sum()
         ink &= ~exact
         if 2 * ink.sum() < before:
-            return 0
+            return False
     if not paper.any() or not ink.any():
-        return 0
+        return False
     middle = lowest + contrast // 2
     usual = int(np.median(middle[paper]))
     bars = paper & (np.abs(middle.astype(np.int16) - usual) > PAPER_RANGE)  # of another colour
     if (paper & ~bars).sum() < FEWEST_PAPER * (~bars).sum():
-        return 0
+        return False
     levels = image.convert("L")
     of_paper, near = (_parts(levels, usual, reach)[ink] for reach in (PAPER_RANGE, SHADES))
     shades = (near - of_paper).sum()
     are_letters = (
         of_paper >= PAPER_IN_LETTERS
     ).mean() >= LETTERS_ON_PAPER and shades <= FEW_SHADES * (1 - of_paper).sum()
-    return float(ink.mean()) if are_letters else 0
+    return bool(are_letters and ink.mean() >= FEWEST_LETTERS)
 
 
 def _parts(levels: Image.Image, usual: int, reach: int) -> NDArray[np.float64]:

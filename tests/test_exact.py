@@ -64,12 +64,12 @@ def page(size: tuple[int, int] = (320, 240), lines: int = 12) -> Image.Image:
     return picture
 
 
-def scan(size: tuple[int, int] = (320, 256)) -> Image.Image:
+def scan(size: tuple[int, int] = (320, 256), noise: float = 2) -> Image.Image:
     """A page of text that was printed and scanned: blurred, uneven and noisy."""
     soft = page(size, lines=13).rotate(0.5, Image.Resampling.BICUBIC, fillcolor=(250, 250, 245))
     levels = np.asarray(soft.filter(ImageFilter.GaussianBlur(0.5)), np.float64)
     levels = levels * np.linspace(0.98, 0.92, size[0])[:, None]
-    noisy = levels + np.random.default_rng(1).normal(0, 2, levels.shape)
+    noisy = levels + np.random.default_rng(1).normal(0, noise, levels.shape)
     return Image.fromarray(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
 
 
@@ -736,7 +736,42 @@ class TestScans:
         shown = decode(encode(jpeg))
         assert shown.info["sdz"]["exact"] == 1
         assert abs(np.asarray(shown, float) - np.asarray(jpeg, float)).max() <= 9
-        assert len(encode(jpeg)) <= regions.TIMES_FOR_REST * len(encode(jpeg, regions=False))
+
+    @pytest.mark.parametrize("dark", [False, True])
+    def test_a_jpeg_of_a_slide_is_pixels(self, dark: bool) -> None:
+        """Its title bar and its paper are exact anyway, and latents ruin its letters."""
+        slide = Image.new("RGB", (480, 360), (250, 250, 245))
+        draw = ImageDraw.Draw(slide)
+        draw.rectangle((0, 0, 480, 60), (20, 60, 120))
+        draw.text((20, 16), "Plan for the spring", (255, 255, 255), font_size=26)
+        for row in range(5):
+            draw.text(
+                (40, 90 + 44 * row), "lamp and ships, ships and lamp", (40, 40, 50), font_size=18
+            )
+        file, webp = BytesIO(), BytesIO()
+        (ImageOps.invert(slide) if dark else slide).save(file, "JPEG", quality=85)
+        jpeg = Image.open(file).convert("RGB")
+        jpeg.save(webp, "WEBP", lossless=True)
+        shown = decode(encode(jpeg))
+        assert shown.info["sdz"]["exact"] == 1
+        assert len(encode(jpeg)) <= webp.tell()
+        assert abs(np.asarray(shown, float) - np.asarray(jpeg, float)).max() <= 9
+
+    def test_a_scan_with_a_photo_in_it_is_pixels(self) -> None:
+        """Letters are worth more bytes, and beside them the photo takes few."""
+        page = scan(noise=1)
+        page.paste(demo.photo().resize((120, 80)), (180, 140))
+        assert not scans.is_scan(page)
+        assert decode(encode(page)).info["sdz"]["exact"] == 1
+        assert decode(encode(page, quality=30)).info["sdz"]["exact"] == 0
+
+    def test_two_levels(self) -> None:
+        """Letters on a ground have two levels, and photos have shades."""
+        every = np.ones(shape_of(scan().size), np.bool_)
+        assert scans.has_letters(graphics.Picture(scan()), every)
+        photo = demo.photo()
+        every = np.ones(shape_of(photo.size), np.bool_)
+        assert not scans.has_letters(graphics.Picture(photo), every)
 
     @pytest.mark.parametrize("quality", [30, 50])
     def test_a_jpeg_of_a_table_is_pixels_at_low_qualities(self, quality: int) -> None:
@@ -755,7 +790,7 @@ class TestScans:
             assert off[top : top + 8, 160:312].mean((0, 1)).max() <= 2
 
     def test_at_low_qualities_it_is_latents(self) -> None:
-        assert decode(encode(scan(), quality=59)).info["sdz"]["exact"] == 0
+        assert decode(encode(scan(), quality=50)).info["sdz"]["exact"] == 0
 
     def test_from_quality_60_on_it_is_pixels_if_they_take_fewer_bytes(self) -> None:
         sizes = [len(encode(scan(), quality=quality)) for quality in (60, 69, 70)]
@@ -895,8 +930,9 @@ class TestDrawings:
         small = large.resize((400, 300), Image.Resampling.LANCZOS)
         data, webp = encode(small), BytesIO()
         small.save(webp, "WEBP", lossless=True)
-        assert len(data) <= 1.05 * webp.tell() + 200
-        assert_same(decode(data), small)
+        # Coarser levels take fewer bytes.  Nobody sees them: SSIMULACRA2 is 94.
+        assert len(data) <= 0.7 * webp.tell()
+        assert np.abs(np.asarray(decode(data), float) - np.asarray(small, float)).max() <= 9
 
     def test_patterns_of_single_pixels(self) -> None:
         chess = Image.fromarray(((np.indices((96, 128)).sum(0) % 2) * 255).astype(np.uint8))
