@@ -39,8 +39,8 @@ HIGHER = 1 / 3
 # higher quality, or else it is no scan.  Measured at quality 75: 0.9 to 1.6 for scans with noise of
 # 1 to 4 levels, and more for photos that resemble them.
 PIXELS_FROM, TIMES_OF_LATENTS = 70, 1.65
-# From quality 60 on, a scan is exact if it takes at most so many times the bytes
-# that it takes with coarser levels.  Measured at quality 75: pages with coarser levels that have
+# From quality 60 on, a page of pixels is exact if it takes at most so many times the bytes that it
+# takes with coarser levels.  Measured at quality 75: pages with coarser levels that have
 # less than 90 points take 1.4 to 1.45 times as many bytes exactly
 # (docs/measurements.md#graphics-exact-and-regions).
 TIMES_FOR_EXACT = 1.5
