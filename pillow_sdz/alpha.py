@@ -62,6 +62,15 @@ def painted(image: Image.Image, hidden: Image.Image | None) -> Image.Image:
     return found
 
 
+def replaced(image: Image.Image, hidden: Image.Image | None) -> Image.Image:
+    """The picture with new colours where it is hidden, which take few bits."""
+    if hidden is None:
+        return image
+    with_alpha = image.copy()
+    with_alpha.putalpha(hidden.point([255] * 255 + [0]))
+    return filled(with_alpha)
+
+
 def filled(picture: Image.Image) -> Image.Image:
     """A picture of mode RGBA in RGB, with new colours where it is transparent.
 

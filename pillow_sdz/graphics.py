@@ -32,9 +32,6 @@ FEWEST_STILL = 0.01
 # A block has letters or lines if its darkest and brightest pixel are this many levels apart.
 # Chosen.
 CONTRAST = 48
-# A block with letters on a ground has two levels: at most this part of its pixels is in the middle
-# half of its contrast.  Chosen; see `scans.TWO_LEVELS` for what it tells apart.
-BETWEEN = 0.25
 # A block is inside of graphics if this part of the blocks around it is graphics.  Otherwise it may
 # be at the edge of an overexposed sky.  Chosen.
 INSIDE = 0.9
@@ -173,21 +170,6 @@ def letters(picture: Picture, graphics: Blocks) -> int:
 def contrasts(picture: Picture, blocks: Blocks) -> int:
     """How many blocks, of graphics or not, have as much contrast as letters or lines."""
     return int((blocks & (picture.contrast >= CONTRAST)).sum())
-
-
-def two_levels(image: Image.Image) -> Blocks:
-    """The blocks of a picture of mode RGB that have letters or lines on a ground.
-
-    They have much contrast, and most of their pixels are near the darkest or the brightest one.
-    """
-    found = []
-    for pixels in _parts_of(image):
-        lowest, highest = pixels.min((1, 3)), pixels.max((1, 3))
-        contrast = highest - lowest
-        low, high = lowest + contrast // 4, highest - contrast // 4
-        between = (pixels > low[:, None, :, None]) & (pixels < high[:, None, :, None])
-        found.append((contrast >= CONTRAST) & (between.sum((1, 3)) <= BETWEEN * BLOCK**2))
-    return np.concatenate(found)
 
 
 def flats(image: Image.Image) -> Bools:
@@ -356,13 +338,13 @@ def _levels(pixels: Bools) -> Image.Image:
 def extremes(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """For each block, the levels of its darkest and of its brightest pixel."""
     lowest, highest = [], []
-    for pixels in _parts_of(image):
+    for pixels in parts_of(image):
         lowest.append(pixels.min(1).min(-1))
         highest.append(pixels.max(1).max(-1))
     return np.concatenate(lowest), np.concatenate(highest)
 
 
-def _parts_of(image: Image.Image) -> Iterator[NDArray[np.uint8]]:
+def parts_of(image: Image.Image) -> Iterator[NDArray[np.uint8]]:
     """The grey levels of a picture's blocks (rows, 8, columns, 8), part by part.
 
     Pixels at the edges are repeated.

@@ -69,12 +69,16 @@ class Coder:
         if frame is not None and (frame.picture is None or frame.only_gradients):
             return coded
         rest = _rest(given.image, frame)
-        size, error = _size(coded), self._error(given.image, frame)
+        letters = scans.letters(given.image)
+        size, error = _size(coded), self._error(letters, rest, frame)
+        most = size + error
+        if self._quality >= regions.EXACT_FROM and (found is None or found.is_photo):
+            most = min(most, scans.TIMES_OF_LETTERS * size)
         # Flat parts that are larger than the rest are no photo's.
         is_drawn = found is not None and (not found.is_photo or 2 * found.blocks.mean() > 1)
         picture = graphics.Picture(given.image)
-        if is_drawn or (error > size and scans.has_letters(picture, rest)):
-            return self._pixels(given, size + error, known) or coded
+        if is_drawn or (error > size and scans.has_letters(picture, letters, rest)):
+            return self._pixels(given, most, known) or coded
         return self._exact_if_smaller(given, coded)
 
     def _with_latents(
@@ -82,7 +86,7 @@ class Coder:
     ) -> list[Chunk]:
         """The chunks of a frame: exact blocks that are ``kept``, and latents of the rest."""
         if frame is None:
-            return self._encoder.encode(regions.filled(given.image, given.hidden))
+            return self._encoder.encode(alpha.replaced(given.image, given.hidden))
         if frame.picture is None:
             return [*kept, *self._nothing()]
         return [*kept, *self._encoder.encode(frame.picture, frame.higher, frame.seen())]
@@ -102,16 +106,17 @@ class Coder:
 
     def _scan(self, given: Given) -> list[Chunk] | None:
         """The chunks of a scanned page; None if they take too many bytes, as those of photos do."""
-        image = regions.filled(given.image, given.hidden)
+        image = alpha.replaced(given.image, given.hidden)
         encoded = self._encoder.encode(image, scans.HIGHER * self._quality)
         if self._quality >= scans.PIXELS_FROM:
             return self._pixels(given, scans.TIMES_OF_LATENTS * _size(encoded))
-        return self._pixels(given, _size(encoded) + self._error(image, None)) or encoded
+        error = self._error(scans.letters(image), _rest(image, None), None)
+        return self._pixels(given, _size(encoded) + error) or encoded
 
-    def _error(self, image: Image.Image, frame: regions.Frame | None) -> float:
-        """How many bytes it is worth that a page with latents has errors."""
-        letters = (graphics.two_levels(image) & _rest(image, frame)).sum()
-        return (0 if frame is None else frame.error) + float(letters) * scans.worth(self._quality)
+    def _error(self, letters: scans.Letters, rest: Blocks, frame: regions.Frame | None) -> float:
+        """How many bytes it is worth that a page has errors, and latents of letters in the rest."""
+        strokes = float((letters.strokes & rest).sum())
+        return (0 if frame is None else frame.error) + strokes * scans.worth(self._quality)
 
     def _pixels(self, given: Given, most: float, known: Blocks | None = None) -> list[Chunk] | None:
         """The chunks of a page without latents; None if they take more than ``most`` bytes.
@@ -119,7 +124,7 @@ class Coder:
         It has coarser levels if it otherwise takes `scans.TIMES_FOR_EXACT` times the bytes; below
         quality `regions.EXACT_FROM`, if it takes more.  Some blocks are ``known`` to be graphics.
         """
-        image = regions.filled(given.image, given.hidden)
+        image = alpha.replaced(given.image, given.hidden)
         levels = coarse.coarser(image, coarse.apart_at(self._quality))
         every = np.ones(shape_of(image.size), np.bool_)
         frame = regions.whole(levels, most, every)
@@ -156,7 +161,7 @@ class Coder:
                     return EncodedLatents(coded, self._encoder.quantisation_of(quality))
                 continue
             pictures = [
-                regions.filled(each.image, each.hidden)
+                alpha.replaced(each.image, each.hidden)
                 if f is None
                 else f.picture or Image.new("RGB", each.image.size)
                 for f, each in zip(frames, images, strict=True)
@@ -170,7 +175,7 @@ class Coder:
             if self.quality_of(fitted) >= quality:
                 coded = [[*own, *rest] for own, rest in zip(kept, fitted.frames, strict=True)]
                 return EncodedLatents(coded, fitted.quantisation)
-        pictures = [regions.filled(each.image, each.hidden) for each in images]
+        pictures = [alpha.replaced(each.image, each.hidden) for each in images]
         return self._encoder.fit(pictures, max_size)
 
     def quality_of(self, coded: EncodedLatents) -> float:
@@ -189,7 +194,7 @@ class Coder:
             if whole is not None:
                 yield HIGHEST, [whole]
             elif scans.is_scan(given.image):
-                filled = regions.filled(given.image, given.hidden)
+                filled = alpha.replaced(given.image, given.hidden)
                 for least, apart in coarse.APART.items():
                     if least < scans.PIXELS_FROM:
                         break

@@ -207,7 +207,7 @@ def _over_gradients(picture: graphics.Picture, judge: _Judge) -> Frame | None:
     flats = max(int(blocks.sum()) - letters, 0)
     most = (letters * ERROR_OF_LETTERS + flats * ERROR_OF_FLATS) / judge.worth
     most += letters * judge.bytes_of_letters
-    rest = filled(image, fewer.shown(colours, blocks))
+    rest = alpha.replaced(image, fewer.shown(colours, blocks))
     # Latents that show nothing but gradients have twice the quality, up to that of exact colours.
     # Measured: docs/measurements.md#graphics-exact-and-regions.
     of_photos = graphics.contrasts(picture, ~blocks) > graphics.LETTERS_OF_A_PAGE * (~blocks).sum()
@@ -275,7 +275,7 @@ def _page(
     behind = fewer.shown(page.colours, page.blocks)
     if hidden is not None:
         behind.paste(255, (0, 0), hidden)
-    return page._replace(picture=filled(image, behind))
+    return page._replace(picture=alpha.replaced(image, behind))
 
 
 def _in_photo(
@@ -313,11 +313,12 @@ def _in_photo(
     if not letters:
         # Other colours than these would take more bytes: 20 to 300 more at quality 90.
         cost = len(coded.data) + judge.of_latents(picture, ~blocks)
-        return Frame(blocks, colours, filled(image, hidden), most, coded, cost, is_photo=True)
+        rest = alpha.replaced(image, hidden)
+        return Frame(blocks, colours, rest, most, coded, cost, is_photo=True)
     behind = fewer.shown(colours, blocks)
     if hidden is not None:
         behind.paste(255, (0, 0), hidden)
-    behind = filled(image, behind)
+    behind = alpha.replaced(image, behind)
     frame = Frame(blocks, colours, behind, most + of_letters, coded, is_photo=True)
     return judge.priced(frame, judge.of_latents(picture, ~blocks))
 
@@ -384,12 +385,3 @@ def _estimate(colours: Image.Image) -> float:
         sample.paste(colours.crop((0, top, width, top + BLOCK)), (0, BLOCK * row))
     pixels = colours.width * colours.height
     return len(vp8l.encode(sample, fast=True)) * pixels / (sample.width * sample.height)
-
-
-def filled(image: Image.Image, hidden: Image.Image | None) -> Image.Image:
-    """The picture with new colours where it is hidden, which take few bits."""
-    if hidden is None:
-        return image
-    with_alpha = image.copy()
-    with_alpha.putalpha(hidden.point([255] * 255 + [0]))
-    return alpha.filled(with_alpha)

@@ -5,6 +5,8 @@ Paper is bright or dark.  Screenshots that were JPEGs are such pages, too.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -44,23 +46,66 @@ PIXELS_FROM, TIMES_OF_LATENTS = 70, 1.65
 # less than 90 points take 1.4 to 1.45 times as many bytes exactly
 # (docs/measurements.md#graphics-exact-and-regions).
 TIMES_FOR_EXACT = 1.5
-# At each quality, it is worth so many bytes more if a block with letters is not latents.  Measured
+# A block with letters on a ground has two levels: at most this part of its pixels is in the middle
+# half of its contrast.  Chosen; see `TWO_LEVELS` for what it tells apart.
+BETWEEN = 0.25
+# A block with strokes has so many places at which one of two neighbours is dark, and the other one
+# bright.  A straight edge has at most 15, and a straight line 16.
+CHANGES = 16
+# At each quality, it is worth so many bytes more if a block with strokes is not latents.  Measured
 # on the same JPEGs and scans, and on photos: docs/measurements.md#graphics-exact-and-regions.
-WORTH = {30: 17, 50: 21, 60: 43, 75: 95, 90: 65}
+WORTH = {30: 40, 50: 50, 60: 100, 75: 280, 90: 150}
 # A page may be pixels if more than this part of its blocks with contrast have two levels.
 # Measured: 0.54 and more in JPEGs of pages and in scans, at most 0.41 in Kodak's photos, and 0.45
 # in two of 177 other photos that would be pixels otherwise.
 TWO_LEVELS = 0.5
+# From quality 60 on, the pixels of such a page take at most so many times the bytes of latents.
+# Measured at quality 75: 0.7 to 3.2 for JPEGs of pages, and 3.5 and more for photos, all but one
+# (docs/measurements.md#graphics-exact-and-regions).
+TIMES_OF_LETTERS = 3.5
+# In a scan, so many of the blocks with two levels have strokes.  Measured: 0.19 and more, and at
+# most 0.11 in four versions of a photo that resembles scans otherwise.
+STROKES = 0.15
 
 
 def worth(quality: float) -> float:
-    """How many bytes more it is worth that a block with letters is not latents."""
+    """How many bytes more it is worth that a block with strokes is not latents."""
     return float(np.interp(quality, [*WORTH], [*WORTH.values()]))
 
 
-def has_letters(picture: graphics.Picture, rest: Blocks) -> bool:
+class Letters(NamedTuple):
+    """The blocks of a picture that have letters or lines on a ground.
+
+    Those with ``two_levels`` have much contrast, and most of their pixels are near the darkest or
+    the brightest one.  Some are edges of things.  Those with ``strokes`` have two edges or more.
+    """
+
+    two_levels: Blocks
+    strokes: Blocks
+
+
+def letters(image: Image.Image) -> Letters:
+    """The blocks of a picture of mode RGB that have letters or lines."""
+    found, of_strokes = [], []
+    for pixels in graphics.parts_of(image):
+        lowest, highest = pixels.min((1, 3)), pixels.max((1, 3))
+        contrast = highest - lowest
+        low, high = lowest + contrast // 4, highest - contrast // 4
+        between = (pixels > low[:, None, :, None]) & (pixels < high[:, None, :, None])
+        has_two = (contrast >= graphics.CONTRAST) & (between.sum((1, 3)) <= BETWEEN * BLOCK**2)
+        middle = (lowest + contrast // 2)[has_two]
+        bright = pixels.swapaxes(1, 2)[has_two] > middle[:, None, None]
+        down, across = bright[:, 1:] != bright[:, :-1], bright[..., 1:] != bright[..., :-1]
+        strokes = has_two.copy()
+        strokes[has_two] = down.sum((1, 2)) + across.sum((1, 2)) >= CHANGES
+        found.append(has_two)
+        of_strokes.append(strokes)
+    return Letters(np.concatenate(found), np.concatenate(of_strokes))
+
+
+def has_letters(picture: graphics.Picture, found: Letters, rest: Blocks) -> bool:
     """Whether most of what has contrast in these blocks of a picture are letters or lines."""
-    letters = (graphics.two_levels(picture.image) & rest).sum()
+    letters = (found.two_levels & rest).sum()
     return bool(letters > TWO_LEVELS * graphics.contrasts(picture, rest))
 
 
@@ -90,7 +135,10 @@ def is_scan(image: Image.Image, exact: Blocks | None = None) -> bool:
     are_letters = (
         of_paper >= PAPER_IN_LETTERS
     ).mean() >= LETTERS_ON_PAPER and shades <= FEW_SHADES * (1 - of_paper).sum()
-    return bool(are_letters and ink.mean() >= FEWEST_LETTERS)
+    if not are_letters or ink.mean() < FEWEST_LETTERS:
+        return False
+    found = letters(image)
+    return bool(found.strokes.sum() >= STROKES * found.two_levels.sum())
 
 
 def _parts(levels: Image.Image, usual: int, reach: int) -> NDArray[np.float64]:

@@ -765,13 +765,35 @@ class TestScans:
         assert decode(encode(page)).info["sdz"]["exact"] == 1
         assert decode(encode(page, quality=30)).info["sdz"]["exact"] == 0
 
-    def test_two_levels(self) -> None:
+    @pytest.mark.parametrize(("picture", "expected"), [(scan(), True), (demo.photo(), False)])
+    def test_two_levels(self, picture: Image.Image, *, expected: bool) -> None:
         """Letters on a ground have two levels, and photos have shades."""
-        every = np.ones(shape_of(scan().size), np.bool_)
-        assert scans.has_letters(graphics.Picture(scan()), every)
-        photo = demo.photo()
-        every = np.ones(shape_of(photo.size), np.bool_)
-        assert not scans.has_letters(graphics.Picture(photo), every)
+        every = np.ones(shape_of(picture.size), np.bool_)
+        found = scans.letters(picture)
+        assert scans.has_letters(graphics.Picture(picture), found, every) == expected
+
+    def test_strokes(self) -> None:
+        """Letters and lines have two edges, and things have one."""
+        picture = Image.new("RGB", (64, 64), "white")
+        draw = ImageDraw.Draw(picture)
+        draw.line((4, 0, 4, 31), "black", 2)
+        draw.polygon([(32, 32), (64, 32), (64, 64)], "black")
+        found = scans.letters(picture)
+        assert found.two_levels.sum() == 8  # the line, and the slope
+        np.testing.assert_array_equal(np.argwhere(found.strokes), [(row, 0) for row in range(4)])
+
+    @pytest.mark.parametrize(("apart", "width"), [(90, 50), (50, 26)])
+    def test_things_on_a_ground_are_no_page(self, apart: int, width: int) -> None:
+        """Their edges have two levels, but they are no strokes, and pixels take too many bytes."""
+        large = Image.new("RGB", (960, 720), (246, 245, 243))
+        draw = ImageDraw.Draw(large)
+        for x in range(40, 900, apart):
+            shape = (x, 60), (x + width, 80), (x + width + 30, 640), (x + 30, 660)
+            draw.polygon(shape, (40 + x // 8, 60, 90))
+        things = large.resize((320, 240), Image.Resampling.LANCZOS)
+        grain = np.random.default_rng(4).normal(0, 2, (240, 320, 3))
+        photo = Image.fromarray((np.asarray(things) + grain).clip(0, 255).astype(np.uint8))
+        assert len(encode(photo)) < 1.3 * len(encode(photo, regions=False))
 
     @pytest.mark.parametrize("quality", [30, 50])
     def test_a_jpeg_of_a_table_is_pixels_at_low_qualities(self, quality: int) -> None:
