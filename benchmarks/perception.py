@@ -3,10 +3,10 @@
     python -m benchmarks.perception --images DIR --output DIR
     python -m benchmarks.perception --images DIR --sheet FILE.webp
 
-For each photo and rate, each codec makes its best file within rate * width * height / 8 bytes. The
-same .sdz file is decoded twice: by the decoder of ``tune="psnr"`` and by that of
-``tune="perceptual"``. Prints a table of averages, and writes perception.csv (one row per picture)
-to the output folder. With --sheet, it shows parts of the pictures side by side instead.
+For each photo and rate, each codec makes its best file within rate * width * height / 8 bytes. sdz
+makes two: with ``tune="psnr"`` and with ``tune="perceptual"``. Prints a table of averages, and
+writes perception.csv (one row per picture) to the output folder. With --sheet, it shows parts of
+the pictures side by side instead.
 
 Butteraugli (its 3-norm) is measured if `butteraugli_main` is installed. This is libjxl's tool
 (Debian: libjxl-devtools). The feature distance is ST-LPIPS. No model here was trained with it.
@@ -17,28 +17,28 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import io
 import shutil
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from benchmarks.codecs import CODECS
+from benchmarks.codecs import CODECS, Codec
 from benchmarks.metrics import BUTTERAUGLI, butteraugli, measure
 from benchmarks.rate_distortion import load, photos_in
 from evaluation import feature_distance
-from pillow_sdz import models
-from pillow_sdz import options as settings
 
 RATES = (0.05, 0.10, 0.15, 0.25)  # bits per pixel at which decoders invent texture
 TUNES = {"sdz, psnr": "psnr", "sdz, perceptual": "perceptual"}
-OTHERS = {"JPEG": "jpeg", "WebP": "webp", "AVIF": "avif"}
+CODERS: dict[str, Codec] = {
+    **{label: replace(CODECS["sdz"], options={"tune": tune}) for label, tune in TUNES.items()},
+    **{"JPEG": CODECS["jpeg"], "WebP": CODECS["webp"], "AVIF": CODECS["avif"]},
+}
 
 SHEET_RATE = 0.10
 SHEET_PHOTOS = 6
@@ -77,23 +77,10 @@ def decoded(original: Image.Image, rates: Sequence[float]) -> Iterator[Decoded]:
     """Code a photo with every codec at every rate."""
     pixels = original.width * original.height
     budgets = [int(rate * pixels / 8) for rate in rates]
-    for label, name in {"sdz": "sdz", **OTHERS}.items():
-        codec = CODECS[name]
-        tunes = TUNES if name == "sdz" else {label: None}
+    for label, codec in CODERS.items():
         for rate, file in zip(rates, codec.fit(original, budgets), strict=True):
-            for tune_label, tune in tunes.items():
-                decoder = None if tune is None else decoder_of(file.data, tune)
-                with settings.override(DECODER=decoder):
-                    picture = codec.decode(file.data)
-                bpp = 8 * len(file.data) / pixels
-                yield Decoded(tune_label, rate, bpp, file.fits, picture)
-
-
-def decoder_of(file: bytes, tune: str) -> str:
-    """The decoder that a file with this recommendation would have."""
-    with Image.open(io.BytesIO(file)) as im:
-        model: str = im.info["sdz"]["model"]
-    return models.spec(model).space.decoders.get(tune, model)
+            bpp = 8 * len(file.data) / pixels
+            yield Decoded(label, rate, bpp, file.fits, codec.decode(file.data))
 
 
 def rows(path: Path, rates: Sequence[float]) -> Iterator[Row]:

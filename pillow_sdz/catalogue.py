@@ -72,7 +72,7 @@ class ModelSpec(Row):
     #: The model decodes pictures at 1/scale of their size, for each of these scales.
     scales: tuple[int, ...] = (1,)
     #: If a target size leaves this model a quality below ``coarser_below``, or none, pictures look
-    #: better with the models of these names.
+    #: better with the models of these names.  A second decoder has a limit of its own.
     coarser: tuple[str, ...] = ()
     coarser_below: float = 0
     #: The model can decode a part of a picture without the rest.
@@ -113,6 +113,7 @@ MINI_PERCEPTUAL = MINI.replace(
     digest=weights.MINI_PERCEPTUAL.digest,
     encodes=False,
     loader="pillow_sdz.models.mini:load_perceptual",
+    coarser_below=5,  # measured: docs/measurements.md#catalogue
 )
 # `mini` for pictures of half the width and height.
 MINI_HALF = ModelSpec(

@@ -9,7 +9,7 @@ from typing import IO, NamedTuple
 
 from PIL import Image
 
-from . import alpha, chunks, codec, container, keywords, layering, protection
+from . import alpha, chunks, codec, container, keywords, layering, models, protection
 from .arrays import CELL
 from .catalogue import ModelSpec
 from .container import Chunk
@@ -277,7 +277,9 @@ def _started(im: Image.Image, model: ModelSpec, timing: Timing | None) -> _Start
         quality=quality,
         animated=timing is not None,
     )
-    return _Start(coder, _Shell(header, about, profile, timing), model.coarser_below)
+    decoder = model.space.decoders.get(tune)
+    limit = (models.spec(decoder) if decoder else model).coarser_below
+    return _Start(coder, _Shell(header, about, profile, timing), limit)
 
 
 def _encoded(start: _Start, pictures: Iterable[_Picture]) -> list[Chunk]:

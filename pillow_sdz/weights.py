@@ -47,7 +47,7 @@ MINI_HALF = Weights(
 )
 MINI_PERCEPTUAL = Weights(
     "mini_perceptual.safetensors",
-    "d67ad8a9093b6086a1f3f1b4a978438559a220a1aee0206603c19d22ac092fef",
+    "5f24b9ed33343fd638876316ab646c64b5c2dffa5dee9d49e4b8e4af6923248e",
 )
 MINI_REDUCED = Weights(
     "mini_reduced.safetensors", "03824244877b6cb7822f35234341f60c447e485a698cba470058cfea6f452827"
@@ -72,7 +72,7 @@ FLUX2_PRIOR = Weights(
 )
 FLUX2_NARROW_PRIOR = Weights(
     "flux2_narrow_prior.safetensors",
-    "882d2a9c3d50704bee7c5f4fe6da385a4389c5ce9413e6c63a0491e6f8b055c0",
+    "48b0af6ca70ffd292f91eef74dcc723c88799c5b4c2cad633bce06f08d3fee85",
 )
 TABLES = Weights(
     "tables.safetensors", "37f1a526bda6e21a946a4045a94cfc4de8b164b1fbc25a78b98bf7ef6dbb6c90"

@@ -295,6 +295,18 @@ def test_more_bits_per_pixel() -> None:
     assert data == encode(photo, target_size=size, model="mini")
 
 
+def test_what_looks_real_stays_fine_with_fewer_bits() -> None:
+    """The second decoder invents details, so its model is better down to a lower quality."""
+    photo = demo.photo()
+    data = encode(photo, quality=7, effort=0)
+    for tune, model in (("psnr", HALF), ("perceptual", "mini")):
+        found = said(encode(photo, target_size=len(data) + 20, tune=tune, effort=0))
+        assert found["model"] == model
+    smallest = len(encode(photo, quality=1, effort=0))
+    data = encode(photo, target_size=smallest + 20, tune="perceptual", effort=0)
+    assert said(data)["model"] == HALF
+
+
 def test_what_only_one_model_reaches() -> None:
     photo = demo.photo()
     smallest = len(encode(photo, quality=1))
