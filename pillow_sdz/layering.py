@@ -19,6 +19,9 @@ from .order import MAX_CHANGES
 # may have fewer colours.
 QUALITIES = (75, 45, 20)
 HIGHEST = 100  # the quality that the header says of a file in which all pixels fit
+# All pixels of graphics are tried with the levels of these qualities: before exact regions, and
+# after them.  Chosen: those of `coarse`.
+FINE, COARSE = (HIGHEST, 95, 75, scans.PIXELS_FROM), (60, 45, 20)
 
 
 class Given(NamedTuple):
@@ -74,10 +77,8 @@ class Coder:
         most = size + error
         if self._quality >= regions.EXACT_FROM and (found is None or found.is_photo):
             most = min(most, scans.TIMES_OF_LETTERS * size)
-        # Flat parts that are larger than the rest are no photo's.
-        is_drawn = found is not None and (not found.is_photo or 2 * found.blocks.mean() > 1)
         picture = graphics.Picture(given.image)
-        if is_drawn or (error > size and scans.has_letters(picture, letters, rest)):
+        if _is_drawn(found) or (error > size and scans.has_letters(picture, letters, rest)):
             return self._pixels(given, most, known) or coded
         return self._exact_if_smaller(given, coded)
 
@@ -186,22 +187,43 @@ class Coder:
         self, images: Sequence[Given], max_size: int
     ) -> Iterator[tuple[int, list[regions.Frame | None]]]:
         """The frames that may fit in ``max_size`` bytes, and the least quality of their latents."""
-        if len(images) == 1:
-            (given,) = images
-            # Colours and alpha together may take half of what they take alone.  Chosen.
-            most = max_size if given.alpha is None else 2 * max_size
-            whole = regions.whole(alpha.painted(given.image, given.hidden), most)
-            if whole is not None:
-                yield HIGHEST, [whole]
-            elif scans.is_scan(given.image):
-                filled = alpha.replaced(given.image, given.hidden)
-                for least, apart in coarse.APART.items():
-                    if least < scans.PIXELS_FROM:
-                        break
-                    if levels := regions.whole(coarse.coarser(filled, apart), max_size):
-                        yield least, [levels]
-        for quality in QUALITIES:
+        best = [self._found(each, QUALITIES[0]) for each in images]
+        alone = len(images) == 1
+        if alone:
+            yield from self._pixels_in(images[0], best[0], max_size, FINE)
+        yield QUALITIES[0], best
+        for quality in QUALITIES[1:]:
             yield quality, [self._found(each, quality) for each in images]
+        if alone:
+            yield from self._pixels_in(images[0], best[0], max_size, COARSE)
+
+    def _pixels_in(
+        self,
+        given: Given,
+        found: regions.Frame | None,
+        max_size: int,
+        qualities: Sequence[int],
+    ) -> Iterator[tuple[int, list[regions.Frame | None]]]:
+        """All pixels of a picture at some qualities, if they may fit in ``max_size`` bytes.
+
+        Below `HIGHEST`, they have coarser levels, and the picture must be graphics or a scan.
+        """
+        is_drawn = _is_drawn(found)
+        # Shapes of graphics may repeat, and no estimate knows that.
+        known = np.ones(shape_of(given.image.size), np.bool_) if is_drawn else None
+        has_levels = is_drawn or scans.is_scan(given.image)
+        for quality in qualities:
+            if quality == HIGHEST:
+                pixels = alpha.painted(given.image, given.hidden)
+                # Colours and alpha together may take half of what they take alone.  Chosen.
+                most = max_size if given.alpha is None else 2 * max_size
+            elif not has_levels:
+                return
+            else:
+                filled = alpha.replaced(given.image, given.hidden)
+                pixels, most = coarse.coarser(filled, coarse.apart_at(quality)), max_size
+            if frame := regions.whole(pixels, most, known):
+                yield quality, [frame]
 
     def _found(self, given: Given, quality: float) -> regions.Frame | None:
         # In an animation, the colours of still parts must not change.
@@ -223,6 +245,11 @@ class Coder:
             ways = kept, [Chunk(chunks.EXACT, joint)]
             kept = min(ways, key=lambda way: _size(way) - _saved(way, given))
         return kept if _size(kept) - _saved(kept, given) <= frame.most else []
+
+
+def _is_drawn(found: regions.Frame | None) -> bool:
+    """Whether a picture is graphics.  Flat parts that are larger than the rest are no photo's."""
+    return found is not None and (not found.is_photo or bool(2 * found.blocks.mean() > 1))
 
 
 def _rest(image: Image.Image, frame: regions.Frame | None) -> Blocks:

@@ -529,6 +529,25 @@ class TestPictures:
         assert encode(photo, target_size=len(data)) == data
         assert decode(encode(photo, target_size=len(data) // 2)).info["sdz"]["exact"] == 0
 
+    def test_a_larger_target_is_exact_too(self) -> None:
+        """Letters in some colours are copies, so no estimate may say that they are too large."""
+        picture, chance = Image.new("RGB", (480, 320), (30, 30, 30)), random.Random(2)
+        draw = ImageDraw.Draw(picture)
+        colours = (86, 156, 214), (206, 145, 120), (106, 153, 85), (212, 212, 212)
+        for y in range(8, 300, 18):
+            x = 10.0
+            while x < 420:
+                word = "".join(chance.choice("abcdefghijklm") for _ in range(chance.randint(3, 9)))
+                draw.text((x, y), word, chance.choice(colours))
+                x += round(draw.textlength(word)) + 8
+        size = len(encode(picture))
+        for times in (1, 1.5, 2, 4):
+            assert_same(decode(encode(picture, target_size=int(times * size))), picture)
+        # Coarser levels take fewer bytes.
+        shown = decode(encode(picture, target_size=size - 1))
+        assert shown.info["sdz"]["exact"] == 1
+        assert np.abs(np.asarray(shown, np.int16) - np.asarray(picture)).max() <= 8
+
     def test_a_target_for_a_logo_with_alpha(self) -> None:
         """Its colours and alpha together take less than they take alone."""
         large, chance = Image.new("RGBA", (640, 480)), random.Random(0)
