@@ -12,6 +12,7 @@ from PIL import Image, ImageChops
 from . import exact, graphics
 from .arrays import Bools, Pixels
 from .block_maps import Blocks
+from .exact_parts import BLOCK
 
 # At a quality q, a byte is worth WORTH * exp(-FALLING * q) squared levels.  Measured on eight
 # photos of the training data, as squared errors and bytes from one quality to the next.  From
@@ -102,6 +103,36 @@ def best(
             return Fewer(colours, coded, len(coded.data))
     assert found is not None
     return found
+
+
+def limited(colours: Image.Image, blocks: Blocks, count: int) -> tuple[Image.Image, float]:
+    """Exact pixels of some blocks with ``count`` colours, and their error.
+
+    The error is a part of the contrast: of the squared distances from the mean of each block.  Of
+    the pixels that get one colour, the most frequent colour is that one if many pixels have it.
+    """
+    seen = np.asarray(shown(colours, blocks)) > 0
+    opaque = colours.convert("RGB")
+    levels = np.asarray(opaque)
+    sample = _sample(levels[seen])
+    palette = sample.quantize(count, Image.Quantize.MEDIANCUT, kmeans=2)
+    entries = opaque.quantize(palette=palette, dither=Image.Dither.NONE)
+    fewer = np.array(entries.convert("RGB"))
+    numbers = np.asarray(entries)
+    every = sample.getcolors(SAMPLE) or []
+    for number, colour in sorted(every):
+        if number >= COMMON * sample.width:
+            same = numbers[(levels == colour).all(2)][0]
+            fewer[numbers == same] = colour
+    mean = np.asarray(opaque.reduce(BLOCK)).repeat(BLOCK, 0).repeat(BLOCK, 1)
+    mean = mean[: levels.shape[0], : levels.shape[1]]
+    error, contrast = (
+        np.square(levels[seen].astype(np.int32) - other[seen]).sum() for other in (fewer, mean)
+    )
+    picture = Image.fromarray(fewer)
+    if colours.mode == "RGBA":
+        picture.putalpha(colours.getchannel("A"))
+    return picture, float(error) / max(float(contrast), 1)
 
 
 def _sample(pixels: Pixels) -> Image.Image:

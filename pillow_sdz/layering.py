@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from . import alpha, chunks, coarse, codec, exact, graphics, regions, scans, vp8l
+from . import alpha, chunks, coarse, codec, exact, fewer, graphics, regions, scans, vp8l
 from .block_maps import Blocks
 from .codec import DoesNotFit, EncodedLatents
 from .container import Chunk, chunk_size
@@ -22,6 +22,10 @@ HIGHEST = 100  # the quality that the header says of a file in which all pixels 
 # All pixels of graphics are tried with the levels of these qualities: before exact regions, and
 # after them.  Chosen: those of `coarse`.
 FINE, COARSE = (HIGHEST, 95, 75, scans.PIXELS_FROM), (60, 45, 20)
+# Then exact regions of graphics have so many colours, while their squared error is at most this
+# part of their contrast.  Chosen: half each time, and 3 for letters on paper.  Measured:
+# docs/measurements.md#graphics-exact-and-regions.
+FEW, MOST_ERROR = (32, 16, 8, 4, 3, 2), 0.08
 
 
 class Given(NamedTuple):
@@ -196,6 +200,13 @@ class Coder:
             yield quality, [self._found(each, quality) for each in images]
         if alone:
             yield from self._pixels_in(images[0], best[0], max_size, COARSE)
+        if alone and not self._animated and (frame := best[0]) is not None and not frame.is_photo:
+            for count in FEW:
+                colours, error = fewer.limited(frame.colours, frame.blocks, count)
+                if error > MOST_ERROR:
+                    break
+                coded = exact.coded(colours, frame.blocks)
+                yield QUALITIES[-1], [frame._replace(colours=colours, coded=coded)]
 
     def _pixels_in(
         self,

@@ -548,6 +548,17 @@ class TestPictures:
         assert shown.info["sdz"]["exact"] == 1
         assert np.abs(np.asarray(shown, np.int16) - np.asarray(picture)).max() <= 8
 
+    def test_letters_have_few_colours_before_they_are_latents(self) -> None:
+        soft = page((480, 320), lines=17).filter(ImageFilter.GaussianBlur(0.6))
+        size = len(encode(soft))
+        errors = []
+        for part in (1, 0.9, 0.7, 0.5):
+            shown = decode(encode(soft, target_size=int(part * size)))
+            assert shown.info["sdz"]["exact"] == 1
+            errors.append(np.square(np.asarray(shown, np.float64) - np.asarray(soft)).mean())
+        assert errors == sorted(errors)
+        assert errors[-1] < 0.08 * np.var(np.asarray(soft))
+
     def test_a_target_for_a_logo_with_alpha(self) -> None:
         """Its colours and alpha together take less than they take alone."""
         large, chance = Image.new("RGBA", (640, 480)), random.Random(0)
