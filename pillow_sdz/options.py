@@ -71,8 +71,8 @@ MEMORY_BUDGET: int = 340_000_000
 """How many bytes an embedded model may take while it decodes, at least 270 MB.
 
 This includes the loaded model, but not the picture.  The budget decides how large a part of a
-picture the networks compute at once.  Smaller parts take more time, and some pixels differ by a
-level, a few by more.  Networks of other models, and effort above 4, take more memory than this.
+picture the networks compute at once.  Smaller parts take more time, and pixels differ by a grey
+level at most.  Networks of other models, and effort above 4, take more memory than this.
 """
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")

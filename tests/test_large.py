@@ -23,7 +23,6 @@ from pillow_sdz.models.mini import shape as mini_shape
 from sdz_files import CountingFile, decode, encode, framed
 
 BANDS = 5
-MARGIN = mini_shape.DECODER_MARGIN
 ROWS = 4  # of latents in a band, which are 64 rows of pixels
 
 
@@ -67,7 +66,7 @@ def mini() -> Mini:
 
 def budget_for(side: int) -> int:
     """The smallest budget that gives the decoder's tiles at least this side."""
-    return tile_memory.FIXED_MEMORY + tile_memory.DECODER_MEMORY * (side + 2 * MARGIN) ** 2
+    return tile_memory.FIXED_MEMORY + tile_memory.DECODER_MEMORY * (side + 26) ** 2
 
 
 # Bands
@@ -168,15 +167,15 @@ def test_bands_that_are_none(banded: bytes, data: bytes, complaint: str) -> None
 
 def test_tiles_follow_the_memory_budget() -> None:
     with options.override(MEMORY_BUDGET=options.SMALLEST_BUDGET):
-        side = tile_memory.tile_side(tile_memory.DECODER_MEMORY, MARGIN, workers=16)
+        side = tile_memory.tile_side(tile_memory.DECODER_MEMORY, 13, workers=4)
         assert side == tile_memory.SMALLEST_TILE
     with options.override(MEMORY_BUDGET=budget_for(80)):
-        assert tile_memory.tile_side(tile_memory.DECODER_MEMORY, MARGIN) == 80
-        # A row of latents that takes as much as a row of a tile: n^2 + 96 n = 96^2.
-        columns = 96 * tile_memory.DECODER_MEMORY // (4 * mini_shape.CHANNELS)
-        assert tile_memory.tile_side(tile_memory.DECODER_MEMORY, MARGIN, columns) == 43
+        assert tile_memory.tile_side(tile_memory.DECODER_MEMORY, 13) == 80
+        # A row of latents that takes as much as a row of a tile: n^2 + 106 n = 106^2.
+        columns = 106 * tile_memory.DECODER_MEMORY // (4 * mini_shape.CHANNELS)
+        assert tile_memory.tile_side(tile_memory.DECODER_MEMORY, 13, columns) == 65 - 26
     with options.override(MEMORY_BUDGET=1 << 40):
-        assert tile_memory.tile_side(24_000, MARGIN, 4096) == tile_memory.LARGEST_TILE
+        assert tile_memory.tile_side(24_000, 13, 4096) == tile_memory.LARGEST_TILE
 
 
 @pytest.mark.slow
@@ -202,10 +201,9 @@ def test_tiled_pixels_are_those_of_one_piece(scale: int, monkeypatch: pytest.Mon
     if options.DTYPE == "float32":
         assert difference.max() <= 1
     else:
-        # What lies beyond the margins may change an integer of 8 bits, and with it a few latents
-        # around.  In such small tiles, most pixels are near a margin.  Measured: 0.06.
+        # Sums in another order may change an integer of 8 bits, and with it a few latents around.
         assert difference.max() <= 2
-        assert (difference > 0).mean() < 0.08
+        assert (difference > 0).mean() < 0.05
 
 
 def test_tiles_in_several_threads_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,12 +255,12 @@ def test_margins_are_not_too_narrow(scale: int, monkeypatch: pytest.MonkeyPatch)
 def test_crop_decodes_the_bands_that_it_needs(
     banded: bytes, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """These are the bands of the box, and of 8 latents around it, at which the decoder looks."""
+    """These are the bands of the box, and of 13 latents around it, at which the decoder looks."""
     file = CountingFile(banded)
     with Image.open(file) as im:
         opened = file.count
         im.crop((0, 0, 10, 10))
-        assert decoded == [0, 1, 2]
+        assert decoded == [0, 1, 2, 3]
         assert file.count - opened < len(banded) - sum(
             len(c.data) for c in container.read(banded)[-2:]
         )
@@ -278,7 +276,7 @@ def test_crop_decodes_the_bands_that_it_needs(
 def test_crop_computes_the_tiles_that_it_needs(
     banded: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """These have 8 more latents on each side than the box, and no more."""
+    """These have 13 more latents on each side than the box, and no more."""
     seen = []
     run = runtime.Network.__call__
 
@@ -292,7 +290,7 @@ def test_crop_computes_the_tiles_that_it_needs(
     with Image.open(BytesIO(encode(wide, effort=0))) as im:
         seen.clear()
         im.crop((600, 480, 608, 488))
-        assert seen == [(17, 17)]
+        assert seen == [(27, 27)]
 
 
 def test_of_other_models_a_crop_loads_the_picture(photo: Image.Image) -> None:

@@ -20,8 +20,9 @@ DEPTHS_DECODER = (5, 5, 2)
 ENCODER_MARGIN, ENCODER_MARGIN_8, ENCODER_MARGIN_16 = 7, 6, 5
 # The decoders by scale: the numbers of residual blocks at 1/8 and at 1/4 of the resolution, and
 # three margins: of the whole decoder, of its part from the stage at 1/8 on, and of the last stage.
-# At full size, the layers reach 13, 8 and 3 latents.  Here too, smaller margins are enough.
-DECODERS = {1: (5, 5, (8, 5, 2)), 2: (5, 1, (7, 4, 1)), 4: (2, 0, (6, 3, 3))}
+# Each 3x3 convolution adds one place: at full size 5 latents, 10 eighths and 11 quarters, each
+# rounded up to latents.
+DECODERS = {1: (5, 5, (13, 8, 3)), 2: (5, 1, (11, 6, 1)), 4: (2, 0, (8, 3, 3))}
 # Pictures of these scales are decoded from the first channels alone, of which these are the
 # numbers: whole groups of the prior.  Chosen: compared with pictures of all channels, they have a
 # PSNR of 40 to 50 dB (docs/speed.md#drafts-and-first-pictures).
