@@ -49,11 +49,12 @@ FEWEST_PER_EDGE = 1.5
 # colours take 0.2 or more, and photos 0.4 to 1.7 (measured on the tuning set and on 70 photos).  A
 # chessboard takes nothing, but it has much contrast.  Chosen: less.
 FEWEST_PER_PATTERN = 0.1
-# A picture that is exact as a whole may take so many bytes.  Chosen: latents of 16x16 pixels take
-# 70 to 80, and show one colour some levels off.
-FEW = 100
-# It is tried whether so few pixels take few bytes.  Chosen: it takes less than 1 ms.
-SMALL = 1 << 12
+# A picture of at most `ICON` pixels may take so many bytes for a pixel of its side, or `FEW`.
+# Measured from 24 pixels on: all but 3 of 108 icons take up to 39, and all but 3 of 128 photos 40
+# and more.  Noise of 16x16 pixels takes 850: docs/measurements.md#graphics-exact-and-regions.
+ICON, BYTES_OF_ICON, FEW = 1 << 14, 40, 900
+FEW_OF_ALL = 100  # an icon that takes so few bytes keeps all colours.  Chosen.
+SMALL = 1 << 12  # pixels that need no estimate of their bytes.  Chosen: they take less than 1 ms.
 # A coloured picture with at most so many colours is no photo.  Chosen: as many as a GIF has.
 FEW_COLOURS = 256
 # Gradients are latents if they cover this part of a picture.  Chosen.
@@ -110,16 +111,26 @@ def found(
     ``hidden``, of mode L, is 255 where nobody sees the pixels.  Below quality `EXACT_FROM`, exact
     blocks may have fewer colours, unless the frame ``keeps_colours``.
     """
-    colours = alpha.painted(image, hidden)
-    if image.width * image.height <= SMALL:
-        every = np.ones(shape_of(image.size), np.bool_)
-        coded = exact.coded(colours, every)
-        if chunk_size(len(coded.data)) <= FEW:
-            return Frame(every, colours, None, FEW, coded)
-    if drawn.is_blocky(colours):
-        return None
-    picture = graphics.Picture(colours)
+    picture = graphics.Picture(alpha.painted(image, hidden))
+    icon = _icon(picture.image)
+    if icon is not None and icon.coded is not None and len(icon.coded.data) <= FEW_OF_ALL:
+        return icon
     judge = _Judge(quality, may_change=quality < EXACT_FROM and not keeps_colours)
+    frame = None if drawn.is_blocky(picture.image) else _found(picture, image, hidden, judge)
+    is_whole = frame is not None and frame.picture is None and frame.is_worth_it
+    return frame if is_whole or icon is None else judge.priced(icon)
+
+
+def _icon(colours: Image.Image) -> Frame | None:
+    """A frame of a small picture that is exact as a whole; None if it takes too many bytes."""
+    pixels = colours.width * colours.height
+    return whole(colours, max(FEW, BYTES_OF_ICON * math.sqrt(pixels))) if pixels <= ICON else None
+
+
+def _found(
+    picture: graphics.Picture, image: Image.Image, hidden: Image.Image | None, judge: _Judge
+) -> Frame | None:
+    """As `found`, without a look at the size of the picture."""
     likely = hidden is None and gradients.are_likely(picture)
     over = _over_gradients(picture, judge) if likely else None
     if over is None or over.cost > over.most:

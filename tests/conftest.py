@@ -12,6 +12,7 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
@@ -27,11 +28,13 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(scope="session")
 def photo() -> Image.Image:
-    """A picture as smooth as a photo, with another gradient in each band: 61x43, odd sides."""
+    """A picture as smooth as a photo, with grain and another gradient in each band: 61x43."""
     across = Image.linear_gradient("L").rotate(90).resize((61, 43))
     down = Image.linear_gradient("L").resize((61, 43))
     around = Image.radial_gradient("L").resize((61, 43))
-    return Image.merge("RGB", (across, down, around))
+    smooth = np.asarray(Image.merge("RGB", (across, down, around)))
+    grain = np.random.default_rng(0).normal(0, 1.5, smooth.shape).round()
+    return Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
 
 
 @pytest.fixture(scope="session")

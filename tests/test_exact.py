@@ -1076,6 +1076,38 @@ class TestDrawings:
         assert_same(decode(data), icon)
         assert len(data) < 220
 
+    @pytest.mark.parametrize("quality", [20, 50, 75])
+    @pytest.mark.parametrize("side", [24, 32, 64, 128])
+    def test_icons_at_every_quality(self, side: int, quality: int) -> None:
+        """Shades are around all of its edges, and few of its pixels are flat."""
+        large = Image.new("RGB", (640, 640), "#0b3d91")
+        draw = ImageDraw.Draw(large)
+        draw.ellipse((120, 120, 520, 520), "#ffcc00")
+        draw.polygon([(320, 180), (470, 460), (170, 460)], "#c8102e")
+        icon = large.resize((side, side), Image.Resampling.LANCZOS)
+        data = encode(icon, quality=quality)
+        assert len(data) < regions.BYTES_OF_ICON * side
+        shown = decode(data)
+        assert shown.info["sdz"]["exact"] == 1
+        if quality >= regions.EXACT_FROM:
+            assert_same(shown, icon)
+        for left, top in ((0, 0), (side // 2 - 2, side // 2)):  # the ground, and the triangle
+            box = left, top, left + side // 8, top + side // 8
+            means = [np.asarray(each.crop(box)).mean((0, 1)) for each in (icon, shown)]
+            assert abs(means[0] - means[1]).max() <= 2
+
+    @pytest.mark.parametrize("quality", [20, 75])
+    def test_a_jpeg_of_an_icon_is_not_ruined(self, quality: int) -> None:
+        """Its pixels look like those of a photo, but they are few."""
+        icon = Image.new("RGB", (16, 16), "#e8502a")
+        ImageDraw.Draw(icon).text((4, 2), "R", "white")
+        file = BytesIO()
+        icon.save(file, "JPEG", quality=90)
+        jpeg = Image.open(file)
+        shown = decode(encode(jpeg, quality=quality))
+        off = abs(np.asarray(shown).astype(int) - np.asarray(jpeg))
+        assert off.mean() < 2
+
     @pytest.mark.parametrize("size", [(1, 1), (7, 3), (8, 8), (40, 1), (24, 24)])
     @pytest.mark.parametrize("quality", [20, 75])
     def test_small_pictures_of_one_colour(self, size: tuple[int, int], quality: int) -> None:
