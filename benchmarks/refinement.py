@@ -5,7 +5,7 @@
 Every photo is coded with every effort at a few qualities. Effort 0 is also run at many qualities.
 This gives two curves: the mean bits per pixel over the mean PSNR, and over the mean SSIMULACRA2.
 Each effort is compared with the bits that effort 0 needs for the same PSNR or score. Times are
-processor times of encoding alone. Negative numbers mean smaller files. Efforts from 0 to 4 make the
+processor times of encoding alone. Negative numbers mean smaller files. Efforts from 0 to 3 make the
 same files.
 """
 
