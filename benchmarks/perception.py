@@ -34,10 +34,12 @@ from benchmarks.rate_distortion import load, photos_in
 from evaluation import feature_distance
 
 RATES = (0.05, 0.10, 0.15, 0.25)  # bits per pixel at which decoders invent texture
-TUNES = {"sdz, psnr": "psnr", "sdz, perceptual": "perceptual"}
 CODERS: dict[str, Codec] = {
-    **{label: replace(CODECS["sdz"], options={"tune": tune}) for label, tune in TUNES.items()},
-    **{"JPEG": CODECS["jpeg"], "WebP": CODECS["webp"], "AVIF": CODECS["avif"]},
+    "sdz, psnr": replace(CODECS["sdz"], options={"tune": "psnr"}),
+    "sdz, perceptual": replace(CODECS["sdz"], options={"tune": "perceptual"}),
+    "JPEG": CODECS["jpeg"],
+    "WebP": CODECS["webp"],
+    "AVIF": CODECS["avif"],
 }
 
 SHEET_RATE = 0.10
