@@ -6,15 +6,18 @@ import contextvars
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 # So many items for each thread wait to be worked on, so that no thread is idle while the next item
 # is made.  Measured: decoding 4 megapixels takes 0.93 of the time on two cores, and with more than
 # this, no less (a script that is not in this repository).
 AHEAD = 2
+
+# Whether this thread works for `at_once`, so that the cores have work already.
+_sharing = contextvars.ContextVar("_sharing", default=False)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,8 +39,10 @@ def threads() -> int:
 
     ``OMP_NUM_THREADS`` limits them, as it limits those of torch and BLAS.  Without it, a process
     that multiprocessing has started has one thread, because it hardly ever works alone: workers of
-    a torch DataLoader or of a Pool share the cores.
+    a torch DataLoader or of a Pool share the cores.  A thread of `at_once` works alone, too.
     """
+    if _sharing.get():
+        return 1
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if first.isdecimal() and int(first):
         return min(cores(), int(first))
@@ -76,7 +81,9 @@ def at_once(
         try:
             for item in items:
                 # The work sees the caller's settings, because they belong to this context.
-                waiting.append(pool.submit(contextvars.copy_context().run, work, item))
+                context = contextvars.copy_context()
+                context.run(_sharing.set, True)
+                waiting.append(pool.submit(context.run, work, item))
                 most = (1 + AHEAD) * workers
                 while waiting and (waiting[0].done() or len(waiting) > most):
                     yield waiting.popleft().result()
@@ -85,3 +92,26 @@ def at_once(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+class Share:
+    """Shares the work on many short lists of items between this thread and others."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._others = ThreadPoolExecutor(workers - 1) if workers > 1 else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._others is not None:
+            self._others.shutdown()
+
+    def __call__(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """``work`` of each item, in order."""
+        if self._others is None or len(items) < 2:
+            return [*map(work, items)]
+        # This thread does the first item, while others do the next ones.
+        others = [self._others.submit(work, item) for item in items[1:]]
+        return [work(items[0]), *(future.result() for future in others)]

@@ -18,7 +18,7 @@ from pillow_sdz.atomic import replacing
 from pillow_sdz.cli import main, running
 from pillow_sdz.cli.reports import Report
 from pillow_sdz.cli.workers import Workers
-from pillow_sdz.cores import _quotas, cores, threads
+from pillow_sdz.cores import Share, _quotas, at_once, cores, threads
 from pillow_sdz.models import tiles
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -321,6 +321,25 @@ def test_threads_of_a_process(
     if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
     assert threads() == expected
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_a_thread_that_shares_the_work_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [*at_once(lambda _: threads(), range(3), 2)] == [1, 1, 1]
+    assert [*at_once(lambda _: threads(), range(3), 1)] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_work_that_is_shared_often(workers: int) -> None:
+    with Share(workers) as share:
+        for count in range(5):
+            assert share(lambda n: n * n, range(count)) == [n * n for n in range(count)]
+        with pytest.raises(ZeroDivisionError):
+            share(lambda n: 1 // n, [1, 0, 1])
+        with pytest.raises(ZeroDivisionError):
+            share(lambda n: 1 // n, [0, 1, 1])
+        assert share(lambda n: n * n, [2, 3]) == [4, 9]
 
 
 @posix_only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from pillow_sdz.arrays import Ints
 from pillow_sdz.codings import banded, changes, hyperprior, quality_map
 from pillow_sdz.codings.banded import Banded
 from pillow_sdz.codings.hyperprior import Coded, Part
+from pillow_sdz.codings.predicting import in_numpy
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import (
     DamagedPayload,
@@ -768,7 +770,7 @@ class TestRowsOfChanges:
             found: NDArray[Any] = inputs @ weight
             return found
 
-        part = Part(384, counted)
+        part = Part(384, counted, functools.partial(in_numpy, product=counted))
         before = prior.code(Likeliest(), 64, 64, 5000, part=part)
         whole, places = places, 0
         for cell in ((0, 0), (31, 31), (13, 17)):
@@ -794,7 +796,7 @@ class TestRowsOfChanges:
             found: NDArray[Any] = inputs @ weight
             return found
 
-        part = Part(384, counted)
+        part = Part(384, counted, functools.partial(in_numpy, product=counted))
         frame = prior.code(Likeliest(), 32, 32, 5000, part=part)
         whole = products
         changed = np.zeros((16, 16), bool)

@@ -116,7 +116,8 @@ def test_the_model_is_loaded_once(
     """Sixteen threads want the model at once, as the first thing that the process does."""
     environment = {**environment, "SDZ_DTYPE": "float32"}
     printed = run(LOADS, files[0], environment=environment, folder=tmp_path)
-    graphs = ["mini_decoder.onnx", "product.onnx", "product_of_bytes.onnx"]
+    stages = [f"prior_{n}_{order}.onnx" for n in (0, 3) for order in ("first", "second")]
+    graphs = ["mini_decoder.onnx", *stages, "product.onnx"]
     assert json.loads(printed) == [["mini.safetensors", *graphs, "tables.safetensors"], 16, 1]
 
 

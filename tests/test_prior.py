@@ -18,17 +18,18 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from pillow_sdz import catalogue, demo, models, weights
+from pillow_sdz import catalogue, cores, demo, models, weights
 from pillow_sdz.arrays import Ints, Singles
 from pillow_sdz.codings import dense, groups, hyperprior, quality_map
 from pillow_sdz.codings.dense import EXACT, Dense, Product
+from pillow_sdz.codings.groups import ACTIVATION_LIMIT
 from pillow_sdz.codings.hyperprior import Coded, HyperPrior, Part
 from pillow_sdz.codings.places import PARITIES
 from pillow_sdz.codings.quantize import Quantizer
 from pillow_sdz.codings.range_coder import DamagedPayload, Prediction, SymbolDecoder, Tables
 from pillow_sdz.codings.rate_axis import APART, KNOTS, LAST, RateAxis
 from pillow_sdz.models import runtime
-from pillow_sdz.models.mini import Mini
+from pillow_sdz.models.mini import Mini, predicting
 
 TABLES = Tables.shipped()
 Tensors = Mapping[str, NDArray[Any]]
@@ -183,49 +184,65 @@ def test_a_small_picture_needs_few_layers() -> None:
     of_others = re.compile(r"\w+[1-9]\b(?<!up[1-3])")
     few = prior({k: v for k, v in shipped().items() if not of_others.match(k)})
     whole, decoder = case("low"), SymbolDecoder(TABLES, payload)
-    found = few.code(decoder, *whole.symbols.shape[:2], whole.quality, part=Part(first, np.matmul))
+    found = few.code(decoder, *whole.symbols.shape[:2], whole.quality, part=Part(first))
     assert np.array_equal(found.symbols, whole.symbols[..., :first])
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_sums_of_bytes(name: str) -> None:
-    check(HyperPrior(shipped(), axis(), of_bytes=in_integers), name)
-
-
-def in_integers(rows: NDArray[np.uint8], columns: NDArray[np.int8]) -> NDArray[np.int32]:
-    return rows.astype(np.int32) @ columns.astype(np.int32)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_runtime_has_the_same_sums(
+    name: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "threads", lambda: threads)
+    monkeypatch.setattr(hyperprior, "LEAST_BLOCK", 1)
+    of_channels = functools.partial(Part, predict=predicting.predict, threads=True)
+    check(HyperPrior(shipped(), axis(), of_channels), name)
 
 
 def test_sums_of_bytes_are_exact_in_the_runtime() -> None:
     """This holds for the largest sums, too, and on every CPU."""
     rng = np.random.default_rng(0)
-    rows = rng.integers(0, 256, (70, 2880)).astype(np.uint8)
-    columns = rng.integers(-64, 65, (2880, 96)).astype(np.int8)
-    rows[0], columns[:, 0], columns[:, 1] = 255, 64, -64
-    found = runtime.product_of_bytes(rows, columns)
-    assert np.array_equal(found, in_integers(rows, columns))
+    levels = rng.integers(0, 256, (70, 1000)).astype(np.uint8)
+    low = rng.integers(-64, 64, (1000, 48)).astype(np.int8)
+    high = np.zeros_like(low)
+    levels[0], low[:, 0], low[:, 1] = 255, 63, -64
+    high[:5, 2:] = rng.integers(-64, 64, (5, 46))  # more would lead to sums of 2 ** 24
+    weights = 128 * high.astype(np.int64) + low
+    inputs = {name: np.zeros(shape, np.float32) for name, shape in NO_STAGE.items()}
+    inputs |= {
+        "levels": levels,
+        "digits0": high,
+        "digits1": low,
+        "around_unit": np.full(48, 2.0**-16, np.float32),
+        "around_bias": np.full(48, 1000, np.float32),
+        "around_columns": np.eye(48, dtype=np.float32),
+        "known": np.zeros((70, 1), np.float32),
+        "sizes": np.zeros((70, 1), np.float32),
+        "output_columns": np.eye(48, dtype=np.float32),
+    }
+    network = runtime.Network(predicting.GRAPHS[2, False], {})
+    expected = np.clip((levels.astype(np.int64) @ weights >> 16) + 1000, 0, ACTIVATION_LIMIT)
+    assert np.array_equal(network(**inputs), expected)
 
 
-@pytest.mark.parametrize("gathered", [1, 1 << 20])
-@pytest.mark.parametrize(("largest", "limit"), [(63, 255), (4000, 130), (1 << 15, 16)])
-def test_bytes_give_the_outputs_of_values(
-    largest: int, limit: int, gathered: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Weights of one, two and three digits."""
-    monkeypatch.setattr(dense, "GATHERED", gathered)
-    rng = np.random.default_rng(0)
-    weights = rng.integers(-largest, largest + 1, (8, 5 * 6))
-    values = rng.integers(0, limit + 1, (30, 6)).astype(np.uint8)
-    places = rng.integers(0, 30, (40, 5))
-    summed = layer(weights.tolist(), limit, taps=5)
-    assert summed.takes_bytes
-    found = summed.around_bytes(values, places, in_integers)
-    assert np.array_equal(found, summed.around(values.astype(np.float32), places))
+# The shapes of what `test_sums_of_bytes_are_exact_in_the_runtime` leaves at 0.
+NO_STAGE = {
+    "known_columns": (1, 48),
+    "hidden_bias": (48,),
+    "output_bias": (48,),
+    "magnitude_columns": (1, 1),
+    "magnitude_bias": (1,),
+}
 
 
-def test_larger_values_are_no_bytes() -> None:
-    assert layer([[1]], 255).takes_bytes
-    assert not layer([[1]], 256).takes_bytes
+@pytest.mark.parametrize(("largest", "digits"), [(63, 1), (4000, 2), (1 << 15, 3)])
+def test_weights_in_digits(largest: int, digits: int) -> None:
+    weights = np.random.default_rng(0).integers(-largest, largest + 1, (8, 30))
+    found = layer(weights.tolist(), 16).digits
+    assert len(found) == digits
+    assert all(digit.min() >= -64 and digit.max() < 64 for digit in found)
+    total = sum(128**i * digit.astype(np.int64) for i, digit in enumerate(reversed(found)))
+    assert np.array_equal(np.asarray(total).T, weights)
 
 
 def shuffled(tensors: Tensors) -> Tensors:

@@ -34,7 +34,7 @@ from pillow_sdz.models import runtime
 from pillow_sdz.models import sd_mini as sd_shape
 from pillow_sdz.models.mini import shape
 from pillow_sdz.models.mini.tensors import adjoint_of_decoder, encoder_of_base, tensors_of_decoders
-from training import adjoint, channels_last
+from training import adjoint, channels_last, prior_graphs
 from training.graph import Graph, Tensors
 from training.mini.data import corner, photos
 
@@ -186,15 +186,6 @@ def product(g: Graph) -> bytes:
     return g.finish(g.op("MatMul", *inputs), inputs, TensorProto.FLOAT, ("n", "m"))
 
 
-def product_of_bytes(g: Graph) -> bytes:
-    """The product of two matrices of bytes."""
-    inputs = {
-        "rows": (TensorProto.UINT8, ("n", "k")),
-        "columns": (TensorProto.INT8, ("k", "m")),
-    }
-    return g.finish(g.op("MatMulInteger", *inputs), inputs, TensorProto.INT32, ("n", "m"))
-
-
 def sd_mini_encoder(g: Graph) -> bytes:
     """`sd_mini.network.Encoder`, a tile without its margin."""
     (d4, d8), m, m8 = sd_shape.ENCODER_DEPTHS, sd_shape.ENCODER_MARGIN, sd_shape.ENCODER_MARGIN_8
@@ -248,7 +239,7 @@ FLOAT32_ALONE = {
     "mini_analysis",
     "mini_half_enlarger",
     "product",
-    "product_of_bytes",
+    *prior_graphs.STAGES,
     "sd_mini_decoder",
 }
 # Those that also have a graph with their last stage in float32.
@@ -271,7 +262,7 @@ def networks() -> dict[str, tuple[Build, Tensors]]:
         "mini_analysis": (mini_analysis, mini),
         "mini_half_enlarger": (mini_half_enlarger, load_file(weights.MINI_HALF.path)),
         "product": (product, {}),  # of the prior's layers
-        "product_of_bytes": (product_of_bytes, {}),
+        **{name: (build, {}) for name, build in prior_graphs.STAGES.items()},
         "sd_mini_encoder": (sd_mini_encoder, sd_mini),
         "sd_mini_decoder": (sd_mini_decoder, sd_mini),
     }

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Ints, Singles
-from .places import blocks
 
 EXACT = 1 << 24  # float32 holds every integer up to here
 
@@ -25,15 +24,9 @@ MOVED = 1 << 20
 
 #: The product of two matrices in float32.
 Product = Callable[[Singles, Singles], Singles]
-#: The product of bytes from 0 to 255 and bytes from -64 to 64, with exact sums of 32 bits.
-ByteProduct = Callable[[NDArray[np.uint8], NDArray[np.int8]], NDArray[np.int32]]
-
 # Weights are split into digits of this base, from -64 to 63.  CPUs without VNNI multiply two
 # neighbouring inputs, and add the two products in 16 bits, which hold 2 * 255 * 64.
 BASE = 128
-
-# How many bytes `Dense.around_bytes` multiplies at once.  Chosen: they fit into caches.
-GATHERED = 1 << 20
 
 
 class Dense:
@@ -56,25 +49,29 @@ class Dense:
         if (np.abs(weight) @ limits + np.abs(bias)).max() >= EXACT:
             msg = f"sums of {name} may not be exact"
             raise ValueError(msg)
-        self._unit = np.exp2(-tensors[f"{name}.shift"].astype(np.float32))
-        self._bias = bias.astype(np.float32) * self._unit
+        #: Sums of products of integers are multiplied by this (outputs,), then ``bias`` is added.
+        self.unit = np.exp2(-tensors[f"{name}.shift"].astype(np.float32))
+        self.bias = bias.astype(np.float32) * self.unit
         # (inputs of a tap, taps, outputs)
         by_tap = weight.reshape(len(bias), taps, -1).transpose(2, 1, 0)
-        self._weight = np.ascontiguousarray(by_tap, dtype=np.float32) * self._unit
+        self._weight = np.ascontiguousarray(by_tap, dtype=np.float32) * self.unit
         self._stored = tensors[f"{name}.weight"]
-        #: Whether inputs fit into the bytes of `around_bytes`.
-        self.takes_bytes = bool(limits.max() < 256)
         self.outputs = len(bias)
 
     @functools.cached_property
-    def _digits(self) -> NDArray[np.int8]:
-        """The weights as `around_bytes` needs them, which few layers do."""
-        return np.ascontiguousarray(_digits(self._stored.astype(np.int64)).T)
+    def digits(self) -> list[NDArray[np.int8]]:
+        """The weights (inputs, outputs) in digits of `BASE`, the highest ones first."""
+        return [np.ascontiguousarray(digit.T) for digit in _digits(self._stored.astype(np.int64))]
+
+    @functools.cached_property
+    def columns(self) -> Singles:
+        """The weights (inputs, outputs), multiplied by ``unit``."""
+        found: Singles = self._weight.transpose(1, 0, 2).reshape(-1, self.outputs)
+        return found
 
     def __call__(self, inputs: Singles, product: Product = np.matmul) -> Singles:
         """Inputs (n, k) to outputs (n, outputs).  If the layer has more inputs, the rest are 0."""
-        weight = self._weight.transpose(1, 0, 2).reshape(-1, self.outputs)
-        return self._finished(product(inputs, weight[: inputs.shape[1]]))
+        return self._finished(product(inputs, self.columns[: inputs.shape[1]]))
 
     def around(self, values: Singles, places: Ints, product: Product = np.matmul) -> Singles:
         """Values (m, inputs of a tap) to the outputs (n, outputs) of n places.
@@ -98,33 +95,17 @@ class Dense:
                 total += moved.take(rows, axis=0, mode="clip")
         return self._finished(total)
 
-    def around_bytes(
-        self, values: NDArray[np.uint8], places: Ints, product: ByteProduct
-    ) -> Singles:
-        """As `around`, of values from 0 to 255."""
-        (count, taps), inputs = places.shape, values.shape[1]
-        total = np.empty((count, self.outputs), np.float32)
-        for block in blocks(count, max(1, GATHERED // (taps * inputs))):
-            rows = values.take(places[block], axis=0, mode="clip")
-            sums = product(rows.reshape(-1, taps * inputs), self._digits)
-            whole, *lower = np.split(sums, sums.shape[1] // self.outputs, 1)
-            for part in lower:
-                whole = whole * BASE + part  # if this overflows, the next part mends it
-            total[block] = whole
-        total *= self._unit
-        return self._finished(total)
-
     def _finished(self, total: Singles) -> Singles:
-        total += self._bias
+        total += self.bias
         outputs: Singles = np.floor(total, out=total)
         return outputs
 
 
-def _digits(weight: NDArray[np.int64]) -> NDArray[np.int8]:
-    """Weights (outputs, k) in digits (n * outputs, k): of all outputs the highest ones first."""
+def _digits(weight: NDArray[np.int64]) -> list[NDArray[np.int8]]:
+    """Integers in digits, the highest ones first."""
     found: list[NDArray[np.int8]] = []
     while weight.any() or not found:
         low = (weight + BASE // 2) % BASE - BASE // 2
         found.insert(0, low.astype(np.int8))
         weight = (weight - low) // BASE
-    return np.concatenate(found)
+    return found

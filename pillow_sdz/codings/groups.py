@@ -52,6 +52,7 @@ class Group:
         number: int,
     ) -> None:
         self.start, self.end = start, end = starts[number : number + 2]
+        self.channels = end - start
         of = functools.partial(layer, tensors)
         largest = tensors["largest"].astype(np.int64)
         magnitude = np.minimum(largest, LARGEST_MAGNITUDE)

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import forks
+from .. import cores, forks
 from ..arrays import Ints, Singles
 from . import changes, occupancy, quality_map
-from .dense import ByteProduct, Product
-from .groups import HIDDEN_LIMIT, Group, activations, layer, rectified
+from .dense import Product
+from .groups import Group, activations, layer, rectified
 from .known import Known, Pass
 from .places import PARITIES, SQUARE, Grid, Volume, blocks, dilated, doubled, quadrant
+from .predicting import Predict, Stage, in_numpy
 from .range_coder import Coder, DamagedPayload
-from .rate_axis import KNOTS, RateAxis
+from .rate_axis import RateAxis
 
 # The constants are measured or chosen: docs/measurements.md#hyperprior.
 
@@ -42,6 +43,8 @@ LEFT_OUT_PLACES = 64
 
 # Places that are computed at once.  Chosen: 10 MB for the layer with the most inputs.
 BLOCK = 1024
+# Fewer places are not worth another thread.  Chosen: they take about 0.3 ms.
+LEAST_BLOCK = 128
 
 # Without it, each of the first threads would make the groups for itself.
 _building = forks.Lock()
@@ -61,11 +64,15 @@ class Coded(NamedTuple):
 
 
 class Part(NamedTuple):
-    """The number of first channels to code, and the functions that multiply matrices for them."""
+    """The number of first channels to code, and the functions that compute for them.
+
+    With ``threads``, several threads may predict at once.
+    """
 
     channels: int
-    product: Product
-    of_bytes: ByteProduct | None = None
+    product: Product = np.matmul
+    predict: Predict = in_numpy
+    threads: bool = False
 
 
 class HyperPrior:
@@ -83,14 +90,13 @@ class HyperPrior:
         self,
         tensors: Mapping[str, NDArray[Any]],
         axis: RateAxis,
-        product: Product = np.matmul,
-        of_bytes: ByteProduct | None = None,
+        of_channels: Callable[[int], Part] = Part,
     ) -> None:
         self.axis = axis
         self._starts = [0, *itertools.accumulate(int(g) for g in tensors["groups"])]
         self.channels = self._starts[-1]
         self.first_group = self._starts[1]  # its number of channels
-        self._whole = Part(self.channels, product, of_bytes)
+        self._whole = of_channels(self.channels)
         base, self._tail_from = (int(x) for x in tensors["tail"])
         self._base_groups = self._starts.index(base)
         self._hyper_scale = tensors["hyper_scale"].astype(np.int64)  # (2, Z)
@@ -198,7 +204,8 @@ class HyperPrior:
             left_out = 0  # a payload without bytes has such a symbol
         starts = self._starts[: len(self._starts) - left_out]
         symbols[doubled(changed, height, width)] = 0  # where nothing is coded, they stay so
-        self._code_latents(coder, symbols, hyper, changed, rates, starts, part)
+        with cores.Share(cores.threads() if part.threads else 1) as share:
+            self._code_latents(coder, symbols, hyper, changed, rates, starts, part, share)
         return Coded(symbols, hyper, work, offsets)
 
     def _features(self, hyper: Ints, cells: NDArray[np.bool_], product: Product) -> Singles:
@@ -231,6 +238,7 @@ class HyperPrior:
         rates: Ints,
         starts: Sequence[int],
         part: Part,
+        share: cores.Share,
     ) -> None:
         """Code the groups that begin at ``starts``, whose last number is where they end."""
         height, width, channels = symbols.shape
@@ -259,69 +267,28 @@ class HyperPrior:
                 cells = wanted
                 passes = [Pass.of(known.grid, of_latents(cells), given, n) for n in (0, 1)]
             group = self._group(i)
-            around = self._around_of(group, known, passes, part)
             for second, places in enumerate(passes):
-                mean = np.empty((len(places.numbers), end - start), np.int32)
-                scale = np.empty_like(mean)
-                extra = [around[second]]
-                if second:
-                    extra.append(self._context_of(group, known, places.numbers, product))
-                for block in blocks(len(mean), BLOCK):
-                    numbers, inputs = places.numbers[block], [places.given[block]]
-                    inputs.append(known.clipped.flat[numbers, :start])
-                    inputs += [x[block] for x in extra if x is not None]
-                    sizes = [v.flat[numbers, :start] for v in (known.magnitudes, known.rings)]
-                    sizes.append(inputs[0][:, -KNOTS:])
-                    if second:
-                        sizes.append(known.beside(numbers, slice(start, end)))
-                    mean[block], scale[block] = self._predicted(
-                        group, inputs, sizes, second, product
-                    )
+                stage = Stage(group, known, places.numbers, places.given, second)
+                mean, scale = self._predicted(stage, share, part)
                 index = (places.rows, places.columns, slice(start, end))
                 found = coder.code("latents", index, mean.ravel(), scale.ravel())
                 symbols[index] = chosen = found.reshape(mean.shape)
                 known.note(chosen, places.numbers, slice(start, end))
 
-    def _around_of(
-        self, group: Group, known: Known, passes: Sequence[Pass], part: Part
-    ) -> list[Singles | None]:
-        """For each pass, what earlier channels say of its places, from the places around."""
-        around = group.around
-        if around is None:
-            return [None] * len(passes)
-        places = np.concatenate([x.numbers for x in passes])
-        channels = slice(0, group.start)
-        found = known.grid.around(places, SQUARE)
-        if part.of_bytes is None or not around.takes_bytes:
-            near, found = known.grid.compact(found)
-            values = known.levels.at(near, channels)
-            outputs = rectified(around.around(values, found, part.product))
-        else:
-            levels = np.ascontiguousarray(known.levels.flat[:, channels])
-            outputs = rectified(around.around_bytes(levels, found, part.of_bytes))
-        return [*np.split(outputs, [len(passes[0].numbers)])]
-
-    def _context_of(self, group: Group, known: Known, places: Ints, product: Product) -> Singles:
-        """What the first pass of a group says of places in the second."""
-        first, found = known.grid.compact(known.grid.around(places, group.taps))
-        values = known.clipped.at(first, slice(group.seen, group.end))
-        return rectified(group.context.around(values, found, product))
-
     def _predicted(
-        self,
-        group: Group,
-        inputs: list[NDArray[Any]],
-        sizes: list[NDArray[Any]],
-        second: int,
-        product: Product,
-    ) -> tuple[Singles, Singles]:
-        """The means and the scales of a group, from the inputs of its layers."""
-        inside = group.hidden(_joined(inputs), product)
-        parameters = group.output(rectified(inside, HIDDEN_LIMIT), product)
-        mean, scale = np.split(parameters, 2, 1)
-        scale += self._scale_of(group.magnitude[second](_joined(sizes), product))
-        scale *= 1 / SCALE_UNITS
-        return mean, np.floor(scale, out=scale)
+        self, stage: Stage, share: cores.Share, part: Part
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The means and the scales (n, G) of a stage."""
+        count = len(stage.numbers)
+        size = min(BLOCK, max(LEAST_BLOCK, -(-count // share.workers)))
+        found = share(part.predict, [stage.of(block) for block in blocks(count, size)])
+        mean, scale = (np.empty((count, stage.group.channels), np.int32) for _ in range(2))
+        for block, (parameters, magnitudes) in zip(blocks(count, size), found, strict=True):
+            mean[block], corrected = np.split(parameters, 2, 1)
+            corrected += self._scale_of(magnitudes)
+            corrected *= 1 / SCALE_UNITS
+            scale[block] = np.floor(corrected, out=corrected)
+        return mean, scale
 
     def _scale_of(self, magnitudes: Singles) -> Singles:
         """The scales that belong to mean magnitudes, and a half, in `SCALE_UNITS`."""
@@ -331,9 +298,3 @@ class HyperPrior:
         bits -= 127 << MANTISSA_BITS
         scales: Singles = self._scales.take(bits, mode="clip")  # its default mode takes longer
         return scales
-
-
-def _joined(parts: list[NDArray[Any]]) -> Singles:
-    """Inputs (n, k) of one layer, side by side."""
-    found: Singles = np.concatenate(parts, 1, dtype=np.float32)
-    return found

@@ -40,9 +40,13 @@ class Grid:
         """The numbers of places."""
         return (rows + REACH) * self.shape[1] + columns + REACH
 
+    def offsets(self, taps: Taps) -> Ints:
+        """What to add to the number of a place for that at each tap: (taps,)."""
+        return np.array([dy * self.shape[1] + dx for dy, dx in taps])
+
     def around(self, places: Ints, taps: Taps) -> Ints:
         """The numbers of the places at all taps around places: (n, taps)."""
-        found: Ints = places[:, None] + np.array([dy * self.shape[1] + dx for dy, dx in taps])
+        found: Ints = places[:, None] + self.offsets(taps)
         return found
 
     def found(self, places: Ints, taps: Taps, known: Ints) -> Ints:

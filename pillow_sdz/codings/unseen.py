@@ -84,7 +84,7 @@ def _bits(prior: HyperPrior, hyper: Ints, quality: int) -> Floats:
     """The bits of a cell with each of these hyperlatents (n, Z)."""
     coder = _Likeliest(hyper)
     # The other groups take next to no bits there.
-    part = Part(prior.first_group, np.matmul)
+    part = Part(prior.first_group)
     prior.code(coder, CELL * SIDE * len(hyper), CELL * SIDE, quality, part=part)
     return coder.bits / INSIDE
 

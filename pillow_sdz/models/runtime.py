@@ -141,17 +141,6 @@ def product(rows: Singles, columns: Singles) -> Singles:
     return _product(rows=rows, columns=columns)
 
 
-_product_of_bytes = Network("product_of_bytes", {})
-
-
-def product_of_bytes(rows: NDArray[np.uint8], columns: NDArray[np.int8]) -> NDArray[np.int32]:
-    """The product of two matrices of bytes: a `codings.dense.ByteProduct`.
-
-    It takes less time than `product` (docs/speed.md#arithmetic).
-    """
-    return _product_of_bytes(rows=rows, columns=columns)
-
-
 def session(graph: bytes, tensors: Tensors) -> Any:
     """The graph with these tensors, loaded.  It runs on the thread that calls it, and no other."""
     import onnxruntime  # here, because this takes 0.1 s, and a picture at 1/8 does not need it

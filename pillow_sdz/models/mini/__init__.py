@@ -22,6 +22,7 @@ from .. import runtime, tiles
 from ..network import Network, Qualities
 from ..runtime import built_once
 from ..tiles import Tile
+from . import predicting
 from .eighth import Eighth
 from .memory import DECODER_MEMORY, ENCODER_MEMORY, LOOK_MEMORY, tile_side
 from .shape import BASE, CHANNELS, ENCODER_MARGIN, FACTOR, LOOK_MARGIN, MARGINS, SHOWN, TAIL_FROM
@@ -67,8 +68,7 @@ class Mini:
         self.prior = HyperPrior(
             {k.removeprefix("prior."): v for k, v in part(tensors, "prior").items()},
             self.axis,
-            runtime.product,
-            runtime.product_of_bytes,
+            self._part_of,
         )
 
     def part(self, scale: int) -> Part:
@@ -76,8 +76,12 @@ class Mini:
         # At 1/8, nothing else needs the runtime.  It takes longer to load than it saves here.
         channels = SHOWN.get(scale, CHANNELS)
         if scale == 8 and not runtime.is_loaded():
-            return Part(channels, np.matmul)
-        return Part(channels, runtime.product, runtime.product_of_bytes)
+            return Part(channels)
+        return self._part_of(channels)
+
+    @staticmethod
+    def _part_of(channels: int) -> Part:
+        return Part(channels, runtime.product, predicting.predict, threads=True)
 
     def gain(
         self, quantisation: Quantisation, height: int = 1, width: int = 1
