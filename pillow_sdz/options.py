@@ -67,7 +67,7 @@ latent space is an OSError.  If nobody here knows a file's family, its latents o
 channels and factor.
 """
 
-MEMORY_BUDGET: int = 340_000_000
+MEMORY_BUDGET: int = 400_000_000
 """How many bytes an embedded model may take while it decodes, at least 270 MB.
 
 This includes the loaded model, but not the picture.  The budget decides how large a part of a

@@ -129,8 +129,8 @@ NONSENSE = [
     ("DENOISE_STEPS", "9" * 5000, None),
     ("DEVICE", "CUDA 0", None),
     ("DTYPE", "x", None),
-    ("MEMORY_BUDGET", "1", 340_000_000),
-    ("MEMORY_BUDGET", "9" * 30, 340_000_000),
+    ("MEMORY_BUDGET", "1", 400_000_000),
+    ("MEMORY_BUDGET", "9" * 30, 400_000_000),
 ]
 
 
