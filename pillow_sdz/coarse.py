@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from . import fidelity
 from .arrays import Pixels
 from .exact_parts import BLOCK
 
@@ -47,6 +48,14 @@ APART = {
     0: Apart(12, 24),
 }
 
+# With levels of brightness that are so far apart, a picture may lose so much of its shapes: 1 - its
+# contrast-structure (MS-SSIM), at half of its size.  Coarser levels make bands of gradients and of
+# blurred photos.  Measured on 15 scans and JPEGs of pages, which may have them, and on 10 pictures
+# with text on gradients or blurred photos: docs/measurements.md#graphics-exact-and-regions.
+MOST_LOST = {2: 0.0006, 3: 0.0015, 4: 0.0035, 8: 0.007, 12: 0.011}
+# Smaller pictures are not judged.  Specified: half of it is as large as the window of SSIM.
+SMALLEST = 2 * fidelity.WINDOW
+
 
 def apart_at(quality: float) -> Apart:
     """How far apart levels are at a quality."""
@@ -73,6 +82,28 @@ def coarser(image: Image.Image, apart: Apart) -> Image.Image:
         shown = np.clip(np.stack([level + of_red, level, level + of_blue], -1), 0, 255)
         found.paste(Image.fromarray(shown.astype(np.uint8)), (0, top))
     return found
+
+
+def has_bands(image: Image.Image, levels: Image.Image, apart: Apart) -> bool:
+    """Whether coarser ``levels`` of a picture, which are so far ``apart``, show bands."""
+    if min(image.size) < SMALLEST:
+        return False
+    lost, places = 0.0, 0
+    for (_, original), (_, shown) in zip(_strips(image), _strips(levels), strict=True):
+        if len(original) < SMALLEST:
+            break  # the last rows
+        _, kept = fidelity.ssim_maps(_half(original), _half(shown))
+        lost += float((1 - kept).sum())
+        places += kept.size
+    return lost > MOST_LOST[apart.brightness] * places
+
+
+def _half(pixels: Pixels) -> fidelity.FloatArray:
+    """The luma of pixels (H, W, 3) at half of their size."""
+    height, width = (side // 2 for side in pixels.shape[:2])
+    luma = fidelity.luma(pixels[: 2 * height, : 2 * width]).astype(np.float32)
+    half: fidelity.FloatArray = luma.reshape(height, 2, width, 2).mean((1, 3))
+    return half
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Pixels]]:

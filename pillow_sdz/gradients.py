@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import connected, graphics
+from . import connected, graphics, scans
 from .arrays import Bools
+from .block_maps import Blocks
 
 # Neighbours in a gradient differ by at most this many levels in each channel.  Chosen: dithered
 # gradients differ by 2 and some more, and the shades around letters by more.
@@ -28,6 +29,17 @@ PART_OF_ONE_COLOUR = 0.5
 # photos of ImageNet's sample and of BSDS500: the most is 0.32, the next 0.22.  Drawn pictures have
 # 0.39 and more.
 REPEATS_IN_CONTRAST = 0.35
+# Letters on blurred photos have fewer repeats, because few of their pixels are inside of strokes.
+# They have at least this part.  Of the blocks with contrast, at least the second part has two
+# levels, and the third part has strokes.  Measured on slides with text on blurred photos: 0.25 and
+# more, 0.89 and more, and 0.5 and more.  Of 863 photos and wallpapers, one has all three: two
+# lines of text.
+REPEATS_IN_LETTERS, TWO_LEVELS, STROKES = 0.2, 0.85, 0.15
+# Beside gradients in a photo are other parts of it.  A block belongs to a photo if, of the pixels
+# around it that are no gradient, less than this part are repeats, and if less than this part of the
+# blocks around it have strokes.  Measured on seven pages with photos, in colour and grey: 96 % and
+# more of such blocks in photos are like that, and at most 4 % of those with text on gradients.
+REPEATS_OF_PHOTOS, STROKES_OF_PHOTOS, AROUND = 0.18, 0.1, 2
 
 _ROWS = 1024  # rows of pixels that are looked at together, to save memory with large pictures
 
@@ -40,7 +52,14 @@ def are_likely(picture: graphics.Picture) -> bool:
     has_contrast = picture.contrast >= graphics.CONTRAST
     if has_contrast.mean() < graphics.LETTERS_OF_A_PAGE:
         return False
-    return bool(picture.repeats[has_contrast].mean() >= 255 * REPEATS_IN_CONTRAST)
+    repeats = picture.repeats[has_contrast].mean() / 255
+    if repeats >= REPEATS_IN_CONTRAST:
+        return True
+    if repeats < REPEATS_IN_LETTERS:
+        return False  # nearly all photos end here
+    letters = scans.letters(picture.image)
+    two_levels, strokes = (found[has_contrast].mean() for found in letters)
+    return bool(two_levels >= TWO_LEVELS and strokes >= STROKES)
 
 
 def find(image: Image.Image) -> Bools:
@@ -50,6 +69,17 @@ def find(image: Image.Image) -> Bools:
         for top in range(0, image.height, _ROWS)
     )
     return np.concatenate([_of_strip(np.asarray(strip)) for strip in strips])
+
+
+def in_photos(picture: graphics.Picture, latent: Bools) -> Blocks:
+    """The blocks that show parts of a photo beside gradients, whose pixels are ``latent``."""
+    others, repeats = (
+        graphics.mean_around(graphics.reduced(pixels), AROUND)
+        for pixels in (~latent, ~latent & graphics.repeats(picture.image))
+    )
+    strokes = graphics.mean_around(scans.letters(picture.image).strokes, AROUND)
+    found: Blocks = (repeats < REPEATS_OF_PHOTOS * others) & (strokes < STROKES_OF_PHOTOS)
+    return found
 
 
 def _of_strip(levels: NDArray[np.uint8]) -> Bools:

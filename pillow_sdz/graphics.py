@@ -67,6 +67,9 @@ PHOTO_CORNER, PHOTO_INSIDE = 0.35, 0.65
 # A block has graphics if a smaller part of it than this belongs to the photo, in 1/255.  Chosen: at
 # least a row or a column of 8 pixels is graphics.
 PHOTO_ALONE = 230
+# A grey page has few colours, and shades around its letters have all levels of a photo in it.  So
+# only colours that are this part of its pixels are known as its own.  Chosen: a shade has a tenth.
+FEW_COLOURS, COMMON = 1024, 0.002
 
 _ROWS = 1024  # rows of pixels that are looked at together, to save memory with large pictures
 
@@ -84,17 +87,7 @@ class Picture:
     @cached_property
     def repeats(self) -> Share:
         """For each block, the part of its pixels that equal the one to the left or above."""
-        found = []
-        for top, colours in _strips(self.image, above=1):
-            same = _same(colours)
-            if top:
-                same = same[1:]
-            else:
-                same[0] = True  # it has no row above it
-            # The first pixels have no pixel to the left, so they get the result of the second ones.
-            same[:, 0] |= same[:, min(1, same.shape[1] - 1)]
-            found.append(_reduced(same))
-        return np.concatenate(found)
+        return np.concatenate([reduced(same) for same in _repeats(self.image)])
 
     @cached_property
     def coloured(self) -> Blocks:
@@ -104,7 +97,7 @@ class Picture:
             first = colours[::BLOCK, ::BLOCK]
             height, width = colours.shape
             all_first = first.repeat(BLOCK, 0).repeat(BLOCK, 1)[:height, :width]
-            has_one = _reduced(colours == all_first) == _WHOLE
+            has_one = reduced(colours == all_first) == _WHOLE
             found.append(has_one & (first > BLACK) & (first < WHITE))
         return np.concatenate(found)
 
@@ -123,7 +116,7 @@ def find(picture: Picture) -> Blocks | None:
     if still.sum() < min(FEWEST_STILL * still.size, FEWEST_COLOURED):
         return None
     graphics = still | (_spread(still, 2) & (repeats >= REPEATING))
-    around = _mean_around(graphics, 1)
+    around = mean_around(graphics, 1)
     graphics = (graphics & (around > 0.3)) | (around > 0.6)
     graphics = _worth_keeping(picture, graphics)
     if not graphics.any():
@@ -183,6 +176,11 @@ def flats(image: Image.Image) -> Bools:
     return found
 
 
+def repeats(image: Image.Image) -> Bools:
+    """The pixels of a picture of mode RGB that equal the one to the left or the one above."""
+    return np.concatenate([*_repeats(image)])
+
+
 def changes(picture: Picture, graphics: Blocks) -> float:
     """How many pixels of graphics are no repeats."""
     return float(((255.0 - picture.repeats) / 255)[graphics].sum()) * BLOCK**2
@@ -221,6 +219,10 @@ def apart_from_photos(picture: Picture, graphics: Blocks) -> tuple[Blocks, Image
     for box, _ in _boxes_around(inside, picture.image.size):
         colours = _colours(picture.image.crop(box))
         known[colours[pixels_of(inside, box)] - BLACK] = True
+    size = picture.image.width * picture.image.height
+    for count, (red, green, blue) in picture.image.getcolors(FEW_COLOURS) or ():
+        if count < COMMON * size:
+            known[red | green << 8 | blue << 16] = False
     found = ImageChops.invert(exact.mask(graphics)).crop((0, 0, *picture.image.size))
     for box, wider in _boxes_around(near | outside, picture.image.size, PHOTO_REACH * BLOCK):
         colours = _colours(picture.image.crop(wider))
@@ -297,7 +299,7 @@ def coloured(picture: Picture, graphics: Blocks) -> int:
 
 
 def _busy(picture: Picture, graphics: Blocks) -> Blocks:
-    inside = _mean_around(graphics, 2) >= INSIDE
+    inside = mean_around(graphics, 2) >= INSIDE
     busy: Blocks = graphics & inside & (picture.contrast >= CONTRAST)
     return busy
 
@@ -310,6 +312,19 @@ def _strips(image: Image.Image, above: int = 0) -> Iterator[tuple[int, NDArray[n
     for top in range(0, image.height, _ROWS):
         box = 0, max(top - above, 0), image.width, min(top + _ROWS, image.height)
         yield top, _colours(image.crop(box))
+
+
+def _repeats(image: Image.Image) -> Iterator[Bools]:
+    """As `repeats`, strip by strip."""
+    for top, colours in _strips(image, above=1):
+        same = _same(colours)
+        if top:
+            same = same[1:]
+        else:
+            same[0] = True  # it has no row above it
+        # The first pixels have no pixel to the left, so they get the result of the second ones.
+        same[:, 0] |= same[:, min(1, same.shape[1] - 1)]
+        yield same
 
 
 def _colours(image: Image.Image) -> NDArray[np.uint32]:
@@ -325,7 +340,7 @@ def _same(colours: NDArray[np.uint32]) -> Bools:
     return same
 
 
-def _reduced(pixels: Bools) -> Share:
+def reduced(pixels: Bools) -> Share:
     """For each block, the part of its pixels that are True."""
     return np.asarray(_levels(pixels).reduce(BLOCK))
 
@@ -359,11 +374,11 @@ def parts_of(image: Image.Image) -> Iterator[NDArray[np.uint8]]:
 
 def _spread(blocks: Blocks, reach: int) -> Blocks:
     """Whether a block or one within ``reach`` of it is True."""
-    return _mean_around(blocks, reach) > 0
+    return mean_around(blocks, reach) > 0
 
 
-def _mean_around(blocks: Blocks, reach: int) -> NDArray[np.float64]:
-    """The part of the blocks within ``reach`` that are True.  The border's blocks are repeated."""
+def mean_around(blocks: Blocks | Share, reach: int) -> NDArray[np.float64]:
+    """The mean of the blocks within ``reach``.  The border's blocks are repeated."""
     sums = np.pad(blocks.astype(np.float64), reach, mode="edge")
     side = 2 * reach + 1
     for axis in (0, 1):

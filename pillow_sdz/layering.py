@@ -82,8 +82,10 @@ class Coder:
         if self._quality >= regions.EXACT_FROM and (found is None or found.is_photo):
             most = min(most, scans.TIMES_OF_LETTERS * size)
         picture = graphics.Picture(given.image)
-        if _is_drawn(found) or (error > size and scans.has_letters(picture, letters, rest)):
-            return self._pixels(given, most, known) or coded
+        if _is_drawn(found):
+            return self._pixels(given, most, most, known) or coded
+        if error > size and scans.has_letters(picture, letters, rest):
+            return self._pixels(given, most, scans.TIMES_OF_LATENTS * size, known) or coded
         return self._exact_if_smaller(given, coded)
 
     def _with_latents(
@@ -114,25 +116,30 @@ class Coder:
         image = alpha.replaced(given.image, given.hidden)
         encoded = self._encoder.encode(image, scans.HIGHER * self._quality)
         if self._quality >= scans.PIXELS_FROM:
-            return self._pixels(given, scans.TIMES_OF_LATENTS * _size(encoded))
-        error = self._error(scans.letters(image), _rest(image, None), None)
-        return self._pixels(given, _size(encoded) + error) or encoded
+            most = scans.TIMES_OF_LATENTS * _size(encoded)
+            return self._pixels(given, most, most)
+        most = _size(encoded) + self._error(scans.letters(image), _rest(image, None), None)
+        return self._pixels(given, most, most) or encoded
 
     def _error(self, letters: scans.Letters, rest: Blocks, frame: regions.Frame | None) -> float:
         """How many bytes it is worth that a page has errors, and latents of letters in the rest."""
         strokes = float((letters.strokes & rest).sum())
         return (0 if frame is None else frame.error) + strokes * scans.worth(self._quality)
 
-    def _pixels(self, given: Given, most: float, known: Blocks | None = None) -> list[Chunk] | None:
+    def _pixels(
+        self, given: Given, most: float, most_exact: float, known: Blocks | None = None
+    ) -> list[Chunk] | None:
         """The chunks of a page without latents; None if they take more than ``most`` bytes.
 
         It has coarser levels if it otherwise takes `scans.TIMES_FOR_EXACT` times the bytes; below
-        quality `regions.EXACT_FROM`, if it takes more.  Some blocks are ``known`` to be graphics.
+        quality `regions.EXACT_FROM`, if it takes more.  If coarser levels show bands, it is exact,
+        in ``most_exact`` bytes.  Some blocks are ``known`` to be graphics.
         """
-        image = alpha.replaced(given.image, given.hidden)
-        levels = coarse.coarser(image, coarse.apart_at(self._quality))
-        every = np.ones(shape_of(image.size), np.bool_)
-        frame = regions.whole(levels, most, every)
+        every = np.ones(shape_of(given.image.size), np.bool_)
+        levels = _coarser(given, self._quality)
+        if levels is None:
+            most = most_exact
+        frame = None if levels is None else regions.whole(levels, most, every)
         if frame is not None and frame.coded is not None:
             times = scans.TIMES_FOR_EXACT if self._quality >= regions.EXACT_FROM else 1
             most = min(most, times * len(frame.coded.data))
@@ -231,9 +238,8 @@ class Coder:
             elif not has_levels:
                 return
             else:
-                filled = alpha.replaced(given.image, given.hidden)
-                pixels, most = coarse.coarser(filled, coarse.apart_at(quality)), max_size
-            if frame := regions.whole(pixels, most, known):
+                pixels, most = _coarser(given, quality), max_size
+            if pixels is not None and (frame := regions.whole(pixels, most, known)):
                 yield quality, [frame]
 
     def _found(self, given: Given, quality: float) -> regions.Frame | None:
@@ -261,6 +267,17 @@ class Coder:
 def _is_drawn(found: regions.Frame | None) -> bool:
     """Whether a picture is graphics.  Flat parts that are larger than the rest are no photo's."""
     return found is not None and (not found.is_photo or bool(2 * found.blocks.mean() > 1))
+
+
+def _coarser(given: Given, quality: float) -> Image.Image | None:
+    """The colours of a frame with coarser levels; None if bands would be seen in them.
+
+    Then latents look better, and take fewer bytes.
+    """
+    apart = coarse.apart_at(quality)
+    levels = coarse.coarser(alpha.replaced(given.image, given.hidden), apart)
+    seen = (alpha.painted(image, given.hidden) for image in (given.image, levels))
+    return None if coarse.has_bands(*seen, apart) else levels
 
 
 def _rest(image: Image.Image, frame: regions.Frame | None) -> Blocks:

@@ -24,10 +24,9 @@ ERROR_OF_DRAWN = 500_000
 # The same for a block without letters.  Latents may shift its colour by some levels.  Chosen: ten
 # levels in red, green and blue, so that flat colours are right from quality 20 on.
 ERROR_OF_FLATS = 20_000
-# Latents show blocks of one colour in a photo some levels off.  Such blocks may be exact if each
-# costs at most this many bytes more, and all of them together at most this many.  Measured on four
-# squares of 40 to 64 pixels in each of 5 photos of the training data, at quality 20: 0.3 to 3
-# bytes, and 370.  The second limit is for photos that have a flat background.
+# Blocks of one colour in a photo may be exact if each costs at most so many bytes more, and all of
+# them at most so many.  Measured on four squares of 40 to 64 pixels in each of 5 photos of the
+# training data, at quality 20: 0.3 to 3, and 370.  The second is for photos with flat backgrounds.
 BYTES_OF_COLOURED, MOST_FOR_COLOURED = 4, 400
 # Below this quality, exact regions may have fewer colours.  Chosen: they differ from the original
 # only if the user asks for a low quality.
@@ -39,11 +38,12 @@ FEWEST_BYTES = 0.015
 # photos of the validation data with an icon, a label or a line of text each: what the latents take
 # less without it.  The most is twice as much (docs/measurements.md#graphics-exact-and-regions).
 BYTES_OF_LETTERS = {1: 0.9, 10: 4.8, 20: 6.0, 35: 8.0, 50: 12.0, 75: 34.0, 90: 62.0}
-# Exact blocks in a photo take at least this many bytes for a pixel that is no repeat.  Measured on
-# the same photos: 0.5 to 1.9.
-FEWEST_PER_CHANGE = 0.4
-# The same for exact pixels beside flat parts of a photo.  Measured on 8 photos of the validation
-# data with such parts, and on 5 with drawn squares and discs: 2.2 and more.  Chosen: less.
+PART_OF_LETTERS = 0.5  # of a photo's block with contrast.  Measured on seven photos: 0.28 to 0.66.
+FEWEST_PER_CHANGE = (
+    0.4  # exact bytes in a photo for a pixel that is no repeat.  Measured: 0.5 to 1.9
+)
+# The same beside flat parts of a photo.  Measured on 8 photos of the validation data with such
+# parts, and on 5 with drawn squares and discs: 2.2 and more.  Chosen: less.
 FEWEST_PER_EDGE = 1.5
 # The same for pictures with few colours.  Those of letters that were resized or of noise of two
 # colours take 0.2 or more, and photos 0.4 to 1.7 (measured on the tuning set and on 70 photos).  A
@@ -57,13 +57,12 @@ FEW_OF_ALL = 100  # an icon that takes so few bytes keeps all colours.  Chosen.
 SMALL = 1 << 12  # pixels that need no estimate of their bytes.  Chosen: they take less than 1 ms.
 # A coloured picture with at most so many colours is no photo.  Chosen: as many as a GIF has.
 FEW_COLOURS = 256
-# Gradients are latents if they cover this part of a picture.  Chosen.
-FEWEST_GRADIENTS = 0.05
-# The bytes of latents for a pixel of a gradient, and the least of latents that show anything.
+FEWEST_GRADIENTS = 0.05  # the part of a picture that gradients cover, to be latents.  Chosen.
+# The bytes of latents for a pixel of a gradient, and the least for anything.
 BYTES_OF_GRADIENT, LEAST_OF_LATENTS = 0.006, 1500
 # From quality `EXACT_FROM` on, gradients are latents if the file then has less than this part of
-# the bytes.  Chosen: exact gradients are worth something, too.
-PART_OF_EXACT = 0.75
+# the bytes.  Chosen: exact gradients are worth something; with 0.75, skies in pages are exact.
+PART_OF_EXACT = 0.85
 # An estimate of exact pixels' bytes is at most so many times too high.  Measured: 0.9 to 1.3 for
 # photos and scans, 1.3 to 2.1 for drawings that were resized, and 2 to 6 for other graphics, which
 # have few pixels that are not exact.
@@ -173,8 +172,10 @@ class _Judge(NamedTuple):
         if not rest.any():
             return 0
         least = max(LEAST_OF_LATENTS, BYTES_OF_GRADIENT * gradients)
-        error = drawn.in_blocks(picture, rest) * ERROR_OF_DRAWN / self.worth
-        return least + graphics.contrasts(picture, rest) * self.bytes_of_letters + error
+        found = drawn.in_blocks(picture, rest)
+        of_drawn = found * (self.bytes_of_letters + ERROR_OF_DRAWN / self.worth)
+        others = graphics.contrasts(picture, rest) - found
+        return least + of_drawn + others * PART_OF_LETTERS * self.bytes_of_letters
 
     def priced(self, frame: Frame, beside: float = 0) -> Frame:
         """The frame with its cost, and perhaps with fewer colours.
@@ -205,6 +206,7 @@ def _over_gradients(picture: graphics.Picture, judge: _Judge) -> Frame | None:
     blocks = graphics.find(flat)
     if blocks is None:
         return None
+    blocks = blocks & ~gradients.in_photos(picture, latent)
     letters = graphics.letters(picture, blocks)
     apart = graphics.apart_from_photos(flat, blocks)
     if apart is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pillow_sdz import coarse
 
@@ -64,3 +64,41 @@ def test_grey_stays_grey_and_a_tall_picture_has_the_same_levels() -> None:
     shown = np.asarray(coarse.coarser(tall, ROUGH))
     assert (shown == np.asarray(tall)).all()
     assert coarse.coarser(Image.new("RGB", (1, 1), (3, 2, 1)), FINE).getpixel((0, 0)) == (3, 2, 1)
+
+
+@pytest.mark.parametrize("apart", coarse.APART.values())
+def test_bands(apart: coarse.Apart) -> None:
+    """Gradients with coarser levels have bands. Letters with noise have none."""
+    across, down = np.arange(240) / 240, np.arange(160)[:, None] / 160
+    ramp = np.stack(
+        [60 + 90 * across + 60 * down, 90 + 70 * down * across, 160 - 80 * across * down], -1
+    )
+    for levels, expected in ((ramp, True), (letters(), False)):
+        noise = np.random.default_rng(1).normal(0, 1, levels.shape)
+        picture = Image.fromarray(np.rint(levels + noise).clip(0, 255).astype(np.uint8))
+        assert coarse.has_bands(picture, coarse.coarser(picture, apart), apart) == expected
+        assert not coarse.has_bands(picture, picture, apart)
+
+
+def letters() -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Dark text on paper (160, 240, 3)."""
+    page = Image.new("RGB", (240, 160), (244, 244, 240))
+    for top in range(4, 150, 14):
+        ImageDraw.Draw(page).text((8, top), "the lamp of the ships and of the boats", (30, 30, 40))
+    return np.asarray(page, np.float64)
+
+
+def test_pictures_too_small_for_bands() -> None:
+    small = Image.linear_gradient("L").resize((21, 40)).convert("RGB")
+    apart = coarse.apart_at(20)
+    assert not coarse.has_bands(small, coarse.coarser(small, apart), apart)
+
+
+def test_bands_in_any_strip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large pictures take little memory."""
+    ramp = Image.linear_gradient("L").resize((64, 300)).convert("RGB")
+    apart = coarse.apart_at(20)
+    levels = coarse.coarser(ramp, apart)
+    assert coarse.has_bands(ramp, levels, apart)
+    monkeypatch.setattr(coarse, "_ROWS", 96)
+    assert coarse.has_bands(ramp, levels, apart)

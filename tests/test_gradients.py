@@ -7,7 +7,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from pillow_sdz import demo, gradients, graphics, regions
 from sdz_files import decode, encode
@@ -30,6 +30,16 @@ def titled(size: tuple[int, int] = (400, 320), *, dithered: bool = True) -> Imag
     for y in range(8, size[1] - 24, 26):
         text = "".join(chance.choice("abcdefgh ijklmnop") for _ in range(size[0] // 13))
         draw.text((10, y), text, (255, 255, 255), font_size=20)
+    return picture
+
+
+def on_a_photo(size: tuple[int, int] = (480, 320), *, lines: int = 7) -> Image.Image:
+    """White text on a blurred photo."""
+    picture = demo.photo().resize(size).filter(ImageFilter.GaussianBlur(8))
+    draw = ImageDraw.Draw(picture)
+    for line in range(lines):
+        text = "lamp and ships, ships and lamp"
+        draw.text((30, 20 + 40 * line), text, (255, 255, 255), font_size=22)
     return picture
 
 
@@ -71,6 +81,7 @@ class TestFound:
 
     def test_photos_have_no_graphics_on_them(self) -> None:
         assert gradients.are_likely(graphics.Picture(titled()))
+        assert gradients.are_likely(graphics.Picture(on_a_photo()))
         assert not gradients.are_likely(graphics.Picture(demo.photo()))
         assert not gradients.are_likely(graphics.Picture(ramp((200, 200))))
 
@@ -120,3 +131,56 @@ def test_gradients_get_no_coarser_levels(quality: int) -> None:
     shown = decode(encode(titled(), quality=quality))
     off = np.abs(np.asarray(shown, float) - np.asarray(titled(), float))
     assert off.mean() < 2
+
+
+@pytest.mark.parametrize("quality", [50, 75])
+def test_text_on_a_blurred_photo(quality: int) -> None:
+    """The letters are exact, and the photo is latents."""
+    picture = on_a_photo()
+    shown = decode(encode(picture, quality=quality))
+    off = np.abs(np.asarray(shown, float) - np.asarray(picture, float))
+    assert off[letters(picture)].mean() < 2
+    assert 0 < shown.info["sdz"]["exact"] < 0.1
+
+
+@pytest.mark.parametrize("lines", [2, 7])
+@pytest.mark.parametrize("quality", [50, 75, 90])
+def test_a_blurred_photo_gets_no_coarser_levels(quality: int, lines: int) -> None:
+    """They show bands, so a JPEG of text on it is latents: better, and in fewer bytes."""
+    file = BytesIO()
+    on_a_photo(lines=lines).save(file, "JPEG", quality=90)
+    jpeg = Image.open(file).convert("RGB")
+    data = encode(jpeg, quality=quality)
+    assert decode(data).info["sdz"]["exact"] < 0.1
+    assert len(data) < 1.1 * len(encode(jpeg, quality=quality, regions=False))
+
+
+@pytest.mark.parametrize("quality", [30, 50, 75])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_photo_with_a_sky_in_a_page_is_latents(mode: str, quality: int) -> None:
+    """The page takes little more than its text and its photo alone."""
+    photo = demo.photo().resize((240, 180))
+    dark = photo.convert("L").filter(ImageFilter.GaussianBlur(2)).point(lambda v: 255 * (v < 110))
+    photo = Image.composite(photo, ramp(photo.size, dithered=True), dark).convert(mode)
+    page = Image.new(mode, (480, 400), "white")
+    draw, chance = ImageDraw.Draw(page), random.Random(5)
+    for y in range(8, 390, 18):
+        letters = 66 if y > 205 else 30
+        text = "".join(chance.choice("abcdefgh ijklmnop") for _ in range(letters))
+        draw.text((8, y), text, "black")
+    page.paste("white", (231, 11, 471, 191))
+    both = page.copy()
+    both.paste(photo, (231, 11))
+    alone = sum(len(encode(picture, quality=quality)) for picture in (page, photo))
+    assert len(encode(both, quality=quality)) < 1.3 * alone
+
+
+@pytest.mark.parametrize("is_grey", [False, True])
+def test_what_is_beside_gradients_in_a_photo(is_grey: bool) -> None:
+    """Letters are found beside gradients, and other parts of a photo are not."""
+    soft = demo.photo().resize((480, 320)).filter(ImageFilter.GaussianBlur(1))
+    for picture, expected in ((titled((480, 320)), 0), (soft, 0.9)):
+        shown = picture.convert("L").convert("RGB") if is_grey else picture
+        found = gradients.in_photos(graphics.Picture(shown), gradients.find(shown))
+        beside = graphics.Picture(shown).contrast >= graphics.CONTRAST
+        assert abs(found[beside].mean() - expected) <= 0.1
