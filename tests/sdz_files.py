@@ -92,10 +92,11 @@ def encoded(
     model: ModelSpec,
     *,
     quality: float = 75,
+    effort: int = 4,
     max_size: int | None = None,
 ) -> EncodedLatents:
     """The chunks of images of mode RGB, with the model's first coding."""
-    encoder = codec.Encoder(model, model.space.codings[0], quality=quality)
+    encoder = codec.Encoder(model, model.space.codings[0], quality=quality, effort=effort)
     if max_size is not None:
         return encoder.fit(images, max_size)
     return EncodedLatents([*map(encoder.encode, images)], encoder.quantisation)

@@ -154,7 +154,8 @@ def test_a_target_chooses_the_prior_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_nothing_fits(real_photo: Image.Image) -> None:
-    smallest = encoded([real_photo], MINI, quality=1).size
+    # Without a look at the result, which begins at an effort of 4, a file may be smaller.
+    smallest = min(encoded([real_photo], MINI, quality=1, effort=e).size for e in (3, 4))
     with pytest.raises(codec.DoesNotFit) as caught:
         encoded([real_photo], MINI, max_size=smallest - 1)
     assert caught.value.smallest == smallest

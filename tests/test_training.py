@@ -256,29 +256,6 @@ def test_another_order_of_hidden_channels() -> None:
     assert after < 0.95 * before
 
 
-def test_sums_of_digits_are_exact() -> None:
-    """Latents are as large as they get, and neighbouring weights have the same sign."""
-    onnx = pytest.importorskip("onnx", reason='graphs need pip install ".[train]"')
-    from training.graph import Graph
-
-    torch.manual_seed(0)
-    weight = torch.randn(4, 1, 3, 3).sign().expand(4, 8, 3, 3).numpy()
-    x = 96 * torch.randn(12, 12, 1).sign().expand(12, 12, 8)
-    tensors = {"layer.weight": weight}
-    graph = Graph(tensors, int8=True)
-    result = graph.conv_of_digits(graph.digits_of("x", "channels"), "layer", trimmed=0)
-    given = {
-        "x": (onnx.TensorProto.FLOAT, ("h", "w", "c")),
-        "channels": (onnx.TensorProto.INT64, ("c",)),
-    }
-    file = graph.finish(result, given, onnx.TensorProto.FLOAT)
-    session = runtime.session(file, runtime.quantised(file, tensors, {}))
-    (found,) = session.run(["result"], {"x": x.numpy(), "channels": np.arange(8)})
-    planes = x.permute(2, 0, 1)[None]
-    exact = torch.nn.functional.conv2d(planes, torch.from_numpy(weight.copy()), padding=1)
-    assert np.abs(found - exact[0].permute(1, 2, 0).numpy()).max() < 0.5
-
-
 def test_rounding_has_the_gradient_of_the_identity() -> None:
     x = torch.linspace(-1, 1, 7, requires_grad=True)
     y = rounded(x, torch.tensor(0.5))

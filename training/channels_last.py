@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillow_sdz.models.mini import borders, shape
+from training import digits
 from training.graph import Graph, Order
 
 
@@ -18,8 +19,8 @@ def decoder(g: Graph, scale: int) -> str:
     """The levels (H, W, 3) of `training.graphs.mini_decoder`."""
     d16, (d8, d4, (m, m8, m4)) = shape.DEPTHS_DECODER[2], shape.DECODERS[scale]
     side, rate = shape.FACTOR // scale, Rate(g)
-    digits = g.digits_of("latents", "channels")
-    y = g.conv_of_digits(digits, "decoder.enter", trimmed=0)
+    latents = digits.digits(g)
+    y = digits.conv(g, latents, "decoder.enter", trimmed=0)
     y = rate.added(y, "decoder.rate.0", 0, 1)
     y = g.trim(blocks(g, y, "decoder.at16", d16), "sides", m - m8, (0, 1))
     y = rate.added(enlarged(g, y, "decoder.up8"), "decoder.rate.1", m - m8, 2)
@@ -35,8 +36,8 @@ def decoder(g: Graph, scale: int) -> str:
     y = g.op("Transpose", y, perm=[1, 0, 2, 3])  # rows of pixels
     linear = "decoder.linear" if scale == 1 else f"{scale}.linear"
     order = by_pixel(g.dims(f"{linear}.weight")[0], side)
-    image = shuffled(g, g.conv_of_digits(digits, linear, trimmed=m - 1, order=order), side)
-    image = within_borders(g, image, scale)
+    image = digits.conv(g, latents, linear, trimmed=m - 1, order=order)
+    image = within_borders(g, shuffled(g, image, side), scale)
     size = g.op("Shape", image)
     y = g.op("Add", image, g.op("Reshape", y, size))
     y = g.op("Add", y, g.constant(0.5, np.float32))

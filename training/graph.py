@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from pillow_sdz.models import runtime
 from pillow_sdz.models.mini import borders
 
 OPSET, IR_VERSION = 21, 10  # of ONNX; ONNX Runtime has read them since 1.18
@@ -19,28 +17,9 @@ TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # move the channels of (1, C, h,
 END = 1 << 31  # as the end of a slice: larger than any picture
 
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
-# Digits are from -64 to 64, and 64 stands for 0.  So two products with weights in 8 bits have a sum
-# that fits into 16 bits, which CPUs without VNNI need.  This holds for latents from -96 to 96 (see
-# `UNIT`).
-ZERO = LARGEST_DIGIT = 64
-# What 1 of a low digit of latents is worth, in the encoder's units.  Two digits must hold 96: half
-# of the magnitudes of each row of the encoder's linear part have a sum of at most 93 (measured),
-# and the CNN adds a little.  The quantisation steps of most latents are 1.4 units or more at a
-# quality of 50, 0.4 at 75 and 0.1 at 90 (medians of one photo), so this is the finest unit that
-# holds 96.  If the unit followed the tile, pixels would depend on how a picture is cut into tiles.
-UNIT = 1 / 85
-
 Tensors = Mapping[str, NDArray[Any]]
 #: The order of a layer's outputs; None is that of its weights.
 Order = NDArray[np.int64] | None
-
-
-class Digit(NamedTuple):
-    """Integers of 8 bits (h, w, n), what 1 of them is worth, and which n channels these are."""
-
-    values: str
-    unit: str
-    channels: str
 
 
 class Graph:
@@ -52,7 +31,7 @@ class Graph:
         #: Whether some numbers have 8 bits.
         self.int8 = int8
         self._precise = precise
-        self._tensors, self._watched = tensors, watched
+        self.tensors, self._watched = tensors, watched
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
         self._rounded: dict[str, str] = {}  # activations that are in 8 bits already
@@ -81,7 +60,7 @@ class Graph:
 
     def dims(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
-        return self._tensors[name].shape
+        return self.tensors[name].shape
 
     def conv_to(self, x: str, name: str, outputs: str, *, pad: int) -> str:
         """A convolution without a bias, to those output channels that ``outputs`` names."""
@@ -97,73 +76,9 @@ class Graph:
         dims = self.dims(f"{name}.weight")
         weight = self.op("Gather", self.weight(f"{name}.weight", dims), channels, axis=1)
         given = [x, weight]
-        if f"{name}.bias" in self._tensors:
+        if f"{name}.bias" in self.tensors:
             given.append(self.weight(f"{name}.bias", dims[:1]))
         return self.op("Conv", *given, pads=[1] * 4)
-
-    def digits_of(self, x: str, channels: str) -> tuple[Digit, Digit]:
-        """x (h, w, C) in two digits of 8 bits, the higher one first; see `runtime.digits`.
-
-        Most channels have so small numbers in all of a tile that they need no high digit.  Without
-        it, the result is the same.  So it does not depend on how a picture is cut into tiles.
-        """
-        low, high = (self.constant(u, np.float32) for u in (UNIT, runtime.DIGIT * UNIT))
-        zero = self.constant(ZERO, np.uint8)
-        most = self.op("ReduceMax", self.op("Abs", x), self.constant([0, 1], np.int64), keepdims=0)
-        is_large = self.op("Greater", most, self.constant(LARGEST_DIGIT * UNIT, np.float32))
-        # In `conv_of_digits`, the first channels have another product with the high digit.
-        precise = self.constant(runtime.PRECISE_CHANNELS, np.int64)
-        is_large = self.op("Or", is_large, self.op("Less", channels, precise))
-        large = self.op("Mul", x, self.op("Cast", is_large, to=TensorProto.FLOAT))
-        first = self.op("QuantizeLinear", large, high, zero)
-        rest = self.op("Sub", x, self.op("DequantizeLinear", first, high, zero))
-        second = self.op("QuantizeLinear", rest, low, zero)
-        numbers = self.op("Squeeze", self.op("NonZero", is_large), self.constant([0], np.int64))
-        # Single bytes take long to gather, so whole channels are gathered.
-        first = self.op("Transpose", first, perm=[2, 0, 1])
-        first = self.op("Transpose", self.op("Gather", first, numbers), perm=[1, 2, 0])
-        return Digit(first, high, self.op("Gather", channels, numbers)), Digit(
-            second, low, channels
-        )
-
-    def conv_of_digits(
-        self, x: tuple[Digit, Digit], name: str, *, trimmed: int, order: Order = None
-    ) -> str:
-        """As `conv_of`, of two digits (h, w, n), with the channels last: (h', w', outputs).
-
-        ``order`` is that of the outputs.
-        """
-        outputs, inputs, side, _ = self.dims(f"{name}.weight")
-        bias = [self.weight(f"{name}.bias", (outputs,))] if f"{name}.bias" in self._tensors else []
-        high, low = (d._replace(values=self.trim(d.values, "sides", trimmed, (0, 1))) for d in x)
-        # Only the first channels have latents so large that the low digits of weights count.
-        few = min(inputs, runtime.PRECISE_CHANNELS)
-        is_first = self.op("Less", high.channels, self.constant(few, np.int64))
-        is_first = self.op("Cast", is_first, to=TensorProto.INT64)
-        count = self.op("ReduceSum", is_first, keepdims=1)
-        none, axis = self.constant([0], np.int64), self.constant([2], np.int64)
-        firsts = Digit(
-            self.op("Slice", high.values, none, count, axis),
-            high.unit,
-            self.op("Slice", high.channels, none, count),
-        )
-        zero = self.constant(ZERO, np.uint8)
-        total, size = "", ""
-        products = (low, "high", inputs), (high, "high", inputs), (firsts, "low", few)
-        for digit, part, known in products:
-            stored = self.weight(f"{name}.{part}", (side**2, known, outputs), TensorProto.INT8)
-            kernel = self.op("Gather", self.ordered(stored, order, 2), digit.channels, axis=1)
-            kernel = self.op("Reshape", kernel, self.constant([-1, outputs], np.int64))
-            columns = self._around(digit.values, side)
-            size = size or self.op("Shape", columns, end=2)
-            scale = self.ordered(self.weight(f"{name}.{part}_scale", (outputs,)), order, 0)
-            columns = self.op("Flatten", columns, axis=2)
-            given = [columns, kernel, digit.unit, scale, zero, "", *bias]
-            y = self.op("MatMulIntegerToFloat", *given, domain=MICROSOFT)
-            total = self.op("Add", total, y) if total else y
-            bias = []
-        size = self.op("Concat", size, self.constant([outputs], np.int64), axis=0)
-        return self.op("Reshape", total, size)
 
     def ordered(self, weight: str, order: Order, axis: int) -> str:
         """A weight whose values along an axis are in another order."""
@@ -171,25 +86,13 @@ class Graph:
             return weight
         return self.op("Gather", weight, self.constant(order, np.int64), axis=axis)
 
-    def _around(self, x: str, side: int) -> str:
-        """The digits (h, w, C) at the places around each place: (h', w', side * side * C)."""
-        pads = self.constant([1, 1, 0, 1, 1, 0], np.int64)
-        x = self.op("Pad", x, pads, self.constant(ZERO, np.uint8))
-        axes = self.constant([0, 1], np.int64)
-        parts = []
-        for at in itertools.product(range(side), repeat=2):
-            start = self.constant(at, np.int64)
-            stop = self.constant([n - side + 1 or END for n in at], np.int64)
-            parts.append(self.op("Slice", x, start, stop, axes))
-        return self.op("Concat", *parts, axis=2)
-
     def conv(
         self, x: str, name: str, *, relu: bool = False, exact: bool = False, **keys: Any
     ) -> str:
         """A convolution.  In an int8 graph it has 8 bits, unless it is ``exact``."""
-        dims = self._tensors[f"{name}.weight"].shape
+        dims = self.tensors[f"{name}.weight"].shape
         keys = {"pads": [keys.pop("pad", dims[2] // 2)] * 4, **keys}
-        biased = f"{name}.bias" in self._tensors
+        biased = f"{name}.bias" in self.tensors
         if not self.int8 or exact:
             given = [self.weight(f"{name}.weight", dims)]
             if biased:
@@ -234,7 +137,7 @@ class Graph:
 
         If the tensors have limits, it is `pillow_sdz.models.mini.network.LimitedBlock`.
         """
-        if f"{name}.limits" not in self._tensors:
+        if f"{name}.limits" not in self.tensors:
             y = self.conv(x, f"{name}.first", relu=True, exact=self.int8)
             return self.op("Add", x, self.conv(y, f"{name}.second", exact=self.int8))
         limits = self.weight(f"{name}.limits", (3,))
@@ -250,7 +153,7 @@ class Graph:
 
     def _is_limited(self, layer: str) -> bool:
         """Whether a convolution is in a block with limits, which are its ranges."""
-        return f"{layer.rpartition('.')[0]}.limits" in self._tensors
+        return f"{layer.rpartition('.')[0]}.limits" in self.tensors
 
     def _block_in_8_bits(self, x: str, name: str) -> str:
         """As `block`, of x (1, h, w, C).  The limits are the ranges of the integers."""

@@ -34,7 +34,7 @@ from pillow_sdz.models import runtime
 from pillow_sdz.models import sd_mini as sd_shape
 from pillow_sdz.models.mini import shape
 from pillow_sdz.models.mini.tensors import adjoint_of_decoder, encoder_of_base, tensors_of_decoders
-from training import adjoint, channels_last, prior_graphs
+from training import adjoint, channels_last, digits, prior_graphs
 from training.graph import Graph, Tensors
 from training.mini.data import corner, photos
 
@@ -45,7 +45,7 @@ Build = Callable[[Graph], bytes]
 PIXELS = {"pixels": (TensorProto.UINT8, ("h", "w", 3)), "sides": (TensorProto.INT64, (4,))}
 
 
-def latents_in(channels: int | str) -> dict[str, tuple[int, tuple[Any, ...]]]:
+def latents_in(channels: int) -> dict[str, tuple[int, tuple[Any, ...]]]:
     return {
         "latents": (TensorProto.FLOAT, ("h", "w", channels)),
         "sides": (TensorProto.INT64, (4,)),
@@ -115,7 +115,7 @@ def mini_encoder(g: Graph) -> bytes:
 
 
 # ``latents`` have the channels that ``channels`` names.
-SOME_LATENTS = {**latents_in("c"), "channels": (TensorProto.INT64, ("c",)), **RATE}
+SOME_LATENTS = {**digits.INPUTS, "sides": (TensorProto.INT64, (4,)), **RATE}
 
 
 def mini_decoder(g: Graph, scale: int = 1) -> bytes:

@@ -235,7 +235,7 @@ def digits(graph: bytes, tensors: Tensors) -> dict[str, NDArray[Any]]:
     """The weights (outputs, C, k, k) of a graph's layers whose inputs have two digits of 8 bits.
 
     ``NAME.high`` and ``NAME.low`` (k * k, C, outputs) are the digits of the layer NAME.  For each
-    output, ``NAME.high_scale`` and ``NAME.low_scale`` are what 1 of them is worth.
+    output, ``NAME.high_scale`` is what 1 of a high digit is worth.
     """
     found: dict[str, NDArray[Any]] = {}
     for name, values in tensors.items():
@@ -249,5 +249,5 @@ def digits(graph: bytes, tensors: Tensors) -> dict[str, NDArray[Any]]:
         few = slice(PRECISE_CHANNELS)
         low = np.rint(wide[:, few] / scale - DIGIT * high[:, few])
         found[f"{layer}.high"], found[f"{layer}.low"] = high.astype(np.int8), low.astype(np.int8)
-        found[f"{layer}.high_scale"], found[f"{layer}.low_scale"] = DIGIT * scale, scale
+        found[f"{layer}.high_scale"] = DIGIT * scale
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,13 @@ from .. import runtime, tiles
 from ..network import Network, Qualities
 from ..runtime import built_once
 from ..tiles import Tile
-from . import predicting
+from . import digits, predicting
+from .digits import Steps
 from .eighth import Eighth
 from .memory import DECODER_MEMORY, ENCODER_MEMORY, LOOK_MEMORY, tile_side
 from .shape import BASE, CHANNELS, ENCODER_MARGIN, FACTOR, LOOK_MARGIN, MARGINS, SHOWN, TAIL_FROM
 from .tensors import Tensors, adjoint_of_decoder, encoder_of_base, knots, part, tensors_of_decoders
+from .tile_inputs import TileInputs
 
 if TYPE_CHECKING:
     from .search import Search
@@ -63,8 +65,9 @@ class Mini:
         self.axis = RateAxis(tensors["axis"])
         self._encoder = Encoder(part(self.tensors, "encoder"))
         self._analysis = runtime.Network("mini_analysis", part(self.tensors, "analysis"))
-        self._decoders = Decoders(self.tensors, self.axis)
         self._gain = self.tensors["gain.logarithms"].astype(np.float32)
+        self.steps = Steps(self._gain)
+        self._decoders = Decoders(self.tensors, self.axis, self.steps)
         self.prior = HyperPrior(
             {k.removeprefix("prior."): v for k, v in part(tensors, "prior").items()},
             self.axis,
@@ -184,7 +187,8 @@ class MiniPerceptual:
     """`mini` with the second decoder for its latents.  Both have the same linear path."""
 
     def __init__(self, path: Path, mini: Mini) -> None:
-        self._decoders = Decoders({**part(mini.tensors, "decoder"), **load_file(path)}, mini.axis)
+        tensors = {**part(mini.tensors, "decoder"), **load_file(path)}
+        self._decoders = Decoders(tensors, mini.axis, mini.steps)
         self._mini = mini
         self.encode = mini.encode
 
@@ -219,45 +223,27 @@ class Encoder:
 class Decoder:
     """A decoder in ONNX Runtime.  It leaves out channels that are 0 in all of a tile."""
 
-    def __init__(self, graph: str, tensors: Tensors) -> None:
-        self._network = runtime.Network(graph, tensors)
+    def __init__(self, graph: str, tensors: Tensors, steps: Steps) -> None:
+        self._network, self._steps = runtime.Network(graph, tensors), steps
 
-    def __call__(
-        self, places: Ints, *, latents: Latents, sides: NDArray[np.int64], precise: bool
-    ) -> Pixels:
-        """The pixels of a tile; ``places`` has a place for each latent, or (1, 1) for all.
-
-        They are computed more precisely if ``precise``.
-        """
-        pixels: Pixels = self._network(
-            **some(latents), rate=knots(places), sides=sides, precise=precise
-        )
+    def __call__(self, tile: TileInputs, *, precise: bool) -> Pixels:
+        """The pixels of a tile, which are computed more precisely if ``precise``."""
+        pixels: Pixels = self._network(**inputs(tile, self._steps), precise=precise)
         return pixels
 
 
-def some(latents: Latents) -> dict[str, NDArray[Any]]:
-    """The inputs of a decoder that are its latents (h, w, C): those channels that are not 0."""
-    used = np.asarray(latents.any((0, 1)))
-    used[0] = True  # a convolution needs one, and so do the channels with two digits
-    channels = np.flatnonzero(used)
-    # With its default mode, `take` makes one more copy.
-    return {"latents": latents.take(channels, axis=2, mode="clip"), "channels": channels}
-
-
-class TileInputs(NamedTuple):
-    """A tile to decode: its latents, their places on the rate axis (or one place), its sides."""
-
-    latents: Latents
-    places: Ints
-    sides: NDArray[np.int64]
+def inputs(tile: TileInputs, steps: Steps) -> dict[str, NDArray[Any]]:
+    """The inputs of a decoder's graph."""
+    split = digits.inputs(tile.latents, steps(tile.places), steps.unit(tile.place))
+    return {**split, "rate": knots(tile.places), "sides": tile.sides}
 
 
 class Decoders:
     """The decoders of a model's tensors, for full size and for smaller pictures."""
 
-    def __init__(self, tensors: Tensors, axis: RateAxis) -> None:
-        self._tensors, self._axis = tensors, axis
-        self._full = Decoder("mini_decoder", part(tensors, "decoder"))
+    def __init__(self, tensors: Tensors, axis: RateAxis, steps: Steps) -> None:
+        self._tensors, self._axis, self._steps = tensors, axis, steps
+        self._full = Decoder("mini_decoder", part(tensors, "decoder"), steps)
 
     def decode(
         self, latents: Samples, quantisation: Qualities, area: Area | None, scale: int
@@ -271,7 +257,7 @@ class Decoders:
         return tiles.decode(
             latents.shape,
             lambda tile: self._inputs(latents, quantisation, tile),
-            lambda t: network(t.places, latents=t.latents, sides=t.sides, precise=precise),
+            lambda tile: network(tile, precise=precise),
             area=area,
             factor=FACTOR // scale,
             side=lambda workers: tile_side(DECODER_MEMORY, margin, columns, workers=workers),
@@ -286,19 +272,17 @@ class Decoders:
         picture = quantisation.picture if isinstance(quantisation, Mapped) else quantisation
         changed = np.arange(CHANNELS if self._axis.places(picture) >= TAIL_FROM else BASE)
 
-        def inputs(tile: Tile) -> tuple[TileInputs, Pixels, Pixels]:
-            given = self._inputs(latents, quantisation, tile)
+        def given(tile: Tile) -> tuple[TileInputs, Pixels, Pixels]:
+            found = self._inputs(latents, quantisation, tile)
             here, around = (tiles.scaled(a, FACTOR) for a in (tile.place, tile.needed))
-            return given, pixels[here], tiles.whole(pixels, around)
+            return found, pixels[here], tiles.whole(pixels, around)
 
-        def looked(given: tuple[TileInputs, Pixels, Pixels]) -> Look:
-            tile, original, around = given
+        def looked(item: tuple[TileInputs, Pixels, Pixels]) -> Look:
+            tile, original, around = item
             shown, change = self._looking.several(
                 "shown",
                 "result",
-                **some(tile.latents),
-                rate=knots(tile.places),
-                sides=tile.sides,
+                **inputs(tile, self._steps),
                 pixels=around,
                 changed=changed,
             )
@@ -308,7 +292,7 @@ class Decoders:
 
         return tiles.decode(
             latents.shape,
-            inputs,
+            given,
             looked,
             factor=1,
             side=lambda workers: tile_side(LOOK_MEMORY, LOOK_MARGIN, workers=workers),
@@ -320,7 +304,8 @@ class Decoders:
         # This is asked now, because the quantisation may only be known after decoding.
         picture, of = quantisation if isinstance(quantisation, Mapped) else (quantisation, None)
         known = picture if of is None else of(tile.needed)
-        return TileInputs(values, np.atleast_2d(self._axis.places(known)), tile.trimmed)
+        place, places = self._axis.places(picture), np.atleast_2d(self._axis.places(known))
+        return TileInputs(values, place, places, tile.trimmed)
 
     @built_once
     def _looking(self) -> runtime.Network:
@@ -340,7 +325,7 @@ class Decoders:
     @built_once
     def _reduced(self) -> dict[int, Decoder]:
         tensors = tensors_of_decoders(self._tensors, self._heads)
-        return {s: Decoder(f"mini_decoder{s}", tensors) for s in (2, 4)}
+        return {s: Decoder(f"mini_decoder{s}", tensors, self._steps) for s in (2, 4)}
 
     @built_once
     def _eighth(self) -> Eighth:

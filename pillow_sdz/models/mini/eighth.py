@@ -10,12 +10,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ...arrays import Ints, Latents, Pixels
+from ...arrays import Pixels
 from ...threads import one_blas_thread
 from .. import tiles
 from . import borders
 from .shape import BASE, CHANNELS, FACTOR, TAIL_FROM
 from .tensors import Tensors, knots, reduced_gate, reduced_linear
+from .tile_inputs import TileInputs
 
 SCALE = 8
 SIDE = FACTOR // SCALE  # pixels of a latent, along a side
@@ -34,10 +35,9 @@ class Eighth:
         self._bias = heads["8.head.bias"].astype(np.float32)
         self._gate = reduced_gate(tensors["decoder.gate.weight"], SCALE)
 
-    def __call__(
-        self, places: Ints, *, latents: Latents, sides: NDArray[np.int64], precise: bool
-    ) -> Pixels:
+    def __call__(self, tile: TileInputs, *, precise: bool) -> Pixels:
         """As `Decoder`.  All of it is in float32, so it is always ``precise``."""
+        latents, _, places, sides = tile
         rows, columns, channels = latents.shape
         if not (places >= TAIL_FROM).any():
             channels = min(channels, BASE)
