@@ -15,9 +15,9 @@ from ..arrays import Area, Latents, Pixels, Samples
 # If a picture is cut only to give each core a tile, the longer side of a tile has at least this
 # many latents.  In smaller tiles, the margins take more time than the second core saves.  Chosen,
 # after one measurement: with 48x32 latents, two tiles take a fifth more CPU time than one
-# (docs/speed.md#arithmetic).  At a quarter of the size there is less work, and margins are nearly as
-# wide, so a tile has twice as many latents along a side.  At 1/2, two tiles of 48x32 latents take
-# 0.8 of the time of one (docs/speed.md#large-pictures).
+# (docs/speed.md#arithmetic).  At 1/2, two tiles take 0.8 of the time of one
+# (docs/speed.md#large-pictures).  At a quarter of the size there is less work, and margins are
+# nearly as wide, so a tile has twice as many latents along a side.
 WORTH_A_CORE = 24
 
 Item = TypeVar("Item")
