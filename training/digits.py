@@ -102,7 +102,7 @@ def conv(g: Graph, x: Digits, name: str, *, trimmed: int, order: Order = None) -
     shape = g.constant([-1, outputs], np.int64)
 
     def product(x: str, kernel: str, unit: str, *bias: str) -> tuple[str, str]:
-        columns = _around(g, g.trim(x, "sides", trimmed, (0, 1)), side)
+        columns = around(g, g.trim(x, "sides", trimmed, (0, 1)), side)
         size, columns = g.op("Shape", columns, end=2), g.op("Flatten", columns, axis=2)
         kernel = g.op("Reshape", kernel, shape)
         given = [columns, kernel, unit, scale, g.constant(LARGEST, np.uint8), "", *bias]
@@ -115,9 +115,9 @@ def conv(g: Graph, x: Digits, name: str, *, trimmed: int, order: Order = None) -
     return g.op("Reshape", g.op("Add", total, more), size)
 
 
-def _around(g: Graph, x: str, side: int) -> str:
+def around(g: Graph, x: str, side: int, pad: int = 1) -> str:
     """The digits (h, w, n) at the places around each place: (h', w', side * side * n)."""
-    pads = g.constant([1, 1, 0, 1, 1, 0], np.int64)
+    pads = g.constant([pad, pad, 0] * 2, np.int64)
     x = g.op("Pad", x, pads, g.constant(LARGEST, np.uint8))
     axes = g.constant([0, 1], np.int64)
     parts = []

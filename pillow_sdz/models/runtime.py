@@ -224,6 +224,12 @@ def quantised(graph: bytes, tensors: Tensors, ranges: Tensors) -> dict[str, NDAr
             scale = scale_of_weights(wide)
             found[f"{layer}.weight_scale"] = scale
             found[name] = np.rint(wide / scale[:, None, None, None]).astype(np.int8)
+            if f"{layer}.bias" not in tensors:
+                # A layer of an adjoint: the unit of its outputs follows that of its inputs.  The
+                # outputs for inputs of one size, but of any sign, are larger by this factor.
+                growth = np.sqrt(np.square(wide).sum((1, 2, 3)).max())
+                found[f"{layer}.growth"] = np.array(growth, np.float32)
+                continue
             of_bias = scale * ranges[f"{layer}.input_scale"]
             bias = tensors[f"{layer}.bias"].astype(np.float32)
             found[f"{layer}.bias_scale"] = of_bias.astype(np.float32)
