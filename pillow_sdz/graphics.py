@@ -220,9 +220,9 @@ def apart_from_photos(picture: Picture, graphics: Blocks) -> tuple[Blocks, Image
         colours = _colours(picture.image.crop(box))
         known[colours[pixels_of(inside, box)] - BLACK] = True
     size = picture.image.width * picture.image.height
-    for count, (red, green, blue) in picture.image.getcolors(FEW_COLOURS) or ():
-        if count < COMMON * size:
-            known[red | green << 8 | blue << 16] = False
+    tones = picture.image.getcolors(FEW_COLOURS) or ()
+    rare = [colour for count, colour in tones if count < COMMON * size]
+    known[np.array(rare, np.int64).reshape(-1, 3) @ [1, 1 << 8, 1 << 16]] = False
     found = ImageChops.invert(exact.mask(graphics)).crop((0, 0, *picture.image.size))
     for box, wider in _boxes_around(near | outside, picture.image.size, PHOTO_REACH * BLOCK):
         colours = _colours(picture.image.crop(wider))

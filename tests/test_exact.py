@@ -589,6 +589,20 @@ class TestPictures:
         jpeg = Image.open(file).convert("RGB")
         assert encode(jpeg) == encode(jpeg, regions=False)
 
+    @pytest.mark.parametrize("quality", [40, 60, 75])
+    def test_things_without_letters_cost_no_more_than_latents(self, quality: int) -> None:
+        """A bright door in a dark photo that was a JPEG has repeats, and edges of two levels."""
+        photo = demo.photo().resize((320, 400)).point(lambda v: v // 4)
+        door = Image.linear_gradient("L").resize((160, 360)).point(lambda v: 190 + v // 8)
+        photo.paste(door.convert("RGB"), (80, 20))
+        ImageDraw.Draw(photo).line((80, 160, 240, 160), (60, 50, 40), 3)
+        levels = np.asarray(photo.filter(ImageFilter.GaussianBlur(0.6)), np.float64)
+        noisy = levels + np.random.default_rng(1).normal(0, 1.2, levels.shape)
+        file = BytesIO()
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=quality)
+        jpeg = Image.open(file).convert("RGB")
+        assert len(encode(jpeg)) < 1.5 * len(encode(jpeg, regions=False))
+
     def test_few_pixels_that_are_not_exact(self) -> None:
         """Then exact pixels are tried, whatever the estimate of their bytes says."""
         every = np.ones(shape_of(page().size), np.bool_)
