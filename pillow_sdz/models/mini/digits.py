@@ -3,8 +3,8 @@
 A latent is a high digit, a low digit and a rest.  One of a high digit is worth `HIGH`, whatever the
 file.  One of a low digit is worth a ``unit`` that follows the quality of the picture, because a
 latent is a whole number of quantisation steps, and steps are 20 times as long at low qualities.
-With a coarse unit, most channels need no high digit: at a quality of 75, all but a fifth.  Rests
-are for cells whose quality is much higher than that of the picture.
+With a coarse unit, most channels need no high digit: at a quality of 75, more than half of them.
+Rests are for cells whose quality is much higher than that of the picture.
 
 All of it depends on the quality of the picture and on the place alone.  If it followed the tile,
 pixels would depend on how a picture is cut into tiles.  A channel without a high digit in a tile
@@ -27,13 +27,16 @@ LARGEST = 64  # the magnitude of a digit (training/digits.py)
 # sum of at most 93 (measured), and the CNN adds a little.
 HIGH = 1.5
 UNIT = HIGH / runtime.DIGIT  # the finest unit, and that of rests
-# The low digits of a picture have so many units in a mean quantisation step, but none coarser than
-# the last one.
-UNITS, COARSEST = 24, 0.08
+# The low digits of a picture have so many units in a mean quantisation step.  Measured
+# (docs/speed.md#arithmetic).
+UNITS = 24
+# But no unit is coarser than this.  With a unit of 0.4, `mini-perceptual` loses 0.052 dB at a
+# quality of 1 (measured).
+COARSEST = 0.08
 # So many of the first channels have such large numbers that the low digits of weights count.  With
-# the finest unit, all that have them count.
+# the finest unit, all that have them count.  Measured with `UNITS`.
 FIRST = 32
-# A cell has rests if a step of its own has fewer units.
+# A cell has rests if a step of its own has fewer units.  Chosen: a third of `UNITS`.
 FEWEST_UNITS = 8
 
 
