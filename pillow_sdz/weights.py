@@ -39,7 +39,7 @@ class Weights(Row):
 
 
 MINI = Weights(
-    "mini.safetensors", "7895a11d18a314b1deb5f4462c3d430e1945b6cadcc09e0ae5f8030c15c08ee7"
+    "mini.safetensors", "5b5dfac8ceb570ef214fb69f2dddb8cecbbe50a858f2ed9d67648932c2f4f2d4"
 )
 #: Of the CNN that makes the pictures of `mini-half` larger.
 MINI_HALF = Weights(

@@ -210,17 +210,17 @@ def test_pixels_of_record(name: str) -> None:
 # big-endian int32.
 FRAMES = FIXTURES / "mini-frames.sdz"
 CHUNKS_OF_FRAMES = [
-    ("LATN", 152),
-    ("LATN", 76),
+    ("LATN", 151),
+    ("LATN", 77),
     ("ALPH", 60),
     ("DIFF", 1),
-    ("DIFF", 44),
+    ("DIFF", 45),
     ("ALPH", 1),
     ("DIFF", 1),
-    ("LATN", 82),
+    ("LATN", 83),
     ("ALPH", 2),
-    ("LATN", 201),
-    ("LATN", 135),
+    ("LATN", 202),
+    ("LATN", 136),
     ("ALPH", 60),
     ("DIFF", 1),
     ("LATN", 121),
