@@ -7,7 +7,7 @@ graphics in few bytes, and an autoencoder that learnt from photos shows them bad
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -20,21 +20,16 @@ from .block_maps import Blocks
 from .exact_parts import BLOCK, PixelBox
 
 Share = NDArray[np.uint8]  # a part of each block's pixels, in 1/255
+Finder = Callable[[Image.Image], Blocks]
 
 # A block is *still* if more than this part of its pixels are repeats.  Measured on 80 photos of the
 # training data and on graphics of benchmarks.graphics' tuning set: half of the photos have no still
 # block.  In each of the graphics, at least 60 % of the blocks are still.
 STILL = 230
-# With this part of repeats, a block near still blocks is graphics too, such as letters.
-REPEATING = 77
-# A picture with a smaller part of still blocks is a photo, if it has few of them.  Chosen.
-FEWEST_STILL = 0.01
-# A block has letters or lines if its darkest and brightest pixel are this many levels apart.
-# Chosen.
-CONTRAST = 48
-# A block is inside of graphics if this part of the blocks around it is graphics.  Otherwise it may
-# be at the edge of an overexposed sky.  Chosen.
-INSIDE = 0.9
+REPEATING = 77  # with so many repeats, a block near still blocks is graphics, such as letters
+FEWEST_STILL = 0.01  # a picture with a smaller part, and with few, is a photo.  Chosen.
+CONTRAST = 48  # levels from the darkest to the brightest pixel of a block with letters.  Chosen.
+INSIDE = 0.9  # the part of graphics around a block that is no edge of an overexposed sky.  Chosen.
 # A group of blocks is kept in three cases.  First: at least this number and this part of its blocks
 # have letters or lines.  Chosen.
 FEWEST_BUSY, PART_BUSY = 4, 0.02
@@ -46,29 +41,29 @@ FEWEST_FLAT, PART_OF_BOX = 64, 0.9
 # has 16 such blocks wherever it lies.  In a photo, such a group has no other blocks, because smooth
 # parts of the photo may be around them.
 FEWEST_COLOURED, PART_COLOURED = 16, 0.25
+# In a photo, a group is also kept if it is text on white or black: it has so many strokes, and this
+# part of as many as letters, and at most this part of its blocks have shades.  Measured on text by
+# photos: at most 0.01 have shades, and 0.1 and more in 8 groups of photos that are else like it.
+FEWEST_STROKES, PART_STROKES, PART_SHADES = 12, 0.3, 0.04
 # A picture with a smaller part of blocks with letters is a photo, unless all of it is graphics.  In
 # a photo, only blocks of one colour and the blocks around them are kept.  Measured: in 3 of 80
 # photos of the training data, other blocks would be kept, and at most 3 % of their blocks have
 # letters.  In the tuning set's pages with photos, at least 29 % have letters.
 LETTERS_OF_A_PAGE = 0.04
-# The bytes of a pixel that is no repeat, to choose between exact pixels and latents.  Measured on
-# the same graphics: 0.8 to 2.
-BYTES_PER_CHANGE = 1.5
-# Blocks between exact ones become exact if that adds less than this part of the bytes.  Then the
-# picture may need no latents at all.  Chosen.
+BYTES_PER_CHANGE = 1.5  # of a pixel that is no repeat.  Measured on the same graphics: 0.8 to 2.
+# Blocks between exact ones become exact if that adds less than this part of the bytes.  Chosen.
 PART_OF_REST = 0.1
 # How many blocks a photo may reach into blocks that are kept.  Measured on the tuning set's pages
 # with photos: with 1, a page takes 1 % more bytes; with 3, it takes the same.
 PHOTO_REACH = 2
-# Some pixels may belong to a photo.  Such a pixel does if this part of the pixels around it may,
-# too.  Any other pixel does if the second, larger part may.  Chosen: at a photo's corner, 9 of 25
-# pixels may belong to it, and 15 at its edge.
+# A pixel that may belong to a photo does if this part of the pixels around it may, too; any other
+# if the second part may.  Chosen: 9 of 25 may at a photo's corner, and 15 at its edge.
 PHOTO_CORNER, PHOTO_INSIDE = 0.35, 0.65
-# A block has graphics if a smaller part of it than this belongs to the photo, in 1/255.  Chosen: at
-# least a row or a column of 8 pixels is graphics.
-PHOTO_ALONE = 230
-# A grey page has few colours, and shades around its letters have all levels of a photo in it.  So
-# only colours that are this part of its pixels are known as its own.  Chosen: a shade has a tenth.
+PHOTO_ALONE = (
+    230  # in 1/255 of a block: if less is photo, it has graphics.  Chosen: a row of pixels.
+)
+# A page with few colours may be grey, and have all levels of a photo around its letters.  So only
+# colours of this part of its pixels are known as its own.  Chosen: a shade has a tenth.
 FEW_COLOURS, COMMON = 1024, 0.002
 
 _ROWS = 1024  # rows of pixels that are looked at together, to save memory with large pictures
@@ -109,8 +104,8 @@ class Picture:
         return found
 
 
-def find(picture: Picture) -> Blocks | None:
-    """The blocks of a picture that are graphics; None if it is a photo."""
+def find(picture: Picture, strokes: Finder | None = None) -> Blocks | None:
+    """The blocks of a picture that are graphics; None if it is a photo, without text."""
     repeats = picture.repeats
     still = repeats >= STILL
     if still.sum() < min(FEWEST_STILL * still.size, FEWEST_COLOURED):
@@ -118,7 +113,7 @@ def find(picture: Picture) -> Blocks | None:
     graphics = still | (_spread(still, 2) & (repeats >= REPEATING))
     around = mean_around(graphics, 1)
     graphics = (graphics & (around > 0.3)) | (around > 0.6)
-    graphics = _worth_keeping(picture, graphics)
+    graphics = _worth_keeping(picture, graphics, strokes)
     if not graphics.any():
         return None
     cost = BYTES_PER_CHANGE * BLOCK**2 / 255 * (255.0 - repeats)
@@ -132,7 +127,7 @@ def find(picture: Picture) -> Blocks | None:
     return found
 
 
-def _worth_keeping(picture: Picture, graphics: Blocks) -> Blocks:
+def _worth_keeping(picture: Picture, graphics: Blocks, strokes: Finder | None) -> Blocks:
     """The groups of graphics that are kept."""
     if graphics.all():
         return graphics
@@ -147,6 +142,14 @@ def _worth_keeping(picture: Picture, graphics: Blocks) -> Blocks:
     is_flat = (count >= FEWEST_FLAT) & (count >= PART_OF_BOX * _box_sizes(groups, len(count)))
     kept = (has_letters | is_flat) & ((count == graphics.size) | (not is_photo))
     kept |= is_coloured & (has_letters | (not is_photo))
+    if is_photo and strokes is not None and has_letters.any():
+        shades = (picture.contrast > 0) & (picture.contrast < CONTRAST)
+        of_strokes, of_shades = (
+            np.bincount(groups.ravel(), (graphics & blocks).ravel())
+            for blocks in (strokes(picture.image), shades)
+        )
+        is_text = of_strokes >= np.maximum(FEWEST_STROKES, PART_STROKES * of_letters)
+        kept |= has_letters & is_text & (of_shades <= PART_SHADES * count)
     found: Blocks = graphics & kept[groups]
     if is_photo:
         areas = connected.groups(coloured)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops
 
-from . import alpha, block_maps, drawn, exact, fewer, gradients, graphics, vp8l
+from . import alpha, block_maps, drawn, exact, fewer, gradients, graphics, scans, vp8l
 from .arrays import Bools
 from .block_maps import Blocks
 from .container import chunk_size
@@ -21,8 +21,8 @@ ERROR_OF_LETTERS = 250_000
 # The same for a drawn block beside the exact ones.  Measured with `fewer.WEIGHT_OF_FLATS` on five
 # pictures: docs/measurements.md#graphics-exact-and-regions.  Chosen between.
 ERROR_OF_DRAWN = 500_000
-# The same for a block without letters.  Latents may shift its colour by some levels.  Chosen: ten
-# levels in red, green and blue, so that flat colours are right from quality 20 on.
+# The same for a block without letters.  Chosen: ten levels in red, green and blue, so that flat
+# colours are right from quality 20 on.
 ERROR_OF_FLATS = 20_000
 # Blocks of one colour in a photo may be exact if each costs at most so many bytes more, and all of
 # them at most so many.  Measured on four squares of 40 to 64 pixels in each of 5 photos of the
@@ -34,9 +34,9 @@ EXACT_FROM = 60
 # Latents take at least this many bytes for a pixel, except for a flat background.  Measured: photos
 # at quality 5 take 0.12 bits.
 FEWEST_BYTES = 0.015
-# At each quality, latents take at least this many bytes for a block with letters.  Measured on 10
-# photos of the validation data with an icon, a label or a line of text each: what the latents take
-# less without it.  The most is twice as much (docs/measurements.md#graphics-exact-and-regions).
+# Latents take at least so many bytes for a block with letters.  Measured on 10 photos of the
+# validation data with an icon, a label or a line of text each: what the latents take less without
+# it.  The most is twice as much (docs/measurements.md#graphics-exact-and-regions).
 BYTES_OF_LETTERS = {1: 0.9, 10: 4.8, 20: 6.0, 35: 8.0, 50: 12.0, 75: 34.0, 90: 62.0}
 PART_OF_LETTERS = 0.5  # of a photo's block with contrast.  Measured on seven photos: 0.28 to 0.66.
 FEWEST_PER_CHANGE = (
@@ -55,8 +55,7 @@ FEWEST_PER_PATTERN = 0.1
 ICON, BYTES_OF_ICON, FEW = 1 << 14, 40, 900
 FEW_OF_ALL = 100  # an icon that takes so few bytes keeps all colours.  Chosen.
 SMALL = 1 << 12  # pixels that need no estimate of their bytes.  Chosen: they take less than 1 ms.
-# A coloured picture with at most so many colours is no photo.  Chosen: as many as a GIF has.
-FEW_COLOURS = 256
+FEW_COLOURS = 256  # no coloured photo has so few.  Chosen: as many as a GIF has.
 FEWEST_GRADIENTS = 0.05  # the part of a picture that gradients cover, to be latents.  Chosen.
 # The bytes of latents for a pixel of a gradient, and the least for anything.
 BYTES_OF_GRADIENT, LEAST_OF_LATENTS = 0.006, 1500
@@ -235,7 +234,7 @@ def _plain(
 ) -> Frame | None:
     """As `found`, with exact gradients."""
     colours = picture.image
-    blocks = graphics.find(picture)
+    blocks = graphics.find(picture, scans.strokes)
     if blocks is None:
         return _whole(picture, judge, None)
     if hidden is not None:
@@ -301,7 +300,8 @@ def _in_photo(
 ) -> Frame | None:
     """A frame of a photo with letters, or with flat parts."""
     colours = picture.image
-    of_letters = letters * judge.bytes_of_letters
+    strokes = int((scans.strokes(picture.image) & blocks).sum()) if letters else 0
+    of_letters = letters * judge.bytes_of_letters + strokes * ERROR_OF_LETTERS / judge.worth
     coloured = graphics.coloured(picture, blocks)
     most = min(BYTES_OF_COLOURED * coloured, MOST_FOR_COLOURED)
     if letters and FEWEST_PER_CHANGE * graphics.changes(picture, blocks) > most + of_letters:

@@ -103,6 +103,11 @@ def letters(image: Image.Image) -> Letters:
     return Letters(np.concatenate(found), np.concatenate(of_strokes))
 
 
+def strokes(image: Image.Image) -> Blocks:
+    """The blocks of a picture of mode RGB that have strokes."""
+    return letters(image).strokes
+
+
 def has_letters(picture: graphics.Picture, found: Letters, rest: Blocks) -> bool:
     """Whether most of what has contrast in these blocks of a picture are letters or lines."""
     letters = (found.two_levels & rest).sum()

@@ -358,6 +358,29 @@ class TestPictures:
         assert exact_bytes(data) > regions.MOST_FOR_COLOURED  # so their latents must pay for them
         assert len(data) < len(without)
 
+    @pytest.mark.parametrize("ground", ["white", "black", (238, 240, 244)])
+    @pytest.mark.parametrize("beside", [False, True])
+    @pytest.mark.parametrize("quality", [40, 75])
+    def test_a_line_of_text_by_a_photo_is_exact(
+        self, quality: int, beside: bool, ground: str | tuple[int, int, int]
+    ) -> None:
+        """Below the photo or beside it, and on any ground."""
+        size = (640, 240) if beside else (400, 284)
+        picture, left = Image.new("RGB", size, ground), 240 if beside else 0
+        picture.paste(demo.photo().resize((400, 240)), (left, 0))
+        at, ink = (10, 100 if beside else 252), "white" if ground == "black" else "black"
+        ImageDraw.Draw(picture).text(at, "bridge winter island", ink, font_size=18)
+        data = encode(picture, quality=quality)
+        shown, box = decode(data), (0, 0, 232, 240) if beside else (0, 248, 400, 284)
+        off = np.abs(np.asarray(shown.crop(box), float) - np.asarray(picture.crop(box)))
+        assert off.max() <= (0 if quality == 75 else 16)
+        assert len(data) < 1.05 * len(encode(picture, quality=quality, regions=False))
+        frames = encode(picture, quality=quality, save_all=True, append_images=[picture])
+        for number in range(2):
+            with Image.open(BytesIO(frames)) as animated:
+                animated.seek(number)
+                assert_same(animated.convert("RGB").crop(box), picture.crop(box))
+
     def test_a_square_in_a_large_photo(self) -> None:
         """It is a small part of the picture, but as large as an icon."""
         photo = demo.photo().resize((1200, 800), Image.Resampling.BICUBIC)
