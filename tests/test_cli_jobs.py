@@ -363,20 +363,33 @@ def test_a_spawned_process_works_beside_others(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("count", "scale", "expected"),
-    [(1, 1, 1), (2, 1, 2), (4, 1, 4), (4, 2, 4), (4, 4, 1), (4, 8, 1)],
+    ("size", "count", "scale", "expected"),
+    [
+        (100, 1, 1, 1),
+        (100, 2, 1, 2),
+        (100, 4, 1, 4),
+        (100, 4, 2, 4),
+        (100, 4, 4, 1),
+        (100, 4, 8, 1),
+        (48, 2, 1, 2),
+        (48, 2, 2, 2),
+        (47, 2, 1, 1),
+        (47, 2, 2, 1),
+        (192, 2, 4, 2),
+        (191, 2, 4, 1),
+    ],
 )
 def test_a_picture_has_a_tile_for_each_thread_if_that_is_worth_it(
-    count: int, scale: int, expected: int, monkeypatch: pytest.MonkeyPatch
+    size: int, count: int, scale: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a smaller scale, a tile takes less work, but its margins stay as large."""
     monkeypatch.setattr("pillow_sdz.cores.threads", lambda: count)
     pieces = tiles.decode(
-        (100, 100, 1),
+        (size, size, 1),
         lambda tile: tile.place,
         lambda place: np.zeros((*tiles.shape(place), 3), np.uint8),
         factor=1,
-        side=lambda workers: 100,
+        side=lambda workers: size,
         margin=13,
         scale=scale,
     )

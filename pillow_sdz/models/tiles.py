@@ -16,8 +16,8 @@ from ..arrays import Area, Latents, Pixels, Samples
 # many latents.  In smaller tiles, the margins take more time than the second core saves.  Chosen,
 # after one measurement: with 48x32 latents, two tiles take a fifth more CPU time than one
 # (docs/speed.md#arithmetic).  At 1/2, two tiles take 0.8 of the time of one
-# (docs/speed.md#large-pictures).  At a quarter of the size there is less work, and margins are
-# nearly as wide, so a tile has twice as many latents along a side.
+# (docs/speed.md#large-pictures).  At 1/scale of less there is less work, and margins are nearly as
+# wide, so a tile has ``scale`` times as many latents.
 WORTH_A_CORE = 24
 
 Item = TypeVar("Item")
@@ -125,7 +125,7 @@ def _cut(
     """The tiles of an area, and how many of them are to be computed at once."""
     workers = cores.threads()
     lengths = shape(area)
-    sides, least = [side(1)] * 2, 2 * WORTH_A_CORE * max(1, scale // 2)
+    sides, least = [side(1)] * 2, 2 * WORTH_A_CORE * (1 if scale == 2 else scale)
     if workers > 1 and max(lengths) >= least:
         sides = [min(length, side(workers)) for length in lengths]
         while _count(lengths, sides) < workers and max(sides) >= least:
