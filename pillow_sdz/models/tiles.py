@@ -16,8 +16,8 @@ from ..arrays import Area, Latents, Pixels, Samples
 # many latents.  In smaller tiles, the margins take more time than the second core saves.  Chosen,
 # after one measurement: with 48x32 latents, two tiles take a fifth more CPU time than one
 # (docs/speed.md#arithmetic).  At 1/2, two tiles take 0.8 of the time of one
-# (docs/speed.md#large-pictures).  At 1/scale of less there is less work, and margins are nearly as
-# wide, so a tile has ``scale`` times as many latents.
+# (docs/speed.md#large-pictures).  At 1/4 and 1/8 there is less work, and margins
+# are nearly as wide, so a tile has ``scale`` times as many latents.
 WORTH_A_CORE = 24
 
 Item = TypeVar("Item")
