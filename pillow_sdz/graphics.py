@@ -59,9 +59,8 @@ PHOTO_REACH = 2
 # A pixel that may belong to a photo does if this part of the pixels around it may, too; any other
 # if the second part may.  Chosen: 9 of 25 may at a photo's corner, and 15 at its edge.
 PHOTO_CORNER, PHOTO_INSIDE = 0.35, 0.65
-PHOTO_ALONE = (
-    230  # in 1/255 of a block: if less is photo, it has graphics.  Chosen: a row of pixels.
-)
+# A block has graphics if less of it is photo, in 1/255.  Chosen: at least a row of pixels is not.
+PHOTO_ALONE = 230
 # A page with few colours may be grey, and have all levels of a photo around its letters.  So only
 # colours of this part of its pixels are known as its own.  Chosen: a shade has a tenth.
 FEW_COLOURS, COMMON = 1024, 0.002

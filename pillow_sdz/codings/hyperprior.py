@@ -43,7 +43,7 @@ LEFT_OUT_PLACES = 64
 
 # Places that are computed at once.  Chosen: 10 MB for the layer with the most inputs.
 BLOCK = 1024
-# Fewer places are not worth another thread.  Chosen: they take about 0.3 ms.
+# Fewer places are not worth another thread.  Chosen.
 LEAST_BLOCK = 128
 
 # Without it, each of the first threads would make the groups for itself.
